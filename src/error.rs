@@ -1,0 +1,155 @@
+//! The engine's error: a kind that says what the caller can do, and a sentence that says what, where and what to do next.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Result of every call of the engine.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What the caller can do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The named volume, snapshot, store or file does not exist: check the name.
+    NotFound,
+    /// The name is taken: choose another one.
+    Exists,
+    /// An argument is wrong (name, size, range, option): correct it.
+    InvalidInput,
+    /// The range ends past the end of the volume: shorten it, or extend the volume.
+    OutOfRange,
+    /// The volume or export is read-only.
+    ReadOnly,
+    /// The object is in use, or still has dependants: release them first.
+    Busy,
+    /// No space is left; nothing was changed: free space and repeat.
+    NoSpace,
+    /// Stored bytes are not the bytes that were written: restore from a source, a parent host or a backup.
+    Corrupt,
+    /// The machine failed to read or write.
+    Io,
+    /// The source that still holds these blocks does not answer: bring it back; the rest of the volume works.
+    SourceLost,
+    /// An earlier write-back failed, so writes are refused until the store is reopened.
+    Poisoned,
+    /// Another process owns the store.
+    Locked,
+    /// The bytes were made by a newer or different program: use that one.
+    Unsupported,
+}
+
+/// Where damaged bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corruption {
+    /// Name of the volume that was read, where one was.
+    pub volume: Option<String>,
+    /// Block number within the volume and the layer (they are the same).
+    pub block: u64,
+    /// Layer that holds the block.
+    pub layer: u32,
+    /// File that holds the block.
+    pub file: String,
+    /// Byte offset of the block in that file.
+    pub offset_bytes: u64,
+    /// What was found.
+    pub reason: String,
+}
+
+impl fmt::Display for Corruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.volume {
+            Some(volume) => write!(f, "volume '{volume}': ")?,
+            None => {}
+        }
+        write!(
+            f,
+            "block {} is damaged: {} (layer {}, file {}, offset {}); restore it from a source or a backup, and run 'volfork scrub'",
+            self.block, self.reason, self.layer, self.file, self.offset_bytes
+        )
+    }
+}
+
+/// An error of the engine. Cheap to clone, because one failed fetch or barrier may fail many waiters.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    corruption: Option<Corruption>,
+    cause: Option<std::io::Error>,
+}
+
+impl Error {
+    /// An error of `kind` with a sentence for a person.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), corruption: None, cause: None }))
+    }
+
+    /// Wraps an I/O error with what was being done; "no space left" keeps its own kind.
+    pub fn io(context: impl fmt::Display, cause: std::io::Error) -> Self {
+        let kind = match cause.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
+            _ => ErrorKind::Io,
+        };
+        Self(Arc::new(Inner { kind, message: format!("{context}: {cause}"), corruption: None, cause: Some(cause) }))
+    }
+
+    /// Damaged bytes at a known place.
+    pub fn corrupt_block(corruption: Corruption) -> Self {
+        let message = corruption.to_string();
+        Self(Arc::new(Inner { kind: ErrorKind::Corrupt, message, corruption: Some(corruption), cause: None }))
+    }
+
+    /// What the caller can do.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Where the damaged bytes are, for [`ErrorKind::Corrupt`] of a data block.
+    pub fn corruption(&self) -> Option<&Corruption> {
+        self.0.corruption.as_ref()
+    }
+
+    /// The same error with `context` before its sentence.
+    pub fn context(&self, context: impl fmt::Display) -> Self {
+        Self(Arc::new(Inner {
+            kind: self.0.kind,
+            message: format!("{context}: {}", self.0.message),
+            corruption: self.0.corruption.clone(),
+            cause: None,
+        }))
+    }
+
+    /// The `errno` a block device would return for this error.
+    pub fn errno(&self) -> i32 {
+        match self.0.kind {
+            ErrorKind::NotFound => libc::ENOENT,
+            ErrorKind::Exists => libc::EEXIST,
+            ErrorKind::InvalidInput | ErrorKind::OutOfRange => libc::EINVAL,
+            ErrorKind::ReadOnly => libc::EPERM,
+            ErrorKind::Busy | ErrorKind::Locked => libc::EBUSY,
+            ErrorKind::NoSpace => libc::ENOSPC,
+            ErrorKind::Unsupported => libc::ENOTSUP,
+            ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::SourceLost | ErrorKind::Poisoned => libc::EIO,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.0.kind, self.0.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.cause.as_ref().map(|cause| cause as _)
+    }
+}

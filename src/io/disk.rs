@@ -1,0 +1,138 @@
+//! The seam between the engine and the machine's files. The simulator and tests implement it from outside.
+//!
+//! # What the engine assumes of a disk
+//! - A write is durable once a later [`DiskFile::sync_data`] of that file, or [`Disk::sync_all`] with it, returned success.
+//! - Before that, each 512-byte sector of it is, after power loss, old or new, in any order and mixture.
+//! - A created or removed name is durable once [`Disk::sync_dir`] of its directory returned success.
+//! - After a failed sync nothing is known about the writes it covered.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reads only; the file must exist.
+    Read,
+    /// Reads and writes; the file must exist.
+    Write,
+    /// Reads and writes; the file is created if it does not exist.
+    Create,
+    /// Reads and writes; the file must not exist.
+    CreateNew,
+}
+
+/// Whether data goes through the page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoMode {
+    /// Through the page cache.
+    #[default]
+    Buffered,
+    /// Around the page cache (`O_DIRECT`): buffers, offsets and lengths are multiples of 4,096 bytes.
+    Direct,
+}
+
+/// A directory tree of files.
+pub trait Disk: Send + Sync + 'static {
+    /// Creates a directory and its missing parents.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Names of the entries of a directory, in no order.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Opens a file.
+    fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// One barrier round: makes all completed writes of all `files` durable, in parallel where the machine can.
+    fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()>;
+    /// Takes the exclusive lock `path` and writes `owner` into it; released when the returned guard is dropped.
+    /// The error of kind [`io::ErrorKind::WouldBlock`] carries the text of the present owner.
+    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>>;
+}
+
+/// An open file. All calls may be used from many threads at once.
+pub trait DiskFile: Send + Sync + 'static {
+    /// Reads at `offset`; may be short; 0 means end of file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes at `offset`; may be short; 0 is an error of the disk.
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize>;
+    /// Makes completed writes durable.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Length in bytes.
+    fn size_bytes(&self) -> io::Result<u64>;
+    /// Sets the length; new bytes read as zero.
+    fn set_size(&self, bytes: u64) -> io::Result<()>;
+    /// Reserves space for a range, so that later writes in it cannot fail for lack of space. Grows the file.
+    fn allocate(&self, range: Range<u64>) -> io::Result<()>;
+    /// Gives back the space of a range, which then reads as zero. Does not change the length.
+    fn punch(&self, range: Range<u64>) -> io::Result<()>;
+    /// The first allocated range that ends after `offset`, or `None` behind the last one.
+    fn next_allocated(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+    /// The descriptor, where this is a file of the operating system (so that io_uring can use it).
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// Whole transfers over the short ones of [`DiskFile`].
+pub trait DiskFileExt {
+    /// Fills `buffer`; an end of file inside it is [`io::ErrorKind::UnexpectedEof`].
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buffer`; a transfer of zero is [`io::ErrorKind::WriteZero`].
+    fn write_all_at(&self, buffer: &[u8], offset: u64) -> io::Result<()>;
+}
+
+impl<F: DiskFile + ?Sized> DiskFileExt for F {
+    fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match self.read_at(buffer, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(done) => {
+                    buffer = &mut buffer[done..];
+                    offset += done as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all_at(&self, mut buffer: &[u8], mut offset: u64) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match self.write_at(buffer, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(done) => {
+                    buffer = &buffer[done..];
+                    offset += done as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whole files over [`Disk`].
+pub trait DiskExt {
+    /// The whole content of a file of at most `bytes_max` bytes.
+    fn read_file(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>>;
+}
+
+impl<D: Disk + ?Sized> DiskExt for D {
+    fn read_file(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let file = self.open(path, OpenMode::Read, IoMode::Buffered)?;
+        let bytes = file.size_bytes()?;
+        if bytes > bytes_max {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{bytes} bytes, but at most {bytes_max} are expected")));
+        }
+        let mut content = vec![0; bytes as usize];
+        file.read_exact_at(&mut content, 0)?;
+        Ok(content)
+    }
+}

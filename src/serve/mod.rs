@@ -1,0 +1,1 @@
+//! The doors: an NBD server.

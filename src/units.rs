@@ -1,0 +1,53 @@
+//! Byte counts as people write and read them.
+
+use crate::error::{Error, ErrorKind, Result};
+
+const SUFFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
+
+/// Parses `4096`, `10G`, `10GiB`, `1.5T` (suffixes are powers of 1024; case does not matter).
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] when the text is not a number of bytes, or too large for 64 bits.
+pub fn parse_bytes(text: &str) -> Result<u64> {
+    let wrong = || Error::new(ErrorKind::InvalidInput, format!("'{text}' is not a size: write a number and K, M, G or T, as in 10G"));
+    let trimmed = text.trim();
+    let digits_end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let (number, suffix) = trimmed.split_at(digits_end);
+    let suffix = suffix.trim().to_ascii_uppercase();
+    let suffix = suffix.strip_suffix("IB").or_else(|| suffix.strip_suffix('B')).unwrap_or(&suffix);
+    let shift = match suffix {
+        "" => 0,
+        letter => 10 * (1 + SUFFIXES.iter().position(|s| *s == letter).ok_or_else(wrong)?),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(1 << shift).ok_or_else(wrong);
+    }
+    let value = number.parse::<f64>().map_err(|_| wrong())? * (1u64 << shift) as f64;
+    if value.is_finite() && value < u64::MAX as f64 { Ok(value as u64) } else { Err(wrong()) }
+}
+
+/// Writes a byte count with one decimal and an IEC suffix: `10.0 GiB`, `512 B`.
+pub fn format_bytes(bytes: u64) -> String {
+    let exponent = (bytes.max(1).ilog2() / 10) as usize;
+    if exponent == 0 {
+        return format!("{bytes} B");
+    }
+    format!("{:.1} {}iB", bytes as f64 / (1u64 << (10 * exponent)) as f64, SUFFIXES[exponent - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_as_people_write_them() {
+        for (text, bytes) in [("4096", 4096), ("10G", 10 << 30), ("1.5t", 3 << 39), ("2 MiB", 2 << 20), ("7kb", 7 << 10)] {
+            assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "G", "-1", "1X", "20E", "1.2.3", "nan"] {
+            assert_eq!(parse_bytes(text).unwrap_err().kind(), ErrorKind::InvalidInput, "{text}");
+        }
+        assert_eq!(format_bytes(10 << 30), "10.0 GiB");
+        assert_eq!(format_bytes(512), "512 B");
+    }
+}

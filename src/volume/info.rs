@@ -1,0 +1,113 @@
+//! What can be known about volumes and snapshots, in the words of the command line's JSON.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a volume is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Being created.
+    Creating,
+    /// The source is being asked for its export.
+    EnablingRemoteExport,
+    /// Usable; blocks are still being fetched from the source.
+    Hydrating,
+    /// Complete and independent.
+    Created,
+    /// The source is lost; reads of missing blocks fail until it is back.
+    Degraded,
+}
+
+/// Counts of blocks of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockCounts {
+    /// Blocks with stored data.
+    pub present: u64,
+    /// Blocks that read as zero.
+    pub zero: u64,
+    /// Blocks that are still only at the source.
+    pub missing: u64,
+    /// Present blocks that only this volume can reach.
+    pub unique: u64,
+    /// Present blocks that other volumes or snapshots reach too.
+    pub shared: u64,
+}
+
+/// What background replication does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HydrationState {
+    /// There is no source, or it is not needed any more.
+    None,
+    /// Blocks are being fetched.
+    Running,
+    /// Stopped by `hydrate --pause`; demand reads still fetch.
+    Paused,
+    /// The source does not answer; tried again with growing pauses.
+    Degraded,
+}
+
+/// Progress of hydration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HydrationInfo {
+    /// What background replication does.
+    pub state: HydrationState,
+    /// Bytes received from the source since the volume was opened here.
+    pub bytes_fetched: u64,
+    /// Bytes still only at the source.
+    pub bytes_missing: u64,
+    /// Bytes a second, over the last seconds.
+    pub rate_bytes_per_second: u64,
+    /// Cap set by `hydrate --rate`.
+    pub rate_limit_bytes_per_second: Option<u64>,
+    /// Estimated seconds to the end, if there is a rate.
+    pub eta_seconds: Option<u64>,
+    /// The latest error of the source.
+    pub last_error: Option<String>,
+}
+
+/// Everything `show` prints of a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Identity within the store; survives a rename.
+    pub id: String,
+    /// Name.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: VolumeState,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Block size of the store in bytes.
+    pub block_size: u32,
+    /// Creation time in seconds since the Unix epoch.
+    pub created_at: u64,
+    /// Volume or snapshot it was forked from, as it was named then.
+    pub parent: Option<String>,
+    /// Address of the source, while there is one.
+    pub source: Option<String>,
+    /// Layers in its chain, the open one included.
+    pub depth: u64,
+    /// Names of its snapshots, oldest first.
+    pub snapshots: Vec<String>,
+    /// Block counts.
+    pub blocks: BlockCounts,
+    /// Progress of hydration.
+    pub hydration: HydrationInfo,
+}
+
+/// Everything `snapshots` prints of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Volume it belongs to.
+    pub volume: String,
+    /// Name.
+    pub name: String,
+    /// Size of the volume when it was taken, in bytes.
+    pub size_bytes: u64,
+    /// Creation time in seconds since the Unix epoch.
+    pub created_at: u64,
+    /// Layers in its chain.
+    pub depth: u64,
+    /// Block counts.
+    pub blocks: BlockCounts,
+}

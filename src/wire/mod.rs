@@ -1,0 +1,1 @@
+//! NBD messages, stated once for client and server.
