@@ -1,1 +1,2 @@
 //! NBD messages, stated once for client and server.
+pub mod constants;
