@@ -2,8 +2,15 @@
 mod clock;
 mod error;
 mod ids;
+mod bits;
+mod catalog;
+mod format;
+mod hydrate;
 pub mod io;
+mod journal;
+mod layer;
 mod limits;
+mod owners;
 pub mod serve;
 pub mod source;
 pub mod store;

@@ -1,5 +1,7 @@
 //! The machine below the engine.
+mod buffer;
 mod disk;
+pub use buffer::AlignedBuffer;
 
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
 
