@@ -1,11 +1,11 @@
 //! `volfork` is an embedded block-store engine for storage servers.
-mod clock;
-mod error;
-mod ids;
 mod bits;
 mod catalog;
+mod clock;
+mod error;
 mod format;
 mod hydrate;
+mod ids;
 pub mod io;
 mod journal;
 mod layer;

@@ -38,10 +38,8 @@ impl<'a> Reader<'a> {
 
     /// Takes `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], FormatError> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(count)
-            .ok_or_else(|| FormatError(format!("ends {} bytes too early", count - self.rest.len())))?;
+        let (taken, rest) =
+            self.rest.split_at_checked(count).ok_or_else(|| FormatError(format!("ends {} bytes too early", count - self.rest.len())))?;
         self.rest = rest;
         Ok(taken)
     }

@@ -88,7 +88,9 @@ pub fn valid_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(good) || !name.starts_with(char::is_alphanumeric) {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            format!("'{name}' is not a name: use 1 to {NAME_BYTES_MAX} bytes of letters, digits, '.', '_' and '-', a letter or digit first"),
+            format!(
+                "'{name}' is not a name: use 1 to {NAME_BYTES_MAX} bytes of letters, digits, '.', '_' and '-', a letter or digit first"
+            ),
         ));
     }
     Ok(())

@@ -477,13 +477,7 @@ mod tests {
                 name: "a".into(),
                 parent: "b@c".into(),
             }),
-            Record::Snapshot(SnapshotRecord {
-                volume: VolumeId(1),
-                layer: LayerId(1),
-                size_bytes: 7,
-                created_at: 8,
-                name: "s".into(),
-            }),
+            Record::Snapshot(SnapshotRecord { volume: VolumeId(1), layer: LayerId(1), size_bytes: 7, created_at: 8, name: "s".into() }),
             Record::Counters { volume: 4, layer: 5 },
             Record::Seal { volume: VolumeId(1), head: LayerId(2) },
             Record::Rename { volume: VolumeId(1), name: "z".into() },
@@ -531,7 +525,8 @@ mod tests {
         Record::Present(BlockRun { layer: LayerId(3), block: 9, checksums: vec![0x0102_0304] }).encode(&mut writer);
         Record::Zero { layer: LayerId(1), first: 2, last: 3 }.encode(&mut writer);
         Record::Rename { volume: VolumeId(5), name: "ab".into() }.encode(&mut writer);
-        let golden = b"\x14\x03\0\0\0\x09\0\0\0\x01\0\0\0\x04\x03\x02\x01\x15\x01\0\0\0\x02\0\0\0\x03\0\0\0\x06\x05\0\0\0\0\0\0\0\x02\0\0\0ab";
+        let golden =
+            b"\x14\x03\0\0\0\x09\0\0\0\x01\0\0\0\x04\x03\x02\x01\x15\x01\0\0\0\x02\0\0\0\x03\0\0\0\x06\x05\0\0\0\0\0\0\0\x02\0\0\0ab";
         assert_eq!(writer.bytes, golden);
     }
 

@@ -63,8 +63,7 @@ impl SuperblockSlot<'_> {
             return Err(FormatError(format!("version is {version}, this program knows {VERSION}: use a program that knows it")));
         }
         let block_size = BlockSize::new(reader.u32()?).map_err(|error| FormatError(error.to_string()))?;
-        let superblock =
-            Superblock { block_size, generation: reader.u64()?, store_id: reader.array()?, journal: reader.u64()? };
+        let superblock = Superblock { block_size, generation: reader.u64()?, store_id: reader.array()?, journal: reader.u64()? };
         let unknown = reader.u64()? >> FEATURES_KNOWN.len();
         if unknown != 0 {
             let bit = unknown.trailing_zeros() as usize + FEATURES_KNOWN.len();

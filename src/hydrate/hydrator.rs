@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{HydrationSettings, SourceRecord};
 use crate::ids::BlockSize;
 use crate::layer::{Layer, Layers};
-use crate::source::{Source, SourceError, SourceErrorKind, SourceOpener};
+use crate::source::{Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
 
 /// First and longest pause before a lost source is tried again.
 const RETRY_PAUSES: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(5);
@@ -210,6 +210,24 @@ impl Hydrator {
         }
     }
 
+    /// The bytes of one block of the source, whatever the layer has.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SourceLost`].
+    pub fn fetch_block(&self, block: u32) -> Result<Vec<u8>, Error> {
+        let range = self.byte_range(&(u64::from(block)..u64::from(block) + 1));
+        let fetched = self.source().and_then(|source| source.read_blocking(range));
+        let mut bytes = fetched.map_err(|error| self.lost(&error))?.to_vec();
+        bytes.resize(self.config.block_size.bytes() as usize, 0);
+        Ok(bytes)
+    }
+
+    /// Nothing is missing any more: closes the source.
+    pub fn finish(&self) {
+        self.state.lock().complete = true;
+        self.stop();
+    }
+
     /// Ends backfill and closes the source; readers of missing blocks fail from now on.
     pub fn stop(&self) {
         let source = {
@@ -221,6 +239,20 @@ impl Hydrator {
         if let Some(source) = source {
             source.close();
         }
+    }
+
+    /// Waits until nothing is missing any more; `false` at the timeout, or when it was stopped before.
+    pub fn wait_finished(&self, timeout: Duration) -> bool {
+        let until = std::time::Instant::now().checked_add(timeout);
+        let mut state = self.state.lock();
+        while !state.complete && !state.stopped {
+            match until {
+                Some(until) if self.changed.wait_until(&mut state, until).timed_out() => break,
+                Some(_) => {}
+                None => self.changed.wait(&mut state),
+            }
+        }
+        state.complete
     }
 
     /// Waits until backfill has ended.

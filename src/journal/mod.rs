@@ -134,7 +134,10 @@ impl Journal {
     /// [`ErrorKind::NoSpace`] when even the reserve is used up.
     pub fn append(&mut self, payload: &[u8]) -> Result<()> {
         if payload.len() > FRAME_PAYLOAD_BYTES_MAX {
-            return Err(Error::new(ErrorKind::InvalidInput, "a barrier round has too many changes for one journal frame; flush more often"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a barrier round has too many changes for one journal frame; flush more often",
+            ));
         }
         self.make_room(frame_bytes(payload.len()))?;
         let frame = Frame { sequence: self.sequence + 1, kind: FrameKind::Round, payload };
@@ -168,6 +171,11 @@ impl Journal {
     /// The file to sync.
     pub fn file(&self) -> Arc<dyn DiskFile> {
         Arc::clone(&self.file)
+    }
+
+    /// Number of the file.
+    pub fn number(&self) -> u64 {
+        self.superblock.journal
     }
 
     /// Bytes appended since the checkpoint.

@@ -135,6 +135,29 @@ impl Layers {
         })
     }
 
+    /// Writes a block of a sealed layer again, if `bytes` are what its checksum says.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Corrupt`] if they are not, an I/O error.
+    pub fn repair_block(&self, layer: &Layer, block: u32, bytes: &[u8]) -> Result<()> {
+        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+        let bits = BlockBits::of(within..within + 1);
+        self.latch_wait(layer, extent, &bits)?;
+        let result = self.repair_latched(layer, block, bytes);
+        self.release(layer, extent, &bits);
+        result
+    }
+
+    fn repair_latched(&self, layer: &Layer, block: u32, bytes: &[u8]) -> Result<()> {
+        if self.page(layer, block / EXTENT_BLOCKS)?.get(block % EXTENT_BLOCKS) != block_checksum(layer.id, block, bytes) {
+            return Err(self.corruption(layer, block, "the source has other bytes now"));
+        }
+        let file = self.data_file_to_write(layer, block)?;
+        let wrap = |error| Error::io(format!("cannot write layer {} at block {block}", layer.id), error);
+        self.put(&*file, self.place(block).1, bytes).map_err(wrap)?;
+        file.sync_data().map_err(wrap)
+    }
+
     /// Writes whole blocks of an extent that the caller was admitted to; makes them the blocks' content, or gives them back.
     ///
     /// # Errors

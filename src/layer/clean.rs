@@ -138,6 +138,55 @@ impl Layers {
         Record::Presence(PresenceRecord { layer: layer.id, present, zeroed, marked: state.marked.clone() })
     }
 
+    /// Layers with marked extents.
+    pub fn marked(&self) -> Vec<Arc<Layer>> {
+        self.all().into_iter().filter(|layer| !layer.state.lock().marked.is_empty()).collect()
+    }
+
+    /// Layers with extents that were not hashed again since a crash.
+    pub fn unverified(&self) -> Vec<Arc<Layer>> {
+        self.all().into_iter().filter(|layer| layer.unverified.load(Ordering::Acquire)).collect()
+    }
+
+    /// Makes queued records durable, if there are any.
+    ///
+    /// # Errors
+    /// As [`Layers::wait`].
+    pub fn sync_if_queued(&self) -> Result<()> {
+        if self.commit.is_idle() { Ok(()) } else { self.sync([]) }
+    }
+
+    /// Number of the current journal file.
+    pub fn journal_number(&self) -> u64 {
+        self.commit.journal().number()
+    }
+
+    /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark is
+    /// left), and refuses writes from then on.
+    ///
+    /// # Errors
+    /// An I/O error; what was flushed before is safe.
+    pub fn shut_down(&self) -> Result<()> {
+        let result = self.shut_down_healthy();
+        self.commit.poison(Error::new(crate::ErrorKind::Poisoned, "the store was closed"));
+        result
+    }
+
+    fn shut_down_healthy(&self) -> Result<()> {
+        self.commit.healthy()?;
+        self.sync(self.all().iter().map(|layer| layer.id))?;
+        let mut marked = 0;
+        for layer in self.marked() {
+            // The first look only sees whether somebody still writes.
+            self.clean_layer(&layer)?;
+            marked += self.clean_layer(&layer)?;
+        }
+        if marked == 0 {
+            self.enqueue([Record::Closed]);
+        }
+        self.sync([])
+    }
+
     /// Whether the journal has grown so much that a checkpoint is due.
     pub fn wants_checkpoint(&self) -> bool {
         const LOG_BYTES_MAX: u64 = 8 << 20;

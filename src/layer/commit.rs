@@ -72,7 +72,9 @@ impl Commit {
             None => Ok(()),
             Some(cause) => Err(Error::new(
                 ErrorKind::Poisoned,
-                format!("the store refuses writes since a write to the disk failed ({cause}): check the disk, then close and open the store"),
+                format!(
+                    "the store refuses writes since a write to the disk failed ({cause}): check the disk, then close and open the store"
+                ),
             )),
         }
     }
@@ -138,7 +140,11 @@ impl Commit {
     }
 
     /// Runs a round, and then `then` before any other round may start.
-    pub fn exclusive(&self, mut run: impl FnMut(Ticket, Gathered) -> Result<()>, then: impl FnOnce(&mut Journal) -> Result<()>) -> Result<()> {
+    pub fn exclusive(
+        &self,
+        mut run: impl FnMut(Ticket, Gathered) -> Result<()>,
+        then: impl FnOnce(&mut Journal) -> Result<()>,
+    ) -> Result<()> {
         let mut queue = self.queue.lock();
         while queue.leading {
             self.ended.wait(&mut queue);

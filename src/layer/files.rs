@@ -46,9 +46,7 @@ impl LayerFiles {
     /// The file, and whether it was created now (so that its name must be synced).
     pub fn get_or_create(&self, layer: LayerId, file: LayerFile) -> io::Result<(Arc<dyn DiskFile>, bool)> {
         match self.open(layer, file, OpenMode::Write) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.open(layer, file, OpenMode::Create).map(|(file, _)| (file, true))
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.open(layer, file, OpenMode::Create).map(|(file, _)| (file, true)),
             other => other,
         }
     }

@@ -131,7 +131,10 @@ impl Layers {
             while let Some(block) = next.filter(|_| extents.len() < PUNCH_EXTENTS) {
                 let extent = block / EXTENT_BLOCKS;
                 extents.push(extent);
-                next = extent.checked_add(1).and_then(|next| next.checked_mul(EXTENT_BLOCKS)).and_then(|from| state.garbage.range(from..).next());
+                next = extent
+                    .checked_add(1)
+                    .and_then(|next| next.checked_mul(EXTENT_BLOCKS))
+                    .and_then(|from| state.garbage.range(from..).next());
             }
         }
         for extent in extents {
@@ -182,7 +185,9 @@ impl Layers {
             }
             let Some(file) = self.data_file(layer, base as u32)? else { continue };
             let mut offset = 0;
-            while let Some(range) = file.next_allocated(offset).map_err(|error| Error::io(format!("cannot map layer {}", layer.id), error))? {
+            while let Some(range) =
+                file.next_allocated(offset).map_err(|error| Error::io(format!("cannot map layer {}", layer.id), error))?
+            {
                 offset = range.end;
                 let first = base + self.block_size.block_of(range.start);
                 let last = base + self.block_size.blocks_for(range.end) - 1;
@@ -201,5 +206,20 @@ impl Layers {
             }
         }
         Ok(())
+    }
+}
+
+impl Layers {
+    /// Blocks that the layer hides from what is below it, whatever happens.
+    pub fn durable_cover(&self, layer: &Layer) -> RoaringBitmap {
+        let state = layer.state.lock();
+        let mut cover = state.presence.covered();
+        for (extent, hot) in &state.hot {
+            super::presence::remove_bits(&mut cover, *extent, &hot.fresh.or(&hot.round));
+        }
+        for dying in &state.dying {
+            cover.remove_range(dying.blocks.clone());
+        }
+        cover
     }
 }

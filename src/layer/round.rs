@@ -168,10 +168,6 @@ impl Layers {
 
 fn runs(layer: &Layer, extent: u32, bits: &BlockBits, checksum: impl Fn(u32) -> u32) -> Vec<BlockRun> {
     bits.runs()
-        .map(|run| BlockRun {
-            layer: layer.id,
-            block: extent * EXTENT_BLOCKS + run.start,
-            checksums: run.map(&checksum).collect(),
-        })
+        .map(|run| BlockRun { layer: layer.id, block: extent * EXTENT_BLOCKS + run.start, checksums: run.map(&checksum).collect() })
         .collect()
 }
