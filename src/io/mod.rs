@@ -1,17 +1,12 @@
-//! The machine below the engine.
+//! The machine below the engine: files, buffers, and rings for many transfers at once.
 mod buffer;
 mod disk;
+mod ring;
 mod system;
+mod threads;
+mod uring;
+
 pub use buffer::AlignedBuffer;
-pub use system::SystemDisk;
-
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
-
-/// How a queue talks to the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingKind {
-    /// io_uring.
-    Uring,
-    /// A pool of threads that call `pread` and `pwrite`.
-    Threads,
-}
+pub use ring::{Done, Op, Ring, RingKind, RingWaker};
+pub use system::SystemDisk;

@@ -1,128 +1,183 @@
-//! temp
-use super::{Disk, DiskFile, IoMode, OpenMode};
+//! The operating system's files.
+
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-/// temp
+use io_uring::{IoUring, opcode, types};
+use parking_lot::Mutex;
+
+use super::{Disk, DiskFile, IoMode, OpenMode};
+
+/// Syncs handed to the ring at once.
+const SYNCS_MAX: usize = 64;
+/// Most bytes of the text that names a lock's owner.
+const OWNER_BYTES_MAX: u64 = 4096;
+
+/// Files of the operating system.
 #[derive(Default)]
-pub struct SystemDisk;
-impl SystemDisk {
-    /// temp
-    pub fn new() -> Self {
-        Self
-    }
+pub struct SystemDisk {
+    /// For syncing many files at once; made when first needed, `None` inside if the machine has no io_uring.
+    syncs: Mutex<Option<Option<IoUring>>>,
 }
+
 struct SystemFile(File);
-impl Disk for SystemDisk {
-    fn create_dir(&self, p: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(p)
+
+/// The result of a system call that answers a negative number for an error.
+fn checked(result: i64) -> io::Result<i64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+impl SystemDisk {
+    /// Opens nothing yet.
+    pub fn new() -> Self {
+        Self::default()
     }
-    fn list(&self, p: &Path) -> io::Result<Vec<String>> {
-        std::fs::read_dir(p)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
-    }
-    fn open(&self, p: &Path, m: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
-        let mut o = OpenOptions::new();
-        o.read(true);
-        match m {
-            OpenMode::Read => {}
-            OpenMode::Write => {
-                o.write(true);
+
+    /// Syncs a few files through the ring. `None`: there is no ring.
+    fn sync_ring(&self, fds: &[RawFd]) -> Option<io::Result<()>> {
+        let mut guard = self.syncs.lock();
+        let ring = guard.get_or_insert_with(|| IoUring::new(SYNCS_MAX as u32).ok()).as_mut()?;
+        for (number, fd) in fds.iter().enumerate() {
+            let entry = opcode::Fsync::new(types::Fd(*fd)).flags(types::FsyncFlags::DATASYNC).build().user_data(number as u64);
+            // SAFETY: the entry refers to no memory; the caller keeps the file open until every completion was taken below.
+            if unsafe { ring.submission().push(&entry) }.is_err() {
+                break;
             }
-            OpenMode::Create => {
-                o.write(true).create(true);
+        }
+        let (mut left, mut outcome) = (fds.len(), Ok(()));
+        while left > 0 {
+            match ring.submit_and_wait(1) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Some(Err(error)),
+                _ => {}
             }
-            OpenMode::CreateNew => {
-                o.write(true).create_new(true);
+            for completion in ring.completion() {
+                left -= 1;
+                if completion.result() < 0 {
+                    outcome = Err(io::Error::from_raw_os_error(-completion.result()));
+                }
             }
         }
-        if io == IoMode::Direct {
-            o.custom_flags(libc::O_DIRECT);
-        }
-        Ok(Arc::new(SystemFile(o.open(p)?)))
-    }
-    fn remove(&self, p: &Path) -> io::Result<()> {
-        std::fs::remove_file(p)
-    }
-    fn sync_dir(&self, p: &Path) -> io::Result<()> {
-        File::open(p)?.sync_all()
-    }
-    fn sync_all(&self, f: &[Arc<dyn DiskFile>]) -> io::Result<()> {
-        for f in f {
-            f.sync_data()?;
-        }
-        Ok(())
-    }
-    fn lock(&self, p: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
-        use std::io::{Read, Write};
-        let mut f = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(p)?;
-        // SAFETY: temp
-        if unsafe { libc::flock(f.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-            let mut s = String::new();
-            f.read_to_string(&mut s)?;
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, s));
-        }
-        f.set_len(0)?;
-        f.write_all(owner.as_bytes())?;
-        Ok(Box::new(f))
+        Some(outcome)
     }
 }
+
+impl Disk for SystemDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let entries = std::fs::read_dir(path)?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(mode != OpenMode::Read).create(mode == OpenMode::Create).create_new(mode == OpenMode::CreateNew);
+        if io == IoMode::Direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        Ok(Arc::new(SystemFile(options.open(path)?)))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for part in files.chunks(SYNCS_MAX) {
+            let fds: Option<Vec<RawFd>> = part.iter().map(|file| file.raw_fd()).collect();
+            let result = match fds.filter(|fds| fds.len() > 1).and_then(|fds| self.sync_ring(&fds)) {
+                Some(result) => result,
+                // One file, or no ring: every file is synced even if one fails.
+                None => part.iter().map(|file| file.sync_data()).fold(Ok(()), Result::and),
+            };
+            outcome = outcome.and(result);
+        }
+        outcome
+    }
+
+    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        // SAFETY: the descriptor belongs to `file`, which lives past the call.
+        let locked = checked(i64::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }));
+        match locked {
+            Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => {
+                let mut present = Vec::new();
+                (&file).take(OWNER_BYTES_MAX).read_to_end(&mut present)?;
+                Err(io::Error::new(io::ErrorKind::WouldBlock, String::from_utf8_lossy(&present).into_owned()))
+            }
+            Err(error) => Err(error),
+            Ok(_) => {
+                file.set_len(0)?;
+                file.write_all(owner.as_bytes())?;
+                Ok(Box::new(file))
+            }
+        }
+    }
+}
+
+impl SystemFile {
+    fn fallocate(&self, mode: i32, range: Range<u64>) -> io::Result<()> {
+        let (offset, length) = (range.start as i64, (range.end - range.start) as i64);
+        // SAFETY: the descriptor belongs to `self`, which lives past the call.
+        checked(i64::from(unsafe { libc::fallocate(self.0.as_raw_fd(), mode, offset, length) })).map(drop)
+    }
+
+    fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+        // SAFETY: the descriptor belongs to `self`, which lives past the call; nothing uses its file position.
+        match checked(unsafe { libc::lseek(self.0.as_raw_fd(), offset as i64, whence) }) {
+            Ok(offset) => Ok(Some(offset as u64)),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 impl DiskFile for SystemFile {
-    fn read_at(&self, b: &mut [u8], o: u64) -> io::Result<usize> {
-        self.0.read_at(b, o)
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
     }
-    fn write_at(&self, b: &[u8], o: u64) -> io::Result<usize> {
-        self.0.write_at(b, o)
+
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
+        self.0.write_at(buffer, offset)
     }
+
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
     }
+
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
-    fn set_size(&self, n: u64) -> io::Result<()> {
-        self.0.set_len(n)
+
+    fn set_size(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
     }
-    fn allocate(&self, r: Range<u64>) -> io::Result<()> {
-        // SAFETY: temp
-        if unsafe { libc::fallocate(self.0.as_raw_fd(), 0, r.start as i64, (r.end - r.start) as i64) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.fallocate(0, range)
     }
-    fn punch(&self, r: Range<u64>) -> io::Result<()> {
-        // SAFETY: temp
-        if unsafe {
-            libc::fallocate(
-                self.0.as_raw_fd(),
-                libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE,
-                r.start as i64,
-                (r.end - r.start) as i64,
-            )
-        } != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, range)
     }
-    fn next_allocated(&self, o: u64) -> io::Result<Option<Range<u64>>> {
-        // SAFETY: temp
-        let a = unsafe { libc::lseek(self.0.as_raw_fd(), o as i64, libc::SEEK_DATA) };
-        if a < 0 {
-            let e = io::Error::last_os_error();
-            return if e.raw_os_error() == Some(libc::ENXIO) { Ok(None) } else { Err(e) };
-        }
-        // SAFETY: temp
-        let b = unsafe { libc::lseek(self.0.as_raw_fd(), a, libc::SEEK_HOLE) };
-        if b < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Some(a as u64..b as u64))
+
+    fn next_allocated(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let Some(start) = self.seek(offset, libc::SEEK_DATA)? else { return Ok(None) };
+        Ok(self.seek(start, libc::SEEK_HOLE)?.map(|end| start..end))
     }
+
     fn raw_fd(&self) -> Option<RawFd> {
         Some(self.0.as_raw_fd())
     }

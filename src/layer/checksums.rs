@@ -155,6 +155,11 @@ impl ChecksumCache {
         std::mem::take(&mut *self.unsynced.lock()).into_values().collect()
     }
 
+    /// Drops a page, changed or not: the file has a newer one.
+    pub fn drop_page(&self, layer: LayerId, extent: u32) {
+        self.shard((layer, extent)).lock().remove(&(layer, extent));
+    }
+
     /// Forgets a layer that is gone.
     pub fn forget(&self, layer: LayerId) {
         for shard in &self.shards {

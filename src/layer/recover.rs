@@ -52,7 +52,11 @@ impl Recovery {
             Record::Zero { layer, first, last } => self.with(*layer, |layer| layer.presence.zero(*first..=*last)),
             Record::Drop { layer, first, last } => self.with(*layer, |layer| layer.presence.forget(*first..=*last)),
             Record::Mark(layer, extent) => self.with(*layer, |layer| drop(layer.marked.insert(*extent))),
-            Record::Clear(layer, extent) => self.with(*layer, |layer| drop(layer.marked.remove(*extent))),
+            Record::Clear(layer, extent) => {
+                self.with(*layer, |layer| drop(layer.marked.remove(*extent)));
+                // The page in the file is newer than the checksums of all records before this one.
+                self.checksums.drop_page(*layer, *extent);
+            }
             Record::Presence(record) => self.with(record.layer, |layer| {
                 layer.presence = Presence { present: record.present.clone(), zeroed: record.zeroed.clone() };
                 layer.marked = record.marked.clone();

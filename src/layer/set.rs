@@ -168,6 +168,11 @@ impl Layers {
         !self.needs_sync(layer) && self.commit.is_idle()
     }
 
+    /// Page cache or not.
+    pub fn io_mode(&self) -> IoMode {
+        self.io_mode
+    }
+
     /// Lets a queue help waiters along.
     pub fn register(&self, reaper: Weak<dyn Reap>) {
         let mut reapers = self.reapers.lock();

@@ -7,6 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 use roaring::RoaringBitmap;
 
 use super::head::Head;
+use super::queue::Workers;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -46,6 +47,7 @@ pub struct Core {
     threads: bool,
     heads: Mutex<HashMap<VolumeId, Weak<Head>>>,
     hydrators: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
+    pub(super) workers: Workers,
     /// Freed layers whose files can go once the round has ended.
     freed: Mutex<Vec<(Ticket, LayerId)>>,
     /// Something was hidden or freed: blocks may be dead.
@@ -65,6 +67,7 @@ impl Core {
             threads: config.threads,
             heads: Mutex::default(),
             hydrators: Mutex::default(),
+            workers: Workers::default(),
             freed: Mutex::default(),
             reclaim: std::sync::atomic::AtomicBool::new(true),
         })

@@ -1,0 +1,219 @@
+//! Reads and writes of files, many at once.
+//!
+//! # Invariants
+//! - A buffer and its file belong to the ring from [`Ring::push`] until their own completion was taken; nothing else frees them.
+//! - A transfer is whole: short ones are continued inside; a read that ends the file is `UnexpectedEof`, a write of nothing
+//!   `WriteZero`.
+//! - [`AsRawFd`] becomes readable when [`Ring::reap`] would give something, or after a wake.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::threads::ThreadRing;
+use super::uring::UringRing;
+use super::{AlignedBuffer, DiskFile};
+
+/// How a queue talks to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingKind {
+    /// io_uring.
+    Uring,
+    /// A pool of threads that call `pread` and `pwrite`.
+    Threads,
+}
+
+/// One transfer.
+pub enum Op {
+    /// Fills the whole buffer.
+    Read {
+        /// From this file.
+        file: Arc<dyn DiskFile>,
+        /// Owned by the ring until completion.
+        buffer: AlignedBuffer,
+        /// First byte.
+        offset: u64,
+    },
+    /// Writes all bytes.
+    Write {
+        /// To this file.
+        file: Arc<dyn DiskFile>,
+        /// Owned by the ring until completion.
+        data: Bytes,
+        /// First byte.
+        offset: u64,
+    },
+}
+
+impl Op {
+    /// Bytes to transfer.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Read { buffer, .. } => buffer.len(),
+            Self::Write { data, .. } => data.len(),
+        }
+    }
+
+    /// The error of a transfer that made no progress.
+    pub(super) fn stuck(&self) -> io::Error {
+        match self {
+            Self::Read { .. } => io::ErrorKind::UnexpectedEof.into(),
+            Self::Write { .. } => io::ErrorKind::WriteZero.into(),
+        }
+    }
+}
+
+/// The end of one transfer.
+pub struct Done {
+    /// The number given with it.
+    pub token: u64,
+    /// The transfer, with its buffer.
+    pub op: Op,
+    /// Whether all of it was transferred.
+    pub result: io::Result<()>,
+}
+
+/// Ends a wait of the ring from another thread.
+#[derive(Clone)]
+pub struct RingWaker(Arc<OwnedFd>);
+
+impl RingWaker {
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: no memory is passed; the new descriptor is owned by nobody else.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just made and is owned by nobody else.
+        Ok(Self(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
+    }
+
+    /// Makes the ring's descriptor readable and its `wait` return.
+    pub fn wake(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: `one` is 8 bytes and lives past the call. The counter cannot overflow before it is read.
+        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Takes all wakes so far.
+    pub(super) fn clear(&self) {
+        let mut count = [0u8; 8];
+        // SAFETY: `count` is 8 bytes and lives past the call; without a wake the call fails and changes nothing.
+        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+}
+
+impl AsRawFd for RingWaker {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+enum Backend {
+    Uring(UringRing),
+    Threads(ThreadRing),
+}
+
+/// Many transfers at once, for one thread at a time.
+pub struct Ring(Backend);
+
+impl Ring {
+    /// A ring for about `depth` transfers (more are taken, and wait). `None`: io_uring if the machine allows it, else threads.
+    ///
+    /// # Errors
+    /// The machine refuses what was asked for.
+    pub fn new(depth: u32, kind: Option<RingKind>) -> io::Result<Self> {
+        let threads = || ThreadRing::new().map(|ring| Self(Backend::Threads(ring)));
+        match kind {
+            Some(RingKind::Threads) => threads(),
+            Some(RingKind::Uring) => UringRing::new(depth).map(|ring| Self(Backend::Uring(ring))),
+            None => UringRing::new(depth).map(|ring| Self(Backend::Uring(ring))).or_else(|_| threads()),
+        }
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> RingKind {
+        match &self.0 {
+            Backend::Uring(_) => RingKind::Uring,
+            Backend::Threads(_) => RingKind::Threads,
+        }
+    }
+
+    /// Transfers pushed and not taken yet.
+    pub fn in_flight(&self) -> usize {
+        match &self.0 {
+            Backend::Uring(ring) => ring.in_flight(),
+            Backend::Threads(ring) => ring.in_flight(),
+        }
+    }
+
+    /// Takes a transfer; the kernel may see it only at the next `reap` or `wait`.
+    pub fn push(&mut self, token: u64, op: Op) {
+        match &mut self.0 {
+            Backend::Uring(ring) => ring.push(token, op),
+            Backend::Threads(ring) => ring.push(token, op),
+        }
+    }
+
+    /// Hands everything to the kernel and takes what has ended, without waiting. Answers how many.
+    ///
+    /// # Errors
+    /// The kernel refuses the ring; transfers under way remain so.
+    pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
+        match &mut self.0 {
+            Backend::Uring(ring) => ring.reap(done),
+            Backend::Threads(ring) => Ok(ring.reap(done)),
+        }
+    }
+
+    /// As `reap`, but waits for a completion, a wake or the timeout.
+    ///
+    /// # Errors
+    /// As `reap`.
+    pub fn wait(&mut self, done: &mut Vec<Done>, timeout: Option<Duration>) -> io::Result<usize> {
+        let taken = self.reap(done)?;
+        if taken > 0 {
+            return Ok(taken);
+        }
+        poll_readable(self.as_raw_fd(), timeout)?;
+        self.reap(done)
+    }
+
+    /// For other threads.
+    pub fn waker(&self) -> RingWaker {
+        match &self.0 {
+            Backend::Uring(ring) => ring.waker(),
+            Backend::Threads(ring) => ring.waker(),
+        }
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        match &self.0 {
+            Backend::Uring(ring) => ring.as_raw_fd(),
+            Backend::Threads(ring) => ring.as_raw_fd(),
+        }
+    }
+}
+
+fn poll_readable(fd: RawFd, timeout: Option<Duration>) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: timeout.as_secs().min(1 << 32) as libc::time_t,
+        tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `poll` and `timeout` live past the call; no signal mask is passed.
+    let result = unsafe { libc::ppoll(&raw mut poll, 1, timeout, std::ptr::null()) };
+    match result {
+        0.. => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            error => Err(error),
+        },
+    }
+}

@@ -1,0 +1,95 @@
+//! The ring over threads that call `pread` and `pwrite`, for machines without io_uring and for simulated files.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+
+use super::ring::{Done, Op, RingWaker};
+use super::uring::run;
+
+/// Threads of one ring.
+const THREADS_MAX: usize = 8;
+
+pub struct ThreadRing {
+    sender: Option<Sender<(u64, Op)>>,
+    receiver: Arc<Mutex<Receiver<(u64, Op)>>>,
+    ended: Arc<Mutex<Vec<Done>>>,
+    waker: RingWaker,
+    threads: Vec<JoinHandle<()>>,
+    in_flight: usize,
+}
+
+impl ThreadRing {
+    pub fn new() -> io::Result<Self> {
+        let (sender, receiver) = channel();
+        Ok(Self {
+            sender: Some(sender),
+            receiver: Arc::new(Mutex::new(receiver)),
+            ended: Arc::default(),
+            waker: RingWaker::new()?,
+            threads: Vec::new(),
+            in_flight: 0,
+        })
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub fn waker(&self) -> RingWaker {
+        self.waker.clone()
+    }
+
+    pub fn push(&mut self, token: u64, op: Op) {
+        self.in_flight += 1;
+        if self.threads.len() < THREADS_MAX.min(self.in_flight) {
+            let (receiver, ended, waker) = (Arc::clone(&self.receiver), Arc::clone(&self.ended), self.waker.clone());
+            let started = std::thread::Builder::new().name("volfork-ring".into()).spawn(move || {
+                loop {
+                    let Ok((token, op)) = receiver.lock().recv() else { return };
+                    let done = run(token, op);
+                    ended.lock().push(done);
+                    waker.wake();
+                }
+            });
+            self.threads.extend(started);
+        }
+        match &self.sender {
+            Some(sender) if !self.threads.is_empty() => drop(sender.send((token, op))),
+            // Not one thread could be started.
+            _ => {
+                self.ended.lock().push(run(token, op));
+                self.waker.wake();
+            }
+        }
+    }
+
+    pub fn reap(&mut self, done: &mut Vec<Done>) -> usize {
+        self.waker.clear();
+        let mut ended = self.ended.lock();
+        let count = ended.len();
+        done.append(&mut ended);
+        self.in_flight -= count;
+        count
+    }
+}
+
+impl AsRawFd for ThreadRing {
+    fn as_raw_fd(&self) -> RawFd {
+        self.waker.as_raw_fd()
+    }
+}
+
+impl Drop for ThreadRing {
+    fn drop(&mut self) {
+        self.sender = None;
+        for thread in self.threads.drain(..) {
+            // A thread ends when it has done what was pushed.
+            let _ = thread.join();
+        }
+    }
+}
