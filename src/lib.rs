@@ -1,9 +1,16 @@
 //! `volfork` is an embedded block-store engine for storage servers.
+mod bits;
+mod catalog;
 mod clock;
 mod error;
+mod format;
+mod hydrate;
 mod ids;
 pub mod io;
+mod journal;
+mod layer;
 mod limits;
+mod owners;
 pub mod serve;
 pub mod source;
 pub mod store;

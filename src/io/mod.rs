@@ -1,5 +1,9 @@
 //! The machine below the engine.
+mod buffer;
 mod disk;
+mod system;
+pub use buffer::AlignedBuffer;
+pub use system::SystemDisk;
 
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
 

@@ -1,166 +1,219 @@
 //! One directory on one host, and everything in it.
+//!
+//! The cast: [`Store`] is the handle; opening and recovery are in `open`, background work in `background`, verification in
+//! `scrub` (open store) and `check` (closed store).
+mod background;
+mod check;
+mod open;
+mod options;
+mod report;
+mod scrub;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+pub use options::StoreOptions;
+pub use report::{CheckReport, HydrationControl, ScrubProgress, ScrubReport};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::ids::BlockSize;
-use crate::io::{IoMode, RingKind};
-use crate::source::SourceOpener;
 use crate::volume::{HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
+use open::OpenStore;
 
-fn stub<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Unsupported, "stub"))
-}
-
-/// Settings of a store while it is open.
+/// An open store. Cheap to clone; closed in order by [`Store::close`] (or when the last clone is gone).
 #[derive(Clone)]
-pub struct StoreOptions {
-    /// Used by `create` only.
-    pub block_size: BlockSize,
-    /// Page cache or not.
-    pub io_mode: IoMode,
-    /// `None`: io_uring if the machine allows it, else threads.
-    pub ring: Option<RingKind>,
-    /// How forks from elsewhere reach their sources; `None` refuses them.
-    pub sources: Option<Arc<dyn SourceOpener>>,
-    /// Text for the lock file: what owns the store (for example "volfork serve").
-    pub owner: String,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self { block_size: BlockSize::DEFAULT, io_mode: IoMode::default(), ring: None, sources: None, owner: String::new() }
-    }
-}
-
-/// How far a scrub has come, for progress bars.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct ScrubProgress {
-    /// Blocks verified so far.
-    pub blocks_verified: u64,
-    /// Blocks to verify in all.
-    pub blocks_total: u64,
-}
-
-/// What a scrub found.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ScrubReport {
-    /// Blocks read and verified.
-    pub blocks_verified: u64,
-    /// Damaged blocks that were fetched again from a source.
-    pub blocks_repaired: u64,
-    /// One sentence for each damaged block that could not be repaired.
-    pub errors: Vec<String>,
-}
-
-/// What `check` found in a closed store.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct CheckReport {
-    /// Volumes in the store.
-    pub volumes: u64,
-    /// Snapshots in the store.
-    pub snapshots: u64,
-    /// Layers in the store.
-    pub layers: u64,
-    /// One sentence for each violation.
-    pub violations: Vec<String>,
-}
-
-/// What `hydrate` changes.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct HydrationControl {
-    /// Pause (`true`) or resume (`false`) background replication.
-    pub paused: Option<bool>,
-    /// Cap in bytes a second; `Some(0)` removes it.
-    pub rate_bytes_per_second: Option<u64>,
-}
-
-/// An open store. Cheap to clone; closed when the last clone, volume and queue are gone, or by [`Store::close`].
-#[derive(Clone)]
-pub struct Store(());
+pub struct Store(Arc<OpenStore>);
 
 impl Store {
     /// Makes a new, empty store in `path` (created if missing; must not hold a store).
-    pub fn create(_path: &Path, _options: StoreOptions) -> Result<Self> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Exists`] if there is a store, [`crate::ErrorKind::Locked`], an I/O error.
+    pub fn create(path: &Path, options: StoreOptions) -> Result<Self> {
+        OpenStore::create(path, options).map(Self)
     }
-    /// Opens the store in `path`.
-    pub fn open(_path: &Path, _options: StoreOptions) -> Result<Self> {
-        stub()
+
+    /// Opens the store in `path`, recovering it from a crash if it was not closed in order.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Locked`] with the owner, [`crate::ErrorKind::Unsupported`],
+    /// [`crate::ErrorKind::Corrupt`], an I/O error.
+    pub fn open(path: &Path, options: StoreOptions) -> Result<Self> {
+        OpenStore::open(path, options).map(Self)
     }
+
     /// Verifies the structure of a closed store; changes nothing.
-    pub fn check(_path: &Path) -> Result<CheckReport> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Locked`]; damage is reported, not an error.
+    pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
+        check::check(path, options)
     }
+
     /// Block size.
     pub fn block_size(&self) -> BlockSize {
-        BlockSize::DEFAULT
+        self.0.core.block_size()
     }
+
     /// Creates an empty volume.
-    pub fn create_volume(&self, _name: &str, _size_bytes: u64) -> Result<Volume> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
+    pub fn create_volume(&self, name: &str, size_bytes: u64) -> Result<Volume> {
+        self.0.core.create_volume(name, size_bytes).map(Volume::of)
     }
+
     /// Opens a volume by name.
-    pub fn volume(&self, _name: &str) -> Result<Volume> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn volume(&self, name: &str) -> Result<Volume> {
+        self.0.core.head(name).map(Volume::of)
     }
+
     /// Opens a snapshot by its names.
-    pub fn snapshot(&self, _volume: &str, _snapshot: &str) -> Result<Snapshot> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot> {
+        Snapshot::open(&self.0.core, volume, snapshot)
     }
+
     /// Takes a snapshot of a volume.
-    pub fn create_snapshot(&self, _volume: &str, _snapshot: &str) -> Result<()> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::NoSpace`].
+    pub fn create_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
+        self.0.core.create_snapshot(volume, snapshot)
     }
+
     /// Forks `source` (`NAME` or `NAME@SNAP` of this store, or the URI of a remote export) into the new volume `name`.
-    pub fn fork(&self, _source: &str, _name: &str) -> Result<Volume> {
-        stub()
+    /// One journal record group and one barrier round; no data moves.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::SourceLost`],
+    /// [`crate::ErrorKind::NoSpace`].
+    pub fn fork(&self, source: &str, name: &str) -> Result<Volume> {
+        let core = &self.0.core;
+        let head = match (source.contains("://"), source.split_once('@')) {
+            (true, _) => core.fork_source(source, name),
+            (false, Some((volume, snapshot))) => core.fork_snapshot(volume, snapshot, name),
+            (false, None) => core.fork_volume(source, name),
+        };
+        head.map(Volume::of)
     }
+
     /// All volumes, by name.
+    ///
+    /// # Errors
+    /// None at present.
     pub fn list(&self) -> Result<Vec<VolumeInfo>> {
-        stub()
+        Ok(self.0.core.list())
     }
+
     /// One volume.
-    pub fn show(&self, _name: &str) -> Result<VolumeInfo> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn show(&self, name: &str) -> Result<VolumeInfo> {
+        self.0.core.volume_info(name)
     }
+
     /// The snapshots of a volume, oldest first.
-    pub fn snapshots(&self, _volume: &str) -> Result<Vec<SnapshotInfo>> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn snapshots(&self, volume: &str) -> Result<Vec<SnapshotInfo>> {
+        self.0.core.snapshot_infos(volume)
     }
+
     /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.
-    pub fn resize(&self, _name: &str, _size_bytes: u64, _force: bool) -> Result<()> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`].
+    pub fn resize(&self, name: &str, size_bytes: u64, force: bool) -> Result<()> {
+        self.0.core.resize(name, size_bytes, force)
     }
+
     /// Renames a volume; its snapshots come along.
-    pub fn rename(&self, _name: &str, _new: &str) -> Result<()> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`].
+    pub fn rename(&self, name: &str, new: &str) -> Result<()> {
+        self.0.core.rename(name, new)
     }
-    /// Destroys a volume; refused while it has snapshots, unless `recursive`.
-    pub fn destroy_volume(&self, _name: &str, _recursive: bool) -> Result<()> {
-        stub()
+
+    /// Destroys a volume; refused while it has snapshots (unless `recursive`) or open queues. The metadata goes now, the space
+    /// comes back in the background.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`].
+    pub fn destroy_volume(&self, name: &str, recursive: bool) -> Result<()> {
+        self.0.core.destroy_volume(name, recursive)
     }
+
     /// Destroys a snapshot.
-    pub fn destroy_snapshot(&self, _volume: &str, _snapshot: &str) -> Result<()> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn destroy_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
+        self.0.core.destroy_snapshot(volume, snapshot)
     }
-    /// Pauses, resumes or caps hydration; answers its progress.
-    pub fn control_hydration(&self, _name: &str, _control: HydrationControl) -> Result<HydrationInfo> {
-        stub()
+
+    /// Pauses, resumes or caps hydration, durably; answers its progress.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] if there is nothing to hydrate.
+    pub fn control_hydration(&self, name: &str, control: HydrationControl) -> Result<HydrationInfo> {
+        if control.paused.is_some() || control.rate_bytes_per_second.is_some() {
+            self.0.core.set_hydration(name, |settings| {
+                settings.paused = control.paused.unwrap_or(settings.paused);
+                settings.rate_bytes_per_second = control.rate_bytes_per_second.unwrap_or(settings.rate_bytes_per_second);
+            })?;
+        }
+        Ok(self.show(name)?.hydration)
     }
+
     /// Waits until a volume does not need its source any more; `Ok(false)` at the timeout.
-    pub fn wait_hydrated(&self, _name: &str, _timeout: Duration) -> Result<bool> {
-        stub()
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn wait_hydrated(&self, name: &str, timeout: Duration) -> Result<bool> {
+        match self.0.core.volume_hydrator(name)? {
+            Some(hydrator) => Ok(hydrator.wait_finished(timeout)),
+            None => Ok(true),
+        }
     }
-    /// Reads and verifies every stored block of a volume, or of the store.
-    pub fn scrub(&self, _volume: Option<&str>, _progress: &mut dyn FnMut(ScrubProgress)) -> Result<ScrubReport> {
-        stub()
+
+    /// Reads and verifies every stored block of a volume's chain, or of the store. Damaged blocks of a layer whose source is
+    /// still there are fetched again.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`]; damage is reported, not an error.
+    pub fn scrub(&self, volume: Option<&str>, progress: &mut dyn FnMut(ScrubProgress)) -> Result<ScrubReport> {
+        scrub::scrub(&self.0.core, volume, progress)
     }
-    /// Makes everything durable, stops background work and releases the lock.
+
+    /// Does one bounded piece of background work. Answers whether there may be more. Only needed without
+    /// [`StoreOptions::threads`].
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn step(&self) -> Result<bool> {
+        self.0.step()
+    }
+
+    /// Barrier rounds so far that synced anything: what a flush or a fork costs.
+    pub fn barriers(&self) -> u64 {
+        self.0.core.layers().barriers()
+    }
+
+    /// Makes everything durable, ends background work and releases the lock. Volumes that are still held refuse to work.
+    ///
+    /// # Errors
+    /// An I/O error; what was flushed before is safe, and the store recovers at the next open.
     pub fn close(&self) -> Result<()> {
-        stub()
+        self.0.close()
     }
 }

@@ -1,0 +1,140 @@
+//! Changes of the shape.
+
+use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
+use crate::format::{FormatError, LayerRecord, Record, SnapshotRecord, VolumeRecord};
+use crate::ids::{LayerId, VolumeId};
+
+impl Catalog {
+    /// Makes one change of shape; answers the layers that nobody refers to any more.
+    ///
+    /// # Errors
+    /// The record does not fit the shape. The catalogue may be changed in part; only damaged journals lead here.
+    pub fn apply(&mut self, record: &Record) -> Result<Vec<LayerId>, FormatError> {
+        match record {
+            Record::Layer(layer) => self.add_layer(layer)?,
+            Record::Volume(volume) => self.add_volume(volume)?,
+            Record::Snapshot(snapshot) => self.add_snapshot(snapshot)?,
+            Record::Counters { volume, layer } => {
+                self.next_volume = self.next_volume.max(*volume);
+                self.next_layer = self.next_layer.max(*layer);
+            }
+            Record::Seal { volume, head } => return self.seal(*volume, *head),
+            Record::Rename { volume, name } => self.rename(*volume, name)?,
+            Record::Resize { volume, size_bytes } => self.volume_mut(*volume)?.size_bytes = *size_bytes,
+            Record::DestroyVolume(volume) => return self.remove_volume(*volume),
+            Record::DestroySnapshot { volume, name } => return self.remove_snapshot(*volume, name),
+            Record::Detach(layer) => self.layer_mut(*layer)?.source = None,
+            Record::Hydration(layer, settings) => {
+                if let Some(source) = &mut self.layer_mut(*layer)?.source {
+                    source.settings = *settings;
+                }
+            }
+            _ => {}
+        }
+        Ok(Vec::new())
+    }
+
+    fn layer_mut(&mut self, layer: LayerId) -> Result<&mut LayerEntry, FormatError> {
+        self.layers.get_mut(&layer).ok_or_else(|| FormatError(format!("layer {layer} does not exist")))
+    }
+
+    fn volume_mut(&mut self, volume: VolumeId) -> Result<&mut VolumeEntry, FormatError> {
+        self.volumes.get_mut(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))
+    }
+
+    fn add_layer(&mut self, record: &LayerRecord) -> Result<(), FormatError> {
+        let layer = record.layer;
+        if self.layers.contains_key(&layer) {
+            return Err(FormatError(format!("layer {layer} exists twice")));
+        }
+        if let Some(parent) = record.parent {
+            self.layer_mut(parent)?.children.insert(layer);
+        }
+        self.layers.insert(layer, LayerEntry { parent: record.parent, source: record.source.clone(), ..LayerEntry::default() });
+        self.next_layer = self.next_layer.max(layer.0.saturating_add(1));
+        Ok(())
+    }
+
+    fn add_volume(&mut self, record: &VolumeRecord) -> Result<(), FormatError> {
+        let VolumeRecord { volume, head, size_bytes, created_at, name, parent } = record.clone();
+        if self.volumes.contains_key(&volume) || self.names.contains_key(&name) {
+            return Err(FormatError(format!("volume {volume} '{name}' exists twice")));
+        }
+        self.layer_mut(head)?.names += 1;
+        self.names.insert(name.clone(), volume);
+        self.volumes.insert(volume, VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Vec::new() });
+        self.next_volume = self.next_volume.max(volume.0.saturating_add(1));
+        Ok(())
+    }
+
+    fn add_snapshot(&mut self, record: &SnapshotRecord) -> Result<(), FormatError> {
+        let SnapshotRecord { volume, layer, size_bytes, created_at, name } = record.clone();
+        self.layer_mut(layer)?.names += 1;
+        let entry = self.volume_mut(volume)?;
+        if entry.snapshots.iter().any(|snapshot| snapshot.name == name) {
+            return Err(FormatError(format!("snapshot '{}@{name}' exists twice", entry.name)));
+        }
+        entry.snapshots.push(SnapshotEntry { name, layer, size_bytes, created_at });
+        Ok(())
+    }
+
+    fn seal(&mut self, volume: VolumeId, head: LayerId) -> Result<Vec<LayerId>, FormatError> {
+        self.layer_mut(head)?.names += 1;
+        let entry = self.volume_mut(volume)?;
+        let old = std::mem::replace(&mut entry.head, head);
+        self.release(old)
+    }
+
+    fn rename(&mut self, volume: VolumeId, name: &str) -> Result<(), FormatError> {
+        if self.names.contains_key(name) {
+            return Err(FormatError(format!("name '{name}' is taken")));
+        }
+        let entry = self.volume_mut(volume)?;
+        let old = std::mem::replace(&mut entry.name, name.to_owned());
+        self.names.remove(&old);
+        self.names.insert(name.to_owned(), volume);
+        Ok(())
+    }
+
+    fn remove_volume(&mut self, volume: VolumeId) -> Result<Vec<LayerId>, FormatError> {
+        let entry = self.volumes.remove(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))?;
+        self.names.remove(&entry.name);
+        let mut freed = self.release(entry.head)?;
+        for snapshot in entry.snapshots {
+            freed.extend(self.release(snapshot.layer)?);
+        }
+        Ok(freed)
+    }
+
+    fn remove_snapshot(&mut self, volume: VolumeId, name: &str) -> Result<Vec<LayerId>, FormatError> {
+        let entry = self.volume_mut(volume)?;
+        let at = entry
+            .snapshots
+            .iter()
+            .position(|snapshot| snapshot.name == name)
+            .ok_or_else(|| FormatError(format!("snapshot '{}@{name}' does not exist", entry.name)))?;
+        let snapshot = entry.snapshots.remove(at);
+        self.release(snapshot.layer)
+    }
+
+    /// Takes one name off a layer and frees what nobody refers to, down the chain.
+    fn release(&mut self, layer: LayerId) -> Result<Vec<LayerId>, FormatError> {
+        let entry = self.layer_mut(layer)?;
+        entry.names = entry.names.checked_sub(1).ok_or_else(|| FormatError(format!("layer {layer} has no name to release")))?;
+        let mut freed = Vec::new();
+        let mut next = Some(layer);
+        while let Some(layer) = next {
+            let entry = self.layer_mut(layer)?;
+            if entry.names > 0 || !entry.children.is_empty() {
+                break;
+            }
+            next = entry.parent;
+            self.layers.remove(&layer);
+            freed.push(layer);
+            if let Some(parent) = next {
+                self.layer_mut(parent)?.children.remove(&layer);
+            }
+        }
+        Ok(freed)
+    }
+}

@@ -1,0 +1,68 @@
+//! Names, layers and parents: the shape of a store. Pure: no I/O, no locks.
+//!
+//! # Invariants
+//! - A layer is kept while a volume's head, a snapshot or a child layer refers to it, and freed with the last of them; freeing
+//!   is a rule applied at replay as at run time, so it needs no records of its own.
+//! - A head is nobody's parent and no snapshot's layer: it is open. Every other layer is sealed.
+//! - Numbers of layers and volumes are never used twice.
+mod apply;
+mod query;
+mod validate;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::format::SourceRecord;
+use crate::ids::{LayerId, VolumeId};
+
+/// A layer's place in the shape.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerEntry {
+    /// The layer below.
+    pub parent: Option<LayerId>,
+    /// Layers directly above.
+    pub children: BTreeSet<LayerId>,
+    /// Volumes whose head it is, and snapshots whose layer it is.
+    pub names: u32,
+    /// The source it stands for, while that is needed.
+    pub source: Option<SourceRecord>,
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotEntry {
+    /// Name within the volume.
+    pub name: String,
+    /// Its sealed layer.
+    pub layer: LayerId,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Seconds since the Unix epoch.
+    pub created_at: u64,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VolumeEntry {
+    /// Name.
+    pub name: String,
+    /// Its open layer.
+    pub head: LayerId,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Seconds since the Unix epoch.
+    pub created_at: u64,
+    /// What it was forked from, or empty.
+    pub parent: String,
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotEntry>,
+}
+
+/// The shape of a store.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Catalog {
+    names: BTreeMap<String, VolumeId>,
+    volumes: BTreeMap<VolumeId, VolumeEntry>,
+    layers: HashMap<LayerId, LayerEntry>,
+    next_volume: u64,
+    next_layer: u32,
+}

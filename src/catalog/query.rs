@@ -1,0 +1,130 @@
+//! Questions about the shape.
+
+use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{LayerRecord, Record, SnapshotRecord, VolumeRecord};
+use crate::ids::{LayerId, VolumeId};
+
+impl Catalog {
+    /// All volumes, by name.
+    pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, &VolumeEntry)> {
+        self.names.values().filter_map(|id| Some((*id, self.volumes.get(id)?)))
+    }
+
+    /// Number of a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn volume_id(&self, name: &str) -> Result<VolumeId> {
+        self.names.get(name).copied().ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("there is no volume '{name}': 'volfork list' shows the volumes of this store"))
+        })
+    }
+
+    /// A volume by number, if it still exists.
+    pub fn volume(&self, id: VolumeId) -> Option<&VolumeEntry> {
+        self.volumes.get(&id)
+    }
+
+    /// A snapshot by names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for either name.
+    pub fn snapshot(&self, volume: &str, snapshot: &str) -> Result<(VolumeId, &SnapshotEntry)> {
+        let id = self.volume_id(volume)?;
+        let found = self.volumes[&id].snapshots.iter().find(|entry| entry.name == snapshot);
+        found.map(|entry| (id, entry)).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("volume '{volume}' has no snapshot '{snapshot}': 'volfork snapshots {volume}' shows them"),
+            )
+        })
+    }
+
+    /// Refuses a volume name that is taken.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`].
+    pub fn name_is_free(&self, name: &str) -> Result<()> {
+        match self.names.contains_key(name) {
+            true => Err(Error::new(ErrorKind::Exists, format!("there is a volume '{name}' already: choose another name"))),
+            false => Ok(()),
+        }
+    }
+
+    /// A layer by number.
+    pub fn layer(&self, layer: LayerId) -> Option<&LayerEntry> {
+        self.layers.get(&layer)
+    }
+
+    /// All layers, in no order.
+    pub fn layers(&self) -> impl Iterator<Item = (LayerId, &LayerEntry)> {
+        self.layers.iter().map(|(id, entry)| (*id, entry))
+    }
+
+    /// A layer and its ancestors, from the top down.
+    pub fn chain(&self, layer: LayerId) -> impl Iterator<Item = (LayerId, &LayerEntry)> {
+        let first = self.layers.get(&layer).map(|entry| (layer, entry));
+        std::iter::successors(first, |(_, entry)| entry.parent.and_then(|parent| Some((parent, self.layers.get(&parent)?))))
+    }
+
+    /// The next unused layer number.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] after 2^32 - 1 layers.
+    pub fn next_layer(&self) -> Result<LayerId> {
+        match self.next_layer {
+            u32::MAX => Err(Error::new(ErrorKind::Unsupported, "this store has used up its layer numbers: copy its volumes to a new one")),
+            number => Ok(LayerId(number)),
+        }
+    }
+
+    /// The next unused volume number.
+    pub fn next_volume(&self) -> VolumeId {
+        VolumeId(self.next_volume)
+    }
+
+    /// Volumes whose chain ends in the root `layer`.
+    pub fn volumes_over(&self, layer: LayerId) -> Vec<VolumeId> {
+        let mut over = Vec::new();
+        for (id, volume) in &self.volumes {
+            if self.chain(volume.head).any(|(ancestor, _)| ancestor == layer) {
+                over.push(*id);
+            }
+        }
+        over
+    }
+
+    /// Records that make this shape from nothing, parents first.
+    pub fn records(&self) -> Vec<Record> {
+        let mut records = vec![Record::Counters { volume: self.next_volume, layer: self.next_layer }];
+        let mut layers: Vec<_> = self.layers.iter().collect();
+        // A child always has a larger number than its parent.
+        layers.sort_unstable_by_key(|(id, _)| **id);
+        records.extend(
+            layers
+                .into_iter()
+                .map(|(id, entry)| Record::Layer(LayerRecord { layer: *id, parent: entry.parent, source: entry.source.clone() })),
+        );
+        for (id, volume) in &self.volumes {
+            records.push(Record::Volume(VolumeRecord {
+                volume: *id,
+                head: volume.head,
+                size_bytes: volume.size_bytes,
+                created_at: volume.created_at,
+                name: volume.name.clone(),
+                parent: volume.parent.clone(),
+            }));
+            records.extend(volume.snapshots.iter().map(|snapshot| {
+                Record::Snapshot(SnapshotRecord {
+                    volume: *id,
+                    layer: snapshot.layer,
+                    size_bytes: snapshot.size_bytes,
+                    created_at: snapshot.created_at,
+                    name: snapshot.name.clone(),
+                })
+            }));
+        }
+        records
+    }
+}

@@ -1,0 +1,129 @@
+//! Cursors over little-endian bytes.
+
+use std::fmt;
+
+/// Why bytes could not be decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatError(pub String);
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for FormatError {}
+
+/// Takes values off the front of untrusted bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// Starts at the first byte.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// Whether everything was taken.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Bytes left.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Takes `count` bytes.
+    pub fn take(&mut self, count: usize) -> Result<&'a [u8], FormatError> {
+        let (taken, rest) =
+            self.rest.split_at_checked(count).ok_or_else(|| FormatError(format!("ends {} bytes too early", count - self.rest.len())))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// Takes a byte array.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    /// Takes a byte.
+    pub fn u8(&mut self) -> Result<u8, FormatError> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    /// Takes 16 bits.
+    pub fn u16(&mut self) -> Result<u16, FormatError> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    /// Takes 32 bits.
+    pub fn u32(&mut self) -> Result<u32, FormatError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    /// Takes 64 bits.
+    pub fn u64(&mut self) -> Result<u64, FormatError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// Takes a byte that is 0 or 1.
+    pub fn flag(&mut self) -> Result<bool, FormatError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(FormatError(format!("flag is {other}, not 0 or 1"))),
+        }
+    }
+
+    /// Takes a 32-bit length and that many bytes.
+    pub fn blob(&mut self) -> Result<&'a [u8], FormatError> {
+        let count = self.u32()? as usize;
+        self.take(count)
+    }
+
+    /// Takes a 32-bit length and that many bytes of UTF-8.
+    pub fn text(&mut self) -> Result<String, FormatError> {
+        let bytes = self.blob()?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| FormatError("text is not UTF-8".into()))
+    }
+}
+
+/// Appends values to bytes.
+#[derive(Debug, Default)]
+pub struct Writer {
+    /// What was written so far.
+    pub bytes: Vec<u8>,
+}
+
+impl Writer {
+    /// Appends bytes as they are.
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Appends a byte.
+    pub fn u8(&mut self, value: u8) {
+        self.bytes.push(value);
+    }
+
+    /// Appends 32 bits.
+    pub fn u32(&mut self, value: u32) {
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// Appends 64 bits.
+    pub fn u64(&mut self, value: u64) {
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// Appends a 32-bit length and the bytes.
+    pub fn blob(&mut self, bytes: &[u8]) {
+        self.u32(bytes.len() as u32);
+        self.raw(bytes);
+    }
+}

@@ -1,0 +1,16 @@
+//! Bytes on disk: each layout is stated once, here. Little-endian throughout.
+//!
+//! # Invariants
+//! - A decoder takes untrusted bytes and returns an error that names what is wrong; it never panics, never reads past its
+//!   input, and never reserves memory for more than its input can hold.
+mod bytes;
+mod frame;
+mod names;
+mod record;
+mod superblock;
+
+pub use bytes::{FormatError, Reader, Writer};
+pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, Frame, FrameKind, decode_frame, encode_frame, frame_bytes};
+pub use names::{LayerFile, StorePaths, valid_name};
+pub use record::{BlockRun, HydrationSettings, LayerRecord, PresenceRecord, Record, SnapshotRecord, SourceRecord, VolumeRecord};
+pub use superblock::{FEATURES_KNOWN, SUPERBLOCK_BYTES, Superblock, SuperblockSlot};

@@ -1,0 +1,132 @@
+//! The superblock: which journal is current, and what the store is.
+//!
+//! ```text
+//! file `superblock`: two slots of 4096 bytes; generation g is written to slot g % 2, so the other one stays whole
+//!
+//!   0  magic        8   "volfork\0"
+//!   8  version      4   1
+//!  12  block_bytes  4   power of two, 4096 to 65536
+//!  16  generation   8   the valid slot with the larger one counts
+//!  24  store_id    16
+//!  40  journal      8   number of the current journal file
+//!  48  features     8   bits a program must know to open the store
+//!  56  reserved  4036   zero
+//! 4092 crc32        4   of bytes 0..4092
+//! ```
+
+use super::bytes::{FormatError, Reader, Writer};
+use crate::ids::BlockSize;
+
+/// Bytes of one slot.
+pub const SUPERBLOCK_BYTES: usize = 4096;
+/// Names of the feature bits this program knows, lowest bit first.
+pub const FEATURES_KNOWN: [&str; 0] = [];
+
+const MAGIC: &[u8; 8] = b"volfork\0";
+const VERSION: u32 = 1;
+const FIELDS_BYTES: usize = 56;
+const CRC_AT: usize = SUPERBLOCK_BYTES - 4;
+const _: () = assert!(FIELDS_BYTES == 8 + 4 + 4 + 8 + 16 + 8 + 8 && FIELDS_BYTES <= CRC_AT);
+
+/// A verified superblock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Block size of the store.
+    pub block_size: BlockSize,
+    /// Counts the times the superblock was written.
+    pub generation: u64,
+    /// Random identity of the store.
+    pub store_id: [u8; 16],
+    /// Number of the current journal file.
+    pub journal: u64,
+}
+
+/// A slot as it came from the disk: untrusted until [`SuperblockSlot::verify`].
+pub struct SuperblockSlot<'a>(pub &'a [u8]);
+
+impl SuperblockSlot<'_> {
+    /// Checks magic, checksum, version, features and block size.
+    ///
+    /// # Errors
+    /// Says which of them is wrong; a feature bit this program does not know is named by its number.
+    pub fn verify(&self) -> Result<Superblock, FormatError> {
+        let mut reader = Reader::new(self.0.get(..CRC_AT).ok_or_else(|| FormatError("is too short".into()))?);
+        let crc = Reader::new(self.0.get(CRC_AT..).unwrap_or_default()).u32()?;
+        if reader.array::<8>()? != *MAGIC {
+            return Err(FormatError("has no magic number: this is not a volfork store".into()));
+        }
+        if crc32fast::hash(&self.0[..CRC_AT]) != crc {
+            return Err(FormatError("checksum does not match".into()));
+        }
+        let version = reader.u32()?;
+        if version != VERSION {
+            return Err(FormatError(format!("version is {version}, this program knows {VERSION}: use a program that knows it")));
+        }
+        let block_size = BlockSize::new(reader.u32()?).map_err(|error| FormatError(error.to_string()))?;
+        let superblock = Superblock { block_size, generation: reader.u64()?, store_id: reader.array()?, journal: reader.u64()? };
+        let unknown = reader.u64()? >> FEATURES_KNOWN.len();
+        if unknown != 0 {
+            let bit = unknown.trailing_zeros() as usize + FEATURES_KNOWN.len();
+            return Err(FormatError(format!("needs feature number {bit}, which this program does not know: use a newer one")));
+        }
+        Ok(superblock)
+    }
+}
+
+impl Superblock {
+    /// The bytes of a slot.
+    pub fn encode(&self) -> [u8; SUPERBLOCK_BYTES] {
+        let mut writer = Writer::default();
+        writer.raw(MAGIC);
+        writer.u32(VERSION);
+        writer.u32(self.block_size.bytes() as u32);
+        writer.u64(self.generation);
+        writer.raw(&self.store_id);
+        writer.u64(self.journal);
+        writer.u64((1u64 << FEATURES_KNOWN.len()) - 1);
+        let mut slot = [0; SUPERBLOCK_BYTES];
+        slot[..FIELDS_BYTES].copy_from_slice(&writer.bytes);
+        let crc = crc32fast::hash(&slot[..CRC_AT]);
+        slot[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        slot
+    }
+
+    /// Byte offset of the slot this generation is written to.
+    pub fn slot_offset(&self) -> u64 {
+        (self.generation % 2) * SUPERBLOCK_BYTES as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Superblock {
+        Superblock { block_size: BlockSize::DEFAULT, generation: 3, store_id: *b"0123456789abcdef", journal: 7 }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let slot = example().encode();
+        let head = b"volfork\0\x01\0\0\0\0\x10\0\0\x03\0\0\0\0\0\0\x000123456789abcdef\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        assert_eq!(&slot[..FIELDS_BYTES], head);
+        assert_eq!(SuperblockSlot(&slot).verify(), Ok(example()));
+        assert_eq!(example().slot_offset(), 4096);
+    }
+
+    #[test]
+    fn damage_is_refused_and_named() {
+        let good = example().encode();
+        for at in 0..SUPERBLOCK_BYTES {
+            let mut slot = good;
+            slot[at] ^= 0x10;
+            assert!(SuperblockSlot(&slot).verify().is_err(), "byte {at}");
+        }
+        assert!(SuperblockSlot(&good[..100]).verify().is_err());
+        let mut future = good;
+        future[48] = 4;
+        let crc = crc32fast::hash(&future[..CRC_AT]);
+        future[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        assert!(SuperblockSlot(&future).verify().unwrap_err().0.contains("feature number 2"));
+    }
+}

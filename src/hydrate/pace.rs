@@ -1,0 +1,79 @@
+//! How fast backfill may go.
+
+use std::time::Duration;
+
+/// A token bucket over a clock that the caller reads.
+#[derive(Debug, Default)]
+pub struct Pace {
+    available_bytes: f64,
+    at: Duration,
+}
+
+impl Pace {
+    /// Takes `bytes` if the cap (0: none) allows them now; otherwise says how long to wait.
+    pub fn take(&mut self, now: Duration, cap_bytes_per_second: u64, bytes: u64) -> Result<(), Duration> {
+        if cap_bytes_per_second == 0 {
+            self.at = now;
+            return Ok(());
+        }
+        let cap = cap_bytes_per_second as f64;
+        let elapsed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = now;
+        // A fifth of a second may be saved up; a request larger than that is allowed once the bucket is full, and leaves a debt.
+        let full = (cap / 5.0).max(1.0);
+        self.available_bytes = (self.available_bytes + elapsed * cap).min(full);
+        let needed = (bytes as f64).min(full);
+        if self.available_bytes >= needed {
+            self.available_bytes -= bytes as f64;
+            return Ok(());
+        }
+        Err(Duration::from_secs_f64(((needed - self.available_bytes) / cap).max(0.001)))
+    }
+}
+
+/// Bytes a second over the last seconds.
+#[derive(Debug, Default)]
+pub struct Rate {
+    samples: std::collections::VecDeque<(Duration, u64)>,
+}
+
+const RATE_WINDOW: Duration = Duration::from_secs(5);
+
+impl Rate {
+    /// Notes the count so far.
+    pub fn note(&mut self, now: Duration, total_bytes: u64) {
+        let recent = self.samples.back().is_some_and(|(at, _)| now.saturating_sub(*at) < Duration::from_millis(100));
+        if !recent {
+            self.samples.push_back((now, total_bytes));
+        }
+        while self.samples.len() > 2 && self.samples.front().is_some_and(|(at, _)| now.saturating_sub(*at) > RATE_WINDOW) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// The rate now.
+    pub fn bytes_per_second(&self, now: Duration, total_bytes: u64) -> u64 {
+        let Some((at, bytes)) = self.samples.front() else { return 0 };
+        let elapsed = now.saturating_sub(*at).as_secs_f64();
+        if elapsed < 0.001 { 0 } else { ((total_bytes - bytes) as f64 / elapsed) as u64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cap_holds_over_a_long_time() {
+        let (mut pace, mut now, mut bytes) = (Pace::default(), Duration::ZERO, 0u64);
+        while now < Duration::from_secs(100) {
+            match pace.take(now, 1 << 20, 256 << 10) {
+                Ok(()) => bytes += 256 << 10,
+                Err(wait) => now += wait,
+            }
+        }
+        let expected = 100 << 20;
+        assert!(bytes.abs_diff(expected) < 2 << 20, "{bytes} bytes in 100 s at 1 MiB/s");
+        assert_eq!(pace.take(now, 0, u64::MAX), Ok(()));
+    }
+}

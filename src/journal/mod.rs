@@ -1,0 +1,190 @@
+//! The journal: the log of changes of shape and presence since the last checkpoint.
+//!
+//! # Crash ordering
+//! - One barrier round is one frame. A round begins only after the one before it ended, so every frame but the last is
+//!   known to be backed by durable data; only the last one has to be verified against the blocks it names.
+//! - A checkpoint writes the whole state to the next file, syncs it and its name, and only then points the superblock at
+//!   it. Until the superblock is durable the old file counts; the new one is overwritten by the next try.
+//! - After a crash the state is written anew before anything else is: frames behind a torn one are never believed later.
+mod load;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use load::{Loaded, load};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    FRAME_PAYLOAD_BYTES_MAX, Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, Writer, encode_frame, frame_bytes,
+};
+use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
+
+/// Space is taken from the file system in steps of this many bytes.
+const GROW_BYTES: u64 = 1 << 20;
+/// Allocated bytes that only flush, discard and destroy may use, so that they work when no space is left.
+const RESERVE_BYTES: u64 = 1 << 20;
+/// The state is cut into frames of about this many bytes.
+const STATE_FRAME_BYTES: usize = 4 << 20;
+
+/// The current journal file, open for appending.
+pub struct Journal {
+    disk: Arc<dyn Disk>,
+    paths: StorePaths,
+    superblock: Superblock,
+    file: Arc<dyn DiskFile>,
+    sequence: u64,
+    tail_bytes: u64,
+    capacity_bytes: u64,
+    state_bytes: u64,
+}
+
+fn io_error(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let context = format!("cannot {action} {}", path.display());
+    move |error| Error::io(context, error)
+}
+
+impl Journal {
+    /// Makes the files of an empty store, or of a recovered one whose `state` replaces what `superblock` points at.
+    /// The frame after `sequence` is the first.
+    ///
+    /// # Errors
+    /// An I/O error; then the superblock on disk still points at the old journal, or at none.
+    pub fn start(
+        disk: Arc<dyn Disk>,
+        paths: StorePaths,
+        superblock: Superblock,
+        sequence: u64,
+        state: impl Iterator<Item = Record>,
+    ) -> Result<Self> {
+        let mut next = superblock;
+        next.journal += 1;
+        next.generation += 1;
+        let path = paths.journal(next.journal);
+        let (file, sequence, tail_bytes) = Self::write_state(&*disk, &path, &next, sequence, state).inspect_err(|_| {
+            // The half-written file is of no use to anybody, and its space may be needed.
+            let _ = disk.remove(&path);
+        })?;
+        disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+        Self::write_superblock(&*disk, &paths, &next)?;
+        if superblock.journal > 0 {
+            // An older file left behind is swept when the store is opened.
+            let _ = disk.remove(&paths.journal(superblock.journal));
+        }
+        let capacity_bytes = tail_bytes + RESERVE_BYTES;
+        Ok(Self { disk, paths, superblock: next, file, sequence, tail_bytes, capacity_bytes, state_bytes: tail_bytes })
+    }
+
+    fn write_state(
+        disk: &dyn Disk,
+        path: &Path,
+        superblock: &Superblock,
+        mut sequence: u64,
+        state: impl Iterator<Item = Record>,
+    ) -> Result<(Arc<dyn DiskFile>, u64, u64)> {
+        let file = disk.open(path, OpenMode::Create, IoMode::Buffered).map_err(io_error("create", path))?;
+        file.set_size(0).map_err(io_error("truncate", path))?;
+        let mut tail = 0;
+        let mut put = |payload: &[u8], kind| -> Result<()> {
+            sequence += 1;
+            let bytes = encode_frame(&superblock.store_id, superblock.journal, Frame { sequence, kind, payload });
+            file.write_all_at(&bytes, tail).map_err(io_error("write", path))?;
+            tail += bytes.len() as u64;
+            Ok(())
+        };
+        let mut writer = Writer::default();
+        for record in state {
+            record.encode(&mut writer);
+            if writer.bytes.len() >= STATE_FRAME_BYTES {
+                put(&writer.bytes, FrameKind::State)?;
+                writer.bytes.clear();
+            }
+        }
+        put(&writer.bytes, FrameKind::StateEnd)?;
+        file.allocate(tail..tail + RESERVE_BYTES).map_err(io_error("reserve space for", path))?;
+        file.sync_data().map_err(io_error("sync", path))?;
+        Ok((file, sequence, tail))
+    }
+
+    fn write_superblock(disk: &dyn Disk, paths: &StorePaths, superblock: &Superblock) -> Result<()> {
+        let path = paths.superblock();
+        let file = disk.open(&path, OpenMode::Create, IoMode::Buffered).map_err(io_error("open", &path))?;
+        let fresh = file.size_bytes().map_err(io_error("read the size of", &path))? < 2 * SUPERBLOCK_BYTES as u64;
+        file.write_all_at(&superblock.encode(), superblock.slot_offset()).map_err(io_error("write", &path))?;
+        file.sync_data().map_err(io_error("sync", &path))?;
+        if fresh {
+            disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the whole state to a new file and makes it the journal.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] leaves the old file in use; after any other error nothing more may be appended.
+    pub fn checkpoint(&mut self, state: impl Iterator<Item = Record>) -> Result<()> {
+        let next = Self::start(Arc::clone(&self.disk), self.paths.clone(), self.superblock, self.sequence, state)?;
+        *self = next;
+        Ok(())
+    }
+
+    /// Writes a frame behind the last one; it is durable after the next sync of [`Journal::file`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] when even the reserve is used up.
+    pub fn append(&mut self, payload: &[u8]) -> Result<()> {
+        if payload.len() > FRAME_PAYLOAD_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a barrier round has too many changes for one journal frame; flush more often",
+            ));
+        }
+        self.make_room(frame_bytes(payload.len()))?;
+        let frame = Frame { sequence: self.sequence + 1, kind: FrameKind::Round, payload };
+        let bytes = encode_frame(&self.superblock.store_id, self.superblock.journal, frame);
+        let path = self.paths.journal(self.superblock.journal);
+        self.file.write_all_at(&bytes, self.tail_bytes).map_err(io_error("write", &path))?;
+        self.sequence += 1;
+        self.tail_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Takes space so that frames of `bytes` in all can be appended without touching the reserve.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`]; nothing has changed then.
+    pub fn reserve(&mut self, bytes: u64) -> Result<()> {
+        self.make_room(bytes + RESERVE_BYTES)
+    }
+
+    fn make_room(&mut self, bytes: u64) -> Result<()> {
+        let needed = self.tail_bytes + bytes;
+        if needed > self.capacity_bytes {
+            let capacity = (needed + GROW_BYTES).next_multiple_of(GROW_BYTES);
+            let path = self.paths.journal(self.superblock.journal);
+            self.file.allocate(self.capacity_bytes..capacity).map_err(io_error("reserve space for", &path))?;
+            self.capacity_bytes = capacity;
+        }
+        Ok(())
+    }
+
+    /// The file to sync.
+    pub fn file(&self) -> Arc<dyn DiskFile> {
+        Arc::clone(&self.file)
+    }
+
+    /// Number of the file.
+    pub fn number(&self) -> u64 {
+        self.superblock.journal
+    }
+
+    /// Bytes appended since the checkpoint.
+    pub fn log_bytes(&self) -> u64 {
+        self.tail_bytes - self.state_bytes
+    }
+
+    /// Bytes of the state at the last checkpoint.
+    pub fn state_bytes(&self) -> u64 {
+        self.state_bytes
+    }
+}

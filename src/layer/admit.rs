@@ -1,0 +1,189 @@
+//! Admission of writes to blocks of an extent, and what a finished write changes.
+
+use std::sync::Arc;
+
+use super::checksums::ChecksumPage;
+use super::commit::Ticket;
+use super::set::Layers;
+use super::state::{Hot, Layer, State};
+use crate::bits::BlockBits;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Record;
+use crate::io::DiskFile;
+
+/// What a writer has to wait for before it may try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Another writer holds some of the blocks.
+    Latch,
+    /// A barrier round has to end first.
+    Round(Ticket),
+}
+
+/// Answer to a writer.
+pub enum Admission {
+    /// The blocks are the writer's until it calls [`Layers::finish_write`] or [`Layers::abort_write`].
+    Granted,
+    /// Not yet.
+    Wait(Wait),
+}
+
+impl Layers {
+    /// Asks for blocks of an extent, to write them whole. Never blocks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] when the journal has no room for new blocks; [`ErrorKind::Poisoned`] after a failed sync.
+    pub fn admit(&self, layer: &Layer, extent: u32, bits: &BlockBits, page: &Arc<ChecksumPage>) -> Result<Admission> {
+        self.commit.healthy()?;
+        let mut state = layer.state.lock();
+        let state = &mut *state;
+        if let Some(ticket) = state.dying(extent, bits) {
+            return Ok(Admission::Wait(Wait::Round(ticket)));
+        }
+        let present = state.presence.present_bits(extent);
+        let marked = state.marked.contains(extent);
+        let under_way = state.round;
+        let hot = state.hot(extent, page);
+        if hot.latched.or(&hot.draining).intersects(bits) {
+            return Ok(Admission::Wait(Wait::Latch));
+        }
+        if hot.round.intersects(bits)
+            && let Some(ticket) = under_way
+        {
+            return Ok(Admission::Wait(Wait::Round(ticket)));
+        }
+        let overwrites = present.and(bits).minus(&hot.fresh);
+        if !overwrites.is_empty() {
+            if !marked {
+                // Crash ordering 2: the mark, and every round before it, is durable before the first overwrite.
+                hot.marking = Some(self.commit.enqueue([Record::Mark(layer.id, extent)]));
+                state.marked.insert(extent);
+            }
+            let hot = state.hot(extent, page);
+            match hot.marking {
+                Some(ticket) if !self.commit.is_done(ticket) => return Ok(Admission::Wait(Wait::Round(ticket))),
+                _ => hot.marking = None,
+            }
+        }
+        let new = bits.minus(&present).count();
+        if new > 0 {
+            self.commit.reserve_blocks(new)?;
+        }
+        let hot = state.hot(extent, page);
+        hot.latched = hot.latched.or(bits);
+        hot.touched = true;
+        Ok(Admission::Granted)
+    }
+
+    /// As [`Layers::admit`], but waits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn admit_wait(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
+        let page = self.page(layer, extent)?;
+        loop {
+            match self.admit(layer, extent, bits, &page)? {
+                Admission::Granted => return Ok(()),
+                Admission::Wait(wait) => self.wait_for(layer, wait)?,
+            }
+        }
+    }
+
+    /// Waits for what kept a writer out. May return early.
+    ///
+    /// # Errors
+    /// The round failed.
+    pub fn wait_for(&self, layer: &Layer, wait: Wait) -> Result<()> {
+        match wait {
+            Wait::Round(ticket) => self.wait(ticket),
+            Wait::Latch => {
+                self.help();
+                let mut state = layer.state.lock();
+                if state.hot.values().any(|hot| !hot.latched.is_empty() || !hot.draining.is_empty()) {
+                    layer.changed.wait_for(&mut state, super::set::HELP_INTERVAL);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The writer's bytes are in the file: makes them the blocks' content and releases the latch.
+    /// `checksums` are those of the blocks of `bits`, in order.
+    pub fn finish_write(&self, layer: &Layer, extent: u32, bits: &BlockBits, checksums: &[u32], file: (u32, &Arc<dyn DiskFile>)) {
+        let mut state = layer.state.lock();
+        let state = &mut *state;
+        let new = bits.minus(&state.presence.present_bits(extent));
+        if !new.is_empty() {
+            state.presence.insert(extent, &new);
+            state.fresh_blocks += u64::from(new.count());
+            self.count_fresh(u64::from(new.count()));
+            state.fresh_extents.insert(extent);
+        }
+        if let Some(hot) = state.hot.get_mut(&extent) {
+            for (block, checksum) in bits.runs().flatten().zip(checksums) {
+                hot.page.set(block, *checksum);
+            }
+            hot.fresh = hot.fresh.or(&new);
+            let overwritten = bits.minus(&hot.fresh);
+            if !overwritten.is_empty() {
+                hot.overwritten = hot.overwritten.or(&overwritten);
+                state.overwritten_extents.insert(extent);
+            }
+        }
+        state.written.entry(file.0).or_insert_with(|| Arc::clone(file.1));
+        Self::unlatch(layer, state, extent, bits);
+    }
+
+    /// The write failed: releases the latch. Blocks that were absent stay absent; the content of others is not known.
+    pub fn abort_write(&self, layer: &Layer, extent: u32, bits: &BlockBits, error: &Error) {
+        let mut state = layer.state.lock();
+        let present = state.presence.present_bits(extent);
+        self.commit.release_blocks(bits.minus(&present).count());
+        if present.intersects(bits) {
+            state.unverified.insert(extent);
+            layer.unverified.store(true, std::sync::atomic::Ordering::Release);
+        }
+        Self::unlatch(layer, &mut state, extent, bits);
+        drop(state);
+        if present.intersects(bits) || error.kind() != ErrorKind::NoSpace {
+            self.commit.poison(error.clone());
+        }
+    }
+
+    /// Releases a latch that changed nothing.
+    pub(super) fn release(&self, layer: &Layer, extent: u32, bits: &BlockBits) {
+        Self::unlatch(layer, &mut layer.state.lock(), extent, bits);
+    }
+
+    /// Gives back blocks that were admitted but will not be written after all.
+    pub fn withdraw_write(&self, layer: &Layer, extent: u32, bits: &BlockBits) {
+        let mut state = layer.state.lock();
+        let present = state.presence.present_bits(extent);
+        self.commit.release_blocks(bits.minus(&present).count());
+        Self::unlatch(layer, &mut state, extent, bits);
+    }
+
+    fn unlatch(layer: &Layer, state: &mut State, extent: u32, bits: &BlockBits) {
+        if let Some(hot) = state.hot.get_mut(&extent) {
+            hot.latched = hot.latched.minus(bits);
+        }
+        state.cool(extent);
+        layer.changed.notify_all();
+    }
+
+    /// Takes blocks for oneself without meaning to write them: no writer, fill or punch touches them meanwhile.
+    pub(super) fn latch_wait(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
+        let page = self.page(layer, extent)?;
+        loop {
+            {
+                let mut state = layer.state.lock();
+                let hot: &mut Hot = state.hot(extent, &page);
+                if !hot.latched.intersects(bits) {
+                    hot.latched = hot.latched.or(bits);
+                    return Ok(());
+                }
+            }
+            self.wait_for(layer, Wait::Latch)?;
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Blocks in the layers' files: verified reads, and the bytes of admitted writes.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::checksums::block_checksum;
+use super::set::Layers;
+use super::state::Layer;
+use crate::bits::BlockBits;
+use crate::error::{Corruption, Error, Result};
+use crate::format::{LayerFile, StorePaths};
+use crate::io::{AlignedBuffer, DiskFile, DiskFileExt, IoMode};
+use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+
+/// How a read of blocks ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BlockRead {
+    /// Every block matches its checksum (or is in an extent that has not been hashed again since a crash).
+    Verified,
+    /// This block does not match: it may have been overwritten meanwhile, or it is damaged.
+    Mismatch(u32),
+}
+
+impl Layers {
+    /// Segment and byte offset of a block in it.
+    pub fn place(&self, block: u32) -> (u32, u64) {
+        let offset = self.block_size.offset_of(u64::from(block));
+        ((offset / SEGMENT_BYTES) as u32, offset % SEGMENT_BYTES)
+    }
+
+    /// The data file that has a block, if it exists.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn data_file(&self, layer: &Layer, block: u32) -> Result<Option<Arc<dyn DiskFile>>> {
+        self.files
+            .get(layer.id, LayerFile::Data(self.place(block).0))
+            .map_err(|error| Error::io(format!("cannot open the data file of layer {}", layer.id), error))
+    }
+
+    /// The data file for writing a block; it is created if it does not exist.
+    ///
+    /// # Errors
+    /// An I/O error, no space.
+    pub fn data_file_to_write(&self, layer: &Layer, block: u32) -> Result<Arc<dyn DiskFile>> {
+        let opened = self.files.get_or_create(layer.id, LayerFile::Data(self.place(block).0));
+        let (file, created) = opened.map_err(|error| Error::io(format!("cannot create the data file of layer {}", layer.id), error))?;
+        if created {
+            layer.state.lock().created = true;
+        }
+        Ok(file)
+    }
+
+    /// Whether a buffer can be handed to the disk as it is.
+    fn is_aligned(&self, buffer: &[u8]) -> bool {
+        self.io_mode == IoMode::Buffered || buffer.as_ptr().addr().is_multiple_of(4096)
+    }
+
+    /// Reads consecutive blocks of an extent from `first` and verifies them.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn read_blocks(&self, layer: &Layer, first: u32, buffer: &mut [u8]) -> Result<BlockRead> {
+        let Some(file) = self.data_file(layer, first)? else { return Ok(BlockRead::Mismatch(first)) };
+        let offset = self.place(first).1;
+        let result = if self.is_aligned(buffer) {
+            file.read_exact_at(buffer, offset)
+        } else {
+            let mut bounce = AlignedBuffer::zeroed(buffer.len());
+            let result = file.read_exact_at(&mut bounce, offset);
+            buffer.copy_from_slice(&bounce);
+            result
+        };
+        match result {
+            Ok(()) => self.verify_blocks(layer, first, buffer),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(BlockRead::Mismatch(first)),
+            Err(error) => Err(Error::io(format!("cannot read layer {} at block {first}", layer.id), error)),
+        }
+    }
+
+    /// Compares blocks (within one extent or more) with their checksums.
+    ///
+    /// # Errors
+    /// The checksums cannot be read.
+    pub fn verify_blocks(&self, layer: &Layer, first: u32, bytes: &[u8]) -> Result<BlockRead> {
+        let mut page = None;
+        for (number, bytes) in bytes.chunks(self.block_size.bytes() as usize).enumerate() {
+            let block = first + number as u32;
+            let extent = block / EXTENT_BLOCKS;
+            if layer.unverified.load(Ordering::Acquire) && layer.state.lock().unverified.contains(extent) {
+                continue;
+            }
+            let page = match &page {
+                Some((of, page)) if *of == extent => page,
+                _ => &page.insert((extent, self.page(layer, extent)?)).1,
+            };
+            if page.get(block % EXTENT_BLOCKS) != block_checksum(layer.id, block, bytes) {
+                return Ok(BlockRead::Mismatch(block));
+            }
+        }
+        Ok(BlockRead::Verified)
+    }
+
+    /// Reads one block while nobody writes, fills or punches it.
+    /// `Ok(None)`: the layer does not hold the block any more.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Corrupt`] with the place, or an I/O error.
+    pub fn read_settled(&self, layer: &Layer, block: u32, buffer: &mut [u8]) -> Result<Option<()>> {
+        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+        let bits = BlockBits::of(within..within + 1);
+        self.latch_wait(layer, extent, &bits)?;
+        let held = layer.extent(extent).0.contains(within);
+        let result = if held { self.read_blocks(layer, block, buffer) } else { Ok(BlockRead::Verified) };
+        self.release(layer, extent, &bits);
+        match result? {
+            BlockRead::Verified => Ok(held.then_some(())),
+            BlockRead::Mismatch(_) => Err(self.corruption(layer, block, "its bytes do not match their checksum")),
+        }
+    }
+
+    /// The error for a damaged block.
+    pub fn corruption(&self, layer: &Layer, block: u32, reason: &str) -> Error {
+        let (segment, offset_bytes) = self.place(block);
+        let file = StorePaths::new(std::path::Path::new("")).layer(layer.id, LayerFile::Data(segment));
+        Error::corrupt_block(Corruption {
+            volume: None,
+            block: u64::from(block),
+            layer: layer.id.0,
+            file: file.display().to_string(),
+            offset_bytes,
+            reason: reason.into(),
+        })
+    }
+
+    /// Writes a block of a sealed layer again, if `bytes` are what its checksum says.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Corrupt`] if they are not, an I/O error.
+    pub fn repair_block(&self, layer: &Layer, block: u32, bytes: &[u8]) -> Result<()> {
+        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+        let bits = BlockBits::of(within..within + 1);
+        self.latch_wait(layer, extent, &bits)?;
+        let result = self.repair_latched(layer, block, bytes);
+        self.release(layer, extent, &bits);
+        result
+    }
+
+    fn repair_latched(&self, layer: &Layer, block: u32, bytes: &[u8]) -> Result<()> {
+        if self.page(layer, block / EXTENT_BLOCKS)?.get(block % EXTENT_BLOCKS) != block_checksum(layer.id, block, bytes) {
+            return Err(self.corruption(layer, block, "the source has other bytes now"));
+        }
+        let file = self.data_file_to_write(layer, block)?;
+        let wrap = |error| Error::io(format!("cannot write layer {} at block {block}", layer.id), error);
+        self.put(&*file, self.place(block).1, bytes).map_err(wrap)?;
+        file.sync_data().map_err(wrap)
+    }
+
+    /// Writes whole blocks of an extent that the caller was admitted to; makes them the blocks' content, or gives them back.
+    ///
+    /// # Errors
+    /// An I/O error, no space.
+    pub fn write_admitted(&self, layer: &Layer, extent: u32, range: Range<u32>, data: &[u8]) -> Result<()> {
+        let first = extent * EXTENT_BLOCKS + range.start;
+        let bits = BlockBits::of(range);
+        let result = self.data_file_to_write(layer, first).and_then(|file| {
+            self.put(&*file, self.place(first).1, data)
+                .map_err(|error| Error::io(format!("cannot write layer {} at block {first}", layer.id), error))?;
+            Ok(file)
+        });
+        match result {
+            Ok(file) => {
+                self.finish_write(layer, extent, &bits, &self.checksums_of(layer, first, data), (self.place(first).0, &file));
+                Ok(())
+            }
+            Err(error) => {
+                self.abort_write(layer, extent, &bits, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn put(&self, file: &dyn DiskFile, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.is_aligned(data) {
+            return file.write_all_at(data, offset);
+        }
+        let mut bounce = AlignedBuffer::zeroed(data.len());
+        bounce.copy_from_slice(data);
+        file.write_all_at(&bounce, offset)
+    }
+
+    /// Checksums of consecutive blocks.
+    pub fn checksums_of(&self, layer: &Layer, first: u32, data: &[u8]) -> Vec<u32> {
+        let blocks = data.chunks(self.block_size.bytes() as usize).zip(first..);
+        blocks.map(|(bytes, block)| block_checksum(layer.id, block, bytes)).collect()
+    }
+}

@@ -1,0 +1,190 @@
+//! Checksums: one page of 1024 for each extent of a layer, in `layers/<id>.crc`.
+//!
+//! ```text
+//! file `layers/<id>.crc`: page e at byte 4096 * e; in it checksum b (little-endian, 4 bytes) at byte 4 * b
+//! checksum = crc32 (IEEE) of the block's bytes, begun with crc32 of layer (4 bytes) and block number (4 bytes)
+//! ```
+//! Layer and block number make a block that was written to, or read from, a wrong place fail its check. The entry of a block
+//! that is not present means nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use super::files::LayerFiles;
+use crate::format::LayerFile;
+use crate::ids::LayerId;
+use crate::io::{DiskFile, DiskFileExt};
+use crate::limits::EXTENT_BLOCKS;
+
+const PAGE_BYTES: usize = EXTENT_BLOCKS as usize * 4;
+const SHARDS: usize = 16;
+
+/// Checksum of a block's bytes in its place.
+pub fn block_checksum(layer: LayerId, block: u32, bytes: &[u8]) -> u32 {
+    let place = (u64::from(block) << 32 | u64::from(layer.0)).to_le_bytes();
+    let mut hasher = crc32fast::Hasher::new_with_initial(crc32fast::hash(&place));
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// The checksums of an extent, in memory.
+pub struct ChecksumPage {
+    checksums: Box<[AtomicU32]>,
+    /// Differs from the file.
+    changed: AtomicBool,
+}
+
+impl ChecksumPage {
+    fn zeroed() -> Arc<Self> {
+        let checksums = (0..EXTENT_BLOCKS).map(|_| AtomicU32::new(0)).collect();
+        Arc::new(Self { checksums, changed: AtomicBool::new(false) })
+    }
+
+    /// The checksum of a block of the extent.
+    pub fn get(&self, block: u32) -> u32 {
+        self.checksums[block as usize].load(Ordering::Acquire)
+    }
+
+    /// Sets the checksum of a block of the extent.
+    pub fn set(&self, block: u32, checksum: u32) {
+        self.checksums[block as usize].store(checksum, Ordering::Release);
+        self.changed.store(true, Ordering::Release);
+    }
+}
+
+type Key = (LayerId, u32);
+/// Hashed without a random seed, so that a simulated run can be repeated.
+type Pages = HashMap<Key, Arc<ChecksumPage>, BuildHasherDefault<DefaultHasher>>;
+
+/// A bounded cache of pages. Changed pages and pages in use are never dropped.
+pub struct ChecksumCache {
+    shards: [Mutex<Pages>; SHARDS],
+    shard_pages_max: usize,
+    /// Layers whose file was written since the last sync.
+    unsynced: Mutex<BTreeMap<LayerId, Arc<dyn DiskFile>>>,
+}
+
+impl ChecksumCache {
+    pub fn new(bytes_max: u64) -> Self {
+        let pages = (bytes_max as usize / PAGE_BYTES / SHARDS).max(4);
+        Self { shards: std::array::from_fn(|_| Mutex::default()), shard_pages_max: pages, unsynced: Mutex::default() }
+    }
+
+    fn shard(&self, (layer, extent): Key) -> &Mutex<Pages> {
+        &self.shards[(extent.wrapping_add(layer.0.wrapping_mul(31))) as usize % SHARDS]
+    }
+
+    /// The page, if it is in memory.
+    pub fn cached(&self, layer: LayerId, extent: u32) -> Option<Arc<ChecksumPage>> {
+        self.shard((layer, extent)).lock().get(&(layer, extent)).cloned()
+    }
+
+    /// The page, from memory or from the file; pages that the file does not have are zero.
+    pub fn page(&self, files: &LayerFiles, layer: LayerId, extent: u32) -> io::Result<Arc<ChecksumPage>> {
+        if let Some(page) = self.cached(layer, extent) {
+            return Ok(page);
+        }
+        let page = ChecksumPage::zeroed();
+        if let Some(file) = files.get(layer, LayerFile::Checksums)? {
+            let mut bytes = [0; PAGE_BYTES];
+            match file.read_exact_at(&mut bytes, u64::from(extent) * PAGE_BYTES as u64) {
+                Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+                _ => {}
+            }
+            for (checksum, bytes) in page.checksums.iter().zip(bytes.as_chunks::<4>().0) {
+                checksum.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
+            }
+        }
+        let mut shard = self.shard((layer, extent)).lock();
+        // Another thread may have loaded it meanwhile, and changed it: its page counts.
+        let page = Arc::clone(shard.entry((layer, extent)).or_insert(page));
+        if shard.len() > self.shard_pages_max {
+            shrink(&mut shard, self.shard_pages_max / 4 * 3);
+        }
+        Ok(page)
+    }
+
+    /// Changed pages in memory.
+    pub fn changed_pages(&self) -> usize {
+        let changed = |page: &&Arc<ChecksumPage>| page.changed.load(Ordering::Relaxed);
+        self.shards.iter().map(|shard| shard.lock().values().filter(changed).count()).sum()
+    }
+
+    /// Writes a page to its file. The caller keeps the order: the journal, or a mark, still stands for what it holds.
+    pub fn write_back(&self, files: &LayerFiles, layer: LayerId, extent: u32, page: &ChecksumPage) -> io::Result<bool> {
+        if !page.changed.swap(false, Ordering::AcqRel) {
+            return Ok(false);
+        }
+        let mut bytes = [0; PAGE_BYTES];
+        for (bytes, checksum) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&page.checksums) {
+            *bytes = checksum.load(Ordering::Acquire).to_le_bytes();
+        }
+        let result = files.get_or_create(layer, LayerFile::Checksums).and_then(|(file, created)| {
+            file.write_all_at(&bytes, u64::from(extent) * PAGE_BYTES as u64)?;
+            self.unsynced.lock().insert(layer, file);
+            Ok(created)
+        });
+        result.inspect_err(|_| page.changed.store(true, Ordering::Release))
+    }
+
+    /// Writes every changed page; answers whether files were created.
+    pub fn write_back_all(&self, files: &LayerFiles) -> io::Result<bool> {
+        let mut created = false;
+        for shard in &self.shards {
+            let mut changed: Vec<_> = shard
+                .lock()
+                .iter()
+                .filter(|(_, page)| page.changed.load(Ordering::Relaxed))
+                .map(|(key, page)| (*key, Arc::clone(page)))
+                .collect();
+            changed.sort_unstable_by_key(|(key, _)| *key);
+            for ((layer, extent), page) in changed {
+                created |= self.write_back(files, layer, extent, &page)?;
+            }
+        }
+        Ok(created)
+    }
+
+    /// Files with unsynced pages; after a failed sync nothing may rely on them.
+    pub fn take_unsynced(&self) -> Vec<Arc<dyn DiskFile>> {
+        std::mem::take(&mut *self.unsynced.lock()).into_values().collect()
+    }
+
+    /// Forgets a layer that is gone.
+    pub fn forget(&self, layer: LayerId) {
+        for shard in &self.shards {
+            shard.lock().retain(|(id, _), _| *id != layer);
+        }
+        self.unsynced.lock().remove(&layer);
+    }
+}
+
+fn shrink(shard: &mut Pages, pages: usize) {
+    let mut surplus = shard.len().saturating_sub(pages);
+    // The order of a hash map is as good as random, and random replacement is good enough for pages of 4 MiB of data each.
+    shard.retain(|_, page| {
+        let keep = surplus == 0 || Arc::strong_count(page) > 1 || page.changed.load(Ordering::Relaxed);
+        surplus -= usize::from(!keep);
+        keep
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_is_part_of_the_checksum() {
+        let bytes = [7; 4096];
+        let here = block_checksum(LayerId(1), 5, &bytes);
+        assert_eq!(here, 0x7fda_d35f, "golden value of the format");
+        assert_ne!(here, block_checksum(LayerId(2), 5, &bytes));
+        assert_ne!(here, block_checksum(LayerId(1), 6, &bytes));
+        assert_ne!(here, block_checksum(LayerId(5), 1, &bytes));
+    }
+}

@@ -1,0 +1,200 @@
+//! Cleaning: giving marked extents verifiable checksums on disk again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::checksums::block_checksum;
+use super::set::Layers;
+use super::state::Layer;
+use crate::bits::BlockBits;
+use crate::error::{Error, Result};
+use crate::format::{PresenceRecord, Record};
+use crate::io::AlignedBuffer;
+use crate::limits::EXTENT_BLOCKS;
+
+impl Layers {
+    /// Clears the marks of extents that were not written since the last call for the layer. Answers how many remain marked.
+    ///
+    /// # Errors
+    /// An I/O error; the marks stay.
+    pub fn clean_layer(&self, layer: &Layer) -> Result<u64> {
+        let candidates: Vec<u32> = {
+            let mut state = layer.state.lock();
+            let state = &mut *state;
+            let still = |extent: &u32| match state.hot.get_mut(extent) {
+                // A marked extent that is not hot comes from before a crash, and is verified now.
+                None => true,
+                Some(hot) => !std::mem::replace(&mut hot.touched, false) && hot.latched.is_empty(),
+            };
+            (&state.marked - &state.unverified).iter().filter(still).collect()
+        };
+        if !candidates.is_empty() {
+            // Crash ordering 3: first the blocks, then the page, then the record.
+            self.sync([layer.id])?;
+            for extent in &candidates {
+                let page = self.page(layer, *extent)?;
+                self.write_page(layer, *extent, &page)?;
+            }
+            self.sync_pages()?;
+            let mut state = layer.state.lock();
+            for extent in candidates {
+                let untouched = state.hot.get(&extent).is_none_or(|hot| !hot.touched && hot.latched.is_empty());
+                if untouched && !state.unverified.contains(extent) {
+                    self.commit.enqueue([Record::Clear(layer.id, extent)]);
+                    state.marked.remove(extent);
+                    state.cool(extent);
+                }
+            }
+        }
+        Ok(layer.state.lock().marked.len())
+    }
+
+    fn write_page(&self, layer: &Layer, extent: u32, page: &super::ChecksumPage) -> Result<()> {
+        let wrap = |error| Error::io(format!("cannot write the checksums of layer {}, extent {extent}", layer.id), error);
+        if self.checksums.write_back(&self.files, layer.id, extent, page).map_err(wrap)? {
+            self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
+        }
+        Ok(())
+    }
+
+    fn sync_pages(&self) -> Result<()> {
+        let files = self.checksums.take_unsynced();
+        let result = self.disk.sync_all(&files).map_err(|error| Error::io("cannot sync checksums", error));
+        result.inspect_err(|error| self.commit.poison(error.clone()))
+    }
+
+    /// Hashes one unverified extent of the layer again. Answers whether there was one.
+    ///
+    /// # Errors
+    /// The blocks cannot be read; the extent stays unverified.
+    pub fn rehash_step(&self, layer: &Layer) -> Result<bool> {
+        let Some(extent) = layer.state.lock().unverified.min() else { return Ok(false) };
+        self.latch_wait(layer, extent, &BlockBits::FULL)?;
+        let result = self.rehash_extent(layer, extent);
+        let mut state = layer.state.lock();
+        if result.is_ok() {
+            state.unverified.remove(extent);
+            layer.unverified.store(!state.unverified.is_empty(), Ordering::Release);
+        }
+        drop(state);
+        self.release(layer, extent, &BlockBits::FULL);
+        result.map(|()| true)
+    }
+
+    fn rehash_extent(&self, layer: &Layer, extent: u32) -> Result<()> {
+        let page = self.page(layer, extent)?;
+        let first = extent * EXTENT_BLOCKS;
+        let block_bytes = self.block_size.bytes() as usize;
+        for run in layer.extent(extent).0.runs() {
+            let mut buffer = AlignedBuffer::zeroed(run.len() * block_bytes);
+            // The extent is unverified, so that only the transfer itself can fail.
+            self.read_blocks(layer, first + run.start, &mut buffer)?;
+            for (bytes, block) in buffer.chunks(block_bytes).zip(run) {
+                page.set(block, block_checksum(layer.id, first + block, bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes every changed checksum page and drops the journal behind a new state: `shape` and the presence of all layers.
+    /// The caller keeps the shape from changing meanwhile.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NoSpace`] leaves everything as it was; any other error poisons the store.
+    pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
+        let result = self.commit.exclusive(
+            |ticket, gathered| self.run_round(ticket, gathered),
+            |journal| {
+                // Crash ordering 5.
+                let created = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
+                if created {
+                    self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
+                }
+                self.sync_pages()?;
+                let layers = self.all();
+                journal.checkpoint(shape.into_iter().chain(layers.iter().map(|layer| self.presence_record(layer))))
+            },
+        );
+        if let Err(error) = &result
+            && error.kind() != crate::ErrorKind::NoSpace
+        {
+            self.commit.poison(error.clone());
+        }
+        result
+    }
+
+    /// What the journal may say of a layer: fresh blocks are left out, for they have no durable bytes yet.
+    fn presence_record(&self, layer: &Arc<Layer>) -> Record {
+        let state = layer.state.lock();
+        let mut present = state.presence.present.clone();
+        for extent in &state.fresh_extents {
+            if let Some(hot) = state.hot.get(extent) {
+                super::presence::remove_bits(&mut present, *extent, &hot.fresh);
+            }
+        }
+        present.optimize();
+        let mut zeroed = state.presence.zeroed.clone();
+        zeroed.optimize();
+        Record::Presence(PresenceRecord { layer: layer.id, present, zeroed, marked: state.marked.clone() })
+    }
+
+    /// Layers with marked extents.
+    pub fn marked(&self) -> Vec<Arc<Layer>> {
+        self.all().into_iter().filter(|layer| !layer.state.lock().marked.is_empty()).collect()
+    }
+
+    /// Layers with extents that were not hashed again since a crash.
+    pub fn unverified(&self) -> Vec<Arc<Layer>> {
+        self.all().into_iter().filter(|layer| layer.unverified.load(Ordering::Acquire)).collect()
+    }
+
+    /// Makes queued records durable, if there are any.
+    ///
+    /// # Errors
+    /// As [`Layers::wait`].
+    pub fn sync_if_queued(&self) -> Result<()> {
+        if self.commit.is_idle() { Ok(()) } else { self.sync([]) }
+    }
+
+    /// Number of the current journal file.
+    pub fn journal_number(&self) -> u64 {
+        self.commit.journal().number()
+    }
+
+    /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark is
+    /// left), and refuses writes from then on.
+    ///
+    /// # Errors
+    /// An I/O error; what was flushed before is safe.
+    pub fn shut_down(&self) -> Result<()> {
+        let result = self.shut_down_healthy();
+        self.commit.poison(Error::new(crate::ErrorKind::Poisoned, "the store was closed"));
+        result
+    }
+
+    fn shut_down_healthy(&self) -> Result<()> {
+        self.commit.healthy()?;
+        self.sync(self.all().iter().map(|layer| layer.id))?;
+        let mut marked = 0;
+        for layer in self.marked() {
+            // The first look only sees whether somebody still writes.
+            self.clean_layer(&layer)?;
+            marked += self.clean_layer(&layer)?;
+        }
+        if marked == 0 {
+            self.enqueue([Record::Closed]);
+        }
+        self.sync([])
+    }
+
+    /// Whether the journal has grown so much that a checkpoint is due.
+    pub fn wants_checkpoint(&self) -> bool {
+        const LOG_BYTES_MAX: u64 = 8 << 20;
+        const CHANGED_PAGES_MAX: usize = 16 << 10;
+        let (log, state) = {
+            let journal = self.commit.journal();
+            (journal.log_bytes(), journal.state_bytes())
+        };
+        log > LOG_BYTES_MAX.max(2 * state) || self.checksums.changed_pages() > CHANGED_PAGES_MAX
+    }
+}

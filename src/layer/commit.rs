@@ -1,0 +1,219 @@
+//! Group commit: many callers' records and syncs in one barrier round.
+//!
+//! Whoever waits for a round that nobody leads leads it. While it is under way, later callers gather for the next one.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Record, frame_bytes};
+use crate::ids::LayerId;
+use crate::io::DiskFile;
+use crate::journal::Journal;
+
+/// A place in a barrier round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub(super) u64);
+
+/// Journal bytes taken in advance for blocks that will become present.
+const RESERVE_STEP_BYTES: u64 = 256 << 10;
+/// Most that the record of one new block costs: a run header of 13 bytes and its checksum.
+const NEW_BLOCK_BYTES: u64 = 17;
+
+/// What the next round will do.
+#[derive(Default)]
+pub struct Gathered {
+    /// In the order in which they were made.
+    pub records: Vec<Record>,
+    /// Layers whose completed writes become durable.
+    pub layers: BTreeSet<LayerId>,
+}
+
+#[derive(Default)]
+struct Queue {
+    next: Gathered,
+    /// Number of the round under way or last ended.
+    started: u64,
+    leading: bool,
+}
+
+/// The commit queue and the journal behind it.
+pub struct Commit {
+    queue: Mutex<Queue>,
+    ended: Condvar,
+    done: AtomicU64,
+    journal: Mutex<Journal>,
+    /// Journal bytes that new blocks without a record will need.
+    outstanding: AtomicU64,
+    /// Journal bytes that are allocated for them.
+    ceiling: AtomicU64,
+    poison: OnceLock<Error>,
+}
+
+impl Commit {
+    pub fn new(journal: Journal) -> Self {
+        Self {
+            queue: Mutex::default(),
+            ended: Condvar::new(),
+            done: AtomicU64::new(0),
+            journal: Mutex::new(journal),
+            outstanding: AtomicU64::new(0),
+            ceiling: AtomicU64::new(0),
+            poison: OnceLock::new(),
+        }
+    }
+
+    /// Refuses if an earlier write-back or sync failed.
+    pub fn healthy(&self) -> Result<()> {
+        match self.poison.get() {
+            None => Ok(()),
+            Some(cause) => Err(Error::new(
+                ErrorKind::Poisoned,
+                format!(
+                    "the store refuses writes since a write to the disk failed ({cause}): check the disk, then close and open the store"
+                ),
+            )),
+        }
+    }
+
+    /// Refuses every later write.
+    pub fn poison(&self, cause: Error) {
+        let _ = self.poison.set(cause);
+        self.ended.notify_all();
+    }
+
+    /// Puts a record into the next round.
+    pub fn enqueue(&self, records: impl IntoIterator<Item = Record>) -> Ticket {
+        let mut queue = self.queue.lock();
+        queue.next.records.extend(records);
+        Ticket(queue.started + 1)
+    }
+
+    /// Puts records into the next round and lets it make the completed writes of a layer durable.
+    pub fn enqueue_with_sync(&self, layer: Option<LayerId>, records: impl IntoIterator<Item = Record>) -> Ticket {
+        let mut queue = self.queue.lock();
+        queue.next.records.extend(records);
+        queue.next.layers.extend(layer);
+        Ticket(queue.started + 1)
+    }
+
+    /// Whether no round is under way and no record waits for one.
+    pub fn is_idle(&self) -> bool {
+        let queue = self.queue.lock();
+        !queue.leading && queue.next.records.is_empty()
+    }
+
+    /// Lets the next round make the completed writes of `layers` durable.
+    pub fn enqueue_sync(&self, layers: impl IntoIterator<Item = LayerId>) -> Ticket {
+        let mut queue = self.queue.lock();
+        queue.next.layers.extend(layers);
+        Ticket(queue.started + 1)
+    }
+
+    /// Whether the round has ended.
+    pub fn is_done(&self, ticket: Ticket) -> bool {
+        self.done.load(Ordering::Acquire) >= ticket.0
+    }
+
+    /// Waits until the round has ended; runs it if nobody does.
+    pub fn wait(&self, ticket: Ticket, mut run: impl FnMut(Ticket, Gathered) -> Result<()>) -> Result<()> {
+        let mut queue = self.queue.lock();
+        loop {
+            if self.is_done(ticket) {
+                return Ok(());
+            }
+            self.healthy()?;
+            if queue.leading {
+                self.ended.wait(&mut queue);
+                continue;
+            }
+            queue.leading = true;
+            let round = Self::start(&mut queue);
+            drop(queue);
+            let result = run(round.0, round.1);
+            queue = self.queue.lock();
+            self.end(&mut queue, round.0, result);
+        }
+    }
+
+    /// Runs a round, and then `then` before any other round may start.
+    pub fn exclusive(
+        &self,
+        mut run: impl FnMut(Ticket, Gathered) -> Result<()>,
+        then: impl FnOnce(&mut Journal) -> Result<()>,
+    ) -> Result<()> {
+        let mut queue = self.queue.lock();
+        while queue.leading {
+            self.ended.wait(&mut queue);
+        }
+        self.healthy()?;
+        queue.leading = true;
+        let (ticket, gathered) = Self::start(&mut queue);
+        drop(queue);
+        let result = run(ticket, gathered);
+        let failed = result.is_err();
+        let mut outcome = result.clone();
+        if !failed {
+            // Space in the new file is counted anew.
+            outcome = then(&mut self.journal.lock());
+            self.ceiling.store(0, Ordering::Release);
+        }
+        self.end(&mut self.queue.lock(), ticket, result);
+        outcome
+    }
+
+    fn start(queue: &mut Queue) -> (Ticket, Gathered) {
+        queue.started += 1;
+        (Ticket(queue.started), std::mem::take(&mut queue.next))
+    }
+
+    fn end(&self, queue: &mut Queue, ticket: Ticket, result: Result<()>) {
+        queue.leading = false;
+        match result {
+            Ok(()) => self.done.store(ticket.0, Ordering::Release),
+            Err(error) => drop(self.poison.set(error)),
+        }
+        self.ended.notify_all();
+    }
+
+    /// The journal, for appending and for its file.
+    pub fn journal(&self) -> parking_lot::MutexGuard<'_, Journal> {
+        self.journal.lock()
+    }
+
+    /// Takes journal space for records of `blocks` new blocks, so that the flush that follows cannot fail for lack of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`]; nothing has changed then.
+    pub fn reserve_blocks(&self, blocks: u32) -> Result<()> {
+        let bytes = u64::from(blocks) * NEW_BLOCK_BYTES;
+        let outstanding = self.outstanding.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if outstanding <= self.ceiling.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut journal = self.journal.lock();
+        let taken = journal.reserve(outstanding + RESERVE_STEP_BYTES);
+        match taken {
+            Ok(()) => self.ceiling.store(outstanding + RESERVE_STEP_BYTES, Ordering::Release),
+            Err(_) => self.release_blocks(blocks),
+        }
+        taken
+    }
+
+    /// Gives back what was taken for blocks that are not new after all, or whose record was written.
+    pub fn release_blocks(&self, blocks: u32) {
+        self.outstanding.fetch_sub(u64::from(blocks) * NEW_BLOCK_BYTES, Ordering::AcqRel);
+    }
+
+    /// Appends a frame; answers the file to sync.
+    pub fn append(&self, payload: &[u8]) -> Result<Arc<dyn DiskFile>> {
+        let mut journal = self.journal.lock();
+        journal.append(payload)?;
+        let ceiling = self.ceiling.load(Ordering::Acquire);
+        self.ceiling.store(ceiling.saturating_sub(frame_bytes(payload.len())), Ordering::Release);
+        Ok(journal.file())
+    }
+}

@@ -1,0 +1,102 @@
+//! Open files of layers: opened when they are needed, closed when too many are open.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::format::{LayerFile, StorePaths};
+use crate::ids::LayerId;
+use crate::io::{Disk, DiskFile, IoMode, OpenMode};
+
+/// Files that are kept open at most.
+const OPEN_FILES_MAX: usize = 2048;
+
+type Key = (LayerId, LayerFile);
+
+/// A bounded cache of open files. A file that is in use stays open behind its `Arc`.
+pub struct LayerFiles {
+    disk: Arc<dyn Disk>,
+    paths: StorePaths,
+    mode: IoMode,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    files: HashMap<Key, (Arc<dyn DiskFile>, u64)>,
+    uses: u64,
+}
+
+impl LayerFiles {
+    pub fn new(disk: Arc<dyn Disk>, paths: StorePaths, mode: IoMode) -> Self {
+        Self { disk, paths, mode, open: Mutex::default() }
+    }
+
+    /// The file, if it exists.
+    pub fn get(&self, layer: LayerId, file: LayerFile) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        match self.open(layer, file, OpenMode::Write) {
+            Ok((file, _)) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The file, and whether it was created now (so that its name must be synced).
+    pub fn get_or_create(&self, layer: LayerId, file: LayerFile) -> io::Result<(Arc<dyn DiskFile>, bool)> {
+        match self.open(layer, file, OpenMode::Write) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.open(layer, file, OpenMode::Create).map(|(file, _)| (file, true)),
+            other => other,
+        }
+    }
+
+    fn open(&self, layer: LayerId, file: LayerFile, mode: OpenMode) -> io::Result<(Arc<dyn DiskFile>, bool)> {
+        let mut open = self.open.lock();
+        open.uses += 1;
+        let uses = open.uses;
+        if let Some((found, used)) = open.files.get_mut(&(layer, file)) {
+            *used = uses;
+            return Ok((Arc::clone(found), false));
+        }
+        let io = match file {
+            LayerFile::Data(_) => self.mode,
+            LayerFile::Checksums => IoMode::Buffered,
+        };
+        let opened = self.disk.open(&self.paths.layer(layer, file), mode, io)?;
+        if open.files.len() >= OPEN_FILES_MAX {
+            open.evict();
+        }
+        open.files.insert((layer, file), (Arc::clone(&opened), uses));
+        Ok((opened, false))
+    }
+
+    /// Removes every file of a layer.
+    pub fn remove(&self, layer: LayerId, segments: u32) -> io::Result<()> {
+        self.open.lock().files.retain(|(id, _), _| *id != layer);
+        let files = (0..segments.max(1)).map(LayerFile::Data).chain([LayerFile::Checksums]);
+        for file in files {
+            match self.disk.remove(&self.paths.layer(layer, file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the names of created files durable.
+    pub fn sync_names(&self) -> io::Result<()> {
+        self.disk.sync_dir(&self.paths.layers())
+    }
+}
+
+impl Open {
+    /// Closes the less recently used half.
+    fn evict(&mut self) {
+        let mut ages: Vec<u64> = self.files.values().map(|(_, used)| *used).collect();
+        let middle = ages.len() / 2;
+        let (_, median, _) = ages.select_nth_unstable(middle);
+        let median = *median;
+        self.files.retain(|_, (_, used)| *used >= median);
+    }
+}

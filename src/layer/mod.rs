@@ -1,0 +1,41 @@
+//! Layers: presence, checksums, and the order in which bytes and records become durable.
+//!
+//! The cast: a [`Layer`] is a set of blocks over a parent; [`Layers`] is the table of all of them with the files, the
+//! checksum pages and the group commit they share; a [`Ticket`] is a place in a barrier round.
+//!
+//! # Crash ordering
+//! 1. *A presence bit is durable only after its block is.* A barrier round writes one journal frame with the checksums of the
+//!    newly present blocks, and syncs the journal and the data files together. Until the next frame exists, recovery believes
+//!    a block of that frame only if its bytes match; so a block whose record is on its way is not overwritten before the round
+//!    has ended (`Hot::round`).
+//! 2. *A block that the journal calls present is overwritten in place only inside an extent with a durable mark.* The frame
+//!    that carries the mark also proves that every earlier round ended.
+//! 3. *A mark is cleared* when the extent's blocks, then its checksum page, are durable, and nothing was written in between.
+//! 4. *Space is given back* only after the record that makes the blocks zero or forgotten is durable, and a block is written
+//!    again only after that (`State::dying`).
+//! 5. *A checkpoint* (which drops the checksums from the journal) writes and syncs every changed checksum page first.
+//! 6. *A record of shape counts only if every block its round names matches*: a fork seals a layer, and the layer's unsynced
+//!    overwrites are named in the same frame (`Expect`), so one barrier round makes both durable or neither count.
+//!
+//! Lock order: owner map, catalogue, layer state, commit queue, journal. None is held across a barrier.
+mod admit;
+mod blocks;
+mod checksums;
+mod clean;
+mod commit;
+mod files;
+mod presence;
+mod punch;
+mod recover;
+mod round;
+mod set;
+mod state;
+
+pub use admit::{Admission, Wait};
+pub use blocks::BlockRead;
+pub use checksums::ChecksumPage;
+pub use commit::Ticket;
+pub use presence::Presence;
+pub use recover::Recovery;
+pub use set::{LayerConfig, Layers, Reap};
+pub use state::Layer;

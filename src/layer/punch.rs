@@ -1,0 +1,225 @@
+//! Zeroing, forgetting, and giving back space.
+
+use std::ops::RangeInclusive;
+
+use roaring::RoaringBitmap;
+
+use super::admit::Wait;
+use super::commit::Ticket;
+use super::presence::{extent_bits, insert_bits};
+use super::set::Layers;
+use super::state::{Dying, Layer, State};
+use crate::bits::BlockBits;
+use crate::error::{Error, Result};
+use crate::format::Record;
+use crate::limits::EXTENT_BLOCKS;
+
+/// Extents whose space is given back in one step.
+const PUNCH_EXTENTS: usize = 256;
+
+impl Layers {
+    /// Makes whole blocks of a layer read as zero. `hides`: something below the layer may have these blocks.
+    /// Durable with a later round; the ticket says which.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Poisoned`], or a round that had to end first failed.
+    pub fn zero(&self, layer: &Layer, blocks: RangeInclusive<u32>, hides: bool) -> Result<Option<Ticket>> {
+        self.commit.healthy()?;
+        loop {
+            let mut state = layer.state.lock();
+            if !state.is_latched(&blocks) {
+                return Ok(self.zero_locked(layer, &mut state, blocks, hides));
+            }
+            drop(state);
+            self.wait_for(layer, Wait::Latch)?;
+        }
+    }
+
+    fn zero_locked(&self, layer: &Layer, state: &mut State, blocks: RangeInclusive<u32>, hides: bool) -> Option<Ticket> {
+        let held = state.presence.present.range_cardinality(blocks.clone()) > 0;
+        let shown = hides && state.presence.zeroed.range_cardinality(blocks.clone()) <= u64::from(blocks.end() - blocks.start());
+        if !held && !shown {
+            return None;
+        }
+        let (first, last) = (*blocks.start(), *blocks.end());
+        let record = match hides {
+            true => Record::Zero { layer: layer.id, first, last },
+            false => Record::Drop { layer: layer.id, first, last },
+        };
+        let ticket = self.retire(layer, state, blocks.clone(), record);
+        match hides {
+            true => state.presence.zero(blocks),
+            false => state.presence.forget(blocks),
+        }
+        Some(ticket)
+    }
+
+    /// Notes that the source has only zeros for these blocks, those that the layer does not have yet. Durable with a later round.
+    pub fn fill_zero(&self, layer: &Layer, blocks: RangeInclusive<u32>) {
+        let mut zeros = RoaringBitmap::new();
+        zeros.insert_range(blocks);
+        let mut state = layer.state.lock();
+        zeros -= state.presence.covered();
+        let mut runs = zeros.iter();
+        while let Some(run) = runs.next_range() {
+            // A fill under way with bytes of its own wins.
+            if !state.is_latched(&run) {
+                self.commit.enqueue([Record::Zero { layer: layer.id, first: *run.start(), last: *run.end() }]);
+                state.presence.zeroed.insert_range(run);
+            }
+        }
+    }
+
+    /// Forgets blocks of a sealed layer that nobody can see. Durable, and their space given back, later.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Poisoned`].
+    pub fn forget(&self, layer: &Layer, dead: &RoaringBitmap) -> Result<()> {
+        self.commit.healthy()?;
+        let mut runs = dead.iter();
+        while let Some(run) = runs.next_range() {
+            let mut state = layer.state.lock();
+            // A fill under way wins; the next look at this layer takes its blocks.
+            if state.is_latched(&run) {
+                continue;
+            }
+            self.retire(layer, &mut state, run.clone(), Record::Drop { layer: layer.id, first: *run.start(), last: *run.end() });
+            state.presence.forget(run);
+        }
+        Ok(())
+    }
+
+    /// Takes present blocks out of every list of blocks to be made durable, and remembers those the journal still calls present.
+    fn retire(&self, layer: &Layer, state: &mut State, blocks: RangeInclusive<u32>, record: Record) -> Ticket {
+        let mut gone = RoaringBitmap::new();
+        gone.insert_range(blocks.clone());
+        gone &= &state.presence.present;
+        let mut fresh = 0;
+        let mut garbage = RoaringBitmap::new();
+        for (extent, hot) in state.hot.range_mut(blocks.start() / EXTENT_BLOCKS..=blocks.end() / EXTENT_BLOCKS) {
+            let bits = extent_bits(&gone, *extent);
+            let unrecorded = hot.fresh.and(&bits);
+            fresh += u64::from(unrecorded.count());
+            hot.fresh = hot.fresh.minus(&bits);
+            hot.overwritten = hot.overwritten.minus(&bits);
+            insert_bits(&mut garbage, *extent, &unrecorded);
+        }
+        state.fresh_blocks -= fresh;
+        self.count_recorded(fresh);
+        gone -= &garbage;
+        let ticket = self.commit.enqueue([record]);
+        if !garbage.is_empty() {
+            state.garbage |= garbage;
+            self.note_garbage(layer);
+        }
+        gone.optimize();
+        state.dying.push(Dying { ticket, blocks, gone });
+        self.note_dying(layer);
+        ticket
+    }
+
+    /// Gives back space of blocks that are durably gone, for a bounded number of extents. Answers whether there is more to do.
+    ///
+    /// # Errors
+    /// An I/O error; the space is found again when the store is swept.
+    pub fn punch_step(&self) -> Result<bool> {
+        let Some(layer) = self.take_garbage().and_then(|id| self.get(id)) else { return Ok(false) };
+        let mut extents: Vec<u32> = Vec::new();
+        {
+            let state = layer.state.lock();
+            let mut next = state.garbage.min();
+            while let Some(block) = next.filter(|_| extents.len() < PUNCH_EXTENTS) {
+                let extent = block / EXTENT_BLOCKS;
+                extents.push(extent);
+                next = extent
+                    .checked_add(1)
+                    .and_then(|next| next.checked_mul(EXTENT_BLOCKS))
+                    .and_then(|from| state.garbage.range(from..).next());
+            }
+        }
+        for extent in extents {
+            self.punch_extent(&layer, extent)?;
+        }
+        if !layer.state.lock().garbage.is_empty() {
+            self.note_garbage(&layer);
+        }
+        Ok(true)
+    }
+
+    fn punch_extent(&self, layer: &Layer, extent: u32) -> Result<()> {
+        let bits = extent_bits(&layer.state.lock().garbage, extent);
+        self.latch_wait(layer, extent, &bits)?;
+        // Behind the latch nobody makes these blocks present; those that became so meanwhile are somebody's data again.
+        let gone = {
+            let mut state = layer.state.lock();
+            super::presence::remove_bits(&mut state.garbage, extent, &bits);
+            bits.minus(&state.presence.present_bits(extent))
+        };
+        let result = self.punch_blocks(layer, extent, &gone);
+        self.release(layer, extent, &bits);
+        result
+    }
+
+    fn punch_blocks(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
+        let first = extent * EXTENT_BLOCKS;
+        let Some(file) = self.data_file(layer, first)? else { return Ok(()) };
+        let block_bytes = self.block_size.bytes();
+        for run in bits.runs() {
+            let offset = self.place(first + run.start).1;
+            let punched = file.punch(offset..offset + run.len() as u64 * block_bytes);
+            punched.map_err(|error| Error::io(format!("cannot give back space of layer {}", layer.id), error))?;
+        }
+        Ok(())
+    }
+
+    /// Notes blocks that are allocated in the layer's files but not present, as a crash leaves them.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn find_garbage(&self, layer: &Layer) -> Result<()> {
+        let segments = crate::limits::VOLUME_BYTES_MAX.div_ceil(crate::limits::SEGMENT_BYTES) as u32;
+        for segment in 0..segments {
+            let base = self.block_size.block_of(u64::from(segment) * crate::limits::SEGMENT_BYTES);
+            if base > u64::from(u32::MAX) {
+                break;
+            }
+            let Some(file) = self.data_file(layer, base as u32)? else { continue };
+            let mut offset = 0;
+            while let Some(range) =
+                file.next_allocated(offset).map_err(|error| Error::io(format!("cannot map layer {}", layer.id), error))?
+            {
+                offset = range.end;
+                let first = base + self.block_size.block_of(range.start);
+                let last = base + self.block_size.blocks_for(range.end) - 1;
+                let Ok(last) = u32::try_from(last) else { break };
+                let mut allocated = RoaringBitmap::new();
+                allocated.insert_range(first as u32..=last);
+                let mut state = layer.state.lock();
+                allocated -= &state.presence.present;
+                for dying in &state.dying {
+                    allocated -= &dying.gone;
+                }
+                if !allocated.is_empty() {
+                    state.garbage |= allocated;
+                    self.note_garbage(layer);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Layers {
+    /// Blocks that the layer hides from what is below it, whatever happens.
+    pub fn durable_cover(&self, layer: &Layer) -> RoaringBitmap {
+        let state = layer.state.lock();
+        let mut cover = state.presence.covered();
+        for (extent, hot) in &state.hot {
+            super::presence::remove_bits(&mut cover, *extent, &hot.fresh.or(&hot.round));
+        }
+        for dying in &state.dying {
+            cover.remove_range(dying.blocks.clone());
+        }
+        cover
+    }
+}

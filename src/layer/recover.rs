@@ -1,0 +1,185 @@
+//! What the journal says of layers, until the store is open.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use roaring::RoaringBitmap;
+
+use super::blocks::BlockRead;
+use super::checksums::{ChecksumCache, block_checksum};
+use super::files::LayerFiles;
+use super::presence::Presence;
+use super::set::{LayerConfig, Layers};
+use super::state::Layer;
+use crate::error::{Error, Result};
+use crate::format::{BlockRun, LayerFile, Record};
+use crate::ids::LayerId;
+use crate::io::{AlignedBuffer, DiskFileExt};
+use crate::journal::Journal;
+use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+
+#[derive(Default)]
+struct RecoveredLayer {
+    presence: Presence,
+    marked: RoaringBitmap,
+}
+
+/// Presence, marks and checksums as records add up.
+pub struct Recovery {
+    config: LayerConfig,
+    files: LayerFiles,
+    checksums: ChecksumCache,
+    layers: BTreeMap<LayerId, RecoveredLayer>,
+}
+
+impl Recovery {
+    /// Starts with nothing.
+    pub fn new(config: LayerConfig) -> Self {
+        let files = LayerFiles::new(Arc::clone(&config.disk), config.paths.clone(), config.io_mode);
+        let checksums = ChecksumCache::new(config.checksum_cache_bytes);
+        Self { config, files, checksums, layers: BTreeMap::new() }
+    }
+
+    /// Takes in one record; records of shape only tell which layers exist.
+    ///
+    /// # Errors
+    /// A checksum page cannot be read.
+    pub fn apply(&mut self, record: &Record) -> Result<()> {
+        match record {
+            Record::Layer(layer) => drop(self.layers.insert(layer.layer, RecoveredLayer::default())),
+            Record::Present(run) => return self.apply_present(run),
+            Record::Zero { layer, first, last } => self.with(*layer, |layer| layer.presence.zero(*first..=*last)),
+            Record::Drop { layer, first, last } => self.with(*layer, |layer| layer.presence.forget(*first..=*last)),
+            Record::Mark(layer, extent) => self.with(*layer, |layer| drop(layer.marked.insert(*extent))),
+            Record::Clear(layer, extent) => self.with(*layer, |layer| drop(layer.marked.remove(*extent))),
+            Record::Presence(record) => self.with(record.layer, |layer| {
+                layer.presence = Presence { present: record.present.clone(), zeroed: record.zeroed.clone() };
+                layer.marked = record.marked.clone();
+            }),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A layer may have been freed by a later record of the same round.
+    fn with(&mut self, layer: LayerId, change: impl FnOnce(&mut RecoveredLayer)) {
+        if let Some(layer) = self.layers.get_mut(&layer) {
+            change(layer);
+        }
+    }
+
+    fn apply_present(&mut self, run: &BlockRun) -> Result<()> {
+        let Some(layer) = self.layers.get_mut(&run.layer) else { return Ok(()) };
+        let last = run.block + (run.checksums.len() as u32 - 1);
+        layer.presence.present.insert_range(run.block..=last);
+        layer.presence.zeroed.remove_range(run.block..=last);
+        for (block, checksum) in (run.block..).zip(&run.checksums) {
+            let page = self.checksums.page(&self.files, run.layer, block / EXTENT_BLOCKS);
+            let page = page.map_err(|error| Error::io(format!("cannot read the checksums of layer {}", run.layer), error))?;
+            page.set(block % EXTENT_BLOCKS, *checksum);
+        }
+        Ok(())
+    }
+
+    /// Forgets freed layers.
+    pub fn free(&mut self, layers: &[LayerId]) {
+        for layer in layers {
+            self.layers.remove(layer);
+        }
+    }
+
+    /// Splits a run of the last round into the parts whose blocks are on disk as the record says.
+    pub fn matching(&self, run: &BlockRun) -> Vec<BlockRun> {
+        let mut parts: Vec<BlockRun> = Vec::new();
+        let mut last = None;
+        for (block, checksum) in (run.block..).zip(&run.checksums) {
+            if !self.matches(run.layer, block, *checksum) {
+                continue;
+            }
+            if last != block.checked_sub(1) || parts.is_empty() {
+                parts.push(BlockRun { layer: run.layer, block, checksums: Vec::new() });
+            }
+            if let Some(part) = parts.last_mut() {
+                part.checksums.push(*checksum);
+            }
+            last = Some(block);
+        }
+        parts
+    }
+
+    /// A block that cannot be read does not match.
+    fn matches(&self, layer: LayerId, block: u32, checksum: u32) -> bool {
+        let offset = self.config.block_size.offset_of(u64::from(block));
+        let mut buffer = AlignedBuffer::zeroed(self.config.block_size.bytes() as usize);
+        let file = self.files.get(layer, LayerFile::Data((offset / SEGMENT_BYTES) as u32));
+        matches!(file, Ok(Some(file)) if file.read_exact_at(&mut buffer, offset % SEGMENT_BYTES).is_ok())
+            && block_checksum(layer, block, &buffer) == checksum
+    }
+
+    /// The layers that exist, with their presence and number of marked extents, in order.
+    pub fn layers(&self) -> impl Iterator<Item = (LayerId, &Presence, u64)> {
+        self.layers.iter().map(|(id, layer)| (*id, &layer.presence, layer.marked.len()))
+    }
+
+    /// Writes the checksums that so far only the journal has, starts a new journal with the whole state, and opens the layers.
+    /// `parents` says for each layer what is below it and of how many blocks the source is that it stands for.
+    ///
+    /// # Errors
+    /// An I/O error; the old journal counts still.
+    pub fn finish(
+        self,
+        parents: impl Fn(LayerId) -> (Option<LayerId>, Option<u64>),
+        start: impl FnOnce(&mut dyn Iterator<Item = Record>) -> Result<Journal>,
+    ) -> Result<Layers> {
+        let created = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
+        let sync = |result: std::io::Result<()>| result.map_err(|error| Error::io("cannot sync checksums", error));
+        if created {
+            sync(self.files.sync_names())?;
+        }
+        sync(self.config.disk.sync_all(&self.checksums.take_unsynced()))?;
+        let mut records = self.layers.iter().map(|(id, layer)| {
+            let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());
+            Record::Presence(crate::format::PresenceRecord { layer: *id, present, zeroed, marked: layer.marked.clone() })
+        });
+        let journal = start(&mut records)?;
+        drop(records);
+        let table: HashMap<LayerId, Arc<Layer>> = self
+            .layers
+            .into_iter()
+            .map(|(id, recovered)| {
+                let (parent, source_blocks) = parents(id);
+                (id, Self::open(id, parent, source_blocks, recovered))
+            })
+            .collect();
+        Ok(Layers::new(self.config, self.files, self.checksums, table, journal))
+    }
+
+    fn open(id: LayerId, parent: Option<LayerId>, source_blocks: Option<u64>, recovered: RecoveredLayer) -> Arc<Layer> {
+        let layer = Layer::new(id, parent, source_blocks);
+        let mut state = layer.state.lock();
+        state.presence = recovered.presence;
+        state.presence.optimize();
+        layer.unverified.store(!recovered.marked.is_empty(), Ordering::Release);
+        state.unverified = recovered.marked.clone();
+        state.marked = recovered.marked;
+        drop(state);
+        layer
+    }
+}
+
+impl Layers {
+    /// Verifies blocks of an extent for scrub; blocks that a writer has are looked at again behind its back.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Corrupt`] with the place of the first damaged block from `first` on, or an I/O error.
+    pub fn scrub_blocks(&self, layer: &Layer, first: u32, buffer: &mut [u8]) -> Result<()> {
+        match self.read_blocks(layer, first, buffer)? {
+            BlockRead::Verified => Ok(()),
+            BlockRead::Mismatch(block) => {
+                let mut one = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
+                self.read_settled(layer, block, &mut one).map(drop)
+            }
+        }
+    }
+}

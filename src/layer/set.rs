@@ -1,0 +1,247 @@
+//! All layers of a store, and what they share.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::checksums::{ChecksumCache, ChecksumPage};
+use super::commit::{Commit, Ticket};
+use super::files::LayerFiles;
+use super::state::Layer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Record, StorePaths};
+use crate::ids::{BlockSize, LayerId};
+use crate::io::{Disk, IoMode};
+use crate::journal::Journal;
+use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
+
+/// How long a waiter sleeps before it looks again whether it can help.
+pub(super) const HELP_INTERVAL: Duration = Duration::from_millis(1);
+/// Blocks that may be present without a record: bounds what recovery has to verify, and what the journal must have room for.
+const FRESH_BLOCKS_MAX: u64 = 64 << 10;
+
+/// What the layers need to know of their store.
+#[derive(Clone)]
+pub struct LayerConfig {
+    /// The machine's files.
+    pub disk: Arc<dyn Disk>,
+    /// Where the store's files are.
+    pub paths: StorePaths,
+    /// Block size.
+    pub block_size: BlockSize,
+    /// Page cache or not, for data files.
+    pub io_mode: IoMode,
+    /// Memory for checksum pages.
+    pub checksum_cache_bytes: u64,
+}
+
+/// Somebody who can complete writes that the kernel has finished: a queue whose owner may be waiting elsewhere.
+pub trait Reap: Send + Sync {
+    /// Takes finished writes, without waiting.
+    fn reap_finished(&self);
+}
+
+/// All layers of a store.
+pub struct Layers {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) block_size: BlockSize,
+    pub(super) io_mode: IoMode,
+    pub(super) files: LayerFiles,
+    pub(super) checksums: ChecksumCache,
+    pub(super) commit: Commit,
+    table: RwLock<HashMap<LayerId, Arc<Layer>>>,
+    reapers: Mutex<Vec<Weak<dyn Reap>>>,
+    fresh_blocks: AtomicU64,
+    barriers: AtomicU64,
+    dying: Mutex<BTreeSet<LayerId>>,
+    garbage: Mutex<BTreeSet<LayerId>>,
+}
+
+impl Layers {
+    pub(super) fn new(
+        config: LayerConfig,
+        files: LayerFiles,
+        checksums: ChecksumCache,
+        table: HashMap<LayerId, Arc<Layer>>,
+        journal: Journal,
+    ) -> Self {
+        Self {
+            disk: config.disk,
+            block_size: config.block_size,
+            io_mode: config.io_mode,
+            files,
+            checksums,
+            commit: Commit::new(journal),
+            table: RwLock::new(table),
+            reapers: Mutex::default(),
+            fresh_blocks: AtomicU64::new(0),
+            barriers: AtomicU64::new(0),
+            dying: Mutex::default(),
+            garbage: Mutex::default(),
+        }
+    }
+
+    /// A layer by number.
+    pub fn get(&self, layer: LayerId) -> Option<Arc<Layer>> {
+        self.table.read().get(&layer).cloned()
+    }
+
+    /// A layer that something refers to.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when it was freed meanwhile.
+    pub fn require(&self, layer: LayerId) -> Result<Arc<Layer>> {
+        self.get(layer).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("layer {layer} is gone: the volume was destroyed meanwhile")))
+    }
+
+    /// Adds a layer; `source_blocks` if it stands for a source.
+    pub fn add(&self, layer: LayerId, parent: Option<LayerId>, source_blocks: Option<u64>) -> Arc<Layer> {
+        let entry = Layer::new(layer, parent, source_blocks);
+        self.table.write().insert(layer, Arc::clone(&entry));
+        entry
+    }
+
+    /// All layers, by number.
+    pub fn all(&self) -> Vec<Arc<Layer>> {
+        let mut all: Vec<_> = self.table.read().values().cloned().collect();
+        all.sort_unstable_by_key(|layer| layer.id);
+        all
+    }
+
+    /// Takes a layer out of the table: the catalogue has freed it. Its files go with [`Layers::remove_files`].
+    pub fn free(&self, layer: LayerId) {
+        if let Some(entry) = self.table.write().remove(&layer) {
+            let mut state = entry.state.lock();
+            state.freed = true;
+            self.count_recorded(state.fresh_blocks);
+            state.fresh_blocks = 0;
+        }
+    }
+
+    /// Removes the files of a freed layer. Only after the record that freed it is durable.
+    ///
+    /// # Errors
+    /// An I/O error; the files are swept when the store is opened again.
+    pub fn remove_files(&self, layer: LayerId) -> Result<()> {
+        self.checksums.forget(layer);
+        let segments = VOLUME_BYTES_MAX.div_ceil(SEGMENT_BYTES) as u32;
+        self.files.remove(layer, segments).map_err(|error| Error::io(format!("cannot remove the files of layer {layer}"), error))
+    }
+
+    /// Puts records into the next barrier round.
+    pub fn enqueue(&self, records: impl IntoIterator<Item = Record>) -> Ticket {
+        self.commit.enqueue(records)
+    }
+
+    /// Puts records into the next barrier round and makes completed writes of a layer durable in it.
+    pub fn enqueue_with_sync(&self, layer: Option<LayerId>, records: impl IntoIterator<Item = Record>) -> Ticket {
+        self.commit.enqueue_with_sync(layer, records)
+    }
+
+    /// Whether the round has ended.
+    pub fn is_done(&self, ticket: Ticket) -> bool {
+        self.commit.is_done(ticket)
+    }
+
+    /// Refuses after a failed write-back or sync.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Poisoned`].
+    pub fn healthy(&self) -> Result<()> {
+        self.commit.healthy()
+    }
+
+    /// Takes journal space for a change of shape, so that it cannot fail half-way.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`].
+    pub fn reserve_shape(&self) -> Result<()> {
+        self.healthy()?;
+        self.commit.journal().reserve(4096)
+    }
+
+    /// Whether everything written to this layer, and every record, is durable.
+    pub fn is_settled(&self, layer: &Layer) -> bool {
+        !self.needs_sync(layer) && self.commit.is_idle()
+    }
+
+    /// Lets a queue help waiters along.
+    pub fn register(&self, reaper: Weak<dyn Reap>) {
+        let mut reapers = self.reapers.lock();
+        reapers.retain(|reaper| reaper.strong_count() > 0);
+        reapers.push(reaper);
+    }
+
+    /// Completes writes that the kernel has finished while their queue's owner waits elsewhere, perhaps for them.
+    pub fn help(&self) {
+        let reapers: Vec<_> = self.reapers.lock().iter().filter_map(Weak::upgrade).collect();
+        for reaper in reapers {
+            reaper.reap_finished();
+        }
+    }
+
+    /// The checksum page of an extent.
+    ///
+    /// # Errors
+    /// An I/O error.
+    pub fn page(&self, layer: &Layer, extent: u32) -> Result<Arc<ChecksumPage>> {
+        self.checksums
+            .page(&self.files, layer.id, extent)
+            .map_err(|error| Error::io(format!("cannot read the checksums of layer {}, extent {extent}", layer.id), error))
+    }
+
+    /// The checksum page of an extent, if it is in memory.
+    pub fn cached_page(&self, layer: &Layer, extent: u32) -> Option<Arc<ChecksumPage>> {
+        self.checksums.cached(layer.id, extent)
+    }
+
+    pub(super) fn count_fresh(&self, blocks: u64) {
+        self.fresh_blocks.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_recorded(&self, blocks: u64) {
+        self.fresh_blocks.fetch_sub(blocks, Ordering::Relaxed);
+        self.commit.release_blocks(blocks as u32);
+    }
+
+    /// Whether so many blocks wait for their record that writers have to make some durable first.
+    pub fn under_pressure(&self) -> bool {
+        self.fresh_blocks.load(Ordering::Relaxed) > FRESH_BLOCKS_MAX
+    }
+
+    pub(super) fn count_barrier(&self) {
+        self.barriers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Barrier rounds so far that synced anything.
+    pub fn barriers(&self) -> u64 {
+        self.barriers.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_dying(&self, layer: &Layer) {
+        self.dying.lock().insert(layer.id);
+    }
+
+    /// Layers with blocks whose end is not durable yet. Freed ones are dropped from the list.
+    pub(super) fn dying_layers(&self) -> Vec<Arc<Layer>> {
+        let mut dying = self.dying.lock();
+        let table = self.table.read();
+        dying.retain(|id| table.contains_key(id));
+        dying.iter().filter_map(|id| table.get(id).cloned()).collect()
+    }
+
+    pub(super) fn forget_dying(&self, layer: &Layer) {
+        self.dying.lock().remove(&layer.id);
+    }
+
+    pub(super) fn note_garbage(&self, layer: &Layer) {
+        self.garbage.lock().insert(layer.id);
+    }
+
+    pub(super) fn take_garbage(&self) -> Option<LayerId> {
+        self.garbage.lock().pop_first()
+    }
+}

@@ -1,0 +1,187 @@
+//! The owner map: block -> the layer that answers for it.
+//!
+//! A persistent radix tree over extents (four levels of 64). A fork clones the root; a change copies the path to one leaf.
+//! Parts that nobody has asked for are unresolved cells; they are resolved once, for all maps that share them.
+//!
+//! # Invariants
+//! - An unresolved cell means the same to every map that shares it: a map resolves an extent before it changes it, so the
+//!   open layers above the point where the maps parted hold nothing in it.
+//! - Reads do not depend on the depth of the chain: only resolving does, once an extent.
+mod leaf;
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+pub use leaf::{Leaf, Owner};
+
+/// log2 of the children of an inner node.
+const FANOUT_BITS: u32 = 6;
+const FANOUT: usize = 1 << FANOUT_BITS;
+/// Levels of inner nodes above the leaves.
+const LEVELS: u32 = 4;
+const _: () = assert!(1u64 << (FANOUT_BITS * LEVELS) >= crate::limits::VOLUME_BYTES_MAX >> 22);
+
+#[derive(Clone)]
+enum Node {
+    /// Every block below has this owner.
+    Uniform(Owner),
+    /// The children.
+    Inner(Box<[Arc<Cell>; FANOUT]>),
+    /// The runs of one extent.
+    Leaf(Leaf),
+}
+
+#[derive(Clone, Default)]
+struct Cell(OnceLock<Node>);
+
+impl Cell {
+    fn of(node: Node) -> Arc<Self> {
+        Arc::new(Self(OnceLock::from(node)))
+    }
+
+    fn get(&self, level: u32, resolve: impl FnOnce() -> Leaf) -> &Node {
+        self.0.get_or_init(|| match level {
+            0 => Node::Leaf(resolve()),
+            _ => Node::Inner(Box::new(std::array::from_fn(|_| Arc::default()))),
+        })
+    }
+}
+
+/// Which child of a node at `level` leads to `extent`.
+fn child(level: u32, extent: u32) -> usize {
+    (extent >> (FANOUT_BITS * (level - 1))) as usize % FANOUT
+}
+
+/// Owners of all blocks of a volume or snapshot.
+#[derive(Clone, Default)]
+pub struct OwnerMap {
+    root: Arc<Cell>,
+}
+
+impl OwnerMap {
+    /// A map in which one owner has every block.
+    pub fn uniform(owner: Owner) -> Self {
+        Self { root: Cell::of(Node::Uniform(owner)) }
+    }
+
+    /// Appends the runs of `range` (blocks within the extent) to `runs`.
+    pub fn runs(&self, extent: u32, range: Range<u32>, resolve: impl FnOnce() -> Leaf, runs: &mut Vec<(Range<u32>, Owner)>) {
+        let mut cell = &self.root;
+        let mut level = LEVELS;
+        let mut resolve = Some(resolve);
+        loop {
+            let node = cell.get(level, || resolve.take().map_or_else(Leaf::default, |resolve| resolve()));
+            match node {
+                Node::Uniform(owner) => return runs.push((range, *owner)),
+                Node::Leaf(leaf) => return leaf.runs(range, runs),
+                Node::Inner(children) => cell = &children[child(level, extent)],
+            }
+            level -= 1;
+        }
+    }
+
+    /// Gives `range` of an extent to `owner`.
+    pub fn set(&mut self, extent: u32, range: Range<u32>, owner: Owner, resolve: impl FnOnce() -> Leaf) {
+        let mut cell = &mut self.root;
+        let mut level = LEVELS;
+        let mut resolve = Some(resolve);
+        loop {
+            // The shared cell is resolved before it is copied, so that the others profit, and never see this change.
+            cell.get(level, || resolve.take().map_or_else(Leaf::default, |resolve| resolve()));
+            let Some(node) = Arc::make_mut(cell).0.get_mut() else { return };
+            if let Node::Uniform(uniform) = *node {
+                if uniform == owner {
+                    return;
+                }
+                *node = match level {
+                    0 => Node::Leaf(Leaf::uniform(uniform)),
+                    _ => Node::Inner(Box::new(std::array::from_fn(|_| Cell::of(Node::Uniform(uniform))))),
+                };
+            }
+            match node {
+                Node::Leaf(leaf) => return leaf.set(range, owner),
+                Node::Inner(children) => cell = &mut children[child(level, extent)],
+                Node::Uniform(_) => return,
+            }
+            level -= 1;
+        }
+    }
+
+    /// Gives whole extents to `owner`, without resolving them.
+    pub fn set_extents(&mut self, extents: Range<u32>, owner: Owner) {
+        Self::set_subtree(&mut self.root, LEVELS, 0, &extents, owner);
+    }
+
+    fn set_subtree(cell: &mut Arc<Cell>, level: u32, first: u32, extents: &Range<u32>, owner: Owner) {
+        let span = 1u32 << (FANOUT_BITS * level);
+        if extents.end <= first || extents.start >= first + span {
+            return;
+        }
+        if extents.start <= first && first + span <= extents.end {
+            *cell = Cell::of(Node::Uniform(owner));
+            return;
+        }
+        cell.get(level, Leaf::default);
+        let Some(node) = Arc::make_mut(cell).0.get_mut() else { return };
+        if let Node::Uniform(uniform) = *node {
+            *node = Node::Inner(Box::new(std::array::from_fn(|_| Cell::of(Node::Uniform(uniform)))));
+        }
+        if let Node::Inner(children) = node {
+            let step = span >> FANOUT_BITS;
+            for (number, child) in children.iter_mut().enumerate() {
+                Self::set_subtree(child, level - 1, first + number as u32 * step, extents, owner);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::LayerId;
+    use crate::limits::EXTENT_BLOCKS;
+
+    fn all(map: &OwnerMap, extent: u32) -> Vec<(Range<u32>, Owner)> {
+        let mut runs = Vec::new();
+        map.runs(extent, 0..EXTENT_BLOCKS, || Leaf::uniform(Owner::Layer(LayerId(7))), &mut runs);
+        runs
+    }
+
+    #[test]
+    fn forks_share_what_neither_changed_and_only_that() {
+        let mut base = OwnerMap::default();
+        let resolve = || Leaf::uniform(Owner::Layer(LayerId(7)));
+        base.set(5, 10..20, Owner::Layer(LayerId(1)), resolve);
+        let mut fork = base.clone();
+        fork.set(5, 15..30, Owner::Layer(LayerId(2)), resolve);
+        fork.set_extents(100..70_000, Owner::Zero);
+        let (seven, one, two) = (Owner::Layer(LayerId(7)), Owner::Layer(LayerId(1)), Owner::Layer(LayerId(2)));
+        assert_eq!(all(&base, 5), [(0..10, seven), (10..20, one), (20..1024, seven)]);
+        assert_eq!(all(&fork, 5), [(0..10, seven), (10..15, one), (15..30, two), (30..1024, seven)]);
+        for extent in [100, 4095, 4096, 69_999] {
+            assert_eq!(all(&fork, extent), [(0..1024, Owner::Zero)]);
+            assert_eq!(all(&base, extent), [(0..1024, seven)]);
+        }
+        assert_eq!(all(&fork, 99), [(0..1024, seven)]);
+        assert_eq!(all(&fork, 70_000), [(0..1024, seven)]);
+        fork.set(4096, 0..1, two, || panic!("a uniform extent needs no resolving"));
+        assert_eq!(all(&fork, 4096), [(0..1, two), (1..1024, Owner::Zero)]);
+    }
+
+    #[test]
+    fn an_extent_is_resolved_once_for_all_forks() {
+        let base = OwnerMap::default();
+        let fork = base.clone();
+        let count = std::cell::Cell::new(0);
+        for map in [&base, &fork, &base] {
+            let mut runs = Vec::new();
+            let resolve = || {
+                count.set(count.get() + 1);
+                Leaf::uniform(Owner::Zero)
+            };
+            map.runs(1 << 20, 0..4, resolve, &mut runs);
+            assert_eq!(runs, [(0..4, Owner::Zero)]);
+        }
+        assert_eq!(count.get(), 1);
+    }
+}

@@ -1,0 +1,213 @@
+//! Work that nobody waits for: giving back space, hashing after a crash, clearing marks, checkpoints, sweeping.
+//!
+//! Each step is bounded, and every one can be done again after a crash.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::StorePaths;
+use crate::io::Disk;
+use crate::layer::Layer;
+use crate::volume::Core;
+
+/// How often the thread looks for work when it had none.
+const IDLE_INTERVAL: Duration = Duration::from_millis(200);
+/// How often marks of extents at rest are cleared, and hidden blocks looked for.
+const CLEAN_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+struct State {
+    stopping: bool,
+    cleaned_at: Duration,
+    checkpoint_at: Duration,
+    /// Layers whose files may have allocated blocks that are not present.
+    unswept: Vec<Arc<Layer>>,
+    orphans: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Background work of a store.
+pub struct Background {
+    core: Arc<Core>,
+    paths: StorePaths,
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    woken: Condvar,
+}
+
+impl Background {
+    pub fn new(core: Arc<Core>, paths: StorePaths, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Self {
+        let shared = Arc::<Shared>::default();
+        shared.state.lock().cleaned_at = clock.monotonic();
+        Self { core, paths, disk, clock, shared }
+    }
+
+    /// Files of layers that no longer exist are swept; after a crash, space that nobody holds is looked for.
+    pub fn note_opened(&self, unclean: bool) {
+        let mut state = self.shared.state.lock();
+        state.orphans = true;
+        if unclean {
+            state.unswept = self.core.layers().all();
+        }
+    }
+
+    pub fn start(&self) -> Result<()> {
+        let worker = Self {
+            core: Arc::clone(&self.core),
+            paths: self.paths.clone(),
+            disk: Arc::clone(&self.disk),
+            clock: Arc::clone(&self.clock),
+            shared: Arc::clone(&self.shared),
+        };
+        let thread = std::thread::Builder::new().name("volfork-background".into()).spawn(move || worker.run());
+        self.shared.state.lock().thread = Some(thread.map_err(|error| Error::io("cannot start the background thread", error))?);
+        Ok(())
+    }
+
+    fn run(&self) {
+        loop {
+            // An error shows at the next write, which the store then refuses, or is tried again: no step loses anything.
+            let busy = self.step().unwrap_or(false);
+            let mut state = self.shared.state.lock();
+            if state.stopping {
+                return;
+            }
+            if !busy {
+                self.shared.woken.wait_for(&mut state, IDLE_INTERVAL);
+            }
+            if state.stopping {
+                return;
+            }
+        }
+    }
+
+    pub fn stop(&self) {
+        let thread = {
+            let mut state = self.shared.state.lock();
+            state.stopping = true;
+            state.thread.take()
+        };
+        self.shared.woken.notify_all();
+        if let Some(thread) = thread {
+            // A panic in the thread was printed there; nothing here depends on how it ended.
+            let _ = thread.join();
+        }
+    }
+
+    /// One bounded piece of work.
+    pub fn step(&self) -> Result<bool> {
+        let layers = self.core.layers();
+        if self.core.unlink_step()? || layers.punch_step()? || self.checkpoint_step()? || self.sweep_step()? {
+            return Ok(true);
+        }
+        if self.core.reclaim_step()? || self.rehash_step()? {
+            return Ok(true);
+        }
+        self.clean_step()?;
+        self.core.step_hydration()
+    }
+
+    fn checkpoint_step(&self) -> Result<bool> {
+        let now = self.clock.monotonic();
+        if now < self.shared.state.lock().checkpoint_at || !self.core.layers().wants_checkpoint() {
+            return Ok(false);
+        }
+        match self.core.checkpoint() {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                // The old journal goes on; tried again when space may have come back.
+                self.shared.state.lock().checkpoint_at = now + Duration::from_secs(1);
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+
+    fn sweep_step(&self) -> Result<bool> {
+        let (orphans, layer) = {
+            let mut state = self.shared.state.lock();
+            (std::mem::take(&mut state.orphans), state.unswept.pop())
+        };
+        if orphans {
+            self.sweep_orphans()?;
+        }
+        match layer {
+            Some(layer) => self.core.layers().find_garbage(&layer).map(|()| true),
+            None => Ok(orphans),
+        }
+    }
+
+    /// Removes files that nothing refers to: layers freed before a crash, journals that were replaced.
+    fn sweep_orphans(&self) -> Result<()> {
+        let list =
+            |path: &std::path::Path| self.disk.list(path).map_err(|error| Error::io(format!("cannot list {}", path.display()), error));
+        let directory = self.paths.layers();
+        for name in list(&directory)? {
+            let Some((layer, _)) = StorePaths::parse_layer(&name) else { continue };
+            // Asked under the catalogue's lock: a layer is in the table before its file is made.
+            if self.core.catalog().layer(layer).is_none() && self.core.layers().get(layer).is_none() {
+                self.remove(&directory.join(&name))?;
+            }
+        }
+        let current = self.core.layers().journal_number();
+        for name in list(self.paths.root())? {
+            if StorePaths::journal_number(&name).is_some_and(|number| number < current) {
+                self.remove(&self.paths.root().join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &std::path::Path) -> Result<()> {
+        match self.disk.remove(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("cannot remove {}", path.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rehash_step(&self) -> Result<bool> {
+        for layer in self.core.layers().unverified() {
+            if self.core.layers().rehash_step(&layer)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn clean_step(&self) -> Result<()> {
+        let now = self.clock.monotonic();
+        {
+            let mut state = self.shared.state.lock();
+            if now.saturating_sub(state.cleaned_at) < CLEAN_INTERVAL {
+                return Ok(());
+            }
+            state.cleaned_at = now;
+        }
+        for layer in self.core.layers().marked() {
+            self.core.layers().clean_layer(&layer)?;
+        }
+        self.core.look_for_dead_blocks();
+        // What was queued becomes durable although nobody flushes.
+        self.core.layers().sync_if_queued().map(|_| ())
+    }
+}
+
+impl Core {
+    /// Notes that blocks may have become invisible.
+    pub(super) fn look_for_dead_blocks(&self) {
+        self.reclaim_flag().store(true, Ordering::Release);
+    }
+}

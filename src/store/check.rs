@@ -1,0 +1,113 @@
+//! Verifying the structure of a closed store: superblock, journal, shape, presence, files. Changes nothing.
+
+use std::path::Path;
+
+use roaring::RoaringBitmap;
+
+use super::open::{layer_config, lock, replay};
+use super::options::StoreOptions;
+use super::report::CheckReport;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{LayerFile, StorePaths};
+use crate::ids::{BlockSize, LayerId};
+use crate::io::{Disk, DiskFile, IoMode, OpenMode};
+use crate::journal::load;
+use crate::layer::Presence;
+use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
+
+pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
+    let paths = StorePaths::new(path);
+    let mut report = CheckReport::default();
+    let there = options.disk.list(path).is_ok_and(|names| names.iter().any(|name| name == "superblock"));
+    // Only a directory that holds a store gets a lock file.
+    let _lock = if there { Some(lock(&*options.disk, &paths, &options.owner)?) } else { None };
+    let loaded = match load(&*options.disk, &paths) {
+        Ok(loaded) => loaded,
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            report.violations.push(error.to_string());
+            return Ok(report);
+        }
+        Err(error) => return Err(error),
+    };
+    report.violations.extend(loaded.warnings.iter().cloned());
+    let replayed = match replay(layer_config(&paths, &options, &loaded.superblock), &loaded) {
+        Ok(replayed) => replayed,
+        Err(error) => {
+            report.violations.push(error.to_string());
+            return Ok(report);
+        }
+    };
+    let catalog = &replayed.catalog;
+    report.violations.extend(catalog.violations());
+    report.volumes = catalog.volumes().count() as u64;
+    report.snapshots = catalog.volumes().map(|(_, volume)| volume.snapshots.len() as u64).sum();
+    let files = Files { disk: &*options.disk, paths: &paths, block_size: loaded.superblock.block_size };
+    for (id, presence, _) in replayed.recovery.layers() {
+        report.layers += 1;
+        if catalog.layer(id).is_none() {
+            report.violations.push(format!("layer {id}: it has presence, but is not in the catalogue"));
+        }
+        files.check_layer(id, presence, &mut report.violations)?;
+    }
+    Ok(report)
+}
+
+struct Files<'a> {
+    disk: &'a dyn Disk,
+    paths: &'a StorePaths,
+    block_size: BlockSize,
+}
+
+impl Files<'_> {
+    fn check_layer(&self, id: LayerId, presence: &Presence, violations: &mut Vec<String>) -> Result<()> {
+        if !presence.present.is_disjoint(&presence.zeroed) {
+            violations.push(format!("layer {id}: blocks are both present and zeroed"));
+        }
+        let segments = VOLUME_BYTES_MAX.div_ceil(SEGMENT_BYTES);
+        for segment in 0..segments {
+            let first = self.block_size.block_of(segment * SEGMENT_BYTES);
+            let last = self.block_size.block_of((segment + 1) * SEGMENT_BYTES) - 1;
+            let Ok(first) = u32::try_from(first) else { break };
+            let last = u32::try_from(last).unwrap_or(u32::MAX);
+            let mut here = RoaringBitmap::new();
+            here.insert_range(first..=last);
+            here &= &presence.present;
+            if here.is_empty() {
+                continue;
+            }
+            let path = self.paths.layer(id, LayerFile::Data(segment as u32));
+            match self.disk.open(&path, OpenMode::Read, IoMode::Buffered) {
+                Ok(file) => self.check_allocation(id, &*file, u64::from(first), here, violations)?,
+                Err(error) => violations.push(format!(
+                    "layer {id}: {} blocks are present, but {} cannot be opened: {error}",
+                    here.len(),
+                    path.display()
+                )),
+            }
+        }
+        Ok(())
+    }
+
+    /// Every present block lies in allocated space of its file.
+    fn check_allocation(
+        &self,
+        id: LayerId,
+        file: &dyn DiskFile,
+        base: u64,
+        mut present: RoaringBitmap,
+        violations: &mut Vec<String>,
+    ) -> Result<()> {
+        let mut offset = 0;
+        let next = |offset| file.next_allocated(offset).map_err(|error| Error::io(format!("cannot map layer {id}"), error));
+        while let Some(range) = next(offset)? {
+            offset = range.end;
+            let first = base + self.block_size.block_of(range.start);
+            let last = base + self.block_size.blocks_for(range.end) - 1;
+            present.remove_range(first as u32..=u32::try_from(last).unwrap_or(u32::MAX));
+        }
+        if let Some(block) = present.min() {
+            violations.push(format!("layer {id}: {} present blocks have no space in the file, the first is block {block}", present.len()));
+        }
+        Ok(())
+    }
+}

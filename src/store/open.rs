@@ -1,0 +1,248 @@
+//! Opening, recovering and closing a store.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::background::Background;
+use super::options::StoreOptions;
+use crate::catalog::Catalog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Record, StorePaths, Superblock};
+use crate::ids::LayerId;
+use crate::io::Disk;
+use crate::journal::{Journal, Loaded, load};
+use crate::layer::{LayerConfig, Layers, Recovery};
+use crate::volume::{Core, CoreConfig};
+
+/// A store that this process owns.
+pub struct OpenStore {
+    pub(super) core: Arc<Core>,
+    background: Background,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+}
+
+/// Takes the store's lock.
+pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<Box<dyn Send + Sync>> {
+    disk.lock(&paths.lock(), owner).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            let message = format!("the store {} is in use by {error}: stop it, or use its control socket", paths.root().display());
+            Error::new(ErrorKind::Locked, message)
+        }
+        _ => Error::io(format!("cannot lock the store {}", paths.root().display()), error),
+    })
+}
+
+/// Shape and presence as the journal has them.
+pub(super) struct Replayed {
+    pub catalog: Catalog,
+    pub recovery: Recovery,
+    /// The store was not closed in order.
+    pub unclean: bool,
+    /// Blocks of the last round that were not on disk.
+    pub lost_blocks: u64,
+}
+
+pub(super) fn layer_config(paths: &StorePaths, options: &StoreOptions, superblock: &Superblock) -> LayerConfig {
+    LayerConfig {
+        disk: Arc::clone(&options.disk),
+        paths: paths.clone(),
+        block_size: superblock.block_size,
+        io_mode: options.io_mode,
+        checksum_cache_bytes: options.checksum_cache_bytes,
+    }
+}
+
+/// Applies the state and all rounds; the last round only as far as its blocks are on disk.
+pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
+    let mut replayed = Replayed { catalog: Catalog::default(), recovery: Recovery::new(config), unclean: true, lost_blocks: 0 };
+    let (last, before) = match loaded.rounds.split_last() {
+        Some((last, before)) => (Some(last), before),
+        None => (None, &loaded.rounds[..]),
+    };
+    for record in loaded.state.iter().chain(before.iter().flatten()) {
+        replayed.apply(record)?;
+    }
+    if let Some(last) = last {
+        replayed.unclean = !last.contains(&Record::Closed);
+        match replayed.unclean {
+            false => last.iter().try_for_each(|record| replayed.apply(record))?,
+            true => replayed.apply_last(last)?,
+        }
+    }
+    Ok(replayed)
+}
+
+impl Replayed {
+    fn apply(&mut self, record: &Record) -> Result<()> {
+        if record.is_shape() {
+            let freed = self.catalog.apply(record);
+            let freed = freed.map_err(|error| Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {error}")))?;
+            self.recovery.apply(record)?;
+            self.recovery.free(&freed);
+            return Ok(());
+        }
+        self.recovery.apply(record)
+    }
+
+    /// The last round may not have ended. A block counts if it is on disk as its record says; a change of shape, and what
+    /// follows from one, counts if all of them are.
+    fn apply_last(&mut self, records: &[Record]) -> Result<()> {
+        let mut present = Vec::new();
+        for record in records {
+            if let Record::Present(run) | Record::Expect(run) = record {
+                let parts = self.recovery.matching(run);
+                self.lost_blocks += (run.checksums.len() - parts.iter().map(|part| part.checksums.len()).sum::<usize>()) as u64;
+                if let Record::Present(_) = record {
+                    present.extend(parts.into_iter().map(Record::Present));
+                }
+            }
+        }
+        let whole = self.lost_blocks == 0;
+        let plain = |record: &&Record| match record {
+            Record::Present(_) | Record::Expect(_) => false,
+            Record::Drop { .. } => whole,
+            other => whole || !other.is_shape(),
+        };
+        for record in records.iter().filter(plain).chain(&present) {
+            self.apply(record)?;
+        }
+        Ok(())
+    }
+}
+
+impl OpenStore {
+    pub fn create(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
+        let paths = StorePaths::new(path);
+        let disk = Arc::clone(&options.disk);
+        let make = |path: &Path| disk.create_dir(path).map_err(|error| Error::io(format!("cannot create {}", path.display()), error));
+        make(path)?;
+        make(&paths.layers())?;
+        let lock = lock(&*disk, &paths, &options.owner)?;
+        let names = disk.list(path).map_err(|error| Error::io(format!("cannot list {}", path.display()), error))?;
+        if names.iter().any(|name| name == "superblock") {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("there is a store in {} already: use it, or choose another directory", path.display()),
+            ));
+        }
+        let mut store_id = [0; 16];
+        getrandom::fill(&mut store_id).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
+        let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0 };
+        let recovery = Recovery::new(layer_config(&paths, &options, &superblock));
+        Self::start(paths, options, superblock, 0, Catalog::default(), recovery, lock)
+    }
+
+    pub fn open(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
+        let paths = StorePaths::new(path);
+        // Says that there is no store before a lock file is made for it.
+        load_superblock_exists(&*options.disk, &paths)?;
+        let lock = lock(&*options.disk, &paths, &options.owner)?;
+        let loaded = load(&*options.disk, &paths)?;
+        let replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
+        if let Some(violation) = replayed.catalog.violations().first() {
+            return Err(Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {violation}; run 'volfork check'")));
+        }
+        let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
+        store.background.note_opened(replayed.unclean);
+        Ok(store)
+    }
+
+    fn start(
+        paths: StorePaths,
+        options: StoreOptions,
+        superblock: Superblock,
+        sequence: u64,
+        catalog: Catalog,
+        recovery: Recovery,
+        lock: Box<dyn Send + Sync>,
+    ) -> Result<Arc<Self>> {
+        let block_size = superblock.block_size;
+        let entry = |layer: LayerId| {
+            let entry = catalog.layer(layer);
+            let source = entry.and_then(|entry| entry.source.as_ref());
+            (entry.and_then(|entry| entry.parent), source.map(|source| block_size.blocks_for(source.size_bytes)))
+        };
+        let disk = Arc::clone(&options.disk);
+        let shape = catalog.records();
+        let start_paths = paths.clone();
+        // The new journal makes the decisions of this recovery durable, before anything can be written on top of them.
+        let layers = recovery
+            .finish(entry, move |presence| Journal::start(disk, start_paths, superblock, sequence, shape.into_iter().chain(presence)))?;
+        let layers = Arc::new(layers);
+        Self::seal_all(&catalog, &layers);
+        let core = Core::new(CoreConfig {
+            layers,
+            catalog,
+            block_size,
+            ring: options.ring,
+            sources: options.sources,
+            clock: Arc::clone(&options.clock),
+            threads: options.threads,
+        });
+        let background = Background::new(Arc::clone(&core), paths, options.disk, options.clock);
+        let store = Arc::new(Self { core, background, lock: Mutex::new(Some(lock)) });
+        store.resume_hydration()?;
+        if options.threads {
+            store.background.start()?;
+        }
+        Ok(store)
+    }
+
+    fn seal_all(catalog: &Catalog, layers: &Layers) {
+        let heads: std::collections::HashSet<LayerId> = catalog.volumes().map(|(_, volume)| volume.head).collect();
+        for layer in layers.all() {
+            if !heads.contains(&layer.id) {
+                layer.seal();
+            }
+        }
+    }
+
+    fn resume_hydration(&self) -> Result<()> {
+        let sources: Vec<_> = self.core.catalog().layers().filter_map(|(id, entry)| Some((id, entry.source.clone()?))).collect();
+        for (id, source) in sources {
+            if self.core.can_hydrate() {
+                let layer = self.core.layers().require(id)?;
+                self.core.hydrate(&layer, source, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn step(&self) -> Result<bool> {
+        self.background.step()
+    }
+
+    pub fn close(&self) -> Result<()> {
+        let Some(lock) = self.lock.lock().take() else { return Ok(()) };
+        self.background.stop();
+        for hydrator in self.core.hydrators() {
+            hydrator.stop();
+        }
+        for hydrator in self.core.hydrators() {
+            hydrator.join();
+        }
+        let result = self.core.shut_down();
+        drop(lock);
+        result
+    }
+}
+
+impl Drop for OpenStore {
+    fn drop(&mut self) {
+        // Whoever wants to see the error calls `close`; what was flushed is safe in any case.
+        let _ = self.close();
+    }
+}
+
+fn load_superblock_exists(disk: &dyn Disk, paths: &StorePaths) -> Result<()> {
+    let there = disk.list(paths.root()).is_ok_and(|names| names.iter().any(|name| name == "superblock"));
+    match there {
+        true => Ok(()),
+        false => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no store in {}: make one with 'volfork --store {0} init'", paths.root().display()),
+        )),
+    }
+}

@@ -1,0 +1,47 @@
+//! Settings of a store.
+
+use std::sync::Arc;
+
+use crate::clock::{Clock, SystemClock};
+use crate::ids::BlockSize;
+use crate::io::{Disk, IoMode, RingKind, SystemDisk};
+use crate::source::SourceOpener;
+
+/// Settings of a store while it is open. Plain data and the seams to the world outside; the default is the real world.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// Used by `create` only.
+    pub block_size: BlockSize,
+    /// Page cache or not, for blocks.
+    pub io_mode: IoMode,
+    /// `None`: io_uring if the machine allows it, else threads.
+    pub ring: Option<RingKind>,
+    /// How forks from elsewhere reach their sources; `None` refuses them.
+    pub sources: Option<Arc<dyn SourceOpener>>,
+    /// Text for the lock file: what owns the store (for example "volfork serve").
+    pub owner: String,
+    /// Memory for checksum pages: 4 KiB for 4 MiB of data (with 4 KiB blocks). Changed pages may exceed it until a checkpoint.
+    pub checksum_cache_bytes: u64,
+    /// The machine's files.
+    pub disk: Arc<dyn Disk>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Background work (giving back space, checkpoints, hydration) runs in threads; otherwise [`crate::Store::step`] does it.
+    pub threads: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            block_size: BlockSize::DEFAULT,
+            io_mode: IoMode::default(),
+            ring: None,
+            sources: None,
+            owner: format!("process {}", std::process::id()),
+            checksum_cache_bytes: 64 << 20,
+            disk: Arc::new(SystemDisk::new()),
+            clock: Arc::new(SystemClock::default()),
+            threads: true,
+        }
+    }
+}

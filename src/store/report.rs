@@ -1,0 +1,45 @@
+//! What scrub, check and hydration control say and take.
+
+use serde::{Deserialize, Serialize};
+
+/// How far a scrub has come, for progress bars.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubProgress {
+    /// Blocks verified so far.
+    pub blocks_verified: u64,
+    /// Blocks to verify in all.
+    pub blocks_total: u64,
+}
+
+/// What a scrub found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Blocks read and verified.
+    pub blocks_verified: u64,
+    /// Damaged blocks that were fetched again from a source.
+    pub blocks_repaired: u64,
+    /// One sentence for each damaged block that could not be repaired.
+    pub errors: Vec<String>,
+}
+
+/// What `check` found in a closed store.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Volumes in the store.
+    pub volumes: u64,
+    /// Snapshots in the store.
+    pub snapshots: u64,
+    /// Layers in the store.
+    pub layers: u64,
+    /// One sentence for each violation.
+    pub violations: Vec<String>,
+}
+
+/// What `hydrate` changes.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct HydrationControl {
+    /// Pause (`true`) or resume (`false`) background replication.
+    pub paused: Option<bool>,
+    /// Cap in bytes a second; `Some(0)` removes it.
+    pub rate_bytes_per_second: Option<u64>,
+}

@@ -1,0 +1,277 @@
+//! What the volumes of a store share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, MutexGuard};
+use roaring::RoaringBitmap;
+
+use super::head::Head;
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Record, SourceRecord};
+use crate::hydrate::{Hydrator, HydratorConfig};
+use crate::ids::{BlockSize, LayerId, VolumeId};
+use crate::io::RingKind;
+use crate::layer::{Layer, Layers, Ticket};
+use crate::source::{Source, SourceOpener};
+
+/// What the volumes of a store are made with.
+pub struct CoreConfig {
+    /// The layers.
+    pub layers: Arc<Layers>,
+    /// The shape.
+    pub catalog: Catalog,
+    /// Block size.
+    pub block_size: BlockSize,
+    /// Which kind of queue to make; `None` is the best one the machine allows.
+    pub ring: Option<RingKind>,
+    /// How to reach sources.
+    pub sources: Option<Arc<dyn SourceOpener>>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Backfill runs in threads (otherwise somebody steps it).
+    pub threads: bool,
+}
+
+/// The shared state of the volumes of a store.
+pub struct Core {
+    pub(super) layers: Arc<Layers>,
+    catalog: Mutex<Catalog>,
+    pub(super) block_size: BlockSize,
+    pub(super) ring: Option<RingKind>,
+    pub(super) sources: Option<Arc<dyn SourceOpener>>,
+    pub(super) clock: Arc<dyn Clock>,
+    threads: bool,
+    heads: Mutex<HashMap<VolumeId, Weak<Head>>>,
+    hydrators: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
+    /// Freed layers whose files can go once the round has ended.
+    freed: Mutex<Vec<(Ticket, LayerId)>>,
+    /// Something was hidden or freed: blocks may be dead.
+    pub(super) reclaim: std::sync::atomic::AtomicBool,
+}
+
+impl Core {
+    /// Starts with a recovered shape.
+    pub fn new(config: CoreConfig) -> Arc<Self> {
+        Arc::new(Self {
+            layers: config.layers,
+            catalog: Mutex::new(config.catalog),
+            block_size: config.block_size,
+            ring: config.ring,
+            sources: config.sources,
+            clock: config.clock,
+            threads: config.threads,
+            heads: Mutex::default(),
+            hydrators: Mutex::default(),
+            freed: Mutex::default(),
+            reclaim: std::sync::atomic::AtomicBool::new(true),
+        })
+    }
+
+    /// The shape, locked. Taken before any layer's state, after any owner map.
+    pub fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock()
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &Arc<Layers> {
+        &self.layers
+    }
+
+    /// Block size.
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    /// The open head of a volume, opened if it is not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn head(self: &Arc<Self>, name: &str) -> Result<Arc<Head>> {
+        let catalog = self.catalog();
+        let id = catalog.volume_id(name)?;
+        let mut heads = self.heads.lock();
+        if let Some(head) = heads.get(&id).and_then(Weak::upgrade) {
+            return Ok(head);
+        }
+        let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
+        let head = Head::new(self, id, self.layers.require(entry.head)?, entry.size_bytes);
+        heads.insert(id, Arc::downgrade(&head));
+        Ok(head)
+    }
+
+    /// Remembers a head that was made together with its volume.
+    pub(super) fn adopt(&self, head: &Arc<Head>) {
+        self.heads.lock().insert(head.id, Arc::downgrade(head));
+    }
+
+    /// The head of a volume, if somebody has it open.
+    pub(super) fn open_head(&self, id: VolumeId) -> Option<Arc<Head>> {
+        self.heads.lock().get(&id).and_then(Weak::upgrade)
+    }
+
+    /// Makes changes of shape in memory and puts them into the next round, together with the completed writes of `sync`.
+    ///
+    /// # Errors
+    /// The records do not fit the shape: a bug, after which the store refuses writes.
+    pub(super) fn change(&self, catalog: &mut Catalog, sync: Option<LayerId>, records: Vec<Record>) -> Result<Ticket> {
+        let mut freed = Vec::new();
+        for record in &records {
+            freed.extend(catalog.apply(record).map_err(|error| Error::new(ErrorKind::Corrupt, format!("the catalogue: {error}")))?);
+        }
+        let ticket = self.layers.enqueue_with_sync(sync, records);
+        if !freed.is_empty() {
+            for layer in &freed {
+                self.layers.free(*layer);
+                if let Some(hydrator) = self.hydrators.lock().remove(layer) {
+                    hydrator.stop();
+                }
+            }
+            self.freed.lock().extend(freed.into_iter().map(|layer| (ticket, layer)));
+        }
+        self.reclaim.store(true, std::sync::atomic::Ordering::Release);
+        Ok(ticket)
+    }
+
+    /// Removes the files of one layer that is durably free. Answers whether there was one.
+    ///
+    /// # Errors
+    /// An I/O error; the files are swept at the next open.
+    pub fn unlink_step(&self) -> Result<bool> {
+        let layer = {
+            let mut freed = self.freed.lock();
+            let Some(at) = freed.iter().position(|(ticket, _)| self.layers.is_done(*ticket)) else { return Ok(false) };
+            freed.swap_remove(at).1
+        };
+        self.layers.remove_files(layer).map(|()| true)
+    }
+
+    /// The hydrator of a root layer, while it needs its source.
+    pub fn hydrator(&self, layer: LayerId) -> Option<Arc<Hydrator>> {
+        self.hydrators.lock().get(&layer).cloned()
+    }
+
+    /// All hydrators.
+    pub fn hydrators(&self) -> Vec<Arc<Hydrator>> {
+        self.hydrators.lock().values().cloned().collect()
+    }
+
+    /// Begins to hydrate a root layer.
+    ///
+    /// # Errors
+    /// There is no way to reach sources, or no thread can be started.
+    pub fn hydrate(self: &Arc<Self>, layer: &Arc<Layer>, record: SourceRecord, source: Option<Arc<dyn Source>>) -> Result<()> {
+        let opener = self.sources.clone().ok_or_else(no_sources)?;
+        let hydrator = Hydrator::new(
+            HydratorConfig {
+                layers: Arc::clone(&self.layers),
+                layer: Arc::clone(layer),
+                record,
+                opener,
+                clock: Arc::clone(&self.clock),
+                block_size: self.block_size,
+            },
+            source,
+        );
+        self.hydrators.lock().insert(layer.id, Arc::clone(&hydrator));
+        if self.threads {
+            let core = Arc::downgrade(self);
+            let id = layer.id;
+            let complete = move || {
+                if let Some(core) = core.upgrade() {
+                    // A failure shows at the next write; hydration is finished again at the next open.
+                    let _ = core.finish_hydration(id);
+                }
+            };
+            hydrator.start_backfill(complete).map_err(|error| Error::io("cannot start a thread for hydration", error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a complete root layer independent of its source, durably. `false` if blocks are still missing.
+    ///
+    /// # Errors
+    /// The barrier failed.
+    pub fn finish_hydration(&self, layer: LayerId) -> Result<bool> {
+        let Some(hydrator) = self.hydrator(layer).filter(|hydrator| hydrator.is_complete()) else { return Ok(false) };
+        // The blocks are durable before the record that says nobody needs the source.
+        self.layers.sync([layer])?;
+        let ticket = {
+            let mut catalog = self.catalog();
+            if catalog.layer(layer).is_none() {
+                return Ok(false);
+            }
+            self.change(&mut catalog, None, vec![Record::Detach(layer)])?
+        };
+        self.layers.wait(ticket)?;
+        self.hydrators.lock().remove(&layer);
+        hydrator.finish();
+        Ok(true)
+    }
+
+    /// Whether sources can be reached.
+    pub fn can_hydrate(&self) -> bool {
+        self.sources.is_some()
+    }
+
+    /// Set when blocks may have become invisible.
+    pub fn reclaim_flag(&self) -> &std::sync::atomic::AtomicBool {
+        &self.reclaim
+    }
+
+    /// Without threads: one step of every hydrator.
+    ///
+    /// # Errors
+    /// The barrier at the end of a hydration failed.
+    pub fn step_hydration(&self) -> Result<bool> {
+        let mut busy = false;
+        if !self.threads {
+            for hydrator in self.hydrators() {
+                busy |= hydrator.backfill_step();
+                busy |= self.finish_hydration(hydrator.layer().id)?;
+            }
+        }
+        Ok(busy)
+    }
+
+    /// Writes the state anew; changes of shape wait meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] leaves everything as it was.
+    pub fn checkpoint(&self) -> Result<()> {
+        let catalog = self.catalog();
+        self.layers.checkpoint(catalog.records())
+    }
+
+    /// Makes everything durable and verifiable, and refuses writes from then on.
+    ///
+    /// # Errors
+    /// An I/O error; what was flushed before is safe.
+    pub fn shut_down(&self) -> Result<()> {
+        let _catalog = self.catalog();
+        let result = self.layers.shut_down();
+        self.heads.lock().clear();
+        result
+    }
+
+    /// Tells every hydrator which blocks nobody above its root can see.
+    pub(super) fn tell_hidden(&self, hidden: impl Fn(LayerId) -> Option<RoaringBitmap>) {
+        for hydrator in self.hydrators() {
+            if let Some(hidden) = hidden(hydrator.layer().id) {
+                hydrator.set_hidden(hidden);
+            }
+        }
+    }
+}
+
+/// The error for a volume that was destroyed while somebody had it open.
+pub(super) fn gone(id: VolumeId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("volume {id} was destroyed"))
+}
+
+/// The error for a fork from elsewhere in a store that was opened without sources.
+pub(super) fn no_sources() -> Error {
+    Error::new(ErrorKind::Unsupported, "this store was opened without sources: set StoreOptions::sources to reach other hosts")
+}

@@ -1,0 +1,160 @@
+//! Counting blocks, and describing volumes.
+
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+
+use super::core::Core;
+use super::info::{BlockCounts, HydrationInfo, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
+use crate::catalog::{Catalog, LayerEntry, VolumeEntry};
+use crate::error::Result;
+use crate::format::SourceRecord;
+use crate::hydrate::{Hydrator, HydratorStatus};
+use crate::ids::{LayerId, VolumeId};
+
+impl Core {
+    /// Everything about one volume.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
+        let catalog = self.catalog();
+        let id = catalog.volume_id(name)?;
+        let entry = catalog.volume(id).ok_or_else(|| super::core::gone(id))?;
+        Ok(self.describe(&catalog, id, entry))
+    }
+
+    /// Everything about all volumes, by name.
+    pub fn list(&self) -> Vec<VolumeInfo> {
+        let catalog = self.catalog();
+        catalog.volumes().map(|(id, entry)| self.describe(&catalog, id, entry)).collect()
+    }
+
+    /// Everything about the snapshots of a volume, oldest first.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn snapshot_infos(&self, volume: &str) -> Result<Vec<SnapshotInfo>> {
+        let catalog = self.catalog();
+        let id = catalog.volume_id(volume)?;
+        let entry = catalog.volume(id).ok_or_else(|| super::core::gone(id))?;
+        let describe = |snapshot: &crate::catalog::SnapshotEntry| SnapshotInfo {
+            volume: volume.to_owned(),
+            name: snapshot.name.clone(),
+            size_bytes: snapshot.size_bytes,
+            created_at: snapshot.created_at,
+            depth: catalog.chain(snapshot.layer).count() as u64,
+            blocks: self.count(&catalog, snapshot.layer, snapshot.size_bytes),
+        };
+        Ok(entry.snapshots.iter().map(describe).collect())
+    }
+
+    fn describe(&self, catalog: &Catalog, id: VolumeId, entry: &VolumeEntry) -> VolumeInfo {
+        let source = catalog.chain(entry.head).find_map(|(layer, root)| Some((layer, root.source.as_ref()?)));
+        let blocks = self.count(catalog, entry.head, entry.size_bytes);
+        let hydrator = source.and_then(|(layer, _)| self.hydrator(layer));
+        let hydration = self.hydration_info(source.map(|(_, record)| record), hydrator.as_deref(), &blocks);
+        let state = match hydration.state {
+            HydrationState::None => VolumeState::Created,
+            HydrationState::Degraded => VolumeState::Degraded,
+            HydrationState::Running | HydrationState::Paused => VolumeState::Hydrating,
+        };
+        VolumeInfo {
+            id: id.to_string(),
+            name: entry.name.clone(),
+            state,
+            size_bytes: entry.size_bytes,
+            block_size: self.block_size.bytes() as u32,
+            created_at: entry.created_at,
+            parent: Some(entry.parent.clone()).filter(|parent| !parent.is_empty()),
+            source: source.map(|(_, record)| record.uri.clone()),
+            depth: catalog.chain(entry.head).count() as u64,
+            snapshots: entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
+            blocks,
+            hydration,
+        }
+    }
+
+    fn hydration_info(&self, source: Option<&SourceRecord>, hydrator: Option<&Hydrator>, blocks: &BlockCounts) -> HydrationInfo {
+        let bytes_missing = blocks.missing * self.block_size.bytes();
+        let mut info = HydrationInfo {
+            state: if source.is_some() { HydrationState::Degraded } else { HydrationState::None },
+            bytes_fetched: 0,
+            bytes_missing,
+            rate_bytes_per_second: 0,
+            rate_limit_bytes_per_second: None,
+            eta_seconds: None,
+            last_error: None,
+        };
+        if let (Some(_), Some(hydrator)) = (source, hydrator) {
+            let progress = hydrator.progress();
+            info.state = match progress.status {
+                HydratorStatus::Running | HydratorStatus::Complete => HydrationState::Running,
+                HydratorStatus::Paused => HydrationState::Paused,
+                HydratorStatus::Degraded => HydrationState::Degraded,
+            };
+            info.bytes_fetched = progress.bytes_fetched;
+            info.rate_bytes_per_second = progress.rate_bytes_per_second;
+            info.rate_limit_bytes_per_second = Some(progress.settings.rate_bytes_per_second).filter(|rate| *rate > 0);
+            info.eta_seconds = bytes_missing.checked_div(progress.rate_bytes_per_second);
+            info.last_error = progress.last_error;
+        }
+        info
+    }
+
+    /// Counts the blocks that a layer shows, by walking its chain once.
+    fn count(&self, catalog: &Catalog, top: LayerId, size_bytes: u64) -> BlockCounts {
+        let total = self.block_size.blocks_for(size_bytes);
+        let mut open = RoaringBitmap::new();
+        open.insert_range(0..=(total - 1) as u32);
+        let mut counts = BlockCounts::default();
+        let mut unique = true;
+        let mut below = 0u64;
+        for (id, entry) in catalog.chain(top) {
+            unique &= is_unshared(entry, id == top, below);
+            below += 1;
+            let Some(layer) = self.layers.get(id) else { continue };
+            layer.with_presence(|presence| {
+                let present = open.intersection_len(&presence.present);
+                counts.present += present;
+                counts.unique += if unique { present } else { 0 };
+                open -= &presence.present;
+                let zeroed = open.intersection_len(&presence.zeroed);
+                counts.zero += zeroed;
+                if zeroed > 0 {
+                    open -= &presence.zeroed;
+                }
+            });
+            if entry.source.is_some()
+                && let Some(blocks) = layer.source_blocks
+            {
+                counts.missing += open.range_cardinality(0..=(blocks.max(1) - 1) as u32);
+            }
+            if open.is_empty() {
+                break;
+            }
+        }
+        counts.shared = counts.present - counts.unique;
+        counts.zero = total - counts.present - counts.missing;
+        counts
+    }
+
+    /// The hydrator below a volume, if it still needs one.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn volume_hydrator(&self, name: &str) -> Result<Option<Arc<Hydrator>>> {
+        let catalog = self.catalog();
+        let id = catalog.volume_id(name)?;
+        let head = catalog.volume(id).map(|entry| entry.head);
+        let root = head.and_then(|head| catalog.chain(head).find(|(_, entry)| entry.source.is_some())).map(|(layer, _)| layer);
+        drop(catalog);
+        Ok(root.and_then(|root| self.hydrator(root)))
+    }
+}
+
+/// Whether only the chain being counted can reach a layer.
+fn is_unshared(entry: &LayerEntry, is_top: bool, above: u64) -> bool {
+    let own = u32::from(is_top);
+    entry.names <= own && entry.children.len() as u64 <= u64::from(above > 0)
+}

@@ -1,0 +1,214 @@
+//! What users hold.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::core::Core;
+use super::head::Head;
+use super::queue::Queue;
+use super::request::Run;
+use super::view::View;
+use crate::error::{Error, Result};
+
+/// A named, sized, writable head. Cheap to clone; all clones are the same volume.
+///
+/// Offsets and lengths are bytes and need no alignment; whole blocks are the fast path. All calls may be made from many threads
+/// at once. A range that ends behind the volume is refused with [`crate::ErrorKind::OutOfRange`] and nothing is done.
+#[derive(Clone)]
+pub struct Volume(pub(super) Arc<Head>);
+
+impl Volume {
+    /// The handle of an open head.
+    pub fn of(head: Arc<Head>) -> Self {
+        Self(head)
+    }
+
+    /// Name at this moment.
+    pub fn name(&self) -> String {
+        self.0.name()
+    }
+
+    /// Size in bytes at this moment.
+    pub fn size_bytes(&self) -> u64 {
+        self.0.view.read().size_bytes
+    }
+
+    /// Block size of the store, in bytes.
+    pub fn block_bytes(&self) -> u32 {
+        self.0.core.block_size.bytes() as u32
+    }
+
+    /// Fills `buffer` from `offset`. Every byte is verified against its checksum.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Corrupt`] for damaged blocks, [`crate::ErrorKind::SourceLost`] for blocks that are still only at a
+    /// source that does not answer.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read(buffer, offset)
+    }
+
+    /// Writes `data` at `offset`. Not durable before a flush.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NoSpace`] (nothing has changed then), [`crate::ErrorKind::Poisoned`].
+    pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        self.0.write(data, offset)
+    }
+
+    /// Makes every write that completed before this call durable.
+    ///
+    /// # Errors
+    /// An I/O error; the store refuses writes from then on.
+    pub fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    /// Gives back the space of a range, which then reads as zero. Durable with the next flush.
+    ///
+    /// # Errors
+    /// As [`Volume::write_at`].
+    pub fn discard(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.0.zero(offset, bytes)
+    }
+
+    /// Makes a range read as zero. Durable with the next flush.
+    ///
+    /// # Errors
+    /// As [`Volume::write_at`].
+    pub fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.0.zero(offset, bytes)
+    }
+
+    /// Forks the volume as it is now: every write that completed before is in the fork.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
+    pub fn fork(&self, name: &str) -> Result<Self> {
+        self.0.core.fork_volume(&self.name(), name).map(Self)
+    }
+
+    /// Takes a snapshot of the volume as it is now.
+    ///
+    /// # Errors
+    /// As [`Volume::fork`].
+    pub fn snapshot(&self, name: &str) -> Result<()> {
+        self.0.core.create_snapshot(&self.name(), name)
+    }
+
+    /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::InvalidInput`].
+    pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
+        self.0.core.resize(&self.name(), size_bytes, force)
+    }
+
+    /// What answers for the bytes from the start of `range`, coalesced; at most `runs_max` runs, never past the range.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::OutOfRange`].
+    pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        self.0.core.runs(&self.0.look(), range, runs_max)
+    }
+
+    /// Brings blocks of the range that are still at the source.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::SourceLost`].
+    pub fn prefetch(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.0.core.prefetch(&|| self.0.look(), offset, bytes)
+    }
+
+    /// A queue with a ring of its own, for one thread.
+    ///
+    /// # Errors
+    /// The machine has no room for another ring.
+    pub fn queue(&self, depth: u32) -> Result<Queue> {
+        Queue::for_volume(&self.0, depth)
+    }
+}
+
+/// A sealed layer with its chain, open for reading.
+pub(super) struct OpenSnapshot {
+    pub core: Arc<Core>,
+    pub name: String,
+    pub view: RwLock<View>,
+}
+
+impl OpenSnapshot {
+    pub(super) fn look(&self) -> View {
+        self.view.read().clone()
+    }
+
+    pub(super) fn name_damage(&self, error: Error) -> Error {
+        match error.corruption() {
+            Some(corruption) if corruption.volume.is_none() => {
+                let mut corruption = corruption.clone();
+                corruption.volume = Some(self.name.clone());
+                Error::corrupt_block(corruption)
+            }
+            _ => error,
+        }
+    }
+}
+
+/// A named, read-only sealed layer and its chain. Cheap to clone.
+#[derive(Clone)]
+pub struct Snapshot(pub(super) Arc<OpenSnapshot>);
+
+impl Snapshot {
+    /// Opens a snapshot.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn open(core: &Arc<Core>, volume: &str, snapshot: &str) -> Result<Self> {
+        let (layer, size_bytes) = {
+            let catalog = core.catalog();
+            let (_, entry) = catalog.snapshot(volume, snapshot)?;
+            (entry.layer, entry.size_bytes)
+        };
+        let view = RwLock::new(View::new(core.layers().require(layer)?, size_bytes));
+        Ok(Self(Arc::new(OpenSnapshot { core: Arc::clone(core), name: format!("{volume}@{snapshot}"), view })))
+    }
+
+    /// `volume@snapshot`, as it was when the snapshot was opened.
+    pub fn name(&self) -> String {
+        self.0.name.clone()
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.0.view.read().size_bytes
+    }
+
+    /// Block size of the store, in bytes.
+    pub fn block_bytes(&self) -> u32 {
+        self.0.core.block_size().bytes() as u32
+    }
+
+    /// Fills `buffer` from `offset`; as [`Volume::read_at`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.0.core.read(&|| self.0.look(), offset, buffer).map_err(|error| self.0.name_damage(error))
+    }
+
+    /// As [`Volume::runs`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        self.0.core.runs(&self.0.look(), range, runs_max)
+    }
+
+    /// As [`Volume::queue`]; takes reads only.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn queue(&self, depth: u32) -> Result<Queue> {
+        Queue::for_snapshot(&self.0, depth)
+    }
+}

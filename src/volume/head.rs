@@ -1,0 +1,276 @@
+//! A volume that is open: its view, its gate, and writing.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::RwLock;
+
+use super::core::{Core, gone};
+use super::gate::{Closed, Gate};
+use super::view::{Answer, Piece, View};
+use crate::bits::BlockBits;
+use crate::error::{Error, Result};
+use crate::ids::VolumeId;
+use crate::io::AlignedBuffer;
+use crate::layer::{Layer, Layers};
+use crate::limits::EXTENT_BLOCKS;
+use crate::owners::Owner;
+
+/// The open head of a volume, shared by everybody who has it open.
+pub struct Head {
+    pub(super) core: Arc<Core>,
+    pub(super) id: VolumeId,
+    pub(super) gate: Gate,
+    pub(super) view: RwLock<View>,
+    destroyed: AtomicBool,
+    /// Queues that are open on it.
+    pub(super) queues: AtomicUsize,
+}
+
+impl Head {
+    pub(super) fn new(core: &Arc<Core>, id: VolumeId, layer: Arc<Layer>, size_bytes: u64) -> Arc<Self> {
+        Self::with_view(core, id, View::new(layer, size_bytes))
+    }
+
+    pub(super) fn with_view(core: &Arc<Core>, id: VolumeId, view: View) -> Arc<Self> {
+        Arc::new(Self {
+            core: Arc::clone(core),
+            id,
+            gate: Gate::default(),
+            view: RwLock::new(view),
+            destroyed: AtomicBool::new(false),
+            queues: AtomicUsize::new(0),
+        })
+    }
+
+    /// The view at this moment.
+    pub(super) fn look(&self) -> View {
+        self.view.read().clone()
+    }
+
+    /// Closes the gate for a change.
+    pub(super) fn close(&self) -> Closed<'_> {
+        self.gate.close(|| self.core.layers.help())
+    }
+
+    /// Name at this moment.
+    pub(super) fn name(&self) -> String {
+        self.core.catalog().volume(self.id).map(|entry| entry.name.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn set_destroyed(&self) {
+        self.destroyed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn check_alive(&self) -> Result<()> {
+        if self.destroyed.load(Ordering::Acquire) { Err(gone(self.id)) } else { Ok(()) }
+    }
+
+    /// Adds the volume's name to an error that names a block.
+    pub(super) fn name_damage(&self, error: Error) -> Error {
+        match error.corruption() {
+            Some(corruption) if corruption.volume.is_none() => {
+                let mut corruption = corruption.clone();
+                corruption.volume = Some(self.name());
+                Error::corrupt_block(corruption)
+            }
+            _ => error,
+        }
+    }
+
+    /// Fills `buffer` from `offset`.
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.check_alive()?;
+        self.core.read(&|| self.look(), offset, buffer).map_err(|error| self.name_damage(error))
+    }
+
+    /// Writes `data` at `offset`.
+    pub(super) fn write(&self, mut data: &[u8], mut offset: u64) -> Result<()> {
+        self.check_alive()?;
+        self.view.read().check_range(offset, data.len() as u64)?;
+        while !data.is_empty() {
+            let piece = Piece::at(self.core.block_size, offset, data.len() as u64);
+            let (part, rest) = data.split_at(piece.bytes as usize);
+            self.write_piece(&piece, part).map_err(|error| self.name_damage(error))?;
+            offset += piece.bytes;
+            data = rest;
+        }
+        self.relieve()
+    }
+
+    /// Makes room when too many blocks wait for their record.
+    pub(super) fn relieve(&self) -> Result<()> {
+        if self.core.layers.under_pressure() {
+            let layer = self.view.read().layer.id;
+            self.core.layers.sync([layer])?;
+        }
+        Ok(())
+    }
+
+    fn write_piece(&self, piece: &Piece, data: &[u8]) -> Result<()> {
+        let partial = self.partial_blocks(piece);
+        // Blocks that are still at the source come before the gate is passed, so that a fork never waits for a network.
+        for block in &partial {
+            self.bring(piece.extent, *block)?;
+        }
+        self.gate.enter();
+        let result = self.write_inside(piece, data, &partial);
+        self.gate.leave();
+        result
+    }
+
+    fn write_inside(&self, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<()> {
+        // Behind the gate the head does not change.
+        let layer = Arc::clone(&self.view.read().layer);
+        let layers = &self.core.layers;
+        let bits = BlockBits::of(piece.blocks.clone());
+        layers.admit_wait(&layer, piece.extent, &bits)?;
+        let owned = self.is_owner(&layer, piece.extent, piece.blocks.clone());
+        if partial.is_empty() {
+            layers.write_admitted(&layer, piece.extent, piece.blocks.clone(), data)?;
+        } else {
+            let merged = self.merge(&layer, piece, data, partial).inspect_err(|_| layers.withdraw_write(&layer, piece.extent, &bits))?;
+            layers.write_admitted(&layer, piece.extent, piece.blocks.clone(), &merged)?;
+        }
+        if !owned {
+            self.take_over(&layer, piece.extent, piece.blocks.clone());
+        }
+        Ok(())
+    }
+
+    /// Blocks of a piece that are written in part.
+    fn partial_blocks(&self, piece: &Piece) -> Vec<u32> {
+        let block_bytes = self.core.block_size.bytes();
+        let mut partial = Vec::new();
+        if piece.skip > 0 || piece.bytes < block_bytes {
+            partial.push(piece.blocks.start);
+        }
+        let last = piece.blocks.end - 1;
+        if !(piece.skip + piece.bytes).is_multiple_of(block_bytes) && partial.last() != Some(&last) {
+            partial.push(last);
+        }
+        partial
+    }
+
+    /// Fetches a block if it is still missing.
+    fn bring(&self, extent: u32, block: u32) -> Result<()> {
+        let view = self.look();
+        if let Some((_, Answer::Missing(root))) = self.core.answers(&view, extent, block..block + 1)?.pop() {
+            let number = u64::from(extent * EXTENT_BLOCKS + block);
+            self.core.demand(&root, number..number + 1)?;
+        }
+        Ok(())
+    }
+
+    /// Whole blocks: the old bytes of partial ones with the new bytes over them. The caller holds the latch.
+    fn merge(&self, layer: &Arc<Layer>, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<AlignedBuffer> {
+        let block_bytes = self.core.block_size.bytes() as usize;
+        let mut merged = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes);
+        for block in partial {
+            let at = (block - piece.blocks.start) as usize * block_bytes;
+            self.read_latched(layer, piece.extent, *block, &mut merged[at..at + block_bytes])?;
+        }
+        merged[piece.skip as usize..][..data.len()].copy_from_slice(data);
+        Ok(merged)
+    }
+
+    /// Reads a block whose latch in the head the caller holds.
+    fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<()> {
+        let number = extent * EXTENT_BLOCKS + block;
+        if !layer.extent(extent).0.contains(block) {
+            return self.core.read_extent(&|| self.look(), extent, block..block + 1, buffer);
+        }
+        match self.core.layers.read_blocks(layer, number, buffer)? {
+            crate::layer::BlockRead::Verified => Ok(()),
+            crate::layer::BlockRead::Mismatch(block) => {
+                Err(self.core.layers.corruption(layer, block, "its bytes do not match their checksum"))
+            }
+        }
+    }
+
+    /// Whether the layer answers for all blocks of the range. Also resolves the extent, which must happen before the layer
+    /// holds anything new in it.
+    pub(super) fn is_owner(&self, layer: &Layer, extent: u32, range: Range<u32>) -> bool {
+        let view = self.view.read();
+        let owners = self.core.owners(&view, extent, range);
+        owners.iter().all(|(_, owner)| *owner == Owner::Layer(layer.id))
+    }
+
+    /// The layer answers for the range from now on.
+    pub(super) fn take_over(&self, layer: &Layer, extent: u32, range: Range<u32>) {
+        let mut view = self.view.write();
+        let below = Arc::clone(&view.layer);
+        view.owners.set(extent, range, Owner::Layer(layer.id), || self.core.resolve(&below, extent));
+    }
+
+    /// Makes every completed write durable.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.check_alive()?;
+        let layer = Arc::clone(&self.view.read().layer);
+        let layers: &Layers = &self.core.layers;
+        layers.healthy()?;
+        if layers.is_settled(&layer) {
+            return Ok(());
+        }
+        layers.sync([layer.id])
+    }
+
+    /// Makes a range read as zero; its whole blocks give back their space.
+    pub(super) fn zero(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.check_alive()?;
+        self.view.read().check_range(offset, bytes)?;
+        let block_size = self.core.block_size;
+        let end = offset + bytes;
+        let size_bytes = self.view.read().size_bytes;
+        let first = block_size.blocks_for(offset);
+        // The last block of the volume counts as whole, though it may end behind the volume.
+        let last = if end == size_bytes { block_size.blocks_for(end) } else { block_size.block_of(end) };
+        let zeros =
+            |start: u64, end: u64| -> Result<()> { if start < end { self.write(&vec![0; (end - start) as usize], start) } else { Ok(()) } };
+        if first >= last {
+            return zeros(offset, end);
+        }
+        zeros(offset, block_size.offset_of(first))?;
+        zeros(block_size.offset_of(last).min(end), end)?;
+        let closed = self.close();
+        self.zero_blocks(first, last)?;
+        drop(closed);
+        Ok(())
+    }
+
+    /// Zeroes whole blocks. The gate is closed.
+    pub(super) fn zero_blocks(&self, first: u64, last: u64) -> Result<()> {
+        let layer = Arc::clone(&self.view.read().layer);
+        self.resolve_edges(first, last);
+        self.core.layers.zero(&layer, first as u32..=(last - 1) as u32, layer.parent.is_some())?;
+        let extent_blocks = u64::from(EXTENT_BLOCKS);
+        let mut view = self.view.write();
+        let whole = first.div_ceil(extent_blocks)..last / extent_blocks;
+        let mut part = |extent: u64, range: Range<u64>| {
+            if !range.is_empty() {
+                let below = Arc::clone(&view.layer);
+                let resolve = || self.core.resolve(&below, extent as u32);
+                view.owners.set(extent as u32, range.start as u32..range.end as u32, Owner::Zero, resolve);
+            }
+        };
+        if first / extent_blocks == (last - 1) / extent_blocks {
+            part(first / extent_blocks, first % extent_blocks..(last - 1) % extent_blocks + 1);
+            return Ok(());
+        }
+        if !first.is_multiple_of(extent_blocks) {
+            part(first / extent_blocks, first % extent_blocks..extent_blocks);
+        }
+        part(last / extent_blocks, 0..last % extent_blocks);
+        view.owners.set_extents(whole.start as u32..whole.end as u32, Owner::Zero);
+        Ok(())
+    }
+
+    /// Resolves the extents that a range covers in part, before their meaning changes.
+    fn resolve_edges(&self, first: u64, last: u64) {
+        let layer = Arc::clone(&self.view.read().layer);
+        for block in [first, last - 1] {
+            self.is_owner(&layer, (block / u64::from(EXTENT_BLOCKS)) as u32, 0..1);
+        }
+    }
+}

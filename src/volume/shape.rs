@@ -1,0 +1,360 @@
+//! Changes of shape: create, fork, snapshot, rename, resize, destroy.
+//!
+//! Each is one journal record group and one barrier round: it is applied in memory under the catalogue's lock, put into the
+//! next round there (so the journal has changes in the order in which they were made), and waited for outside all locks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::core::{Core, no_sources};
+use super::head::Head;
+use super::view::View;
+use crate::catalog::Catalog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{HydrationSettings, LayerRecord, Record, SnapshotRecord, SourceRecord, VolumeRecord, valid_name};
+use crate::ids::{LayerId, VolumeId};
+use crate::layer::Ticket;
+use crate::limits::VOLUME_BYTES_MAX;
+use crate::source::{Source, SourceError, SourceErrorKind};
+
+/// A layer that forks and snapshots of a volume can stand on.
+struct Base {
+    layer: Option<LayerId>,
+    view: View,
+    records: Vec<Record>,
+    sync: Option<LayerId>,
+}
+
+fn check_size(size_bytes: u64) -> Result<()> {
+    if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("a volume has 1 byte to {} TiB, not {size_bytes} bytes", VOLUME_BYTES_MAX >> 40),
+        ));
+    }
+    Ok(())
+}
+
+fn source_error(error: &SourceError) -> Error {
+    let kind = match error.kind {
+        SourceErrorKind::Invalid => ErrorKind::InvalidInput,
+        _ => ErrorKind::SourceLost,
+    };
+    Error::new(kind, format!("cannot fork: {}", error.message))
+}
+
+impl Core {
+    fn now(&self) -> u64 {
+        self.clock.unix().as_secs()
+    }
+
+    /// Creates an empty volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`], [`ErrorKind::Exists`], [`ErrorKind::NoSpace`].
+    pub fn create_volume(self: &Arc<Self>, name: &str, size_bytes: u64) -> Result<Arc<Head>> {
+        valid_name(name)?;
+        check_size(size_bytes)?;
+        self.layers.reserve_shape()?;
+        let (head, ticket) = {
+            let mut catalog = self.catalog();
+            catalog.name_is_free(name)?;
+            let layer = catalog.next_layer()?;
+            let records = vec![Record::Layer(LayerRecord { layer, parent: None, source: None })];
+            self.add_volume(&mut catalog, records, None, (name, size_bytes, ""), None)?
+        };
+        self.layers.wait(ticket)?;
+        Ok(head)
+    }
+
+    /// Adds a volume over the last layer of `records`, whose parent is `parent`.
+    fn add_volume(
+        self: &Arc<Self>,
+        catalog: &mut Catalog,
+        mut records: Vec<Record>,
+        parent: Option<LayerId>,
+        (name, size_bytes, label): (&str, u64, &str),
+        base: Option<Base>,
+    ) -> Result<(Arc<Head>, Ticket)> {
+        let volume = catalog.next_volume();
+        let Some(Record::Layer(LayerRecord { layer: head, .. })) = records.last() else {
+            return Err(Error::new(ErrorKind::InvalidInput, "a volume needs a layer"));
+        };
+        let head = *head;
+        records.push(Record::Volume(VolumeRecord {
+            volume,
+            head,
+            size_bytes,
+            created_at: self.now(),
+            name: name.to_owned(),
+            parent: label.to_owned(),
+        }));
+        let layer = self.layers.add(head, parent, None);
+        let sync = base.as_ref().and_then(|base| base.sync);
+        let ticket = self.change(catalog, sync, records)?;
+        let head = match base {
+            None => Head::new(self, volume, layer, size_bytes),
+            Some(base) => Head::with_view(self, volume, View { layer, size_bytes, owners: base.view.owners }),
+        };
+        self.adopt(&head);
+        Ok((head, ticket))
+    }
+
+    /// Seals a volume's head, unless it is blank, so that others can stand on it. The gate is closed, the catalogue locked.
+    fn seal(&self, catalog: &Catalog, head: &Head, always: bool) -> Result<Base> {
+        head.check_alive()?;
+        let mut view = head.view.write();
+        let old = Arc::clone(&view.layer);
+        if old.is_blank() && !always {
+            return Ok(Base { layer: old.parent, view: view.clone(), records: Vec::new(), sync: None });
+        }
+        let layer = catalog.next_layer()?;
+        old.seal();
+        view.layer = self.layers.add(layer, Some(old.id), None);
+        let records =
+            vec![Record::Layer(LayerRecord { layer, parent: Some(old.id), source: None }), Record::Seal { volume: head.id, head: layer }];
+        Ok(Base { layer: Some(old.id), view: view.clone(), records, sync: Some(old.id) })
+    }
+
+    /// Forks a volume as it is now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`], [`ErrorKind::NoSpace`].
+    pub fn fork_volume(self: &Arc<Self>, source: &str, name: &str) -> Result<Arc<Head>> {
+        valid_name(name)?;
+        let head = self.head(source)?;
+        self.layers.reserve_shape()?;
+        let (fork, ticket) = {
+            let _closed = head.close();
+            let mut catalog = self.catalog();
+            catalog.name_is_free(name)?;
+            let mut base = self.seal(&catalog, &head, false)?;
+            let size_bytes = base.view.size_bytes;
+            let mut records = std::mem::take(&mut base.records);
+            let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
+            records.push(Record::Layer(LayerRecord { layer, parent: base.layer, source: None }));
+            let parent = base.layer;
+            self.add_volume(&mut catalog, records, parent, (name, size_bytes, source), Some(base))?
+        };
+        self.layers.wait(ticket)?;
+        Ok(fork)
+    }
+
+    /// Forks a snapshot.
+    ///
+    /// # Errors
+    /// As [`Core::fork_volume`].
+    pub fn fork_snapshot(self: &Arc<Self>, volume: &str, snapshot: &str, name: &str) -> Result<Arc<Head>> {
+        valid_name(name)?;
+        self.layers.reserve_shape()?;
+        let (fork, ticket) = {
+            let mut catalog = self.catalog();
+            catalog.name_is_free(name)?;
+            let (_, entry) = catalog.snapshot(volume, snapshot)?;
+            let (parent, size_bytes) = (Some(entry.layer), entry.size_bytes);
+            let layer = catalog.next_layer()?;
+            let records = vec![Record::Layer(LayerRecord { layer, parent, source: None })];
+            let label = format!("{volume}@{snapshot}");
+            self.add_volume(&mut catalog, records, parent, (name, size_bytes, &label), None)?
+        };
+        self.layers.wait(ticket)?;
+        Ok(fork)
+    }
+
+    /// Forks what a source has: a root layer that stands for it, and an open layer above. No data moves.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SourceLost`] if it cannot be reached; as [`Core::fork_volume`].
+    pub fn fork_source(self: &Arc<Self>, uri: &str, name: &str) -> Result<Arc<Head>> {
+        valid_name(name)?;
+        self.catalog().name_is_free(name)?;
+        let opener = self.sources.clone().ok_or_else(no_sources)?;
+        let source = opener.open(uri).map_err(|error| source_error(&error))?;
+        let result = self.fork_opened(uri, name, &source);
+        if result.is_err() {
+            source.close();
+        }
+        result
+    }
+
+    fn fork_opened(self: &Arc<Self>, uri: &str, name: &str, source: &Arc<dyn Source>) -> Result<Arc<Head>> {
+        let size_bytes = source.size_bytes();
+        check_size(size_bytes)?;
+        self.layers.reserve_shape()?;
+        let record = SourceRecord { uri: uri.to_owned(), size_bytes, settings: HydrationSettings::default() };
+        let (head, root, ticket) = {
+            let mut catalog = self.catalog();
+            catalog.name_is_free(name)?;
+            let root = catalog.next_layer()?;
+            let layer = LayerId(root.0 + 1);
+            let entry = self.layers.add(root, None, Some(self.block_size.blocks_for(size_bytes)));
+            entry.seal();
+            let records = vec![
+                Record::Layer(LayerRecord { layer: root, parent: None, source: Some(record.clone()) }),
+                Record::Layer(LayerRecord { layer, parent: Some(root), source: None }),
+            ];
+            let (head, ticket) = self.add_volume(&mut catalog, records, Some(root), (name, size_bytes, uri), None)?;
+            (head, entry, ticket)
+        };
+        self.layers.wait(ticket)?;
+        self.hydrate(&root, record, Some(Arc::clone(source)))?;
+        Ok(head)
+    }
+
+    /// Takes a snapshot of a volume as it is now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`], [`ErrorKind::NoSpace`].
+    pub fn create_snapshot(self: &Arc<Self>, volume: &str, name: &str) -> Result<()> {
+        valid_name(name)?;
+        let head = self.head(volume)?;
+        self.layers.reserve_shape()?;
+        let ticket = {
+            let _closed = head.close();
+            let mut catalog = self.catalog();
+            if catalog.snapshot(volume, name).is_ok() {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("volume '{volume}' has a snapshot '{name}' already: choose another name"),
+                ));
+            }
+            let has_parent = head.view.read().layer.parent.is_some();
+            let mut base = self.seal(&catalog, &head, !has_parent)?;
+            let mut records = std::mem::take(&mut base.records);
+            records.extend(base.layer.map(|layer| {
+                Record::Snapshot(SnapshotRecord {
+                    volume: head.id,
+                    layer,
+                    size_bytes: base.view.size_bytes,
+                    created_at: self.now(),
+                    name: name.to_owned(),
+                })
+            }));
+            self.change(&mut catalog, base.sync, records)?
+        };
+        self.layers.wait(ticket)
+    }
+
+    /// Gives a volume another name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`].
+    pub fn rename(&self, name: &str, new: &str) -> Result<()> {
+        valid_name(new)?;
+        self.layers.reserve_shape()?;
+        let ticket = {
+            let mut catalog = self.catalog();
+            let volume = catalog.volume_id(name)?;
+            catalog.name_is_free(new)?;
+            self.change(&mut catalog, None, vec![Record::Rename { volume, name: new.to_owned() }])?
+        };
+        self.layers.wait(ticket)
+    }
+
+    /// Gives a volume another size.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when it would lose bytes and `force` is not set.
+    pub fn resize(self: &Arc<Self>, name: &str, size_bytes: u64, force: bool) -> Result<()> {
+        check_size(size_bytes)?;
+        let head = self.head(name)?;
+        self.layers.reserve_shape()?;
+        let old = head.view.read().size_bytes;
+        if size_bytes < old {
+            if !force {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!(
+                        "volume '{name}' has {old} bytes; {size_bytes} would lose the last {}: force it if you mean it",
+                        old - size_bytes
+                    ),
+                ));
+            }
+            // What is cut off reads as zero if the volume grows again.
+            head.zero(size_bytes, old - size_bytes)?;
+        }
+        let ticket = {
+            let _closed = head.close();
+            let mut catalog = self.catalog();
+            head.check_alive()?;
+            head.view.write().size_bytes = size_bytes;
+            let sync = head.view.read().layer.id;
+            self.change(&mut catalog, Some(sync), vec![Record::Resize { volume: head.id, size_bytes }])?
+        };
+        self.layers.wait(ticket)
+    }
+
+    /// Destroys a volume. Handles to it fail from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if it has snapshots and `recursive` is not set, or a front end serves it.
+    pub fn destroy_volume(&self, name: &str, recursive: bool) -> Result<()> {
+        self.layers.healthy()?;
+        let ticket = {
+            let mut catalog = self.catalog();
+            let id = catalog.volume_id(name)?;
+            let snapshots = catalog.volume(id).map_or(0, |entry| entry.snapshots.len());
+            if snapshots > 0 && !recursive {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "volume '{name}' has {snapshots} snapshots: destroy them first ('volfork destroy {name}@SNAP'), or all with --recursive"
+                    ),
+                ));
+            }
+            self.retire_head(id, name)?;
+            self.change(&mut catalog, None, vec![Record::DestroyVolume(id)])?
+        };
+        self.layers.wait(ticket)
+    }
+
+    fn retire_head(&self, id: VolumeId, name: &str) -> Result<()> {
+        let Some(head) = self.open_head(id) else { return Ok(()) };
+        let queues = head.queues.load(Ordering::Acquire);
+        if queues > 0 {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("volume '{name}' is in use by {queues} connections: disconnect its clients first"),
+            ));
+        }
+        head.set_destroyed();
+        Ok(())
+    }
+
+    /// Destroys a snapshot.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn destroy_snapshot(&self, volume: &str, name: &str) -> Result<()> {
+        self.layers.healthy()?;
+        let ticket = {
+            let mut catalog = self.catalog();
+            let (id, _) = catalog.snapshot(volume, name)?;
+            self.change(&mut catalog, None, vec![Record::DestroySnapshot { volume: id, name: name.to_owned() }])?
+        };
+        self.layers.wait(ticket)
+    }
+
+    /// Pauses, resumes or caps the hydration of the roots below a volume, durably.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`] if the volume has no source.
+    pub fn set_hydration(&self, name: &str, change: impl Fn(&mut HydrationSettings)) -> Result<()> {
+        let ticket = {
+            let mut catalog = self.catalog();
+            let id = catalog.volume_id(name)?;
+            let head = catalog.volume(id).map(|entry| entry.head);
+            let root = head.and_then(|head| catalog.chain(head).find(|(_, entry)| entry.source.is_some())).map(|(layer, _)| layer);
+            let hydrator = root.and_then(|root| self.hydrator(root));
+            let Some(hydrator) = hydrator else {
+                return Err(Error::new(ErrorKind::InvalidInput, format!("volume '{name}' has no source: there is nothing to hydrate")));
+            };
+            let mut settings = hydrator.settings();
+            change(&mut settings);
+            hydrator.set_settings(settings);
+            hydrator.retry_now();
+            self.change(&mut catalog, None, vec![Record::Hydration(hydrator.layer().id, settings)])?
+        };
+        self.layers.wait(ticket)
+    }
+}
