@@ -26,7 +26,7 @@ pub fn check(settings: &Settings) -> Result<bool> {
         let message = "the store is being served, and check needs one that is not in use: stop the server, or run 'volfork scrub'";
         return Err(Failure::new(ErrorKind::Busy, message));
     }
-    let report = Store::check(&settings.store).map_err(|error| match error.kind() {
+    let report = Store::check(&settings.store, reach::options(settings, BlockSize::DEFAULT)).map_err(|error| match error.kind() {
         ErrorKind::NotFound => reach::missing(&settings.store),
         _ => error.into(),
     })?;

@@ -64,6 +64,12 @@ pub fn missing(store: &Path) -> Failure {
     )
 }
 
-fn options(settings: &Settings, block_size: BlockSize) -> StoreOptions {
-    StoreOptions { block_size, sources: nbd::sources(), owner: format!("volfork {}", settings.label), ..StoreOptions::default() }
+/// How the store of `settings` is opened.
+pub fn options(settings: &Settings, block_size: BlockSize) -> StoreOptions {
+    StoreOptions {
+        block_size,
+        sources: nbd::sources(),
+        owner: format!("volfork {} (process {})", settings.label, std::process::id()),
+        ..StoreOptions::default()
+    }
 }
