@@ -38,12 +38,21 @@ impl Interrupt {
     }
 }
 
-/// Blocks until the first signal; the next one ends the process at once.
-pub fn wait_for_signal() -> Result<()> {
-    let mut signals = Signals::new(SIGNALS).map_err(|error| Failure::io("catch signals", error))?;
-    let _second_exits = Interrupt::catch()?;
-    signals.forever().next();
-    Ok(())
+/// The end of a server: what the first signal asks for, while the second one ends the process at once.
+pub struct Stop(Signals);
+
+impl Stop {
+    /// Takes over both signals for the rest of the process. Before anyone is told that the server is ready, or a signal would kill it.
+    pub fn catch() -> Result<Self> {
+        let signals = Signals::new(SIGNALS).map_err(|error| Failure::io("catch signals", error))?;
+        Interrupt::catch()?;
+        Ok(Self(signals))
+    }
+
+    /// Blocks until the first signal.
+    pub fn wait(mut self) {
+        self.0.forever().next();
+    }
 }
 
 /// A watcher that also hears signals.

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::control::{self, ControlServer};
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
-use crate::interrupt::wait_for_signal;
+use crate::interrupt::Stop;
 use crate::nbd::Door;
 use crate::print;
 use crate::reach;
@@ -34,13 +34,14 @@ pub fn serve(settings: &Settings, listen: &[String]) -> Result<()> {
 
 fn open_and_wait(settings: &Settings, store: &volfork::Store, listen: &[String]) -> Result<()> {
     let door = Door::open(store, listen, &default_address(&settings.store))?;
+    let stop = Stop::catch()?;
     announce(settings, door.uris())?;
     notify("READY=1").map_err(|error| Failure::io("tell the service manager", error))?;
-    let waited = wait_for_signal();
+    stop.wait();
     // A manager that cannot be told any more learns it from the end of the process.
     let _ = notify("STOPPING=1");
     door.shut();
-    waited
+    Ok(())
 }
 
 fn default_address(store: &Path) -> String {
