@@ -103,6 +103,14 @@ fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<St
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
+    flush_left(table)
+}
+
+/// Without the space that would stand before the first column.
+fn flush_left(mut table: Table) -> String {
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((0, 1));
+    }
     table.trim_fmt()
 }
 
@@ -172,7 +180,7 @@ fn volume_table(info: &VolumeInfo) -> String {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).add_rows(rows.into_iter().map(|(key, value)| vec![key.to_string(), value]));
-    table.trim_fmt()
+    flush_left(table)
 }
 
 fn hydration_text(info: &VolumeInfo) -> String {
@@ -258,7 +266,7 @@ mod tests {
     #[test]
     fn tables_are_plain_and_complete() {
         let printed = volumes_table(&[info("first", 0), info("second", 5 << 30)]);
-        let lines: Vec<&str> = printed.lines().map(str::trim).collect();
+        let lines: Vec<&str> = printed.lines().collect();
         assert!(lines[0].starts_with("NAME") && lines[0].ends_with("CREATED"), "{printed}");
         assert!(lines[1].contains("first") && lines[1].contains("10.0 GiB") && lines[1].contains("2.0 MiB"), "{printed}");
         assert!(lines[2].contains("hydrating 50%"), "{printed}");

@@ -69,6 +69,7 @@ struct Demo<'a> {
 impl Demo<'_> {
     fn image(&mut self, place: &Place, arguments: &DemoArguments) -> Result<PathBuf> {
         if let Some(path) = &arguments.image {
+            self.report.say("image", &path.display().to_string())?;
             return Ok(path.clone());
         }
         let path = place.join("image");
@@ -160,7 +161,7 @@ impl Demo<'_> {
     fn hydrate(&mut self, sides: &Sides<'_>, expected_a: &mut Expected, expected_b: &mut Expected, forked: Instant) -> Result<()> {
         let mut bar = Interruptible { watcher: Bar::new("hydrate", self.settings.quiet), interrupt: self.interrupt.clone() };
         let mut chance = Chance::new(3);
-        let (mut reads, mut read_bytes, mut writes, mut slowest) = (0, 0, 0, Duration::ZERO);
+        let (mut reads, mut read_bytes, mut writes, mut fetched, mut slowest) = (0, 0, 0, 0, Duration::ZERO);
         let mut hydrated: Option<(Duration, u64)> = None;
         while hydrated.is_none() || reads < READS_MIN || writes < WRITES {
             let offset = chance.below(expected_b.size_bytes());
@@ -178,14 +179,15 @@ impl Demo<'_> {
                 hydrated = Some((forked.elapsed(), reads));
             }
             if reads % 16 == 0 {
-                sides.tell(&mut bar)?;
+                fetched = fetched.max(sides.tell(&mut bar)?);
             }
         }
         sides.a.flush()?;
         sides.b.flush()?;
         drop(bar);
         let (took, reads_before) = hydrated.unwrap_or_default();
-        let fetched = sides.host_b.show(DISK)?.hydration.bytes_fetched;
+        // The counter may end with the source.
+        fetched = fetched.max(sides.host_b.show(DISK)?.hydration.bytes_fetched);
         self.report.note("reads", reads);
         self.report.note("reads_while_hydrating", reads_before);
         self.report.note("slowest_read_seconds", slowest.as_secs_f64());
@@ -252,9 +254,11 @@ impl Sides<'_> {
         Ok(())
     }
 
-    fn tell(&self, watcher: &mut dyn Watcher) -> Result<()> {
+    /// Tells how far hydration is; answers the bytes fetched so far.
+    fn tell(&self, watcher: &mut dyn Watcher) -> Result<u64> {
         let info = self.host_b.show(DISK)?;
         let done = info.size_bytes.saturating_sub(info.hydration.bytes_missing);
-        watcher.tell(Progress { note: info.hydration.last_error, ..Progress::bytes(done, Some(info.size_bytes)) })
+        watcher.tell(Progress { note: info.hydration.last_error, ..Progress::bytes(done, Some(info.size_bytes)) })?;
+        Ok(info.hydration.bytes_fetched)
     }
 }
