@@ -358,12 +358,13 @@ fn a_failed_import_or_export_leaves_nothing() {
 
 #[test]
 fn an_interrupted_import_is_undone() {
-    for served in [false, true] {
+    // Also one that has sent nothing yet.
+    for (served, bytes) in [(false, 4 << 20), (true, 4 << 20), (false, 0), (true, 0)] {
         let host = Host::new();
         let server = served.then(|| host.serve(&[]));
         let mut child = host.command(&["import", "v", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(&vec![1; 4 << 20]).unwrap();
+        stdin.write_all(&vec![1; bytes]).unwrap();
         std::thread::sleep(Duration::from_millis(300));
         signal(&child, libc::SIGINT);
         assert!(!wait(&mut child).success());

@@ -47,7 +47,7 @@ pub fn import(store: &Store, name: &str, file: File, raw: bool, watcher: &mut dy
         Err(error) => return Err(error.into()),
     }
     let mut image = Image::new(file)?;
-    let head = image.head()?;
+    let head = image.head(watcher)?;
     if !raw && head.starts_with(QCOW2_MAGIC) {
         let message =
             "the image is qcow2, not raw: run 'qemu-img convert -O raw IMAGE RAW' and import RAW, or give --raw to import it as it is";
@@ -131,7 +131,8 @@ impl Image {
     }
 
     /// The first bytes: of a stream a whole piece, which is not read again.
-    fn head(&mut self) -> Result<Vec<u8>> {
+    fn head(&mut self, watcher: &mut dyn Watcher) -> Result<Vec<u8>> {
+        let mut told = Ok(());
         let read = match self {
             Self::File { file, size_bytes } => {
                 let mut head = vec![0; (*size_bytes).min(QCOW2_MAGIC.len() as u64) as usize];
@@ -139,12 +140,17 @@ impl Image {
             }
             Self::Stream(file) => {
                 let mut head = vec![0; PIECE_BYTES];
-                fill(file, &mut head, &AtomicBool::new(false)).map(|filled| {
+                let mut wanted = || {
+                    told = watcher.tell(Progress::bytes(0, None));
+                    told.is_ok()
+                };
+                fill(file, &mut head, &mut wanted).map(|filled| {
                     head.truncate(filled.unwrap_or(0));
                     head
                 })
             }
         };
+        told?;
         read.map_err(|error| Failure::io("read the image", error))
     }
 }
@@ -224,7 +230,7 @@ fn read_stream(mut file: File, head: Vec<u8>, sender: &SyncSender<Piece>, stop: 
             return Ok(());
         }
         piece = vec![0; PIECE_BYTES];
-        match fill(&mut file, &mut piece, stop)? {
+        match fill(&mut file, &mut piece, &mut || !stop.load(Ordering::Relaxed))? {
             Some(filled) => piece.truncate(filled),
             None => return Ok(()),
         }
@@ -284,6 +290,14 @@ mod tests {
 
     use super::*;
 
+    struct Nobody;
+
+    impl Watcher for Nobody {
+        fn tell(&mut self, _: Progress) -> Result<()> {
+            Ok(())
+        }
+    }
+
     fn pieces(image: Image, head: Vec<u8>) -> Vec<Piece> {
         let (sender, receiver) = mpsc::sync_channel(64);
         read(image, head, &sender, &AtomicBool::new(false)).unwrap();
@@ -301,7 +315,7 @@ mod tests {
         file.flush().unwrap();
         let mut image = Image::new(file).unwrap();
         assert_eq!(image.size_bytes(), Some(size_bytes));
-        let head = image.head().unwrap();
+        let head = image.head(&mut Nobody).unwrap();
         let read = pieces(image, head);
         let starts: Vec<u64> = read.iter().map(|piece| piece.0).collect();
         assert!(starts.contains(&(4 << 20)) && starts.contains(&(10 << 20)), "{starts:?}");
@@ -318,7 +332,7 @@ mod tests {
         let thread = std::thread::spawn(move || writer.write_all(&content));
         let mut image = Image::new(File::from(std::os::fd::OwnedFd::from(reader))).unwrap();
         assert_eq!(image.size_bytes(), None);
-        let head = image.head().unwrap();
+        let head = image.head(&mut Nobody).unwrap();
         let mut whole = Vec::new();
         for (offset, piece) in pieces(image, head) {
             assert_eq!(offset, whole.len() as u64);

@@ -4,7 +4,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
@@ -34,11 +33,11 @@ fn ready(file: &File, flags: PollFlags) -> io::Result<bool> {
     }
 }
 
-/// Fills `buffer` as far as the stream reaches; `None` when `stop` is set first.
-pub fn fill(file: &mut File, buffer: &mut [u8], stop: &AtomicBool) -> io::Result<Option<usize>> {
+/// Fills `buffer` as far as the stream reaches; `None` when it is not `wanted` any more.
+pub fn fill(file: &mut File, buffer: &mut [u8], wanted: &mut dyn FnMut() -> bool) -> io::Result<Option<usize>> {
     let mut filled = 0;
     while filled < buffer.len() {
-        if stop.load(Ordering::Relaxed) {
+        if !wanted() {
             return Ok(None);
         }
         if !ready(file, PollFlags::IN)? {
@@ -78,6 +77,7 @@ pub fn drain(file: &mut File, mut bytes: &[u8], wanted: &mut dyn FnMut() -> Resu
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::failure::Failure;
@@ -109,16 +109,16 @@ mod tests {
         let stop = AtomicBool::new(false);
         let mut buffer = [0; 8];
         writer.write_all(b"12345678abc").unwrap();
-        assert_eq!(fill(&mut reader, &mut buffer, &stop).unwrap(), Some(8));
+        assert_eq!(fill(&mut reader, &mut buffer, &mut || !stop.load(Ordering::Relaxed)).unwrap(), Some(8));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(std::time::Duration::from_millis(50));
                 stop.store(true, Ordering::Relaxed);
             });
-            assert_eq!(fill(&mut reader, &mut buffer, &stop).unwrap(), None);
+            assert_eq!(fill(&mut reader, &mut buffer, &mut || !stop.load(Ordering::Relaxed)).unwrap(), None);
         });
         stop.store(false, Ordering::Relaxed);
         drop(writer);
-        assert_eq!(fill(&mut reader, &mut buffer, &stop).unwrap(), Some(0));
+        assert_eq!(fill(&mut reader, &mut buffer, &mut || !stop.load(Ordering::Relaxed)).unwrap(), Some(0));
     }
 }
