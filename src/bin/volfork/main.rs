@@ -1,2 +1,70 @@
 //! The command line of `volfork`.
-fn main() {}
+//!
+//! - `args`, `settings`, `target`: what was typed, and what it means.
+//! - `request`, `execute`, `transfer`: what can be asked of an open store, and how it is done.
+//! - `reach`, `ask`, `control`: where that happens: here, or in the process that serves the store.
+//! - `serve`, `nbd`, `ready`: the serving process.
+//! - `check`: what needs a store that nobody has open. `demo`: the whole in one command.
+//! - `print`, `bar`, `date`, `failure`, `interrupt`: what the user sees and says.
+mod args;
+mod ask;
+mod bar;
+mod check;
+mod control;
+mod date;
+mod demo;
+mod execute;
+mod failure;
+mod interrupt;
+mod nbd;
+mod print;
+mod reach;
+mod ready;
+mod request;
+mod serve;
+mod settings;
+mod target;
+mod transfer;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::args::Arguments;
+use crate::failure::{Failure, Result};
+use crate::request::{Request, Response};
+use crate::settings::{FileArgument, Plan, Settings};
+
+fn main() -> ExitCode {
+    let (settings, plan) = Arguments::parse().settle();
+    let done = match plan {
+        Plan::Init(block_size) => check::init(&settings, block_size).map(|()| true),
+        Plan::Ask { request, file, makes_store } => ask_and_print(&settings, request, file, makes_store),
+        Plan::Check => check::check(&settings),
+        Plan::Serve(listen) => serve::serve(&settings, &listen).map(|()| true),
+        Plan::Demo(demo) => demo::run(&settings, demo).map(|()| true),
+        Plan::Completions(shell) => print_completions(shell).map(|()| true),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            print::failure(settings.json, &failure);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `false` if a scrub found damage that it could not repair.
+fn ask_and_print(settings: &Settings, request: Request, file: FileArgument, makes_store: bool) -> Result<bool> {
+    let response = ask::ask(settings, request.clone(), file, makes_store)?;
+    print::response(settings, &request, &response)?;
+    Ok(!matches!(response, Response::Scrubbed(report) if !report.errors.is_empty()))
+}
+
+fn print_completions(shell: clap_complete::Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "volfork", &mut script);
+    let script = String::from_utf8(script).map_err(|error| Failure::new(volfork::ErrorKind::Unsupported, error.to_string()))?;
+    print::text(script.trim_end())
+}

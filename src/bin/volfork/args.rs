@@ -1,0 +1,182 @@
+//! The arguments as they are typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use volfork::{BlockSize, parse_bytes};
+
+use crate::target::{Growth, Target};
+
+/// Volumes that are forked in an instant, on this host or from another one.
+#[derive(Parser)]
+#[command(name = "volfork", version, propagate_version = true, after_help = EXIT_STATUS)]
+pub struct Arguments {
+    /// Directory of the store
+    #[arg(long, global = true, env = "VOLFORK_STORE", default_value = "./volfork-store", value_name = "DIR")]
+    pub store: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no progress and no confirmations; of lists only the names
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status: 0 done, 1 failed (or 'check' or 'scrub' found damage), 2 wrong usage.
+While 'volfork serve' runs, every other command is carried out by the serving process.";
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make an empty store
+    Init {
+        /// Bytes of a block: a power of two from 4K to 64K
+        #[arg(long, default_value = "4K", value_parser = block_size, value_name = "N")]
+        block_size: BlockSize,
+    },
+    /// Make an empty volume
+    Create {
+        /// Name of the new volume
+        name: String,
+        /// Its size, for example 10G
+        #[arg(long, value_parser = size)]
+        size: u64,
+    },
+    /// Make a volume from a raw image; makes the store too, if there is none
+    Import {
+        /// Name of the new volume
+        name: String,
+        /// The image, or - for standard input
+        file: PathBuf,
+        /// Import the bytes as they are, even if they look like a qcow2 image
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Write a volume or snapshot to a raw, sparse image; of a volume in use, export a snapshot
+    Export {
+        /// NAME or NAME@SNAP
+        target: Target,
+        /// The image or block device to write, or - for standard output
+        file: PathBuf,
+    },
+    /// List the volumes
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show everything about a volume
+    Show {
+        /// Name of the volume
+        name: String,
+    },
+    /// Take a snapshot of a volume
+    Snapshot {
+        /// Name of the volume
+        name: String,
+        /// Name of the new snapshot
+        snapshot: String,
+    },
+    /// List the snapshots of a volume
+    Snapshots {
+        /// Name of the volume
+        name: String,
+    },
+    /// Make a volume from another one at once; blocks elsewhere are fetched when read, and in the background
+    Fork {
+        /// NAME, NAME@SNAP, or an NBD address such as nbd://host:10809/NAME@SNAP
+        source: String,
+        /// Name of the new volume
+        new: String,
+    },
+    /// Make a volume larger
+    Extend {
+        /// Name of the volume
+        name: String,
+        /// The new size, as in 20G, or what to add, as in +10G
+        #[arg(long, allow_hyphen_values = true)]
+        size: Growth,
+    },
+    /// Give a volume another name
+    Rename {
+        /// Name of the volume
+        name: String,
+        /// Its new name
+        new: String,
+    },
+    /// Destroy a volume or snapshot
+    #[command(visible_alias = "rm")]
+    Destroy {
+        /// NAME or NAME@SNAP
+        target: Target,
+        /// The snapshots of the volume too
+        #[arg(long)]
+        recursive: bool,
+    },
+    /// Look at, steer or await the background replication of a fork
+    Hydrate {
+        /// Name of the volume
+        name: String,
+        /// Wait until the volume needs its source no more
+        #[arg(long, conflicts_with = "pause")]
+        wait: bool,
+        /// Stop background replication; reads still fetch what they need
+        #[arg(long, conflicts_with = "resume")]
+        pause: bool,
+        /// Continue background replication
+        #[arg(long)]
+        resume: bool,
+        /// Most bytes a second, as in 100M; 0 for no limit
+        #[arg(long, value_parser = size)]
+        rate: Option<u64>,
+    },
+    /// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
+    Serve {
+        /// unix:PATH or HOST:PORT; several may be given [default: unix:STORE/nbd.sock, or the sockets systemd passes]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Vec<String>,
+    },
+    /// Verify the structure of a store that is not in use
+    Check,
+    /// Read and verify every stored block of a volume, or of the store
+    Scrub {
+        /// Name of the volume
+        name: Option<String>,
+    },
+    /// Show it all: import an image, serve it, fork it into a second store over NBD, read while it hydrates, verify
+    Demo(DemoArguments),
+    /// Print the completion script of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Arguments of `demo`.
+#[derive(Args)]
+pub struct DemoArguments {
+    /// A raw image [default: one that is made for the purpose]
+    pub image: Option<PathBuf>,
+    /// Size of the image that is made
+    #[arg(long, default_value = "1G", value_parser = size, conflicts_with = "image")]
+    pub size: u64,
+    /// Where to work; needs room for about three times the data of the image [default: the temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Most bytes a second of background replication, to watch it longer
+    #[arg(long, value_parser = size)]
+    pub rate: Option<u64>,
+    /// Keep both stores
+    #[arg(long)]
+    pub keep: bool,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    parse_bytes(text).map_err(|error| error.to_string())
+}
+
+fn block_size(text: &str) -> Result<BlockSize, String> {
+    let bytes = u32::try_from(size(text)?).unwrap_or(u32::MAX);
+    BlockSize::new(bytes).map_err(|error| error.to_string())
+}

@@ -1,0 +1,87 @@
+//! The progress bar of long work: on a terminal only, on stderr only.
+
+use std::io::{IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::failure::Result;
+use crate::request::{Progress, Unit, Watcher};
+
+const BYTES: &str = "{msg}[{bar:30}] {percent:>3}%  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}";
+const BYTES_OPEN: &str = "{msg}{spinner} {binary_bytes}  {binary_bytes_per_sec}";
+const BLOCKS: &str = "{msg}[{bar:30}] {percent:>3}%  {human_pos}/{human_len} blocks  {eta}";
+
+/// A bar that appears with the first progress and goes away when it is dropped.
+pub struct Bar {
+    shown: bool,
+    quiet: bool,
+    label: String,
+    bar: Option<ProgressBar>,
+    note: Option<String>,
+}
+
+impl Bar {
+    /// A bar that begins with `label`.
+    pub fn new(label: impl Into<String>, quiet: bool) -> Self {
+        let shown = !quiet && std::io::stderr().is_terminal();
+        let mut label = label.into();
+        if !label.is_empty() {
+            label.push(' ');
+        }
+        Self { shown, quiet, label, bar: None, note: None }
+    }
+
+    fn begin(&self, progress: &Progress) -> ProgressBar {
+        let (template, length) = match (progress.unit, progress.total) {
+            (Unit::Bytes, Some(total)) => (BYTES, total),
+            (Unit::Bytes, None) => (BYTES_OPEN, 0),
+            (Unit::Blocks, total) => (BLOCKS, total.unwrap_or(0)),
+        };
+        let bar = match progress.total {
+            None => ProgressBar::new_spinner(),
+            Some(_) => ProgressBar::new(length).with_position(progress.done),
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        // What was done before the bar began says nothing about the rate.
+        bar.reset_eta();
+        bar.set_message(self.label.clone());
+        bar
+    }
+}
+
+impl Watcher for Bar {
+    fn tell(&mut self, progress: Progress) -> Result<()> {
+        if self.shown {
+            if self.bar.is_none() {
+                self.bar = Some(self.begin(&progress));
+            }
+            if let Some(bar) = &self.bar {
+                if let Some(total) = progress.total {
+                    bar.set_length(total);
+                }
+                bar.set_position(progress.done);
+            }
+        }
+        if progress.note != self.note {
+            self.note = progress.note;
+            if let (Some(note), false) = (&self.note, self.quiet) {
+                match &self.bar {
+                    Some(bar) => bar.println(format!("volfork: {note}")),
+                    // Nobody can be told that stderr does not take the line.
+                    None => drop(writeln!(std::io::stderr(), "volfork: {note}")),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Why a command failed, as it is printed and as it crosses the control socket.
+
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use volfork::{Error, ErrorKind};
+
+/// Result of everything in the binary.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// A kind for scripts and a sentence for people that says what to do next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The engine's [`ErrorKind`] in snake case, or `interrupted`.
+    pub kind: String,
+    /// The sentence.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of `kind`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error::new(kind, message).into()
+    }
+
+    /// An I/O error with what was being done.
+    pub fn io(context: impl fmt::Display, cause: impl Into<io::Error>) -> Self {
+        let cause = cause.into();
+        if cause.kind() == io::ErrorKind::NotFound {
+            return Self::new(ErrorKind::NotFound, format!("{context}: {cause}"));
+        }
+        Error::io(context, cause).into()
+    }
+
+    /// The user, or the client's end, stopped the work.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { kind: "interrupted".into(), message: message.into() }
+    }
+
+    /// Whether it is of `kind`.
+    pub fn is(&self, kind: ErrorKind) -> bool {
+        self.kind == kind_name(kind)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { kind: kind_name(error.kind()).into(), message: error.to_string() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+fn kind_name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "not_found",
+        ErrorKind::Exists => "exists",
+        ErrorKind::InvalidInput => "invalid_input",
+        ErrorKind::OutOfRange => "out_of_range",
+        ErrorKind::ReadOnly => "read_only",
+        ErrorKind::Busy => "busy",
+        ErrorKind::NoSpace => "no_space",
+        ErrorKind::Corrupt => "corrupt",
+        ErrorKind::Io => "io",
+        ErrorKind::SourceLost => "source_lost",
+        ErrorKind::Poisoned => "poisoned",
+        ErrorKind::Locked => "locked",
+        ErrorKind::Unsupported => "unsupported",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_names_for_scripts() {
+        let failure = Failure::from(Error::new(ErrorKind::SourceLost, "gone"));
+        assert_eq!((failure.kind.as_str(), failure.to_string().as_str()), ("source_lost", "gone"));
+        assert!(Failure::io("open x", io::Error::from(io::ErrorKind::NotFound)).is(ErrorKind::NotFound));
+        assert!(Failure::io("write x", io::Error::from_raw_os_error(libc::ENOSPC)).is(ErrorKind::NoSpace));
+    }
+}

@@ -1,0 +1,288 @@
+//! Everything that goes to standard output, for people or for scripts.
+
+use std::io::{self, Write};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use serde_json::json;
+use volfork::format_bytes;
+use volfork::store::ScrubReport;
+use volfork::volume::{SnapshotInfo, VolumeInfo};
+
+use crate::date::format_time;
+use crate::failure::{Failure, Result};
+use crate::request::{Done, Moved, Request, Response};
+use crate::settings::Settings;
+
+/// Prints the answer to `request`.
+pub fn response(settings: &Settings, request: &Request, response: &Response) -> Result<()> {
+    // The image itself may be on standard output.
+    if let (Request::Export { .. }, Response::Moved(moved)) = (request, response) {
+        return match (settings.json, settings.quiet) {
+            (true, _) => to(io::stderr(), &one_line(moved)?),
+            (false, true) => Ok(()),
+            (false, false) => to(io::stderr(), &moved_text("exported", moved)),
+        };
+    }
+    if settings.json {
+        return as_json(response);
+    }
+    match response {
+        Response::Volumes(list) if settings.quiet => lines(list.iter().map(|info| info.name.as_str())),
+        Response::Snapshots(list) if settings.quiet => lines(list.iter().map(|info| info.name.as_str())),
+        Response::Volumes(list) => text(&volumes_table(list)),
+        Response::Snapshots(list) => text(&snapshots_table(list)),
+        Response::Volume(Done::Shown, info) => text(&volume_table(info)),
+        Response::Scrubbed(report) if !report.errors.is_empty() => text(&scrub_text(report)),
+        _ if settings.quiet => Ok(()),
+        Response::Volume(done, info) => text(&done_text(*done, info)),
+        Response::Snapshot(info) => text(&format!("took snapshot '{}@{}' of {}", info.volume, info.name, format_bytes(info.size_bytes))),
+        Response::Moved(moved) => text(&moved_text("imported", moved)),
+        Response::Destroyed(target) => text(&format!("destroyed '{target}'")),
+        Response::Scrubbed(report) => text(&scrub_text(report)),
+    }
+}
+
+/// Prints `value` as one JSON document.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    to(io::stdout().lock(), &one_line(value)?)
+}
+
+/// Prints lines for people.
+pub fn text(text: &str) -> Result<()> {
+    to(io::stdout().lock(), text)
+}
+
+/// Prints why the command failed.
+pub fn failure(json: bool, failure: &Failure) {
+    let text = match json {
+        true => json!({ "error": { "kind": failure.kind, "message": failure.message } }).to_string(),
+        false => format!("error: {failure}"),
+    };
+    // Nobody is left to be told that stderr does not take the line.
+    let _ = to(io::stderr(), &text);
+}
+
+/// A reader that has seen enough closes the pipe, which is no failure.
+fn to(mut stream: impl Write, text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    match stream.write_all(text.as_bytes()).and_then(|()| stream.write_all(b"\n")).and_then(|()| stream.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| Failure::io("print", error)),
+    }
+}
+
+fn one_line(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Failure::io("print", error))
+}
+
+fn as_json(response: &Response) -> Result<()> {
+    match response {
+        Response::Volume(_, info) => json(info),
+        Response::Snapshot(info) => json(info),
+        Response::Volumes(list) => json(list),
+        Response::Snapshots(list) => json(list),
+        Response::Moved(moved) => json(moved),
+        Response::Destroyed(target) => json(&json!({ "destroyed": target.to_string() })),
+        Response::Scrubbed(report) => json(report),
+    }
+}
+
+fn lines<'a>(names: impl Iterator<Item = &'a str>) -> Result<()> {
+    text(&names.collect::<Vec<_>>().join("\n"))
+}
+
+/// A plain table; `right` are the columns of numbers.
+fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    flush_left(table)
+}
+
+/// Without the space that would stand before the first column.
+fn flush_left(mut table: Table) -> String {
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((0, 1));
+    }
+    table.trim_fmt()
+}
+
+/// The word of JSON for a state.
+fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(Into::into)).unwrap_or_default()
+}
+
+fn stored_bytes(info: &VolumeInfo) -> u64 {
+    info.blocks.present.saturating_mul(u64::from(info.block_size))
+}
+
+fn volumes_table(list: &[VolumeInfo]) -> String {
+    let rows = list.iter().map(|info| {
+        let state = match info.hydration.bytes_missing {
+            0 => word(&info.state),
+            missing => format!("{} {}%", word(&info.state), percent(info.size_bytes.saturating_sub(missing), info.size_bytes)),
+        };
+        vec![
+            info.name.clone(),
+            format_bytes(info.size_bytes),
+            format_bytes(stored_bytes(info)),
+            state,
+            info.snapshots.len().to_string(),
+            info.source.clone().or_else(|| info.parent.clone()).unwrap_or_else(|| "-".into()),
+            format_time(info.created_at),
+        ]
+    });
+    table(&["NAME", "SIZE", "DATA", "STATE", "SNAPSHOTS", "FROM", "CREATED"], &[1, 2, 4], rows)
+}
+
+fn snapshots_table(list: &[SnapshotInfo]) -> String {
+    let rows = list.iter().map(|info| {
+        vec![
+            format!("{}@{}", info.volume, info.name),
+            format_bytes(info.size_bytes),
+            info.blocks.unique.to_string(),
+            format_time(info.created_at),
+        ]
+    });
+    table(&["NAME", "SIZE", "UNIQUE BLOCKS", "CREATED"], &[1, 2], rows)
+}
+
+fn volume_table(info: &VolumeInfo) -> String {
+    let hydration = &info.hydration;
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+    let mut rows = vec![
+        ("name", info.name.clone()),
+        ("id", info.id.clone()),
+        ("state", word(&info.state)),
+        ("size", format!("{} ({} bytes)", format_bytes(info.size_bytes), info.size_bytes)),
+        ("block size", info.block_size.to_string()),
+        ("created", format_time(info.created_at)),
+        ("parent", or_none(&info.parent)),
+        ("source", or_none(&info.source)),
+        ("layers", info.depth.to_string()),
+        ("snapshots", if info.snapshots.is_empty() { "-".into() } else { info.snapshots.join(", ") }),
+        ("blocks", format!("{} present, {} zero, {} missing", info.blocks.present, info.blocks.zero, info.blocks.missing)),
+        ("", format!("{} unique, {} shared", info.blocks.unique, info.blocks.shared)),
+        ("hydration", hydration_text(info)),
+    ];
+    if let Some(limit) = hydration.rate_limit_bytes_per_second {
+        rows.push(("rate limit", format!("{}/s", format_bytes(limit))));
+    }
+    if let Some(error) = &hydration.last_error {
+        rows.push(("last error", error.clone()));
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).add_rows(rows.into_iter().map(|(key, value)| vec![key.to_string(), value]));
+    flush_left(table)
+}
+
+fn hydration_text(info: &VolumeInfo) -> String {
+    let hydration = &info.hydration;
+    let mut text = word(&hydration.state);
+    if hydration.bytes_missing > 0 {
+        text += &format!(", {} missing, {}/s", format_bytes(hydration.bytes_missing), format_bytes(hydration.rate_bytes_per_second));
+    }
+    if let Some(eta) = hydration.eta_seconds {
+        text += &format!(", {eta} s left");
+    }
+    text
+}
+
+fn done_text(done: Done, info: &VolumeInfo) -> String {
+    let (name, size) = (&info.name, format_bytes(info.size_bytes));
+    match done {
+        Done::Shown => volume_table(info),
+        Done::Created => format!("created volume '{name}' of {size}"),
+        Done::Forked if info.hydration.bytes_missing > 0 => format!(
+            "forked '{name}' of {size}; usable now, {} to fetch: keep 'volfork serve' or 'volfork hydrate {name} --wait' running",
+            format_bytes(info.hydration.bytes_missing)
+        ),
+        Done::Forked => format!("forked '{name}' of {size}"),
+        Done::Extended => format!("volume '{name}' has {size}"),
+        Done::Renamed => format!("the volume's name is '{name}'"),
+        Done::Hydrated => format!("volume '{name}': {}", hydration_text(info)),
+    }
+}
+
+fn moved_text(verb: &str, moved: &Moved) -> String {
+    format!(
+        "{verb} '{}': {}, of it {} data, in {:.2} s",
+        moved.name,
+        format_bytes(moved.size_bytes),
+        format_bytes(moved.data_bytes),
+        moved.seconds
+    )
+}
+
+fn scrub_text(report: &ScrubReport) -> String {
+    let mut lines = report.errors.clone();
+    let verdict = if report.errors.is_empty() { "no damage left".into() } else { format!("{} damaged", report.errors.len()) };
+    lines.push(format!("{} blocks verified, {} repaired, {verdict}", report.blocks_verified, report.blocks_repaired));
+    lines.join("\n")
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    (u128::from(part) * 100 / u128::from(whole.max(1))) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use volfork::volume::{BlockCounts, HydrationInfo, HydrationState, VolumeState};
+
+    use super::*;
+
+    fn info(name: &str, missing: u64) -> VolumeInfo {
+        VolumeInfo {
+            id: "vol_00000001".into(),
+            name: name.into(),
+            state: if missing == 0 { VolumeState::Created } else { VolumeState::Hydrating },
+            size_bytes: 10 << 30,
+            block_size: 4096,
+            created_at: 0,
+            parent: None,
+            source: None,
+            depth: 1,
+            snapshots: vec!["one".into()],
+            blocks: BlockCounts { present: 512, ..BlockCounts::default() },
+            hydration: HydrationInfo {
+                state: HydrationState::None,
+                bytes_fetched: 0,
+                bytes_missing: missing,
+                rate_bytes_per_second: 0,
+                rate_limit_bytes_per_second: None,
+                eta_seconds: None,
+                last_error: None,
+            },
+        }
+    }
+
+    #[test]
+    fn tables_are_plain_and_complete() {
+        let printed = volumes_table(&[info("first", 0), info("second", 5 << 30)]);
+        let lines: Vec<&str> = printed.lines().collect();
+        assert!(lines[0].starts_with("NAME") && lines[0].ends_with("CREATED"), "{printed}");
+        assert!(lines[1].contains("first") && lines[1].contains("10.0 GiB") && lines[1].contains("2.0 MiB"), "{printed}");
+        assert!(lines[2].contains("hydrating 50%"), "{printed}");
+        assert!(volume_table(&info("first", 0)).contains("vol_00000001"));
+    }
+
+    #[test]
+    fn a_fork_that_hydrates_says_what_to_do() {
+        assert!(done_text(Done::Forked, &info("new", 1 << 30)).contains("volfork hydrate new --wait"));
+        assert_eq!(done_text(Done::Forked, &info("new", 0)), "forked 'new' of 10.0 GiB");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        to(writer, "nobody reads this").unwrap();
+    }
+}

@@ -1,0 +1,75 @@
+//! How a command comes to the store: through the process that serves it, or by opening it.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use volfork::{BlockSize, ErrorKind, Store, StoreOptions};
+
+use crate::control;
+use crate::failure::{Failure, Result};
+use crate::nbd;
+use crate::settings::Settings;
+
+/// How long a command waits for another short command, or for a server that is starting.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The store, or the process that owns it.
+pub enum Reached {
+    /// A process serves the store.
+    Server(UnixStream),
+    /// It is open here.
+    Store(Store),
+}
+
+/// Reaches the store of `settings`; a missing one is made if `makes_store`.
+pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        if let Some(stream) = control::connect(&settings.store)? {
+            return Ok(Reached::Server(stream));
+        }
+        match open(settings) {
+            Ok(store) => return Ok(Reached::Store(store)),
+            Err(failure) if failure.is(ErrorKind::Locked) && Instant::now() < deadline => std::thread::sleep(LOCK_LOOK_EVERY),
+            Err(failure) if failure.is(ErrorKind::NotFound) && makes_store => {
+                return create(settings, BlockSize::DEFAULT).map(Reached::Store);
+            }
+            Err(failure) if failure.is(ErrorKind::NotFound) => return Err(missing(&settings.store)),
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// Opens the store of `settings` for this process alone.
+pub fn open(settings: &Settings) -> Result<Store> {
+    if !settings.store.exists() {
+        return Err(missing(&settings.store));
+    }
+    Ok(Store::open(&settings.store, options(settings, BlockSize::DEFAULT))?)
+}
+
+/// Makes the store of `settings`.
+pub fn create(settings: &Settings, block_size: BlockSize) -> Result<Store> {
+    Ok(Store::create(&settings.store, options(settings, block_size))?)
+}
+
+/// There is no store where one was expected.
+pub fn missing(store: &Path) -> Failure {
+    let store = store.display();
+    Failure::new(
+        ErrorKind::NotFound,
+        format!("there is no store in {store}: run 'volfork --store {store} init', or name another one with --store"),
+    )
+}
+
+/// How the store of `settings` is opened.
+pub fn options(settings: &Settings, block_size: BlockSize) -> StoreOptions {
+    StoreOptions {
+        block_size,
+        sources: nbd::sources(),
+        owner: format!("volfork {} (process {})", settings.label, std::process::id()),
+        ..StoreOptions::default()
+    }
+}

@@ -1,0 +1,147 @@
+//! What a command asks of an open store, and the answers. The same values work on a store of this process and cross the
+//! control socket to the process that owns it.
+
+use serde::{Deserialize, Serialize};
+use volfork::store::ScrubReport;
+use volfork::volume::{SnapshotInfo, VolumeInfo};
+
+use crate::failure::{Failure, Result};
+use crate::target::{Growth, Target};
+
+/// One command. `Import` and `Export` come with a descriptor to read from or write to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// An empty volume.
+    Create { name: String, size_bytes: u64 },
+    /// A volume with the bytes of the descriptor; `raw` skips the test for image formats.
+    Import { name: String, raw: bool },
+    /// The bytes of a volume or snapshot into the descriptor.
+    Export { target: Target },
+    /// All volumes.
+    List,
+    /// One volume.
+    Show { name: String },
+    /// A new snapshot.
+    Snapshot { volume: String, snapshot: String },
+    /// The snapshots of a volume.
+    Snapshots { volume: String },
+    /// A new volume with the bytes of another one, of a snapshot, or of an export elsewhere.
+    Fork { source: String, name: String },
+    /// A larger size.
+    Extend { name: String, growth: Growth },
+    /// Another name.
+    Rename { name: String, new: String },
+    /// The end of a volume or snapshot; `recursive` includes a volume's snapshots.
+    Destroy { target: Target, recursive: bool },
+    /// Pause, resume, cap or await background replication.
+    Hydrate { name: String, paused: Option<bool>, rate_bytes_per_second: Option<u64>, wait: bool },
+    /// Verify every stored block.
+    Scrub { name: Option<String> },
+}
+
+impl Request {
+    /// Whether a descriptor belongs to it.
+    pub fn needs_file(&self) -> bool {
+        matches!(self, Self::Import { .. } | Self::Export { .. })
+    }
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// A volume, and what was done to it.
+    Volume(Done, Box<VolumeInfo>),
+    /// A new snapshot.
+    Snapshot(SnapshotInfo),
+    /// Answer to `list`.
+    Volumes(Vec<VolumeInfo>),
+    /// Answer to `snapshots`.
+    Snapshots(Vec<SnapshotInfo>),
+    /// Bytes moved by `import` or `export`.
+    Moved(Moved),
+    /// Answer to `destroy`: what is gone.
+    Destroyed(Target),
+    /// Answer to `scrub`.
+    Scrubbed(ScrubReport),
+}
+
+/// What was done to a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Done {
+    /// Nothing: it was only looked at.
+    Shown,
+    /// It is new.
+    Created,
+    /// It is a new fork.
+    Forked,
+    /// It grew.
+    Extended,
+    /// It has another name.
+    Renamed,
+    /// Its replication was changed or awaited.
+    Hydrated,
+}
+
+/// What an import or export moved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Moved {
+    /// The volume or snapshot.
+    pub name: String,
+    /// Size of the image.
+    pub size_bytes: u64,
+    /// Bytes that were not zero, or not known to be.
+    pub data_bytes: u64,
+    /// Time it took.
+    pub seconds: f64,
+}
+
+/// What a [`Progress`] counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Blocks.
+    Blocks,
+}
+
+/// How far long work has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What `done` and `total` count.
+    pub unit: Unit,
+    /// Done so far.
+    pub done: u64,
+    /// All there is, if that is known.
+    pub total: Option<u64>,
+    /// A sentence for the user, such as why nothing moves.
+    pub note: Option<String>,
+}
+
+impl Progress {
+    /// Progress in bytes.
+    pub fn bytes(done: u64, total: Option<u64>) -> Self {
+        Self { unit: Unit::Bytes, done, total, note: None }
+    }
+}
+
+/// Hears of progress, and may end the work.
+pub trait Watcher {
+    /// Called several times a second during long work; an error ends the work, which is then undone.
+    fn tell(&mut self, progress: Progress) -> Result<()>;
+}
+
+/// One line from the server to a client: any number of `Progress`, then one of the others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// Work goes on.
+    Progress(Progress),
+    /// It is done.
+    Done(Response),
+    /// It failed.
+    Failed(Failure),
+}

@@ -1,0 +1,62 @@
+//! `volfork serve`: the store behind its NBD door and its control socket, until a signal.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::control::{self, ControlServer};
+use crate::execute::execute;
+use crate::failure::{Failure, Result};
+use crate::interrupt::Stop;
+use crate::nbd::Door;
+use crate::print;
+use crate::reach;
+use crate::ready::notify;
+use crate::settings::Settings;
+
+/// Serves the store of `settings` on `listen`, by default on `STORE/nbd.sock`.
+pub fn serve(settings: &Settings, listen: &[String]) -> Result<()> {
+    if control::connect(&settings.store)?.is_some() {
+        let message = format!("{} is served already: stop that process first", settings.store.display());
+        return Err(Failure::new(volfork::ErrorKind::Locked, message));
+    }
+    let store = reach::open(settings)?;
+    let control = ControlServer::start(&settings.store, {
+        let store = store.clone();
+        move |request, file, watcher| execute(&store, request, file, watcher)
+    })?;
+    let served = open_and_wait(settings, &store, listen);
+    control.stop();
+    let closed = store.close();
+    served?;
+    Ok(closed?)
+}
+
+fn open_and_wait(settings: &Settings, store: &volfork::Store, listen: &[String]) -> Result<()> {
+    let door = Door::open(store, listen, &default_address(&settings.store))?;
+    let stop = Stop::catch()?;
+    announce(settings, door.uris())?;
+    notify("READY=1").map_err(|error| Failure::io("tell the service manager", error))?;
+    stop.wait();
+    // A manager that cannot be told any more learns it from the end of the process.
+    let _ = notify("STOPPING=1");
+    door.shut();
+    Ok(())
+}
+
+fn default_address(store: &Path) -> String {
+    // Absolute, because the address is shown to users elsewhere.
+    let store = std::path::absolute(store).unwrap_or_else(|_| store.to_path_buf());
+    format!("unix:{}", store.join("nbd.sock").display())
+}
+
+fn announce(settings: &Settings, uris: &[String]) -> Result<()> {
+    if settings.json {
+        return print::json(&json!({ "listening": uris }));
+    }
+    if settings.quiet {
+        return Ok(());
+    }
+    let lines: Vec<String> = uris.iter().map(|uri| format!("listening on {uri}")).collect();
+    print::text(&lines.join("\n"))
+}

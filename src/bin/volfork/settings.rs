@@ -1,0 +1,177 @@
+//! From arguments to what is to be done.
+
+use std::path::PathBuf;
+
+use volfork::BlockSize;
+
+use crate::args::{Arguments, Command, DemoArguments};
+use crate::request::Request;
+use crate::target::is_uri;
+
+/// What holds for every command.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Directory of the store.
+    pub store: PathBuf,
+    /// Print JSON.
+    pub json: bool,
+    /// Print no progress and no confirmations.
+    pub quiet: bool,
+    /// Name of the command, for the store's lock and for progress.
+    pub label: String,
+}
+
+/// What a request reads or writes, on the side of the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileArgument {
+    /// Nothing.
+    None,
+    /// An image to read; `-` is standard input.
+    Read(PathBuf),
+    /// An image to write; `-` is standard output.
+    Write(PathBuf),
+}
+
+/// What is to be done.
+pub enum Plan {
+    /// Make a store.
+    Init(BlockSize),
+    /// Ask something of the store, or of the process that owns it.
+    Ask {
+        /// What.
+        request: Request,
+        /// With which file.
+        file: FileArgument,
+        /// Whether a missing store is made.
+        makes_store: bool,
+    },
+    /// Verify a closed store.
+    Check,
+    /// Serve the store on these addresses.
+    Serve(Vec<String>),
+    /// The demonstration.
+    Demo(DemoArguments),
+    /// The completion script of a shell.
+    Completions(clap_complete::Shell),
+}
+
+impl Plan {
+    fn ask(request: Request) -> Self {
+        Self::Ask { request, file: FileArgument::None, makes_store: false }
+    }
+}
+
+impl Arguments {
+    /// What holds for every command, and what is to be done.
+    pub fn settle(self) -> (Settings, Plan) {
+        let (label, plan) = plan(self.command);
+        (Settings { store: self.store, json: self.json, quiet: self.quiet, label: label.into() }, plan)
+    }
+}
+
+fn plan(command: Command) -> (&'static str, Plan) {
+    match command {
+        Command::Init { block_size } => ("init", Plan::Init(block_size)),
+        Command::Create { name, size } => ("create", Plan::ask(Request::Create { name, size_bytes: size })),
+        Command::Import { name, file, raw } => {
+            ("import", Plan::Ask { request: Request::Import { name, raw }, file: FileArgument::Read(file), makes_store: true })
+        }
+        Command::Export { target, file } => {
+            ("export", Plan::Ask { request: Request::Export { target }, file: FileArgument::Write(file), makes_store: false })
+        }
+        Command::List => ("list", Plan::ask(Request::List)),
+        Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
+        Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
+        Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
+        Command::Fork { source, new } => {
+            let makes_store = is_uri(&source);
+            ("fork", Plan::Ask { request: Request::Fork { source, name: new }, file: FileArgument::None, makes_store })
+        }
+        Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
+        Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
+        Command::Destroy { target, recursive } => ("destroy", Plan::ask(Request::Destroy { target, recursive })),
+        Command::Hydrate { name, wait, pause, resume, rate } => {
+            let paused = (pause || resume).then_some(pause);
+            ("hydrate", Plan::ask(Request::Hydrate { name, paused, rate_bytes_per_second: rate, wait }))
+        }
+        Command::Serve { listen } => ("serve", Plan::Serve(listen)),
+        Command::Check => ("check", Plan::Check),
+        Command::Scrub { name } => ("scrub", Plan::ask(Request::Scrub { name })),
+        Command::Demo(demo) => ("demo", Plan::Demo(demo)),
+        Command::Completions { shell } => ("completions", Plan::Completions(shell)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+    use crate::target::Growth;
+
+    fn settled(line: &str) -> Plan {
+        let words = std::iter::once("volfork").chain(line.split_whitespace());
+        Arguments::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).settle().1
+    }
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_become_requests() {
+        let cases = [
+            ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30 }),
+            ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30) }),
+            ("extend v --size 2G", Request::Extend { name: "v".into(), growth: Growth::To(2 << 30) }),
+            ("hydrate v", Request::Hydrate { name: "v".into(), paused: None, rate_bytes_per_second: None, wait: false }),
+            ("hydrate v --pause", Request::Hydrate { name: "v".into(), paused: Some(true), rate_bytes_per_second: None, wait: false }),
+            (
+                "hydrate v --resume --wait --rate 1M",
+                Request::Hydrate { name: "v".into(), paused: Some(false), rate_bytes_per_second: Some(1 << 20), wait: true },
+            ),
+            ("scrub", Request::Scrub { name: None }),
+            ("ls", Request::List),
+        ];
+        for (line, expected) in cases {
+            match settled(line) {
+                Plan::Ask { request, file: FileArgument::None, makes_store: false } => assert_eq!(request, expected, "{line}"),
+                _ => panic!("{line}"),
+            }
+        }
+    }
+
+    #[test]
+    fn import_and_forks_from_elsewhere_make_the_store() {
+        for (line, expected) in [
+            ("import v -", true),
+            ("fork nbd://host/v new", true),
+            ("fork v@s new", false),
+            ("export v f", false),
+            ("destroy v@s --recursive", false),
+        ] {
+            assert!(matches!(settled(line), Plan::Ask { makes_store, .. } if makes_store == expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            "",
+            "nonsense",
+            "create v",
+            "create v --size x",
+            "init --block-size 5000",
+            "extend v --size -1G",
+            "hydrate v --pause --resume",
+            "hydrate v --pause --wait",
+            "export @s f",
+            "demo image --size 1G",
+        ] {
+            let words = std::iter::once("volfork").chain(line.split_whitespace());
+            let error = Arguments::try_parse_from(words).err().unwrap_or_else(|| panic!("{line} was taken"));
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What a command names: a volume or a snapshot of it, a new size, an output.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use volfork::parse_bytes;
+
+/// `NAME` or `NAME@SNAP`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Name of the volume.
+    pub volume: String,
+    /// Name of the snapshot, if one is meant.
+    pub snapshot: Option<String>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (volume, snapshot) = match text.split_once('@') {
+            Some((volume, snapshot)) => (volume, Some(snapshot)),
+            None => (text, None),
+        };
+        if volume.is_empty() || snapshot.is_some_and(str::is_empty) {
+            return Err("write NAME for a volume or NAME@SNAP for a snapshot".into());
+        }
+        Ok(Self { volume: volume.into(), snapshot: snapshot.map(Into::into) })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.snapshot {
+            Some(snapshot) => write!(f, "{}@{snapshot}", self.volume),
+            None => f.write_str(&self.volume),
+        }
+    }
+}
+
+/// What `extend --size` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Growth {
+    /// `20G`: the new size.
+    To(u64),
+    /// `+10G`: bytes to add.
+    By(u64),
+}
+
+impl FromStr for Growth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes = |text| parse_bytes(text).map_err(|error| error.to_string());
+        match text.strip_prefix('+') {
+            Some(more) => bytes(more).map(Self::By),
+            None => bytes(text).map(Self::To),
+        }
+    }
+}
+
+/// Whether the source of a fork is elsewhere.
+pub fn is_uri(source: &str) -> bool {
+    source.contains("://")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_name_volumes_and_snapshots() {
+        let target: Target = "disk@monday".parse().unwrap();
+        assert_eq!((target.volume.as_str(), target.snapshot.as_deref()), ("disk", Some("monday")));
+        assert_eq!(target.to_string(), "disk@monday");
+        assert_eq!("disk".parse::<Target>().unwrap().snapshot, None);
+        for text in ["", "@", "disk@", "@monday"] {
+            assert!(text.parse::<Target>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn growth_is_absolute_or_relative() {
+        assert_eq!("20G".parse(), Ok(Growth::To(20 << 30)));
+        assert_eq!("+1.5M".parse(), Ok(Growth::By(3 << 19)));
+        for text in ["", "+", "-1G", "++1G", "x"] {
+            assert!(text.parse::<Growth>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_told_from_names() {
+        assert!(is_uri("nbd://host:10809/disk@s") && is_uri("nbd+unix:///disk?socket=/s"));
+        assert!(!is_uri("disk@s"));
+    }
+}

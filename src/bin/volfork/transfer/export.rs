@@ -1,0 +1,296 @@
+//! A volume or snapshot becomes an image. Zeroes are never read, and never written where a hole says the same.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::fs::{OFlags, fcntl_getfl};
+use volfork::volume::{Completion, Request, Run, RunKind};
+use volfork::{ErrorKind, Queue, Snapshot, Store, Volume};
+
+use super::pipe::{drain, unblocked};
+use super::ranges::ZEROES;
+use super::{DEPTH, PIECE_BYTES};
+use crate::failure::{Failure, Result};
+use crate::request::{Moved, Progress, Watcher};
+use crate::target::Target;
+
+/// Runs asked for at once.
+const RUNS_MAX: usize = 1024;
+
+/// Writes the bytes of `target` into `file`.
+pub fn export(store: &Store, target: &Target, file: File, watcher: &mut dyn Watcher) -> Result<Moved> {
+    let begun = Instant::now();
+    let origin = match &target.snapshot {
+        Some(snapshot) => Origin::Snapshot(store.snapshot(&target.volume, snapshot)?),
+        None => Origin::Volume(store.volume(&target.volume)?),
+    };
+    let size_bytes = origin.size_bytes();
+    let mut sink = Sink::new(file, size_bytes)?;
+    let data_bytes = copy(&origin, size_bytes, &mut sink, watcher)?;
+    sink.finish(size_bytes)?;
+    Ok(Moved { name: target.to_string(), size_bytes, data_bytes, seconds: begun.elapsed().as_secs_f64() })
+}
+
+/// Where the bytes come from.
+enum Origin {
+    Volume(Volume),
+    Snapshot(Snapshot),
+}
+
+impl Origin {
+    fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Volume(volume) => volume.size_bytes(),
+            Self::Snapshot(snapshot) => snapshot.size_bytes(),
+        }
+    }
+
+    fn runs(&self, range: Range<u64>) -> Result<VecDeque<Run>> {
+        let runs = match self {
+            Self::Volume(volume) => volume.runs(range.clone(), RUNS_MAX)?,
+            Self::Snapshot(snapshot) => snapshot.runs(range.clone(), RUNS_MAX)?,
+        };
+        if runs.is_empty() || runs.iter().any(|run| run.bytes == 0) {
+            return Err(Failure::new(ErrorKind::Io, format!("nothing answers for bytes {} to {}", range.start, range.end)));
+        }
+        Ok(runs.into())
+    }
+
+    fn queue(&self) -> Result<Queue> {
+        Ok(match self {
+            Self::Volume(volume) => volume.queue(DEPTH)?,
+            Self::Snapshot(snapshot) => snapshot.queue(DEPTH)?,
+        })
+    }
+}
+
+/// Where the bytes go.
+enum Sink {
+    /// A regular file: zeroes are holes.
+    File(File),
+    /// A block device: it has places, but its old bytes must be overwritten.
+    Device(File),
+    /// Bytes in order.
+    Stream(File),
+}
+
+impl Sink {
+    fn new(mut file: File, size_bytes: u64) -> Result<Self> {
+        let wrong = |error| Failure::io("write the image", error);
+        let kind = file.metadata().map_err(wrong)?.file_type();
+        if kind.is_block_device() {
+            let room = file.seek(io::SeekFrom::End(0)).map_err(wrong)?;
+            if room < size_bytes {
+                let message = format!("the device has {room} bytes, and {size_bytes} are needed: choose a larger one");
+                return Err(Failure::new(ErrorKind::NoSpace, message));
+            }
+            return Ok(Self::Device(file));
+        }
+        let appends = fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::APPEND));
+        if kind.is_file() && !appends && file.stream_position().is_ok_and(|position| position == 0) {
+            file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(wrong)?;
+            return Ok(Self::File(file));
+        }
+        Ok(Self::Stream(unblocked(file, true)))
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8], wanted: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let written = match self {
+            Self::File(file) | Self::Device(file) => file.write_all_at(bytes, offset),
+            Self::Stream(file) => drain(file, bytes, wanted)?,
+        };
+        written.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::new(ErrorKind::Io, "the reader of the pipe ended before the image did"),
+            _ => Failure::io("write the image", error),
+        })
+    }
+
+    fn zeroes(&mut self, offset: u64, bytes: u64, wanted: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        if let Self::File(_) = self {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < bytes {
+            let step = (ZEROES.len() as u64).min(bytes - done);
+            self.data(offset + done, &ZEROES[..step as usize], wanted)?;
+            done += step;
+            if done % (64 << 20) == 0 {
+                wanted()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the position of a shared descriptor behind the image, as if the bytes had been written in order.
+    fn finish(self, size_bytes: u64) -> Result<()> {
+        let ended = match self {
+            Self::File(mut file) => file.seek(io::SeekFrom::Start(size_bytes)).map(drop),
+            Self::Device(file) => file.sync_data(),
+            Self::Stream(_) => Ok(()),
+        };
+        ended.map_err(|error| Failure::io("write the image", error))
+    }
+}
+
+/// A part of the image on its way.
+struct Piece {
+    offset: u64,
+    bytes: u64,
+    state: PieceState,
+}
+
+enum PieceState {
+    Zero,
+    Reading,
+    Read(Bytes),
+}
+
+/// Pieces in the order of the image; the token of a piece is its number since the beginning.
+struct Reads<'a> {
+    origin: &'a Origin,
+    queue: Queue,
+    completions: Vec<Completion>,
+    runs: VecDeque<Run>,
+    pieces: VecDeque<Piece>,
+    first: u64,
+    next_offset: u64,
+    size_bytes: u64,
+    data_bytes: u64,
+}
+
+fn copy(origin: &Origin, size_bytes: u64, sink: &mut Sink, watcher: &mut dyn Watcher) -> Result<u64> {
+    let queue = origin.queue()?;
+    let (completions, runs, pieces) = (Vec::new(), VecDeque::new(), VecDeque::new());
+    let mut reads = Reads { origin, queue, completions, runs, pieces, first: 0, next_offset: 0, size_bytes, data_bytes: 0 };
+    let mut done = 0;
+    let copied = loop {
+        match step(&mut reads, sink, &mut done, watcher) {
+            Ok(true) => {}
+            Ok(false) => break Ok(reads.data_bytes),
+            Err(failure) => break Err(failure),
+        }
+    };
+    // The queue owns the buffers, so it may be dropped with reads under way.
+    copied
+}
+
+/// One round: start reads, take what is there, write what is in order. `false` at the end.
+fn step(reads: &mut Reads<'_>, sink: &mut Sink, done: &mut u64, watcher: &mut dyn Watcher) -> Result<bool> {
+    reads.start()?;
+    if reads.pieces.is_empty() {
+        return Ok(false);
+    }
+    reads.take()?;
+    while let Some(piece) = reads.pop_ready() {
+        let at = *done;
+        let mut wanted = || watcher.tell(Progress::bytes(at, Some(reads.size_bytes)));
+        match &piece.state {
+            PieceState::Read(data) => sink.data(piece.offset, data, &mut wanted)?,
+            _ => sink.zeroes(piece.offset, piece.bytes, &mut wanted)?,
+        }
+        *done = piece.offset + piece.bytes;
+        // Keeps reads under way while the written ones make room.
+        reads.start()?;
+    }
+    watcher.tell(Progress::bytes(*done, Some(reads.size_bytes)))?;
+    Ok(true)
+}
+
+impl Reads<'_> {
+    fn start(&mut self) -> Result<()> {
+        while self.next_offset < self.size_bytes && self.pieces.len() < DEPTH as usize && self.queue.in_flight() < DEPTH as usize {
+            if self.runs.is_empty() {
+                self.runs = self.origin.runs(self.next_offset..self.size_bytes)?;
+            }
+            let Some(run) = self.runs.front_mut() else { break };
+            let offset = self.next_offset;
+            let left = run.bytes.min(self.size_bytes - offset);
+            let (bytes, state) = match run.kind {
+                RunKind::Zero => (left, PieceState::Zero),
+                RunKind::Data { .. } | RunKind::Missing => {
+                    // Pieces end at multiples of their size, so that blocks are whole in them.
+                    let bytes = left.min(PIECE_BYTES as u64 - offset % PIECE_BYTES as u64);
+                    let token = self.first + self.pieces.len() as u64;
+                    self.queue.submit(token, Request::Read { offset, bytes: bytes as u32 })?;
+                    self.data_bytes += bytes;
+                    (bytes, PieceState::Reading)
+                }
+            };
+            run.bytes = run.bytes.saturating_sub(bytes);
+            if run.bytes == 0 || left == bytes && matches!(state, PieceState::Zero) {
+                self.runs.pop_front();
+            }
+            self.next_offset += bytes;
+            self.pieces.push_back(Piece { offset, bytes, state });
+        }
+        self.queue.reap(&mut self.completions)?;
+        self.settle()
+    }
+
+    /// Waits for a completion unless the first piece is there.
+    fn take(&mut self) -> Result<()> {
+        let waits = self.pieces.front().is_some_and(|piece| matches!(piece.state, PieceState::Reading));
+        if waits {
+            self.queue.wait(&mut self.completions, Some(Duration::from_millis(200)))?;
+        }
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        for completion in self.completions.drain(..) {
+            let data = completion.result?;
+            let index = completion.token.checked_sub(self.first).map(|index| index as usize);
+            match index.and_then(|index| self.pieces.get_mut(index)) {
+                Some(piece) if data.len() as u64 == piece.bytes => piece.state = PieceState::Read(data),
+                _ => return Err(Failure::new(ErrorKind::Io, format!("a read answered {} bytes that were not asked for", data.len()))),
+            }
+        }
+        Ok(())
+    }
+
+    fn pop_ready(&mut self) -> Option<Piece> {
+        if matches!(self.pieces.front()?.state, PieceState::Reading) {
+            return None;
+        }
+        self.first += 1;
+        self.pieces.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_keeps_holes_and_a_stream_gets_zeroes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        fs::write(&path, vec![9; 1 << 20]).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        let mut sink = Sink::new(file, 64 << 20).unwrap();
+        sink.data(4096, b"abc", &mut || Ok(())).unwrap();
+        sink.zeroes(8192, 32 << 20, &mut || Ok(())).unwrap();
+        sink.finish(64 << 20).unwrap();
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!(meta.len(), 64 << 20);
+        assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+        assert_eq!(&fs::read(&path).unwrap()[4094..4100], b"\0\0abc\0");
+
+        let log = directory.path().join("log");
+        fs::write(&log, "kept").unwrap();
+        let file = File::options().append(true).open(&log).unwrap();
+        let mut sink = Sink::new(file, 7).unwrap();
+        sink.data(0, b"abc", &mut || Ok(())).unwrap();
+        sink.zeroes(3, 4, &mut || Ok(())).unwrap();
+        sink.finish(7).unwrap();
+        assert_eq!(fs::read(&log).unwrap(), b"keptabc\0\0\0\0");
+    }
+}

@@ -1,0 +1,512 @@
+//! The command line with the real binary: every command, its exit status, its JSON, alone and while a server owns the store.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A store in a directory of its own, and the binary to use it with.
+struct Host {
+    directory: TempDir,
+}
+
+impl Host {
+    /// A place without a store.
+    fn bare() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// A place with an empty store.
+    fn new() -> Self {
+        let host = Self::bare();
+        host.ok(&["init"]);
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_volfork"));
+        command.env("VOLFORK_STORE", self.store()).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
+        command.current_dir(self.directory.path()).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Standard output of a command that must succeed.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(&with_json(arguments))).unwrap()
+    }
+
+    /// An export prints its summary to standard error, because the image may be on standard output.
+    fn json_of_stderr(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&with_json(arguments));
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stderr).unwrap()
+    }
+
+    /// Standard error of a command that must fail with `status`.
+    fn fails(&self, status: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {error}");
+        assert!(error.contains("error"), "{arguments:?}: {error}");
+        error
+    }
+
+    /// The kind of the failure of a command that must fail.
+    fn kind(&self, arguments: &[&str]) -> String {
+        let error: Value = serde_json::from_str(&self.fails(1, &with_json(arguments))).unwrap();
+        assert!(!error["error"]["message"].as_str().unwrap().is_empty());
+        error["error"]["kind"].as_str().unwrap().to_owned()
+    }
+
+    /// The exported bytes of a volume or snapshot.
+    fn bytes(&self, target: &str) -> Vec<u8> {
+        let output = self.run(&["export", target, "-"]);
+        assert!(output.status.success(), "{target}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    /// Imports an image with bytes that belong to `seed`.
+    fn import(&self, name: &str, seed: u8) -> Vec<u8> {
+        let path = self.path(&format!("{name}.img"));
+        let bytes = make_image(&path, seed);
+        self.ok(&["import", name, path.to_str().unwrap()]);
+        bytes
+    }
+
+    /// Imports bytes through a pipe.
+    fn pipe_in(&self, name: &str, bytes: &[u8]) {
+        let mut child = self.command(&["import", name, "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(bytes).unwrap();
+        assert!(wait(&mut child).success());
+    }
+
+    fn volumes(&self) -> Vec<String> {
+        names(&self.json(&["list"]))
+    }
+
+    fn serve(&self, arguments: &[&str]) -> Server {
+        let mut all = vec!["--json", "serve"];
+        all.extend(arguments);
+        let mut child = self.command(&all).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut server = Server { child, uris: Vec::new() };
+        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+        server.uris = ready["listening"].as_array().unwrap().iter().map(|uri| uri.as_str().unwrap().to_owned()).collect();
+        server
+    }
+}
+
+/// A serving process; killed when dropped.
+struct Server {
+    child: Child,
+    uris: Vec<String>,
+}
+
+impl Server {
+    /// Ends it in peace.
+    fn stop(mut self) {
+        signal(&self.child, libc::SIGTERM);
+        assert!(wait(&mut self.child).success());
+    }
+
+    /// The address of an export.
+    fn uri(&self, export: &str) -> String {
+        let uri = &self.uris[0];
+        match uri.split_once('?') {
+            Some((base, query)) => format!("{}/{export}?{query}", base.strip_suffix('/').unwrap_or(base)),
+            None => format!("{}/{export}", uri.strip_suffix('/').unwrap_or(uri)),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn signal(child: &Child, signal: i32) {
+    // SAFETY: kill takes no pointers, and the child was not waited for, so its number is its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the process does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn with_json<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["--json"];
+    all.extend(arguments);
+    all
+}
+
+fn names(list: &Value) -> Vec<String> {
+    list.as_array().unwrap().iter().map(|info| info["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// 12 MiB and 512 bytes: text at the beginning, a hole, data across a MiB boundary, explicit zeroes, a last sector.
+fn make_image(path: &Path, seed: u8) -> Vec<u8> {
+    let size_bytes = (12 << 20) + 512;
+    let file = File::create(path).unwrap();
+    file.set_len(size_bytes).unwrap();
+    let noise: Vec<u8> = (0..300_000u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed).collect();
+    file.write_all_at(b"beginning of the image", 0).unwrap();
+    file.write_all_at(&noise, (4 << 20) - 150_001).unwrap();
+    file.write_all_at(&[0; 65_536], 6 << 20).unwrap();
+    file.write_all_at(&noise[..512], size_bytes - 512).unwrap();
+    fs::read(path).unwrap()
+}
+
+#[test]
+fn usage_is_status_2_and_help_is_status_0() {
+    let host = Host::bare();
+    for arguments in [&["nonsense"][..], &[], &["create", "v"], &["create", "v", "--size", "x"], &["hydrate", "v", "--pause", "--resume"]] {
+        assert_eq!(host.run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    assert!(host.ok(&["--help"]).contains("Exit status"));
+    assert!(host.ok(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+    assert!(host.ok(&["completions", "bash"]).contains("volfork"));
+    assert!(!host.store().exists());
+}
+
+#[test]
+fn a_missing_store_is_named_and_only_init_and_import_make_one() {
+    let host = Host::bare();
+    for arguments in
+        [&["list"][..], &["create", "v", "--size", "1M"], &["show", "v"], &["check"], &["scrub"], &["serve"], &["fork", "v", "w"]]
+    {
+        let error = host.fails(1, arguments);
+        assert!(error.contains("init") && error.contains(host.store().to_str().unwrap()), "{arguments:?}: {error}");
+        assert_eq!(host.kind(arguments), "not_found");
+    }
+    assert!(!host.store().exists());
+    host.import("v", 1);
+    assert_eq!(host.volumes(), ["v"]);
+    assert_eq!(host.kind(&["init"]), "exists");
+}
+
+#[test]
+fn init_takes_a_block_size() {
+    let host = Host::bare();
+    assert_eq!(host.json(&["init", "--block-size", "16K"])["block_size"], 16384);
+    assert_eq!(host.json(&["create", "v", "--size", "1G"])["block_size"], 16384);
+    let other = Host::bare();
+    other.fails(2, &["init", "--block-size", "5000"]);
+    other.ok(&["--store", other.path("elsewhere").to_str().unwrap(), "init"]);
+    assert!(other.path("elsewhere").is_dir() && !other.store().exists());
+}
+
+#[test]
+fn show_has_the_promised_fields() {
+    let host = Host::new();
+    host.ok(&["create", "v", "--size", "10G"]);
+    let info = host.json(&["show", "v"]);
+    for (pointer, value) in [
+        ("/name", Value::from("v")),
+        ("/state", "created".into()),
+        ("/size_bytes", (10u64 << 30).into()),
+        ("/block_size", 4096.into()),
+        ("/parent", Value::Null),
+        ("/source", Value::Null),
+        ("/blocks/present", 0.into()),
+        ("/blocks/missing", 0.into()),
+        ("/blocks/unique", 0.into()),
+        ("/blocks/shared", 0.into()),
+        ("/hydration/state", "none".into()),
+        ("/hydration/bytes_fetched", 0.into()),
+        ("/hydration/bytes_missing", 0.into()),
+        ("/hydration/last_error", Value::Null),
+    ] {
+        assert_eq!(info.pointer(pointer), Some(&value), "{pointer} of {info}");
+    }
+    for pointer in ["/id", "/created_at", "/depth", "/blocks/zero", "/hydration/rate_bytes_per_second", "/hydration/eta_seconds"] {
+        assert!(info.pointer(pointer).is_some(), "{pointer} of {info}");
+    }
+    assert_eq!(host.json(&["list"]).as_array().unwrap()[0]["id"], info["id"]);
+    let table = host.ok(&["list"]);
+    assert!(table.contains("NAME") && table.contains("10.0 GiB"), "{table}");
+    assert!(host.ok(&["show", "v"]).contains("10.0 GiB"));
+    assert_eq!(host.ok(&["-q", "list"]), "v\n");
+    assert_eq!(host.ok(&["-q", "create", "w", "--size", "1M"]), "");
+}
+
+#[test]
+fn volumes_live_and_end() {
+    let host = Host::new();
+    let bytes = host.import("v", 1);
+    assert_eq!(host.kind(&["create", "v", "--size", "1M"]), "exists");
+    assert_eq!(host.kind(&["import", "v", host.path("v.img").to_str().unwrap()]), "exists");
+
+    let snapshot = host.json(&["snapshot", "v", "one"]);
+    assert_eq!((snapshot["volume"].as_str(), snapshot["name"].as_str()), (Some("v"), Some("one")));
+    host.ok(&["snapshot", "v", "two"]);
+    assert_eq!(host.kind(&["snapshot", "v", "two"]), "exists");
+    assert_eq!(names(&host.json(&["snapshots", "v"])), ["one", "two"]);
+    assert!(host.ok(&["snapshots", "v"]).contains("v@one"));
+
+    assert_eq!(host.json(&["fork", "v", "from-volume"])["parent"], "v");
+    assert_eq!(host.json(&["fork", "v@one", "from-snapshot"])["parent"], "v@one");
+    for name in ["v", "v@one", "from-volume", "from-snapshot"] {
+        assert!(host.bytes(name) == bytes, "{name}");
+    }
+
+    assert_eq!(host.json(&["extend", "v", "--size", "+1M"])["size_bytes"], bytes.len() + (1 << 20));
+    assert_eq!(host.json(&["extend", "v", "--size", "20M"])["size_bytes"], 20 << 20);
+    assert_eq!(host.kind(&["extend", "v", "--size", "1M"]), "invalid_input");
+    assert_eq!(host.bytes("v").len(), 20 << 20);
+    assert!(host.bytes("v@one") == bytes);
+
+    let id = host.json(&["show", "v"])["id"].clone();
+    assert_eq!(host.json(&["rename", "v", "renamed"])["id"], id);
+    assert_eq!(host.kind(&["show", "v"]), "not_found");
+    assert_eq!(host.kind(&["rename", "renamed", "from-volume"]), "exists");
+
+    assert_eq!(host.kind(&["destroy", "renamed"]), "busy");
+    assert_eq!(host.json(&["destroy", "renamed@one"])["destroyed"], "renamed@one");
+    assert_eq!(host.kind(&["destroy", "renamed@one"]), "not_found");
+    host.ok(&["destroy", "renamed", "--recursive"]);
+    assert_eq!(host.volumes(), ["from-snapshot", "from-volume"]);
+    assert!(host.bytes("from-snapshot") == bytes && host.bytes("from-volume") == bytes);
+
+    let scrubbed = host.json(&["scrub"]);
+    assert!(scrubbed["blocks_verified"].as_u64().unwrap() > 0 && scrubbed["errors"].as_array().unwrap().is_empty(), "{scrubbed}");
+    host.ok(&["scrub", "from-volume"]);
+    assert_eq!(host.kind(&["scrub", "v"]), "not_found");
+    let checked = host.json(&["check"]);
+    assert!(checked["volumes"] == 2 && checked["violations"].as_array().unwrap().is_empty(), "{checked}");
+}
+
+#[test]
+fn images_go_in_and_out_whole_and_sparse() {
+    let host = Host::bare();
+    let bytes = host.import("v", 7);
+    assert_eq!(host.json(&["show", "v"])["size_bytes"], bytes.len());
+
+    let out = host.path("out.img");
+    let moved = host.json_of_stderr(&["export", "v", out.to_str().unwrap()]);
+    assert_eq!(moved["size_bytes"], bytes.len());
+    assert!(fs::read(&out).unwrap() == bytes);
+    assert!(fs::metadata(&out).unwrap().blocks() * 512 < 2 << 20, "{} blocks", fs::metadata(&out).unwrap().blocks());
+    // Old and longer content goes away.
+    fs::write(&out, vec![1; 20 << 20]).unwrap();
+    host.ok(&["export", "v", out.to_str().unwrap()]);
+    assert!(fs::read(&out).unwrap() == bytes);
+
+    // Standard input and output, as pipes and as files.
+    host.pipe_in("piped", &bytes);
+    assert!(host.bytes("piped") == bytes);
+    assert!(host.command(&["import", "redirected", "-"]).stdin(File::open(&out).unwrap()).status().unwrap().success());
+    let file = File::create(host.path("redirected.img")).unwrap();
+    assert!(host.command(&["export", "redirected", "-"]).stdout(file).status().unwrap().success());
+    assert!(fs::read(host.path("redirected.img")).unwrap() == bytes);
+}
+
+#[test]
+fn a_failed_import_or_export_leaves_nothing() {
+    let host = Host::new();
+    fs::write(host.path("disk.qcow2"), [b"QFI\xfb".as_slice(), &[0; 4092]].concat()).unwrap();
+    assert!(host.fails(1, &["import", "v", "disk.qcow2"]).contains("qemu-img convert"));
+    fs::write(host.path("empty"), "").unwrap();
+    assert_eq!(host.kind(&["import", "v", "empty"]), "invalid_input");
+    assert_eq!(host.kind(&["import", "v", "none"]), "not_found");
+    assert_eq!(host.kind(&["import", "v", "."]), "invalid_input");
+    assert!(host.volumes().is_empty());
+    host.ok(&["import", "v", "disk.qcow2", "--raw"]);
+    assert_eq!(host.json(&["show", "v"])["size_bytes"], 4096);
+
+    assert_eq!(host.kind(&["export", "none", "out"]), "not_found");
+    assert_eq!(host.kind(&["export", "v@none", "out"]), "not_found");
+    assert!(!host.path("out").exists());
+    assert_eq!(host.kind(&["show", "none"]), "not_found");
+    assert_eq!(host.kind(&["fork", "none", "w"]), "not_found");
+    assert_eq!(host.kind(&["create", "", "--size", "1M"]), "invalid_input");
+}
+
+#[test]
+fn an_interrupted_import_is_undone() {
+    // Also one that has sent nothing yet.
+    for (served, bytes) in [(false, 4 << 20), (true, 4 << 20), (false, 0), (true, 0)] {
+        let host = Host::new();
+        let server = served.then(|| host.serve(&[]));
+        let mut child = host.command(&["import", "v", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&vec![1; bytes]).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        signal(&child, libc::SIGINT);
+        assert!(!wait(&mut child).success());
+        // The pipe is still open: the end of the client is enough.
+        let begun = Instant::now();
+        while !host.volumes().is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "the half-made volume stays");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(stdin);
+        host.import("v", 1);
+        drop(server);
+    }
+}
+
+#[test]
+fn commands_work_while_a_server_owns_the_store() {
+    let host = Host::new();
+    let bytes = host.import("v", 3);
+    let server = host.serve(&[]);
+    let socket = fs::metadata(host.store().join("control.sock")).unwrap();
+    assert_eq!(socket.permissions().mode() & 0o777, 0o600);
+    assert!(server.uris[0].starts_with("nbd+unix://"), "{:?}", server.uris);
+
+    host.ok(&["create", "w", "--size", "1M"]);
+    host.ok(&["snapshot", "v", "s"]);
+    host.ok(&["fork", "v@s", "forked"]);
+    host.ok(&["extend", "w", "--size", "+1M"]);
+    host.ok(&["rename", "w", "x"]);
+    let imported = host.import("served", 9);
+    host.pipe_in("piped", &bytes);
+    assert_eq!(host.volumes(), ["forked", "piped", "served", "v", "x"]);
+    assert_eq!(names(&host.json(&["snapshots", "v"])), ["s"]);
+    assert_eq!(host.json(&["show", "x"])["size_bytes"], 2 << 20);
+    assert!(
+        host.bytes("forked") == bytes && host.bytes("served") == imported && host.bytes("v@s") == bytes && host.bytes("piped") == bytes
+    );
+    host.ok(&["export", "served", "out"]);
+    assert!(fs::read(host.path("out")).unwrap() == imported);
+    host.ok(&["destroy", "forked"]);
+    host.ok(&["hydrate", "v"]);
+    host.ok(&["scrub"]);
+    assert_eq!(host.kind(&["show", "none"]), "not_found");
+    assert_eq!(host.kind(&["export", "none", "none"]), "not_found");
+    assert!(!host.path("none").exists());
+    assert_eq!(host.kind(&["check"]), "busy");
+    assert_eq!(host.kind(&["serve"]), "locked");
+
+    server.stop();
+    assert!(!host.store().join("control.sock").exists());
+    assert!(host.bytes("piped") == bytes);
+    host.ok(&["check"]);
+}
+
+#[test]
+fn a_killed_server_is_replaced() {
+    let host = Host::new();
+    let bytes = host.import("v", 3);
+    let mut server = host.serve(&[]);
+    signal(&server.child, libc::SIGKILL);
+    wait(&mut server.child);
+    assert!(host.store().join("control.sock").exists());
+    assert!(host.bytes("v") == bytes);
+    host.serve(&[]).stop();
+}
+
+#[test]
+fn a_lock_names_its_owner() {
+    let host = Host::new();
+    let server = host.serve(&[]);
+    fs::remove_file(host.store().join("control.sock")).unwrap();
+    let error = host.fails(1, &["list"]);
+    assert!(error.contains("volfork serve"), "{error}");
+    assert_eq!(host.kind(&["list"]), "locked");
+    server.stop();
+}
+
+#[test]
+fn short_commands_wait_for_one_another() {
+    let host = Host::new();
+    let spawn = |index| host.command(&["create", &format!("v{index}"), "--size", "1M"]).stdout(Stdio::null()).spawn().unwrap();
+    let children: Vec<Child> = (0..8).map(spawn).collect();
+    for mut child in children {
+        assert!(wait(&mut child).success());
+    }
+    assert_eq!(host.volumes().len(), 8);
+}
+
+#[test]
+fn a_fork_from_another_host_hydrates() {
+    let origin = Host::new();
+    let bytes = origin.import("v", 5);
+    origin.ok(&["snapshot", "v", "s"]);
+    let socket = format!("unix:{}", origin.path("nbd.sock").display());
+    for listen in ["127.0.0.1:0", &socket] {
+        let server = origin.serve(&["--listen", listen]);
+        // A fork from elsewhere makes the store.
+        let host = Host::bare();
+        let forked = host.json(&["fork", &server.uri("v@s"), "copy"]);
+        assert_eq!(forked["size_bytes"], bytes.len());
+        host.ok(&["hydrate", "copy", "--pause"]);
+        host.ok(&["hydrate", "copy", "--rate", "1G"]);
+        assert!(host.bytes("copy") == bytes);
+        host.ok(&["hydrate", "copy", "--resume", "--wait"]);
+        let info = host.json(&["show", "copy"]);
+        assert_eq!((info["state"].as_str(), &info["blocks"]["missing"]), (Some("created"), &Value::from(0)), "{info}");
+        server.stop();
+        assert!(host.bytes("copy") == bytes);
+        host.ok(&["scrub"]);
+    }
+    let host = Host::bare();
+    assert!(!host.kind(&["fork", "nbd+unix:///v?socket=/nonexistent", "copy"]).is_empty());
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_list_quietly() {
+    let host = Host::new();
+    host.ok(&["create", "v", "--size", "1M"]);
+    let mut child = host.command(&["list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut error = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert!(wait(&mut child).success() && error.is_empty(), "{error}");
+}
+
+#[test]
+fn the_demonstration_keeps_its_promises_and_cleans_up() {
+    let host = Host::bare();
+    let place = host.path("place");
+    let place_name = place.to_str().unwrap();
+    let numbers = host.json(&["demo", "--size", "48M", "--dir", place_name]);
+    for key in ["import_seconds", "fork_seconds", "first_read_seconds", "hydrated_seconds", "verify_seconds", "sha256", "reads"] {
+        assert!(!numbers[key].is_null(), "{key} of {numbers}");
+    }
+    assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
+
+    make_image(&host.path("image"), 4);
+    let said = host.ok(&["demo", "image", "--dir", place_name, "--keep"]);
+    for word in ["import", "fork", "first read", "hydrated", "verified"] {
+        assert!(said.contains(word), "{said}");
+    }
+    let kept = fs::read_dir(&place).unwrap().next().unwrap().unwrap().path();
+    assert!(host.ok(&["--store", kept.join("host-b").to_str().unwrap(), "list"]).contains("disk"));
+    assert!(host.path("image").exists());
+}
