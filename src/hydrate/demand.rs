@@ -64,7 +64,11 @@ impl Hydrator {
         let outcome = match &result {
             Ok(bytes) if bytes.len() as u64 == expected.end - expected.start => {
                 self.note_outcome(Ok(bytes.len() as u64));
-                self.fill(run.clone(), bytes)
+                self.fill(run.clone(), bytes).inspect_err(|error| {
+                    // Backfill pauses as it does for a lost source: there may be space again later.
+                    let message = format!("fetched blocks cannot be stored: {error}");
+                    self.note_outcome(Err(&SourceError { kind: crate::source::SourceErrorKind::Failed, message }));
+                })
             }
             Ok(bytes) => {
                 let message = format!("{} sent {} bytes for a read of {}", self.uri(), bytes.len(), expected.end - expected.start);

@@ -210,16 +210,18 @@ impl Hydrator {
         }
     }
 
-    /// The bytes of one block of the source, whatever the layer has.
+    /// Fills `buffer` with blocks of the source from `first` on, whatever the layer has, and stores nothing.
     ///
     /// # Errors
     /// [`ErrorKind::SourceLost`].
-    pub fn fetch_block(&self, block: u32) -> Result<Vec<u8>, Error> {
-        let range = self.byte_range(&(u64::from(block)..u64::from(block) + 1));
+    pub fn read_through(&self, first: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        let blocks = self.config.block_size.blocks_for(buffer.len() as u64);
+        let range = self.byte_range(&(first..first + blocks));
         let fetched = self.source().and_then(|source| source.read_blocking(range));
-        let mut bytes = fetched.map_err(|error| self.lost(&error))?.to_vec();
-        bytes.resize(self.config.block_size.bytes() as usize, 0);
-        Ok(bytes)
+        let bytes = fetched.map_err(|error| self.lost(&error))?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        buffer[bytes.len()..].fill(0);
+        Ok(())
     }
 
     /// Nothing is missing any more: closes the source.

@@ -81,13 +81,18 @@ fn read_frame(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The error for a directory without a store.
+pub fn no_store(paths: &StorePaths) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no store in {}: make one with 'volfork --store {0} init'", paths.root().display()),
+    )
+}
+
 fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<(Superblock, Vec<String>)> {
     let path = paths.superblock();
     let bytes = disk.read_file(&path, 2 * SUPERBLOCK_BYTES as u64).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Error::new(
-            ErrorKind::NotFound,
-            format!("there is no store in {}: make one with 'volfork --store {0} init'", paths.root().display()),
-        ),
+        io::ErrorKind::NotFound => no_store(paths),
         _ => Error::io(format!("cannot read {}", path.display()), error),
     })?;
     let mut slots = Vec::new();
@@ -107,6 +112,8 @@ fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<(Superblock, V
     let warnings = problems.iter().map(|(number, problem)| format!("{}: slot {number} {problem}", path.display())).collect::<Vec<_>>();
     match slots.into_iter().max_by_key(|superblock| superblock.generation) {
         Some(superblock) => Ok((superblock, warnings)),
+        // A crash while the store was made leaves a file without a slot.
+        None if problems.is_empty() => Err(no_store(paths)),
         None => Err(Error::new(
             ErrorKind::Corrupt,
             format!("{} has no valid slot ({}); restore the store from a backup", path.display(), warnings.join("; ")),

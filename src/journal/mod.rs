@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use load::{Loaded, load};
+pub use load::{Loaded, load, no_store};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{

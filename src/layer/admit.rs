@@ -54,8 +54,10 @@ impl Layers {
         }
         let overwrites = present.and(bits).minus(&hot.fresh);
         if !overwrites.is_empty() {
-            if !marked {
-                // Crash ordering 2: the mark, and every round before it, is durable before the first overwrite.
+            // Crash ordering 2: the mark, and a frame after the one that names these blocks, is durable before the overwrite.
+            let unproven = hot.recorded.1 == self.commit.latest_frame() && hot.recorded.0.intersects(&overwrites);
+            let waiting = hot.marking.is_some_and(|ticket| !self.commit.is_done(ticket));
+            if (!marked || unproven) && !waiting {
                 hot.marking = Some(self.commit.enqueue([Record::Mark(layer.id, extent)]));
                 state.marked.insert(extent);
             }
@@ -153,6 +155,12 @@ impl Layers {
     /// Releases a latch that changed nothing.
     pub(super) fn release(&self, layer: &Layer, extent: u32, bits: &BlockBits) {
         Self::unlatch(layer, &mut layer.state.lock(), extent, bits);
+    }
+
+    /// Whether a write of these blocks overwrites some and adds others.
+    pub fn is_mixed(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> bool {
+        let present = layer.extent(extent).0.and(bits);
+        !present.is_empty() && present != *bits
     }
 
     /// Gives back blocks that were admitted but will not be written after all.

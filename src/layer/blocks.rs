@@ -165,6 +165,10 @@ impl Layers {
     pub fn write_admitted(&self, layer: &Layer, extent: u32, range: Range<u32>, data: &[u8]) -> Result<()> {
         let first = extent * EXTENT_BLOCKS + range.start;
         let bits = BlockBits::of(range);
+        if let Err(error) = self.allocate_mixed(layer, extent, &bits) {
+            self.withdraw_write(layer, extent, &bits);
+            return Err(error);
+        }
         let result = self.data_file_to_write(layer, first).and_then(|file| {
             self.put(&*file, self.place(first).1, data)
                 .map_err(|error| Error::io(format!("cannot write layer {} at block {first}", layer.id), error))?;
@@ -180,6 +184,22 @@ impl Layers {
                 Err(error)
             }
         }
+    }
+
+    /// A write that overwrites some blocks and adds others must not fail for lack of space when it has overwritten the first:
+    /// takes the space of the new ones before.
+    fn allocate_mixed(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
+        let new = bits.minus(&layer.extent(extent).0);
+        if new.is_empty() || new == *bits {
+            return Ok(());
+        }
+        let file = self.data_file_to_write(layer, extent * EXTENT_BLOCKS)?;
+        for run in new.runs() {
+            let start = self.place(extent * EXTENT_BLOCKS + run.start).1;
+            let range = start..start + run.len() as u64 * self.block_size.bytes();
+            file.allocate(range).map_err(|error| Error::io(format!("cannot take space for layer {}", layer.id), error))?;
+        }
+        Ok(())
     }
 
     fn put(&self, file: &dyn DiskFile, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -45,6 +45,8 @@ pub struct Commit {
     queue: Mutex<Queue>,
     ended: Condvar,
     done: AtomicU64,
+    /// Frames written so far, and states.
+    frames: AtomicU64,
     journal: Mutex<Journal>,
     /// Journal bytes that new blocks without a record will need.
     outstanding: AtomicU64,
@@ -59,6 +61,7 @@ impl Commit {
             queue: Mutex::default(),
             ended: Condvar::new(),
             done: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
             journal: Mutex::new(journal),
             outstanding: AtomicU64::new(0),
             ceiling: AtomicU64::new(0),
@@ -159,6 +162,7 @@ impl Commit {
         if !failed {
             // Space in the new file is counted anew.
             outcome = then(&mut self.journal.lock());
+            self.frames.fetch_add(1, Ordering::AcqRel);
             self.ceiling.store(0, Ordering::Release);
         }
         self.end(&mut self.queue.lock(), ticket, result);
@@ -203,6 +207,11 @@ impl Commit {
         taken
     }
 
+    /// Number of the latest frame. Everything that earlier ones name is known to be durable.
+    pub fn latest_frame(&self) -> u64 {
+        self.frames.load(Ordering::Acquire)
+    }
+
     /// Gives back what was taken for blocks that are not new after all, or whose record was written.
     pub fn release_blocks(&self, blocks: u32) {
         self.outstanding.fetch_sub(u64::from(blocks) * NEW_BLOCK_BYTES, Ordering::AcqRel);
@@ -212,6 +221,7 @@ impl Commit {
     pub fn append(&self, payload: &[u8]) -> Result<Arc<dyn DiskFile>> {
         let mut journal = self.journal.lock();
         journal.append(payload)?;
+        self.frames.fetch_add(1, Ordering::AcqRel);
         let ceiling = self.ceiling.load(Ordering::Acquire);
         self.ceiling.store(ceiling.saturating_sub(frame_bytes(payload.len())), Ordering::Release);
         Ok(journal.file())

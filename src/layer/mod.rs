@@ -8,8 +8,9 @@
 //!    newly present blocks, and syncs the journal and the data files together. Until the next frame exists, recovery believes
 //!    a block of that frame only if its bytes match; so a block whose record is on its way is not overwritten before the round
 //!    has ended (`Hot::round`).
-//! 2. *A block that the journal calls present is overwritten in place only inside an extent with a durable mark.* The frame
-//!    that carries the mark also proves that every earlier round ended.
+//! 2. *A block that the journal calls present is overwritten in place only inside an extent with a durable mark, and only when a
+//!    later frame than the one that names it is durable.* A frame proves that every earlier round ended; the latest one is
+//!    believed only as far as its blocks match, so they must not change before there is another (`Hot::recorded`).
 //! 3. *A mark is cleared* when the extent's blocks, then its checksum page, are durable, and nothing was written in between.
 //! 4. *Space is given back* only after the record that makes the blocks zero or forgotten is durable, and a block is written
 //!    again only after that (`State::dying`).

@@ -121,6 +121,13 @@ impl Recovery {
             && block_checksum(layer, block, &buffer) == checksum
     }
 
+    /// Whether the checksum of a block is that of zeros.
+    pub fn is_zero_block(&self, layer: LayerId, block: u32) -> bool {
+        let zeros = vec![0; self.config.block_size.bytes() as usize];
+        let page = self.checksums.page(&self.files, layer, block / EXTENT_BLOCKS);
+        page.is_ok_and(|page| page.get(block % EXTENT_BLOCKS) == block_checksum(layer, block, &zeros))
+    }
+
     /// The layers that exist, with their presence and number of marked extents, in order.
     pub fn layers(&self) -> impl Iterator<Item = (LayerId, &Presence, u64)> {
         self.layers.iter().map(|(id, layer)| (*id, &layer.presence, layer.marked.len()))

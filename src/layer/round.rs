@@ -135,11 +135,12 @@ impl Layers {
     }
 
     fn end_round(&self, layer: &Layer) {
+        let frame = self.commit.latest_frame();
         let mut state = layer.state.lock();
         state.round = None;
         for extent in std::mem::take(&mut state.round_extents) {
             if let Some(hot) = state.hot.get_mut(&extent) {
-                hot.round = BlockBits::EMPTY;
+                hot.recorded = (std::mem::replace(&mut hot.round, BlockBits::EMPTY), frame);
             }
             state.cool(extent);
         }

@@ -44,6 +44,8 @@ pub(super) struct Hot {
     pub draining: BlockBits,
     /// Blocks that the frame of the round under way names; they must not be overwritten before it ends.
     pub round: BlockBits,
+    /// Blocks that this frame names. While it is the latest one, recovery believes them only if their bytes match.
+    pub recorded: (BlockBits, u64),
     /// Blocks overwritten in place since the last round.
     pub overwritten: BlockBits,
     /// The round that makes the mark durable, until it ended.
@@ -153,6 +155,7 @@ impl State {
             fresh: BlockBits::EMPTY,
             draining: BlockBits::EMPTY,
             round: BlockBits::EMPTY,
+            recorded: (BlockBits::EMPTY, 0),
             overwritten: BlockBits::EMPTY,
             marking: None,
             touched: false,

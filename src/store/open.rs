@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths, Superblock};
 use crate::ids::LayerId;
 use crate::io::Disk;
-use crate::journal::{Journal, Loaded, load};
+use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::volume::{Core, CoreConfig};
 
@@ -120,13 +120,15 @@ impl OpenStore {
         make(path)?;
         make(&paths.layers())?;
         let lock = lock(&*disk, &paths, &options.owner)?;
-        let names = disk.list(path).map_err(|error| Error::io(format!("cannot list {}", path.display()), error))?;
-        if names.iter().any(|name| name == "superblock") {
-            return Err(Error::new(
+        let exists = |error: Option<Error>| match error {
+            Some(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Some(error) if error.kind() == ErrorKind::Io => Err(error),
+            _ => Err(Error::new(
                 ErrorKind::Exists,
                 format!("there is a store in {} already: use it, or choose another directory", path.display()),
-            ));
-        }
+            )),
+        };
+        exists(load(&*disk, &paths).err())?;
         let mut store_id = [0; 16];
         getrandom::fill(&mut store_id).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
         let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0 };
@@ -137,7 +139,9 @@ impl OpenStore {
     pub fn open(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
         let paths = StorePaths::new(path);
         // Says that there is no store before a lock file is made for it.
-        load_superblock_exists(&*options.disk, &paths)?;
+        if !has_superblock(&*options.disk, &paths) {
+            return Err(no_store(&paths));
+        }
         let lock = lock(&*options.disk, &paths, &options.owner)?;
         let loaded = load(&*options.disk, &paths)?;
         let replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
@@ -236,13 +240,7 @@ impl Drop for OpenStore {
     }
 }
 
-fn load_superblock_exists(disk: &dyn Disk, paths: &StorePaths) -> Result<()> {
-    let there = disk.list(paths.root()).is_ok_and(|names| names.iter().any(|name| name == "superblock"));
-    match there {
-        true => Ok(()),
-        false => Err(Error::new(
-            ErrorKind::NotFound,
-            format!("there is no store in {}: make one with 'volfork --store {0} init'", paths.root().display()),
-        )),
-    }
+/// Whether a directory may hold a store.
+pub(super) fn has_superblock(disk: &dyn Disk, paths: &StorePaths) -> bool {
+    disk.list(paths.root()).is_ok_and(|names| names.iter().any(|name| name == "superblock"))
 }

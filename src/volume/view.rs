@@ -156,7 +156,13 @@ impl Core {
                 Answer::Held(layer) => layer,
                 Answer::Missing(layer) => {
                     let block = u64::from(first + run.start);
-                    self.demand(&layer, block..block + run.len() as u64)?;
+                    let demanded = self.demand(&layer, block..block + run.len() as u64);
+                    if let (Err(ErrorKind::NoSpace), Some(hydrator)) = (demanded.as_ref().map_err(Error::kind), self.hydrator(layer.id)) {
+                        // A full disk must not keep anybody from reading.
+                        hydrator.read_through(block, part)?;
+                        continue;
+                    }
+                    demanded?;
                     // What arrived may be data or zeros.
                     self.read_extent(look, extent, run, part)?;
                     continue;
@@ -206,10 +212,8 @@ impl Core {
     /// `damage`, with why it could not be repaired.
     pub fn repair(&self, layer: &Layer, block: u32, buffer: &mut [u8], damage: Error) -> Result<()> {
         let Some(hydrator) = self.hydrator(layer.id) else { return Err(damage) };
-        let bytes = hydrator.fetch_block(block).map_err(|error| damage.context(error))?;
-        self.layers.repair_block(layer, block, &bytes).map_err(|error| damage.context(error))?;
-        buffer.copy_from_slice(&bytes);
-        Ok(())
+        hydrator.read_through(u64::from(block), buffer).map_err(|error| damage.context(error))?;
+        self.layers.repair_block(layer, block, buffer).map_err(|error| damage.context(error))
     }
 
     /// Fills `buffer` from byte `offset`.

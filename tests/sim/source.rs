@@ -1,0 +1,84 @@
+//! A source that can fail.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use volfork::source::{ReadDone, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+
+use crate::model::{SECTOR, VOLUME_BYTES, WINDOW_SECTORS, WINDOW_START, sector_bytes};
+
+/// Tags of the source's sectors: some are zero.
+pub fn source_tags() -> Vec<u64> {
+    (0..WINDOW_SECTORS as u64).map(|sector| if sector / 16 % 3 == 1 { 0 } else { 1_000_000 + sector }).collect()
+}
+
+#[derive(Default)]
+pub struct World {
+    pub lost: AtomicBool,
+    pub bytes_read: AtomicU64,
+}
+
+pub struct SimSource(Arc<World>);
+
+#[derive(Clone, Default)]
+pub struct SimSources(pub Arc<World>);
+
+impl SourceOpener for SimSources {
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        match self.0.lost.load(Ordering::SeqCst) {
+            true => Err(lost(uri)),
+            false => Ok(Arc::new(SimSource(Arc::clone(&self.0)))),
+        }
+    }
+}
+
+fn lost(uri: &str) -> SourceError {
+    SourceError { kind: SourceErrorKind::Lost, message: format!("{uri} does not answer") }
+}
+
+impl Source for SimSource {
+    fn size_bytes(&self) -> u64 {
+        VOLUME_BYTES
+    }
+
+    fn read_bytes_max(&self) -> u32 {
+        64 << 10
+    }
+
+    fn read(&self, range: Range<u64>, done: ReadDone) {
+        if self.0.lost.load(Ordering::SeqCst) {
+            return done(Err(lost("sim://")));
+        }
+        assert!(range.start < range.end && range.end <= VOLUME_BYTES && range.end - range.start <= 64 << 10);
+        self.0.bytes_read.fetch_add(range.end - range.start, Ordering::SeqCst);
+        let tags = source_tags();
+        let mut bytes = Vec::new();
+        for sector in range.start / SECTOR..range.end.div_ceil(SECTOR) {
+            let inside = sector.checked_sub(WINDOW_START / SECTOR);
+            bytes.extend(sector_bytes(inside.map_or(0, |sector| tags[sector as usize])));
+        }
+        done(Ok(Bytes::from(bytes)));
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        if self.0.lost.load(Ordering::SeqCst) {
+            return Err(lost("sim://"));
+        }
+        let zero = WINDOW_START.saturating_sub(range.start).min(range.end - range.start);
+        let mut extents = vec![SourceExtent { bytes: zero, zero: true }, SourceExtent { bytes: range.end - range.start - zero, zero: false }];
+        extents.retain(|extent| extent.bytes > 0);
+        Ok(extents)
+    }
+
+    fn describe(&self) -> String {
+        "sim://".into()
+    }
+
+    fn stats(&self) -> SourceStats {
+        SourceStats { bytes_read: self.0.bytes_read.load(Ordering::SeqCst), ..SourceStats::default() }
+    }
+
+    fn close(&self) {}
+}
