@@ -42,6 +42,11 @@ impl StorePaths {
         self.root.join("superblock")
     }
 
+    /// Space that is given up to open a store on a full disk.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     /// A journal file.
     pub fn journal(&self, number: u64) -> PathBuf {
         self.root.join(format!("journal.{number}"))

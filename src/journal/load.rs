@@ -83,10 +83,7 @@ fn read_frame(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> {
 
 /// The error for a directory without a store.
 pub fn no_store(paths: &StorePaths) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!("there is no store in {}: make one with 'volfork --store {0} init'", paths.root().display()),
-    )
+    Error::new(ErrorKind::NotFound, format!("there is no store in {}: make one with 'volfork --store {0} init'", paths.root().display()))
 }
 
 fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<(Superblock, Vec<String>)> {

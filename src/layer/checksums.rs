@@ -132,20 +132,23 @@ impl ChecksumCache {
         result.inspect_err(|_| page.changed.store(true, Ordering::Release))
     }
 
+    /// All changed pages, in order.
+    pub fn changed(&self) -> Vec<(Key, Arc<ChecksumPage>)> {
+        let mut changed = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let pages = shard.iter().filter(|(_, page)| page.changed.load(Ordering::Relaxed));
+            changed.extend(pages.map(|(key, page)| (*key, Arc::clone(page))));
+        }
+        changed.sort_unstable_by_key(|(key, _)| *key);
+        changed
+    }
+
     /// Writes every changed page; answers whether files were created.
     pub fn write_back_all(&self, files: &LayerFiles) -> io::Result<bool> {
         let mut created = false;
-        for shard in &self.shards {
-            let mut changed: Vec<_> = shard
-                .lock()
-                .iter()
-                .filter(|(_, page)| page.changed.load(Ordering::Relaxed))
-                .map(|(key, page)| (*key, Arc::clone(page)))
-                .collect();
-            changed.sort_unstable_by_key(|(key, _)| *key);
-            for ((layer, extent), page) in changed {
-                created |= self.write_back(files, layer, extent, &page)?;
-            }
+        for ((layer, extent), page) in self.changed() {
+            created |= self.write_back(files, layer, extent, &page)?;
         }
         Ok(created)
     }

@@ -143,18 +143,19 @@ impl Recovery {
         parents: impl Fn(LayerId) -> (Option<LayerId>, Option<u64>),
         start: impl FnOnce(&mut dyn Iterator<Item = Record>) -> Result<Journal>,
     ) -> Result<Layers> {
-        let created = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
-        let sync = |result: std::io::Result<()>| result.map_err(|error| Error::io("cannot sync checksums", error));
-        if created {
-            sync(self.files.sync_names())?;
-        }
-        sync(self.config.disk.sync_all(&self.checksums.take_unsynced()))?;
-        let mut records = self.layers.iter().map(|(id, layer)| {
+        let written = self.checksums.write_back_all(&self.files).and_then(|created| if created { self.files.sync_names() } else { Ok(()) });
+        // Without space for the pages their checksums go into the new journal, as they were in the old one.
+        let kept = match written {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => self.kept_checksums(),
+            other => other.map(|()| Vec::new()).map_err(|error| Error::io("cannot write checksums", error))?,
+        };
+        let synced = self.config.disk.sync_all(&self.checksums.take_unsynced());
+        synced.map_err(|error| Error::io("cannot sync checksums", error))?;
+        let records = self.layers.iter().map(|(id, layer)| {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());
             Record::Presence(crate::format::PresenceRecord { layer: *id, present, zeroed, marked: layer.marked.clone() })
         });
-        let journal = start(&mut records)?;
-        drop(records);
+        let journal = start(&mut records.chain(kept))?;
         let table: HashMap<LayerId, Arc<Layer>> = self
             .layers
             .into_iter()
@@ -164,6 +165,19 @@ impl Recovery {
             })
             .collect();
         Ok(Layers::new(self.config, self.files, self.checksums, table, journal))
+    }
+
+    /// Records with the checksums of all present blocks in changed pages.
+    fn kept_checksums(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        for ((layer, extent), page) in self.checksums.changed() {
+            let Some(recovered) = self.layers.get(&layer) else { continue };
+            records.extend(recovered.presence.present_bits(extent).runs().map(|run| {
+                let block = extent * EXTENT_BLOCKS + run.start;
+                Record::Present(BlockRun { layer, block, checksums: run.map(|block| page.get(block)).collect() })
+            }));
+        }
+        records
     }
 
     fn open(id: LayerId, parent: Option<LayerId>, source_blocks: Option<u64>, recovered: RecoveredLayer) -> Arc<Layer> {

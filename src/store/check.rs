@@ -70,11 +70,13 @@ impl Files<'_> {
             let last = self.block_size.block_of((segment + 1) * SEGMENT_BYTES) - 1;
             let Ok(first) = u32::try_from(first) else { break };
             let last = u32::try_from(last).unwrap_or(u32::MAX);
-            let mut here = RoaringBitmap::new();
-            here.insert_range(first..=last);
-            here &= &presence.present;
-            if here.is_empty() {
+            if presence.present.range(first..=last).next().is_none() {
                 continue;
+            }
+            let mut here = presence.present.clone();
+            here.remove_range(..first);
+            if let Some(after) = last.checked_add(1) {
+                here.remove_range(after..);
             }
             let path = self.paths.layer(id, LayerFile::Data(segment as u32));
             match self.disk.open(&path, OpenMode::Read, IoMode::Buffered) {

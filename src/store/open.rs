@@ -11,10 +11,13 @@ use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths, Superblock};
 use crate::ids::LayerId;
-use crate::io::Disk;
+use crate::io::{Disk, IoMode, OpenMode};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::volume::{Core, CoreConfig};
+
+/// Bytes kept for opening the store on a full disk.
+const RESERVE_BYTES: u64 = 4 << 20;
 
 /// A store that this process owns.
 pub struct OpenStore {
@@ -171,6 +174,8 @@ impl OpenStore {
         let disk = Arc::clone(&options.disk);
         let shape = catalog.records();
         let start_paths = paths.clone();
+        // On a full disk this makes the room that the new journal needs; taken again below.
+        let _ = options.disk.remove(&paths.reserve());
         // The new journal makes the decisions of this recovery durable, before anything can be written on top of them.
         let layers = recovery
             .finish(entry, move |presence| Journal::start(disk, start_paths, superblock, sequence, shape.into_iter().chain(presence)))?;
@@ -185,6 +190,7 @@ impl OpenStore {
             clock: Arc::clone(&options.clock),
             threads: options.threads,
         });
+        take_reserve(&*options.disk, &paths);
         let background = Background::new(Arc::clone(&core), paths, options.disk, options.clock);
         let store = Arc::new(Self { core, background, lock: Mutex::new(Some(lock)) });
         store.resume_hydration()?;
@@ -237,6 +243,15 @@ impl Drop for OpenStore {
     fn drop(&mut self) {
         // Whoever wants to see the error calls `close`; what was flushed is safe in any case.
         let _ = self.close();
+    }
+}
+
+/// Takes space for opening the store on a full disk. Without it everything works, except that.
+fn take_reserve(disk: &dyn Disk, paths: &StorePaths) {
+    let file = disk.open(&paths.reserve(), OpenMode::Create, IoMode::Buffered);
+    let taken = file.and_then(|file| file.allocate(0..RESERVE_BYTES));
+    if taken.is_err() {
+        let _ = disk.remove(&paths.reserve());
     }
 }
 

@@ -46,7 +46,7 @@ fn run(world: &mut World, acts: u64) -> Outcome {
 
 #[test]
 fn long_histories_with_crashes_and_reopenings() {
-    for seed in seeds(1500) {
+    for seed in seeds(700) {
         let _named = Named("a long history", seed);
         let mut world = World::new(seed);
         if seed % 5 == 4 {

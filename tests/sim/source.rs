@@ -67,7 +67,8 @@ impl Source for SimSource {
             return Err(lost("sim://"));
         }
         let zero = WINDOW_START.saturating_sub(range.start).min(range.end - range.start);
-        let mut extents = vec![SourceExtent { bytes: zero, zero: true }, SourceExtent { bytes: range.end - range.start - zero, zero: false }];
+        let mut extents =
+            vec![SourceExtent { bytes: zero, zero: true }, SourceExtent { bytes: range.end - range.start - zero, zero: false }];
         extents.retain(|extent| extent.bytes > 0);
         Ok(extents)
     }

@@ -138,12 +138,19 @@ impl World {
         let shape = |model: &Model| {
             model.iter().map(|(name, volume)| (name.clone(), volume.size_bytes, volume.snapshots.keys().cloned().collect())).collect()
         };
-        let found: Vec<(String, u64, Vec<String>)> =
-            self.store().list().unwrap().into_iter().map(|info| (info.name, info.size_bytes, {
-                let mut names = info.snapshots;
-                names.sort();
-                names
-            })).collect();
+        let found: Vec<(String, u64, Vec<String>)> = self
+            .store()
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|info| {
+                (info.name, info.size_bytes, {
+                    let mut names = info.snapshots;
+                    names.sort();
+                    names
+                })
+            })
+            .collect();
         let (before, then): (Vec<_>, Vec<_>) = (shape(&self.model), shape(&after));
         if found == then && then != before {
             self.log.push(format!("{what} had happened"));
@@ -240,7 +247,9 @@ impl World {
             90 => {
                 self.log.push("compare".into());
                 let name = self.model.keys().next().cloned();
-                name.map_or(Ok(()), |name| self.store().volume(&name)?.read_at(&mut [0; 4096], WINDOW_START.min(self.model[&name].size_bytes.saturating_sub(4096))))
+                name.map_or(Ok(()), |name| {
+                    self.store().volume(&name)?.read_at(&mut [0; 4096], WINDOW_START.min(self.model[&name].size_bytes.saturating_sub(4096)))
+                })
             }
             _ => self.step(),
         }

@@ -62,7 +62,9 @@ impl Shared {
             let piece = Piece::at(core.block_size, at, end - at);
             let bits = BlockBits::of(piece.blocks.clone());
             let page = core.layers.cached_page(&layer, piece.extent);
-            let granted = page.filter(|_| !core.layers.is_mixed(&layer, piece.extent, &bits)).is_some_and(|page| matches!(core.layers.admit(&layer, piece.extent, &bits, &page), Ok(Admission::Granted)));
+            let granted = page
+                .filter(|_| !core.layers.is_mixed(&layer, piece.extent, &bits))
+                .is_some_and(|page| matches!(core.layers.admit(&layer, piece.extent, &bits, &page), Ok(Admission::Granted)));
             if !granted {
                 for piece in pieces {
                     core.layers.withdraw_write(&layer, piece.extent, &BlockBits::of(piece.blocks));
