@@ -94,11 +94,11 @@ fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<(Superblock, V
     })?;
     let mut slots = Vec::new();
     let mut problems = Vec::new();
+    let mut empty = bytes.len() <= SUPERBLOCK_BYTES;
     for (number, slot) in bytes.chunks(SUPERBLOCK_BYTES).enumerate() {
         match SuperblockSlot(slot).verify() {
             Ok(superblock) => slots.push(superblock),
-            // A slot that was never written is normal in a young store.
-            Err(_) if slot.iter().all(|byte| *byte == 0) => {}
+            Err(_) if slot.iter().all(|byte| *byte == 0) => empty = true,
             Err(error) => problems.push((number, error.to_string())),
         }
     }
@@ -109,8 +109,8 @@ fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<(Superblock, V
     let warnings = problems.iter().map(|(number, problem)| format!("{}: slot {number} {problem}", path.display())).collect::<Vec<_>>();
     match slots.into_iter().max_by_key(|superblock| superblock.generation) {
         Some(superblock) => Ok((superblock, warnings)),
-        // A crash while the store was made leaves a file without a slot.
-        None if problems.is_empty() => Err(no_store(paths)),
+        // Both slots are written when a store is made: a crash came before that.
+        None if empty => Err(no_store(paths)),
         None => Err(Error::new(
             ErrorKind::Corrupt,
             format!("{} has no valid slot ({}); restore the store from a backup", path.display(), warnings.join("; ")),

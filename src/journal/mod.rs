@@ -67,7 +67,11 @@ impl Journal {
         })?;
         disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
         Self::write_superblock(&*disk, &paths, &next)?;
-        if superblock.journal > 0 {
+        if superblock.journal == 0 {
+            // A new store writes both slots: an empty one tells that a crash came before the store was there.
+            next.generation += 1;
+            Self::write_superblock(&*disk, &paths, &next)?;
+        } else {
             // An older file left behind is swept when the store is opened.
             let _ = disk.remove(&paths.journal(superblock.journal));
         }

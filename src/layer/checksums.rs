@@ -116,18 +116,18 @@ impl ChecksumCache {
     }
 
     /// Writes a page to its file. The caller keeps the order: the journal, or a mark, still stands for what it holds.
-    pub fn write_back(&self, files: &LayerFiles, layer: LayerId, extent: u32, page: &ChecksumPage) -> io::Result<bool> {
+    pub fn write_back(&self, files: &LayerFiles, layer: LayerId, extent: u32, page: &ChecksumPage) -> io::Result<()> {
         if !page.changed.swap(false, Ordering::AcqRel) {
-            return Ok(false);
+            return Ok(());
         }
         let mut bytes = [0; PAGE_BYTES];
         for (bytes, checksum) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&page.checksums) {
             *bytes = checksum.load(Ordering::Acquire).to_le_bytes();
         }
-        let result = files.get_or_create(layer, LayerFile::Checksums).and_then(|(file, created)| {
+        let result = files.get_or_create(layer, LayerFile::Checksums).and_then(|file| {
             file.write_all_at(&bytes, u64::from(extent) * PAGE_BYTES as u64)?;
             self.unsynced.lock().insert(layer, file);
-            Ok(created)
+            Ok(())
         });
         result.inspect_err(|_| page.changed.store(true, Ordering::Release))
     }
@@ -144,13 +144,9 @@ impl ChecksumCache {
         changed
     }
 
-    /// Writes every changed page; answers whether files were created.
-    pub fn write_back_all(&self, files: &LayerFiles) -> io::Result<bool> {
-        let mut created = false;
-        for ((layer, extent), page) in self.changed() {
-            created |= self.write_back(files, layer, extent, &page)?;
-        }
-        Ok(created)
+    /// Writes every changed page. Nothing is durable yet.
+    pub fn write_back_all(&self, files: &LayerFiles) -> io::Result<()> {
+        self.changed().into_iter().try_for_each(|((layer, extent), page)| self.write_back(files, layer, extent, &page))
     }
 
     /// Files with unsynced pages; after a failed sync nothing may rely on them.

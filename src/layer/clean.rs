@@ -33,7 +33,8 @@ impl Layers {
             self.sync([layer.id])?;
             for extent in &candidates {
                 let page = self.page(layer, *extent)?;
-                self.write_page(layer, *extent, &page)?;
+                let wrap = |error| Error::io(format!("cannot write the checksums of layer {}, extent {extent}", layer.id), error);
+                self.checksums.write_back(&self.files, layer.id, *extent, &page).map_err(wrap)?;
             }
             self.sync_pages()?;
             let mut state = layer.state.lock();
@@ -49,18 +50,11 @@ impl Layers {
         Ok(layer.state.lock().marked.len())
     }
 
-    fn write_page(&self, layer: &Layer, extent: u32, page: &super::ChecksumPage) -> Result<()> {
-        let wrap = |error| Error::io(format!("cannot write the checksums of layer {}, extent {extent}", layer.id), error);
-        if self.checksums.write_back(&self.files, layer.id, extent, page).map_err(wrap)? {
-            self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
-        }
-        Ok(())
-    }
-
+    /// Makes written pages, and the names of their files, durable.
     fn sync_pages(&self) -> Result<()> {
         let files = self.checksums.take_unsynced();
-        let result = self.disk.sync_all(&files).map_err(|error| Error::io("cannot sync checksums", error));
-        result.inspect_err(|error| self.commit.poison(error.clone()))
+        let result = self.files.sync_names().and_then(|()| self.disk.sync_all(&files));
+        result.map_err(|error| Error::io("cannot sync checksums", error)).inspect_err(|error| self.commit.poison(error.clone()))
     }
 
     /// Hashes one unverified extent of the layer again. Answers whether there was one.
@@ -106,10 +100,7 @@ impl Layers {
             |ticket, gathered| self.run_round(ticket, gathered),
             |journal| {
                 // Crash ordering 5.
-                let created = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
-                if created {
-                    self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
-                }
+                self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
                 self.sync_pages()?;
                 let layers = self.all();
                 journal.checkpoint(shape.into_iter().chain(layers.iter().map(|layer| self.presence_record(layer))))

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -21,6 +22,8 @@ pub struct LayerFiles {
     paths: StorePaths,
     mode: IoMode,
     open: Mutex<Open>,
+    /// Files were created whose names are not durable yet.
+    new_names: AtomicBool,
 }
 
 #[derive(Default)]
@@ -31,33 +34,37 @@ struct Open {
 
 impl LayerFiles {
     pub fn new(disk: Arc<dyn Disk>, paths: StorePaths, mode: IoMode) -> Self {
-        Self { disk, paths, mode, open: Mutex::default() }
+        Self { disk, paths, mode, open: Mutex::default(), new_names: AtomicBool::new(false) }
     }
 
     /// The file, if it exists.
     pub fn get(&self, layer: LayerId, file: LayerFile) -> io::Result<Option<Arc<dyn DiskFile>>> {
         match self.open(layer, file, OpenMode::Write) {
-            Ok((file, _)) => Ok(Some(file)),
+            Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// The file, and whether it was created now (so that its name must be synced).
-    pub fn get_or_create(&self, layer: LayerId, file: LayerFile) -> io::Result<(Arc<dyn DiskFile>, bool)> {
+    /// The file, created if it does not exist; then its name is not durable before [`LayerFiles::sync_names`].
+    pub fn get_or_create(&self, layer: LayerId, file: LayerFile) -> io::Result<Arc<dyn DiskFile>> {
         match self.open(layer, file, OpenMode::Write) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.open(layer, file, OpenMode::Create).map(|(file, _)| (file, true)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let created = self.open(layer, file, OpenMode::Create);
+                self.new_names.store(true, Ordering::Release);
+                created
+            }
             other => other,
         }
     }
 
-    fn open(&self, layer: LayerId, file: LayerFile, mode: OpenMode) -> io::Result<(Arc<dyn DiskFile>, bool)> {
+    fn open(&self, layer: LayerId, file: LayerFile, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut open = self.open.lock();
         open.uses += 1;
         let uses = open.uses;
         if let Some((found, used)) = open.files.get_mut(&(layer, file)) {
             *used = uses;
-            return Ok((Arc::clone(found), false));
+            return Ok(Arc::clone(found));
         }
         let io = match file {
             LayerFile::Data(_) => self.mode,
@@ -68,7 +75,7 @@ impl LayerFiles {
             open.evict();
         }
         open.files.insert((layer, file), (Arc::clone(&opened), uses));
-        Ok((opened, false))
+        Ok(opened)
     }
 
     /// Removes every file of a layer.
@@ -84,9 +91,13 @@ impl LayerFiles {
         Ok(())
     }
 
-    /// Makes the names of created files durable.
+    /// Makes the names of created files durable, if there are any.
     pub fn sync_names(&self) -> io::Result<()> {
-        self.disk.sync_dir(&self.paths.layers())
+        if !self.new_names.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let synced = self.disk.sync_dir(&self.paths.layers());
+        synced.inspect_err(|_| self.new_names.store(true, Ordering::Release))
     }
 }
 

@@ -1,4 +1,11 @@
 //! Read-only bytes below the root of a chain, elsewhere.
+mod file;
+mod nbd;
+mod opener;
+
+pub use file::FileSource;
+pub use nbd::{NbdOptions, NbdSource};
+pub use opener::UriSources;
 
 use std::fmt;
 use std::ops::Range;

@@ -262,6 +262,11 @@ impl SimDisk {
         self.state().faults.insert(at, fault);
     }
 
+    /// Forgets faults that did not happen yet.
+    pub fn clear_faults(&self) {
+        self.state().faults.clear();
+    }
+
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.state().operations

@@ -125,6 +125,7 @@ impl World {
             Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "check: {error}\n{}", self.story()),
         }
         opened.unwrap_or_else(|error| panic!("reopening: {error:?}\n{}", self.story()));
+        self.disk.clear_faults();
         self.choose_alternative();
         self.accept_contents();
         self.compare();
@@ -399,8 +400,9 @@ impl World {
         let volume = after.get_mut(name).expect("named by the model");
         volume.end_write(cut, 0);
         volume.size_bytes = size_bytes;
-        volume.flush();
-        self.change(format!("resize {name} to {sectors} sectors"), after, |store| store.resize(name, size_bytes, true))
+        self.change(format!("resize {name} to {sectors} sectors"), after, |store| store.resize(name, size_bytes, true))?;
+        self.model.get_mut(name).expect("named by the model").flush();
+        Ok(())
     }
 
     /// An operation was refused. A change of shape has not happened; a write across extents may have been done in part.

@@ -1,0 +1,161 @@
+//! Addresses: `nbd://host[:port]/export`, `nbd+unix:///export?socket=path`.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::source::{SourceError, SourceErrorKind};
+use crate::wire::constants::DEFAULT_PORT;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Tcp(String, u16),
+    Unix(PathBuf),
+}
+
+/// A server and one of its exports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub place: Place,
+    pub export: String,
+}
+
+/// A connected socket.
+pub enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
+        bytes.push((digit(rest.next())? * 16 + digit(rest.next())?) as u8);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+impl Address {
+    /// # Errors
+    /// Says what is wrong with the address, and what one looks like.
+    pub fn parse(uri: &str) -> Result<Self, SourceError> {
+        let wrong = |what: &str| SourceError {
+            kind: SourceErrorKind::Invalid,
+            message: format!("'{uri}' {what}: use nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"),
+        };
+        let url = Url::parse(uri).map_err(|error| wrong(&format!("is no address ({error})")))?;
+        let export = percent_decoded(url.path().strip_prefix('/').unwrap_or_default()).ok_or_else(|| wrong("names no export"))?;
+        let place = match url.scheme() {
+            "nbd" => {
+                let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("names no host"))?;
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                Place::Tcp(host.to_owned(), url.port().unwrap_or(DEFAULT_PORT))
+            }
+            "nbd+unix" => {
+                let socket = url.query_pairs().find(|(key, _)| key == "socket").map(|(_, path)| path.into_owned());
+                Place::Unix(socket.ok_or_else(|| wrong("names no socket"))?.into())
+            }
+            "nbds" | "nbds+unix" => return Err(wrong("wants TLS, which this program does not have yet")),
+            _ => return Err(wrong("is no NBD address")),
+        };
+        Ok(Self { place, export })
+    }
+
+    /// # Errors
+    /// Nobody answers within the time.
+    pub fn connect(&self, timeout: Duration) -> io::Result<Socket> {
+        match &self.place {
+            Place::Unix(path) => UnixStream::connect(path).map(Socket::Unix),
+            Place::Tcp(host, port) => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, timeout) {
+                        Ok(stream) => {
+                            stream.set_nodelay(true)?;
+                            return Ok(Socket::Tcp(stream));
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+}
+
+impl Socket {
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
+            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+        }
+    }
+
+    /// Limits every single read and write.
+    pub fn set_timeouts(&self, read: Duration, write: Duration) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write))),
+            Self::Unix(stream) => stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write))),
+        }
+    }
+
+    /// Ends both directions, for every clone.
+    pub fn shut(&self) {
+        // A socket that is gone already is what is wanted.
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
+        };
+    }
+}
+
+impl io::Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl io::Write for Socket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(buffer),
+            Self::Unix(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_other_clients_read_them() {
+        let tcp = |host: &str, port, export: &str| Address { place: Place::Tcp(host.into(), port), export: export.into() };
+        assert_eq!(Address::parse("nbd://host/a"), Ok(tcp("host", 10809, "a")));
+        assert_eq!(Address::parse("nbd://127.0.0.1:7/v%40s"), Ok(tcp("127.0.0.1", 7, "v@s")));
+        assert_eq!(Address::parse("nbd://127.0.0.1:7/v@s"), Ok(tcp("127.0.0.1", 7, "v@s")));
+        assert_eq!(Address::parse("nbd://[::1]:7"), Ok(tcp("::1", 7, "")));
+        let unix = Address { place: Place::Unix("/run/x.sock".into()), export: "v".into() };
+        assert_eq!(Address::parse("nbd+unix:///v?socket=/run/x.sock"), Ok(unix));
+        for wrong in ["", "host", "nbd://", "nbd+unix:///x", "nbds://h/x", "http://h/x"] {
+            assert_eq!(Address::parse(wrong).unwrap_err().kind, SourceErrorKind::Invalid, "{wrong}");
+        }
+    }
+}

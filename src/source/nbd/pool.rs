@@ -1,0 +1,367 @@
+//! The connections of a source, and the thread that keeps them.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Weak, mpsc};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::NbdOptions;
+use super::address::Address;
+use super::handshake::{Agreed, connect};
+use super::link::{Answer, Job, Link, Waiter};
+use crate::source::{ReadDone, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::wire::HeaderMode;
+use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX};
+
+/// Requests under way on one connection; further ones wait.
+const JOBS_MAX: usize = 64;
+/// First and longest pause between tries to connect.
+const PAUSES: Range<Duration> = Duration::from_millis(20)..Duration::from_secs(1);
+
+struct State {
+    links: Vec<Arc<Link>>,
+    waiting: VecDeque<Job>,
+    /// Since when there is no connection.
+    lost_since: Option<Instant>,
+    last_try: Instant,
+    last_error: String,
+    /// The export is not what it was: no read will succeed.
+    changed: Option<String>,
+    closed: bool,
+    stats: SourceStats,
+}
+
+struct Shared {
+    uri: String,
+    address: Address,
+    options: NbdOptions,
+    size_bytes: u64,
+    align_bytes: u32,
+    read_bytes_max: u32,
+    links_wanted: usize,
+    has_status: bool,
+    status_bytes_max: u64,
+    state: Mutex<State>,
+    woken: Condvar,
+}
+
+/// An NBD export, read over one or several connections.
+pub struct NbdSource(Arc<Shared>);
+
+fn block_sizes(agreed: &Agreed) -> (u32, u32) {
+    let (minimum, _, maximum) = agreed.info.block_sizes.unwrap_or((1, 4096, PAYLOAD_BYTES_MAX));
+    let maximum = maximum.min(PAYLOAD_BYTES_MAX);
+    (minimum, 1 << maximum.max(512).ilog2())
+}
+
+impl NbdSource {
+    /// Connects to the export.
+    ///
+    /// # Errors
+    /// [`SourceErrorKind::Invalid`] for a wrong address or export, [`SourceErrorKind::Lost`] if nobody answers.
+    pub fn open(uri: &str, options: NbdOptions) -> Result<Arc<Self>, SourceError> {
+        let address = Address::parse(uri)?;
+        let agreed = connect(&address, options.connect_timeout).map_err(|refusal| refusal.into_error(uri))?;
+        let (align_bytes, read_bytes_max) = block_sizes(&agreed);
+        let multi = agreed.info.flags & EXPORT_CAN_MULTI_CONN != 0;
+        let state = State {
+            links: Vec::new(),
+            waiting: VecDeque::new(),
+            lost_since: None,
+            last_try: Instant::now(),
+            last_error: String::new(),
+            changed: None,
+            closed: false,
+            stats: SourceStats::default(),
+        };
+        let shared = Arc::new(Shared {
+            uri: uri.to_owned(),
+            address,
+            size_bytes: agreed.info.size_bytes,
+            align_bytes,
+            read_bytes_max,
+            links_wanted: if multi { options.connections.max(1) } else { 1 },
+            has_status: agreed.allocation.is_some(),
+            status_bytes_max: if agreed.mode == HeaderMode::Extended { u64::MAX } else { (1 << 32) - (64 << 10) },
+            options,
+            state: Mutex::new(state),
+            woken: Condvar::new(),
+        });
+        shared.adopt(agreed)?;
+        let keeper = Arc::downgrade(&shared);
+        std::thread::Builder::new()
+            .name("nbd-keeper".into())
+            .spawn(move || keep(&keeper))
+            .map_err(|error| shared.error(SourceErrorKind::Lost, format!("cannot start a thread: {error}")))?;
+        Ok(Arc::new(Self(shared)))
+    }
+}
+
+impl Shared {
+    fn error(&self, kind: SourceErrorKind, text: impl std::fmt::Display) -> SourceError {
+        SourceError { kind, message: format!("{}: {text}", self.uri) }
+    }
+
+    /// Takes a connection into use.
+    fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
+        let lost = |error: std::io::Error| self.error(SourceErrorKind::Lost, error);
+        let (link, socket) = Link::new(agreed, self.options.request_timeout).map_err(lost)?;
+        let link = Arc::new(link);
+        let (shared, reading) = (Arc::clone(self), Arc::clone(&link));
+        self.state.lock().links.push(Arc::clone(&link));
+        let reader = std::thread::Builder::new().name("nbd-reader".into()).spawn(move || {
+            let (reason, jobs) = reading.run(socket, |job, answer| shared.complete(job, answer));
+            shared.lose(&reading, reason, jobs);
+        });
+        if let Err(error) = reader {
+            self.state.lock().links.retain(|other| !Arc::ptr_eq(other, &link));
+            return Err(lost(error));
+        }
+        self.state.lock().lost_since = None;
+        self.send_waiting();
+        Ok(())
+    }
+
+    /// A connection is gone: what it had under way waits for another one.
+    fn lose(&self, link: &Arc<Link>, reason: String, jobs: Vec<Job>) {
+        let mut state = self.state.lock();
+        state.links.retain(|other| !Arc::ptr_eq(other, link));
+        if state.links.is_empty() && state.lost_since.is_none() {
+            state.lost_since = Some(Instant::now());
+        }
+        state.last_error = reason;
+        state.waiting.extend(jobs);
+        let closed = state.closed;
+        drop(state);
+        if closed {
+            return self.fail_waiting(&self.error(SourceErrorKind::Closed, "it was closed"));
+        }
+        self.woken.notify_all();
+        self.send_waiting();
+    }
+
+    fn submit(&self, job: Job) {
+        let mut state = self.state.lock();
+        let refusal = if state.closed {
+            Some(self.error(SourceErrorKind::Closed, "it was closed"))
+        } else if let Some(changed) = &state.changed {
+            Some(self.error(SourceErrorKind::Changed, changed))
+        } else if state.lost_since.is_some_and(|since| since.elapsed() > self.options.give_up_after)
+            && state.last_try.elapsed() < PAUSES.end
+        {
+            // Tried a moment ago: fails at once rather than after another wait.
+            Some(self.error(SourceErrorKind::Lost, &state.last_error))
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            state.stats.errors += 1;
+            drop(state);
+            return finish(job.waiter, Err(error));
+        }
+        state.waiting.push_back(job);
+        drop(state);
+        self.send_waiting();
+        self.woken.notify_all();
+    }
+
+    /// Hands waiting jobs to the connections, the least loaded first.
+    fn send_waiting(&self) {
+        loop {
+            let (job, link) = {
+                let mut state = self.state.lock();
+                let free = state.links.iter().filter_map(|link| Some((link.load()?, link))).filter(|(load, _)| *load < JOBS_MAX);
+                let Some(link) = free.min_by_key(|(load, _)| *load).map(|(_, link)| Arc::clone(link)) else { return };
+                let Some(job) = state.waiting.pop_front() else { return };
+                (job, link)
+            };
+            if let Err(job) = link.send(job) {
+                self.state.lock().waiting.push_front(job);
+            }
+        }
+    }
+
+    fn complete(&self, mut job: Job, answer: Answer) {
+        let result = match answer {
+            Answer::Error(error, text) => {
+                job.tries += 1;
+                if job.tries < self.options.tries {
+                    self.state.lock().waiting.push_back(job);
+                    return self.send_waiting();
+                }
+                let place = format!("the server cannot read {} bytes at {}", job.range.end - job.range.start, job.range.start);
+                let text = if text.is_empty() { String::new() } else { format!(": {text}") };
+                Err(self.error(SourceErrorKind::Failed, format!("{place} (error {error}){text}")))
+            }
+            answer => Ok(answer),
+        };
+        {
+            let mut state = self.state.lock();
+            state.stats.requests += 1;
+            match &result {
+                Ok(Answer::Bytes(bytes)) => state.stats.bytes_read += bytes.len() as u64,
+                Ok(_) => {}
+                Err(_) => state.stats.errors += 1,
+            }
+        }
+        finish(job.waiter, result);
+        self.send_waiting();
+    }
+
+    /// Ends every waiting job.
+    fn fail_waiting(&self, error: &SourceError) {
+        let jobs = {
+            let mut state = self.state.lock();
+            let jobs = std::mem::take(&mut state.waiting);
+            state.stats.errors += jobs.len() as u64;
+            jobs
+        };
+        for job in jobs {
+            finish(job.waiter, Err(error.clone()));
+        }
+    }
+
+    /// Makes one more connection, if it is the same export.
+    fn reconnect(self: &Arc<Self>) -> Result<(), SourceError> {
+        self.state.lock().last_try = Instant::now();
+        let agreed = connect(&self.address, self.options.connect_timeout).map_err(|refusal| refusal.into_error(&self.uri))?;
+        if agreed.info.size_bytes != self.size_bytes {
+            let what = format!("the export has {} bytes now, it had {}", agreed.info.size_bytes, self.size_bytes);
+            return Err(self.error(SourceErrorKind::Changed, what));
+        }
+        let (align, most) = block_sizes(&agreed);
+        if align > self.align_bytes || most < self.read_bytes_max || agreed.allocation.is_some() != self.has_status {
+            return Err(self.error(SourceErrorKind::Changed, "the export has other limits now"));
+        }
+        self.adopt(agreed)
+    }
+}
+
+fn finish(waiter: Waiter, result: Result<Answer, SourceError>) {
+    match (waiter, result) {
+        (Waiter::Read(done), Ok(Answer::Bytes(bytes))) => done(Ok(bytes)),
+        (Waiter::Status(done), Ok(Answer::Extents(extents))) => done(Ok(extents)),
+        (Waiter::Read(done), Err(error)) => done(Err(error)),
+        (Waiter::Status(done), Err(error)) => done(Err(error)),
+        // A link answers reads with bytes and status requests with extents.
+        (Waiter::Read(done), Ok(_)) => done(Err(mismatch())),
+        (Waiter::Status(done), Ok(_)) => done(Err(mismatch())),
+    }
+}
+
+fn mismatch() -> SourceError {
+    SourceError { kind: SourceErrorKind::Changed, message: "a reply is not for its request".into() }
+}
+
+/// Keeps as many connections as are wanted, until the source is closed.
+fn keep(shared: &Weak<Shared>) {
+    let mut pause = PAUSES.start;
+    loop {
+        let Some(shared) = shared.upgrade() else { return };
+        {
+            let mut state = shared.state.lock();
+            if state.closed {
+                return;
+            }
+            let wanted = match state.links.len() {
+                // Given up: tried again when somebody asks.
+                0 if state.lost_since.is_some_and(|since| since.elapsed() > shared.options.give_up_after) => !state.waiting.is_empty(),
+                count => count < shared.links_wanted,
+            };
+            if !wanted || state.changed.is_some() {
+                pause = PAUSES.start;
+                shared.woken.wait_for(&mut state, PAUSES.end);
+                continue;
+            }
+        }
+        match shared.reconnect() {
+            Ok(()) => {
+                shared.state.lock().stats.reconnects += 1;
+                pause = PAUSES.start;
+                continue;
+            }
+            Err(error) => shared.note_failure(&error),
+        }
+        let mut state = shared.state.lock();
+        if !state.closed {
+            shared.woken.wait_for(&mut state, pause);
+        }
+        pause = (pause * 2).min(PAUSES.end);
+    }
+}
+
+impl Shared {
+    fn note_failure(&self, error: &SourceError) {
+        let given_up = {
+            let mut state = self.state.lock();
+            state.last_error.clone_from(&error.message);
+            if error.kind == SourceErrorKind::Changed && state.links.is_empty() {
+                state.changed = Some(error.message.clone());
+            }
+            let gone = state.links.is_empty();
+            gone && (state.changed.is_some() || state.lost_since.is_some_and(|since| since.elapsed() > self.options.give_up_after))
+        };
+        if given_up {
+            self.fail_waiting(error);
+        }
+    }
+}
+
+impl Source for NbdSource {
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes
+    }
+
+    fn read_bytes_max(&self) -> u32 {
+        self.0.read_bytes_max
+    }
+
+    fn align_bytes(&self) -> u32 {
+        self.0.align_bytes
+    }
+
+    fn read(&self, range: Range<u64>, done: ReadDone) {
+        self.0.submit(Job { range, waiter: Waiter::Read(done), tries: 0, since: Instant::now() });
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        let bytes = range.end - range.start;
+        if !self.0.has_status {
+            return Ok(vec![SourceExtent { bytes, zero: false }]);
+        }
+        let range = range.start..range.start + bytes.min(self.0.status_bytes_max);
+        let (sender, receiver) = mpsc::channel();
+        let waiter = Waiter::Status(Box::new(move |result| drop(sender.send(result))));
+        self.0.submit(Job { range, waiter, tries: 0, since: Instant::now() });
+        receiver.recv().unwrap_or_else(|_| Err(self.0.error(SourceErrorKind::Closed, "it was closed")))
+    }
+
+    fn describe(&self) -> String {
+        self.0.uri.clone()
+    }
+
+    fn stats(&self) -> SourceStats {
+        self.0.state.lock().stats
+    }
+
+    fn close(&self) {
+        let links = {
+            let mut state = self.0.state.lock();
+            state.closed = true;
+            state.links.clone()
+        };
+        self.0.woken.notify_all();
+        for link in links {
+            link.close();
+        }
+        self.0.fail_waiting(&self.0.error(SourceErrorKind::Closed, "it was closed"));
+    }
+}
+
+impl Drop for NbdSource {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,28 @@
+//! Sources by the scheme of their address.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{FileSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
+
+/// Opens `nbd://`, `nbd+unix://` and `file://` addresses.
+#[derive(Clone, Debug, Default)]
+pub struct UriSources {
+    /// For NBD sources.
+    pub nbd: NbdOptions,
+}
+
+impl SourceOpener for UriSources {
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        match uri.split_once("://") {
+            Some(("nbd" | "nbd+unix", _)) => Ok(NbdSource::open(uri, self.nbd.clone())?),
+            Some(("file", path)) => Ok(Arc::new(FileSource::open(Path::new(path))?)),
+            _ => Err(SourceError {
+                kind: SourceErrorKind::Invalid,
+                message: format!(
+                    "'{uri}' is no address of a source: use nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or file:///PATH"
+                ),
+            }),
+        }
+    }
+}
