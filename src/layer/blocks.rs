@@ -46,11 +46,7 @@ impl Layers {
     /// An I/O error, no space.
     pub fn data_file_to_write(&self, layer: &Layer, block: u32) -> Result<Arc<dyn DiskFile>> {
         let opened = self.files.get_or_create(layer.id, LayerFile::Data(self.place(block).0));
-        let (file, created) = opened.map_err(|error| Error::io(format!("cannot create the data file of layer {}", layer.id), error))?;
-        if created {
-            layer.state.lock().created = true;
-        }
-        Ok(file)
+        opened.map_err(|error| Error::io(format!("cannot create the data file of layer {}", layer.id), error))
     }
 
     /// Whether a buffer can be handed to the disk as it is.

@@ -143,13 +143,13 @@ impl Recovery {
         parents: impl Fn(LayerId) -> (Option<LayerId>, Option<u64>),
         start: impl FnOnce(&mut dyn Iterator<Item = Record>) -> Result<Journal>,
     ) -> Result<Layers> {
-        let written = self.checksums.write_back_all(&self.files).and_then(|created| if created { self.files.sync_names() } else { Ok(()) });
+        let written = self.checksums.write_back_all(&self.files);
         // Without space for the pages their checksums go into the new journal, as they were in the old one.
         let kept = match written {
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => self.kept_checksums(),
             other => other.map(|()| Vec::new()).map_err(|error| Error::io("cannot write checksums", error))?,
         };
-        let synced = self.config.disk.sync_all(&self.checksums.take_unsynced());
+        let synced = self.files.sync_names().and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
         synced.map_err(|error| Error::io("cannot sync checksums", error))?;
         let records = self.layers.iter().map(|(id, layer)| {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());

@@ -21,7 +21,6 @@ struct Contribution {
     present: Vec<BlockRun>,
     expect: Vec<BlockRun>,
     files: BTreeMap<u32, Arc<dyn DiskFile>>,
-    created: bool,
 }
 
 impl Layers {
@@ -54,14 +53,11 @@ impl Layers {
         let mut files: Vec<Arc<dyn DiskFile>> = Vec::new();
         for layer in &members {
             let part = self.begin_round(layer, ticket);
-            total.created |= part.created;
             total.present.extend(part.present);
             total.expect.extend(part.expect);
             files.extend(part.files.into_values());
         }
-        if total.created {
-            self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
-        }
+        self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
         let sync = |files: &[Arc<dyn DiskFile>]| self.disk.sync_all(files).map_err(|error| Error::io("cannot sync", error));
         if total.expect.iter().map(|run| run.checksums.len()).sum::<usize>() > EXPECT_BLOCKS_MAX {
             sync(&files)?;
@@ -119,7 +115,6 @@ impl Layers {
         state.round_extents = extents;
         self.take_overwritten(layer, &mut state, &mut part);
         part.files = std::mem::take(&mut state.written);
-        part.created = std::mem::take(&mut state.created);
         part
     }
 

@@ -88,8 +88,6 @@ pub(super) struct State {
     pub garbage: RoaringBitmap,
     /// Files with completed writes that were not synced yet, by segment.
     pub written: BTreeMap<u32, Arc<dyn DiskFile>>,
-    /// A file was created and its name not synced yet.
-    pub created: bool,
     /// Nothing refers to the layer any more.
     pub freed: bool,
 }
