@@ -81,7 +81,9 @@ pub struct Done {
 pub struct RingWaker(Arc<OwnedFd>);
 
 impl RingWaker {
-    pub(super) fn new() -> io::Result<Self> {
+    /// # Errors
+    /// The machine has no more descriptors.
+    pub fn new() -> io::Result<Self> {
         // SAFETY: no memory is passed; the new descriptor is owned by nobody else.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {

@@ -1,48 +1,42 @@
-//! The doors: an NBD server.
-use std::sync::Arc;
+//! The doors: an NBD server for volumes (read-write) and snapshots (read-only).
+//!
+//! The cast: a [`Listener`] is an address; [`NbdServer`] accepts connections and gives each a thread; `handshake` agrees with the
+//! client on an export; `connection` is the event loop over its socket and the export's queue; `reply` turns completions into
+//! bytes.
+//!
+//! # Invariants
+//! - A broken or slow client harms nobody else: what it may have outstanding, in requests and in bytes, is bounded, and reading
+//!   from it stops when the bound is reached.
+//! - Every request but `DISC` gets exactly one reply; a bad one gets an error, and the connection goes on, unless its length
+//!   cannot be trusted.
+mod connection;
+mod export;
+mod handshake;
+mod listener;
+mod reply;
+mod server;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
+use std::time::Duration;
 
-fn stub<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Unsupported, "stub"))
-}
-
-/// What an NBD server offers.
-pub trait Exports: Send + Sync + 'static {}
-
-impl Exports for Store {}
+pub use export::{Export, Exports};
+pub use listener::Listener;
+pub use server::NbdServer;
 
 /// Settings of an NBD server.
-#[derive(Clone, Debug, Default)]
-pub struct NbdOptions {}
-
-/// Where an NBD server listens.
-pub struct Listener(());
-
-impl Listener {
-    /// Listens on `unix:PATH` or `HOST:PORT`.
-    pub fn parse(_address: &str) -> Result<Self> {
-        stub()
-    }
-    /// The sockets that systemd passed to this process.
-    pub fn from_environment() -> Result<Vec<Self>> {
-        Ok(Vec::new())
-    }
-    /// The address of this listener as an NBD URI without an export name, with the port that was really taken.
-    pub fn uri(&self) -> String {
-        String::new()
-    }
+#[derive(Clone, Debug)]
+pub struct NbdOptions {
+    /// Connections at most; further clients are turned away.
+    pub connections_max: usize,
+    /// Requests under way on one connection; further ones wait in its socket.
+    pub depth: u32,
+    /// Time for a client to agree on an export.
+    pub handshake_timeout: Duration,
+    /// Time for requests under way when the server shuts down.
+    pub shutdown_timeout: Duration,
 }
 
-/// A running NBD server.
-pub struct NbdServer(());
-
-impl NbdServer {
-    /// Serves `exports` on `listeners`.
-    pub fn start(_exports: Arc<dyn Exports>, _listeners: Vec<Listener>, _options: NbdOptions) -> Result<Self> {
-        stub()
+impl Default for NbdOptions {
+    fn default() -> Self {
+        Self { connections_max: 1024, depth: 128, handshake_timeout: Duration::from_secs(10), shutdown_timeout: Duration::from_secs(10) }
     }
-    /// Ends requests under way, then all connections.
-    pub fn shutdown(self) {}
 }

@@ -112,6 +112,21 @@ impl Store {
         Ok(self.0.core.list())
     }
 
+    /// Names of all volumes, in order.
+    pub fn volume_names(&self) -> Vec<String> {
+        self.0.core.catalog().volumes().map(|(_, volume)| volume.name.clone()).collect()
+    }
+
+    /// Names of the snapshots of a volume, oldest first.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub fn snapshot_names(&self, volume: &str) -> Result<Vec<String>> {
+        let catalog = self.0.core.catalog();
+        let id = catalog.volume_id(volume)?;
+        Ok(catalog.volume(id).map_or_else(Vec::new, |entry| entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect()))
+    }
+
     /// One volume.
     ///
     /// # Errors

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use volfork::Store;
 use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::SourceOpener;
+use volfork::source::{SourceOpener, UriSources};
 
 use crate::failure::Result;
 
 /// How forks reach exports elsewhere.
 pub fn sources() -> Option<Arc<dyn SourceOpener>> {
-    None
+    Some(Arc::new(UriSources::default()))
 }
 
 /// A running NBD server.

@@ -1,0 +1,280 @@
+//! The event loop of one connection: requests in, replies out, in any order.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+
+use bytes::{Bytes, BytesMut};
+
+use super::export::Export;
+use super::handshake::Session;
+use super::listener::ClientSocket;
+use super::reply::{Output, wire_error};
+use crate::error::Error;
+use crate::volume::{Completion, Queue, Request as VolumeRequest};
+use crate::wire::constants::{
+    CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN,
+    CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, EPERM, ESHUTDOWN, PAYLOAD_BYTES_MAX,
+};
+use crate::wire::{HeaderMode, Request};
+
+/// Bytes taken from the socket at once.
+const INPUT_BYTES: usize = 256 << 10;
+/// Bytes that may wait for the client; beyond, no further requests are taken.
+const OUTPUT_BYTES_MAX: usize = 64 << 20;
+/// Extents of one block status.
+const STATUS_EXTENTS_MAX: usize = 16 << 10;
+/// Bytes that one block status looks at: bounds its time, and the client asks on.
+const STATUS_BYTES_MAX: u64 = 64 << 30;
+
+pub struct Connection {
+    socket: ClientSocket,
+    export: Export,
+    mode: HeaderMode,
+    contexts: Vec<u32>,
+    size_bytes: u64,
+    queue: Queue,
+    depth: usize,
+    input: BytesMut,
+    output: Output,
+    pending: HashMap<u64, Request>,
+    next_token: u64,
+    /// No further requests are taken: the client said goodbye, or left.
+    ending: bool,
+    shutdown: RawFd,
+    shutting_down: bool,
+}
+
+/// What a request asks for, once it was checked.
+enum Checked {
+    Queue(VolumeRequest),
+    Status,
+    Done,
+    Refused(u32, &'static str),
+}
+
+impl Connection {
+    /// # Errors
+    /// The export has no room for another queue.
+    pub fn new(socket: ClientSocket, session: Session, depth: u32, shutdown: RawFd) -> Result<Self, Error> {
+        let queue = session.export.queue(depth)?;
+        Ok(Self {
+            socket,
+            queue,
+            export: session.export,
+            mode: session.mode,
+            contexts: session.contexts,
+            size_bytes: session.size_bytes,
+            depth: depth as usize,
+            input: BytesMut::new(),
+            output: Output::default(),
+            pending: HashMap::new(),
+            next_token: 0,
+            ending: false,
+            shutdown,
+            shutting_down: false,
+        })
+    }
+
+    /// Serves until the client leaves or the server shuts down.
+    ///
+    /// # Errors
+    /// The socket failed, or the client broke the protocol beyond repair.
+    pub fn run(mut self) -> io::Result<()> {
+        self.socket.set_patience(None)?;
+        let mut completions = Vec::new();
+        loop {
+            self.take_requests()?;
+            self.queue.reap(&mut completions).map_err(|error| io::Error::other(error.to_string()))?;
+            for completion in completions.drain(..) {
+                self.reply(completion);
+            }
+            self.output.send(&mut self.socket)?;
+            let idle = self.queue.in_flight() == 0 && self.output.len() == 0;
+            if idle && (self.ending || self.shutting_down) {
+                return Ok(());
+            }
+            self.wait()?;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.ending && self.queue.in_flight() < self.depth && self.output.len() < OUTPUT_BYTES_MAX
+    }
+
+    /// Waits for the socket, the queue or the server.
+    fn wait(&mut self) -> io::Result<()> {
+        let mut wanted = 0;
+        if self.has_room() {
+            wanted |= libc::POLLIN;
+        }
+        if self.output.len() > 0 {
+            wanted |= libc::POLLOUT;
+        }
+        let mut fds = [
+            libc::pollfd { fd: self.socket.as_raw_fd(), events: wanted, revents: 0 },
+            libc::pollfd { fd: self.queue.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+            libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown }, events: libc::POLLIN, revents: 0 },
+        ];
+        // SAFETY: `fds` lives past the call and its length is passed.
+        if unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) } < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
+        }
+        if fds[2].revents != 0 {
+            self.shutting_down = true;
+        }
+        if fds[0].revents & (libc::POLLERR | libc::POLLNVAL) != 0 {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if fds[0].revents & (libc::POLLIN | libc::POLLHUP) != 0 && !self.ending {
+            self.fill_input()?;
+        } else if fds[0].revents & libc::POLLHUP != 0 && self.ending && self.output.len() > 0 {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(())
+    }
+
+    fn fill_input(&mut self) -> io::Result<()> {
+        // A large payload is read to its end; otherwise what one read gives is enough for a round.
+        let wanted = self.missing_bytes().max(INPUT_BYTES);
+        let before = self.input.len();
+        self.input.resize(before + wanted, 0);
+        let result = self.socket.read(&mut self.input[before..]);
+        self.input.truncate(before + *result.as_ref().unwrap_or(&0));
+        match result {
+            Ok(0) => {
+                self.ending = true;
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes that the payload of the first request still lacks.
+    fn missing_bytes(&self) -> usize {
+        let header = Request::header_bytes(self.mode == HeaderMode::Extended);
+        let request = Request::decode(&self.input, self.mode == HeaderMode::Extended);
+        let payload = request.map_or(0, |request| self.payload_bytes(&request).unwrap_or(0));
+        (header + payload).saturating_sub(self.input.len())
+    }
+
+    /// Bytes that follow a request's header. `None`: so many that the client cannot be trusted.
+    fn payload_bytes(&self, request: &Request) -> Option<usize> {
+        let has_payload = request.command == CMD_WRITE || (self.mode == HeaderMode::Extended && request.flags & CMD_FLAG_PAYLOAD_LEN != 0);
+        match (has_payload, request.length) {
+            (false, _) => Some(0),
+            (true, length) if length <= u64::from(PAYLOAD_BYTES_MAX) => Some(length as usize),
+            (true, _) => None,
+        }
+    }
+
+    /// Starts every request that is complete in the input, as far as there is room.
+    fn take_requests(&mut self) -> io::Result<()> {
+        let extended = self.mode == HeaderMode::Extended;
+        let header = Request::header_bytes(extended);
+        while self.has_room() && self.input.len() >= header {
+            let request = Request::decode(&self.input, extended).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.0))?;
+            let payload = self.payload_bytes(&request);
+            let payload = payload.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the client sends too long a payload"))?;
+            if self.input.len() < header + payload {
+                break;
+            }
+            let _ = self.input.split_to(header);
+            let data = self.input.split_to(payload).freeze();
+            if request.command == CMD_DISC {
+                self.ending = true;
+                break;
+            }
+            self.start(request, data);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, request: Request, data: Bytes) {
+        let checked = match self.shutting_down {
+            true => Checked::Refused(ESHUTDOWN, "the server shuts down"),
+            false => self.check(&request, data),
+        };
+        match checked {
+            Checked::Queue(asked) => {
+                let token = self.next_token;
+                self.next_token += 1;
+                match self.queue.submit(token, asked) {
+                    Ok(()) => drop(self.pending.insert(token, request)),
+                    Err(error) => self.output.error(self.mode, &request, wire_error(&error), &error.to_string()),
+                }
+            }
+            Checked::Status => self.status(&request),
+            Checked::Done => self.output.done(self.mode, &request),
+            Checked::Refused(error, text) => self.output.error(self.mode, &request, error, text),
+        }
+    }
+
+    fn check(&self, request: &Request, data: Bytes) -> Checked {
+        let allowed = CMD_FLAG_FUA
+            | match request.command {
+                CMD_READ => CMD_FLAG_DF,
+                CMD_WRITE if self.mode == HeaderMode::Extended => CMD_FLAG_PAYLOAD_LEN,
+                CMD_WRITE_ZEROES => CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
+                CMD_BLOCK_STATUS => CMD_FLAG_REQ_ONE,
+                _ => 0,
+            };
+        if request.flags & !allowed != 0 {
+            return Checked::Refused(EINVAL, "the request has flags that its command does not know");
+        }
+        let writes = matches!(request.command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
+        if writes && self.export.is_read_only() {
+            return Checked::Refused(EPERM, "a snapshot never changes: fork it to write");
+        }
+        let inside = request.offset.checked_add(request.length).is_some_and(|end| end <= self.size_bytes);
+        if request.command != CMD_FLUSH && !inside {
+            let error = if matches!(request.command, CMD_WRITE | CMD_WRITE_ZEROES) { ENOSPC } else { EINVAL };
+            return Checked::Refused(error, "the range ends behind the export");
+        }
+        if request.length == 0 && !matches!(request.command, CMD_FLUSH | CMD_BLOCK_STATUS | CMD_READ) && request.command <= CMD_BLOCK_STATUS
+        {
+            return Checked::Done;
+        }
+        let (offset, bytes, fua) = (request.offset, request.length, request.flags & CMD_FLAG_FUA != 0);
+        match request.command {
+            CMD_READ if bytes > u64::from(PAYLOAD_BYTES_MAX) => Checked::Refused(EINVAL, "a read takes 32 MiB at most"),
+            CMD_READ => Checked::Queue(VolumeRequest::Read { offset, bytes: bytes as u32 }),
+            CMD_WRITE => Checked::Queue(VolumeRequest::Write { offset, data, fua }),
+            CMD_FLUSH => Checked::Queue(VolumeRequest::Flush),
+            CMD_TRIM => Checked::Queue(VolumeRequest::Discard { offset, bytes, fua }),
+            CMD_WRITE_ZEROES => Checked::Queue(VolumeRequest::WriteZeroes { offset, bytes, fua }),
+            CMD_CACHE => Checked::Queue(VolumeRequest::Prefetch { offset, bytes }),
+            CMD_BLOCK_STATUS if self.contexts.is_empty() || bytes == 0 => Checked::Refused(EINVAL, "no context was agreed on"),
+            CMD_BLOCK_STATUS => Checked::Status,
+            _ => Checked::Refused(EINVAL, "the command is unknown"),
+        }
+    }
+
+    /// Answers from the owner map, at once.
+    fn status(&mut self, request: &Request) {
+        let one = request.flags & CMD_FLAG_REQ_ONE != 0;
+        // Lengths in compact replies have 32 bits.
+        let most = if self.mode == HeaderMode::Extended { STATUS_BYTES_MAX } else { u64::from(u32::MAX) };
+        let range = request.offset..request.offset + request.length.min(most);
+        match self.export.runs(range, STATUS_EXTENTS_MAX) {
+            Ok(runs) => self.output.status(self.mode, request, &self.contexts, &runs, one),
+            Err(error) => self.output.error(self.mode, request, wire_error(&error), &error.to_string()),
+        }
+    }
+
+    fn reply(&mut self, completion: Completion) {
+        let Some(request) = self.pending.remove(&completion.token) else { return };
+        match completion.result {
+            Ok(data) if request.command == CMD_READ => {
+                self.output.data(self.mode, &request, data, request.flags & CMD_FLAG_DF != 0);
+            }
+            Ok(_) => self.output.done(self.mode, &request),
+            // A hint that cannot be followed is no failure of the client's.
+            Err(_) if request.command == CMD_CACHE => self.output.done(self.mode, &request),
+            Err(error) => self.output.error(self.mode, &request, wire_error(&error), &error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What clients connect to.
+
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
+use crate::volume::{Queue, Run, Snapshot, Volume};
+
+/// A volume or a snapshot.
+#[derive(Clone)]
+pub enum Export {
+    /// Read-write.
+    Volume(Volume),
+    /// Read-only.
+    Snapshot(Snapshot),
+}
+
+impl Export {
+    /// Canonical name.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Volume(volume) => volume.name(),
+            Self::Snapshot(snapshot) => snapshot.name(),
+        }
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Volume(volume) => volume.size_bytes(),
+            Self::Snapshot(snapshot) => snapshot.size_bytes(),
+        }
+    }
+
+    /// Block size of the store, in bytes.
+    pub fn block_bytes(&self) -> u32 {
+        match self {
+            Self::Volume(volume) => volume.block_bytes(),
+            Self::Snapshot(snapshot) => snapshot.block_bytes(),
+        }
+    }
+
+    /// Whether it refuses writes.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Self::Snapshot(_))
+    }
+
+    /// A sentence for people.
+    pub fn description(&self) -> &'static str {
+        if self.is_read_only() { "volfork snapshot" } else { "volfork volume" }
+    }
+
+    /// A queue on it.
+    ///
+    /// # Errors
+    /// It was destroyed, or the machine has no room for another ring.
+    pub fn queue(&self, depth: u32) -> Result<Queue> {
+        match self {
+            Self::Volume(volume) => volume.queue(depth),
+            Self::Snapshot(snapshot) => snapshot.queue(depth),
+        }
+    }
+
+    /// What answers for the bytes from the start of a range.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`].
+    pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        match self {
+            Self::Volume(volume) => volume.runs(range, runs_max),
+            Self::Snapshot(snapshot) => snapshot.runs(range, runs_max),
+        }
+    }
+}
+
+/// What an NBD server offers.
+pub trait Exports: Send + Sync + 'static {
+    /// Opens an export by name; the empty name is the only volume, if there is just one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    fn open(&self, name: &str) -> Result<Export>;
+    /// Names of all exports.
+    fn names(&self) -> Vec<String>;
+}
+
+impl Exports for Store {
+    fn open(&self, name: &str) -> Result<Export> {
+        match name.split_once('@') {
+            Some((volume, snapshot)) => self.snapshot(volume, snapshot).map(Export::Snapshot),
+            None if name.is_empty() => match &self.volume_names()[..] {
+                [only] => self.volume(only).map(Export::Volume),
+                names => {
+                    Err(Error::new(ErrorKind::NotFound, format!("there is no default export among {} volumes: name one", names.len())))
+                }
+            },
+            None => self.volume(name).map(Export::Volume),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for volume in self.volume_names() {
+            let snapshots = self.snapshot_names(&volume).unwrap_or_default();
+            names.push(volume.clone());
+            names.extend(snapshots.into_iter().map(|snapshot| format!("{volume}@{snapshot}")));
+        }
+        names
+    }
+}

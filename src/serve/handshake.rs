@@ -1,0 +1,235 @@
+//! Agreeing with a client on an export and on the form of messages.
+
+use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
+
+use super::export::{Export, Exports};
+use super::listener::ClientSocket;
+use crate::error::{Error, ErrorKind};
+use crate::wire::constants::{
+    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_ALLOCATION_DEPTH, EXPORT_CAN_MULTI_CONN,
+    EXPORT_HAS_FLAGS, EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF, EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA,
+    EXPORT_SEND_TRIM, EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, MAGIC_NBD, MAGIC_OPTION,
+    OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
+    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO,
+    REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
+};
+use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter};
+
+/// Most options of one client.
+const OPTIONS_MAX: usize = 256;
+/// Contexts by number.
+pub const CONTEXTS: [(u32, &str); 2] = [(1, CONTEXT_ALLOCATION), (2, CONTEXT_ALLOCATION_DEPTH)];
+
+/// What client and server agreed on.
+pub struct Session {
+    pub export: Export,
+    pub mode: HeaderMode,
+    /// Numbers of the selected contexts.
+    pub contexts: Vec<u32>,
+    /// Size that the client was told.
+    pub size_bytes: u64,
+}
+
+struct Talk<'a> {
+    socket: &'a mut ClientSocket,
+    exports: &'a dyn Exports,
+    mode: HeaderMode,
+    no_zeroes: bool,
+    /// Export and contexts of the latest successful selection.
+    selection: Option<(String, Vec<u32>)>,
+    deadline: Instant,
+}
+
+fn broken(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// Talks until an export is chosen; `None` if the client leaves without one.
+///
+/// # Errors
+/// The client breaks the protocol, leaves in the middle, or takes too long.
+pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
+    socket.set_patience(Some(timeout))?;
+    let deadline = Instant::now() + timeout;
+    let mut talk = Talk { socket, exports, mode: HeaderMode::Simple, no_zeroes: false, selection: None, deadline };
+    talk.greet()?;
+    for _ in 0..OPTIONS_MAX {
+        let mut header = [0; OptionRequest::BYTES];
+        talk.read(&mut header)?;
+        let option = OptionRequest::decode(&header).map_err(|error| broken(&error.0))?;
+        // Bounded when the header was decoded; always consumed, also for unknown options.
+        let mut data = vec![0; option.length as usize];
+        talk.read(&mut data)?;
+        match option.option {
+            OPT_EXPORT_NAME => return talk.export_name(&data).map(Some),
+            OPT_ABORT => {
+                // The client may be gone already.
+                let _ = talk.reply(OPT_ABORT, REP_ACK, &[]);
+                return Ok(None);
+            }
+            OPT_GO | OPT_INFO => {
+                if let Some(session) = talk.go(option.option, &data)? {
+                    return Ok(Some(session));
+                }
+            }
+            other => talk.answer(other, &data)?,
+        }
+    }
+    Err(broken("too many options"))
+}
+
+impl Talk<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        if Instant::now() > self.deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.read_exact(buffer)
+    }
+
+    fn reply(&mut self, option: u32, reply: u32, data: &[u8]) -> io::Result<()> {
+        self.socket.write_all(&OptionReply::encode(option, reply, data))
+    }
+
+    fn refuse(&mut self, option: u32, reply: u32, text: &str) -> io::Result<()> {
+        self.reply(option, reply, text.as_bytes())
+    }
+
+    fn greet(&mut self) -> io::Result<()> {
+        let mut writer = WireWriter::default();
+        writer.u64(MAGIC_NBD).u64(MAGIC_OPTION).u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
+        self.socket.write_all(&writer.bytes)?;
+        let mut flags = [0; 4];
+        self.read(&mut flags)?;
+        let flags = u32::from_be_bytes(flags);
+        if flags & !(CLIENT_FLAG_FIXED_NEWSTYLE | CLIENT_FLAG_NO_ZEROES) != 0 {
+            return Err(broken("the client sets unknown flags"));
+        }
+        self.no_zeroes = flags & CLIENT_FLAG_NO_ZEROES != 0;
+        Ok(())
+    }
+
+    /// Options that need no more than a reply.
+    fn answer(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
+        match option {
+            OPT_LIST if !data.is_empty() => self.refuse(option, REP_ERR_INVALID, "LIST takes no data"),
+            OPT_LIST => {
+                for name in self.exports.names() {
+                    let mut writer = WireWriter::default();
+                    writer.text(&name);
+                    self.reply(option, REP_SERVER, &writer.bytes)?;
+                }
+                self.reply(option, REP_ACK, &[])
+            }
+            OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS if !data.is_empty() => {
+                self.refuse(option, REP_ERR_INVALID, "this option takes no data")
+            }
+            OPT_STRUCTURED_REPLY if self.mode == HeaderMode::Extended => {
+                self.refuse(option, REP_ERR_EXT_HEADER_REQD, "extended headers were agreed on")
+            }
+            OPT_STRUCTURED_REPLY => {
+                self.mode = HeaderMode::Structured;
+                self.reply(option, REP_ACK, &[])
+            }
+            OPT_EXTENDED_HEADERS if self.mode == HeaderMode::Extended => self.refuse(option, REP_ERR_INVALID, "agreed on already"),
+            OPT_EXTENDED_HEADERS => {
+                self.mode = HeaderMode::Extended;
+                self.reply(option, REP_ACK, &[])
+            }
+            OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.contexts(option, data),
+            _ => self.refuse(option, REP_ERR_UNSUP, "this server does not know the option"),
+        }
+    }
+
+    fn contexts(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
+        if option == OPT_SET_META_CONTEXT {
+            self.selection = None;
+        }
+        if self.mode == HeaderMode::Simple {
+            return self.refuse(option, REP_ERR_INVALID, "contexts need structured replies");
+        }
+        let query = match ContextQuery::decode(data) {
+            Ok(query) => query,
+            Err(error) => return self.refuse(option, REP_ERR_INVALID, &error.0),
+        };
+        if let Err(error) = self.exports.open(&query.name) {
+            return self.refuse(option, REP_ERR_UNKNOWN, &error.to_string());
+        }
+        let list = option == OPT_LIST_META_CONTEXT;
+        let wanted = |name: &str| {
+            (list && query.queries.is_empty())
+                || query.queries.iter().any(|query| query == name || (list && query.ends_with(':') && name.starts_with(query.as_str())))
+        };
+        let chosen: Vec<(u32, &str)> = CONTEXTS.into_iter().filter(|(_, name)| wanted(name)).collect();
+        for (number, name) in &chosen {
+            let mut writer = WireWriter::default();
+            writer.u32(if list { 0 } else { *number }).raw(name.as_bytes());
+            self.reply(option, REP_META_CONTEXT, &writer.bytes)?;
+        }
+        if !list {
+            self.selection = Some((query.name, chosen.into_iter().map(|(number, _)| number).collect()));
+        }
+        self.reply(option, REP_ACK, &[])
+    }
+
+    fn info(&self, export: &Export) -> ExportInfo {
+        let mut flags = EXPORT_HAS_FLAGS | EXPORT_SEND_FLUSH | EXPORT_SEND_FUA | EXPORT_CAN_MULTI_CONN | EXPORT_SEND_CACHE;
+        flags |= match export.is_read_only() {
+            true => EXPORT_READ_ONLY,
+            false => EXPORT_SEND_TRIM | EXPORT_SEND_WRITE_ZEROES | EXPORT_SEND_FAST_ZERO,
+        };
+        if self.mode != HeaderMode::Simple {
+            flags |= EXPORT_SEND_DF;
+        }
+        ExportInfo { size_bytes: export.size_bytes(), flags, block_sizes: None }
+    }
+
+    fn go(&mut self, option: u32, data: &[u8]) -> io::Result<Option<Session>> {
+        let request = match GoRequest::decode(data) {
+            Ok(request) => request,
+            Err(error) => return self.refuse(option, REP_ERR_INVALID, &error.0).map(|()| None),
+        };
+        let export = match self.exports.open(&request.name) {
+            Ok(export) => export,
+            Err(error) => {
+                let reply = if error.kind() == ErrorKind::NotFound { REP_ERR_UNKNOWN } else { REP_ERR_PLATFORM };
+                return self.refuse(option, reply, &error.to_string()).map(|()| None);
+            }
+        };
+        let info = self.info(&export);
+        self.reply(option, REP_INFO, &info.encode_export())?;
+        self.reply(option, REP_INFO, &ExportInfo::encode_block_sizes(export.block_bytes()))?;
+        for (kind, text) in [(INFO_NAME, export.name()), (INFO_DESCRIPTION, export.description().to_owned())] {
+            if request.infos.contains(&kind) {
+                let mut writer = WireWriter::default();
+                writer.u16(kind).raw(text.as_bytes());
+                self.reply(option, REP_INFO, &writer.bytes)?;
+            }
+        }
+        self.reply(option, REP_ACK, &[])?;
+        Ok((option == OPT_GO).then(|| self.session(&request.name, export, &info)))
+    }
+
+    fn session(&mut self, name: &str, export: Export, info: &ExportInfo) -> Session {
+        // A selection counts for the export it was made for.
+        let contexts = self.selection.take().filter(|(export, _)| export == name).map_or_else(Vec::new, |(_, contexts)| contexts);
+        Session { export, mode: self.mode, contexts, size_bytes: info.size_bytes }
+    }
+
+    /// The old way of choosing: no error can be replied, so the connection ends.
+    fn export_name(&mut self, data: &[u8]) -> io::Result<Session> {
+        if self.mode == HeaderMode::Extended || data.len() > STRING_BYTES_MAX {
+            return Err(broken("EXPORT_NAME is not allowed here"));
+        }
+        let name = std::str::from_utf8(data).map_err(|_| broken("the export's name is not UTF-8"))?;
+        let export = self.exports.open(name).map_err(|error: Error| broken(&error.to_string()))?;
+        let info = self.info(&export);
+        let mut writer = WireWriter::default();
+        writer.u64(info.size_bytes).u16(info.flags);
+        if !self.no_zeroes {
+            writer.raw(&[0; 124]);
+        }
+        self.socket.write_all(&writer.bytes)?;
+        Ok(self.session(name, export, &info))
+    }
+}

@@ -1,0 +1,223 @@
+//! Addresses that a server listens on.
+
+use std::io::{self, IoSlice, Read};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::constants::DEFAULT_PORT;
+
+/// First descriptor of socket activation (`sd_listen_fds(3)`).
+const LISTEN_FDS_START: RawFd = 3;
+/// Most descriptors that are taken over.
+const LISTEN_FDS_MAX: i32 = 64;
+
+enum Kind {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A socket that clients connect to.
+pub struct Listener {
+    kind: Kind,
+    /// Removed when the listener goes.
+    path: Option<PathBuf>,
+}
+
+/// The socket of a client.
+pub enum ClientSocket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// Listens on `unix:PATH` or `HOST:PORT` (port 0: any free one; without a port: 10809).
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for another form, [`ErrorKind::Busy`] if somebody listens there, an I/O error.
+    pub fn parse(address: &str) -> Result<Self> {
+        if let Some(path) = address.strip_prefix("unix:") {
+            return Self::unix(Path::new(path));
+        }
+        let with_port = if address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            address.to_owned()
+        } else if address.is_empty() || address.contains('/') {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("'{address}' is no address: use unix:PATH or HOST:PORT")));
+        } else {
+            format!("{address}:{DEFAULT_PORT}")
+        };
+        let listener = TcpListener::bind(&with_port).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                Error::new(ErrorKind::Busy, format!("somebody listens on {with_port} already: choose another port"))
+            }
+            _ => Error::io(format!("cannot listen on {with_port}"), error),
+        })?;
+        Self::of(Kind::Tcp(listener), None)
+    }
+
+    fn unix(path: &Path) -> Result<Self> {
+        let context = |error| Error::io(format!("cannot listen on {}", path.display()), error);
+        if path.exists() {
+            match UnixStream::connect(path) {
+                Ok(_) => {
+                    let text = format!("somebody listens on {} already: stop it, or choose another path", path.display());
+                    return Err(Error::new(ErrorKind::Busy, text));
+                }
+                // Nobody answers: it was left behind.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(context)?,
+                Err(error) => return Err(context(error)),
+            }
+        }
+        let listener = UnixListener::bind(path).map_err(context)?;
+        Self::of(Kind::Unix(listener), Some(std::path::absolute(path).map_err(context)?))
+    }
+
+    fn of(kind: Kind, path: Option<PathBuf>) -> Result<Self> {
+        let result = match &kind {
+            Kind::Tcp(listener) => listener.set_nonblocking(true),
+            Kind::Unix(listener) => listener.set_nonblocking(true),
+        };
+        result.map_err(|error| Error::io("cannot prepare a socket", error))?;
+        Ok(Self { kind, path })
+    }
+
+    /// The sockets that systemd (or who speaks its protocol) passed to this process: `LISTEN_PID`, `LISTEN_FDS`.
+    ///
+    /// # Errors
+    /// A descriptor is not a listening socket.
+    pub fn from_environment() -> Result<Vec<Self>> {
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
+        if number("LISTEN_PID") != i32::try_from(std::process::id()).ok() {
+            return Ok(Vec::new());
+        }
+        let count = number("LISTEN_FDS").unwrap_or(0).clamp(0, LISTEN_FDS_MAX);
+        (LISTEN_FDS_START..LISTEN_FDS_START + count).map(Self::inherited).collect()
+    }
+
+    fn inherited(fd: RawFd) -> Result<Self> {
+        let context = |error: rustix::io::Errno| Error::io(format!("descriptor {fd} was passed, but is no socket"), error.into());
+        // SAFETY: the environment says that this descriptor was passed to this process for this use; it is only looked at.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        let address = rustix::net::getsockname(borrowed).map_err(context)?;
+        rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).map_err(context)?;
+        // SAFETY: as above; nobody else in this process owns it, and it is taken once, at start.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        match address.address_family() {
+            rustix::net::AddressFamily::UNIX => Self::of(Kind::Unix(owned.into()), None),
+            _ => Self::of(Kind::Tcp(owned.into()), None),
+        }
+    }
+
+    /// The address as an NBD URI without an export name, with the port that was really taken.
+    pub fn uri(&self) -> String {
+        match &self.kind {
+            Kind::Tcp(listener) => listener.local_addr().map(|address| format!("nbd://{address}")).unwrap_or_default(),
+            Kind::Unix(listener) => {
+                let address = listener.local_addr().ok();
+                let path = self.path.clone().or_else(|| address.and_then(|address| Some(address.as_pathname()?.to_path_buf())));
+                format!("nbd+unix:///?socket={}", path.unwrap_or_default().display())
+            }
+        }
+    }
+
+    /// Takes a client, if one waits.
+    pub(super) fn accept(&self) -> io::Result<ClientSocket> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(ClientSocket::Tcp(stream))
+            }
+            Kind::Unix(listener) => Ok(ClientSocket::Unix(listener.accept()?.0)),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            Kind::Tcp(listener) => listener.as_fd(),
+            Kind::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl ClientSocket {
+    /// Blocking, each transfer limited to `timeout`; or not blocking at all.
+    pub fn set_patience(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_nonblocking(timeout.is_none())?;
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
+            Self::Unix(stream) => {
+                stream.set_nonblocking(timeout.is_none())?;
+                stream.set_read_timeout(timeout)?;
+                stream.set_write_timeout(timeout)
+            }
+        }
+    }
+
+    /// Ends both directions, for every clone.
+    pub fn shut(&self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
+        };
+    }
+
+    /// Another handle to the same socket.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
+            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+        }
+    }
+}
+
+impl Read for ClientSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl io::Write for ClientSocket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(buffer)])
+    }
+
+    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write_vectored(buffers),
+            Self::Unix(stream) => stream.write_vectored(buffers),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsRawFd for ClientSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Tcp(stream) => stream.as_raw_fd(),
+            Self::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Replies as bytes.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Write};
+
+use bytes::{Buf, Bytes};
+
+use crate::error::{Error, ErrorKind};
+use crate::volume::{Run, RunKind};
+use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, REPLY_OFFSET_DATA, STATE_HOLE, STATE_ZERO};
+use crate::wire::{Chunk, ChunkHeader, HeaderMode, Request, StatusExtent, encode_chunk_header, encode_simple_reply};
+
+/// Holes shorter than this are sent as data.
+const HOLE_BYTES_MIN: usize = 4096;
+/// Buffers handed to the kernel at once.
+const SLICES_MAX: usize = 64;
+
+/// Bytes for a client that were not taken by its socket yet.
+#[derive(Default)]
+pub struct Output {
+    buffers: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+/// The number that NBD has for an error of the engine.
+pub fn wire_error(error: &Error) -> u32 {
+    match error.kind() {
+        ErrorKind::ReadOnly => EPERM,
+        ErrorKind::NoSpace => ENOSPC,
+        ErrorKind::InvalidInput | ErrorKind::OutOfRange => EINVAL,
+        ErrorKind::Unsupported => ENOTSUP,
+        ErrorKind::Busy => ENOMEM,
+        _ => EIO,
+    }
+}
+
+impl Output {
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.bytes += bytes.len();
+            self.buffers.push_back(bytes);
+        }
+    }
+
+    fn chunk(&mut self, mode: HeaderMode, request: &Request, done: bool, kind: u16, payload: Vec<u8>) {
+        let header = ChunkHeader { done, kind, cookie: request.cookie, length: payload.len() as u64 };
+        let mut bytes = encode_chunk_header(mode, header, request.offset);
+        bytes.extend_from_slice(&payload);
+        self.push(bytes.into());
+    }
+
+    /// Success without data.
+    pub fn done(&mut self, mode: HeaderMode, request: &Request) {
+        match mode {
+            HeaderMode::Simple => self.push(encode_simple_reply(0, request.cookie).into()),
+            // Simple replies are allowed for requests without data.
+            HeaderMode::Structured => self.push(encode_simple_reply(0, request.cookie).into()),
+            HeaderMode::Extended => self.chunk(mode, request, true, Chunk::None.encode(true).0, Vec::new()),
+        }
+    }
+
+    /// An error.
+    pub fn error(&mut self, mode: HeaderMode, request: &Request, error: u32, text: &str) {
+        if mode == HeaderMode::Simple {
+            return self.push(encode_simple_reply(error, request.cookie).into());
+        }
+        let (kind, payload) = Chunk::Error(error, text.to_owned()).encode(mode == HeaderMode::Extended);
+        self.chunk(mode, request, true, kind, payload);
+    }
+
+    /// The bytes of a read; `whole`: in one chunk.
+    pub fn data(&mut self, mode: HeaderMode, request: &Request, data: Bytes, whole: bool) {
+        if mode == HeaderMode::Simple {
+            self.push(encode_simple_reply(0, request.cookie).into());
+            return self.push(data);
+        }
+        if data.is_empty() {
+            return self.done(HeaderMode::Extended.min_for(mode), request);
+        }
+        let mut at = 0;
+        while at < data.len() {
+            let (end, zero) = if whole { (data.len(), false) } else { next_part(&data, at) };
+            let done = end == data.len();
+            let offset = request.offset + at as u64;
+            if zero {
+                let (kind, payload) = Chunk::Hole(offset, (end - at) as u32).encode(mode == HeaderMode::Extended);
+                self.chunk(mode, request, done, kind, payload);
+            } else {
+                let header = ChunkHeader { done, kind: REPLY_OFFSET_DATA, cookie: request.cookie, length: (end - at) as u64 + 8 };
+                let mut head = encode_chunk_header(mode, header, request.offset);
+                head.extend_from_slice(&offset.to_be_bytes());
+                self.push(head.into());
+                self.push(data.slice(at..end));
+            }
+            at = end;
+        }
+    }
+
+    /// What answers for the bytes from the request's offset on, in the selected contexts.
+    pub fn status(&mut self, mode: HeaderMode, request: &Request, contexts: &[u32], runs: &[Run], one: bool) {
+        for (number, context) in contexts.iter().enumerate() {
+            let mut extents: Vec<StatusExtent> = Vec::new();
+            for run in runs {
+                let flags = if *context == 1 { allocation(run.kind) } else { depth(run.kind) };
+                match extents.last_mut() {
+                    Some(last) if last.flags == flags => last.length += run.bytes,
+                    _ => extents.push(StatusExtent { length: run.bytes, flags }),
+                }
+            }
+            extents.truncate(if one { 1 } else { extents.len() });
+            let (kind, payload) = Chunk::Status(*context, extents).encode(mode == HeaderMode::Extended);
+            self.chunk(mode, request, number + 1 == contexts.len(), kind, payload);
+        }
+    }
+
+    /// Hands as much to the socket as it takes. Answers whether anything went.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn send(&mut self, socket: &mut impl Write) -> io::Result<bool> {
+        let mut sent = false;
+        while !self.buffers.is_empty() {
+            let slices: Vec<IoSlice<'_>> = self.buffers.iter().take(SLICES_MAX).map(|bytes| IoSlice::new(bytes)).collect();
+            match socket.write_vectored(&slices) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            sent = true;
+        }
+        Ok(sent)
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.bytes -= count;
+        while let Some(first) = self.buffers.front_mut() {
+            if first.len() > count {
+                first.advance(count);
+                return;
+            }
+            count -= first.len();
+            self.buffers.pop_front();
+        }
+    }
+}
+
+impl HeaderMode {
+    /// The mode in which an empty read is confirmed: a chunk in every mode but the simple one.
+    fn min_for(self, mode: Self) -> Self {
+        if mode == Self::Structured { Self::Structured } else { self }
+    }
+}
+
+/// Where the part that begins at `at` ends, and whether it is a hole.
+fn next_part(data: &[u8], at: usize) -> (usize, bool) {
+    let zero_at = |at: usize| data[at..].len() >= HOLE_BYTES_MIN && is_zero(&data[at..at + HOLE_BYTES_MIN]);
+    let zero = zero_at(at);
+    let mut end = at;
+    while end < data.len() && zero_at(end) == zero {
+        end = (end + HOLE_BYTES_MIN).min(data.len());
+    }
+    (end, zero)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
+}
+
+/// Flags of `base:allocation`. A block that is still at a source is allocated: it may be data.
+fn allocation(kind: RunKind) -> u64 {
+    match kind {
+        RunKind::Zero => u64::from(STATE_HOLE | STATE_ZERO),
+        RunKind::Data { .. } | RunKind::Missing => 0,
+    }
+}
+
+/// Depth of `qemu:allocation-depth`: 0 for nothing, 1 for the volume's own layer, 2 for what is below.
+fn depth(kind: RunKind) -> u64 {
+    match kind {
+        RunKind::Zero => 0,
+        RunKind::Data { depth } => u64::from(depth),
+        RunKind::Missing => 2,
+    }
+}

@@ -1,0 +1,147 @@
+//! Accepting connections, and ending them.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::NbdOptions;
+use super::connection::Connection;
+use super::export::Exports;
+use super::handshake::agree;
+use super::listener::{ClientSocket, Listener};
+use crate::error::{Error, Result};
+use crate::io::RingWaker;
+
+#[derive(Default)]
+struct Clients {
+    /// Sockets of the connections, to end them by force.
+    sockets: HashMap<u64, ClientSocket>,
+    next: u64,
+    stopping: bool,
+}
+
+struct Shared {
+    exports: Arc<dyn Exports>,
+    options: NbdOptions,
+    clients: Mutex<Clients>,
+    left: Condvar,
+    /// Readable from the moment the server shuts down.
+    shutdown: RingWaker,
+}
+
+/// A running NBD server.
+pub struct NbdServer {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl NbdServer {
+    /// Serves `exports` on `listeners`, each connection in a thread of its own.
+    ///
+    /// # Errors
+    /// The machine refuses a descriptor or a thread.
+    pub fn start(exports: Arc<dyn Exports>, listeners: Vec<Listener>, options: NbdOptions) -> Result<Self> {
+        let shutdown = RingWaker::new().map_err(|error| Error::io("cannot make an event descriptor", error))?;
+        let shared = Arc::new(Shared { exports, options, clients: Mutex::default(), left: Condvar::new(), shutdown });
+        let accepting = Arc::clone(&shared);
+        let acceptor = std::thread::Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
+        let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
+        Ok(Self { shared, acceptor: Some(acceptor) })
+    }
+
+    /// Connections at this moment.
+    pub fn connections(&self) -> usize {
+        self.shared.clients.lock().sockets.len()
+    }
+
+    /// Takes no more clients, lets requests under way end (for a bounded time), and closes all connections.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        let Some(acceptor) = self.acceptor.take() else { return };
+        self.shared.clients.lock().stopping = true;
+        self.shared.shutdown.wake();
+        // A panic in the thread was printed there.
+        let _ = acceptor.join();
+        let deadline = Instant::now() + self.shared.options.shutdown_timeout;
+        let mut clients = self.shared.clients.lock();
+        while !clients.sockets.is_empty() {
+            if self.shared.left.wait_until(&mut clients, deadline).timed_out() {
+                clients.sockets.values().for_each(ClientSocket::shut);
+                break;
+            }
+        }
+        while !clients.sockets.is_empty() {
+            self.shared.left.wait(&mut clients);
+        }
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
+    let fds: Vec<RawFd> = listeners.iter().map(|listener| listener.as_fd().as_raw_fd()).chain([shared.shutdown.as_raw_fd()]).collect();
+    loop {
+        let mut polls: Vec<libc::pollfd> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+        // SAFETY: `polls` lives past the call and its length is passed.
+        unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, -1) };
+        if shared.clients.lock().stopping {
+            return;
+        }
+        for (listener, _) in listeners.iter().zip(&polls).filter(|(_, poll)| poll.revents != 0) {
+            match listener.accept() {
+                Ok(socket) => shared.admit(socket),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                // Out of descriptors, or the client is gone already: leaves the processor to those who are connected.
+                Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn admit(self: &Arc<Self>, socket: ClientSocket) {
+        let number = {
+            let mut clients = self.clients.lock();
+            if clients.stopping || clients.sockets.len() >= self.options.connections_max {
+                return;
+            }
+            let Ok(handle) = socket.try_clone() else { return };
+            clients.next += 1;
+            let number = clients.next;
+            clients.sockets.insert(number, handle);
+            number
+        };
+        let shared = Arc::clone(self);
+        let started = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
+            shared.serve(socket);
+            shared.leave(number);
+        });
+        if started.is_err() {
+            self.leave(number);
+        }
+    }
+
+    fn leave(&self, number: u64) {
+        self.clients.lock().sockets.remove(&number);
+        self.left.notify_all();
+    }
+
+    /// Whatever ends a connection is between it and its client.
+    fn serve(&self, mut socket: ClientSocket) {
+        let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout) else { return };
+        if let Ok(connection) = Connection::new(socket, session, self.options.depth, self.shutdown.as_raw_fd()) {
+            let _ = connection.run();
+        }
+    }
+}
