@@ -51,9 +51,13 @@ impl Recovery {
             Record::Present(run) => return self.apply_present(run),
             Record::Zero { layer, first, last } => self.with(*layer, |layer| layer.presence.zero(*first..=*last)),
             Record::Drop { layer, first, last } => self.with(*layer, |layer| layer.presence.forget(*first..=*last)),
-            Record::Mark(layer, extent) => self.with(*layer, |layer| drop(layer.marked.insert(*extent))),
+            Record::Mark(layer, extent) => self.with(*layer, |layer| {
+                layer.marked.insert(*extent);
+            }),
             Record::Clear(layer, extent) => {
-                self.with(*layer, |layer| drop(layer.marked.remove(*extent)));
+                self.with(*layer, |layer| {
+                    layer.marked.remove(*extent);
+                });
                 // The page in the file is newer than the checksums of all records before this one.
                 self.checksums.drop_page(*layer, *extent);
             }

@@ -54,7 +54,6 @@ struct State {
     live_names: BTreeMap<PathBuf, usize>,
     durable_names: BTreeMap<PathBuf, usize>,
     operations: u64,
-    counts: Counts,
     faults: BTreeMap<u64, Fault>,
     crashed: bool,
     locked: bool,
@@ -62,15 +61,6 @@ struct State {
     capacity_pages: Option<u64>,
     /// Grows with each crash, so that files of an earlier life fail.
     life: u64,
-}
-
-/// Operations so far, by kind.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
-    pub reads: u64,
-    pub writes: u64,
-    pub syncs: u64,
-    pub barriers: u64,
 }
 
 /// The disk. Cheap to clone; all clones are the same disk.
@@ -272,11 +262,6 @@ impl SimDisk {
         self.state().operations
     }
 
-    /// Operations so far, by kind.
-    pub fn counts(&self) -> Counts {
-        self.state().counts
-    }
-
     /// Makes some transfers short.
     pub fn shorten_transfers(&self, seed: u64) {
         self.state().short_transfers = Some(Random::new(seed));
@@ -381,7 +366,6 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.counts.syncs += 1;
         state.step(false)?;
         let live = state.live_names.clone();
         state.durable_names.retain(|name, _| name.parent() != Some(path) || live.contains_key(name));
@@ -390,7 +374,6 @@ impl Disk for SimDisk {
     }
 
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
-        self.state().counts.barriers += 1;
         // In turn: a crash between two of them leaves the one synced and the other not. The order is the caller's or its reverse.
         let reverse = self.state().operations.is_multiple_of(2);
         let order: Box<dyn Iterator<Item = _>> = if reverse { Box::new(files.iter().rev()) } else { Box::new(files.iter()) };
@@ -422,14 +405,12 @@ impl SimFile {
 impl DiskFile for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.enter(false)?;
-        state.counts.reads += 1;
         let count = state.transfer_bytes(buffer.len());
         Ok(state.inodes[self.inode].live.read(&mut buffer[..count], offset))
     }
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
         let mut state = self.enter(true)?;
-        state.counts.writes += 1;
         // A short write ends between sectors: the kernel copies pages, and the disk writes sectors whole.
         let short = state.transfer_bytes(buffer.len());
         let count = if short < SECTOR { buffer.len() } else { short / SECTOR * SECTOR };
@@ -440,7 +421,6 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.enter(false)?;
-        state.counts.syncs += 1;
         state.inodes[self.inode].sync();
         Ok(())
     }

@@ -137,7 +137,7 @@ fn prepared(seed: u64) -> World {
 fn every_change_fails_cleanly_at_every_operation() {
     for seed in seeds(6) {
         for (name, change) in CHANGES {
-            for fault in [Fault::Eio, Fault::Crash] {
+            for fault in [Fault::Eio, Fault::Crash, Fault::Enospc] {
                 let _named = Named(name, seed);
                 for k in 1.. {
                     let mut world = prepared(seed);
