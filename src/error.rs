@@ -57,9 +57,8 @@ pub struct Corruption {
 
 impl fmt::Display for Corruption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.volume {
-            Some(volume) => write!(f, "volume '{volume}': ")?,
-            None => {}
+        if let Some(volume) = &self.volume {
+            write!(f, "volume '{volume}': ")?;
         }
         write!(
             f,

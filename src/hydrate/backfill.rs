@@ -124,7 +124,7 @@ impl<'a> Backfill<'a> {
                     continue;
                 }
             };
-            let Some(run) = self.next_run(&*source) else { return None };
+            let run = self.next_run(&*source)?;
             let range = self.hydrator.byte_range(&run);
             let cap = self.hydrator.settings().rate_bytes_per_second;
             let taken = self.hydrator.state.lock().pace.take(now, cap, range.end - range.start);

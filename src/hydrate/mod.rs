@@ -13,4 +13,4 @@ mod fill;
 mod hydrator;
 mod pace;
 
-pub use hydrator::{Hydrator, HydratorConfig, HydratorStatus, Progress};
+pub use hydrator::{Hydrator, HydratorConfig, HydratorStatus};

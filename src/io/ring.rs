@@ -115,7 +115,7 @@ impl AsRawFd for RingWaker {
 }
 
 enum Backend {
-    Uring(UringRing),
+    Uring(Box<UringRing>),
     Threads(ThreadRing),
 }
 
@@ -131,8 +131,8 @@ impl Ring {
         let threads = || ThreadRing::new().map(|ring| Self(Backend::Threads(ring)));
         match kind {
             Some(RingKind::Threads) => threads(),
-            Some(RingKind::Uring) => UringRing::new(depth).map(|ring| Self(Backend::Uring(ring))),
-            None => UringRing::new(depth).map(|ring| Self(Backend::Uring(ring))).or_else(|_| threads()),
+            Some(RingKind::Uring) => UringRing::new(depth).map(|ring| Self(Backend::Uring(Box::new(ring)))),
+            None => UringRing::new(depth).map(|ring| Self(Backend::Uring(Box::new(ring)))).or_else(|_| threads()),
         }
     }
 

@@ -32,9 +32,8 @@ mod round;
 mod set;
 mod state;
 
-pub use admit::{Admission, Wait};
+pub use admit::Admission;
 pub use blocks::BlockRead;
-pub use checksums::ChecksumPage;
 pub use commit::Ticket;
 pub use presence::Presence;
 pub use recover::Recovery;

@@ -59,11 +59,6 @@ pub struct OwnerMap {
 }
 
 impl OwnerMap {
-    /// A map in which one owner has every block.
-    pub fn uniform(owner: Owner) -> Self {
-        Self { root: Cell::of(Node::Uniform(owner)) }
-    }
-
     /// Appends the runs of `range` (blocks within the extent) to `runs`.
     pub fn runs(&self, extent: u32, range: Range<u32>, resolve: impl FnOnce() -> Leaf, runs: &mut Vec<(Range<u32>, Owner)>) {
         let mut cell = &self.root;

@@ -109,10 +109,8 @@ impl Core {
         open.insert_range(0..=(total - 1) as u32);
         let mut counts = BlockCounts::default();
         let mut unique = true;
-        let mut below = 0u64;
         for (id, entry) in catalog.chain(top) {
-            unique &= is_unshared(entry, id == top, below);
-            below += 1;
+            unique &= is_unshared(entry, id == top);
             let Some(layer) = self.layers.get(id) else { continue };
             layer.with_presence(|presence| {
                 let present = open.intersection_len(&presence.present);
@@ -153,8 +151,7 @@ impl Core {
     }
 }
 
-/// Whether only the chain being counted can reach a layer.
-fn is_unshared(entry: &LayerEntry, is_top: bool, above: u64) -> bool {
-    let own = u32::from(is_top);
-    entry.names <= own && entry.children.len() as u64 <= u64::from(above > 0)
+/// Whether only the chain being counted, in which it is the top or not, can reach a layer.
+fn is_unshared(entry: &LayerEntry, is_top: bool) -> bool {
+    entry.names <= u32::from(is_top) && entry.children.len() <= usize::from(!is_top)
 }

@@ -101,8 +101,11 @@ fn a_crash_at_every_operation_of_short_histories() {
     }
 }
 
+/// One kind of change.
+type Change = fn(&mut World) -> Outcome;
+
 /// Every kind of change, with names for messages.
-const CHANGES: [(&str, fn(&mut World) -> Outcome); 11] = [
+const CHANGES: [(&str, Change); 11] = [
     ("create", World::create),
     ("fork", |world| world.fork("v1")),
     ("snapshot", |world| world.snapshot("v1")),

@@ -31,8 +31,6 @@ pub struct Job {
     pub range: Range<u64>,
     pub waiter: Waiter,
     pub tries: u32,
-    /// When it was first asked for.
-    pub since: Instant,
 }
 
 /// How the server answered a job.

@@ -323,7 +323,7 @@ impl Source for NbdSource {
     }
 
     fn read(&self, range: Range<u64>, done: ReadDone) {
-        self.0.submit(Job { range, waiter: Waiter::Read(done), tries: 0, since: Instant::now() });
+        self.0.submit(Job { range, waiter: Waiter::Read(done), tries: 0 });
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
@@ -334,7 +334,7 @@ impl Source for NbdSource {
         let range = range.start..range.start + bytes.min(self.0.status_bytes_max);
         let (sender, receiver) = mpsc::channel();
         let waiter = Waiter::Status(Box::new(move |result| drop(sender.send(result))));
-        self.0.submit(Job { range, waiter, tries: 0, since: Instant::now() });
+        self.0.submit(Job { range, waiter, tries: 0 });
         receiver.recv().unwrap_or_else(|_| Err(self.0.error(SourceErrorKind::Closed, "it was closed")))
     }
 
