@@ -1,4 +1,70 @@
-//! `volfork` is an embedded block-store engine for storage servers.
+//! `volfork` is an embedded block-store engine for storage servers: volumes that fork in constant time, on the same host or from
+//! another one, and are usable at once.
+//!
+//! It is:
+//! - a library: [`Store`], [`Volume`], [`Snapshot`], [`Queue`], without a runtime of its own;
+//! - crash-safe on ordinary files: a completed flush survives power loss, every block has a checksum that knows its place;
+//! - lazy: a fork from an NBD export ([`source`]) is readable at once, while the rest comes in the background;
+//! - an NBD server ([`serve`]) and a command line around it.
+//!
+//! It is not:
+//! - a file system, or a replicated store: one process owns a store on one host;
+//! - safe against two processes: the second opener of a store is refused;
+//! - a cache: what was acknowledged and flushed is kept.
+//!
+//! ```
+//! # fn main() -> volfork::Result<()> {
+//! # let directory = tempfile::tempdir().unwrap();
+//! # let path = directory.path();
+//! use volfork::{Store, StoreOptions};
+//!
+//! let store = Store::create(path, StoreOptions::default())?;
+//! let volume = store.create_volume("database", 1 << 30)?;
+//! volume.write_at(b"before", 4096)?;
+//! volume.flush()?;
+//!
+//! let fork = volume.fork("experiment")?;
+//! volume.write_at(b"behind", 4096)?;
+//!
+//! let mut bytes = [0; 6];
+//! fork.read_at(&mut bytes, 4096)?;
+//! assert_eq!(&bytes, b"before");
+//! store.close()
+//! # }
+//! ```
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | block | unit of presence, 4 KiB by default, fixed when a store is created |
+//! | extent | 1024 consecutive blocks: unit of the owner map, of a checksum page and of dirty marks |
+//! | store | one directory on one host: superblock, journal, layers; one process owns it |
+//! | volume | a named, sized, writable head: one open layer on top of a chain of sealed ones |
+//! | snapshot | a named, read-only sealed layer and its chain |
+//! | layer | a set of blocks over a parent; *open* (one writer) or *sealed* (its meaning never changes again) |
+//! | chain | a layer and its ancestors; tails are shared by all forks |
+//! | presence | which blocks a layer holds: two roaring bitmaps, *present* and *zeroed* |
+//! | owner map | block -> the layer that answers for it; structurally shared between forks |
+//! | source | read-only bytes below the root of a chain, elsewhere |
+//! | fetch, fill | read a range from a source; put it into the layer that stands for it |
+//! | hydration | making a volume independent of its source: *demand* (a reader waits) and *backfill* (nobody waits) |
+//! | journal | the log of changes of shape and presence since the last checkpoint |
+//!
+//! # Floors
+//!
+//! Imports point down only, and modules of one floor do not import one another; `tests/tidy.rs` keeps it so.
+//!
+//! ```text
+//! 0  bits clock error ids limits units     words
+//! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
+//! 2  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
+//! 3  layer                                 presence, checksums, commit order
+//! 4  hydrate                               where near meets far
+//! 5  volume                                read, write, queue, change of shape
+//! 6  store                                 open, recover, background work, scrub, check
+//! 7  serve                                 the NBD server; above it the command line
+//! ```
 mod bits;
 mod catalog;
 mod clock;

@@ -1,5 +1,7 @@
 //! The engine through its public calls, on real files.
 
+use volfork::io::{IoMode, RingKind};
+use volfork::volume::Request;
 use volfork::{ErrorKind, Store, StoreOptions};
 
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
@@ -47,98 +49,198 @@ fn bytes_survive_flush_close_and_open() {
     println!("{info:?}");
 }
 
-/// Random requests through a queue, compared with an array; writes to the same bytes are never under way together.
-fn queue_agrees_with_a_model(kind: volfork::io::RingKind, io_mode: volfork::io::IoMode, seed: u64) {
-    use std::collections::HashMap;
-    use volfork::volume::Request;
-    println!("seed {seed}");
-    let mut state = seed;
-    let mut random = |below: u64| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 33) % below
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions { ring: Some(kind), io_mode, ..StoreOptions::default() };
-    let store = Store::create(dir.path(), options.clone()).unwrap();
-    let size = 24u64 << 20;
-    let volume = store.create_volume("a", size).unwrap();
-    let mut model = vec![0u8; size as usize];
-    let mut queue = volume.queue(16).unwrap();
-    assert_eq!(queue.kind(), kind);
-    let mut under_way: HashMap<u64, (u64, u64, bool)> = HashMap::new();
-    let mut completions = Vec::new();
-    let mut forks = 0;
-    for token in 0..4000u64 {
-        let aligned = random(3) > 0;
-        let most = if random(20) == 0 { 5 << 20 } else { 40_000 };
-        let (mut offset, mut bytes) = (random(size), 1 + random(most));
+/// A queue under random requests, and what the volume should hold. Writes to the same bytes are never under way together.
+struct Trial {
+    queue: volfork::Queue,
+    model: Vec<u8>,
+    /// Offset, length and whether it writes, by token.
+    under_way: std::collections::HashMap<u64, (u64, u64, bool)>,
+    random: u64,
+}
+
+const QUEUE_DEPTH: usize = 16;
+
+impl Trial {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.random >> 33) % limit
+    }
+
+    fn clashes(&self, offset: u64, bytes: u64, write: bool) -> bool {
+        let meets = |(start, length, other): &(u64, u64, bool)| (write || *other) && offset < start + length && *start < offset + bytes;
+        self.under_way.values().any(meets)
+    }
+
+    fn take(&mut self) {
+        let mut completions = Vec::new();
+        self.queue.wait(&mut completions, None).unwrap();
+        for completion in completions {
+            let (start, length, write) = self.under_way.remove(&completion.token).unwrap();
+            let got = completion.result.unwrap();
+            if !write {
+                assert!(got[..] == self.model[start as usize..(start + length) as usize], "read at {start} of {length}");
+            }
+        }
+    }
+
+    fn submit(&mut self, token: u64) {
+        let size = self.model.len() as u64;
+        let aligned = self.below(3) > 0;
+        let most = if self.below(20) == 0 { 5 << 20 } else { 40_000 };
+        let (mut offset, mut bytes) = (self.below(size), 1 + self.below(most));
         if aligned {
             (offset, bytes) = (offset / 4096 * 4096, bytes.next_multiple_of(4096));
         }
         bytes = bytes.min(size - offset);
-        let write = random(2) == 0;
-        let clashes = |(start, length, other): &(u64, u64, bool)| (write || *other) && offset < start + length && *start < offset + bytes;
-        while queue.in_flight() >= 16 || under_way.values().any(clashes) {
-            queue.wait(&mut completions, None).unwrap();
-            for completion in completions.drain(..) {
-                let (start, length, write) = under_way.remove(&completion.token).unwrap();
-                let got = completion.result.unwrap();
-                if !write {
-                    assert!(got[..] == model[start as usize..(start + length) as usize], "read at {start} of {length}");
-                }
-            }
+        let write = self.below(2) == 0;
+        while self.queue.in_flight() >= QUEUE_DEPTH || self.clashes(offset, bytes, write) {
+            self.take();
         }
         let range = offset as usize..(offset + bytes) as usize;
-        let request = match (write, random(10)) {
+        let request = match (write, self.below(10)) {
             (false, _) => Request::Read { offset, bytes: bytes as u32 },
             (true, 0) => {
-                model[range].fill(0);
-                Request::Discard { offset, bytes, fua: random(2) == 0 }
+                self.model[range].fill(0);
+                Request::Discard { offset, bytes, fua: self.below(2) == 0 }
             }
             (true, _) => {
                 let data = pattern(token, bytes as usize);
-                model[range].copy_from_slice(&data);
-                Request::Write { offset, data: data.into(), fua: random(10) == 0 }
+                self.model[range].copy_from_slice(&data);
+                Request::Write { offset, data: data.into(), fua: self.below(10) == 0 }
             }
         };
-        queue.submit(token, request).unwrap();
-        under_way.insert(token, (offset, bytes, write));
-        match random(200) {
+        self.queue.submit(token, request).unwrap();
+        self.under_way.insert(token, (offset, bytes, write));
+    }
+}
+
+fn queue_agrees_with_a_model(kind: RingKind, io_mode: IoMode, seed: u64) {
+    println!("seed {seed}");
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions { ring: Some(kind), io_mode, ..StoreOptions::default() };
+    let store = Store::create(dir.path(), options.clone()).unwrap();
+    let volume = store.create_volume("a", 24 << 20).unwrap();
+    let queue = volume.queue(QUEUE_DEPTH as u32).unwrap();
+    assert_eq!(queue.kind(), kind);
+    let mut trial = Trial { queue, model: vec![0; 24 << 20], under_way: Default::default(), random: seed };
+    for token in 0..4000 {
+        trial.submit(token);
+        match trial.below(200) {
             0 => volume.flush().unwrap(),
-            1 => {
-                forks += 1;
-                drop(volume.fork(&format!("fork{forks}")).unwrap());
-            }
+            1 => drop(volume.fork(&format!("fork{token}")).unwrap()),
             _ => {}
         }
     }
-    while queue.in_flight() > 0 {
-        queue.wait(&mut completions, None).unwrap();
+    while trial.queue.in_flight() > 0 {
+        trial.take();
     }
+    let Trial { queue, model, .. } = trial;
     assert_eq!(store.destroy_volume("a", false).unwrap_err().kind(), ErrorKind::Busy);
     drop(queue);
-    let mut all = vec![0; size as usize];
+    let mut all = vec![0; model.len()];
     volume.read_at(&mut all, 0).unwrap();
     assert!(all == model);
     store.close().unwrap();
     let store = Store::open(dir.path(), options).unwrap();
     store.volume("a").unwrap().read_at(&mut all, 0).unwrap();
     assert!(all == model, "after closing and opening");
-    let report = store.scrub(None, &mut |_| {}).unwrap();
-    assert_eq!(report.errors, Vec::<String>::new());
+    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
 }
 
 #[test]
 fn queue_over_io_uring() {
-    queue_agrees_with_a_model(volfork::io::RingKind::Uring, volfork::io::IoMode::Buffered, 11);
+    queue_agrees_with_a_model(RingKind::Uring, IoMode::Buffered, 11);
 }
 
 #[test]
 fn queue_over_threads() {
-    queue_agrees_with_a_model(volfork::io::RingKind::Threads, volfork::io::IoMode::Buffered, 12);
+    queue_agrees_with_a_model(RingKind::Threads, IoMode::Buffered, 12);
 }
 
 #[test]
 fn queue_with_direct_io() {
-    queue_agrees_with_a_model(volfork::io::RingKind::Uring, volfork::io::IoMode::Direct, 13);
+    queue_agrees_with_a_model(RingKind::Uring, IoMode::Direct, 13);
+}
+
+#[test]
+fn one_barrier_round_for_a_flush_and_for_a_fork() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path(), StoreOptions { threads: false, ..StoreOptions::default() }).unwrap();
+    let volume = store.create_volume("a", 1 << 30).unwrap();
+    let count = |what: &str, run: &mut dyn FnMut()| {
+        let before = store.barriers();
+        run();
+        assert_eq!(store.barriers() - before, 1, "{what}");
+    };
+    for extent in 0..50 {
+        volume.write_at(&[1; 4096], extent * (5 << 20)).unwrap();
+    }
+    count("a flush of many extents", &mut || volume.flush().unwrap());
+    count("a fork of a flushed volume", &mut || drop(volume.fork("b").unwrap()));
+    for extent in 0..50 {
+        volume.write_at(&[2; 4096], extent * (5 << 20)).unwrap();
+    }
+    count("a fork of a written volume", &mut || drop(volume.fork("c").unwrap()));
+    volume.write_at(&[3; 4096], 0).and_then(|()| volume.flush()).and_then(|()| volume.write_at(&[4; 4096], 0)).unwrap();
+    count("a fork after an overwrite in place", &mut || drop(volume.fork("d").unwrap()));
+    let before = store.barriers();
+    volume.flush().unwrap();
+    assert_eq!(store.barriers(), before, "a flush of nothing costs nothing");
+}
+
+#[test]
+fn a_second_opener_is_told_who_owns_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions { owner: "the first opener".into(), ..StoreOptions::default() };
+    let store = Store::create(dir.path(), options).unwrap();
+    let error = Store::open(dir.path(), StoreOptions::default()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    assert!(error.to_string().contains("the first opener"), "{error}");
+    store.close().unwrap();
+    Store::open(dir.path(), StoreOptions::default()).unwrap();
+}
+
+#[test]
+fn the_largest_volume_works_at_both_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path(), StoreOptions::default()).unwrap();
+    let size = 16 << 40;
+    assert_eq!(store.create_volume("b", size + 1).err().unwrap().kind(), ErrorKind::InvalidInput);
+    let volume = store.create_volume("a", size).unwrap();
+    for offset in [0, (8 << 40) - 2048, size - 4096] {
+        volume.write_at(&[7; 4096], offset).unwrap();
+    }
+    assert_eq!(volume.write_at(&[7; 2], size - 1).unwrap_err().kind(), ErrorKind::OutOfRange);
+    let fork = volume.fork("c").unwrap();
+    volume.discard(0, size).unwrap();
+    volume.flush().unwrap();
+    for offset in [0, (8 << 40) - 2048, size - 4096] {
+        let mut bytes = [1; 4096];
+        fork.read_at(&mut bytes, offset).unwrap();
+        assert_eq!(bytes, [7; 4096]);
+        volume.read_at(&mut bytes, offset).unwrap();
+        assert_eq!(bytes, [0; 4096]);
+    }
+}
+
+#[test]
+fn a_chain_of_ten_thousand_layers_reads_and_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path(), StoreOptions::default()).unwrap();
+    let volume = store.create_volume("a", 64 << 20).unwrap();
+    for layer in 0..10_000u32 {
+        volume.write_at(&layer.to_le_bytes(), u64::from(layer) * 4096).unwrap();
+        volume.snapshot(&format!("s{layer}")).unwrap();
+    }
+    store.close().unwrap();
+    let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+    assert_eq!(store.show("a").unwrap().depth, 10_001);
+    let volume = store.volume("a").unwrap();
+    for layer in (0..10_000u32).step_by(77) {
+        let mut bytes = [0; 4];
+        volume.read_at(&mut bytes, u64::from(layer) * 4096).unwrap();
+        assert_eq!(u32::from_le_bytes(bytes), layer);
+    }
+    store.destroy_volume("a", true).unwrap();
+    assert_eq!(store.list().unwrap().len(), 0);
 }

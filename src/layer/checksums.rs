@@ -7,13 +7,13 @@
 //! Layer and block number make a block that was written to, or read from, a wrong place fail its check. The entry of a block
 //! that is not present means nothing.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 
 use super::files::LayerFiles;
 use crate::format::LayerFile;
@@ -59,7 +59,7 @@ impl ChecksumPage {
 
 type Key = (LayerId, u32);
 /// Hashed without a random seed, so that a simulated run can be repeated.
-type Pages = HashMap<Key, Arc<ChecksumPage>, BuildHasherDefault<DefaultHasher>>;
+type Pages = FxHashMap<Key, Arc<ChecksumPage>>;
 
 /// A bounded cache of pages. Changed pages and pages in use are never dropped.
 pub struct ChecksumCache {

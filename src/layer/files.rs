@@ -1,11 +1,11 @@
 //! Open files of layers: opened when they are needed, closed when too many are open.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 
 use crate::format::{LayerFile, StorePaths};
 use crate::ids::LayerId;
@@ -28,7 +28,7 @@ pub struct LayerFiles {
 
 #[derive(Default)]
 struct Open {
-    files: HashMap<Key, (Arc<dyn DiskFile>, u64)>,
+    files: FxHashMap<Key, (Arc<dyn DiskFile>, u64)>,
     uses: u64,
 }
 

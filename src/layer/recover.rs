@@ -1,10 +1,11 @@
 //! What the journal says of layers, until the store is open.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use roaring::RoaringBitmap;
+use rustc_hash::FxHashMap;
 
 use super::blocks::BlockRead;
 use super::checksums::{ChecksumCache, block_checksum};
@@ -160,7 +161,7 @@ impl Recovery {
             Record::Presence(crate::format::PresenceRecord { layer: *id, present, zeroed, marked: layer.marked.clone() })
         });
         let journal = start(&mut records.chain(kept))?;
-        let table: HashMap<LayerId, Arc<Layer>> = self
+        let table: FxHashMap<LayerId, Arc<Layer>> = self
             .layers
             .into_iter()
             .map(|(id, recovered)| {

@@ -1,11 +1,12 @@
 //! All layers of a store, and what they share.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 
 use super::checksums::{ChecksumCache, ChecksumPage};
 use super::commit::{Commit, Ticket};
@@ -52,7 +53,7 @@ pub struct Layers {
     pub(super) files: LayerFiles,
     pub(super) checksums: ChecksumCache,
     pub(super) commit: Commit,
-    table: RwLock<HashMap<LayerId, Arc<Layer>>>,
+    table: RwLock<FxHashMap<LayerId, Arc<Layer>>>,
     reapers: Mutex<Vec<Weak<dyn Reap>>>,
     fresh_blocks: AtomicU64,
     barriers: AtomicU64,
@@ -65,7 +66,7 @@ impl Layers {
         config: LayerConfig,
         files: LayerFiles,
         checksums: ChecksumCache,
-        table: HashMap<LayerId, Arc<Layer>>,
+        table: FxHashMap<LayerId, Arc<Layer>>,
         journal: Journal,
     ) -> Self {
         Self {

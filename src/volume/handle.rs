@@ -21,7 +21,7 @@ pub struct Volume(pub(super) Arc<Head>);
 
 impl Volume {
     /// The handle of an open head.
-    pub fn of(head: Arc<Head>) -> Self {
+    pub(crate) fn of(head: Arc<Head>) -> Self {
         Self(head)
     }
 
@@ -163,7 +163,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
-    pub fn open(core: &Arc<Core>, volume: &str, snapshot: &str) -> Result<Self> {
+    pub(crate) fn open(core: &Arc<Core>, volume: &str, snapshot: &str) -> Result<Self> {
         let (layer, size_bytes) = {
             let catalog = core.catalog();
             let (_, entry) = catalog.snapshot(volume, snapshot)?;

@@ -1,7 +1,6 @@
 //! Named, sized heads and what can be done with them.
 //!
-//! The cast: a [`Core`] is what the volumes of a store share; a [`Head`] is one open volume, with its [`view`](View) of the
-//! chain and its gate; [`Volume`] and [`Snapshot`] are the handles that users hold; a [`Queue`] takes many requests at once.
+//! The cast: a `Core` is what the volumes of a store share; a `Head` is one open volume, with its view of the chain and its gate; [`Volume`] and [`Snapshot`] are the handles that users hold; a [`Queue`] takes many requests at once.
 mod core;
 mod count;
 mod gate;
@@ -15,7 +14,7 @@ mod runs;
 mod shape;
 mod view;
 
-pub use self::core::{Core, CoreConfig};
+pub(crate) use self::core::{Core, CoreConfig};
 pub use handle::{Snapshot, Volume};
 pub use info::{BlockCounts, HydrationInfo, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
 pub use queue::Queue;

@@ -87,7 +87,7 @@ impl Core {
 
     /// Owners of blocks of an extent.
     pub(super) fn owners(&self, view: &View, extent: u32, range: Range<u32>) -> Vec<(Range<u32>, Owner)> {
-        let mut runs = Vec::with_capacity(4);
+        let mut runs = Vec::with_capacity(1);
         view.owners.runs(extent, range, || self.resolve(&view.layer, extent), &mut runs);
         runs
     }
