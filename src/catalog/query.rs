@@ -84,17 +84,6 @@ impl Catalog {
         VolumeId(self.next_volume)
     }
 
-    /// Volumes whose chain ends in the root `layer`.
-    pub fn volumes_over(&self, layer: LayerId) -> Vec<VolumeId> {
-        let mut over = Vec::new();
-        for (id, volume) in &self.volumes {
-            if self.chain(volume.head).any(|(ancestor, _)| ancestor == layer) {
-                over.push(*id);
-            }
-        }
-        over
-    }
-
     /// Records that make this shape from nothing, parents first.
     pub fn records(&self) -> Vec<Record> {
         let mut records = vec![Record::Counters { volume: self.next_volume, layer: self.next_layer }];

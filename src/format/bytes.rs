@@ -31,11 +31,6 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    /// Bytes left.
-    pub fn remaining(&self) -> usize {
-        self.rest.len()
-    }
-
     /// Takes `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], FormatError> {
         let (taken, rest) =
@@ -54,11 +49,6 @@ impl<'a> Reader<'a> {
     /// Takes a byte.
     pub fn u8(&mut self) -> Result<u8, FormatError> {
         Ok(self.array::<1>()?[0])
-    }
-
-    /// Takes 16 bits.
-    pub fn u16(&mut self) -> Result<u16, FormatError> {
-        Ok(u16::from_le_bytes(self.array()?))
     }
 
     /// Takes 32 bits.

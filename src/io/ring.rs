@@ -100,11 +100,11 @@ impl RingWaker {
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Takes all wakes so far.
-    pub(super) fn clear(&self) {
+    /// Takes all wakes so far; answers whether there were any.
+    pub(super) fn clear(&self) -> bool {
         let mut count = [0u8; 8];
         // SAFETY: `count` is 8 bytes and lives past the call; without a wake the call fails and changes nothing.
-        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) > 0 }
     }
 }
 
@@ -177,7 +177,12 @@ impl Ring {
     /// As `reap`.
     pub fn wait(&mut self, done: &mut Vec<Done>, timeout: Option<Duration>) -> io::Result<usize> {
         let taken = self.reap(done)?;
-        if taken > 0 {
+        // A wake that came with nothing else ends the wait as well: what it announces is not in the ring.
+        let woken = match &mut self.0 {
+            Backend::Uring(ring) => ring.take_woken(),
+            Backend::Threads(ring) => ring.take_woken(),
+        };
+        if taken > 0 || woken {
             return Ok(taken);
         }
         poll_readable(self.as_raw_fd(), timeout)?;
@@ -217,5 +222,73 @@ fn poll_readable(fd: RawFd, timeout: Option<Duration>) -> io::Result<()> {
             error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             error => Err(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Disk, IoMode, OpenMode, SystemDisk};
+
+    fn rings() -> [Ring; 2] {
+        [RingKind::Uring, RingKind::Threads].map(|kind| Ring::new(8, Some(kind)).unwrap())
+    }
+
+    #[test]
+    fn a_wake_ends_a_wait_whenever_it_comes() {
+        for mut ring in rings() {
+            for _ in 0..3 {
+                ring.waker().wake();
+                assert_eq!(ring.wait(&mut Vec::new(), None).unwrap(), 0);
+            }
+            let waker = ring.waker();
+            let thread = std::thread::spawn(move || waker.wake());
+            ring.wait(&mut Vec::new(), None).unwrap();
+            thread.join().unwrap();
+            assert_eq!(ring.wait(&mut Vec::new(), Some(Duration::from_millis(1))).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn more_transfers_than_entries_all_end_and_ends_of_files_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        for mut ring in rings() {
+            let file = SystemDisk::new().open(&dir.path().join("f"), OpenMode::Create, IoMode::Buffered).unwrap();
+            let mut done = Vec::new();
+            for number in 0..100u64 {
+                let data = Bytes::from(vec![number as u8; 4096]);
+                ring.push(number, Op::Write { file: Arc::clone(&file), data, offset: number * 4096 });
+            }
+            while ring.in_flight() > 0 {
+                ring.wait(&mut done, None).unwrap();
+            }
+            assert!(done.len() == 100 && done.drain(..).all(|done| done.result.is_ok()));
+            for number in 0..101u64 {
+                ring.push(number, Op::Read { file: Arc::clone(&file), buffer: AlignedBuffer::new(4096), offset: number * 4096 });
+            }
+            while ring.in_flight() > 0 {
+                ring.wait(&mut done, None).unwrap();
+            }
+            for Done { token, op, result } in done {
+                match (result, op) {
+                    (Ok(()), Op::Read { buffer, .. }) => assert!(buffer.iter().all(|byte| u64::from(*byte) == token)),
+                    (Err(error), _) => assert!(token == 100 && error.kind() == io::ErrorKind::UnexpectedEof),
+                    _ => panic!("a read ends as a read"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_dropped_ring_waits_for_what_the_kernel_has() {
+        let dir = tempfile::tempdir().unwrap();
+        for mut ring in rings() {
+            let file = SystemDisk::new().open(&dir.path().join("f"), OpenMode::Create, IoMode::Buffered).unwrap();
+            let data = Bytes::from(vec![5; 8 << 20]);
+            ring.push(0, Op::Write { file: Arc::clone(&file), data: data.clone(), offset: 0 });
+            ring.reap(&mut Vec::new()).unwrap();
+            drop(ring);
+            assert!(data.is_unique(), "the ring has given its buffer back");
+        }
     }
 }

@@ -21,6 +21,7 @@ pub struct ThreadRing {
     waker: RingWaker,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
+    woken: bool,
 }
 
 impl ThreadRing {
@@ -33,6 +34,7 @@ impl ThreadRing {
             waker: RingWaker::new()?,
             threads: Vec::new(),
             in_flight: 0,
+            woken: false,
         })
     }
 
@@ -42,6 +44,11 @@ impl ThreadRing {
 
     pub fn waker(&self) -> RingWaker {
         self.waker.clone()
+    }
+
+    /// Whether a wake was taken since the last call.
+    pub fn take_woken(&mut self) -> bool {
+        std::mem::take(&mut self.woken)
     }
 
     pub fn push(&mut self, token: u64, op: Op) {
@@ -69,7 +76,7 @@ impl ThreadRing {
     }
 
     pub fn reap(&mut self, done: &mut Vec<Done>) -> usize {
-        self.waker.clear();
+        self.woken |= self.waker.clear();
         let mut ended = self.ended.lock();
         let count = ended.len();
         done.append(&mut ended);

@@ -31,6 +31,7 @@ pub struct UringRing {
     waker: RingWaker,
     armed: bool,
     closing: bool,
+    woken: bool,
     /// Ended without the kernel.
     ended: Vec<Done>,
 }
@@ -50,6 +51,7 @@ impl UringRing {
             waker,
             armed: false,
             closing: false,
+            woken: false,
             ended: Vec::new(),
         })
     }
@@ -60,6 +62,11 @@ impl UringRing {
 
     pub fn waker(&self) -> RingWaker {
         self.waker.clone()
+    }
+
+    /// Whether a wake was taken since the last call.
+    pub fn take_woken(&mut self) -> bool {
+        std::mem::take(&mut self.woken)
     }
 
     pub fn push(&mut self, token: u64, op: Op) {
@@ -133,7 +140,7 @@ impl UringRing {
         for (slot, result) in completions {
             self.entries -= 1;
             if slot == WAKE {
-                self.waker.clear();
+                self.woken |= self.waker.clear();
                 self.armed = false;
                 continue;
             }

@@ -209,7 +209,7 @@ impl Layers {
 
     /// Checksums of consecutive blocks.
     pub fn checksums_of(&self, layer: &Layer, first: u32, data: &[u8]) -> Vec<u32> {
-        let blocks = data.chunks(self.block_size.bytes() as usize).zip(first..);
+        let blocks = data.chunks(self.block_size.bytes() as usize).zip(first..=u32::MAX);
         blocks.map(|(bytes, block)| block_checksum(layer.id, block, bytes)).collect()
     }
 }

@@ -83,7 +83,7 @@ impl Recovery {
         let last = run.block + (run.checksums.len() as u32 - 1);
         layer.presence.present.insert_range(run.block..=last);
         layer.presence.zeroed.remove_range(run.block..=last);
-        for (block, checksum) in (run.block..).zip(&run.checksums) {
+        for (block, checksum) in (run.block..=u32::MAX).zip(&run.checksums) {
             let page = self.checksums.page(&self.files, run.layer, block / EXTENT_BLOCKS);
             let page = page.map_err(|error| Error::io(format!("cannot read the checksums of layer {}", run.layer), error))?;
             page.set(block % EXTENT_BLOCKS, *checksum);
@@ -102,7 +102,7 @@ impl Recovery {
     pub fn matching(&self, run: &BlockRun) -> Vec<BlockRun> {
         let mut parts: Vec<BlockRun> = Vec::new();
         let mut last = None;
-        for (block, checksum) in (run.block..).zip(&run.checksums) {
+        for (block, checksum) in (run.block..=u32::MAX).zip(&run.checksums) {
             if !self.matches(run.layer, block, *checksum) {
                 continue;
             }

@@ -14,6 +14,10 @@ use crate::volume::head::Head;
 use crate::volume::request::{Completion, Request};
 use crate::volume::view::Piece;
 
+/// Writes into the page cache up to this size are done on the caller's thread: a copy costs less than a way through the ring,
+/// where the kernel hands them to worker threads.
+const INLINE_BYTES_MAX: usize = 256 << 10;
+
 /// A write that the ring has. Its blocks are latched and the gate is passed.
 pub struct PendingWrite {
     token: u64,
@@ -28,7 +32,7 @@ pub struct PendingWrite {
 
 impl Shared {
     /// Starts a write. `false`: it needs a worker.
-    pub(super) fn start_write(&self, inner: &mut Inner, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
+    pub(super) fn start_write(self: &Arc<Self>, inner: &mut Inner, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
         let Target::Volume(head) = &self.target else { return false };
         let core = &head.core;
         let block_bytes = core.block_size.bytes();
@@ -45,7 +49,7 @@ impl Shared {
         started
     }
 
-    fn admit_write(&self, inner: &mut Inner, head: &Arc<Head>, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
+    fn admit_write(self: &Arc<Self>, inner: &mut Inner, head: &Arc<Head>, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
         let core = &head.core;
         let layer = {
             let view = head.view.read();
@@ -74,12 +78,51 @@ impl Shared {
             at += piece.bytes;
             pieces.push(piece);
         }
+        if core.layers.io_mode() == IoMode::Buffered && data.len() <= INLINE_BYTES_MAX {
+            self.write_inline(inner, head, token, &layer, &pieces, data, fua);
+            return true;
+        }
         let owned = pieces.iter().map(|piece| head.is_owner(&layer, piece.extent, piece.blocks.clone())).collect();
         let checksums = core.layers.checksums_of(&layer, block, data);
         let (segment, place) = core.layers.place(block);
         let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, pieces, checksums, owned, segment }));
         inner.ring.push(u64::from(slot) << 32, Op::Write { file, data: core.layers.for_disk(data), offset: place });
         true
+    }
+
+    /// Writes admitted pieces here and now.
+    #[allow(clippy::too_many_arguments, reason = "they are what one request is made of")]
+    fn write_inline(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        head: &Arc<Head>,
+        token: u64,
+        layer: &Arc<Layer>,
+        pieces: &[Piece],
+        data: &Bytes,
+        fua: bool,
+    ) {
+        let layers = &head.core.layers;
+        let (mut at, mut outcome) = (0, Ok(Bytes::new()));
+        for piece in pieces {
+            let part = &data[at..at + piece.bytes as usize];
+            at += piece.bytes as usize;
+            if outcome.is_err() {
+                layers.withdraw_write(layer, piece.extent, &BlockBits::of(piece.blocks.clone()));
+                continue;
+            }
+            let owned = head.is_owner(layer, piece.extent, piece.blocks.clone());
+            match layers.write_admitted(layer, piece.extent, piece.blocks.clone(), part) {
+                Ok(()) if !owned => head.take_over(layer, piece.extent, piece.blocks.clone()),
+                Ok(()) => {}
+                Err(error) => outcome = Err(error),
+            }
+        }
+        head.gate.leave();
+        match outcome {
+            Ok(_) if fua => self.delegate(token, Request::Flush),
+            result => inner.ready.push(Completion { token, result }),
+        }
     }
 
     pub(super) fn end_write(self: &Arc<Self>, inner: &mut Inner, slot: u32, done: Done) {
