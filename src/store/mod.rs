@@ -179,7 +179,7 @@ impl Store {
     /// Pauses, resumes or caps hydration, durably; answers its progress.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] if there is nothing to hydrate.
+    /// [`crate::ErrorKind::NotFound`].
     pub fn control_hydration(&self, name: &str, control: HydrationControl) -> Result<HydrationInfo> {
         if control.paused.is_some() || control.rate_bytes_per_second.is_some() {
             self.0.core.set_hydration(name, |settings| {

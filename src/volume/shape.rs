@@ -335,10 +335,10 @@ impl Core {
         self.layers.wait(ticket)
     }
 
-    /// Pauses, resumes or caps the hydration of the roots below a volume, durably.
+    /// Pauses, resumes or caps the hydration of the root below a volume, durably. Nothing happens if it has no source (any more).
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`] if the volume has no source.
+    /// [`ErrorKind::NotFound`].
     pub fn set_hydration(&self, name: &str, change: impl Fn(&mut HydrationSettings)) -> Result<()> {
         let ticket = {
             let mut catalog = self.catalog();
@@ -346,9 +346,8 @@ impl Core {
             let head = catalog.volume(id).map(|entry| entry.head);
             let root = head.and_then(|head| catalog.chain(head).find(|(_, entry)| entry.source.is_some())).map(|(layer, _)| layer);
             let hydrator = root.and_then(|root| self.hydrator(root));
-            let Some(hydrator) = hydrator else {
-                return Err(Error::new(ErrorKind::InvalidInput, format!("volume '{name}' has no source: there is nothing to hydrate")));
-            };
+            // It may have become complete a moment ago: then there is nothing to change.
+            let Some(hydrator) = hydrator else { return Ok(()) };
             let mut settings = hydrator.settings();
             change(&mut settings);
             hydrator.set_settings(settings);
