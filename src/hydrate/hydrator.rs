@@ -137,6 +137,9 @@ impl Hydrator {
     pub(super) fn note_outcome(&self, result: Result<u64, &SourceError>) {
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
+        // A handle whose export has changed is of no use; what is there at the next try may be the right one again.
+        let useless = matches!(result, Err(error) if error.kind == SourceErrorKind::Changed);
+        let discarded = if useless { state.source.take() } else { None };
         match result {
             Ok(bytes) => {
                 state.failures = 0;
@@ -150,6 +153,10 @@ impl Hydrator {
                 let pause = RETRY_PAUSES.start.saturating_mul(1 << (state.failures - 1).min(8));
                 state.retry_at = now + pause.min(RETRY_PAUSES.end);
             }
+        }
+        drop(state);
+        if let Some(source) = discarded {
+            source.close();
         }
     }
 

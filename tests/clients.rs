@@ -1,0 +1,432 @@
+//! Real clients against the server, real servers as sources, and a server that is killed.
+//!
+//! Needs the programs that `.ci/run` installs; a missing one fails the test that needs it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::source::{NbdOptions as SourceOptions, UriSources};
+use volfork::{Store, StoreOptions};
+
+const MIB: usize = 1 << 20;
+/// `nbdsh` is a module of the system's Python.
+const PYTHON: &str = "/usr/bin/python3";
+
+fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut data = Vec::with_capacity(bytes + 8);
+    while data.len() < bytes {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        data.extend_from_slice(&(state ^ (state >> 29)).to_le_bytes());
+    }
+    data.truncate(bytes);
+    data
+}
+
+fn start(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs a program to its end; answers what it printed.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = start(program, arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program} cannot be run ({error}): see .ci/run for the packages"));
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {arguments:?} failed: {text}");
+    text
+}
+
+/// A child that is killed when the test ends.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits for something that another process does, for at most 20 seconds.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{what} did not happen");
+        std::thread::yield_now();
+    }
+}
+
+struct Host {
+    dir: tempfile::TempDir,
+    store: Store,
+    server: Option<NbdServer>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let nbd = SourceOptions { give_up_after: Duration::from_millis(300), ..SourceOptions::default() };
+        let options = StoreOptions { sources: Some(Arc::new(UriSources { nbd })), ..StoreOptions::default() };
+        let store = Store::create(&dir.path().join("store"), options).unwrap();
+        let socket = dir.path().join("sock");
+        let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
+        let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap();
+        Self { dir, store, server: Some(server) }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.path("sock"))
+    }
+
+    fn volume(&self, name: &str, data: &[u8]) {
+        let volume = self.store.create_volume(name, data.len() as u64).unwrap();
+        volume.write_at(data, 0).and_then(|()| volume.flush()).unwrap();
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        let volume = self.store.volume(name).unwrap();
+        let mut bytes = vec![0; volume.size_bytes() as usize];
+        volume.read_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.server.take().map(NbdServer::shutdown);
+    }
+}
+
+#[test]
+fn nbdinfo_sees_exports_as_they_are() {
+    let host = Host::new();
+    host.volume("a", &pattern(1, 4 * MIB));
+    host.store.volume("a").unwrap().discard(MIB as u64, MIB as u64).unwrap();
+    host.store.create_snapshot("a", "s").unwrap();
+    let list = run("nbdinfo", &["--list", &host.uri("")]);
+    assert!(list.contains("export=\"a\"") && list.contains("export=\"a@s\""), "{list}");
+    let volume = run("nbdinfo", &["--json", &host.uri("a")]);
+    for part in ["\"can_multi_conn\": true", "\"is_read_only\": false", "\"export-size\": 4194304", "qemu:allocation-depth"] {
+        assert!(volume.contains(part), "{part}: {volume}");
+    }
+    assert!(run("nbdinfo", &["--json", &host.uri("a@s")]).contains("\"is_read_only\": true"));
+    let map = run("nbdinfo", &["--map", &host.uri("a")]);
+    let rows: Vec<Vec<&str>> = map.lines().map(|line| line.split_whitespace().collect()).collect();
+    let expected = [["0", "1048576", "0", "data"], ["1048576", "1048576", "3", "hole,zero"], ["2097152", "2097152", "0", "data"]];
+    assert_eq!(rows, expected, "{map}");
+}
+
+#[test]
+fn copies_go_both_ways_over_many_connections() {
+    let host = Host::new();
+    let data = pattern(2, 24 * MIB + 512);
+    host.volume("a", &data);
+    let image = host.path("image");
+    run("nbdcopy", &["--connections=4", "--requests=32", &host.uri("a"), &image]);
+    assert!(std::fs::read(&image).unwrap() == data);
+    host.store.create_volume("b", data.len() as u64).unwrap();
+    run("nbdcopy", &["--connections=4", "--flush", &image, &host.uri("b")]);
+    assert!(host.bytes("b") == data);
+    // The plugin fails if a byte that comes back is not the one it gave.
+    host.store.create_volume("c", 64 * MIB as u64).unwrap();
+    let there_and_back = format!("nbdcopy \"$uri\" '{0}' && nbdcopy '{0}' \"$uri\"", host.uri("c"));
+    run("nbdkit", &["-U", "-", "sparse-random", "64M", "seed=7", "--run", &there_and_back]);
+}
+
+#[test]
+fn qemu_reads_writes_zeroes_and_maps() {
+    let host = Host::new();
+    let data = pattern(3, 8 * MIB);
+    host.volume("a", &data);
+    let (image, uri) = (host.path("image"), host.uri("a"));
+    std::fs::write(&image, &data).unwrap();
+    run("qemu-img", &["compare", "-f", "raw", "-F", "raw", &uri, &image]);
+    let copy = host.path("copy.qcow2");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, &copy]);
+    run("qemu-img", &["compare", "-F", "raw", &copy, &image]);
+    let commands = [
+        "write -P 0xab 1000 5000",
+        "flush",
+        "read -P 0xab 1000 5000",
+        "write -z 64k 128k",
+        "read -P 0 64k 128k",
+        "write -z -u 1M 1M",
+        "read -P 0 1M 1M",
+        "write -z -u -n 2M 64k",
+        "read -P 0 2M 64k",
+        "write -f -P 7 300k 64k",
+        "read -P 7 300k 64k",
+        "discard 4M 1M",
+        "read -P 0 4M 1M",
+        "aio_write -P 9 5M 64k",
+        "aio_write -P 8 5184k 64k",
+        "aio_flush",
+        "read -P 9 5M 64k",
+        "read -P 8 5184k 64k",
+    ];
+    let mut arguments = vec!["-f", "raw"];
+    arguments.extend(commands.iter().flat_map(|command| ["-c", command]));
+    arguments.push(&uri);
+    let text = run("qemu-io", &arguments);
+    assert!(!text.contains("failed") && !text.contains("error"), "{text}");
+    let map = run("qemu-img", &["map", "--output=json", "-f", "raw", &uri]);
+    assert!(map.contains("{ \"start\": 1048576, \"length\": 1114112, \"depth\": 0, \"present\": true, \"zero\": true"), "{map}");
+}
+
+#[test]
+fn fio_verifies_what_it_wrote() {
+    let host = Host::new();
+    host.store.create_volume("a", 64 * MIB as u64).unwrap();
+    let uri = format!("--uri={}", host.uri("a"));
+    let common = ["--bs=4k", "--iodepth=32", "--size=32M", "--verify=crc32c", "--verify_fatal=1", "--randseed=5"];
+    let mut arguments = vec!["--name=x", "--rw=randrw", "--ioengine=nbd", uri.as_str()];
+    arguments.extend(common);
+    assert!(run("fio", &arguments).contains("err= 0"));
+}
+
+#[test]
+fn requests_out_of_order_of_the_book_get_errors_and_the_connection_goes_on() {
+    let host = Host::new();
+    host.volume("a", &pattern(4, MIB));
+    host.store.create_snapshot("a", "s").unwrap();
+    let script = r#"
+import errno
+h.set_strict_mode(0)
+def fails(what, call, number):
+    try:
+        call()
+    except nbd.Error as error:
+        assert error.errnum == number, (what, error)
+    else:
+        raise AssertionError(what)
+size = h.get_size()
+fails("read past the end", lambda: h.pread(512, size), errno.EINVAL)
+fails("write past the end", lambda: h.pwrite(b"x" * 512, size - 100), errno.ENOSPC)
+fails("trim past the end", lambda: h.trim(512, size), errno.EINVAL)
+fails("unknown flag", lambda: h.pread(512, 0, 1 << 9), errno.EINVAL)
+fails("status without a context", lambda: h.block_status(512, 0, lambda *a: 0), errno.EINVAL)
+h.pwrite(b"y" * 3, 7, nbd.CMD_FLAG_FUA)
+assert h.pread(5, 6)[1:4] == b"yyy"
+h.flush()
+"#;
+    run(PYTHON, &["-m", "nbd", "-u", &host.uri("a"), "-c", script]);
+    let read_only = "import errno\nh.set_strict_mode(0)\ntry:\n    h.pwrite(b'x', 0)\n    raise AssertionError\nexcept nbd.Error as e:\n    assert e.errnum == errno.EPERM, e\nh.pread(1, 0)";
+    run(PYTHON, &["-m", "nbd", "-u", &host.uri("a@s"), "-c", read_only]);
+}
+
+/// Undoes mounts, also after a failure.
+struct Mounted(String);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = start("umount", &["-l", &self.0]).stderr(Stdio::null()).status();
+    }
+}
+
+#[test]
+fn a_file_system_lives_on_a_volume() {
+    let host = Host::new();
+    host.store.create_volume("a", 64 * MIB as u64).unwrap();
+    let (fuse, place) = (host.path("fuse"), host.path("place"));
+    std::fs::create_dir(&fuse).unwrap();
+    std::fs::create_dir(&place).unwrap();
+    let _fuse = Mounted(fuse.clone());
+    let _process = Process(start("nbdfuse", &[&fuse, &host.uri("a")]).spawn().expect("nbdfuse runs: see .ci/run for the packages"));
+    let file = format!("{fuse}/nbd");
+    until("the fuse mount", || Path::new(&file).exists());
+    run("mkfs.ext4", &["-q", "-F", &file]);
+    {
+        let _mounted = Mounted(place.clone());
+        run("mount", &["-o", "loop", &file, &place]);
+        for number in 0..50 {
+            std::fs::write(format!("{place}/{number}"), pattern(number, 10_000 * number as usize)).unwrap();
+        }
+        std::fs::remove_file(format!("{place}/7")).unwrap();
+        run("umount", &[&place]);
+    }
+    run("e2fsck", &["-fn", &file]);
+    host.store.volume("a").unwrap().fork("b").unwrap();
+    let image = host.path("image");
+    std::fs::write(&image, host.bytes("b")).unwrap();
+    run("e2fsck", &["-fn", &image]);
+}
+
+fn fork_and_verify(host: &Host, uri: &str, name: &str, data: &[u8]) {
+    let fork = host.store.fork(uri, name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut part = vec![0; 100_000];
+    for offset in [data.len() - part.len(), 12_345, data.len() / 2] {
+        fork.read_at(&mut part, offset as u64).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(part == data[offset..offset + part.len()], "{name} at {offset}");
+    }
+    assert!(host.store.wait_hydrated(name, Duration::from_secs(60)).unwrap(), "{name}: {:?}", host.store.show(name).unwrap().hydration);
+    assert!(host.bytes(name) == data, "{name}");
+    let info = host.store.show(name).unwrap();
+    assert_eq!((info.blocks.missing, info.source), (0, None), "{name}");
+}
+
+#[test]
+fn every_server_is_a_source() {
+    let host = Host::new();
+    let mut data = pattern(6, 12 * MIB);
+    data[2 * MIB..6 * MIB].fill(0);
+    let image = host.path("image");
+    std::fs::write(&image, &data).unwrap();
+    host.volume("own", &data);
+    fork_and_verify(&host, &host.uri("own"), "from-volfork", &data);
+    let socket = host.path("qemu");
+    let _qemu = Process(start("qemu-nbd", &["-r", "-t", "-e", "8", "-f", "raw", "-k", &socket, "-x", "x", &image]).spawn().unwrap());
+    until("qemu-nbd's socket", || Path::new(&socket).exists());
+    fork_and_verify(&host, &format!("nbd+unix:///x?socket={socket}"), "from-qemu", &data);
+    let filters: [(&str, &[&str], &[&str]); 6] = [
+        ("plain", &[], &[]),
+        ("noextents", &["--filter=noextents"], &[]),
+        ("error", &["--filter=error"], &["error-pread-rate=5%"]),
+        ("delay", &["--filter=delay"], &["rdelay=5ms"]),
+        ("blocksize", &["--filter=blocksize-policy"], &["blocksize-minimum=4096", "blocksize-maximum=64K", "blocksize-error-policy=error"]),
+        ("simple", &["--no-sr"], &[]),
+    ];
+    for (name, before, after) in filters {
+        let socket = host.path(name);
+        let mut arguments = vec!["-f", "-r", "-U", socket.as_str()];
+        arguments.extend(before);
+        arguments.extend(["file", image.as_str()]);
+        arguments.extend(after);
+        let _server = Process(start("nbdkit", &arguments).spawn().expect("nbdkit runs: see .ci/run for the packages"));
+        until("nbdkit's socket", || Path::new(&socket).exists());
+        fork_and_verify(&host, &format!("nbd+unix:///?socket={socket}"), name, &data);
+    }
+}
+
+fn nbdkit_file(socket: &str, image: &str, more: &[&str]) -> Process {
+    let _ = std::fs::remove_file(socket);
+    let mut arguments = vec!["-f", "-r", "-U", socket];
+    arguments.extend(more.iter().filter(|argument| argument.starts_with('-')));
+    arguments.extend(["file", image]);
+    arguments.extend(more.iter().filter(|argument| !argument.starts_with('-')));
+    let server = Process(start("nbdkit", &arguments).spawn().expect("nbdkit runs: see .ci/run for the packages"));
+    until("nbdkit's socket", || Path::new(socket).exists());
+    server
+}
+
+#[test]
+fn a_source_that_dies_and_returns_is_used_again_and_another_one_is_refused() {
+    let host = Host::new();
+    let data = pattern(8, 16 * MIB);
+    let (image, socket) = (host.path("image"), host.path("kit"));
+    std::fs::write(&image, &data).unwrap();
+    let uri = format!("nbd+unix:///?socket={socket}");
+    let state = |wanted: &str| {
+        let info = host.store.show("a").unwrap();
+        serde_json::to_value(info.state).unwrap() == wanted
+    };
+    let first = nbdkit_file(&socket, &image, &["--filter=delay", "rdelay=50ms"]);
+    let fork = host.store.fork(&uri, "a").unwrap();
+    fork.read_at(&mut [0; 4096], 0).unwrap();
+    drop(first);
+    until("degradation", || state("degraded"));
+    fork.write_at(&[7; 4096], 9 * MIB as u64).and_then(|()| fork.flush()).unwrap();
+    fork.read_at(&mut [0; 4096], 0).unwrap();
+    // A source of another size is not the one that was forked.
+    std::fs::write(host.path("other"), &data[..MIB]).unwrap();
+    let other = nbdkit_file(&socket, &host.path("other"), &[]);
+    until("refusal", || host.store.show("a").unwrap().hydration.last_error.is_some_and(|error| error.contains("bytes now")));
+    assert!(!state("created"));
+    drop(other);
+    // A fork that was refused once is opened anew with the store.
+    let _second = nbdkit_file(&socket, &image, &[]);
+    host.store.control_hydration("a", volfork::store::HydrationControl { paused: Some(false), ..Default::default() }).unwrap();
+    assert!(host.store.wait_hydrated("a", Duration::from_secs(60)).unwrap(), "{:?}", host.store.show("a").unwrap().hydration);
+    let mut expected = data;
+    expected[9 * MIB..9 * MIB + 4096].fill(7);
+    assert!(host.bytes("a") == expected);
+}
+
+/// `volfork serve` as a process of its own.
+struct Served {
+    process: Process,
+    store: PathBuf,
+    socket: String,
+}
+
+impl Served {
+    fn start(dir: &Path) -> Self {
+        let (store, socket) = (dir.join("store"), dir.join("served.sock").display().to_string());
+        let mut command = start(env!("CARGO_BIN_EXE_volfork"), &["--json", "serve", "--listen", &format!("unix:{socket}")]);
+        let mut child = command.env("VOLFORK_STORE", &store).stdout(Stdio::piped()).spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        assert!(ready.contains("listening"), "{ready}");
+        Self { process: Process(child), store, socket }
+    }
+
+    fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket)
+    }
+}
+
+#[test]
+fn a_killed_server_loses_nothing_that_was_flushed() {
+    let rounds = std::env::var("VOLFORK_KILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5u64);
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    std::fs::write(&image, pattern(9, 48 * MIB)).unwrap();
+    let kit = dir.path().join("kit").display().to_string();
+    let _source = nbdkit_file(&kit, image.to_str().unwrap(), &["--filter=rate", "rate=200M"]);
+    let store = Store::create(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    store.create_volume("a", 64 * MIB as u64).and_then(|_| store.close()).unwrap();
+    drop(store);
+    let mut written = 0u64;
+    for round in 0..rounds {
+        let mut served = Served::start(dir.path());
+        if round == 0 {
+            let fork = ["fork", &format!("nbd+unix:///?socket={kit}"), "far"].map(str::to_owned);
+            let status = Command::new(env!("CARGO_BIN_EXE_volfork")).env("VOLFORK_STORE", &served.store).args(fork).status().unwrap();
+            assert!(status.success());
+        }
+        // Writes numbered blocks, flushes after each, and says which; it is read until the server is killed in the middle.
+        let script = format!(
+            "import sys, struct\nn = {written}\nwhile True:\n    n += 1\n    h.pwrite(struct.pack('<Q', n) * 512, (n % 3000) * 4096)\n    h.flush()\n    print(n, flush=True)"
+        );
+        let mut writer = start(PYTHON, &["-m", "nbd", "-u", &served.uri("a"), "-c", &script]);
+        let mut writer = Process(writer.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("python3 runs"));
+        let mut lines = BufReader::new(writer.0.stdout.take().unwrap()).lines();
+        for _ in 0..100 + round * 37 {
+            written = lines.next().expect("the writer goes on").unwrap().parse().unwrap();
+        }
+        served.process.0.kill().unwrap();
+        served.process.0.wait().unwrap();
+        written = lines.map_while(Result::ok).filter_map(|line| line.parse().ok()).last().unwrap_or(written);
+        drop(writer);
+        let sources: Arc<UriSources> = Arc::default();
+        let store = Store::open(&dir.path().join("store"), StoreOptions { sources: Some(sources), ..StoreOptions::default() }).unwrap();
+        let volume = store.volume("a").unwrap();
+        for number in written.saturating_sub(2990).max(1)..=written {
+            let mut block = [0; 4096];
+            volume.read_at(&mut block, number % 3000 * 4096).unwrap();
+            let found = u64::from_le_bytes(block[..8].try_into().unwrap());
+            // The writer may have been one further than it said.
+            assert!(
+                found == number || found == number + 3000 || number + 3000 > written + 1 && found >= number,
+                "block of {number} holds {found}"
+            );
+        }
+        if round + 1 == rounds {
+            assert!(store.wait_hydrated("far", Duration::from_secs(60)).unwrap());
+            let mut all = vec![0; 48 * MIB];
+            store.volume("far").unwrap().read_at(&mut all, 0).unwrap();
+            assert!(all == pattern(9, 48 * MIB));
+        }
+        assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+        store.close().unwrap();
+    }
+}
