@@ -84,6 +84,15 @@ mod units;
 pub mod volume;
 pub mod wire;
 
+/// What the fuzzers reach into.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::catalog::Catalog;
+    pub use crate::format::{Reader, Record, Superblock, SuperblockSlot, Writer, decode_frame};
+    pub use crate::layer::Presence;
+}
+
 pub use clock::{Clock, SystemClock};
 pub use error::{Corruption, Error, ErrorKind, Result};
 pub use ids::{BlockSize, LayerId, VolumeId};

@@ -1,0 +1,17 @@
+//! Frames and records: no input panics, and what is decoded is encoded to something that decodes to the same.
+#![no_main]
+
+use volfork::fuzzing::{Catalog, Record, Writer, decode_frame};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = decode_frame(&[0; 16], 1, bytes);
+    let Ok(records) = Record::decode_all(bytes) else { return };
+    let mut writer = Writer::default();
+    records.iter().for_each(|record| record.encode(&mut writer));
+    assert_eq!(Record::decode_all(&writer.bytes).expect("what was encoded is valid"), records);
+    // A catalogue takes any records, or refuses them, and can always be looked at.
+    let mut catalog = Catalog::default();
+    if records.iter().try_for_each(|record| catalog.apply(record).map(drop)).is_ok() {
+        let _ = catalog.violations();
+    }
+});

@@ -1,0 +1,22 @@
+//! Presence bitmaps from untrusted bytes: whatever is accepted behaves like a set.
+#![no_main]
+
+use volfork::fuzzing::{Presence, Reader, Record};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    // Tag and layer number before the fuzzer's bytes.
+    let mut record = vec![30, 1, 0, 0, 0];
+    record.extend_from_slice(bytes);
+    let Ok(Record::Presence(decoded)) = Record::decode(&mut Reader::new(&record)) else { return };
+    let mut presence = Presence { present: decoded.present, zeroed: decoded.zeroed };
+    let before = presence.present.len();
+    presence.optimize();
+    assert_eq!(presence.present.len(), before);
+    if let Some(block) = presence.present.min() {
+        assert!(presence.present_bits(block / 1024).contains(block % 1024));
+        presence.zero(block..=block);
+        assert!(!presence.present.contains(block) && presence.zeroed.contains(block));
+        presence.forget(0..=u32::MAX);
+        assert!(presence.covered().is_empty());
+    }
+});
