@@ -103,7 +103,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.server.take().map(NbdServer::shutdown);
+        if let Some(server) = self.server.take() {
+            server.shutdown();
+        }
     }
 }
 
