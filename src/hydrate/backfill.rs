@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::hydrator::Hydrator;
+use super::writes::Writes;
+use crate::io::Ring;
 use crate::source::{Source, SourceError};
 
 /// Bytes of one request.
@@ -33,6 +35,8 @@ struct Backfill<'a> {
     unrecorded_bytes: u64,
     sender: Sender<Arrival>,
     receiver: Receiver<Arrival>,
+    /// `None`: fetched bytes are stored on this thread, one after the other.
+    writes: Option<Writes<'a>>,
 }
 
 impl Hydrator {
@@ -45,8 +49,10 @@ impl Hydrator {
         self.state.lock().backfill_running = true;
         let hydrator = Arc::clone(self);
         let started = std::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(move || {
-            let mut backfill = Backfill::new(&hydrator);
+            // Without a ring it goes on, only slower.
+            let mut backfill = Backfill::new(&hydrator, Writes::ring().ok());
             while backfill.round(true) {}
+            drop(backfill);
             let done = hydrator.is_complete() && !hydrator.state.lock().stopped;
             if done {
                 complete();
@@ -63,7 +69,7 @@ impl Hydrator {
     /// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether anything is
     /// left to do.
     pub fn backfill_step(&self) -> bool {
-        let mut backfill = Backfill::new(self);
+        let mut backfill = Backfill::new(self, None);
         backfill.round(false);
         while backfill.under_way > 0 {
             backfill.take_arrival(None);
@@ -79,9 +85,14 @@ impl Hydrator {
 }
 
 impl<'a> Backfill<'a> {
-    fn new(hydrator: &'a Hydrator) -> Self {
+    fn new(hydrator: &'a Hydrator, ring: Option<Ring>) -> Self {
         let (sender, receiver) = channel();
-        Self { hydrator, cursor: 0, mapped: 0, under_way: 0, last_request: Duration::ZERO, unrecorded_bytes: 0, sender, receiver }
+        let writes = ring.map(|ring| Writes::new(hydrator, ring));
+        Self { hydrator, cursor: 0, mapped: 0, under_way: 0, last_request: Duration::ZERO, unrecorded_bytes: 0, sender, receiver, writes }
+    }
+
+    fn is_writing(&self) -> bool {
+        self.writes.as_ref().is_some_and(|writes| !writes.is_empty())
     }
 
     /// Makes requests, takes what has arrived, waits a little if there is nothing else to do. `false` at the end.
@@ -94,7 +105,7 @@ impl<'a> Backfill<'a> {
             return false;
         }
         let pause = self.request_more();
-        if self.under_way > 0 {
+        if self.under_way > 0 || self.is_writing() {
             self.take_arrival(may_wait.then_some(pause.unwrap_or(Duration::from_secs(60))).or(Some(Duration::ZERO)));
         } else if hydrator.is_complete() {
             self.record();
@@ -112,7 +123,7 @@ impl<'a> Backfill<'a> {
 
     /// Fills the window. If something keeps it from being full, says for how long.
     fn request_more(&mut self) -> Option<Duration> {
-        while self.under_way < REQUESTS_MAX {
+        while self.under_way < REQUESTS_MAX && self.writes.as_ref().is_none_or(|writes| !writes.is_full()) {
             let now = self.hydrator.config.clock.monotonic();
             if let Some(pause) = self.must_pause(now) {
                 return Some(pause);
@@ -135,9 +146,15 @@ impl<'a> Backfill<'a> {
             for run in self.hydrator.claim(std::slice::from_ref(&run), REQUEST_BYTES.min(u64::from(source.read_bytes_max()))) {
                 self.under_way += 1;
                 self.last_request = now;
-                let sender = self.sender.clone();
+                let (sender, waker) = (self.sender.clone(), self.writes.as_ref().map(Writes::waker));
                 let range = self.hydrator.byte_range(&run);
-                source.read(range, Box::new(move |result| drop(sender.send((run, result)))));
+                let done = move |result| {
+                    drop(sender.send((run, result)));
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                };
+                source.read(range, Box::new(done));
             }
         }
         None
@@ -214,8 +231,11 @@ impl<'a> Backfill<'a> {
         self.mapped = config.block_size.block_of(reached).max(self.cursor + 1);
     }
 
-    /// Takes one arrival, waiting at most so long (`None`: until it comes).
+    /// Takes what has arrived, waiting for something to happen at most so long (`None`: until an arrival comes).
     fn take_arrival(&mut self, wait: Option<Duration>) {
+        if self.writes.is_some() {
+            return self.take_arrivals(wait.unwrap_or(Duration::from_millis(100)));
+        }
         let arrival = match wait {
             None => self.receiver.recv().ok(),
             Some(wait) => self.receiver.recv_timeout(wait).ok(),
@@ -224,9 +244,32 @@ impl<'a> Backfill<'a> {
         self.under_way -= 1;
         let bytes = self.hydrator.byte_range(&run);
         let filled = self.hydrator.arrive(run, result);
-        if filled.is_ok() {
-            self.unrecorded_bytes += bytes.end - bytes.start;
+        self.note_stored(if filled.is_ok() { bytes.end - bytes.start } else { 0 });
+    }
+
+    /// With a ring: begins to store everything that has arrived.
+    fn take_arrivals(&mut self, wait: Duration) {
+        let mut stored = 0;
+        let Some(writes) = &mut self.writes else { return };
+        let mut took = false;
+        while let Ok((run, result)) = self.receiver.try_recv() {
+            took = true;
+            self.under_way -= 1;
+            match self.hydrator.accept(&run, result) {
+                Ok(bytes) => {
+                    stored += bytes.len() as u64;
+                    writes.store(run, &bytes);
+                }
+                Err(_) => self.hydrator.end_claim(&run),
+            }
         }
+        // Whoever sends an arrival wakes the ring behind it. An error of the ring leaves its writes to the next round.
+        let _ = writes.wait(if took { Duration::ZERO } else { wait });
+        self.note_stored(stored);
+    }
+
+    fn note_stored(&mut self, bytes: u64) {
+        self.unrecorded_bytes += bytes;
         if self.unrecorded_bytes >= RECORD_BYTES || self.hydrator.config.layers.under_pressure() {
             self.record();
         }

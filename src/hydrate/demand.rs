@@ -58,17 +58,33 @@ impl Hydrator {
         }
     }
 
-    /// Bytes of a claimed range have arrived, or will not.
+    /// Bytes of a claimed range have arrived, or will not: stores them and ends the claim.
     pub(super) fn arrive(&self, run: Range<u64>, result: std::result::Result<Bytes, SourceError>) -> Result<()> {
-        let expected = self.byte_range(&run);
-        let outcome = match &result {
+        let stored =
+            self.accept(&run, result).and_then(|bytes| self.fill(run.clone(), &bytes).inspect_err(|error| self.note_unstored(error)));
+        self.end_claim(&run);
+        stored
+    }
+
+    /// Backfill pauses as it does for a lost source: there may be space again later.
+    pub(super) fn note_unstored(&self, error: &crate::error::Error) {
+        let message = format!("fetched blocks cannot be stored: {error}");
+        self.note_outcome(Err(&SourceError { kind: crate::source::SourceErrorKind::Failed, message }));
+    }
+
+    /// Nobody fetches the range any more: wakes those who wait for it.
+    pub(super) fn end_claim(&self, run: &Range<u64>) {
+        self.state.lock().under_way.remove(&run.start);
+        self.changed.notify_all();
+    }
+
+    /// Counts an answer of the source; gives the bytes if they are as many as were asked for.
+    pub(super) fn accept(&self, run: &Range<u64>, result: std::result::Result<Bytes, SourceError>) -> Result<Bytes> {
+        let expected = self.byte_range(run);
+        match result {
             Ok(bytes) if bytes.len() as u64 == expected.end - expected.start => {
                 self.note_outcome(Ok(bytes.len() as u64));
-                self.fill(run.clone(), bytes).inspect_err(|error| {
-                    // Backfill pauses as it does for a lost source: there may be space again later.
-                    let message = format!("fetched blocks cannot be stored: {error}");
-                    self.note_outcome(Err(&SourceError { kind: crate::source::SourceErrorKind::Failed, message }));
-                })
+                Ok(bytes)
             }
             Ok(bytes) => {
                 let message = format!("{} sent {} bytes for a read of {}", self.uri(), bytes.len(), expected.end - expected.start);
@@ -77,13 +93,10 @@ impl Hydrator {
                 Err(self.lost(&error))
             }
             Err(error) => {
-                self.note_outcome(Err(error));
-                Err(self.lost(error))
+                self.note_outcome(Err(&error));
+                Err(self.lost(&error))
             }
-        };
-        self.state.lock().under_way.remove(&run.start);
-        self.changed.notify_all();
-        outcome
+        }
     }
 
     /// Takes the parts of the runs that nobody fetches yet, in pieces of at most `bytes_max`.

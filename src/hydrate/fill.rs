@@ -41,53 +41,67 @@ impl Hydrator {
     /// # Errors
     /// The layer's file cannot be written.
     pub(super) fn fill(&self, blocks: Range<u64>, bytes: &Bytes) -> Result<()> {
+        for part in self.parts_to_fill(blocks, bytes) {
+            self.admit_part(&part)?;
+            self.config.layers.write_admitted(&self.config.layer, part.extent, part.range, &part.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Makes those missing blocks zero whose bytes are; answers the others, cut at extents.
+    pub(super) fn parts_to_fill(&self, blocks: Range<u64>, bytes: &Bytes) -> Vec<Part> {
         let block_bytes = self.config.block_size.bytes() as usize;
+        let mut parts = Vec::new();
         for run in self.missing_runs(blocks.clone()) {
-            let offset = (run.start - blocks.start) as usize * block_bytes;
-            let end = ((run.end - blocks.start) as usize * block_bytes).min(bytes.len());
-            self.fill_run(run, &bytes[offset.min(end)..end])?;
+            let at = |block: u64| ((block - blocks.start) as usize * block_bytes).min(bytes.len());
+            let mut start = run.start;
+            while start < run.end {
+                let zero = is_zero(&bytes[at(start)..at(start + 1)]);
+                let extent_end = (start / u64::from(EXTENT_BLOCKS) + 1) * u64::from(EXTENT_BLOCKS);
+                let mut end = start + 1;
+                while end < run.end.min(extent_end) && is_zero(&bytes[at(end)..at(end + 1)]) == zero {
+                    end += 1;
+                }
+                if zero {
+                    self.config.layers.fill_zero(&self.config.layer, start as u32..=(end - 1) as u32);
+                } else {
+                    parts.push(self.part(start..end, bytes.slice(at(start)..at(end))));
+                }
+                start = end;
+            }
         }
-        Ok(())
+        parts
     }
 
-    fn fill_run(&self, run: Range<u64>, bytes: &[u8]) -> Result<()> {
-        let block_bytes = self.config.block_size.bytes() as usize;
-        let mut start = run.start;
-        while start < run.end {
-            let at = |block: u64| ((block - run.start) as usize * block_bytes).min(bytes.len());
-            let zero = is_zero(&bytes[at(start)..at(start + 1)]);
-            let extent_end = (start / u64::from(EXTENT_BLOCKS) + 1) * u64::from(EXTENT_BLOCKS);
-            let mut end = start + 1;
-            while end < run.end.min(extent_end) && is_zero(&bytes[at(end)..at(end + 1)]) == zero {
-                end += 1;
-            }
-            if zero {
-                self.config.layers.fill_zero(&self.config.layer, start as u32..=(end - 1) as u32);
-            } else {
-                self.fill_data(start..end, &bytes[at(start)..at(end)])?;
-            }
-            start = end;
-        }
-        Ok(())
-    }
-
-    /// Blocks of one extent with bytes that are not all zero.
-    fn fill_data(&self, blocks: Range<u64>, bytes: &[u8]) -> Result<()> {
-        let layers = &self.config.layers;
-        let layer = &self.config.layer;
+    /// Blocks of one extent, and their bytes.
+    fn part(&self, blocks: Range<u64>, bytes: Bytes) -> Part {
         let extent = (blocks.start / u64::from(EXTENT_BLOCKS)) as u32;
         let first = u64::from(extent) * u64::from(EXTENT_BLOCKS);
         let range = (blocks.start - first) as u32..(blocks.end - first) as u32;
-        layers.admit_wait(layer, extent, &BlockBits::of(range.clone()))?;
         let whole = range.len() * self.config.block_size.bytes() as usize;
         if bytes.len() == whole {
-            return layers.write_admitted(layer, extent, range, bytes);
+            return Part { extent, range, bytes };
         }
         // The source ends inside its last block; the rest of the block is zero.
         let mut padded = bytes.to_vec();
         padded.resize(whole, 0);
-        layers.write_admitted(layer, extent, range, &padded)
+        Part { extent, range, bytes: padded.into() }
     }
+
+    /// Takes the blocks of a part, to write them.
+    ///
+    /// # Errors
+    /// No space in the journal, or the store refuses writes.
+    pub(super) fn admit_part(&self, part: &Part) -> Result<()> {
+        self.config.layers.admit_wait(&self.config.layer, part.extent, &BlockBits::of(part.range.clone()))
+    }
+}
+
+/// Missing blocks of one extent, and their bytes.
+pub(super) struct Part {
+    pub extent: u32,
+    pub range: Range<u32>,
+    pub bytes: Bytes,
 }
 
 /// Whether all bytes are zero.

@@ -12,5 +12,6 @@ mod demand;
 mod fill;
 mod hydrator;
 mod pace;
+mod writes;
 
 pub use hydrator::{Hydrator, HydratorConfig, HydratorStatus};

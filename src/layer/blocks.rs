@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use super::checksums::block_checksum;
 use super::set::Layers;
 use super::state::Layer;
@@ -47,6 +49,16 @@ impl Layers {
     pub fn data_file_to_write(&self, layer: &Layer, block: u32) -> Result<Arc<dyn DiskFile>> {
         let opened = self.files.get_or_create(layer.id, LayerFile::Data(self.place(block).0));
         opened.map_err(|error| Error::io(format!("cannot create the data file of layer {}", layer.id), error))
+    }
+
+    /// The bytes in a buffer that the disk takes as it is.
+    pub fn for_disk(&self, data: &Bytes) -> Bytes {
+        if self.is_aligned(data) {
+            return data.clone();
+        }
+        let mut copy = AlignedBuffer::new(data.len());
+        copy.copy_from_slice(data);
+        copy.into_bytes()
     }
 
     /// Whether a buffer can be handed to the disk as it is.

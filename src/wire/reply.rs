@@ -14,7 +14,7 @@
 use super::constants::{
     MAGIC_REPLY_EXTENDED, MAGIC_REPLY_SIMPLE, MAGIC_REPLY_STRUCTURED, PAYLOAD_BYTES_MAX, REPLY_BLOCK_STATUS, REPLY_BLOCK_STATUS_EXT,
     REPLY_ERROR, REPLY_ERROR_OFFSET, REPLY_EXTENDED_BYTES, REPLY_FLAG_DONE, REPLY_NONE, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE,
-    REPLY_SIMPLE_BYTES, REPLY_STRUCTURED_BYTES,
+    REPLY_SIMPLE_BYTES, REPLY_STRUCTURED_BYTES, STRING_BYTES_MAX,
 };
 use super::cursor::{WireError, WireReader, WireWriter};
 
@@ -154,7 +154,8 @@ impl<'a> Chunk<'a> {
             }
             _ if kind & 0x8000 != 0 => {
                 let (error, length) = (reader.u32()?, usize::from(reader.u16()?));
-                let text = String::from_utf8_lossy(reader.take(length)?).into_owned();
+                let mut text = String::from_utf8_lossy(reader.take(length)?).into_owned();
+                text.truncate(text.floor_char_boundary(STRING_BYTES_MAX));
                 // What else an unknown kind of error has is of no interest.
                 if error == 0 {
                     return Err(WireError("an error chunk says that there is no error".into()));
@@ -212,7 +213,7 @@ impl<'a> Chunk<'a> {
                 REPLY_BLOCK_STATUS
             }
             Self::Error(error, text) => {
-                let text = &text.as_bytes()[..text.floor_char_boundary(super::constants::STRING_BYTES_MAX)];
+                let text = &text.as_bytes()[..text.floor_char_boundary(STRING_BYTES_MAX)];
                 writer.u32(*error).u16(text.len() as u16).raw(text);
                 REPLY_ERROR
             }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{Inner, Pending, Shared, Target};
 use crate::bits::BlockBits;
 use crate::error::Error;
-use crate::io::{AlignedBuffer, Done, IoMode, Op};
+use crate::io::{Done, IoMode, Op};
 use crate::layer::{Admission, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 use crate::volume::head::Head;
@@ -157,17 +157,5 @@ impl Shared {
             Ok(_) if write.fua => self.delegate(write.token, Request::Flush),
             result => inner.ready.push(Completion { token: write.token, result }),
         }
-    }
-}
-
-impl crate::layer::Layers {
-    /// The bytes in a buffer that the disk takes as it is.
-    fn for_disk(&self, data: &Bytes) -> Bytes {
-        if self.io_mode() == IoMode::Buffered || data.as_ptr().addr().is_multiple_of(4096) {
-            return data.clone();
-        }
-        let mut copy = AlignedBuffer::new(data.len());
-        copy.copy_from_slice(data);
-        copy.into_bytes()
     }
 }

@@ -1,0 +1,156 @@
+//! Storing what backfill fetched, many writes at once through a ring.
+//!
+//! A fetched range stays claimed until its last write has ended, so readers who wait for it are woken when it can be read.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::fill::Part;
+use super::hydrator::Hydrator;
+use crate::bits::BlockBits;
+use crate::error::{Error, Result};
+use crate::io::{Done, Op, Ring, RingWaker};
+use crate::limits::EXTENT_BLOCKS;
+
+/// Writes under way at once.
+const DEPTH: u32 = 64;
+
+/// A write that the ring has; its blocks are admitted.
+struct Write {
+    part: Part,
+    checksums: Vec<u32>,
+    /// First block of the fetched range it belongs to.
+    run: u64,
+}
+
+/// A fetched range, and how many of its writes are still under way.
+struct Run {
+    blocks: Range<u64>,
+    left: usize,
+}
+
+/// The writes of one backfill.
+pub struct Writes<'a> {
+    hydrator: &'a Hydrator,
+    ring: Ring,
+    writes: BTreeMap<u64, Write>,
+    next: u64,
+    runs: BTreeMap<u64, Run>,
+    done: Vec<Done>,
+}
+
+impl<'a> Writes<'a> {
+    pub fn new(hydrator: &'a Hydrator, ring: Ring) -> Self {
+        Self { hydrator, ring, writes: BTreeMap::new(), next: 0, runs: BTreeMap::new(), done: Vec::new() }
+    }
+
+    /// A ring for the writes.
+    ///
+    /// # Errors
+    /// The machine has no room for another one.
+    pub fn ring() -> std::io::Result<Ring> {
+        Ring::new(DEPTH, None)
+    }
+
+    /// Ends a wait of [`Writes::wait`].
+    pub fn waker(&self) -> RingWaker {
+        self.ring.waker()
+    }
+
+    /// Whether so many writes are under way that nothing more should be fetched.
+    pub fn is_full(&self) -> bool {
+        self.writes.len() >= DEPTH as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// Stores the bytes of a claimed range, and ends the claim when all of it is stored.
+    pub fn store(&mut self, blocks: Range<u64>, bytes: &Bytes) {
+        let parts = self.hydrator.parts_to_fill(blocks.clone(), bytes);
+        let run = blocks.start;
+        // One more than there are parts, so that the claim does not end before all of them were begun.
+        self.runs.insert(run, Run { blocks, left: parts.len() + 1 });
+        for part in parts {
+            if let Err(error) = self.begin(part, run) {
+                self.hydrator.note_unstored(&error);
+                self.end_one(run);
+            }
+        }
+        self.end_one(run);
+    }
+
+    fn begin(&mut self, part: Part, run: u64) -> Result<()> {
+        let config = &self.hydrator.config;
+        let (layers, layer) = (&config.layers, &config.layer);
+        self.hydrator.admit_part(&part)?;
+        let first = part.extent * EXTENT_BLOCKS + part.range.start;
+        let bits = BlockBits::of(part.range.clone());
+        let file = layers.data_file_to_write(layer, first).inspect_err(|_| layers.withdraw_write(layer, part.extent, &bits))?;
+        let checksums = layers.checksums_of(layer, first, &part.bytes);
+        let (data, offset) = (layers.for_disk(&part.bytes), layers.place(first).1);
+        self.ring.push(self.next, Op::Write { file, data, offset });
+        self.writes.insert(self.next, Write { part, checksums, run });
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Hands writes to the kernel and takes those that ended; waits for something to happen, at most so long.
+    ///
+    /// # Errors
+    /// The ring failed.
+    pub fn wait(&mut self, timeout: Duration) -> Result<()> {
+        let mut done = std::mem::take(&mut self.done);
+        let waited = if timeout.is_zero() { self.ring.reap(&mut done) } else { self.ring.wait(&mut done, Some(timeout)) };
+        for done in done.drain(..) {
+            self.end(done);
+        }
+        self.done = done;
+        waited.map(drop).map_err(|error| Error::io("the ring failed", error))
+    }
+
+    fn end(&mut self, done: Done) {
+        let Some(write) = self.writes.remove(&done.token) else { return };
+        let config = &self.hydrator.config;
+        let bits = BlockBits::of(write.part.range.clone());
+        let first = write.part.extent * EXTENT_BLOCKS + write.part.range.start;
+        match (done.result, done.op) {
+            (Ok(()), Op::Write { file, .. }) => {
+                let segment = config.layers.place(first).0;
+                config.layers.finish_write(&config.layer, write.part.extent, &bits, &write.checksums, (segment, &file));
+            }
+            (result, _) => {
+                let cause = result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
+                let error = Error::io(format!("cannot write layer {} at block {first}", config.layer.id), cause);
+                config.layers.abort_write(&config.layer, write.part.extent, &bits, &error);
+                self.hydrator.note_unstored(&error);
+            }
+        }
+        self.end_one(write.run);
+    }
+
+    fn end_one(&mut self, run: u64) {
+        if let Some(state) = self.runs.get_mut(&run) {
+            state.left -= 1;
+            if state.left == 0 {
+                self.hydrator.end_claim(&state.blocks);
+                self.runs.remove(&run);
+            }
+        }
+    }
+}
+
+impl Drop for Writes<'_> {
+    fn drop(&mut self) {
+        // Latches and claims end only with the writes.
+        while !self.writes.is_empty() {
+            if self.wait(Duration::from_millis(100)).is_err() {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
