@@ -146,6 +146,18 @@ fn copies_go_both_ways_over_many_connections() {
 }
 
 #[test]
+fn clients_start_the_server_themselves_by_socket_activation() {
+    let host = Host::new();
+    let data = pattern(12, 3 * MIB);
+    host.volume("a", &data);
+    host.store.close().unwrap();
+    let (store, image) = (host.path("store"), host.path("image"));
+    let binary = env!("CARGO_BIN_EXE_volfork");
+    run("nbdcopy", &["--", "[", binary, "--store", &store, "serve", "]", &image]);
+    assert!(std::fs::read(&image).unwrap() == data);
+}
+
+#[test]
 fn qemu_reads_writes_zeroes_and_maps() {
     let host = Host::new();
     let data = pattern(3, 8 * MIB);

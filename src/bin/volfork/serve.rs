@@ -57,6 +57,9 @@ fn announce(settings: &Settings, uris: &[String]) -> Result<()> {
     if settings.quiet {
         return Ok(());
     }
-    let lines: Vec<String> = uris.iter().map(|uri| format!("listening on {uri}")).collect();
-    print::text(&lines.join("\n"))
+    // Not on standard output: with socket activation that belongs to the client which started this server.
+    for uri in uris {
+        eprintln!("listening on {uri}");
+    }
+    Ok(())
 }
