@@ -1,6 +1,6 @@
 //! Changes of the shape.
 
-use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
+use super::{Catalog, LayerEntry, SnapshotEntry, Snapshots, VolumeEntry};
 use crate::format::{FormatError, LayerRecord, Record, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
 
@@ -62,7 +62,7 @@ impl Catalog {
         }
         self.layer_mut(head)?.names += 1;
         self.names.insert(name.clone(), volume);
-        self.volumes.insert(volume, VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Vec::new() });
+        self.volumes.insert(volume, VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Snapshots::default() });
         self.next_volume = self.next_volume.max(volume.0.saturating_add(1));
         Ok(())
     }
@@ -71,11 +71,11 @@ impl Catalog {
         let SnapshotRecord { volume, layer, size_bytes, created_at, name } = record.clone();
         self.layer_mut(layer)?.names += 1;
         let entry = self.volume_mut(volume)?;
-        if entry.snapshots.iter().any(|snapshot| snapshot.name == name) {
-            return Err(FormatError(format!("snapshot '{}@{name}' exists twice", entry.name)));
+        let label = format!("snapshot '{}@{name}' exists twice", entry.name);
+        match entry.snapshots.push(SnapshotEntry { name, layer, size_bytes, created_at }) {
+            true => Ok(()),
+            false => Err(FormatError(label)),
         }
-        entry.snapshots.push(SnapshotEntry { name, layer, size_bytes, created_at });
-        Ok(())
     }
 
     fn seal(&mut self, volume: VolumeId, head: LayerId) -> Result<Vec<LayerId>, FormatError> {
@@ -100,7 +100,7 @@ impl Catalog {
         let entry = self.volumes.remove(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))?;
         self.names.remove(&entry.name);
         let mut freed = self.release(entry.head)?;
-        for snapshot in entry.snapshots {
+        for snapshot in entry.snapshots.iter() {
             freed.extend(self.release(snapshot.layer)?);
         }
         Ok(freed)
@@ -108,12 +108,8 @@ impl Catalog {
 
     fn remove_snapshot(&mut self, volume: VolumeId, name: &str) -> Result<Vec<LayerId>, FormatError> {
         let entry = self.volume_mut(volume)?;
-        let at = entry
-            .snapshots
-            .iter()
-            .position(|snapshot| snapshot.name == name)
-            .ok_or_else(|| FormatError(format!("snapshot '{}@{name}' does not exist", entry.name)))?;
-        let snapshot = entry.snapshots.remove(at);
+        let removed = entry.snapshots.remove(name);
+        let snapshot = removed.ok_or_else(|| FormatError(format!("snapshot '{}@{name}' does not exist", entry.name)))?;
         self.release(snapshot.layer)
     }
 

@@ -53,8 +53,49 @@ pub struct VolumeEntry {
     pub created_at: u64,
     /// What it was forked from, or empty.
     pub parent: String,
+    /// In the order in which they were taken.
+    pub snapshots: Snapshots,
+}
+
+/// Snapshots of a volume, found by name and listed in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshots {
+    entries: BTreeMap<u64, SnapshotEntry>,
+    names: HashMap<String, u64>,
+    next: u64,
+}
+
+impl Snapshots {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Oldest first.
-    pub snapshots: Vec<SnapshotEntry>,
+    pub fn iter(&self) -> impl Iterator<Item = &SnapshotEntry> {
+        self.entries.values()
+    }
+
+    /// One by name.
+    pub fn get(&self, name: &str) -> Option<&SnapshotEntry> {
+        self.names.get(name).and_then(|number| self.entries.get(number))
+    }
+
+    /// Adds the youngest one; `false` if the name is taken.
+    fn push(&mut self, entry: SnapshotEntry) -> bool {
+        if self.names.contains_key(&entry.name) {
+            return false;
+        }
+        self.names.insert(entry.name.clone(), self.next);
+        self.entries.insert(self.next, entry);
+        self.next += 1;
+        true
+    }
+
+    fn remove(&mut self, name: &str) -> Option<SnapshotEntry> {
+        let number = self.names.remove(name)?;
+        self.entries.remove(&number)
+    }
 }
 
 /// The shape of a store.

@@ -32,7 +32,7 @@ impl Catalog {
     /// [`ErrorKind::NotFound`] for either name.
     pub fn snapshot(&self, volume: &str, snapshot: &str) -> Result<(VolumeId, &SnapshotEntry)> {
         let id = self.volume_id(volume)?;
-        let found = self.volumes[&id].snapshots.iter().find(|entry| entry.name == snapshot);
+        let found = self.volumes.get(&id).and_then(|volume| volume.snapshots.get(snapshot));
         found.map(|entry| (id, entry)).ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,

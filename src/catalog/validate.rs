@@ -24,7 +24,7 @@ impl Catalog {
             if self.layers.get(&volume.head).is_some_and(|head| !head.children.is_empty() || head.names != 1) {
                 found.push(format!("{label}: its open layer {} is shared", volume.head));
             }
-            for snapshot in &volume.snapshots {
+            for snapshot in volume.snapshots.iter() {
                 *names.entry(snapshot.layer).or_default() += 1;
             }
         }

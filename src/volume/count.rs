@@ -105,35 +105,29 @@ impl Core {
     /// Counts the blocks that a layer shows, by walking its chain once.
     fn count(&self, catalog: &Catalog, top: LayerId, size_bytes: u64) -> BlockCounts {
         let total = self.block_size.blocks_for(size_bytes);
-        let mut open = RoaringBitmap::new();
-        open.insert_range(0..=(total - 1) as u32);
+        // What the layers so far answer for; nothing lies behind the end of the volume.
+        let mut covered = RoaringBitmap::new();
         let mut counts = BlockCounts::default();
         let mut unique = true;
         for (id, entry) in catalog.chain(top) {
             unique &= is_unshared(entry, id == top);
             let Some(layer) = self.layers.get(id) else { continue };
             layer.with_presence(|presence| {
-                let present = open.intersection_len(&presence.present);
+                let present = presence.present.len() - covered.intersection_len(&presence.present);
                 counts.present += present;
                 counts.unique += if unique { present } else { 0 };
-                open -= &presence.present;
-                let zeroed = open.intersection_len(&presence.zeroed);
-                counts.zero += zeroed;
-                if zeroed > 0 {
-                    open -= &presence.zeroed;
-                }
+                covered |= &presence.present;
+                covered |= &presence.zeroed;
             });
-            if entry.source.is_some()
-                && let Some(blocks) = layer.source_blocks
-            {
-                counts.missing += open.range_cardinality(0..=(blocks.max(1) - 1) as u32);
+            if let (Some(_), Some(blocks @ 1..)) = (&entry.source, layer.source_blocks) {
+                counts.missing += blocks - covered.rank((blocks - 1) as u32);
             }
-            if open.is_empty() {
+            if covered.rank((total - 1) as u32) >= total {
                 break;
             }
         }
         counts.shared = counts.present - counts.unique;
-        counts.zero = total - counts.present - counts.missing;
+        counts.zero = total.saturating_sub(counts.present + counts.missing);
         counts
     }
 
