@@ -358,7 +358,7 @@ fn a_source_that_dies_and_returns_is_used_again_and_another_one_is_refused() {
     drop(other);
     // A fork that was refused once is opened anew with the store.
     let _second = nbdkit_file(&socket, &image, &[]);
-    host.store.control_hydration("a", volfork::store::HydrationControl { paused: Some(false), ..Default::default() }).unwrap();
+    host.store.control_hydration("a", &volfork::store::HydrationControl { paused: Some(false), ..Default::default() }).unwrap();
     assert!(host.store.wait_hydrated("a", Duration::from_secs(60)).unwrap(), "{:?}", host.store.show("a").unwrap().hydration);
     let mut expected = data;
     expected[9 * MIB..9 * MIB + 4096].fill(7);

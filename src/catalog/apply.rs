@@ -29,6 +29,11 @@ impl Catalog {
                     source.settings = *settings;
                 }
             }
+            Record::Sources(layer, uris) => {
+                if let Some(source) = &mut self.layer_mut(*layer)?.source {
+                    source.uris.clone_from(uris);
+                }
+            }
             _ => {}
         }
         Ok(Vec::new())
@@ -50,7 +55,8 @@ impl Catalog {
         if let Some(parent) = record.parent {
             self.layer_mut(parent)?.children.insert(layer);
         }
-        self.layers.insert(layer, LayerEntry { parent: record.parent, source: record.source.clone(), ..LayerEntry::default() });
+        let LayerRecord { parent, origin, source, .. } = record.clone();
+        self.layers.insert(layer, LayerEntry { parent, origin, source, ..LayerEntry::default() });
         self.next_layer = self.next_layer.max(layer.0.saturating_add(1));
         Ok(())
     }

@@ -23,6 +23,8 @@ pub struct LayerEntry {
     pub children: BTreeSet<LayerId>,
     /// Volumes whose head it is, and snapshots whose layer it is.
     pub names: u32,
+    /// Identity of its bytes at the store they came from, or empty.
+    pub origin: String,
     /// The source it stands for, while that is needed.
     pub source: Option<SourceRecord>,
 }

@@ -90,11 +90,10 @@ impl Catalog {
         let mut layers: Vec<_> = self.layers.iter().collect();
         // A child always has a larger number than its parent.
         layers.sort_unstable_by_key(|(id, _)| **id);
-        records.extend(
-            layers
-                .into_iter()
-                .map(|(id, entry)| Record::Layer(LayerRecord { layer: *id, parent: entry.parent, source: entry.source.clone() })),
-        );
+        records.extend(layers.into_iter().map(|(id, entry)| {
+            let LayerEntry { parent, origin, source, .. } = entry;
+            Record::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: source.clone() })
+        }));
         for (id, volume) in &self.volumes {
             records.push(Record::Volume(VolumeRecord {
                 volume: *id,

@@ -19,6 +19,8 @@ pub enum LayerFile {
     Data(u32),
     /// Checksum pages.
     Checksums,
+    /// In which order forks touched blocks.
+    Trace,
 }
 
 impl StorePaths {
@@ -68,6 +70,7 @@ impl StorePaths {
             LayerFile::Data(0) => format!("{layer}.data"),
             LayerFile::Data(segment) => format!("{layer}.data.{segment}"),
             LayerFile::Checksums => format!("{layer}.crc"),
+            LayerFile::Trace => format!("{layer}.trace"),
         })
     }
 
@@ -77,6 +80,7 @@ impl StorePaths {
         let file = match kind {
             "data" => LayerFile::Data(0),
             "crc" => LayerFile::Checksums,
+            "trace" => LayerFile::Trace,
             _ => LayerFile::Data(kind.strip_prefix("data.")?.parse().ok()?),
         };
         Some((LayerId(id.parse().ok()?), file))
@@ -108,7 +112,7 @@ mod tests {
     #[test]
     fn layer_names_go_both_ways() {
         let paths = StorePaths::new(Path::new("s"));
-        for file in [LayerFile::Data(0), LayerFile::Data(3), LayerFile::Checksums] {
+        for file in [LayerFile::Data(0), LayerFile::Data(3), LayerFile::Checksums, LayerFile::Trace] {
             let path = paths.layer(LayerId(12), file);
             let name = path.file_name().and_then(|name| name.to_str()).unwrap();
             assert_eq!(StorePaths::parse_layer(name), Some((LayerId(12), file)));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tag  record          fields
-//!   1  layer           layer u32, parent u32 (u32::MAX: none), source? (flag u8, uri blob, size u64, paused u8, rate u64)
+//!   1  layer           layer u32, parent u32 (u32::MAX: none), origin blob, source? (flag u8, uris, size u64, settings)
 //!   2  volume          volume u64, head u32, size u64, created_at u64, name blob, parent blob
 //!   3  snapshot        volume u64, layer u32, size u64, created_at u64, name blob
 //!   4  counters        next volume u64, next layer u32
@@ -12,7 +12,8 @@
 //!   8  destroy volume  volume u64
 //!   9  destroy snapshot volume u64, name blob
 //!  10  detach          layer u32
-//!  11  hydration       layer u32, paused u8, rate u64
+//!  11  hydration       layer u32, settings
+//!  12  sources         layer u32, uris
 //!  20  present         layer u32, block u32, n u32, n checksums u32
 //!  21  zero            layer u32, first block u32, last block u32 (inclusive)
 //!  22  drop            layer u32, first block u32, last block u32 (inclusive)
@@ -21,12 +22,28 @@
 //!  25  expect          as 20
 //!  30  presence        layer u32, present blob, zeroed blob, marked blob (portable roaring bitmaps)
 //!  31  closed          -
+//!
+//! uris      n u32, n blobs
+//! settings  paused u8, rate u64, deadline u64, priority u8
 //! ```
 
 use roaring::RoaringBitmap;
 
 use super::bytes::{FormatError, Reader, Writer};
 use crate::ids::{LayerId, VolumeId};
+
+/// Share of a hydration in what the hydrations of a store have together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HydrationPriority {
+    /// A quarter of the normal share.
+    Low,
+    /// The normal share.
+    #[default]
+    Normal,
+    /// Four times the normal share.
+    High,
+}
 
 /// Pause and pace of a root layer's hydration, as an operator set them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,13 +52,20 @@ pub struct HydrationSettings {
     pub paused: bool,
     /// Cap in bytes a second; 0 is none.
     pub rate_bytes_per_second: u64,
+    /// When it is to be complete, in seconds since the Unix epoch; 0 is never.
+    pub deadline: u64,
+    /// Its share.
+    pub priority: HydrationPriority,
 }
+
+/// Most addresses of one source.
+pub const SOURCE_URIS_MAX: usize = 64;
 
 /// The source that a root layer stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceRecord {
-    /// Address.
-    pub uri: String,
+    /// Addresses that have the same bytes, the origin first.
+    pub uris: Vec<String>,
     /// Size in bytes when it was forked.
     pub size_bytes: u64,
     /// Pause and pace.
@@ -55,6 +79,8 @@ pub struct LayerRecord {
     pub layer: LayerId,
     /// The layer below.
     pub parent: Option<LayerId>,
+    /// Identity of the bytes at the store they came from, or empty.
+    pub origin: String,
     /// The source below, for a root that stands for one.
     pub source: Option<SourceRecord>,
 }
@@ -165,6 +191,8 @@ pub enum Record {
     Detach(LayerId),
     /// An operator pauses, resumes or caps hydration.
     Hydration(LayerId, HydrationSettings),
+    /// An operator says where the bytes of a root layer can be had.
+    Sources(LayerId, Vec<String>),
     /// Blocks become present.
     Present(BlockRun),
     /// Blocks become zero: they are not present, and hide the parent.
@@ -236,10 +264,33 @@ impl BlockRun {
 fn write_settings(writer: &mut Writer, settings: HydrationSettings) {
     writer.u8(u8::from(settings.paused));
     writer.u64(settings.rate_bytes_per_second);
+    writer.u64(settings.deadline);
+    writer.u8(settings.priority as u8);
+}
+
+fn write_uris(writer: &mut Writer, uris: &[String]) {
+    writer.u32(uris.len() as u32);
+    for uri in uris {
+        writer.blob(uri.as_bytes());
+    }
+}
+
+fn read_uris(reader: &mut Reader<'_>) -> Result<Vec<String>, FormatError> {
+    match reader.u32()? as usize {
+        count @ 1..=SOURCE_URIS_MAX => (0..count).map(|_| reader.text()).collect(),
+        count => Err(FormatError(format!("a source has {count} addresses, 1 to {SOURCE_URIS_MAX} are taken"))),
+    }
 }
 
 fn read_settings(reader: &mut Reader<'_>) -> Result<HydrationSettings, FormatError> {
-    Ok(HydrationSettings { paused: reader.flag()?, rate_bytes_per_second: reader.u64()? })
+    let (paused, rate_bytes_per_second, deadline) = (reader.flag()?, reader.u64()?, reader.u64()?);
+    let priority = match reader.u8()? {
+        0 => HydrationPriority::Low,
+        1 => HydrationPriority::Normal,
+        2 => HydrationPriority::High,
+        other => return Err(FormatError(format!("priority is {other}, not 0 to 2"))),
+    };
+    Ok(HydrationSettings { paused, rate_bytes_per_second, deadline, priority })
 }
 
 fn range(reader: &mut Reader<'_>) -> Result<(LayerId, u32, u32), FormatError> {
@@ -251,13 +302,19 @@ fn range(reader: &mut Reader<'_>) -> Result<(LayerId, u32, u32), FormatError> {
 }
 
 impl LayerRecord {
+    /// A layer that stands for no source.
+    pub fn over(parent: Option<LayerId>, layer: LayerId) -> Self {
+        Self { layer, parent, origin: String::new(), source: None }
+    }
+
     fn encode(&self, writer: &mut Writer) {
         writer.u8(1);
         writer.u32(self.layer.0);
         writer.u32(self.parent.map_or(NO_PARENT, |parent| parent.0));
+        writer.blob(self.origin.as_bytes());
         writer.u8(u8::from(self.source.is_some()));
         if let Some(source) = &self.source {
-            writer.blob(source.uri.as_bytes());
+            write_uris(writer, &source.uris);
             writer.u64(source.size_bytes);
             write_settings(writer, source.settings);
         }
@@ -266,11 +323,12 @@ impl LayerRecord {
     fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
         let layer = LayerId(reader.u32()?);
         let parent = Some(reader.u32()?).filter(|parent| *parent != NO_PARENT).map(LayerId);
+        let origin = reader.text()?;
         let source = match reader.flag()? {
             false => None,
-            true => Some(SourceRecord { uri: reader.text()?, size_bytes: reader.u64()?, settings: read_settings(reader)? }),
+            true => Some(SourceRecord { uris: read_uris(reader)?, size_bytes: reader.u64()?, settings: read_settings(reader)? }),
         };
-        Ok(Self { layer, parent, source })
+        Ok(Self { layer, parent, origin, source })
     }
 }
 
@@ -325,6 +383,11 @@ impl Record {
                 writer.u8(11);
                 writer.u32(layer.0);
                 write_settings(writer, *settings);
+            }
+            Self::Sources(layer, uris) => {
+                writer.u8(12);
+                writer.u32(layer.0);
+                write_uris(writer, uris);
             }
             other => other.encode_presence(writer),
         }
@@ -394,6 +457,7 @@ impl Record {
             9 => Self::DestroySnapshot { volume: VolumeId(reader.u64()?), name: reader.text()? },
             10 => Self::Detach(LayerId(reader.u32()?)),
             11 => Self::Hydration(LayerId(reader.u32()?), read_settings(reader)?),
+            12 => Self::Sources(LayerId(reader.u32()?), read_uris(reader)?),
             _ => return Self::decode_presence(tag, reader),
         })
     }
@@ -451,6 +515,7 @@ impl Record {
                 | Self::DestroySnapshot { .. }
                 | Self::Detach(_)
                 | Self::Hydration(..)
+                | Self::Sources(..)
         )
     }
 }
@@ -461,14 +526,12 @@ mod tests {
 
     fn examples() -> Vec<Record> {
         let run = || BlockRun { layer: LayerId(3), block: 9, checksums: vec![1, 0xffff_ffff] };
-        let source = SourceRecord {
-            uri: "nbd://h/x".into(),
-            size_bytes: 1 << 40,
-            settings: HydrationSettings { paused: true, rate_bytes_per_second: 5 },
-        };
+        let settings = HydrationSettings { paused: true, rate_bytes_per_second: 5, deadline: 1 << 40, priority: HydrationPriority::High };
+        let uris = || vec!["nbd://h/x".to_owned(), "nbd://i/x".to_owned()];
+        let source = SourceRecord { uris: uris(), size_bytes: 1 << 40, settings };
         vec![
-            Record::Layer(LayerRecord { layer: LayerId(1), parent: Some(LayerId(0)), source: None }),
-            Record::Layer(LayerRecord { layer: LayerId(2), parent: None, source: Some(source) }),
+            Record::Layer(LayerRecord { layer: LayerId(1), parent: Some(LayerId(0)), origin: String::new(), source: None }),
+            Record::Layer(LayerRecord { layer: LayerId(2), parent: None, origin: "a/1".into(), source: Some(source) }),
             Record::Volume(VolumeRecord {
                 volume: VolumeId(1),
                 head: LayerId(1),
@@ -485,7 +548,8 @@ mod tests {
             Record::DestroyVolume(VolumeId(1)),
             Record::DestroySnapshot { volume: VolumeId(1), name: "s".into() },
             Record::Detach(LayerId(2)),
-            Record::Hydration(LayerId(2), HydrationSettings { paused: false, rate_bytes_per_second: 100 }),
+            Record::Hydration(LayerId(2), HydrationSettings { rate_bytes_per_second: 100, ..settings }),
+            Record::Sources(LayerId(2), uris()),
             Record::Present(run()),
             Record::Zero { layer: LayerId(1), first: 0, last: u32::MAX },
             Record::Drop { layer: LayerId(1), first: 5, last: 5 },

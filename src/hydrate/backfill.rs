@@ -1,40 +1,53 @@
 //! Fetching what nobody waits for.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::hydrator::Hydrator;
+use super::hydrator::{FetchClass, Hydrator};
+use super::plan::Plan;
+use super::window::Sent;
 use super::writes::Writes;
 use crate::io::Ring;
-use crate::source::{Source, SourceError};
+use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
 
-/// Bytes of one request.
-const REQUEST_BYTES: u64 = 1 << 20;
-/// Requests under way at once.
-const REQUESTS_MAX: usize = 16;
-/// While readers wait, a new request is made only so often: backfill yields, but never starves.
-const FLOOR_INTERVAL: Duration = Duration::from_millis(20);
-/// Bytes whose zero ranges are asked for at once.
-const MAP_BYTES: u64 = 1 << 30;
+/// Without anything to do, it is looked again after so long; wakes come before.
+const IDLE_INTERVAL: Duration = Duration::from_millis(20);
+/// Without hope of anything to do before a wake.
+const LONG: Duration = Duration::from_secs(60);
+/// While readers wait, backfill takes this part of the way to a host: it yields, but never starves.
+const SHARE_WHILE_WAITED: u64 = 4;
 /// Fetched bytes after which progress is made durable.
 const RECORD_BYTES: u64 = 64 << 20;
+/// Hydrations that begin together begin a little apart: so much for each that is there already.
+const JITTER: Duration = Duration::from_millis(20);
+/// How often the rate that a deadline needs is worked out.
+const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
 
-type Arrival = (Range<u64>, Result<Bytes, SourceError>);
+/// One request under way.
+struct Request {
+    run: Range<u64>,
+    uri: String,
+    host: Arc<str>,
+    sent: Sent,
+    class: FetchClass,
+    damage: Option<SourceError>,
+}
 
 /// The state of one run of backfill over a root layer.
 struct Backfill<'a> {
     hydrator: &'a Hydrator,
-    cursor: u64,
-    mapped: u64,
-    under_way: usize,
-    last_request: Duration,
+    plan: Plan,
+    requests: HashMap<u64, Request>,
+    next: u64,
+    bytes_under_way: u64,
     unrecorded_bytes: u64,
-    sender: Sender<Arrival>,
-    receiver: Receiver<Arrival>,
+    /// Whether the deadline needs a faster pace than it has, and when that was worked out.
+    due: (bool, Duration),
+    sender: Sender<(u64, Arrival)>,
+    receiver: Receiver<(u64, Arrival)>,
     /// `None`: fetched bytes are stored on this thread, one after the other.
     writes: Option<Writes<'a>>,
 }
@@ -51,13 +64,17 @@ impl Hydrator {
         let started = std::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(move || {
             // Without a ring it goes on, only slower.
             let mut backfill = Backfill::new(&hydrator, Writes::ring().ok());
+            backfill.begin();
             while backfill.round(true) {}
             drop(backfill);
             let done = hydrator.is_complete() && !hydrator.state.lock().stopped;
             if done {
                 complete();
             }
-            hydrator.state.lock().backfill_running = false;
+            hydrator.config.budget.leave(hydrator.config.layer.id);
+            let mut state = hydrator.state.lock();
+            state.waker = None;
+            state.backfill_running = false;
             hydrator.changed.notify_all();
         });
         if started.is_err() {
@@ -70,17 +87,27 @@ impl Hydrator {
     /// left to do.
     pub fn backfill_step(&self) -> bool {
         let mut backfill = Backfill::new(self, None);
+        backfill.follow_source();
         backfill.round(false);
-        while backfill.under_way > 0 {
+        while !backfill.requests.is_empty() {
             backfill.take_arrival(None);
         }
         !self.is_complete()
     }
 
-    /// Forgets the latest failure, so that the source is tried at once.
-    pub fn retry_now(&self) {
-        self.state.lock().retry_at = Duration::ZERO;
-        self.changed.notify_all();
+    /// Connects to an address in a thread of its own, so that one that does not answer holds up nobody.
+    fn connect_aside(self: &Arc<Self>, uri: String) {
+        let hydrator = Arc::clone(self);
+        let connect = move || {
+            if let Err(error) = hydrator.source(&uri) {
+                hydrator.note_error(&uri, &error);
+            }
+            let mut state = hydrator.state.lock();
+            state.connecting.retain(|other| *other != uri);
+            hydrator.notify(&state);
+        };
+        // Without a thread it is tried again later.
+        let _ = std::thread::Builder::new().name("hydrate-connect".into()).spawn(connect);
     }
 }
 
@@ -88,190 +115,291 @@ impl<'a> Backfill<'a> {
     fn new(hydrator: &'a Hydrator, ring: Option<Ring>) -> Self {
         let (sender, receiver) = channel();
         let writes = ring.map(|ring| Writes::new(hydrator, ring));
-        Self { hydrator, cursor: 0, mapped: 0, under_way: 0, last_request: Duration::ZERO, unrecorded_bytes: 0, sender, receiver, writes }
+        Self {
+            hydrator,
+            plan: Plan::default(),
+            requests: HashMap::new(),
+            next: 0,
+            bytes_under_way: 0,
+            unrecorded_bytes: 0,
+            due: (false, Duration::ZERO),
+            sender,
+            receiver,
+            writes,
+        }
     }
 
-    fn is_writing(&self) -> bool {
-        self.writes.as_ref().is_some_and(|writes| !writes.is_empty())
+    /// Takes its place among the hydrations of the store, a little after those that are there.
+    fn begin(&mut self) {
+        let hydrator = self.hydrator;
+        let others = hydrator.config.budget.hydrations().min(100) as u32;
+        let waker = self.writes.as_ref().map(Writes::waker);
+        let mut state = hydrator.state.lock();
+        state.waker.clone_from(&waker);
+        let priority = state.settings.priority;
+        let until = std::time::Instant::now() + JITTER * (others * (hydrator.config.layer.id.0 % 16) / 16);
+        while !state.stopped && state.demands == 0 && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
+        drop(state);
+        hydrator.config.budget.join(hydrator.config.layer.id, priority, waker);
+        self.follow_source();
+    }
+
+    /// The order in which an earlier fork touched its blocks, if the source has recorded it.
+    fn follow_source(&self) {
+        let config = &self.hydrator.config;
+        let source = {
+            let mut state = self.hydrator.state.lock();
+            if std::mem::replace(&mut state.followed, true) {
+                return;
+            }
+            state.peers.list.first().and_then(|peer| peer.source.clone())
+        };
+        let trace = match (config.layers.load_trace(config.layer.id), source) {
+            (Some(trace), _) => trace,
+            // What fails here shows at the first read.
+            (None, Some(source)) => {
+                let block = |offset| config.block_size.block_of(offset) as u32;
+                let blocks = |run: Range<u64>| block(run.start)..config.block_size.blocks_for(run.end) as u32;
+                let runs = source.trace().unwrap_or_default().into_iter().map(blocks).filter(|run| !run.is_empty());
+                let trace = crate::format::Trace { runs: runs.collect() };
+                if !trace.runs.is_empty() {
+                    // Advice: without the file, a later fork has to do without.
+                    let _ = config.layers.save_trace(config.layer.id, &trace);
+                }
+                trace
+            }
+            (None, None) => return,
+        };
+        self.hydrator.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
+    }
+
+    fn is_idle(&self) -> bool {
+        self.requests.is_empty() && self.writes.as_ref().is_none_or(Writes::is_empty)
     }
 
     /// Makes requests, takes what has arrived, waits a little if there is nothing else to do. `false` at the end.
     fn round(&mut self, may_wait: bool) -> bool {
         let hydrator = self.hydrator;
         if hydrator.state.lock().stopped {
-            while self.under_way > 0 {
+            while !self.requests.is_empty() {
                 self.take_arrival(None);
             }
             return false;
         }
-        let pause = self.request_more();
-        if self.under_way > 0 || self.is_writing() {
-            self.take_arrival(may_wait.then_some(pause.unwrap_or(Duration::from_secs(60))).or(Some(Duration::ZERO)));
-        } else if hydrator.is_complete() {
-            self.record();
-            return false;
-        } else if may_wait {
-            // Blocks that a reader fetches, or that failed, are looked for again from the start.
-            self.cursor = 0;
-            let mut state = hydrator.state.lock();
-            if !state.stopped {
-                hydrator.changed.wait_for(&mut state, pause.unwrap_or(FLOOR_INTERVAL));
+        let mut pause = self.request_more();
+        if self.is_idle() {
+            if hydrator.is_complete() {
+                self.record();
+                return false;
             }
+            self.plan.start_again();
+            pause = Some(pause.unwrap_or(IDLE_INTERVAL));
+        }
+        if may_wait || !self.is_idle() {
+            self.take_arrival(Some(if may_wait { pause.unwrap_or(LONG) } else { Duration::ZERO }));
         }
         true
     }
 
-    /// Fills the window. If something keeps it from being full, says for how long.
+    /// Fills the way to every host. If something keeps it from being full, says for how long.
     fn request_more(&mut self) -> Option<Duration> {
-        while self.under_way < REQUESTS_MAX && self.writes.as_ref().is_none_or(|writes| !writes.is_full()) {
+        let mut shortest: Option<Duration> = None;
+        loop {
+            if self.writes.as_ref().is_some_and(Writes::is_full) {
+                return None;
+            }
             let now = self.hydrator.config.clock.monotonic();
             if let Some(pause) = self.must_pause(now) {
                 return Some(pause);
             }
-            let source = match self.hydrator.source() {
-                Ok(source) => source,
-                Err(error) => {
-                    self.hydrator.note_outcome(Err(&error));
-                    continue;
+            let mut began = false;
+            for (uri, host, source) in self.sources(now) {
+                match self.request(now, &uri, &host, &*source) {
+                    Ok(requested) => began |= requested,
+                    Err(pause) => shortest = Some(shortest.map_or(pause, |shortest| shortest.min(pause))),
                 }
-            };
-            let run = self.next_run(&*source)?;
-            let range = self.hydrator.byte_range(&run);
-            let cap = self.hydrator.settings().rate_bytes_per_second;
-            let taken = self.hydrator.state.lock().pace.take(now, cap, range.end - range.start);
-            if let Err(pause) = taken {
-                self.cursor = run.start;
-                return Some(pause);
             }
-            for run in self.hydrator.claim(std::slice::from_ref(&run), REQUEST_BYTES.min(u64::from(source.read_bytes_max()))) {
-                self.under_way += 1;
-                self.last_request = now;
-                let (sender, waker) = (self.sender.clone(), self.writes.as_ref().map(Writes::waker));
-                let range = self.hydrator.byte_range(&run);
-                let done = move |result| {
-                    drop(sender.send((run, result)));
-                    if let Some(waker) = waker {
-                        waker.wake();
-                    }
-                };
-                source.read(range, Box::new(done));
+            if !began {
+                return shortest;
             }
         }
-        None
+    }
+
+    /// Addresses that may be asked now and are connected.
+    fn sources(&self, now: Duration) -> Vec<(String, Arc<str>, Arc<dyn Source>)> {
+        let hydrator = self.hydrator;
+        let mut connected = Vec::new();
+        let mut aside = Vec::new();
+        {
+            let mut state = hydrator.state.lock();
+            for number in state.peers.for_bulk(now).collect::<Vec<_>>() {
+                let peer = &state.peers.list[number];
+                let (uri, host) = (peer.uri.clone(), Arc::clone(&peer.host));
+                match peer.source.clone() {
+                    Some(source) => connected.push((uri, host, source)),
+                    None if !state.connecting.contains(&uri) => {
+                        state.connecting.push(uri.clone());
+                        aside.push((uri, host));
+                    }
+                    None => {}
+                }
+            }
+        }
+        for (uri, host) in aside {
+            match (self.writes.is_some(), hydrator.this.upgrade()) {
+                (true, Some(this)) => this.connect_aside(uri),
+                _ => {
+                    match hydrator.source(&uri) {
+                        Ok(source) => connected.push((uri.clone(), host, source)),
+                        Err(error) => hydrator.note_error(&uri, &error),
+                    }
+                    hydrator.state.lock().connecting.retain(|other| *other != uri);
+                }
+            }
+        }
+        connected
+    }
+
+    /// Makes one request, if there is anything to ask for. An error says how long to wait.
+    fn request(&mut self, now: Duration, uri: &str, host: &Arc<str>, source: &dyn Source) -> Result<bool, Duration> {
+        let hydrator = self.hydrator;
+        let config = &hydrator.config;
+        let bytes_max = config.budget.request_bytes(host);
+        let Some((run, class)) = self.plan.claim_next(hydrator, source, bytes_max) else { return Ok(false) };
+        let range = hydrator.byte_range(&run);
+        let bytes = range.end - range.start;
+        let sent = match class {
+            FetchClass::Ahead => Ok(config.budget.begin_now(now, host, bytes)),
+            _ => self.begin_bulk(now, host, bytes),
+        };
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(pause) => {
+                self.plan.put_back(hydrator, run, class);
+                return Err(pause);
+            }
+        };
+        let number = self.next;
+        self.next += 1;
+        self.bytes_under_way += bytes;
+        if let Some(writes) = &mut self.writes {
+            writes.expect(run.clone());
+        }
+        self.requests.insert(number, Request { run, uri: uri.to_owned(), host: Arc::clone(host), sent, class, damage: None });
+        let (sender, waker) = (self.sender.clone(), self.writes.as_ref().map(Writes::waker));
+        let arrived = move |arrival| {
+            drop(sender.send((number, arrival)));
+            if let Some(waker) = &waker {
+                waker.wake();
+            }
+        };
+        source.read_any(range, ReadClass::Ahead, Box::new(arrived));
+        Ok(true)
+    }
+
+    /// Asks for room on the way to a host, under the cap that an operator set.
+    fn begin_bulk(&mut self, now: Duration, host: &str, bytes: u64) -> Result<Sent, Duration> {
+        let is_due = self.is_due(now);
+        let config = &self.hydrator.config;
+        let mut state = self.hydrator.state.lock();
+        let cap = state.settings.rate_bytes_per_second;
+        if state.demands > 0 && self.bytes_under_way > config.budget.window_bytes(host) / SHARE_WHILE_WAITED {
+            return Err(IDLE_INTERVAL);
+        }
+        state.pace.take(now, cap, bytes)?;
+        config.budget.begin(now, config.layer.id, host, bytes, is_due).map_err(|wait| {
+            state.pace.give_back(bytes);
+            wait.pause
+        })
+    }
+
+    /// Whether the deadline needs a faster pace than the one of the last seconds.
+    fn is_due(&mut self, now: Duration) -> bool {
+        let config = &self.hydrator.config;
+        let deadline = self.hydrator.settings().deadline;
+        if deadline == 0 {
+            return false;
+        }
+        if now.saturating_sub(self.due.1) >= DEADLINE_INTERVAL || self.due.1 == Duration::ZERO {
+            let left_bytes = config.block_size.offset_of(self.hydrator.missing().len());
+            let left_time = deadline.saturating_sub(config.clock.unix().as_secs()).max(1);
+            // A tenth faster than needed, so that it is not missed by a moment.
+            let needed = left_bytes / left_time / 10 * 11;
+            self.due = (self.hydrator.progress().rate_bytes_per_second <= needed, now);
+        }
+        self.due.0
     }
 
     fn must_pause(&self, now: Duration) -> Option<Duration> {
         let state = self.hydrator.state.lock();
         if state.stopped || state.settings.paused {
-            return Some(Duration::from_secs(60));
+            return Some(LONG);
         }
-        if state.failures > 0 && now < state.retry_at {
-            return Some(state.retry_at - now);
-        }
-        let since = now.saturating_sub(self.last_request);
-        if state.demands > 0 && since < FLOOR_INTERVAL {
-            return Some(FLOOR_INTERVAL - since);
-        }
-        None
-    }
-
-    /// The next missing blocks that somebody needs and nobody fetches, at most one request's worth.
-    fn next_run(&mut self, source: &dyn Source) -> Option<Range<u64>> {
-        let config = &self.hydrator.config;
-        let blocks = config.layer.source_blocks.unwrap_or(0);
-        let request_blocks = config.block_size.block_of(REQUEST_BYTES.min(u64::from(source.read_bytes_max()))).max(1);
-        while self.cursor < blocks {
-            if self.cursor >= self.mapped {
-                self.map_zeros(source);
-            }
-            let window = self.cursor..(self.cursor + request_blocks).next_multiple_of(request_blocks).min(blocks);
-            let run = self.hydrator.missing_runs(window.clone()).into_iter().find_map(|run| self.needed(run));
-            match run {
-                Some(run) => {
-                    self.cursor = run.end;
-                    return Some(run);
-                }
-                None => self.cursor = window.end,
-            }
-        }
-        None
-    }
-
-    /// The first part of a run that is needed and not under way.
-    fn needed(&self, run: Range<u64>) -> Option<Range<u64>> {
-        let state = self.hydrator.state.lock();
-        let free = |block: &u64| {
-            !state.hidden.contains(*block as u32) && state.under_way.range(..=*block).next_back().is_none_or(|(_, end)| end <= block)
-        };
-        let start = run.clone().find(free)?;
-        let end = (start..run.end).find(|block| !free(block)).unwrap_or(run.end);
-        Some(start..end)
-    }
-
-    /// Asks which bytes from the cursor on are zero, and makes their blocks zero.
-    fn map_zeros(&mut self, source: &dyn Source) {
-        let config = &self.hydrator.config;
-        let start = config.block_size.offset_of(self.cursor);
-        let end = (start + MAP_BYTES).min(config.record.size_bytes);
-        // A source that cannot tell is asked again for the next part; the blocks are fetched, and zeros seen on arrival.
-        let extents = source.extents(start..end).unwrap_or_default();
-        let mut offset = start;
-        for extent in extents {
-            let next = (offset + extent.bytes).min(end);
-            let (first, mut last) = (config.block_size.blocks_for(offset), config.block_size.block_of(next));
-            if next == config.record.size_bytes {
-                last = config.block_size.blocks_for(next);
-            }
-            if extent.zero && first < last {
-                config.layers.fill_zero(&config.layer, first as u32..=(last - 1) as u32);
-            }
-            offset = next;
-        }
-        let reached = if offset > start { offset } else { end };
-        self.mapped = config.block_size.block_of(reached).max(self.cursor + 1);
+        let retry_at = state.peers.all_failing().unwrap_or_default().max(state.stalled_until);
+        (now < retry_at).then(|| retry_at - now)
     }
 
     /// Takes what has arrived, waiting for something to happen at most so long (`None`: until an arrival comes).
     fn take_arrival(&mut self, wait: Option<Duration>) {
-        if self.writes.is_some() {
-            return self.take_arrivals(wait.unwrap_or(Duration::from_millis(100)));
-        }
-        let arrival = match wait {
-            None => self.receiver.recv().ok(),
-            Some(wait) => self.receiver.recv_timeout(wait).ok(),
+        let Some(writes) = &mut self.writes else {
+            let arrival = match wait {
+                None => self.receiver.recv().ok(),
+                Some(wait) => self.receiver.recv_timeout(wait).ok(),
+            };
+            return arrival.into_iter().for_each(|(number, arrival)| self.take(number, arrival));
         };
-        let Some((run, result)) = arrival else { return };
-        self.under_way -= 1;
-        let bytes = self.hydrator.byte_range(&run);
-        let filled = self.hydrator.arrive(run, result);
-        self.note_stored(if filled.is_ok() { bytes.end - bytes.start } else { 0 });
-    }
-
-    /// With a ring: begins to store everything that has arrived.
-    fn take_arrivals(&mut self, wait: Duration) {
-        let mut stored = 0;
-        let Some(writes) = &mut self.writes else { return };
         let mut took = false;
-        while let Ok((run, result)) = self.receiver.try_recv() {
+        if let Ok((number, arrival)) = self.receiver.try_recv() {
             took = true;
-            self.under_way -= 1;
-            match self.hydrator.accept(&run, result) {
-                Ok(bytes) => {
-                    stored += bytes.len() as u64;
-                    writes.store(run, &bytes);
-                }
-                Err(_) => self.hydrator.end_claim(&run),
+            self.take(number, arrival);
+            while let Ok((number, arrival)) = self.receiver.try_recv() {
+                self.take(number, arrival);
             }
+        } else {
+            // Whoever sends an arrival wakes the ring behind it. An error of the ring leaves its writes to the next round.
+            let _ = writes.wait(wait.unwrap_or(Duration::from_millis(100)));
         }
-        // Whoever sends an arrival wakes the ring behind it. An error of the ring leaves its writes to the next round.
-        let _ = writes.wait(if took { Duration::ZERO } else { wait });
-        self.note_stored(stored);
-    }
-
-    fn note_stored(&mut self, bytes: u64) {
-        self.unrecorded_bytes += bytes;
+        if let (true, Some(writes)) = (took, &mut self.writes) {
+            let _ = writes.wait(Duration::ZERO);
+        }
         if self.unrecorded_bytes >= RECORD_BYTES || self.hydrator.config.layers.under_pressure() {
             self.record();
+        }
+    }
+
+    fn take(&mut self, number: u64, arrival: Arrival) {
+        let hydrator = self.hydrator;
+        let Some(request) = self.requests.get_mut(&number) else { return };
+        match arrival {
+            Arrival::Part(part) => {
+                if let Some(offset) = part.damage() {
+                    request.damage = Some(damaged_error(&request.uri, offset));
+                    return;
+                }
+                hydrator.note_bytes(&request.uri, request.class, part.bytes.len() as u64);
+                let Some((blocks, bytes)) = hydrator.blocks_of(&part, &request.run) else { return };
+                self.unrecorded_bytes += bytes.len() as u64;
+                match &mut self.writes {
+                    Some(writes) => writes.store(request.run.start, blocks, &bytes),
+                    None => hydrator.fill(blocks, &bytes).unwrap_or_else(|error| hydrator.note_unstored(&error)),
+                }
+            }
+            Arrival::End(result) => {
+                let Some(request) = self.requests.remove(&number) else { return };
+                let range = hydrator.byte_range(&request.run);
+                self.bytes_under_way -= range.end - range.start;
+                let result = result.and_then(|()| request.damage.map_or(Ok(()), Err));
+                let now = hydrator.config.clock.monotonic();
+                hydrator.config.budget.end(now, &request.host, request.sent, result.is_ok());
+                match result {
+                    Ok(()) => hydrator.note_read(&request.uri, None),
+                    Err(error) => hydrator.note_error(&request.uri, &error),
+                }
+                match &mut self.writes {
+                    Some(writes) => writes.finish(request.run.start),
+                    None => hydrator.end_claim(&request.run),
+                }
+            }
         }
     }
 

@@ -1,75 +1,94 @@
 //! Readers that wait for missing blocks.
+//!
+//! A read goes to the quickest address; one that takes far longer than usual is sent to a second address as well, and the first
+//! answer counts. An address that fails, or sends damaged bytes twice, is passed over for the next one.
 
 use std::ops::Range;
-use std::sync::mpsc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::hydrator::{Hydrator, State};
+use super::hydrator::{FetchClass, Hydrator, State};
 use crate::error::Result;
-use crate::source::SourceError;
+use crate::source::{Arrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 
-type Arrival = (Range<u64>, std::result::Result<Bytes, SourceError>);
+/// Longest request of a waiting reader.
+const REQUEST_BYTES: u64 = 4 << 20;
+/// Reads up to this length take about a round trip; only those are timed, and sent a second time.
+const TIMED_BYTES: u64 = 256 << 10;
+/// Ranges that wait to be fetched ahead, at most; the oldest are given up.
+const AHEAD_MAX: usize = 64;
 
 impl Hydrator {
     /// Returns when every block of the range is here. Blocks that are under way already are waited for, not fetched again.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::SourceLost`] after the source's own bounded retries; an I/O error of the layer's file.
+    /// [`crate::ErrorKind::SourceLost`] after the bounded retries of every source; an I/O error of the layer's file.
     pub fn demand(&self, blocks: Range<u64>) -> Result<()> {
         self.state.lock().demands += 1;
         let result = self.demand_counted(blocks);
-        self.state.lock().demands -= 1;
-        self.changed.notify_all();
+        let mut state = self.state.lock();
+        state.demands -= 1;
+        if state.demands == 0 {
+            self.notify(&state);
+        }
         result
     }
 
     fn demand_counted(&self, blocks: Range<u64>) -> Result<()> {
+        let mut is_first = true;
         loop {
+            let claimed = self.claim(blocks.clone(), REQUEST_BYTES);
+            if std::mem::take(&mut is_first) {
+                self.look_ahead(&blocks);
+            }
+            if !claimed.is_empty() {
+                self.fetch_waited(claimed)?;
+                continue;
+            }
+            let mut state = self.state.lock();
             let missing = self.missing_runs(blocks.clone());
             if missing.is_empty() {
                 return Ok(());
             }
-            let source = self.source().map_err(|error| {
-                self.note_outcome(Err(&error));
-                self.lost(&error)
-            })?;
-            let claimed = self.claim(&missing, u64::from(source.read_bytes_max()));
-            if claimed.is_empty() {
-                let mut state = self.state.lock();
-                // Woken when a range arrives or fails; a range that failed is claimed above, by whoever comes first.
-                if missing.iter().any(|run| state.is_under_way(run)) {
-                    self.changed.wait(&mut state);
-                }
-                continue;
+            // Woken when bytes arrive or fail; a range that failed is claimed above, by whoever comes first.
+            if missing.iter().any(|run| state.is_under_way(run)) {
+                self.changed.wait(&mut state);
             }
-            let (sender, receiver) = mpsc::channel::<Arrival>();
-            let count = claimed.len();
-            for run in claimed {
-                let sender = sender.clone();
-                source.read(self.byte_range(&run), Box::new(move |result| drop(sender.send((run, result)))));
-            }
-            drop(sender);
-            let mut outcome = Ok(());
-            for (run, result) in receiver.iter().take(count) {
-                outcome = outcome.and(self.arrive(run, result));
-            }
-            outcome?;
         }
     }
 
-    /// Bytes of a claimed range have arrived, or will not: stores them and ends the claim.
-    pub(super) fn arrive(&self, run: Range<u64>, result: std::result::Result<Bytes, SourceError>) -> Result<()> {
-        let stored =
-            self.accept(&run, result).and_then(|bytes| self.fill(run.clone(), &bytes).inspect_err(|error| self.note_unstored(error)));
-        self.end_claim(&run);
-        stored
+    /// Guesses what will be read next, and lets it be fetched.
+    fn look_ahead(&self, blocks: &Range<u64>) {
+        let end = self.config.layer.source_blocks.unwrap_or(0);
+        let mut state = self.state.lock();
+        if state.settings.paused {
+            return;
+        }
+        let ahead = state.readers.miss(blocks, self.config.block_size.bytes());
+        state.ahead.extend(ahead.into_iter().map(|range| range.start..range.end.min(end)).filter(|range| !range.is_empty()));
+        let surplus = state.ahead.len().saturating_sub(AHEAD_MAX);
+        state.ahead.drain(..surplus);
+        self.notify(&state);
     }
 
-    /// Backfill pauses as it does for a lost source: there may be space again later.
+    /// Fetches claimed ranges, and ends their claims.
+    fn fetch_waited(&self, runs: Vec<Range<u64>>) -> Result<()> {
+        let (sender, receiver) = channel();
+        let mut fetch = WaitedFetch { hydrator: self, sender, reads: Vec::new(), attempts: Vec::new(), outcome: Ok(()) };
+        for run in runs {
+            fetch.reads.push(WaitedRead { run, tried: Vec::new(), active: 0, damaged: 0, over: false });
+            fetch.ask(fetch.reads.len() - 1, None);
+        }
+        fetch.run(&receiver);
+        fetch.outcome
+    }
+
+    /// Fetched blocks could not be stored: backfill pauses for a while, there may be space again later.
     pub(super) fn note_unstored(&self, error: &crate::error::Error) {
-        let message = format!("fetched blocks cannot be stored: {error}");
-        self.note_outcome(Err(&SourceError { kind: crate::source::SourceErrorKind::Failed, message }));
+        let now = self.config.clock.monotonic();
+        let mut state = self.state.lock();
+        state.last_error = Some(format!("fetched blocks cannot be stored: {error}"));
+        state.stalled_until = now + Duration::from_secs(1);
     }
 
     /// Nobody fetches the range any more: wakes those who wait for it.
@@ -78,33 +97,13 @@ impl Hydrator {
         self.changed.notify_all();
     }
 
-    /// Counts an answer of the source; gives the bytes if they are as many as were asked for.
-    pub(super) fn accept(&self, run: &Range<u64>, result: std::result::Result<Bytes, SourceError>) -> Result<Bytes> {
-        let expected = self.byte_range(run);
-        match result {
-            Ok(bytes) if bytes.len() as u64 == expected.end - expected.start => {
-                self.note_outcome(Ok(bytes.len() as u64));
-                Ok(bytes)
-            }
-            Ok(bytes) => {
-                let message = format!("{} sent {} bytes for a read of {}", self.uri(), bytes.len(), expected.end - expected.start);
-                let error = SourceError { kind: crate::source::SourceErrorKind::Changed, message };
-                self.note_outcome(Err(&error));
-                Err(self.lost(&error))
-            }
-            Err(error) => {
-                self.note_outcome(Err(&error));
-                Err(self.lost(&error))
-            }
-        }
-    }
-
-    /// Takes the parts of the runs that nobody fetches yet, in pieces of at most `bytes_max`.
-    pub(super) fn claim(&self, runs: &[Range<u64>], bytes_max: u64) -> Vec<Range<u64>> {
+    /// Takes the missing parts of the range that nobody fetches yet, in pieces of at most `bytes_max`.
+    pub(super) fn claim(&self, blocks: Range<u64>, bytes_max: u64) -> Vec<Range<u64>> {
         let blocks_max = self.config.block_size.block_of(bytes_max).max(1);
         let mut state = self.state.lock();
         let mut claimed = Vec::new();
-        for run in runs {
+        // Looked at under the lock: a block that is not under way here was stored before, or not at all.
+        for run in self.missing_runs(blocks) {
             let mut start = run.start;
             while start < run.end {
                 if let Some(end) = state.end_of_under_way(start) {
@@ -118,6 +117,173 @@ impl Hydrator {
             }
         }
         claimed
+    }
+}
+
+/// One claimed range that somebody waits for.
+struct WaitedRead {
+    run: Range<u64>,
+    /// Addresses that were asked.
+    tried: Vec<String>,
+    /// Attempts under way.
+    active: usize,
+    /// Attempts that brought damaged bytes.
+    damaged: usize,
+    over: bool,
+}
+
+/// One read at one address.
+struct Attempt {
+    read: usize,
+    uri: String,
+    began: Duration,
+    /// When a second address is asked as well.
+    hedge_at: Option<Duration>,
+    damage: Option<SourceError>,
+}
+
+struct WaitedFetch<'a> {
+    hydrator: &'a Hydrator,
+    sender: Sender<(usize, Arrival)>,
+    reads: Vec<WaitedRead>,
+    attempts: Vec<Attempt>,
+    outcome: Result<()>,
+}
+
+impl WaitedFetch<'_> {
+    fn run(&mut self, receiver: &Receiver<(usize, Arrival)>) {
+        while self.reads.iter().any(|read| !read.over) {
+            let now = self.hydrator.config.clock.monotonic();
+            let open = self.attempts.iter().filter(|attempt| !self.reads[attempt.read].over);
+            let hedge_at = open.filter_map(|attempt| attempt.hedge_at).min();
+            let received = match hedge_at {
+                None => receiver.recv().ok(),
+                Some(at) => receiver.recv_timeout(at.saturating_sub(now)).ok(),
+            };
+            match received {
+                Some((attempt, arrival)) => self.take(attempt, arrival),
+                None => self.hedge(),
+            }
+        }
+    }
+
+    /// Asks `uri`, or the next address that was not asked. Without any left the read has failed.
+    fn ask(&mut self, number: usize, again: Option<String>) {
+        let hydrator = self.hydrator;
+        let mut failure = None;
+        let mut next = again;
+        loop {
+            let Some(uri) = next.take().or_else(|| hydrator.next_waited(&self.reads[number].tried)) else {
+                return self.fail(number, failure);
+            };
+            self.reads[number].tried.push(uri.clone());
+            match hydrator.source(&uri) {
+                Err(error) => {
+                    hydrator.note_error(&uri, &error);
+                    failure = Some(error);
+                }
+                Ok(source) => {
+                    let began = hydrator.config.clock.monotonic();
+                    let range = hydrator.byte_range(&self.reads[number].run);
+                    let is_short = range.end - range.start <= TIMED_BYTES;
+                    let hedge_after = hydrator.state.lock().peers.hedge_after(&uri).filter(|_| is_short);
+                    let hedge_at = hedge_after.map(|after| began + after);
+                    self.attempts.push(Attempt { read: number, uri, began, hedge_at, damage: None });
+                    self.reads[number].active += 1;
+                    let (sender, attempt) = (self.sender.clone(), self.attempts.len() - 1);
+                    source.read_any(range, ReadClass::Waited, Box::new(move |arrival| drop(sender.send((attempt, arrival)))));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, number: usize, failure: Option<SourceError>) {
+        let read = &mut self.reads[number];
+        if read.active > 0 || read.over {
+            return;
+        }
+        read.over = true;
+        let message = || "there is no address to ask".into();
+        let failure = failure.unwrap_or_else(|| SourceError { kind: SourceErrorKind::Closed, message: message() });
+        if self.outcome.is_ok() {
+            self.outcome = Err(self.hydrator.lost(&failure));
+        }
+        self.hydrator.end_claim(&read.run);
+    }
+
+    fn take(&mut self, number: usize, arrival: Arrival) {
+        let hydrator = self.hydrator;
+        let attempt = &mut self.attempts[number];
+        let read = &mut self.reads[attempt.read];
+        match arrival {
+            Arrival::Part(part) => {
+                if let Some(offset) = part.damage() {
+                    attempt.damage = Some(damaged_error(&attempt.uri, offset));
+                } else if !read.over {
+                    hydrator.note_bytes(&attempt.uri, FetchClass::Demand, part.bytes.len() as u64);
+                    let blocks = hydrator.blocks_of(&part, &read.run);
+                    let stored = blocks.map_or(Ok(()), |(blocks, bytes)| hydrator.fill(blocks, &bytes));
+                    hydrator.changed.notify_all();
+                    if let Err(error) = stored {
+                        hydrator.note_unstored(&error);
+                        read.over = true;
+                        hydrator.end_claim(&read.run);
+                        self.outcome = Err(error);
+                    }
+                }
+            }
+            Arrival::End(result) => {
+                attempt.hedge_at = None;
+                read.active -= 1;
+                let damage = attempt.damage.take();
+                match result.and_then(|()| damage.map_or(Ok(()), Err)) {
+                    Ok(()) => {
+                        let waited = hydrator.config.clock.monotonic().saturating_sub(attempt.began);
+                        let range = hydrator.byte_range(&read.run);
+                        hydrator.note_read(&attempt.uri, (range.end - range.start <= TIMED_BYTES).then_some(waited));
+                        if !std::mem::replace(&mut read.over, true) {
+                            hydrator.end_claim(&read.run);
+                        }
+                    }
+                    Err(error) => self.take_error(number, error),
+                }
+            }
+        }
+    }
+
+    fn take_error(&mut self, number: usize, error: SourceError) {
+        let Attempt { read, ref uri, .. } = self.attempts[number];
+        let uri = uri.clone();
+        self.hydrator.note_error(&uri, &error);
+        if self.reads[read].over || self.reads[read].active > 0 {
+            return;
+        }
+        // Bytes may be damaged on their way: the same address gets one more chance, then the next one.
+        let damaged = error.kind == SourceErrorKind::Damaged;
+        self.reads[read].damaged += usize::from(damaged);
+        let again = (damaged && self.reads[read].damaged == 1).then_some(uri);
+        let others = self.hydrator.next_waited(&self.reads[read].tried).is_some();
+        match again.is_some() || others {
+            true => self.ask(read, again),
+            false => self.fail(read, Some(error)),
+        }
+    }
+
+    /// Sends reads that take too long to another address as well.
+    fn hedge(&mut self) {
+        let now = self.hydrator.config.clock.monotonic();
+        for number in 0..self.attempts.len() {
+            let due = self.attempts[number].hedge_at.is_some_and(|at| at <= now);
+            if due {
+                self.attempts[number].hedge_at = None;
+                let read = self.attempts[number].read;
+                let other = self.hydrator.next_waited(&self.reads[read].tried);
+                if !self.reads[read].over && other.is_some() {
+                    self.ask(read, other);
+                }
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::hydrator::Hydrator;
 use crate::bits::BlockBits;
 use crate::error::Result;
 use crate::limits::EXTENT_BLOCKS;
+use crate::source::Part as SourcePart;
 
 impl Hydrator {
     /// Byte range of blocks, cut at the end of the source.
@@ -34,6 +35,15 @@ impl Hydrator {
             }
         }
         runs
+    }
+
+    /// The blocks of `run` that a part of a source has, and their bytes.
+    pub(super) fn blocks_of(&self, part: &SourcePart, run: &Range<u64>) -> Option<(Range<u64>, Bytes)> {
+        let part = part.within(&self.byte_range(run))?;
+        let end = part.offset + part.bytes.len() as u64;
+        let block_size = self.config.block_size;
+        // Parts are cut where blocks are, and the last block ends with the source.
+        Some((block_size.block_of(part.offset)..block_size.blocks_for(end), part.bytes))
     }
 
     /// Makes missing blocks of the range present with these bytes, or zero where they are zero.

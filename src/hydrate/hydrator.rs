@@ -1,23 +1,27 @@
-//! A root layer and its source.
+//! A root layer and where its bytes can be had.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use roaring::RoaringBitmap;
 
+use super::ahead::Readers;
+use super::budget::Budget;
 use super::pace::{Pace, Rate};
+use super::peers::Peers;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{HydrationSettings, SourceRecord};
 use crate::ids::BlockSize;
+use crate::io::RingWaker;
 use crate::layer::{Layer, Layers};
 use crate::source::{Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
 
-/// First and longest pause before a lost source is tried again.
-const RETRY_PAUSES: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(5);
+/// Called when hydration fails at every address, and when it goes on again.
+pub type OnChange = Box<dyn Fn(HydratorStatus, Option<String>) + Send + Sync>;
 
 /// What a hydrator works with.
 pub struct HydratorConfig {
@@ -27,12 +31,18 @@ pub struct HydratorConfig {
     pub layer: Arc<Layer>,
     /// What is known of the source.
     pub record: SourceRecord,
+    /// Identity of the bytes, or empty.
+    pub origin: String,
     /// How to connect.
     pub opener: Arc<dyn SourceOpener>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Block size of the store.
     pub block_size: BlockSize,
+    /// What the hydrations of the store share.
+    pub budget: Arc<Budget>,
+    /// Told of degradation and recovery.
+    pub on_change: OnChange,
 }
 
 /// What backfill does.
@@ -42,10 +52,40 @@ pub enum HydratorStatus {
     Running,
     /// Stopped by an operator.
     Paused,
-    /// The source does not answer.
+    /// No address answers.
     Degraded,
     /// Nothing is missing any more.
     Complete,
+}
+
+/// Why blocks are fetched, the most urgent reason first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchClass {
+    /// A reader waits.
+    Demand,
+    /// A reader will probably want them next.
+    Ahead,
+    /// An earlier fork wanted them about now.
+    Trace,
+    /// They are missing.
+    Backfill,
+}
+
+/// One address and how it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerProgress {
+    /// The address.
+    pub uri: String,
+    /// Whether it failed the last time.
+    pub is_failing: bool,
+    /// Bytes taken from it.
+    pub bytes_fetched: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Shortest time of a small request.
+    pub round_trip: Option<Duration>,
+    /// Its latest error.
+    pub last_error: Option<String>,
 }
 
 /// Counts of a hydrator.
@@ -53,27 +93,32 @@ pub enum HydratorStatus {
 pub struct Progress {
     /// What backfill does.
     pub status: HydratorStatus,
-    /// Bytes received from the source.
+    /// Bytes received.
     pub bytes_fetched: u64,
+    /// Of them, by class: demand, ahead, trace, backfill.
+    pub bytes_by_class: [u64; 4],
     /// Bytes a second, over the last seconds.
     pub rate_bytes_per_second: u64,
-    /// Pause and cap.
+    /// What an operator set.
     pub settings: HydrationSettings,
-    /// The latest error of the source.
+    /// The addresses.
+    pub peers: Vec<PeerProgress>,
+    /// The latest error.
     pub last_error: Option<String>,
 }
 
-/// One root layer and its source.
+/// One root layer and where its bytes can be had.
 pub struct Hydrator {
     pub(super) config: HydratorConfig,
     pub(super) state: Mutex<State>,
-    /// Notified when ranges arrive, fail, or settings change.
+    /// Notified when bytes arrive, requests fail, or settings change.
     pub(super) changed: Condvar,
+    pub(super) this: Weak<Self>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
-    pub source: Option<Arc<dyn Source>>,
+    pub peers: Peers,
     /// Blocks under way: first block -> block after the last.
     pub under_way: BTreeMap<u64, u64>,
     /// Blocks that nobody above needs.
@@ -81,121 +126,224 @@ pub(super) struct State {
     pub settings: HydrationSettings,
     pub pace: Pace,
     pub rate: Rate,
-    pub bytes_fetched: u64,
+    pub bytes_by_class: [u64; 4],
     pub last_error: Option<String>,
-    /// Failures in a row, and when to try again.
-    pub failures: u32,
-    pub retry_at: Duration,
+    /// Fetched blocks could not be stored: not tried again before.
+    pub stalled_until: Duration,
+    pub degraded: bool,
     /// Readers that wait.
     pub demands: u32,
+    pub readers: Readers,
+    /// To be fetched before the rest, in this order.
+    pub ahead: VecDeque<Range<u64>>,
+    pub trace: VecDeque<Range<u64>>,
+    /// The source was asked for its trace.
+    pub followed: bool,
+    /// Addresses that a thread connects to.
+    pub connecting: Vec<String>,
     pub stopped: bool,
     pub complete: bool,
     pub backfill_running: bool,
+    /// Ends a wait of backfill.
+    pub waker: Option<RingWaker>,
+}
+
+impl State {
+    /// Bytes received.
+    pub fn bytes_fetched(&self) -> u64 {
+        self.bytes_by_class.iter().sum()
+    }
 }
 
 impl Hydrator {
     /// A hydrator that uses `source`, or connects when it first needs to.
     pub fn new(config: HydratorConfig, source: Option<Arc<dyn Source>>) -> Arc<Self> {
-        let settings = config.record.settings;
-        let state = State { source, settings, ..State::default() };
-        Arc::new(Self { config, state: Mutex::new(state), changed: Condvar::new() })
+        let mut state = State { settings: config.record.settings, ..State::default() };
+        state.peers.set(&config.record.uris);
+        if let Some(first) = state.peers.list.first_mut() {
+            first.source = source;
+        }
+        Arc::new_cyclic(|this| Self { config, state: Mutex::new(state), changed: Condvar::new(), this: this.clone() })
     }
 
-    /// Number of the root layer.
+    /// The root layer.
     pub fn layer(&self) -> &Arc<Layer> {
         &self.config.layer
     }
 
-    /// Address of the source.
-    pub fn uri(&self) -> &str {
-        &self.config.record.uri
+    /// Lets everybody look again.
+    pub(super) fn notify(&self, state: &State) {
+        if let Some(waker) = &state.waker {
+            waker.wake();
+        }
+        self.changed.notify_all();
     }
 
-    /// The source, connected.
-    pub(super) fn source(&self) -> Result<Arc<dyn Source>, SourceError> {
+    /// The source at an address, connected.
+    pub(super) fn source(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        let closed = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not used any more") };
         {
             let state = self.state.lock();
-            if state.stopped {
-                let message = format!("{} is not used any more", self.uri());
-                return Err(SourceError { kind: SourceErrorKind::Closed, message });
-            }
-            if let Some(source) = &state.source {
+            let peer = state.peers.list.iter().find(|peer| peer.uri == uri).filter(|_| !state.stopped).ok_or_else(closed)?;
+            if let Some(source) = &peer.source {
                 return Ok(Arc::clone(source));
             }
         }
-        let source = self.config.opener.open(self.uri())?;
-        let expected = self.config.record.size_bytes;
-        if source.size_bytes() != expected {
-            let message = format!("{} has {} bytes now, it had {expected} when it was forked", self.uri(), source.size_bytes());
-            return Err(SourceError { kind: SourceErrorKind::Changed, message });
+        let source = self.config.opener.open(uri)?;
+        if let Err(error) = self.check_source(uri, &*source) {
+            source.close();
+            return Err(error);
         }
         let mut state = self.state.lock();
-        Ok(Arc::clone(state.source.get_or_insert(source)))
+        let stopped = state.stopped;
+        match state.peers.list.iter_mut().find(|peer| peer.uri == uri).filter(|_| !stopped) {
+            Some(peer) => Ok(Arc::clone(peer.source.get_or_insert(source))),
+            None => Err(closed()),
+        }
     }
 
-    /// Notes how a request to the source ended.
-    pub(super) fn note_outcome(&self, result: Result<u64, &SourceError>) {
+    /// Refuses a source that has other bytes than those that were forked, as far as it tells.
+    ///
+    /// # Errors
+    /// [`SourceErrorKind::Changed`].
+    pub fn check_source(&self, uri: &str, source: &dyn Source) -> Result<(), SourceError> {
+        let changed = |message| Err(SourceError { kind: SourceErrorKind::Changed, message });
+        let expected = self.config.record.size_bytes;
+        if source.size_bytes() != expected {
+            return changed(format!("{uri} has {} bytes now, it had {expected} when it was forked", source.size_bytes()));
+        }
+        let origin = &self.config.origin;
+        match source.identity() {
+            Some(identity) if !origin.is_empty() && identity != *origin => {
+                changed(format!("{uri} serves the bytes of {identity}, but {origin} was forked: remove the address"))
+            }
+            None if !origin.is_empty() => {
+                changed(format!("{uri} does not tell whose bytes it serves, and those of {origin} were forked: use a volfork snapshot"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes how an address failed.
+    pub(super) fn note_error(&self, uri: &str, error: &SourceError) {
+        if error.kind == SourceErrorKind::Closed {
+            return;
+        }
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
-        // A handle whose export has changed is of no use; what is there at the next try may be the right one again.
-        let useless = matches!(result, Err(error) if error.kind == SourceErrorKind::Changed);
-        let discarded = if useless { state.source.take() } else { None };
-        match result {
-            Ok(bytes) => {
-                state.failures = 0;
-                state.bytes_fetched += bytes;
-                let total = state.bytes_fetched;
-                state.rate.note(now, total);
-            }
-            Err(error) => {
-                state.last_error = Some(error.message.clone());
-                state.failures = state.failures.saturating_add(1);
-                let pause = RETRY_PAUSES.start.saturating_mul(1 << (state.failures - 1).min(8));
-                state.retry_at = now + pause.min(RETRY_PAUSES.end);
-            }
-        }
-        drop(state);
-        if let Some(source) = discarded {
+        let useless = state.peers.note_error(uri, now, error);
+        state.last_error = Some(error.message.clone());
+        self.look_at_health(state);
+        if let Some(source) = useless {
             source.close();
         }
     }
 
-    /// The engine's error for one of the source.
+    /// Notes that a read ended well, and how long somebody waited for it.
+    pub(super) fn note_read(&self, uri: &str, waited: Option<Duration>) {
+        let mut state = self.state.lock();
+        state.peers.note_read(uri, waited);
+        self.look_at_health(state);
+    }
+
+    /// Notes bytes that came.
+    pub(super) fn note_bytes(&self, uri: &str, class: FetchClass, bytes: u64) {
+        let now = self.config.clock.monotonic();
+        let mut state = self.state.lock();
+        state.peers.note_bytes(uri, bytes);
+        state.bytes_by_class[class as usize] += bytes;
+        let total = state.bytes_fetched();
+        state.rate.note(now, total);
+    }
+
+    /// Tells of degradation and recovery.
+    fn look_at_health(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        let degraded = state.peers.all_failing().is_some();
+        if degraded != state.degraded {
+            state.degraded = degraded;
+            let (status, error) = match degraded {
+                true => (HydratorStatus::Degraded, state.last_error.clone()),
+                false => (HydratorStatus::Running, None),
+            };
+            drop(state);
+            (self.config.on_change)(status, error);
+        }
+    }
+
+    /// The engine's error for one of a source.
     pub(super) fn lost(&self, error: &SourceError) -> Error {
         Error::new(
             ErrorKind::SourceLost,
-            format!("a block is still only at the source {}, which failed: {}; the rest of the volume works", self.uri(), error.message),
+            format!("a block is still only at the source, which failed: {}; the rest of the volume works", error.message),
         )
     }
 
     /// Tells which blocks nobody needs.
     pub fn set_hidden(&self, hidden: RoaringBitmap) {
-        self.state.lock().hidden = hidden;
-        self.changed.notify_all();
+        let mut state = self.state.lock();
+        state.hidden = hidden;
+        self.notify(&state);
     }
 
-    /// Changes pause and cap.
+    /// Changes pause and pace.
     pub fn set_settings(&self, settings: HydrationSettings) {
-        self.state.lock().settings = settings;
-        self.changed.notify_all();
+        let mut state = self.state.lock();
+        state.settings = settings;
+        self.config.budget.set_priority(self.config.layer.id, settings.priority);
+        self.notify(&state);
     }
 
-    /// Pause and cap.
+    /// Pause and pace.
     pub fn settings(&self) -> HydrationSettings {
         self.state.lock().settings
     }
 
+    /// The addresses.
+    pub fn uris(&self) -> Vec<String> {
+        self.state.lock().peers.list.iter().map(|peer| peer.uri.clone()).collect()
+    }
+
+    /// Changes the addresses.
+    pub fn set_uris(&self, uris: &[String]) {
+        let unused = {
+            let mut state = self.state.lock();
+            let unused = state.peers.set(uris);
+            self.notify(&state);
+            unused
+        };
+        unused.iter().for_each(|source| source.close());
+    }
+
+    /// Fetches these blocks before the rest, in this order.
+    pub fn follow(&self, runs: impl IntoIterator<Item = Range<u64>>) {
+        let mut state = self.state.lock();
+        state.trace.extend(runs);
+        self.notify(&state);
+    }
+
+    /// Forgets failures, so that every address is tried at once.
+    pub fn retry_now(&self) {
+        let mut state = self.state.lock();
+        state.peers.retry_now();
+        state.stalled_until = Duration::ZERO;
+        self.notify(&state);
+    }
+
+    /// Blocks that are missing and needed.
+    pub(super) fn missing(&self) -> RoaringBitmap {
+        let blocks = self.config.layer.source_blocks.unwrap_or(0);
+        let mut missing = RoaringBitmap::new();
+        if blocks > 0 {
+            missing.insert_range(0..=(blocks - 1) as u32);
+            missing -= &self.state.lock().hidden;
+            self.config.layer.with_presence(|presence| missing -= presence.covered());
+        }
+        missing
+    }
+
     /// Whether every block that anybody needs is here.
     pub fn is_complete(&self) -> bool {
-        let state = self.state.lock();
-        let blocks = self.config.layer.source_blocks.unwrap_or(0);
-        if blocks == 0 {
-            return true;
-        }
-        let mut missing = RoaringBitmap::new();
-        missing.insert_range(0..=(blocks - 1) as u32);
-        missing -= &state.hidden;
-        state.under_way.is_empty() && self.config.layer.with_presence(|presence| missing.is_subset(&presence.covered()))
+        self.state.lock().under_way.is_empty() && self.missing().is_empty()
     }
 
     /// Counts so far.
@@ -204,15 +352,25 @@ impl Hydrator {
         let state = self.state.lock();
         let status = match &*state {
             State { complete: true, .. } => HydratorStatus::Complete,
-            State { failures: 1.., .. } => HydratorStatus::Degraded,
+            State { degraded: true, .. } => HydratorStatus::Degraded,
             State { settings: HydrationSettings { paused: true, .. }, .. } => HydratorStatus::Paused,
             _ => HydratorStatus::Running,
         };
+        let peers = state.peers.list.iter().map(|peer| PeerProgress {
+            uri: peer.uri.clone(),
+            is_failing: peer.failures > 0,
+            bytes_fetched: peer.bytes,
+            errors: peer.errors,
+            round_trip: peer.stats().round_trip,
+            last_error: peer.last_error.clone(),
+        });
         Progress {
             status,
-            bytes_fetched: state.bytes_fetched,
-            rate_bytes_per_second: state.rate.bytes_per_second(now, state.bytes_fetched),
+            bytes_fetched: state.bytes_fetched(),
+            bytes_by_class: state.bytes_by_class,
+            rate_bytes_per_second: state.rate.bytes_per_second(now, state.bytes_fetched()),
             settings: state.settings,
+            peers: peers.collect(),
             last_error: state.last_error.clone(),
         }
     }
@@ -224,30 +382,46 @@ impl Hydrator {
     pub fn read_through(&self, first: u64, buffer: &mut [u8]) -> Result<(), Error> {
         let blocks = self.config.block_size.blocks_for(buffer.len() as u64);
         let range = self.byte_range(&(first..first + blocks));
-        let fetched = self.source().and_then(|source| source.read_blocking(range));
-        let bytes = fetched.map_err(|error| self.lost(&error))?;
-        buffer[..bytes.len()].copy_from_slice(&bytes);
-        buffer[bytes.len()..].fill(0);
-        Ok(())
+        let mut tried = Vec::new();
+        let mut failure = SourceError { kind: SourceErrorKind::Closed, message: "there is no address to ask".into() };
+        while let Some(uri) = self.next_waited(&tried) {
+            match self.source(&uri).and_then(|source| source.read_blocking(range.clone())) {
+                Ok(bytes) => {
+                    buffer[..bytes.len()].copy_from_slice(&bytes);
+                    buffer[bytes.len()..].fill(0);
+                    return Ok(());
+                }
+                Err(error) => failure = error,
+            }
+            tried.push(uri);
+        }
+        Err(self.lost(&failure))
     }
 
-    /// Nothing is missing any more: closes the source.
+    /// The next address to ask for what somebody waits for.
+    pub(super) fn next_waited(&self, tried: &[String]) -> Option<String> {
+        let now = self.config.clock.monotonic();
+        let state = self.state.lock();
+        state.peers.for_waited(now, tried).filter(|_| !state.stopped).map(|number| state.peers.list[number].uri.clone())
+    }
+
+    /// Nothing is missing any more: closes the sources.
     pub fn finish(&self) {
         self.state.lock().complete = true;
         self.stop();
     }
 
-    /// Ends backfill and closes the source; readers of missing blocks fail from now on.
+    /// Ends backfill and closes the sources; readers of missing blocks fail from now on.
     pub fn stop(&self) {
-        let source = {
+        let sources = {
             let mut state = self.state.lock();
             state.stopped = true;
-            state.source.take()
+            let sources = state.peers.take_sources();
+            self.notify(&state);
+            sources
         };
-        self.changed.notify_all();
-        if let Some(source) = source {
-            source.close();
-        }
+        self.config.budget.leave(self.config.layer.id);
+        sources.iter().for_each(|source| source.close());
     }
 
     /// Waits until nothing is missing any more; `false` at the timeout, or when it was stopped before.

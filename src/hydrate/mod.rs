@@ -1,17 +1,28 @@
 //! Hydration: making a root layer independent of its source. The one place where near meets far.
 //!
-//! The cast: a [`Hydrator`] stands for one root layer and its source. *Demand* is a reader that waits; *backfill* is a thread
-//! that fetches what nobody waits for; both go through the same list of ranges under way, so a block is fetched once.
+//! The cast: a [`Hydrator`] stands for one root layer and its source, which may be had at several addresses (`peers`). *Demand*
+//! is a reader that waits; *backfill* is a thread that fetches what nobody waits for, in the order of a `plan`: ahead of readers
+//! that go on (`ahead`), then in the order in which an earlier fork touched its blocks, then the rest. Both go through the same
+//! list of ranges under way, so a block is fetched once. A `Budget` is what all hydrations of a store share: the `window` of
+//! bytes under way to each host, and the patience of the `foreground`.
 //!
 //! # Invariants
 //! - A fill changes no meaning: it only makes present (or zero) what was missing.
 //! - A range is under way at most once; whoever wants a part of it waits for it.
-//! - Losing the source fails the readers of missing blocks, and nothing else; backfill tries again with growing pauses.
+//! - Losing every address fails the readers of missing blocks, and nothing else; backfill tries again with growing pauses.
+//! - Bytes that do not match what their source says of them are never stored.
+mod ahead;
 mod backfill;
+mod budget;
 mod demand;
 mod fill;
+mod foreground;
 mod hydrator;
 mod pace;
+mod peers;
+mod plan;
+mod window;
 mod writes;
 
-pub use hydrator::{Hydrator, HydratorConfig, HydratorStatus};
+pub use budget::Budget;
+pub use hydrator::{Hydrator, HydratorConfig, HydratorStatus, PeerProgress};

@@ -31,6 +31,13 @@ impl Pace {
     }
 }
 
+impl Pace {
+    /// Gives back what was taken for a request that was not made after all.
+    pub fn give_back(&mut self, bytes: u64) {
+        self.available_bytes += bytes as f64;
+    }
+}
+
 /// Bytes a second over the last seconds.
 #[derive(Debug, Default)]
 pub struct Rate {

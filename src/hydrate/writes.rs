@@ -69,18 +69,27 @@ impl<'a> Writes<'a> {
         self.writes.is_empty()
     }
 
-    /// Stores the bytes of a claimed range, and ends the claim when all of it is stored.
-    pub fn store(&mut self, blocks: Range<u64>, bytes: &Bytes) {
-        let parts = self.hydrator.parts_to_fill(blocks.clone(), bytes);
-        let run = blocks.start;
-        // One more than there are parts, so that the claim does not end before all of them were begun.
-        self.runs.insert(run, Run { blocks, left: parts.len() + 1 });
-        for part in parts {
+    /// A claimed range is being fetched. Its claim ends when [`Writes::finish`] was called and everything of it is stored.
+    pub fn expect(&mut self, blocks: Range<u64>) {
+        // One more than there are writes, so that the claim does not end before all of them were begun.
+        self.runs.insert(blocks.start, Run { blocks, left: 1 });
+    }
+
+    /// Stores blocks of the range that begins with `run`.
+    pub fn store(&mut self, run: u64, blocks: Range<u64>, bytes: &Bytes) {
+        for part in self.hydrator.parts_to_fill(blocks, bytes) {
+            if let Some(state) = self.runs.get_mut(&run) {
+                state.left += 1;
+            }
             if let Err(error) = self.begin(part, run) {
                 self.hydrator.note_unstored(&error);
                 self.end_one(run);
             }
         }
+    }
+
+    /// Nothing more comes for the range that begins with `run`.
+    pub fn finish(&mut self, run: u64) {
         self.end_one(run);
     }
 
@@ -122,6 +131,8 @@ impl<'a> Writes<'a> {
             (Ok(()), Op::Write { file, .. }) => {
                 let segment = config.layers.place(first).0;
                 config.layers.finish_write(&config.layer, write.part.extent, &bits, &write.checksums, (segment, &file));
+                // Who waits for these blocks does not wait for the rest of their range.
+                self.hydrator.changed.notify_all();
             }
             (result, _) => {
                 let cause = result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());

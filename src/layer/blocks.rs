@@ -111,6 +111,19 @@ impl Layers {
         Ok(BlockRead::Verified)
     }
 
+    /// The crc32 of the bytes of present blocks of one extent, without reading them. `None`: not known since a crash.
+    ///
+    /// # Errors
+    /// The checksums cannot be read.
+    pub fn content_checksums(&self, layer: &Layer, blocks: Range<u32>) -> Result<Vec<Option<u32>>> {
+        let extent = blocks.start / EXTENT_BLOCKS;
+        if layer.unverified.load(Ordering::Acquire) && layer.state.lock().unverified.contains(extent) {
+            return Ok(vec![None; blocks.len()]);
+        }
+        let page = self.page(layer, extent)?;
+        Ok(blocks.map(|block| Some(self.contents.content(layer.id, block, page.get(block % EXTENT_BLOCKS)))).collect())
+    }
+
     /// Reads one block while nobody writes, fills or punches it.
     /// `Ok(None)`: the layer does not hold the block any more.
     ///

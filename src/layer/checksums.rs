@@ -32,6 +32,37 @@ pub fn block_checksum(layer: LayerId, block: u32, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// Turns checksums of blocks in their places into those of the bytes alone, without the bytes.
+///
+/// crc32 is linear: `crc(place, bytes) = shift(crc(place)) ^ crc(bytes)`, where `shift` stands for as many zero bytes as a block
+/// has. It is kept as the images of the 32 single bits.
+pub struct ContentChecksums {
+    shifted: [u32; 32],
+}
+
+impl ContentChecksums {
+    /// For blocks of so many bytes.
+    pub fn new(block_bytes: u64) -> Self {
+        let shift = |bit: u32| {
+            let mut hasher = crc32fast::Hasher::new_with_initial(1 << bit);
+            hasher.combine(&crc32fast::Hasher::new_with_initial_len(0, block_bytes));
+            hasher.finalize()
+        };
+        Self { shifted: std::array::from_fn(|bit| shift(bit as u32)) }
+    }
+
+    /// The crc32 of a block's bytes, from its checksum in its place.
+    pub fn content(&self, layer: LayerId, block: u32, checksum: u32) -> u32 {
+        let mut place = block_checksum(layer, block, &[]);
+        let mut content = checksum;
+        while place != 0 {
+            content ^= self.shifted[place.trailing_zeros() as usize];
+            place &= place - 1;
+        }
+        content
+    }
+}
+
 /// The checksums of an extent, in memory.
 pub struct ChecksumPage {
     checksums: Box<[AtomicU32]>,
@@ -190,5 +221,17 @@ mod tests {
         assert_ne!(here, block_checksum(LayerId(2), 5, &bytes));
         assert_ne!(here, block_checksum(LayerId(1), 6, &bytes));
         assert_ne!(here, block_checksum(LayerId(5), 1, &bytes));
+    }
+
+    #[test]
+    fn checksums_of_the_bytes_alone_follow_from_those_in_a_place() {
+        for block_bytes in [4096usize, 65536] {
+            let contents = ContentChecksums::new(block_bytes as u64);
+            for (layer, block, byte) in [(1, 5, 7u8), (0, 0, 0), (u32::MAX, 9, 255)] {
+                let bytes = vec![byte; block_bytes];
+                let stored = block_checksum(LayerId(layer), block, &bytes);
+                assert_eq!(contents.content(LayerId(layer), block, stored), crc32fast::hash(&bytes));
+            }
+        }
     }
 }

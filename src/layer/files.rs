@@ -68,7 +68,7 @@ impl LayerFiles {
         }
         let io = match file {
             LayerFile::Data(_) => self.mode,
-            LayerFile::Checksums => IoMode::Buffered,
+            LayerFile::Checksums | LayerFile::Trace => IoMode::Buffered,
         };
         let opened = self.disk.open(&self.paths.layer(layer, file), mode, io)?;
         if open.files.len() >= OPEN_FILES_MAX {
@@ -81,7 +81,7 @@ impl LayerFiles {
     /// Removes every file of a layer.
     pub fn remove(&self, layer: LayerId, segments: u32) -> io::Result<()> {
         self.open.lock().files.retain(|(id, _), _| *id != layer);
-        let files = (0..segments.max(1)).map(LayerFile::Data).chain([LayerFile::Checksums]);
+        let files = (0..segments.max(1)).map(LayerFile::Data).chain([LayerFile::Checksums, LayerFile::Trace]);
         for file in files {
             match self.disk.remove(&self.paths.layer(layer, file)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -31,6 +31,7 @@ mod recover;
 mod round;
 mod set;
 mod state;
+mod trace;
 
 pub use admit::Admission;
 pub use blocks::BlockRead;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 
-use super::checksums::{ChecksumCache, ChecksumPage};
+use super::checksums::{ChecksumCache, ChecksumPage, ContentChecksums};
 use super::commit::{Commit, Ticket};
 use super::files::LayerFiles;
 use super::state::Layer;
@@ -52,6 +52,7 @@ pub struct Layers {
     pub(super) io_mode: IoMode,
     pub(super) files: LayerFiles,
     pub(super) checksums: ChecksumCache,
+    pub(super) contents: ContentChecksums,
     pub(super) commit: Commit,
     table: RwLock<FxHashMap<LayerId, Arc<Layer>>>,
     reapers: Mutex<Vec<Weak<dyn Reap>>>,
@@ -70,6 +71,7 @@ impl Layers {
         journal: Journal,
     ) -> Self {
         Self {
+            contents: ContentChecksums::new(config.block_size.bytes()),
             disk: config.disk,
             block_size: config.block_size,
             io_mode: config.io_mode,

@@ -10,22 +10,19 @@ use super::export::Export;
 use super::handshake::Session;
 use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
+use super::status::extents;
 use crate::error::Error;
 use crate::volume::{Completion, Queue, Request as VolumeRequest};
 use crate::wire::constants::{
     CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN,
     CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, EPERM, ESHUTDOWN, PAYLOAD_BYTES_MAX,
 };
-use crate::wire::{HeaderMode, Request};
+use crate::wire::{HeaderMode, Request, StatusQuery};
 
 /// Bytes taken from the socket at once.
 const INPUT_BYTES: usize = 256 << 10;
 /// Bytes that may wait for the client; beyond, no further requests are taken.
 const OUTPUT_BYTES_MAX: usize = 64 << 20;
-/// Extents of one block status.
-const STATUS_EXTENTS_MAX: usize = 16 << 10;
-/// Bytes that one block status looks at: bounds its time, and the client asks on.
-const STATUS_BYTES_MAX: u64 = 64 << 30;
 
 pub struct Connection {
     socket: ClientSocket,
@@ -48,7 +45,7 @@ pub struct Connection {
 /// What a request asks for, once it was checked.
 enum Checked {
     Queue(VolumeRequest),
-    Status,
+    Status(StatusQuery),
     Done,
     Refused(u32, &'static str),
 }
@@ -207,7 +204,7 @@ impl Connection {
                     Err(error) => self.output.error(self.mode, &request, wire_error(&error), &error.to_string()),
                 }
             }
-            Checked::Status => self.status(&request),
+            Checked::Status(query) => self.status(&request, &query),
             Checked::Done => self.output.done(self.mode, &request),
             Checked::Refused(error, text) => self.output.error(self.mode, &request, error, text),
         }
@@ -219,11 +216,15 @@ impl Connection {
                 CMD_READ => CMD_FLAG_DF,
                 CMD_WRITE if self.mode == HeaderMode::Extended => CMD_FLAG_PAYLOAD_LEN,
                 CMD_WRITE_ZEROES => CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
+                CMD_BLOCK_STATUS if self.mode == HeaderMode::Extended => CMD_FLAG_REQ_ONE | CMD_FLAG_PAYLOAD_LEN,
                 CMD_BLOCK_STATUS => CMD_FLAG_REQ_ONE,
                 _ => 0,
             };
         if request.flags & !allowed != 0 {
             return Checked::Refused(EINVAL, "the request has flags that its command does not know");
+        }
+        if request.command == CMD_BLOCK_STATUS {
+            return self.check_status(request, &data);
         }
         let writes = matches!(request.command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
         if writes && self.export.is_read_only() {
@@ -234,8 +235,7 @@ impl Connection {
             let error = if matches!(request.command, CMD_WRITE | CMD_WRITE_ZEROES) { ENOSPC } else { EINVAL };
             return Checked::Refused(error, "the range ends behind the export");
         }
-        if request.length == 0 && !matches!(request.command, CMD_FLUSH | CMD_BLOCK_STATUS | CMD_READ) && request.command <= CMD_BLOCK_STATUS
-        {
+        if request.length == 0 && !matches!(request.command, CMD_FLUSH | CMD_READ) && request.command < CMD_BLOCK_STATUS {
             return Checked::Done;
         }
         let (offset, bytes, fua) = (request.offset, request.length, request.flags & CMD_FLAG_FUA != 0);
@@ -247,21 +247,42 @@ impl Connection {
             CMD_TRIM => Checked::Queue(VolumeRequest::Discard { offset, bytes, fua }),
             CMD_WRITE_ZEROES => Checked::Queue(VolumeRequest::WriteZeroes { offset, bytes, fua }),
             CMD_CACHE => Checked::Queue(VolumeRequest::Prefetch { offset, bytes }),
-            CMD_BLOCK_STATUS if self.contexts.is_empty() || bytes == 0 => Checked::Refused(EINVAL, "no context was agreed on"),
-            CMD_BLOCK_STATUS => Checked::Status,
             _ => Checked::Refused(EINVAL, "the command is unknown"),
         }
     }
 
-    /// Answers from the owner map, at once.
-    fn status(&mut self, request: &Request) {
+    fn check_status(&self, request: &Request, payload: &[u8]) -> Checked {
+        let query = match request.flags & CMD_FLAG_PAYLOAD_LEN {
+            0 => Ok(StatusQuery { length: request.length, contexts: self.contexts.clone() }),
+            _ => StatusQuery::decode(payload),
+        };
+        let Ok(query) = query else { return Checked::Refused(EINVAL, "the payload names no contexts") };
+        if query.contexts.is_empty() || query.contexts.iter().any(|context| !self.contexts.contains(context)) {
+            return Checked::Refused(EINVAL, "the context was not agreed on");
+        }
+        match request.offset.checked_add(query.length) {
+            Some(end) if query.length > 0 && end <= self.size_bytes => Checked::Status(query),
+            _ => Checked::Refused(EINVAL, "the range is empty or ends behind the export"),
+        }
+    }
+
+    /// Answers from what is known without reading data, at once.
+    fn status(&mut self, request: &Request, query: &StatusQuery) {
         let one = request.flags & CMD_FLAG_REQ_ONE != 0;
         // Lengths in compact replies have 32 bits.
-        let most = if self.mode == HeaderMode::Extended { STATUS_BYTES_MAX } else { u64::from(u32::MAX) };
-        let range = request.offset..request.offset + request.length.min(most);
-        match self.export.runs(range, STATUS_EXTENTS_MAX) {
-            Ok(runs) => self.output.status(self.mode, request, &self.contexts, &runs, one),
-            Err(error) => self.output.error(self.mode, request, wire_error(&error), &error.to_string()),
+        let most = if self.mode == HeaderMode::Extended { u64::MAX } else { u64::from(u32::MAX) };
+        let range = request.offset..request.offset + query.length.min(most);
+        let mut answers = Vec::with_capacity(query.contexts.len());
+        for context in &query.contexts {
+            match extents(&self.export, *context, range.clone()) {
+                Ok(extents) => answers.push((*context, extents)),
+                Err(error) => return self.output.error(self.mode, request, wire_error(&error), &error.to_string()),
+            }
+        }
+        let count = answers.len();
+        for (number, (context, mut extents)) in answers.into_iter().enumerate() {
+            extents.truncate(if one { 1 } else { extents.len() });
+            self.output.status(self.mode, request, context, extents, number + 1 == count);
         }
     }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::volume::{Queue, Run, Snapshot, Volume};
+use crate::wire::constants::DESCRIPTION_OF_SNAPSHOT;
 
 /// A volume or a snapshot.
 #[derive(Clone)]
@@ -45,9 +46,12 @@ impl Export {
         matches!(self, Self::Snapshot(_))
     }
 
-    /// A sentence for people.
-    pub fn description(&self) -> &'static str {
-        if self.is_read_only() { "volfork snapshot" } else { "volfork volume" }
+    /// A sentence for people; that of a snapshot ends with the identity of its bytes, by which other hosts know it.
+    pub fn description(&self) -> String {
+        match self {
+            Self::Volume(_) => "volfork volume".into(),
+            Self::Snapshot(snapshot) => format!("{DESCRIPTION_OF_SNAPSHOT}{}", snapshot.identity()),
+        }
     }
 
     /// A queue on it.
@@ -58,6 +62,25 @@ impl Export {
         match self {
             Self::Volume(volume) => volume.queue(depth),
             Self::Snapshot(snapshot) => snapshot.queue(depth),
+        }
+    }
+
+    /// Which bytes from the start of a range are zero.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`].
+    pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        match self {
+            Self::Volume(volume) => volume.allocation(range, runs_max),
+            Self::Snapshot(snapshot) => snapshot.allocation(range, runs_max),
+        }
+    }
+
+    /// The snapshot, if it is one: only what never changes has checksums and a trace.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Volume(_) => None,
+            Self::Snapshot(snapshot) => Some(snapshot),
         }
     }
 

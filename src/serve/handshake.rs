@@ -7,19 +7,28 @@ use super::export::{Export, Exports};
 use super::listener::ClientSocket;
 use crate::error::{Error, ErrorKind};
 use crate::wire::constants::{
-    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_ALLOCATION_DEPTH, EXPORT_CAN_MULTI_CONN,
-    EXPORT_HAS_FLAGS, EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF, EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA,
-    EXPORT_SEND_TRIM, EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, MAGIC_NBD, MAGIC_OPTION,
-    OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
-    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO,
-    REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
+    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_ALLOCATION_DEPTH, CONTEXT_CHECKSUMS, CONTEXT_TRACE,
+    EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN, EXPORT_HAS_FLAGS, EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF,
+    EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA, EXPORT_SEND_TRIM, EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE,
+    FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, MAGIC_NBD, MAGIC_OPTION, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO,
+    OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD,
+    REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
 };
 use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter};
 
 /// Most options of one client.
 const OPTIONS_MAX: usize = 256;
 /// Contexts by number.
-pub const CONTEXTS: [(u32, &str); 2] = [(1, CONTEXT_ALLOCATION), (2, CONTEXT_ALLOCATION_DEPTH)];
+const CONTEXTS: [(u32, &str); 4] = [
+    (NUMBER_OF_ALLOCATION, CONTEXT_ALLOCATION),
+    (NUMBER_OF_DEPTH, CONTEXT_ALLOCATION_DEPTH),
+    (NUMBER_OF_CHECKSUMS, CONTEXT_CHECKSUMS),
+    (NUMBER_OF_TRACE, CONTEXT_TRACE),
+];
+pub const NUMBER_OF_ALLOCATION: u32 = 1;
+pub const NUMBER_OF_DEPTH: u32 = 2;
+pub const NUMBER_OF_CHECKSUMS: u32 = 3;
+pub const NUMBER_OF_TRACE: u32 = 4;
 
 /// What client and server agreed on.
 pub struct Session {
@@ -152,15 +161,19 @@ impl Talk<'_> {
             Ok(query) => query,
             Err(error) => return self.refuse(option, REP_ERR_INVALID, &error.0),
         };
-        if let Err(error) = self.exports.open(&query.name) {
-            return self.refuse(option, REP_ERR_UNKNOWN, &error.to_string());
-        }
+        let export = match self.exports.open(&query.name) {
+            Ok(export) => export,
+            Err(error) => return self.refuse(option, REP_ERR_UNKNOWN, &error.to_string()),
+        };
+        // Their flags need 64 bits, and they say what never changes.
+        let own = self.mode == HeaderMode::Extended && export.snapshot().is_some();
         let list = option == OPT_LIST_META_CONTEXT;
         let wanted = |name: &str| {
             (list && query.queries.is_empty())
                 || query.queries.iter().any(|query| query == name || (list && query.ends_with(':') && name.starts_with(query.as_str())))
         };
-        let chosen: Vec<(u32, &str)> = CONTEXTS.into_iter().filter(|(_, name)| wanted(name)).collect();
+        let offered = CONTEXTS.into_iter().filter(|(number, _)| own || *number < NUMBER_OF_CHECKSUMS);
+        let chosen: Vec<(u32, &str)> = offered.filter(|(_, name)| wanted(name)).collect();
         for (number, name) in &chosen {
             let mut writer = WireWriter::default();
             writer.u32(if list { 0 } else { *number }).raw(name.as_bytes());
@@ -172,7 +185,7 @@ impl Talk<'_> {
         self.reply(option, REP_ACK, &[])
     }
 
-    fn info(&self, export: &Export) -> ExportInfo {
+    fn info(&self, name: &str, export: &Export) -> ExportInfo {
         let mut flags = EXPORT_HAS_FLAGS | EXPORT_SEND_FLUSH | EXPORT_SEND_FUA | EXPORT_CAN_MULTI_CONN | EXPORT_SEND_CACHE;
         flags |= match export.is_read_only() {
             true => EXPORT_READ_ONLY,
@@ -180,6 +193,10 @@ impl Talk<'_> {
         };
         if self.mode != HeaderMode::Simple {
             flags |= EXPORT_SEND_DF;
+        }
+        let has_contexts = self.selection.as_ref().is_some_and(|(of, contexts)| of == name && !contexts.is_empty());
+        if self.mode == HeaderMode::Extended && has_contexts {
+            flags |= EXPORT_BLOCK_STATUS_PAYLOAD;
         }
         ExportInfo { size_bytes: export.size_bytes(), flags, block_sizes: None }
     }
@@ -196,10 +213,10 @@ impl Talk<'_> {
                 return self.refuse(option, reply, &error.to_string()).map(|()| None);
             }
         };
-        let info = self.info(&export);
+        let info = self.info(&request.name, &export);
         self.reply(option, REP_INFO, &info.encode_export())?;
         self.reply(option, REP_INFO, &ExportInfo::encode_block_sizes(export.block_bytes()))?;
-        for (kind, text) in [(INFO_NAME, export.name()), (INFO_DESCRIPTION, export.description().to_owned())] {
+        for (kind, text) in [(INFO_NAME, export.name()), (INFO_DESCRIPTION, export.description())] {
             if request.infos.contains(&kind) {
                 let mut writer = WireWriter::default();
                 writer.u16(kind).raw(text.as_bytes());
@@ -223,7 +240,7 @@ impl Talk<'_> {
         }
         let name = std::str::from_utf8(data).map_err(|_| broken("the export's name is not UTF-8"))?;
         let export = self.exports.open(name).map_err(|error: Error| broken(&error.to_string()))?;
-        let info = self.info(&export);
+        let info = self.info(name, &export);
         let mut writer = WireWriter::default();
         writer.u64(info.size_bytes).u16(info.flags);
         if !self.no_zeroes {

@@ -15,6 +15,7 @@ mod handshake;
 mod listener;
 mod reply;
 mod server;
+mod status;
 
 use std::time::Duration;
 

@@ -6,8 +6,7 @@ use std::io::{self, IoSlice, Write};
 use bytes::{Buf, Bytes};
 
 use crate::error::{Error, ErrorKind};
-use crate::volume::{Run, RunKind};
-use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, REPLY_OFFSET_DATA, STATE_HOLE, STATE_ZERO};
+use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, REPLY_OFFSET_DATA};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, Request, StatusExtent, encode_chunk_header, encode_simple_reply};
 
 /// Holes shorter than this are sent as data.
@@ -101,21 +100,10 @@ impl Output {
         }
     }
 
-    /// What answers for the bytes from the request's offset on, in the selected contexts.
-    pub fn status(&mut self, mode: HeaderMode, request: &Request, contexts: &[u32], runs: &[Run], one: bool) {
-        for (number, context) in contexts.iter().enumerate() {
-            let mut extents: Vec<StatusExtent> = Vec::new();
-            for run in runs {
-                let flags = if *context == 1 { allocation(run.kind) } else { depth(run.kind) };
-                match extents.last_mut() {
-                    Some(last) if last.flags == flags => last.length += run.bytes,
-                    _ => extents.push(StatusExtent { length: run.bytes, flags }),
-                }
-            }
-            extents.truncate(if one { 1 } else { extents.len() });
-            let (kind, payload) = Chunk::Status(*context, extents).encode(mode == HeaderMode::Extended);
-            self.chunk(mode, request, number + 1 == contexts.len(), kind, payload);
-        }
+    /// What a block status says in one context; `done` with the last one.
+    pub fn status(&mut self, mode: HeaderMode, request: &Request, context: u32, extents: Vec<StatusExtent>, done: bool) {
+        let (kind, payload) = Chunk::Status(context, extents).encode(mode == HeaderMode::Extended);
+        self.chunk(mode, request, done, kind, payload);
     }
 
     /// Hands as much to the socket as it takes. Answers whether anything went.
@@ -171,21 +159,4 @@ fn next_part(data: &[u8], at: usize) -> (usize, bool) {
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
-}
-
-/// Flags of `base:allocation`. A block that is still at a source is allocated: it may be data.
-fn allocation(kind: RunKind) -> u64 {
-    match kind {
-        RunKind::Zero => u64::from(STATE_HOLE | STATE_ZERO),
-        RunKind::Data { .. } | RunKind::Missing => 0,
-    }
-}
-
-/// Depth of `qemu:allocation-depth`: 0 for nothing, 1 for the volume's own layer, 2 for what is below.
-fn depth(kind: RunKind) -> u64 {
-    match kind {
-        RunKind::Zero => 0,
-        RunKind::Data { depth } => u64::from(depth),
-        RunKind::Missing => 2,
-    }
 }

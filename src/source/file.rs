@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::{ReadDone, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use super::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
 
 /// A local file, read on the caller's thread.
@@ -68,14 +68,16 @@ impl Source for FileSource {
         32 << 20
     }
 
-    fn read(&self, range: Range<u64>, done: ReadDone) {
+    fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
+        let offset = range.start;
         let result = self.read_now(range);
         self.requests.fetch_add(1, Ordering::Relaxed);
         match &result {
             Ok(bytes) => self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed),
             Err(_) => self.errors.fetch_add(1, Ordering::Relaxed),
         };
-        done(result);
+        let end = result.map(|bytes| arrival(Arrival::Part(Part::new(offset, bytes))));
+        arrival(Arrival::End(end));
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
@@ -103,7 +105,7 @@ impl Source for FileSource {
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),
-            reconnects: 0,
+            ..SourceStats::default()
         }
     }
 

@@ -6,16 +6,103 @@ mod opener;
 pub use file::FileSource;
 pub use nbd::{NbdOptions, NbdSource};
 pub use opener::UriSources;
+pub(crate) use opener::host_of;
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-/// Called exactly once with the bytes of the whole range asked for, or why they could not be had; on any thread,
-/// perhaps before [`Source::read`] returns.
-pub type ReadDone = Box<dyn FnOnce(Result<Bytes, SourceError>) + Send + 'static>;
+use crate::limits::BLOCK_BYTES_MAX;
+
+/// What a source gives of a read, on any thread, perhaps before [`Source::read`] returns.
+pub enum Arrival {
+    /// Bytes of the range. Parts come in any order; each begins and ends at a multiple of [`PART_ALIGN_BYTES`], or where the
+    /// range does. A part may come again after a reconnect.
+    Part(Part),
+    /// Nothing more comes. `Ok`: every byte of the range has come.
+    End(Result<(), SourceError>),
+}
+
+/// Called with every arrival of a read; exactly once, and last, with [`Arrival::End`].
+pub type OnArrival = Box<dyn FnMut(Arrival) + Send + 'static>;
+
+/// Parts of a read begin and end at multiples of this: no block of any store lies in two of them.
+pub const PART_ALIGN_BYTES: u64 = BLOCK_BYTES_MAX as u64;
+
+/// Bytes of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where they are in the source.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+    /// What the source says of them.
+    pub checksums: Checksums,
+}
+
+impl Part {
+    /// Bytes of which the source says nothing.
+    pub fn new(offset: u64, bytes: Bytes) -> Self {
+        Self { offset, bytes, checksums: Checksums::default() }
+    }
+
+    /// The bytes that lie in a range.
+    pub fn within(&self, range: &Range<u64>) -> Option<Self> {
+        let end = self.offset + self.bytes.len() as u64;
+        let (start, end) = (self.offset.max(range.start), end.min(range.end));
+        let bytes = (start < end).then(|| self.bytes.slice((start - self.offset) as usize..(end - self.offset) as usize))?;
+        Some(Self { offset: start, bytes, checksums: self.checksums.clone() })
+    }
+
+    /// The first block (as the source divides its bytes) that is not what the source says it is: its offset. The bytes were
+    /// damaged on their way, or at the source.
+    pub fn damage(&self) -> Option<u64> {
+        let Checksums { block_bytes, first, ref values } = self.checksums;
+        let block_bytes = u64::from(block_bytes);
+        let end = self.offset + self.bytes.len() as u64;
+        let blocks = values.iter().zip(0u64..).filter_map(|(value, number)| Some(((*value)?, first + number * block_bytes)));
+        let mut inside = blocks.filter(|(_, offset)| *offset >= self.offset && *offset < end);
+        inside
+            .find(|(checksum, offset)| {
+                let start = (offset - self.offset) as usize;
+                let bytes = &self.bytes[start..self.bytes.len().min(start + block_bytes as usize)];
+                content_checksum(bytes, block_bytes as usize) != *checksum
+            })
+            .map(|(_, offset)| offset)
+    }
+}
+
+/// The crc32 (IEEE) of a block that may be cut short by the end of its volume: the rest is zero.
+pub fn content_checksum(bytes: &[u8], block_bytes: usize) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(bytes);
+    hasher.update(&[0; BLOCK_BYTES_MAX as usize][..block_bytes.saturating_sub(bytes.len())]);
+    hasher.finalize()
+}
+
+/// Checksums of consecutive blocks of a source. Blocks of [`Part::bytes`] that are not whole have none, except the last one of
+/// the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checksums {
+    /// How the source divides its bytes.
+    pub block_bytes: u32,
+    /// Offset of the first block.
+    pub first: u64,
+    /// crc32 (IEEE) of each block; `None` where it is not known.
+    pub values: Vec<Option<u32>>,
+}
+
+/// Whether somebody waits for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadClass {
+    /// A reader waits: goes before everything of the other class that was not sent yet.
+    Waited,
+    /// Nobody waits yet.
+    Ahead,
+}
 
 /// What a read of a [`Source`] ends with when it has no bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +122,8 @@ pub enum SourceErrorKind {
     Failed,
     /// The source is not what it was (another size), or breaks the protocol. Retrying is useless.
     Changed,
+    /// The bytes are not what their checksums say.
+    Damaged,
     /// This handle was closed.
     Closed,
     /// The address or an option is wrong.
@@ -69,6 +158,8 @@ pub struct SourceStats {
     pub errors: u64,
     /// Connections made again after a loss.
     pub reconnects: u64,
+    /// Shortest time of a small request, if one was measured.
+    pub round_trip: Option<Duration>,
 }
 
 /// Read-only bytes elsewhere: an NBD export, objects in a bucket, a file.
@@ -85,10 +176,21 @@ pub trait Source: Send + Sync + 'static {
         1
     }
     /// Starts a read of `range` (not empty, at most [`Source::read_bytes_max`], within the size, aligned).
-    fn read(&self, range: Range<u64>, done: ReadDone);
+    fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival);
     /// Which bytes of `range` are zero. The extents cover a non-empty prefix of `range` in order (they never reach past its end).
     /// A source that cannot tell answers one data extent.
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError>;
+    /// Identity of the bytes, if the source knows one: two sources that say the same have the same bytes, for ever.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+    /// Ranges in the order in which an earlier fork first touched them, if the source knows; bounded.
+    ///
+    /// # Errors
+    /// The source failed.
+    fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
+        Ok(Vec::new())
+    }
     /// The address, without secrets.
     fn describe(&self) -> String;
     /// Counters.
@@ -100,29 +202,84 @@ pub trait Source: Send + Sync + 'static {
 /// Blocking calls over any [`Source`].
 pub trait SourceExt {
     /// Reads `range` (of any length and alignment) and waits.
+    ///
+    /// # Errors
+    /// The read failed, or what came is damaged.
     fn read_blocking(&self, range: Range<u64>) -> Result<Bytes, SourceError>;
+    /// As [`Source::read`], for a range of any length and alignment: parts may reach beyond it as far as the source's alignment.
+    fn read_any(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival);
+}
+
+/// What the pieces of one read have in common.
+struct Pieces {
+    arrival: OnArrival,
+    left: usize,
+    result: Result<(), SourceError>,
 }
 
 impl<S: Source + ?Sized> SourceExt for S {
     fn read_blocking(&self, range: Range<u64>) -> Result<Bytes, SourceError> {
+        let mut all = bytes::BytesMut::zeroed((range.end - range.start) as usize);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.read_any(range.clone(), ReadClass::Waited, Box::new(move |arrival| drop(sender.send(arrival))));
+        loop {
+            match receiver.recv() {
+                Ok(Arrival::Part(part)) => {
+                    if let Some(damaged) = part.damage() {
+                        return Err(damaged_error(&self.describe(), damaged));
+                    }
+                    let Some(part) = part.within(&range) else { continue };
+                    let at = (part.offset - range.start) as usize;
+                    all[at..at + part.bytes.len()].copy_from_slice(&part.bytes);
+                }
+                Ok(Arrival::End(result)) => return result.map(|()| all.freeze()),
+                Err(_) => return Err(SourceError { kind: SourceErrorKind::Closed, message: "the source dropped a read".into() }),
+            }
+        }
+    }
+
+    fn read_any(&self, range: Range<u64>, class: ReadClass, mut arrival: OnArrival) {
         let align = u64::from(self.align_bytes());
         let step = u64::from(self.read_bytes_max());
         let start = range.start / align * align;
         let end = range.end.next_multiple_of(align).min(self.size_bytes());
-        let mut all = bytes::BytesMut::with_capacity((end - start) as usize);
-        let mut offset = start;
-        while offset < end {
-            let next = (offset + step).min(end);
-            let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-            self.read(offset..next, Box::new(move |result| drop(sender.send(result))));
-            let bytes = receiver
-                .recv()
-                .unwrap_or_else(|_| Err(SourceError { kind: SourceErrorKind::Closed, message: "the source dropped a read".into() }))?;
-            all.extend_from_slice(&bytes);
-            offset = next;
+        if start >= end {
+            return arrival(Arrival::End(Ok(())));
         }
-        Ok(all.freeze().slice((range.start - start) as usize..(range.end - start) as usize))
+        // Cut where parts are cut anyway.
+        let cuts: Vec<u64> = (start / step + 1..end.div_ceil(step)).map(|number| number * step).collect();
+        if cuts.is_empty() {
+            return self.read(start..end, class, arrival);
+        }
+        let pieces = Arc::new(parking_lot::Mutex::new(Pieces { arrival, left: cuts.len() + 1, result: Ok(()) }));
+        let bounds: Vec<u64> = [start].into_iter().chain(cuts).chain([end]).collect();
+        for piece in bounds.windows(2) {
+            let pieces = Arc::clone(&pieces);
+            let arrival = move |arrival| {
+                let mut pieces = pieces.lock();
+                match arrival {
+                    Arrival::Part(part) => (pieces.arrival)(Arrival::Part(part)),
+                    Arrival::End(result) => {
+                        pieces.left -= 1;
+                        if pieces.result.is_ok() {
+                            pieces.result = result;
+                        }
+                        if pieces.left == 0 {
+                            let result = std::mem::replace(&mut pieces.result, Ok(()));
+                            (pieces.arrival)(Arrival::End(result));
+                        }
+                    }
+                }
+            };
+            self.read(piece[0]..piece[1], class, Box::new(arrival));
+        }
     }
+}
+
+/// The error for a block that arrived damaged.
+pub(crate) fn damaged_error(source: &str, offset: u64) -> SourceError {
+    let message = format!("{source} sent bytes at offset {offset} that do not match their checksum");
+    SourceError { kind: SourceErrorKind::Damaged, message }
 }
 
 /// How sources are opened from the address that is kept with a layer.

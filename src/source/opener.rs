@@ -5,6 +5,14 @@ use std::sync::Arc;
 
 use super::{FileSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
 
+/// The part of an address that names the host: addresses that share it share a way.
+pub(crate) fn host_of(uri: &str) -> String {
+    match url::Url::parse(uri) {
+        Ok(url) => format!("{}://{}?{}", url.scheme(), url.authority(), url.query().unwrap_or_default()),
+        Err(_) => uri.to_owned(),
+    }
+}
+
 /// Opens `nbd://`, `nbd+unix://` and `file://` addresses.
 #[derive(Clone, Debug, Default)]
 pub struct UriSources {

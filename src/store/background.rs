@@ -200,6 +200,8 @@ impl Background {
             self.core.layers().clean_layer(&layer)?;
         }
         self.core.look_for_dead_blocks();
+        // A trace is advice: what cannot be written is given up.
+        let _ = self.core.save_traces();
         // What was queued becomes durable although nobody flushes.
         self.core.layers().sync_if_queued().map(|_| ())
     }

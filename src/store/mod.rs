@@ -97,11 +97,20 @@ impl Store {
     pub fn fork(&self, source: &str, name: &str) -> Result<Volume> {
         let core = &self.0.core;
         let head = match (source.contains("://"), source.split_once('@')) {
-            (true, _) => core.fork_source(source, name),
+            (true, _) => core.fork_source(&[source.to_owned()], name),
             (false, Some((volume, snapshot))) => core.fork_snapshot(volume, snapshot, name),
             (false, None) => core.fork_volume(source, name),
         };
         head.map(Volume::of)
+    }
+
+    /// Forks a remote snapshot that can be had at each of these URIs, which have the same bytes: the first that answers is the
+    /// origin, and the others are asked too.
+    ///
+    /// # Errors
+    /// As [`Store::fork`].
+    pub fn fork_from(&self, uris: &[String], name: &str) -> Result<Volume> {
+        self.0.core.fork_source(uris, name).map(Volume::of)
     }
 
     /// All volumes, by name.
@@ -176,15 +185,27 @@ impl Store {
         self.0.core.destroy_snapshot(volume, snapshot)
     }
 
-    /// Pauses, resumes or caps hydration, durably; answers its progress.
+    /// Pauses, resumes, caps or hurries hydration, or changes its sources, durably; answers its progress.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`].
-    pub fn control_hydration(&self, name: &str, control: HydrationControl) -> Result<HydrationInfo> {
-        if control.paused.is_some() || control.rate_bytes_per_second.is_some() {
-            self.0.core.set_hydration(name, |settings| {
+    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] for a source that has other bytes.
+    pub fn control_hydration(&self, name: &str, control: &HydrationControl) -> Result<HydrationInfo> {
+        let core = &self.0.core;
+        if !control.add_sources.is_empty() || !control.remove_sources.is_empty() {
+            core.set_sources(name, &control.add_sources, &control.remove_sources)?;
+        }
+        let settings_only = HydrationControl { add_sources: Vec::new(), remove_sources: Vec::new(), ..control.clone() };
+        if settings_only != HydrationControl::default() {
+            let now = core.unix_seconds();
+            core.set_hydration(name, |settings| {
                 settings.paused = control.paused.unwrap_or(settings.paused);
                 settings.rate_bytes_per_second = control.rate_bytes_per_second.unwrap_or(settings.rate_bytes_per_second);
+                settings.priority = control.priority.unwrap_or(settings.priority);
+                settings.deadline = match control.deadline_seconds {
+                    None => settings.deadline,
+                    Some(0) => 0,
+                    Some(seconds) => now.saturating_add(seconds),
+                };
             })?;
         }
         Ok(self.show(name)?.hydration)

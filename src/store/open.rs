@@ -166,6 +166,7 @@ impl OpenStore {
         lock: Box<dyn Send + Sync>,
     ) -> Result<Arc<Self>> {
         let block_size = superblock.block_size;
+        let store_id = superblock.store_id.iter().map(|byte| format!("{byte:02x}")).collect();
         let entry = |layer: LayerId| {
             let entry = catalog.layer(layer);
             let source = entry.and_then(|entry| entry.source.as_ref());
@@ -185,10 +186,12 @@ impl OpenStore {
             layers,
             catalog,
             block_size,
+            store_id,
             ring: options.ring,
             sources: options.sources,
             clock: Arc::clone(&options.clock),
             threads: options.threads,
+            on_event: options.on_event,
         });
         take_reserve(&*options.disk, &paths);
         let background = Background::new(Arc::clone(&core), paths, options.disk, options.clock);

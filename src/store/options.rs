@@ -6,6 +6,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::ids::BlockSize;
 use crate::io::{Disk, IoMode, RingKind, SystemDisk};
 use crate::source::SourceOpener;
+use crate::volume::OnEvent;
 
 /// Settings of a store while it is open. Plain data and the seams to the world outside; the default is the real world.
 #[derive(Clone)]
@@ -26,6 +27,8 @@ pub struct StoreOptions {
     pub disk: Arc<dyn Disk>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Told of what happens in the background.
+    pub on_event: Option<OnEvent>,
     /// Background work (giving back space, checkpoints, hydration) runs in threads; otherwise [`crate::Store::step`] does it.
     pub threads: bool,
 }
@@ -41,6 +44,7 @@ impl Default for StoreOptions {
             checksum_cache_bytes: 64 << 20,
             disk: Arc::new(SystemDisk::new()),
             clock: Arc::new(SystemClock::default()),
+            on_event: None,
             threads: true,
         }
     }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::volume::HydrationPriority;
+
 /// How far a scrub has come, for progress bars.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ScrubProgress {
@@ -36,10 +38,18 @@ pub struct CheckReport {
 }
 
 /// What `hydrate` changes.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HydrationControl {
     /// Pause (`true`) or resume (`false`) background replication.
     pub paused: Option<bool>,
     /// Cap in bytes a second; `Some(0)` removes it.
     pub rate_bytes_per_second: Option<u64>,
+    /// Be complete in so many seconds from now; `Some(0)` removes the deadline.
+    pub deadline_seconds: Option<u64>,
+    /// Share of what the hydrations of the store have together.
+    pub priority: Option<HydrationPriority>,
+    /// Further addresses that have the same bytes.
+    pub add_sources: Vec<String>,
+    /// Addresses that are not to be used any more.
+    pub remove_sources: Vec<String>,
 }

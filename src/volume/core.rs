@@ -1,18 +1,22 @@
 //! What the volumes of a store share.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use roaring::RoaringBitmap;
 
+use super::event::{Event, EventKind, OnEvent};
 use super::head::Head;
 use super::queue::Workers;
+use super::trace::Recorder;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, SourceRecord};
-use crate::hydrate::{Hydrator, HydratorConfig};
+use crate::hydrate::{Budget, Hydrator, HydratorConfig, HydratorStatus};
 use crate::ids::{BlockSize, LayerId, VolumeId};
 use crate::io::RingKind;
 use crate::layer::{Layer, Layers, Ticket};
@@ -26,6 +30,8 @@ pub struct CoreConfig {
     pub catalog: Catalog,
     /// Block size.
     pub block_size: BlockSize,
+    /// Identity of the store, in hexadecimal digits.
+    pub store_id: String,
     /// Which kind of queue to make; `None` is the best one the machine allows.
     pub ring: Option<RingKind>,
     /// How to reach sources.
@@ -34,6 +40,8 @@ pub struct CoreConfig {
     pub clock: Arc<dyn Clock>,
     /// Backfill runs in threads (otherwise somebody steps it).
     pub threads: bool,
+    /// Told of what happens in the background.
+    pub on_event: Option<OnEvent>,
 }
 
 /// The shared state of the volumes of a store.
@@ -41,13 +49,21 @@ pub struct Core {
     pub(super) layers: Arc<Layers>,
     catalog: Mutex<Catalog>,
     pub(super) block_size: BlockSize,
+    pub(super) store_id: String,
     pub(super) ring: Option<RingKind>,
     pub(super) sources: Option<Arc<dyn SourceOpener>>,
     pub(super) clock: Arc<dyn Clock>,
     threads: bool,
     heads: Mutex<HashMap<VolumeId, Weak<Head>>>,
     hydrators: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
+    /// Reads so far that waited for a source.
+    pub(super) demands: AtomicU64,
+    /// What the hydrators share.
+    pub(super) budget: Arc<Budget>,
+    on_event: Option<OnEvent>,
     pub(super) workers: Workers,
+    /// Recordings under way.
+    pub(super) recorders: Mutex<Vec<Arc<Recorder>>>,
     /// Freed layers whose files can go once the round has ended.
     freed: Mutex<Vec<(Ticket, LayerId)>>,
     /// Something was hidden or freed: blocks may be dead.
@@ -61,13 +77,18 @@ impl Core {
             layers: config.layers,
             catalog: Mutex::new(config.catalog),
             block_size: config.block_size,
+            store_id: config.store_id,
             ring: config.ring,
             sources: config.sources,
             clock: config.clock,
             threads: config.threads,
             heads: Mutex::default(),
             hydrators: Mutex::default(),
+            demands: AtomicU64::new(0),
+            budget: Arc::default(),
+            on_event: config.on_event,
             workers: Workers::default(),
+            recorders: Mutex::default(),
             freed: Mutex::default(),
             reclaim: std::sync::atomic::AtomicBool::new(true),
         })
@@ -115,6 +136,18 @@ impl Core {
         self.heads.lock().get(&id).and_then(Weak::upgrade)
     }
 
+    /// The time, if hydrations want to know how long the requests of the foreground take.
+    pub(super) fn began(&self) -> Option<Duration> {
+        self.budget.latencies().is_watched().then(|| self.clock.monotonic())
+    }
+
+    /// Notes how long a request took that needed no source.
+    pub(super) fn note_latency(&self, began: Option<Duration>) {
+        if let Some(began) = began {
+            self.budget.latencies().note(self.clock.monotonic().saturating_sub(began));
+        }
+    }
+
     /// Makes changes of shape in memory and puts them into the next round, together with the completed writes of `sync`.
     ///
     /// # Errors
@@ -134,7 +167,7 @@ impl Core {
             }
             self.freed.lock().extend(freed.into_iter().map(|layer| (ticket, layer)));
         }
-        self.reclaim.store(true, std::sync::atomic::Ordering::Release);
+        self.reclaim.store(true, Ordering::Release);
         Ok(ticket)
     }
 
@@ -167,14 +200,25 @@ impl Core {
     /// There is no way to reach sources, or no thread can be started.
     pub fn hydrate(self: &Arc<Self>, layer: &Arc<Layer>, record: SourceRecord, source: Option<Arc<dyn Source>>) -> Result<()> {
         let opener = self.sources.clone().ok_or_else(no_sources)?;
+        let origin = self.catalog().layer(layer.id).map(|entry| entry.origin.clone()).unwrap_or_default();
+        let (this, id) = (Arc::downgrade(self), layer.id);
+        let on_change = move |status, error: Option<String>| {
+            let kind = if status == HydratorStatus::Degraded { EventKind::Degraded } else { EventKind::Recovered };
+            if let Some(core) = this.upgrade() {
+                core.tell(id, kind, error);
+            }
+        };
         let hydrator = Hydrator::new(
             HydratorConfig {
                 layers: Arc::clone(&self.layers),
                 layer: Arc::clone(layer),
                 record,
+                origin,
                 opener,
                 clock: Arc::clone(&self.clock),
                 block_size: self.block_size,
+                budget: Arc::clone(&self.budget),
+                on_change: Box::new(on_change),
             },
             source,
         );
@@ -211,7 +255,19 @@ impl Core {
         self.layers.wait(ticket)?;
         self.hydrators.lock().remove(&layer);
         hydrator.finish();
+        self.tell(layer, EventKind::Hydrated, None);
         Ok(true)
+    }
+
+    /// Tells of what happened to the volumes above a root layer.
+    fn tell(&self, root: LayerId, kind: EventKind, error: Option<String>) {
+        let Some(on_event) = &self.on_event else { return };
+        let volumes = {
+            let catalog = self.catalog();
+            let above = |head| catalog.chain(head).any(|(layer, _)| layer == root);
+            catalog.volumes().filter(|(_, volume)| above(volume.head)).map(|(_, volume)| volume.name.clone()).collect()
+        };
+        on_event(&Event { kind, volumes, error });
     }
 
     /// Whether sources can be reached.
@@ -253,6 +309,8 @@ impl Core {
     /// # Errors
     /// An I/O error; what was flushed before is safe.
     pub fn shut_down(&self) -> Result<()> {
+        // A trace is advice: the store closes without it.
+        let _ = self.save_traces();
         let _catalog = self.catalog();
         let result = self.layers.shut_down();
         self.heads.lock().clear();

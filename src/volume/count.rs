@@ -1,15 +1,15 @@
 //! Counting blocks, and describing volumes.
 
-use std::sync::Arc;
-
 use roaring::RoaringBitmap;
 
 use super::core::Core;
-use super::info::{BlockCounts, HydrationInfo, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
+use super::info::{
+    BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,
+};
 use crate::catalog::{Catalog, LayerEntry, VolumeEntry};
 use crate::error::Result;
 use crate::format::SourceRecord;
-use crate::hydrate::{Hydrator, HydratorStatus};
+use crate::hydrate::{Hydrator, HydratorStatus, PeerProgress};
 use crate::ids::{LayerId, VolumeId};
 
 impl Core {
@@ -67,7 +67,7 @@ impl Core {
             block_size: self.block_size.bytes() as u32,
             created_at: entry.created_at,
             parent: Some(entry.parent.clone()).filter(|parent| !parent.is_empty()),
-            source: source.map(|(_, record)| record.uri.clone()),
+            source: source.and_then(|(_, record)| record.uris.first().cloned()),
             depth: catalog.chain(entry.head).count() as u64,
             snapshots: entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
             blocks,
@@ -83,6 +83,10 @@ impl Core {
             bytes_missing,
             rate_bytes_per_second: 0,
             rate_limit_bytes_per_second: None,
+            deadline: None,
+            priority: HydrationPriority::default(),
+            fetched: FetchedBytes::default(),
+            sources: Vec::new(),
             eta_seconds: None,
             last_error: None,
         };
@@ -96,6 +100,11 @@ impl Core {
             info.bytes_fetched = progress.bytes_fetched;
             info.rate_bytes_per_second = progress.rate_bytes_per_second;
             info.rate_limit_bytes_per_second = Some(progress.settings.rate_bytes_per_second).filter(|rate| *rate > 0);
+            info.deadline = Some(progress.settings.deadline).filter(|deadline| *deadline > 0);
+            info.priority = progress.settings.priority;
+            let [demand, ahead, trace, backfill] = progress.bytes_by_class;
+            info.fetched = FetchedBytes { demand, ahead, trace, backfill };
+            info.sources = progress.peers.into_iter().map(source_info).collect();
             info.eta_seconds = bytes_missing.checked_div(progress.rate_bytes_per_second);
             info.last_error = progress.last_error;
         }
@@ -130,18 +139,16 @@ impl Core {
         counts.zero = total.saturating_sub(counts.present + counts.missing);
         counts
     }
+}
 
-    /// The hydrator below a volume, if it still needs one.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::NotFound`].
-    pub fn volume_hydrator(&self, name: &str) -> Result<Option<Arc<Hydrator>>> {
-        let catalog = self.catalog();
-        let id = catalog.volume_id(name)?;
-        let head = catalog.volume(id).map(|entry| entry.head);
-        let root = head.and_then(|head| catalog.chain(head).find(|(_, entry)| entry.source.is_some())).map(|(layer, _)| layer);
-        drop(catalog);
-        Ok(root.and_then(|root| self.hydrator(root)))
+fn source_info(peer: PeerProgress) -> SourceInfo {
+    SourceInfo {
+        uri: peer.uri,
+        failing: peer.is_failing,
+        bytes_fetched: peer.bytes_fetched,
+        errors: peer.errors,
+        round_trip_micros: peer.round_trip.map(|time| time.as_micros() as u64),
+        last_error: peer.last_error,
     }
 }
 

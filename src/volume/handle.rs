@@ -113,6 +113,14 @@ impl Volume {
         self.0.core.runs(&self.0.look(), range, runs_max)
     }
 
+    /// As [`Volume::runs`], but does not tell at which depth data are: costs no more for large ranges than for small ones.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        self.0.core.allocation(&self.0.look(), range, runs_max)
+    }
+
     /// Brings blocks of the range that are still at the source.
     ///
     /// # Errors
@@ -202,6 +210,42 @@ impl Snapshot {
     /// As there.
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
         self.0.core.runs(&self.0.look(), range, runs_max)
+    }
+
+    /// Identity of its bytes, the same on every host that has them.
+    pub fn identity(&self) -> String {
+        let layer = self.0.view.read().layer.id;
+        self.0.core.identity(layer)
+    }
+
+    /// The crc32 (IEEE) of the bytes of each block of `range` (which begins and ends with blocks; the last one of the volume is
+    /// filled up with zeros), without reading them. `None` where it is not known: the block is still at a source, or was not
+    /// verified since a crash.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::OutOfRange`]; the checksums cannot be read.
+    pub fn checksums(&self, range: Range<u64>) -> Result<Vec<Option<u32>>> {
+        self.0.core.content_checksums(&self.0.look(), range)
+    }
+
+    /// Runs of bytes in the order in which a fork first touched them; empty if that was not recorded.
+    pub fn trace(&self) -> Vec<Range<u64>> {
+        let layer = self.0.view.read().layer.id;
+        let block_size = self.0.core.block_size;
+        let size_bytes = self.size_bytes();
+        let bytes = |run: &Range<u32>| {
+            block_size.offset_of(u64::from(run.start)).min(size_bytes)..block_size.offset_of(u64::from(run.end)).min(size_bytes)
+        };
+        let trace = self.0.core.layers().load_trace(layer).unwrap_or_default();
+        trace.runs.iter().map(bytes).filter(|run| !run.is_empty()).collect()
+    }
+
+    /// As [`Snapshot::runs`], but does not tell at which depth data are: costs no more for large ranges than for small ones.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        self.0.core.allocation(&self.0.look(), range, runs_max)
     }
 
     /// As [`Volume::queue`]; takes reads only.

@@ -1,20 +1,21 @@
 //! A volume that is open: its view, its gate, and writing.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 
 use super::core::{Core, gone};
 use super::gate::{Closed, Gate};
+use super::trace::Recorder;
 use super::view::{Answer, Piece, View};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::ids::VolumeId;
 use crate::io::AlignedBuffer;
 use crate::layer::{Layer, Layers};
-use crate::limits::EXTENT_BLOCKS;
+use crate::limits::{EXTENT_BLOCKS, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
 
 /// The open head of a volume, shared by everybody who has it open.
@@ -24,6 +25,8 @@ pub struct Head {
     pub(super) gate: Gate,
     pub(super) view: RwLock<View>,
     destroyed: AtomicBool,
+    /// Notes its first touches of the layer it was forked from.
+    pub(super) recorder: OnceLock<Arc<Recorder>>,
     /// Queues that are open on it.
     pub(super) queues: AtomicUsize,
 }
@@ -40,6 +43,7 @@ impl Head {
             gate: Gate::default(),
             view: RwLock::new(view),
             destroyed: AtomicBool::new(false),
+            recorder: OnceLock::new(),
             queues: AtomicUsize::new(0),
         })
     }
@@ -79,16 +83,30 @@ impl Head {
         }
     }
 
+    /// Notes that bytes are read.
+    pub(super) fn touch(&self, offset: u64, bytes: u64) {
+        if let Some(recorder) = self.recorder.get() {
+            let end = offset.saturating_add(bytes).min(VOLUME_BYTES_MAX);
+            recorder.touch(self.core.block_size.block_of(offset)..self.core.block_size.blocks_for(end));
+        }
+    }
+
     /// Fills `buffer` from `offset`.
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         self.check_alive()?;
-        self.core.read(&|| self.look(), offset, buffer).map_err(|error| self.name_damage(error))
+        self.touch(offset, buffer.len() as u64);
+        let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
+        let read = self.core.read(&|| self.look(), offset, buffer).map_err(|error| self.name_damage(error));
+        // How long a source takes says nothing of this machine.
+        self.core.note_latency(began.filter(|_| self.core.demands.load(Ordering::Relaxed) == demands));
+        read
     }
 
     /// Writes `data` at `offset`.
     pub(super) fn write(&self, mut data: &[u8], mut offset: u64) -> Result<()> {
         self.check_alive()?;
         self.view.read().check_range(offset, data.len() as u64)?;
+        let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
         while !data.is_empty() {
             let piece = Piece::at(self.core.block_size, offset, data.len() as u64);
             let (part, rest) = data.split_at(piece.bytes as usize);
@@ -96,6 +114,7 @@ impl Head {
             offset += piece.bytes;
             data = rest;
         }
+        self.core.note_latency(began.filter(|_| self.core.demands.load(Ordering::Relaxed) == demands));
         self.relieve()
     }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::format::HydrationPriority;
+
 /// Where a volume is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -47,6 +49,36 @@ pub enum HydrationState {
     Degraded,
 }
 
+/// Bytes received from sources, by the reason for which they were fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchedBytes {
+    /// A reader waited.
+    pub demand: u64,
+    /// A reader was expected to want them next.
+    pub ahead: u64,
+    /// An earlier fork of the same snapshot wanted them about now.
+    pub trace: u64,
+    /// They were missing.
+    pub backfill: u64,
+}
+
+/// One address at which missing blocks can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceInfo {
+    /// The address.
+    pub uri: String,
+    /// It failed the last time.
+    pub failing: bool,
+    /// Bytes received from it since the volume was opened here.
+    pub bytes_fetched: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Shortest time of a small request, in microseconds.
+    pub round_trip_micros: Option<u64>,
+    /// Its latest error.
+    pub last_error: Option<String>,
+}
+
 /// Progress of hydration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HydrationInfo {
@@ -60,6 +92,14 @@ pub struct HydrationInfo {
     pub rate_bytes_per_second: u64,
     /// Cap set by `hydrate --rate`.
     pub rate_limit_bytes_per_second: Option<u64>,
+    /// When it is to be complete (`hydrate --deadline`), in seconds since the Unix epoch.
+    pub deadline: Option<u64>,
+    /// Share of what the hydrations of the store have together.
+    pub priority: HydrationPriority,
+    /// Bytes received, by reason.
+    pub fetched: FetchedBytes,
+    /// Where missing blocks can be had.
+    pub sources: Vec<SourceInfo>,
     /// Estimated seconds to the end, if there is a rate.
     pub eta_seconds: Option<u64>,
     /// The latest error of the source.

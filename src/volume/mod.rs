@@ -3,6 +3,8 @@
 //! The cast: a `Core` is what the volumes of a store share; a `Head` is one open volume, with its view of the chain and its gate; [`Volume`] and [`Snapshot`] are the handles that users hold; a [`Queue`] takes many requests at once.
 mod core;
 mod count;
+mod describe;
+mod event;
 mod gate;
 mod handle;
 mod head;
@@ -12,10 +14,14 @@ mod reclaim;
 mod request;
 mod runs;
 mod shape;
+mod trace;
 mod view;
 
 pub(crate) use self::core::{Core, CoreConfig};
+pub use event::{Event, EventKind, OnEvent};
 pub use handle::{Snapshot, Volume};
-pub use info::{BlockCounts, HydrationInfo, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
+pub use info::{
+    BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,
+};
 pub use queue::Queue;
 pub use request::{Completion, Request, Run, RunKind};

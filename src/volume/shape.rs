@@ -11,7 +11,8 @@ use super::head::Head;
 use super::view::View;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HydrationSettings, LayerRecord, Record, SnapshotRecord, SourceRecord, VolumeRecord, valid_name};
+use crate::format::{HydrationSettings, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, SourceRecord, VolumeRecord, valid_name};
+use crate::hydrate::Hydrator;
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::Ticket;
 use crate::limits::VOLUME_BYTES_MAX;
@@ -44,7 +45,8 @@ fn source_error(error: &SourceError) -> Error {
 }
 
 impl Core {
-    fn now(&self) -> u64 {
+    /// Seconds since the Unix epoch.
+    pub fn unix_seconds(&self) -> u64 {
         self.clock.unix().as_secs()
     }
 
@@ -60,7 +62,7 @@ impl Core {
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
             let layer = catalog.next_layer()?;
-            let records = vec![Record::Layer(LayerRecord { layer, parent: None, source: None })];
+            let records = vec![Record::Layer(LayerRecord::over(None, layer))];
             self.add_volume(&mut catalog, records, None, (name, size_bytes, ""), None)?
         };
         self.layers.wait(ticket)?;
@@ -85,7 +87,7 @@ impl Core {
             volume,
             head,
             size_bytes,
-            created_at: self.now(),
+            created_at: self.unix_seconds(),
             name: name.to_owned(),
             parent: label.to_owned(),
         }));
@@ -111,8 +113,7 @@ impl Core {
         let layer = catalog.next_layer()?;
         old.seal();
         view.layer = self.layers.add(layer, Some(old.id), None);
-        let records =
-            vec![Record::Layer(LayerRecord { layer, parent: Some(old.id), source: None }), Record::Seal { volume: head.id, head: layer }];
+        let records = vec![Record::Layer(LayerRecord::over(Some(old.id), layer)), Record::Seal { volume: head.id, head: layer }];
         Ok(Base { layer: Some(old.id), view: view.clone(), records, sync: Some(old.id) })
     }
 
@@ -132,7 +133,7 @@ impl Core {
             let size_bytes = base.view.size_bytes;
             let mut records = std::mem::take(&mut base.records);
             let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
-            records.push(Record::Layer(LayerRecord { layer, parent: base.layer, source: None }));
+            records.push(Record::Layer(LayerRecord::over(base.layer, layer)));
             let parent = base.layer;
             self.add_volume(&mut catalog, records, parent, (name, size_bytes, source), Some(base))?
         };
@@ -147,41 +148,52 @@ impl Core {
     pub fn fork_snapshot(self: &Arc<Self>, volume: &str, snapshot: &str, name: &str) -> Result<Arc<Head>> {
         valid_name(name)?;
         self.layers.reserve_shape()?;
+        let base;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
             let (_, entry) = catalog.snapshot(volume, snapshot)?;
+            base = entry.layer;
             let (parent, size_bytes) = (Some(entry.layer), entry.size_bytes);
             let layer = catalog.next_layer()?;
-            let records = vec![Record::Layer(LayerRecord { layer, parent, source: None })];
+            let records = vec![Record::Layer(LayerRecord::over(parent, layer))];
             let label = format!("{volume}@{snapshot}");
             self.add_volume(&mut catalog, records, parent, (name, size_bytes, &label), None)?
         };
         self.layers.wait(ticket)?;
+        self.record_fork(&fork, base);
         Ok(fork)
     }
 
-    /// Forks what a source has: a root layer that stands for it, and an open layer above. No data moves.
+    /// Forks what a source has, which can be had at each of these addresses: a root layer that stands for it, and an open layer
+    /// above. No data moves.
     ///
     /// # Errors
-    /// [`ErrorKind::SourceLost`] if it cannot be reached; as [`Core::fork_volume`].
-    pub fn fork_source(self: &Arc<Self>, uri: &str, name: &str) -> Result<Arc<Head>> {
+    /// [`ErrorKind::SourceLost`] if none can be reached; as [`Core::fork_volume`].
+    pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str) -> Result<Arc<Head>> {
         valid_name(name)?;
+        check_uris(uris)?;
         self.catalog().name_is_free(name)?;
         let opener = self.sources.clone().ok_or_else(no_sources)?;
-        let source = opener.open(uri).map_err(|error| source_error(&error))?;
-        let result = self.fork_opened(uri, name, &source);
-        if result.is_err() {
-            source.close();
+        let mut failure = None;
+        // The first that answers is the origin: it says how large the fork is, and whose bytes they are.
+        for number in 0..uris.len() {
+            let mut order = uris.to_vec();
+            order[..=number].rotate_right(1);
+            match opener.open(&order[0]) {
+                Ok(source) => return self.fork_opened(order, name, &source).inspect_err(|_| source.close()),
+                Err(error) => failure = failure.or(Some(source_error(&error))),
+            }
         }
-        result
+        Err(failure.unwrap_or_else(no_sources))
     }
 
-    fn fork_opened(self: &Arc<Self>, uri: &str, name: &str, source: &Arc<dyn Source>) -> Result<Arc<Head>> {
+    fn fork_opened(self: &Arc<Self>, uris: Vec<String>, name: &str, source: &Arc<dyn Source>) -> Result<Arc<Head>> {
         let size_bytes = source.size_bytes();
         check_size(size_bytes)?;
         self.layers.reserve_shape()?;
-        let record = SourceRecord { uri: uri.to_owned(), size_bytes, settings: HydrationSettings::default() };
+        let label = uris[0].clone();
+        let record = SourceRecord { uris, size_bytes, settings: HydrationSettings::default() };
         let (head, root, ticket) = {
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
@@ -189,16 +201,32 @@ impl Core {
             let layer = LayerId(root.0 + 1);
             let entry = self.layers.add(root, None, Some(self.block_size.blocks_for(size_bytes)));
             entry.seal();
+            let origin = source.identity().unwrap_or_default();
             let records = vec![
-                Record::Layer(LayerRecord { layer: root, parent: None, source: Some(record.clone()) }),
-                Record::Layer(LayerRecord { layer, parent: Some(root), source: None }),
+                Record::Layer(LayerRecord { layer: root, parent: None, origin, source: Some(record.clone()) }),
+                Record::Layer(LayerRecord::over(Some(root), layer)),
             ];
-            let (head, ticket) = self.add_volume(&mut catalog, records, Some(root), (name, size_bytes, uri), None)?;
+            let (head, ticket) = self.add_volume(&mut catalog, records, Some(root), (name, size_bytes, &label), None)?;
             (head, entry, ticket)
         };
         self.layers.wait(ticket)?;
+        self.record_fork(&head, root.id);
         self.hydrate(&root, record, Some(Arc::clone(source)))?;
         Ok(head)
+    }
+
+    /// Notes in which order a new fork touches the blocks of the layer it stands on; and if an earlier one did, lets what is
+    /// still at a source be fetched in that order.
+    fn record_fork(&self, head: &Head, layer: LayerId) {
+        if let Some(recorder) = self.record_touches(layer) {
+            // A head is recorded once, when it is made.
+            let _ = head.recorder.set(recorder);
+            return;
+        }
+        let root = self.catalog().chain(layer).find(|(_, entry)| entry.source.is_some()).map(|(root, _)| root);
+        if let (Some(hydrator), Some(trace)) = (root.and_then(|root| self.hydrator(root)), self.layers.load_trace(layer)) {
+            hydrator.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
+        }
     }
 
     /// Takes a snapshot of a volume as it is now.
@@ -226,7 +254,7 @@ impl Core {
                     volume: head.id,
                     layer,
                     size_bytes: base.view.size_bytes,
-                    created_at: self.now(),
+                    created_at: self.unix_seconds(),
                     name: name.to_owned(),
                 })
             }));
@@ -335,19 +363,31 @@ impl Core {
         self.layers.wait(ticket)
     }
 
-    /// Pauses, resumes or caps the hydration of the root below a volume, durably. Nothing happens if it has no source (any more).
+    /// The hydrator of the root below a volume, while it needs one.
+    fn hydrator_of(&self, catalog: &Catalog, name: &str) -> Result<Option<Arc<Hydrator>>> {
+        let id = catalog.volume_id(name)?;
+        let head = catalog.volume(id).map(|entry| entry.head);
+        let root = head.and_then(|head| catalog.chain(head).find(|(_, entry)| entry.source.is_some())).map(|(layer, _)| layer);
+        Ok(root.and_then(|root| self.hydrator(root)))
+    }
+
+    /// The hydrator below a volume, if it still needs one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn volume_hydrator(&self, name: &str) -> Result<Option<Arc<Hydrator>>> {
+        self.hydrator_of(&self.catalog(), name)
+    }
+
+    /// Changes pause and pace of the hydration of the root below a volume, durably. Nothing happens if it has no source (any more).
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].
     pub fn set_hydration(&self, name: &str, change: impl Fn(&mut HydrationSettings)) -> Result<()> {
         let ticket = {
             let mut catalog = self.catalog();
-            let id = catalog.volume_id(name)?;
-            let head = catalog.volume(id).map(|entry| entry.head);
-            let root = head.and_then(|head| catalog.chain(head).find(|(_, entry)| entry.source.is_some())).map(|(layer, _)| layer);
-            let hydrator = root.and_then(|root| self.hydrator(root));
             // It may have become complete a moment ago: then there is nothing to change.
-            let Some(hydrator) = hydrator else { return Ok(()) };
+            let Some(hydrator) = self.hydrator_of(&catalog, name)? else { return Ok(()) };
             let mut settings = hydrator.settings();
             change(&mut settings);
             hydrator.set_settings(settings);
@@ -355,5 +395,52 @@ impl Core {
             self.change(&mut catalog, None, vec![Record::Hydration(hydrator.layer().id, settings)])?
         };
         self.layers.wait(ticket)
+    }
+
+    /// Changes at which addresses the missing blocks of a volume can be had, durably. An address that answers and has other
+    /// bytes, as far as it tells, is refused.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`].
+    pub fn set_sources(&self, name: &str, add: &[String], remove: &[String]) -> Result<()> {
+        let Some(hydrator) = self.volume_hydrator(name)? else { return Ok(()) };
+        let opener = self.sources.clone().ok_or_else(no_sources)?;
+        for uri in add {
+            let checked = opener.open(uri).and_then(|source| {
+                let checked = hydrator.check_source(uri, &*source);
+                source.close();
+                checked
+            });
+            match checked {
+                // It may be there later.
+                Ok(()) | Err(SourceError { kind: SourceErrorKind::Lost, .. }) => {}
+                Err(error) => return Err(Error::new(ErrorKind::InvalidInput, error.message)),
+            }
+        }
+        let ticket = {
+            let mut catalog = self.catalog();
+            let mut uris = hydrator.uris();
+            if let Some(unknown) = remove.iter().find(|uri| !uris.contains(uri)) {
+                let known = uris.join(", ");
+                return Err(Error::new(ErrorKind::NotFound, format!("volume '{name}' has no source {unknown}: it has {known}")));
+            }
+            uris.retain(|uri| !remove.contains(uri));
+            for uri in add {
+                if !uris.contains(uri) {
+                    uris.push(uri.clone());
+                }
+            }
+            check_uris(&uris)?;
+            hydrator.set_uris(&uris);
+            self.change(&mut catalog, None, vec![Record::Sources(hydrator.layer().id, uris)])?
+        };
+        self.layers.wait(ticket)
+    }
+}
+
+fn check_uris(uris: &[String]) -> Result<()> {
+    match uris.len() {
+        1..=SOURCE_URIS_MAX => Ok(()),
+        count => Err(Error::new(ErrorKind::InvalidInput, format!("a fork has 1 to {SOURCE_URIS_MAX} sources, not {count}"))),
     }
 }

@@ -127,6 +127,7 @@ impl Core {
 
     /// Brings missing blocks of a root layer. A layer that was detached has none that can be seen.
     pub(super) fn demand(&self, layer: &Layer, blocks: Range<u64>) -> Result<()> {
+        self.demands.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         match self.hydrator(layer.id) {
             Some(hydrator) => hydrator.demand(blocks),
             None if layer.missing((blocks.start / u64::from(EXTENT_BLOCKS)) as u32).is_empty() => Ok(()),

@@ -93,6 +93,15 @@ pub const REPLY_ERROR_OFFSET: u16 = 0x8002;
 
 pub const CONTEXT_ALLOCATION: &str = "base:allocation";
 pub const CONTEXT_ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+/// Of a volfork snapshot, with extended headers: one extent for each block, the flags of which are [`CHECKSUM_KNOWN`] and the
+/// crc32 (IEEE) of the block's bytes; or extents with flags 0 where it is not known.
+pub const CONTEXT_CHECKSUMS: &str = "x-volfork:crc32";
+pub const CHECKSUM_KNOWN: u64 = 1 << 32;
+/// Of a volfork snapshot, with extended headers: the flags count the extents in the order in which an earlier fork first
+/// touched them, from 1 on; 0 is an extent that it did not touch.
+pub const CONTEXT_TRACE: &str = "x-volfork:trace";
+/// What the description of a volfork snapshot begins with; the identity of its bytes follows.
+pub const DESCRIPTION_OF_SNAPSHOT: &str = "volfork snapshot ";
 pub const STATE_HOLE: u32 = 1 << 0;
 pub const STATE_ZERO: u32 = 1 << 1;
 

@@ -55,9 +55,61 @@ impl Request {
     }
 }
 
+/// The payload of a block status with `PAYLOAD_LEN`: which contexts are asked for.
+///
+/// ```text
+/// length u64, n x context u32
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusQuery {
+    /// Bytes asked about.
+    pub length: u64,
+    /// Numbers of contexts.
+    pub contexts: Vec<u32>,
+}
+
+impl StatusQuery {
+    /// # Errors
+    /// The bytes are no whole number of contexts, or there are more than any server has.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        const CONTEXTS_MAX: usize = 64;
+        let mut reader = WireReader::new(bytes);
+        let length = reader.u64()?;
+        let count = reader.remaining() / 4;
+        if count == 0 || count > CONTEXTS_MAX {
+            return Err(WireError(format!("a block status asks for {count} contexts")));
+        }
+        let contexts = (0..count).map(|_| reader.u32()).collect::<Result<_, _>>()?;
+        reader.end()?;
+        Ok(Self { length, contexts })
+    }
+
+    /// The payload.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = WireWriter::default();
+        writer.u64(self.length);
+        for context in &self.contexts {
+            writer.u32(*context);
+        }
+        writer.bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_query_goes_both_ways_and_every_cut_is_refused() {
+        let query = StatusQuery { length: 1 << 40, contexts: vec![1, 0x0102_0304] };
+        let bytes = query.encode();
+        assert_eq!(bytes, b"\0\0\x01\0\0\0\0\0\0\0\0\x01\x01\x02\x03\x04");
+        assert_eq!(StatusQuery::decode(&bytes), Ok(query));
+        for cut in (0..bytes.len()).filter(|cut| *cut != 12) {
+            assert!(StatusQuery::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        assert!(StatusQuery::decode(&[0; 8 + 4 * 65]).is_err());
+    }
 
     #[test]
     fn golden_bytes() {

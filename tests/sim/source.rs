@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use volfork::source::{ReadDone, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+use volfork::source::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
 
 use crate::model::{SECTOR, VOLUME_BYTES, WINDOW_SECTORS, WINDOW_START, sector_bytes};
 
@@ -47,9 +47,9 @@ impl Source for SimSource {
         64 << 10
     }
 
-    fn read(&self, range: Range<u64>, done: ReadDone) {
+    fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
         if self.0.lost.load(Ordering::SeqCst) {
-            return done(Err(lost("sim://")));
+            return arrival(Arrival::End(Err(lost("sim://"))));
         }
         assert!(range.start < range.end && range.end <= VOLUME_BYTES && range.end - range.start <= 64 << 10);
         self.0.bytes_read.fetch_add(range.end - range.start, Ordering::SeqCst);
@@ -59,7 +59,8 @@ impl Source for SimSource {
             let inside = sector.checked_sub(WINDOW_START / SECTOR);
             bytes.extend(sector_bytes(inside.map_or(0, |sector| tags[sector as usize])));
         }
-        done(Ok(Bytes::from(bytes)));
+        arrival(Arrival::Part(Part::new(range.start, Bytes::from(bytes))));
+        arrival(Arrival::End(Ok(())));
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {

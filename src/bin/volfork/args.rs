@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use volfork::{BlockSize, parse_bytes};
 
 use crate::target::{Growth, Target};
@@ -89,6 +89,9 @@ pub enum Command {
         source: String,
         /// Name of the new volume
         new: String,
+        /// Another address that has the same snapshot; may be given several times
+        #[arg(long, value_name = "URI")]
+        also: Vec<String>,
     },
     /// Make a volume larger
     Extend {
@@ -130,6 +133,18 @@ pub enum Command {
         /// Most bytes a second, as in 100M; 0 for no limit
         #[arg(long, value_parser = size)]
         rate: Option<u64>,
+        /// Be complete in so much time, as in 10m or 1h30m, even if that slows reads and writes down; 0 for no deadline
+        #[arg(long, value_parser = seconds, value_name = "TIME")]
+        deadline: Option<u64>,
+        /// Share of what the hydrations of this store have together: low is a quarter of normal, high four times as much
+        #[arg(long)]
+        priority: Option<Priority>,
+        /// Another address that has the same snapshot; may be given several times
+        #[arg(long, value_name = "URI")]
+        add_source: Vec<String>,
+        /// An address that is not to be used any more
+        #[arg(long, value_name = "URI")]
+        remove_source: Vec<String>,
     },
     /// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
     Serve {
@@ -153,6 +168,17 @@ pub enum Command {
     },
 }
 
+/// The words of `hydrate --priority`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Priority {
+    /// A quarter of normal.
+    Low,
+    /// Normal.
+    Normal,
+    /// Four times normal.
+    High,
+}
+
 /// Arguments of `demo`.
 #[derive(Args)]
 pub struct DemoArguments {
@@ -174,6 +200,14 @@ pub struct DemoArguments {
 
 fn size(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(|error| error.to_string())
+}
+
+/// Whole seconds, at least one unless it is "0".
+fn seconds(text: &str) -> Result<u64, String> {
+    match text {
+        "0" => Ok(0),
+        _ => humantime::parse_duration(text).map(|time| time.as_secs().max(1)).map_err(|error| format!("{error}: use 90s, 10m or 1h30m")),
+    }
 }
 
 fn block_size(text: &str) -> Result<BlockSize, String> {

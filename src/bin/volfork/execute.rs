@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::time::Duration;
 
-use volfork::store::HydrationControl;
 use volfork::volume::{HydrationState, SnapshotInfo, VolumeState};
 use volfork::{ErrorKind, Store};
 
@@ -33,8 +32,11 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             Ok(Response::Snapshot(find_snapshot(store.snapshots(&volume)?, &snapshot)?))
         }
         Request::Snapshots { volume } => Ok(Response::Snapshots(store.snapshots(&volume)?)),
-        Request::Fork { source, name } => {
-            store.fork(&source, &name)?;
+        Request::Fork { source, also, name } => {
+            match also.is_empty() {
+                true => store.fork(&source, &name)?,
+                false => store.fork_from(&[&[source], &also[..]].concat(), &name)?,
+            };
             shown(store, Done::Forked, &name)
         }
         Request::Extend { name, growth } => extend(store, &name, growth),
@@ -43,8 +45,8 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             shown(store, Done::Renamed, &new)
         }
         Request::Destroy { target, recursive } => destroy(store, target, recursive),
-        Request::Hydrate { name, paused, rate_bytes_per_second, wait } => {
-            store.control_hydration(&name, HydrationControl { paused, rate_bytes_per_second })?;
+        Request::Hydrate { name, control, wait } => {
+            store.control_hydration(&name, &control)?;
             if wait {
                 wait_hydrated(store, &name, watcher)?;
             }

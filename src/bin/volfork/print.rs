@@ -1,13 +1,14 @@
 //! Everything that goes to standard output, for people or for scripts.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::json;
 use volfork::format_bytes;
 use volfork::store::ScrubReport;
-use volfork::volume::{SnapshotInfo, VolumeInfo};
+use volfork::volume::{Event, EventKind, FetchedBytes, HydrationPriority, SnapshotInfo, SourceInfo, VolumeInfo};
 
 use crate::date::format_time;
 use crate::failure::{Failure, Result};
@@ -46,6 +47,24 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
 /// Prints `value` as one JSON document.
 pub fn json(value: &impl Serialize) -> Result<()> {
     to(io::stdout().lock(), &one_line(value)?)
+}
+
+/// Prints what happened in the background: for scripts as a line of JSON, for people on standard error.
+pub fn event(settings: &Settings, event: &Event) {
+    let volumes = event.volumes.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let what = match (event.kind, &event.error) {
+        (EventKind::Hydrated, _) => "hydrated, the source is not needed any more".to_owned(),
+        (EventKind::Recovered, _) => "the source answers again".into(),
+        (EventKind::Degraded, error) => {
+            format!("no source answers, trying again: {}", error.as_deref().unwrap_or("reason unknown"))
+        }
+    };
+    // Nobody is left to be told that a stream does not take the line.
+    let _ = match (settings.json, settings.quiet) {
+        (true, _) => json(&json!({ "event": event })),
+        (false, true) => Ok(()),
+        (false, false) => to(io::stderr(), &format!("volume {volumes}: {what}")),
+    };
 }
 
 /// Prints lines for people.
@@ -175,12 +194,37 @@ fn volume_table(info: &VolumeInfo) -> String {
     if let Some(limit) = hydration.rate_limit_bytes_per_second {
         rows.push(("rate limit", format!("{}/s", format_bytes(limit))));
     }
+    if let Some(deadline) = hydration.deadline {
+        rows.push(("deadline", format_time(deadline)));
+    }
+    if hydration.priority != HydrationPriority::Normal {
+        rows.push(("priority", word(&hydration.priority)));
+    }
+    if hydration.bytes_fetched > 0 {
+        let FetchedBytes { demand, ahead, trace, backfill } = hydration.fetched;
+        let parts = [("for readers", demand), ("ahead of them", ahead), ("by trace", trace), ("in order", backfill)];
+        let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
+        rows.push(("fetched", parts.map(|(what, bytes)| format!("{} {what}", format_bytes(bytes))).collect::<Vec<_>>().join(", ")));
+    }
     if let Some(error) = &hydration.last_error {
         rows.push(("last error", error.clone()));
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).add_rows(rows.into_iter().map(|(key, value)| vec![key.to_string(), value]));
-    flush_left(table)
+    let mut text = flush_left(table);
+    if !hydration.sources.is_empty() {
+        text += &format!("\n\n{}", sources_table(&hydration.sources));
+    }
+    text
+}
+
+fn sources_table(list: &[SourceInfo]) -> String {
+    let rows = list.iter().map(|source| {
+        let round_trip = source.round_trip_micros.map_or_else(|| "-".into(), |micros| format!("{:.1} ms", micros as f64 / 1000.0));
+        let state = if source.failing { "failing" } else { "ok" };
+        vec![source.uri.clone(), state.into(), format_bytes(source.bytes_fetched), source.errors.to_string(), round_trip]
+    });
+    table(&["SOURCE", "STATE", "FETCHED", "ERRORS", "ROUND TRIP"], &[2, 3, 4], rows)
 }
 
 fn hydration_text(info: &VolumeInfo) -> String {
@@ -190,7 +234,7 @@ fn hydration_text(info: &VolumeInfo) -> String {
         text += &format!(", {} missing, {}/s", format_bytes(hydration.bytes_missing), format_bytes(hydration.rate_bytes_per_second));
     }
     if let Some(eta) = hydration.eta_seconds {
-        text += &format!(", {eta} s left");
+        text += &format!(", {} left", humantime::format_duration(Duration::from_secs(eta)));
     }
     text
 }
@@ -257,6 +301,10 @@ mod tests {
                 bytes_missing: missing,
                 rate_bytes_per_second: 0,
                 rate_limit_bytes_per_second: None,
+                deadline: None,
+                priority: HydrationPriority::Normal,
+                fetched: FetchedBytes::default(),
+                sources: Vec::new(),
                 eta_seconds: None,
                 last_error: None,
             },

@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use volfork::volume::OnEvent;
 use volfork::{BlockSize, ErrorKind, Store, StoreOptions};
 
 use crate::control;
@@ -44,10 +45,15 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
 
 /// Opens the store of `settings` for this process alone.
 pub fn open(settings: &Settings) -> Result<Store> {
+    open_with(settings, None)
+}
+
+/// As [`open`]; `on_event` is told of what happens in the background.
+pub fn open_with(settings: &Settings, on_event: Option<OnEvent>) -> Result<Store> {
     if !settings.store.exists() {
         return Err(missing(&settings.store));
     }
-    Ok(Store::open(&settings.store, options(settings, BlockSize::DEFAULT))?)
+    Ok(Store::open(&settings.store, StoreOptions { on_event, ..options(settings, BlockSize::DEFAULT) })?)
 }
 
 /// Makes the store of `settings`.

@@ -2,7 +2,7 @@
 //! control socket to the process that owns it.
 
 use serde::{Deserialize, Serialize};
-use volfork::store::ScrubReport;
+use volfork::store::{HydrationControl, ScrubReport};
 use volfork::volume::{SnapshotInfo, VolumeInfo};
 
 use crate::failure::{Failure, Result};
@@ -27,15 +27,15 @@ pub enum Request {
     /// The snapshots of a volume.
     Snapshots { volume: String },
     /// A new volume with the bytes of another one, of a snapshot, or of an export elsewhere.
-    Fork { source: String, name: String },
+    Fork { source: String, also: Vec<String>, name: String },
     /// A larger size.
     Extend { name: String, growth: Growth },
     /// Another name.
     Rename { name: String, new: String },
     /// The end of a volume or snapshot; `recursive` includes a volume's snapshots.
     Destroy { target: Target, recursive: bool },
-    /// Pause, resume, cap or await background replication.
-    Hydrate { name: String, paused: Option<bool>, rate_bytes_per_second: Option<u64>, wait: bool },
+    /// Look at, steer or await background replication.
+    Hydrate { name: String, control: HydrationControl, wait: bool },
     /// Verify every stored block.
     Scrub { name: Option<String> },
 }

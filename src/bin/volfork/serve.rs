@@ -1,8 +1,10 @@
 //! `volfork serve`: the store behind its NBD door and its control socket, until a signal.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
+use volfork::volume::Event;
 
 use crate::control::{self, ControlServer};
 use crate::execute::execute;
@@ -20,7 +22,8 @@ pub fn serve(settings: &Settings, listen: &[String]) -> Result<()> {
         let message = format!("{} is served already: stop that process first", settings.store.display());
         return Err(Failure::new(volfork::ErrorKind::Locked, message));
     }
-    let store = reach::open(settings)?;
+    let teller = settings.clone();
+    let store = reach::open_with(settings, Some(Arc::new(move |event: &Event| print::event(&teller, event))))?;
     let control = ControlServer::start(&settings.store, {
         let store = store.clone();
         move |request, file, watcher| execute(&store, request, file, watcher)

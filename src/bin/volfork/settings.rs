@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use volfork::BlockSize;
+use volfork::store::HydrationControl;
+use volfork::volume::HydrationPriority;
 
-use crate::args::{Arguments, Command, DemoArguments};
+use crate::args::{Arguments, Command, DemoArguments, Priority};
 use crate::request::Request;
 use crate::target::is_uri;
 
@@ -83,22 +85,37 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
         Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
         Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
-        Command::Fork { source, new } => {
+        Command::Fork { source, new, also } => {
             let makes_store = is_uri(&source);
-            ("fork", Plan::Ask { request: Request::Fork { source, name: new }, file: FileArgument::None, makes_store })
+            ("fork", Plan::Ask { request: Request::Fork { source, also, name: new }, file: FileArgument::None, makes_store })
         }
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
         Command::Destroy { target, recursive } => ("destroy", Plan::ask(Request::Destroy { target, recursive })),
-        Command::Hydrate { name, wait, pause, resume, rate } => {
-            let paused = (pause || resume).then_some(pause);
-            ("hydrate", Plan::ask(Request::Hydrate { name, paused, rate_bytes_per_second: rate, wait }))
+        Command::Hydrate { name, wait, pause, resume, rate, deadline, priority, add_source, remove_source } => {
+            let control = HydrationControl {
+                paused: (pause || resume).then_some(pause),
+                rate_bytes_per_second: rate,
+                deadline_seconds: deadline,
+                priority: priority.map(priority_of),
+                add_sources: add_source,
+                remove_sources: remove_source,
+            };
+            ("hydrate", Plan::ask(Request::Hydrate { name, control, wait }))
         }
         Command::Serve { listen } => ("serve", Plan::Serve(listen)),
         Command::Check => ("check", Plan::Check),
         Command::Scrub { name } => ("scrub", Plan::ask(Request::Scrub { name })),
         Command::Demo(demo) => ("demo", Plan::Demo(demo)),
         Command::Completions { shell } => ("completions", Plan::Completions(shell)),
+    }
+}
+
+fn priority_of(word: Priority) -> HydrationPriority {
+    match word {
+        Priority::Low => HydrationPriority::Low,
+        Priority::Normal => HydrationPriority::Normal,
+        Priority::High => HydrationPriority::High,
     }
 }
 
@@ -119,18 +136,33 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    fn hydrate(control: HydrationControl, wait: bool) -> Request {
+        Request::Hydrate { name: "v".into(), control, wait }
+    }
+
     #[test]
     fn commands_become_requests() {
         let cases = [
             ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30 }),
             ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30) }),
             ("extend v --size 2G", Request::Extend { name: "v".into(), growth: Growth::To(2 << 30) }),
-            ("hydrate v", Request::Hydrate { name: "v".into(), paused: None, rate_bytes_per_second: None, wait: false }),
-            ("hydrate v --pause", Request::Hydrate { name: "v".into(), paused: Some(true), rate_bytes_per_second: None, wait: false }),
+            ("hydrate v", hydrate(HydrationControl::default(), false)),
+            ("hydrate v --pause", hydrate(HydrationControl { paused: Some(true), ..HydrationControl::default() }, false)),
             (
-                "hydrate v --resume --wait --rate 1M",
-                Request::Hydrate { name: "v".into(), paused: Some(false), rate_bytes_per_second: Some(1 << 20), wait: true },
+                "hydrate v --resume --wait --rate 1M --deadline 1h30m --priority high --add-source nbd://a/v --remove-source nbd://b/v",
+                hydrate(
+                    HydrationControl {
+                        paused: Some(false),
+                        rate_bytes_per_second: Some(1 << 20),
+                        deadline_seconds: Some(5400),
+                        priority: Some(HydrationPriority::High),
+                        add_sources: vec!["nbd://a/v".into()],
+                        remove_sources: vec!["nbd://b/v".into()],
+                    },
+                    true,
+                ),
             ),
+            ("hydrate v --deadline 0", hydrate(HydrationControl { deadline_seconds: Some(0), ..HydrationControl::default() }, false)),
             ("scrub", Request::Scrub { name: None }),
             ("ls", Request::List),
         ];
@@ -166,6 +198,8 @@ mod tests {
             "extend v --size -1G",
             "hydrate v --pause --resume",
             "hydrate v --pause --wait",
+            "hydrate v --deadline soon",
+            "hydrate v --priority urgent",
             "export @s f",
             "demo image --size 1G",
         ] {

@@ -1,14 +1,15 @@
 //! Agreeing with a server: extended headers if it has them, else structured replies, else simple ones.
 
 use std::io::{self, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::address::{Address, Socket};
 use crate::source::{SourceError, SourceErrorKind};
 use crate::wire::constants::{
-    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, MAGIC_NBD,
-    MAGIC_OPTION, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNKNOWN,
-    REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
+    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE, DESCRIPTION_OF_SNAPSHOT,
+    EXPORT_BLOCK_STATUS_PAYLOAD, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, MAGIC_NBD, MAGIC_OPTION,
+    OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNKNOWN, REP_ERR_UNSUP,
+    REP_INFO, REP_META_CONTEXT,
 };
 use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, decode_export_info};
 
@@ -20,8 +21,21 @@ pub struct Agreed {
     pub socket: Socket,
     pub mode: HeaderMode,
     pub info: ExportInfo,
-    /// Number of the allocation context, if it can be asked for.
+    pub contexts: Contexts,
+    /// Identity of the bytes, if the server is a volfork and the export a snapshot.
+    pub identity: Option<String>,
+    /// Shortest time of an option and its reply.
+    pub round_trip: Duration,
+}
+
+/// Numbers of the contexts that can be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contexts {
     pub allocation: Option<u32>,
+    pub checksums: Option<u32>,
+    pub trace: Option<u32>,
+    /// A block status may name the contexts that it is about.
+    pub are_selectable: bool,
 }
 
 /// Why there is no connection.
@@ -64,6 +78,7 @@ type Reply = (u32, Vec<u8>);
 
 struct Talk {
     socket: Socket,
+    round_trip: Duration,
 }
 
 impl Talk {
@@ -85,10 +100,12 @@ impl Talk {
 
     /// Sends an option and takes replies up to the last one.
     fn ask(&mut self, option: u32, data: &[u8]) -> Result<(u32, Vec<Reply>), Refusal> {
+        let begun = Instant::now();
         self.send(option, data)?;
         let mut replies = Vec::new();
         for _ in 0..REPLIES_MAX {
             let (kind, data) = self.reply(option)?;
+            self.round_trip = self.round_trip.min(begun.elapsed());
             if kind == REP_ACK || kind >> 31 == 1 {
                 replies.push((kind, data));
                 return Ok((kind, replies));
@@ -114,28 +131,37 @@ impl Talk {
         Ok(flags)
     }
 
-    fn allocation_context(&mut self, export: &str) -> Result<Option<u32>, Refusal> {
-        let query = ContextQuery { name: export.to_owned(), queries: vec![CONTEXT_ALLOCATION.into()] };
+    fn contexts(&mut self, export: &str, names: &[&str]) -> Result<Contexts, Refusal> {
+        let query = ContextQuery { name: export.to_owned(), queries: names.iter().map(|name| (*name).to_owned()).collect() };
         let (end, replies) = self.ask(OPT_SET_META_CONTEXT, &query.encode())?;
-        let context = replies.iter().find(|(kind, data)| *kind == REP_META_CONTEXT && data.get(4..) == Some(CONTEXT_ALLOCATION.as_bytes()));
-        match context {
-            Some((_, data)) if end == REP_ACK => Ok(Some(WireReader::new(data).u32()?)),
-            _ => Ok(None),
+        let mut contexts = Contexts::default();
+        for (_, data) in replies.iter().filter(|(kind, _)| *kind == REP_META_CONTEXT && end == REP_ACK) {
+            let mut reader = WireReader::new(data);
+            let number = reader.u32()?;
+            match reader.take(reader.remaining())? {
+                name if name == CONTEXT_ALLOCATION.as_bytes() => contexts.allocation = Some(number),
+                name if name == CONTEXT_CHECKSUMS.as_bytes() => contexts.checksums = Some(number),
+                name if name == CONTEXT_TRACE.as_bytes() => contexts.trace = Some(number),
+                _ => {}
+            }
         }
+        Ok(contexts)
     }
 
-    fn go(&mut self, export: &str, mode: HeaderMode, flags: u16) -> Result<ExportInfo, Refusal> {
+    fn go(&mut self, export: &str, mode: HeaderMode, flags: u16) -> Result<(ExportInfo, Option<String>), Refusal> {
         let mut info = ExportInfo { size_bytes: 0, flags: 0, block_sizes: None };
-        let request = GoRequest { name: export.to_owned(), infos: vec![INFO_BLOCK_SIZE] };
+        let request = GoRequest { name: export.to_owned(), infos: vec![INFO_BLOCK_SIZE, INFO_DESCRIPTION] };
+        let mut identity = None;
         let (end, replies) = self.ask(OPT_GO, &request.encode())?;
         for (kind, data) in &replies {
             if *kind == REP_INFO {
                 decode_export_info(data, &mut info)?;
+                identity = identity.or(identity_of(data));
             }
         }
         match end {
-            REP_ACK if info.flags != 0 => Ok(info),
-            REP_ERR_UNSUP if mode != HeaderMode::Extended => self.export_name(export, flags),
+            REP_ACK if info.flags != 0 => Ok((info, identity)),
+            REP_ERR_UNSUP if mode != HeaderMode::Extended => Ok((self.export_name(export, flags)?, None)),
             REP_ERR_UNKNOWN => {
                 let what = format!("the server has no export '{export}': 'nbdinfo --list' shows those it has");
                 Err(Refusal::Never(SourceErrorKind::Invalid, what))
@@ -161,11 +187,21 @@ impl Talk {
     }
 }
 
+/// The identity in the description of a volfork snapshot.
+fn identity_of(info: &[u8]) -> Option<String> {
+    let mut reader = WireReader::new(info);
+    if reader.u16().ok()? != INFO_DESCRIPTION {
+        return None;
+    }
+    let text = std::str::from_utf8(reader.take(reader.remaining()).ok()?).ok()?;
+    text.strip_prefix(DESCRIPTION_OF_SNAPSHOT).map(str::to_owned)
+}
+
 /// Connects and agrees.
 pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> {
     let socket = address.connect(timeout)?;
     socket.set_timeouts(timeout, timeout)?;
-    let mut talk = Talk { socket };
+    let mut talk = Talk { socket, round_trip: timeout };
     let flags = talk.greet()?;
     let mut mode = HeaderMode::Simple;
     for (option, reached) in [(OPT_EXTENDED_HEADERS, HeaderMode::Extended), (OPT_STRUCTURED_REPLY, HeaderMode::Structured)] {
@@ -174,7 +210,17 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
             break;
         }
     }
-    let allocation = if mode == HeaderMode::Simple { None } else { talk.allocation_context(&address.export)? };
-    let info = talk.go(&address.export, mode, flags)?;
-    Ok(Agreed { socket: talk.socket, mode, info, allocation })
+    let names: &[&str] = match mode {
+        HeaderMode::Simple => &[],
+        HeaderMode::Structured => &[CONTEXT_ALLOCATION],
+        HeaderMode::Extended => &[CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE],
+    };
+    let mut contexts = if names.is_empty() { Contexts::default() } else { talk.contexts(&address.export, names)? };
+    let (info, identity) = talk.go(&address.export, mode, flags)?;
+    contexts.are_selectable = mode == HeaderMode::Extended && info.flags & EXPORT_BLOCK_STATUS_PAYLOAD != 0;
+    if !contexts.are_selectable {
+        // Every status would carry all contexts.
+        (contexts.checksums, contexts.trace) = (None, None);
+    }
+    Ok(Agreed { socket: talk.socket, mode, info, contexts, identity, round_trip: talk.round_trip })
 }

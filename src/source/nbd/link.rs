@@ -3,27 +3,29 @@
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use super::address::Socket;
-use super::handshake::Agreed;
-use crate::source::{ReadDone, SourceError, SourceExtent};
-use crate::wire::constants::{CMD_BLOCK_STATUS, CMD_DISC, CMD_READ, ESHUTDOWN, REPLY_OFFSET_DATA, STATE_ZERO};
-use crate::wire::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, Request, WireError};
+use super::assembly::Assembly;
+use super::handshake::{Agreed, Contexts};
+use crate::source::{Arrival, Checksums, OnArrival, ReadClass, SourceError};
+use crate::wire::constants::{CHECKSUM_KNOWN, CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, ESHUTDOWN, REPLY_OFFSET_DATA};
+use crate::wire::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, Request, StatusExtent, StatusQuery, WireError};
 
 /// How often a reader looks whether the oldest request is too old.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Called with the extents of a range.
-pub type StatusDone = Box<dyn FnOnce(Result<Vec<SourceExtent>, SourceError>) + Send>;
+pub type StatusDone = Box<dyn FnOnce(Result<Vec<StatusExtent>, SourceError>) + Send>;
 
 /// Who waits for a request.
 pub enum Waiter {
-    Read(ReadDone),
-    Status(StatusDone),
+    Read(ReadClass, OnArrival),
+    /// Block status in the context of this number.
+    Status(u32, StatusDone),
 }
 
 /// A request and how often it was tried.
@@ -33,10 +35,17 @@ pub struct Job {
     pub tries: u32,
 }
 
-/// How the server answered a job.
+impl Job {
+    /// Bytes that the server sends for it, about.
+    fn bytes(&self) -> u64 {
+        if matches!(self.waiter, Waiter::Read(..)) { self.range.end - self.range.start } else { 0 }
+    }
+}
+
+/// How the server answered a job. The bytes of a read went to its waiter.
 pub enum Answer {
-    Bytes(Bytes),
-    Extents(Vec<SourceExtent>),
+    Read,
+    Extents(Vec<StatusExtent>),
     Error(u32, String),
 }
 
@@ -44,15 +53,27 @@ pub enum Answer {
 struct UnderWay {
     job: Job,
     sent: Instant,
-    buffer: BytesMut,
-    covered: Vec<Range<u64>>,
-    extents: Vec<SourceExtent>,
+    assembly: Assembly,
+    extents: Vec<StatusExtent>,
     error: Option<(u32, String)>,
+    /// The last chunk has come.
+    over: bool,
+    /// The checksums of the read have not come yet.
+    awaits_checksums: bool,
+}
+
+/// What a reply is for.
+enum Entry {
+    Job(Box<UnderWay>),
+    /// Checksums of the read with this cookie.
+    Checksums(u64, Range<u64>),
 }
 
 struct State {
-    jobs: HashMap<u64, UnderWay>,
+    entries: HashMap<u64, Entry>,
     next_cookie: u64,
+    bytes_under_way: u64,
+    jobs: usize,
     lost: bool,
 }
 
@@ -61,9 +82,11 @@ pub struct Link {
     writer: Mutex<Socket>,
     socket: Socket,
     state: Mutex<State>,
-    pub mode: HeaderMode,
-    pub allocation: Option<u32>,
+    mode: HeaderMode,
+    contexts: Contexts,
     request_timeout: Duration,
+    /// Only reads that somebody waits for go here, so that they never stand behind bulk.
+    pub reserved: AtomicBool,
 }
 
 impl Link {
@@ -71,37 +94,71 @@ impl Link {
     pub fn new(agreed: Agreed, request_timeout: Duration) -> io::Result<(Self, Socket)> {
         agreed.socket.set_timeouts(TICK, request_timeout)?;
         let (reader, socket) = (agreed.socket.try_clone()?, agreed.socket.try_clone()?);
-        let state = State { jobs: HashMap::new(), next_cookie: 1, lost: false };
-        let (mode, allocation) = (agreed.mode, agreed.allocation);
-        let link = Self { writer: Mutex::new(agreed.socket), socket, state: Mutex::new(state), mode, allocation, request_timeout };
+        let state = State { entries: HashMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false };
+        let link = Self {
+            writer: Mutex::new(agreed.socket),
+            socket,
+            state: Mutex::new(state),
+            mode: agreed.mode,
+            contexts: agreed.contexts,
+            request_timeout,
+            reserved: AtomicBool::new(false),
+        };
         Ok((link, reader))
     }
 
-    /// Jobs under way; `None` when the connection is lost.
-    pub fn load(&self) -> Option<usize> {
+    /// Jobs under way and their bytes; `None` when the connection is lost.
+    pub fn load(&self) -> Option<(usize, u64)> {
         let state = self.state.lock();
-        (!state.lost).then_some(state.jobs.len())
+        (!state.lost).then_some((state.jobs, state.bytes_under_way))
+    }
+
+    /// Whether it takes jobs of this kind while there are others.
+    pub fn takes(&self, job: &Job) -> bool {
+        !self.reserved.load(Ordering::Relaxed) || matches!(job.waiter, Waiter::Read(ReadClass::Waited, _))
+    }
+
+    fn status_request(&self, cookie: u64, range: &Range<u64>, context: u32, out: &mut Vec<u8>) {
+        let length = range.end - range.start;
+        let extended = self.mode == HeaderMode::Extended;
+        // With several contexts agreed on, only the one that is wanted is asked for.
+        let payload = if self.contexts.are_selectable { StatusQuery { length, contexts: vec![context] }.encode() } else { Vec::new() };
+        let (flags, length) = if payload.is_empty() { (0, length) } else { (CMD_FLAG_PAYLOAD_LEN, payload.len() as u64) };
+        let request = Request { flags, command: CMD_BLOCK_STATUS, cookie, offset: range.start, length };
+        out.extend_from_slice(&request.encode(extended));
+        out.extend_from_slice(&payload);
     }
 
     /// Sends a job. Gives it back if the connection is lost.
     pub fn send(&self, job: Job) -> Result<(), Job> {
-        let (command, length) =
-            (if matches!(job.waiter, Waiter::Read(_)) { CMD_READ } else { CMD_BLOCK_STATUS }, job.range.end - job.range.start);
-        let offset = job.range.start;
-        let cookie = {
+        let range = job.range.clone();
+        let extended = self.mode == HeaderMode::Extended;
+        let mut out = Vec::with_capacity(128);
+        {
             let mut state = self.state.lock();
             if state.lost {
                 return Err(job);
             }
             let cookie = state.next_cookie;
-            state.next_cookie += 1;
-            let buffer = if command == CMD_READ { BytesMut::zeroed(length as usize) } else { BytesMut::new() };
-            let under_way = UnderWay { job, sent: Instant::now(), buffer, covered: Vec::new(), extents: Vec::new(), error: None };
-            state.jobs.insert(cookie, under_way);
-            cookie
-        };
-        let request = Request { flags: 0, command, cookie, offset, length };
-        if self.writer.lock().write_all(&request.encode(self.mode == HeaderMode::Extended)).is_err() {
+            state.next_cookie += 2;
+            let mut awaits_checksums = false;
+            match (&job.waiter, self.contexts.checksums) {
+                (Waiter::Status(context, _), _) => self.status_request(cookie, &range, *context, &mut out),
+                (Waiter::Read(..), checksums) => {
+                    if let Some(context) = checksums {
+                        awaits_checksums = true;
+                        self.status_request(cookie + 1, &range, context, &mut out);
+                        state.entries.insert(cookie + 1, Entry::Checksums(cookie, range.clone()));
+                    }
+                    let request = Request { flags: 0, command: CMD_READ, cookie, offset: range.start, length: range.end - range.start };
+                    out.extend_from_slice(&request.encode(extended));
+                }
+            }
+            state.bytes_under_way += job.bytes();
+            state.jobs += 1;
+            state.entries.insert(cookie, Entry::Job(Box::new(UnderWay::new(job, awaits_checksums))));
+        }
+        if self.writer.lock().write_all(&out).is_err() {
             // The reader sees the end of the socket and hands the job on with all others.
             self.socket.shut();
         }
@@ -128,12 +185,17 @@ impl Link {
         self.socket.shut();
         let mut state = self.state.lock();
         state.lost = true;
-        let jobs = std::mem::take(&mut state.jobs);
-        (reason, jobs.into_values().map(|under_way| under_way.job).collect())
+        let entries = std::mem::take(&mut state.entries);
+        let jobs = entries.into_values().filter_map(|entry| match entry {
+            Entry::Job(under_way) => Some(under_way.job),
+            Entry::Checksums(..) => None,
+        });
+        (reason, jobs.collect())
     }
 
     fn oldest_is_too_old(&self) -> bool {
-        self.state.lock().jobs.values().any(|under_way| under_way.sent.elapsed() > self.request_timeout)
+        let too_old = |entry: &Entry| matches!(entry, Entry::Job(under_way) if under_way.sent.elapsed() > self.request_timeout);
+        self.state.lock().entries.values().any(too_old)
     }
 
     /// Takes one reply or chunk; answers the job that it ends.
@@ -149,85 +211,110 @@ impl Link {
         }
     }
 
-    fn with_job<T>(&self, cookie: u64, take: impl FnOnce(&mut UnderWay) -> io::Result<T>) -> io::Result<T> {
-        let mut state = self.state.lock();
-        let under_way = state.jobs.get_mut(&cookie);
-        take(under_way.ok_or_else(|| protocol(WireError(format!("a reply is for request {cookie}, which nobody made"))))?)
+    /// Takes the job of a cookie out of the table, so that its waiter can be called without locks; only this thread does so.
+    fn take_job(&self, cookie: u64) -> io::Result<Box<UnderWay>> {
+        match self.state.lock().entries.remove(&cookie) {
+            Some(Entry::Job(under_way)) => Ok(under_way),
+            _ => Err(protocol(WireError(format!("a reply is for request {cookie}, which nobody made")))),
+        }
+    }
+
+    fn put_back(&self, cookie: u64, under_way: Box<UnderWay>) {
+        self.state.lock().entries.insert(cookie, Entry::Job(under_way));
     }
 
     fn take_simple(&self, reader: &mut Patient<'_>, error: u32, cookie: u64) -> io::Result<Option<(Job, Answer)>> {
-        if error != 0 {
-            self.with_job(cookie, |under_way| {
+        let mut under_way = self.take_job(cookie)?;
+        under_way.over = true;
+        let result = match (&under_way.job.waiter, error) {
+            (_, 1..) => {
                 under_way.error = Some((error, String::new()));
                 Ok(())
-            })?;
-            return self.end(cookie);
-        }
-        let (mut buffer, range) = self.with_job(cookie, |under_way| match under_way.job.waiter {
-            Waiter::Read(_) if self.mode == HeaderMode::Simple => Ok((std::mem::take(&mut under_way.buffer), under_way.job.range.clone())),
+            }
+            (Waiter::Read(..), 0) if self.mode == HeaderMode::Simple => {
+                let range = under_way.job.range.clone();
+                under_way.take_bytes(reader, range)
+            }
             _ => Err(protocol(WireError("a simple reply where a chunk is due".into()))),
-        })?;
-        reader.read_exact(&mut buffer)?;
-        self.with_job(cookie, |under_way| {
-            under_way.buffer = buffer;
-            under_way.covered.push(range);
-            Ok(())
-        })?;
+        };
+        self.put_back(cookie, under_way);
+        result?;
         self.end(cookie)
     }
 
     fn take_chunk(&self, reader: &mut Patient<'_>, chunk: ChunkHeader) -> io::Result<Option<(Job, Answer)>> {
-        if chunk.kind == REPLY_OFFSET_DATA {
-            self.take_data(reader, chunk)?;
-        } else {
-            // Bounded when the header was decoded.
-            let mut payload = vec![0; chunk.length as usize];
-            reader.read_exact(&mut payload)?;
-            let decoded = Chunk::decode(chunk.kind, &payload).map_err(protocol)?;
-            self.with_job(chunk.cookie, |under_way| under_way.take(decoded, self.allocation).map_err(protocol))?;
-        }
-        if chunk.done { self.end(chunk.cookie) } else { Ok(None) }
-    }
-
-    /// Reads the bytes to where they belong, without a copy.
-    fn take_data(&self, reader: &mut Patient<'_>, chunk: ChunkHeader) -> io::Result<()> {
-        let mut offset = [0; 8];
-        reader.read_exact(&mut offset)?;
-        let start = u64::from_be_bytes(offset);
-        let length = chunk.length.checked_sub(8).filter(|length| *length > 0);
-        let length = length.ok_or_else(|| protocol(WireError("a data chunk has no data".into())))?;
-        let (mut buffer, at) = self.with_job(chunk.cookie, |under_way| {
-            let at = under_way.cover(start, length).map_err(protocol)?;
-            Ok((std::mem::take(&mut under_way.buffer), at))
-        })?;
-        reader.read_exact(&mut buffer[at..at + length as usize])?;
-        self.with_job(chunk.cookie, |under_way| {
-            under_way.buffer = buffer;
-            Ok(())
-        })
-    }
-
-    fn end(&self, cookie: u64) -> io::Result<Option<(Job, Answer)>> {
-        let Some(under_way) = self.state.lock().jobs.remove(&cookie) else { return Ok(None) };
-        let length = under_way.job.range.end - under_way.job.range.start;
-        let answer = match (&under_way.job.waiter, under_way.error) {
-            // The server is about to go; another connection may find another one.
-            (_, Some((ESHUTDOWN, _))) => {
-                self.state.lock().jobs.insert(cookie, UnderWay { error: None, covered: Vec::new(), ..under_way });
-                return Err(io::Error::other("the server shuts down"));
-            }
-            (_, Some((error, text))) => Answer::Error(error, text),
-            (Waiter::Read(_), None) => {
-                let covered: u64 = under_way.covered.iter().map(|range| range.end - range.start).sum();
-                if covered != length {
-                    self.state.lock().jobs.insert(cookie, UnderWay { error: None, covered: Vec::new(), ..under_way });
-                    return Err(protocol(WireError(format!("a read of {length} bytes got {covered}"))));
-                }
-                Answer::Bytes(under_way.buffer.freeze())
-            }
-            (Waiter::Status(_), None) => Answer::Extents(under_way.extents),
+        let companion = match self.state.lock().entries.get(&chunk.cookie) {
+            Some(Entry::Checksums(read, range)) => Some((*read, range.clone())),
+            _ => None,
         };
-        Ok(Some((under_way.job, answer)))
+        if let Some((read, range)) = companion {
+            return self.take_checksums(reader, chunk, read, &range);
+        }
+        let mut under_way = self.take_job(chunk.cookie)?;
+        let result = under_way.take_chunk(reader, chunk);
+        under_way.over |= chunk.done;
+        let over = under_way.over;
+        self.put_back(chunk.cookie, under_way);
+        result?;
+        if over { self.end(chunk.cookie) } else { Ok(None) }
+    }
+
+    /// A chunk of the status request that went with a read.
+    fn take_checksums(
+        &self,
+        reader: &mut Patient<'_>,
+        chunk: ChunkHeader,
+        read: u64,
+        range: &Range<u64>,
+    ) -> io::Result<Option<(Job, Answer)>> {
+        let mut payload = vec![0; chunk.length as usize];
+        reader.read_exact(&mut payload)?;
+        let decoded = Chunk::decode(chunk.kind, &payload).map_err(protocol)?;
+        if chunk.done {
+            self.state.lock().entries.remove(&chunk.cookie);
+        }
+        let Ok(mut under_way) = self.take_job(read) else { return Ok(None) };
+        if let Chunk::Status(_, extents) = decoded {
+            under_way.assembly.checksums = checksums(&extents, range);
+        }
+        // Without an answer the bytes count as they are.
+        under_way.awaits_checksums &= !chunk.done;
+        under_way.deliver();
+        let over = under_way.over;
+        self.put_back(read, under_way);
+        if over { self.end(read) } else { Ok(None) }
+    }
+
+    /// Ends a job whose last chunk has come, once its checksums have.
+    fn end(&self, cookie: u64) -> io::Result<Option<(Job, Answer)>> {
+        let under_way = self.take_job(cookie)?;
+        if under_way.awaits_checksums && under_way.error.is_none() {
+            self.put_back(cookie, under_way);
+            return Ok(None);
+        }
+        let failure = match (&under_way.error, under_way.assembly.missing_bytes()) {
+            // The server is about to go; another connection may find another one.
+            (Some((ESHUTDOWN, _)), _) => Some(io::Error::other("the server shuts down")),
+            (None, missing @ 1..) if matches!(under_way.job.waiter, Waiter::Read(..)) => {
+                Some(protocol(WireError(format!("{missing} bytes of a read did not come"))))
+            }
+            _ => None,
+        };
+        if let Some(failure) = failure {
+            self.put_back(cookie, under_way);
+            return Err(failure);
+        }
+        let UnderWay { job, error, extents, .. } = *under_way;
+        let mut state = self.state.lock();
+        state.bytes_under_way -= job.bytes();
+        state.jobs -= 1;
+        drop(state);
+        let answer = match (error, &job.waiter) {
+            (Some((error, text)), _) => Answer::Error(error, text),
+            (None, Waiter::Read(..)) => Answer::Read,
+            (None, Waiter::Status(..)) => Answer::Extents(extents),
+        };
+        Ok(Some((job, answer)))
     }
 }
 
@@ -235,40 +322,79 @@ fn protocol(error: WireError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the server breaks the protocol: {error}"))
 }
 
-impl UnderWay {
-    /// Notes that bytes have come; answers where they go. Each byte comes once.
-    fn cover(&mut self, start: u64, length: u64) -> Result<usize, WireError> {
-        let range = &self.job.range;
-        let end = start.checked_add(length).filter(|end| start >= range.start && *end <= range.end);
-        let end = end.ok_or_else(|| WireError(format!("{length} bytes at {start} are not what was asked for")))?;
-        if !matches!(self.job.waiter, Waiter::Read(_)) || self.covered.iter().any(|other| other.start < end && start < other.end) {
-            return Err(WireError(format!("bytes at {start} come twice, or for a request that is no read")));
+/// What the checksum context of a volfork server says of a range.
+fn checksums(extents: &[StatusExtent], range: &Range<u64>) -> Checksums {
+    let known = |extent: &&StatusExtent| extent.flags & CHECKSUM_KNOWN != 0;
+    let Some(block_bytes) = extents.iter().filter(known).map(|extent| extent.length).max().filter(|bytes| bytes.is_power_of_two()) else {
+        return Checksums::default();
+    };
+    let first = range.start.next_multiple_of(block_bytes);
+    let blocks = range.end.saturating_sub(first).div_ceil(block_bytes);
+    let mut values = vec![None; blocks as usize];
+    let mut offset = range.start;
+    for extent in extents {
+        let slot = offset.checked_sub(first).filter(|_| offset.is_multiple_of(block_bytes)).map(|bytes| (bytes / block_bytes) as usize);
+        if let Some(value) = slot.and_then(|slot| values.get_mut(slot)).filter(|_| known(&extent)) {
+            *value = Some(extent.flags as u32);
         }
-        self.covered.push(start..end);
-        Ok((start - range.start) as usize)
+        offset = offset.saturating_add(extent.length);
+    }
+    Checksums { block_bytes: block_bytes.min(u64::from(u32::MAX)) as u32, first, values }
+}
+
+impl UnderWay {
+    fn new(job: Job, awaits_checksums: bool) -> Self {
+        let assembly = Assembly::new(job.range.clone());
+        Self { job, sent: Instant::now(), assembly, extents: Vec::new(), error: None, over: false, awaits_checksums }
     }
 
-    fn take(&mut self, chunk: Chunk<'_>, allocation: Option<u32>) -> Result<(), WireError> {
-        match chunk {
-            Chunk::None => {}
-            Chunk::Data(..) => return Err(WireError("a data chunk in a wrong place".into())),
-            // The buffer began as zeros.
-            Chunk::Hole(offset, length) => drop(self.cover(offset, u64::from(length))?),
-            Chunk::Error(error, text) => self.error = Some((error, text)),
-            Chunk::Status(context, _) if Some(context) != allocation => {}
-            Chunk::Status(_, extents) => {
-                let mut left = self.job.range.end - self.job.range.start;
-                for extent in extents {
-                    let bytes = extent.length.min(left);
-                    let zero = extent.flags & u64::from(STATE_ZERO) != 0;
-                    left -= bytes;
-                    match self.extents.last_mut() {
-                        Some(last) if last.zero == zero => last.bytes += bytes,
-                        _ if bytes > 0 => self.extents.push(SourceExtent { bytes, zero }),
-                        _ => {}
-                    }
-                }
+    /// Hands parts that are whole to the waiter, unless their checksums are still to come.
+    fn deliver(&mut self) {
+        if let (false, Waiter::Read(_, arrival)) = (self.awaits_checksums, &mut self.job.waiter) {
+            for part in self.assembly.take_whole() {
+                arrival(Arrival::Part(part));
             }
+        }
+    }
+
+    fn take_chunk(&mut self, reader: &mut Patient<'_>, chunk: ChunkHeader) -> io::Result<()> {
+        if chunk.kind == REPLY_OFFSET_DATA {
+            let mut offset = [0; 8];
+            reader.read_exact(&mut offset)?;
+            let start = u64::from_be_bytes(offset);
+            let length = chunk.length.checked_sub(8).filter(|length| *length > 0);
+            let end = length.and_then(|length| start.checked_add(length));
+            return self.take_bytes(reader, start..end.ok_or_else(|| protocol(WireError("a data chunk has no data".into())))?);
+        }
+        // Bounded when the header was decoded.
+        let mut payload = vec![0; chunk.length as usize];
+        reader.read_exact(&mut payload)?;
+        let decoded = Chunk::decode(chunk.kind, &payload).map_err(protocol)?;
+        match (decoded, &self.job.waiter) {
+            (Chunk::None, _) => {}
+            (Chunk::Hole(offset, length), Waiter::Read(..)) => {
+                let end = offset.checked_add(u64::from(length)).ok_or_else(|| protocol(WireError("a hole has no end".into())))?;
+                self.assembly.fill_zeros(offset..end).map_err(protocol)?;
+                self.deliver();
+            }
+            (Chunk::Error(error, text), _) => self.error = Some((error, text)),
+            (Chunk::Status(context, extents), Waiter::Status(wanted, _)) if context == *wanted => self.extents = extents,
+            (Chunk::Status(..), _) => {}
+            _ => return Err(protocol(WireError("a chunk does not fit its request".into()))),
+        }
+        Ok(())
+    }
+
+    /// Reads bytes to where they belong; whole parts go to the waiter at once.
+    fn take_bytes(&mut self, reader: &mut Patient<'_>, range: Range<u64>) -> io::Result<()> {
+        if !matches!(self.job.waiter, Waiter::Read(..)) {
+            return Err(protocol(WireError("data for a request that is no read".into())));
+        }
+        self.assembly.check(&range).map_err(protocol)?;
+        let mut at = range.start;
+        while at < range.end {
+            at = self.assembly.fill(at..range.end, |buffer| reader.read_exact(buffer))?;
+            self.deliver();
         }
         Ok(())
     }

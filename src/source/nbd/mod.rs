@@ -8,6 +8,7 @@
 //! - A read ends exactly once: it is in the list of one link, or waits, or was completed.
 //! - Callbacks are called without locks.
 mod address;
+mod assembly;
 mod handshake;
 mod link;
 mod pool;
@@ -19,7 +20,8 @@ pub use pool::NbdSource;
 /// How an NBD source behaves. The defaults suit a network of hosts.
 #[derive(Clone, Debug)]
 pub struct NbdOptions {
-    /// Connections, if the server allows several.
+    /// Connections for bulk, if the server allows several; a far server gets twice as many. One more is kept for reads that
+    /// somebody waits for.
     pub connections: usize,
     /// Time for connecting and agreeing.
     pub connect_timeout: Duration,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
@@ -9,20 +10,23 @@ use parking_lot::{Condvar, Mutex};
 
 use super::NbdOptions;
 use super::address::Address;
-use super::handshake::{Agreed, connect};
-use super::link::{Answer, Job, Link, Waiter};
-use crate::source::{ReadDone, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
-use crate::wire::HeaderMode;
-use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX};
+use super::handshake::{Agreed, Contexts, connect};
+use super::link::{Answer, Job, Link, StatusDone, Waiter};
+use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX, STATE_ZERO};
+use crate::wire::{HeaderMode, StatusExtent};
 
 /// Requests under way on one connection; further ones wait.
 const JOBS_MAX: usize = 64;
+/// From this round trip on, a source gets twice as many connections: a loss halves the window of one of them only.
+const FAR_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// First and longest pause between tries to connect.
 const PAUSES: Range<Duration> = Duration::from_millis(20)..Duration::from_secs(1);
 
 struct State {
     links: Vec<Arc<Link>>,
-    waiting: VecDeque<Job>,
+    /// Jobs that somebody waits for, and others.
+    waiting: [VecDeque<Job>; 2],
     /// Since when there is no connection.
     lost_since: Option<Instant>,
     last_try: Instant,
@@ -41,7 +45,8 @@ struct Shared {
     align_bytes: u32,
     read_bytes_max: u32,
     links_wanted: usize,
-    has_status: bool,
+    contexts: Contexts,
+    identity: Option<String>,
     status_bytes_max: u64,
     state: Mutex<State>,
     woken: Condvar,
@@ -57,6 +62,15 @@ fn block_sizes(agreed: &Agreed) -> (u32, u32) {
 }
 
 impl NbdSource {
+    /// What the server says in a context of the bytes from the start of a range.
+    fn status(&self, context: u32, range: Range<u64>) -> Result<Vec<StatusExtent>, SourceError> {
+        let range = range.start..range.end.min(range.start.saturating_add(self.0.status_bytes_max));
+        let (sender, receiver) = mpsc::channel();
+        let done: StatusDone = Box::new(move |result| drop(sender.send(result)));
+        self.0.submit(Job { range, waiter: Waiter::Status(context, done), tries: 0 });
+        receiver.recv().unwrap_or_else(|_| Err(self.0.error(SourceErrorKind::Closed, "it was closed")))
+    }
+
     /// Connects to the export.
     ///
     /// # Errors
@@ -66,15 +80,16 @@ impl NbdSource {
         let agreed = connect(&address, options.connect_timeout).map_err(|refusal| refusal.into_error(uri))?;
         let (align_bytes, read_bytes_max) = block_sizes(&agreed);
         let multi = agreed.info.flags & EXPORT_CAN_MULTI_CONN != 0;
+        let far = agreed.round_trip >= FAR_ROUND_TRIP;
         let state = State {
             links: Vec::new(),
-            waiting: VecDeque::new(),
+            waiting: [VecDeque::new(), VecDeque::new()],
             lost_since: None,
             last_try: Instant::now(),
             last_error: String::new(),
             changed: None,
             closed: false,
-            stats: SourceStats::default(),
+            stats: SourceStats { round_trip: Some(agreed.round_trip), ..SourceStats::default() },
         };
         let shared = Arc::new(Shared {
             uri: uri.to_owned(),
@@ -82,8 +97,9 @@ impl NbdSource {
             size_bytes: agreed.info.size_bytes,
             align_bytes,
             read_bytes_max,
-            links_wanted: if multi { options.connections.max(1) } else { 1 },
-            has_status: agreed.allocation.is_some(),
+            links_wanted: if multi { options.connections.max(1) * if far { 2 } else { 1 } + 1 } else { 1 },
+            contexts: agreed.contexts,
+            identity: agreed.identity.clone(),
             status_bytes_max: if agreed.mode == HeaderMode::Extended { u64::MAX } else { (1 << 32) - (64 << 10) },
             options,
             state: Mutex::new(state),
@@ -107,16 +123,24 @@ impl Shared {
     /// Takes a connection into use.
     fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
         let lost = |error: std::io::Error| self.error(SourceErrorKind::Lost, error);
+        let round_trip = agreed.round_trip;
         let (link, socket) = Link::new(agreed, self.options.request_timeout).map_err(lost)?;
         let link = Arc::new(link);
         let (shared, reading) = (Arc::clone(self), Arc::clone(&link));
-        self.state.lock().links.push(Arc::clone(&link));
+        {
+            let mut state = self.state.lock();
+            state.stats.round_trip = state.stats.round_trip.map(|shortest| shortest.min(round_trip));
+            state.links.push(Arc::clone(&link));
+            state.reserve_one();
+        }
         let reader = std::thread::Builder::new().name("nbd-reader".into()).spawn(move || {
             let (reason, jobs) = reading.run(socket, |job, answer| shared.complete(job, answer));
             shared.lose(&reading, reason, jobs);
         });
         if let Err(error) = reader {
-            self.state.lock().links.retain(|other| !Arc::ptr_eq(other, &link));
+            let mut state = self.state.lock();
+            state.links.retain(|other| !Arc::ptr_eq(other, &link));
+            state.reserve_one();
             return Err(lost(error));
         }
         self.state.lock().lost_since = None;
@@ -128,11 +152,12 @@ impl Shared {
     fn lose(&self, link: &Arc<Link>, reason: String, jobs: Vec<Job>) {
         let mut state = self.state.lock();
         state.links.retain(|other| !Arc::ptr_eq(other, link));
+        state.reserve_one();
         if state.links.is_empty() && state.lost_since.is_none() {
             state.lost_since = Some(Instant::now());
         }
         state.last_error = reason;
-        state.waiting.extend(jobs);
+        jobs.into_iter().for_each(|job| state.wait(job));
         let closed = state.closed;
         drop(state);
         if closed {
@@ -161,24 +186,22 @@ impl Shared {
             drop(state);
             return finish(job.waiter, Err(error));
         }
-        state.waiting.push_back(job);
+        state.wait(job);
         drop(state);
         self.send_waiting();
         self.woken.notify_all();
     }
 
-    /// Hands waiting jobs to the connections, the least loaded first.
+    /// Hands waiting jobs to the connections, the least loaded first; those that somebody waits for before all others.
     fn send_waiting(&self) {
         loop {
             let (job, link) = {
                 let mut state = self.state.lock();
-                let free = state.links.iter().filter_map(|link| Some((link.load()?, link))).filter(|(load, _)| *load < JOBS_MAX);
-                let Some(link) = free.min_by_key(|(load, _)| *load).map(|(_, link)| Arc::clone(link)) else { return };
-                let Some(job) = state.waiting.pop_front() else { return };
-                (job, link)
+                let Some(found) = state.next_to_send() else { return };
+                found
             };
             if let Err(job) = link.send(job) {
-                self.state.lock().waiting.push_front(job);
+                self.state.lock().wait(job);
             }
         }
     }
@@ -188,7 +211,7 @@ impl Shared {
             Answer::Error(error, text) => {
                 job.tries += 1;
                 if job.tries < self.options.tries {
-                    self.state.lock().waiting.push_back(job);
+                    self.state.lock().wait(job);
                     return self.send_waiting();
                 }
                 let place = format!("the server cannot read {} bytes at {}", job.range.end - job.range.start, job.range.start);
@@ -201,7 +224,7 @@ impl Shared {
             let mut state = self.state.lock();
             state.stats.requests += 1;
             match &result {
-                Ok(Answer::Bytes(bytes)) => state.stats.bytes_read += bytes.len() as u64,
+                Ok(Answer::Read) => state.stats.bytes_read += job.range.end - job.range.start,
                 Ok(_) => {}
                 Err(_) => state.stats.errors += 1,
             }
@@ -214,7 +237,7 @@ impl Shared {
     fn fail_waiting(&self, error: &SourceError) {
         let jobs = {
             let mut state = self.state.lock();
-            let jobs = std::mem::take(&mut state.waiting);
+            let jobs: Vec<Job> = state.waiting.iter_mut().flat_map(std::mem::take).collect();
             state.stats.errors += jobs.len() as u64;
             jobs
         };
@@ -232,22 +255,55 @@ impl Shared {
             return Err(self.error(SourceErrorKind::Changed, what));
         }
         let (align, most) = block_sizes(&agreed);
-        if align > self.align_bytes || most < self.read_bytes_max || agreed.allocation.is_some() != self.has_status {
+        if agreed.identity != self.identity {
+            let name = |identity: &Option<String>| identity.clone().unwrap_or_else(|| "an export without identity".into());
+            let what = format!("the export is another one now: {}, it was {}", name(&agreed.identity), name(&self.identity));
+            return Err(self.error(SourceErrorKind::Changed, what));
+        }
+        if align > self.align_bytes || most < self.read_bytes_max || agreed.contexts != self.contexts {
             return Err(self.error(SourceErrorKind::Changed, "the export has other limits now"));
         }
         self.adopt(agreed)
     }
 }
 
+impl State {
+    /// Lets a job wait for a connection.
+    fn wait(&mut self, job: Job) {
+        let ahead = matches!(job.waiter, Waiter::Read(ReadClass::Ahead, _));
+        self.waiting[usize::from(ahead)].push_back(job);
+    }
+
+    /// Of several connections, one takes only jobs that somebody waits for.
+    fn reserve_one(&mut self) {
+        let several = self.links.len() > 1;
+        for (number, link) in self.links.iter().enumerate() {
+            link.reserved.store(several && number == 0, Ordering::Relaxed);
+        }
+    }
+
+    /// The first waiting job that a connection has room for.
+    fn next_to_send(&mut self) -> Option<(Job, Arc<Link>)> {
+        for queue in &mut self.waiting {
+            let Some(job) = queue.front() else { continue };
+            let free = self.links.iter().filter(|link| link.takes(job)).filter_map(|link| Some((link.load()?, link)));
+            let link = free.filter(|((jobs, _), _)| *jobs < JOBS_MAX).min_by_key(|((jobs, bytes), _)| (*bytes, *jobs));
+            let link = link.map(|(_, link)| Arc::clone(link));
+            if let Some(link) = link {
+                return queue.pop_front().map(|job| (job, link));
+            }
+        }
+        None
+    }
+}
+
 fn finish(waiter: Waiter, result: Result<Answer, SourceError>) {
     match (waiter, result) {
-        (Waiter::Read(done), Ok(Answer::Bytes(bytes))) => done(Ok(bytes)),
-        (Waiter::Status(done), Ok(Answer::Extents(extents))) => done(Ok(extents)),
-        (Waiter::Read(done), Err(error)) => done(Err(error)),
-        (Waiter::Status(done), Err(error)) => done(Err(error)),
-        // A link answers reads with bytes and status requests with extents.
-        (Waiter::Read(done), Ok(_)) => done(Err(mismatch())),
-        (Waiter::Status(done), Ok(_)) => done(Err(mismatch())),
+        (Waiter::Read(_, mut arrival), result) => arrival(Arrival::End(result.map(drop))),
+        (Waiter::Status(_, done), Ok(Answer::Extents(extents))) => done(Ok(extents)),
+        (Waiter::Status(_, done), Err(error)) => done(Err(error)),
+        // A link answers status requests with extents.
+        (Waiter::Status(_, done), Ok(_)) => done(Err(mismatch())),
     }
 }
 
@@ -267,7 +323,9 @@ fn keep(shared: &Weak<Shared>) {
             }
             let wanted = match state.links.len() {
                 // Given up: tried again when somebody asks.
-                0 if state.lost_since.is_some_and(|since| since.elapsed() > shared.options.give_up_after) => !state.waiting.is_empty(),
+                0 if state.lost_since.is_some_and(|since| since.elapsed() > shared.options.give_up_after) => {
+                    state.waiting.iter().any(|queue| !queue.is_empty())
+                }
                 count => count < shared.links_wanted,
             };
             if !wanted || state.changed.is_some() {
@@ -322,20 +380,45 @@ impl Source for NbdSource {
         self.0.align_bytes
     }
 
-    fn read(&self, range: Range<u64>, done: ReadDone) {
-        self.0.submit(Job { range, waiter: Waiter::Read(done), tries: 0 });
+    fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
+        self.0.submit(Job { range, waiter: Waiter::Read(class, arrival), tries: 0 });
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        let bytes = range.end - range.start;
-        if !self.0.has_status {
-            return Ok(vec![SourceExtent { bytes, zero: false }]);
+        let Some(context) = self.0.contexts.allocation else {
+            return Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }]);
+        };
+        let mut left = range.end - range.start;
+        let mut extents: Vec<SourceExtent> = Vec::new();
+        for extent in self.status(context, range)? {
+            let (bytes, zero) = (extent.length.min(left), extent.flags & u64::from(STATE_ZERO) != 0);
+            left -= bytes;
+            match extents.last_mut() {
+                Some(last) if last.zero == zero => last.bytes += bytes,
+                _ if bytes > 0 => extents.push(SourceExtent { bytes, zero }),
+                _ => {}
+            }
         }
-        let range = range.start..range.start + bytes.min(self.0.status_bytes_max);
-        let (sender, receiver) = mpsc::channel();
-        let waiter = Waiter::Status(Box::new(move |result| drop(sender.send(result))));
-        self.0.submit(Job { range, waiter, tries: 0 });
-        receiver.recv().unwrap_or_else(|_| Err(self.0.error(SourceErrorKind::Closed, "it was closed")))
+        Ok(extents)
+    }
+
+    fn identity(&self) -> Option<String> {
+        self.0.identity.clone()
+    }
+
+    fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
+        let Some(context) = self.0.contexts.trace else { return Ok(Vec::new()) };
+        let mut offset = 0u64;
+        let mut touched: Vec<(u64, Range<u64>)> = Vec::new();
+        for extent in self.status(context, 0..self.0.size_bytes)? {
+            let end = offset.saturating_add(extent.length).min(self.0.size_bytes);
+            if extent.flags > 0 && offset < end {
+                touched.push((extent.flags, offset..end));
+            }
+            offset = end;
+        }
+        touched.sort_unstable_by_key(|(number, _)| *number);
+        Ok(touched.into_iter().map(|(_, range)| range).collect())
     }
 
     fn describe(&self) -> String {

@@ -273,6 +273,11 @@ impl Shared {
         self.delegate(token, left);
     }
 
+    /// The time, if hydrations want to know how long requests take.
+    fn began(&self) -> Option<Duration> {
+        self.target.core().began()
+    }
+
     /// Lets a worker do it.
     fn delegate(self: &Arc<Self>, token: u64, request: Request) {
         let shared = Arc::clone(self);

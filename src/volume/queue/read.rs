@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Inner, Pending, Shared};
+use super::{Inner, Pending, Shared, Target};
 use crate::io::{AlignedBuffer, Done, Op};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
@@ -28,6 +29,7 @@ pub struct PendingRead {
     parts: Vec<Part>,
     under_way: usize,
     failed: bool,
+    began: Option<Duration>,
 }
 
 impl Shared {
@@ -47,7 +49,7 @@ impl Shared {
             files.push(file);
         }
         let under_way = files.iter().flatten().count();
-        let slot = inner.insert(Pending::Read(PendingRead { token, offset, bytes, parts, under_way, failed: false }));
+        let slot = inner.insert(Pending::Read(PendingRead { token, offset, bytes, parts, under_way, failed: false, began: self.began() }));
         if under_way == 0 {
             self.finish_read(inner, slot);
             return true;
@@ -67,6 +69,9 @@ impl Shared {
         let core = self.target.core();
         let view = self.target.look();
         view.check_range(offset, u64::from(bytes)).ok()?;
+        if let Target::Volume(head) = &self.target {
+            head.touch(offset, u64::from(bytes));
+        }
         let mut parts: Vec<Part> = Vec::with_capacity(2);
         let (mut at, end) = (offset, offset + u64::from(bytes));
         while at < end {
@@ -122,6 +127,7 @@ impl Shared {
 
     fn finish_read(&self, inner: &mut Inner, slot: u32) {
         let Some(Pending::Read(read)) = inner.remove(slot) else { return };
+        self.target.core().note_latency(read.began);
         let block_size = self.target.core().block_size;
         let skip = (read.offset % block_size.bytes()) as usize;
         let wanted = skip..skip + read.bytes as usize;

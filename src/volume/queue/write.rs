@@ -1,6 +1,7 @@
 //! Writes through the ring.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -28,6 +29,7 @@ pub struct PendingWrite {
     /// For each piece, whether the head answered for it before.
     owned: Vec<bool>,
     segment: u32,
+    began: Option<Duration>,
 }
 
 impl Shared {
@@ -79,13 +81,15 @@ impl Shared {
             pieces.push(piece);
         }
         if core.layers.io_mode() == IoMode::Buffered && data.len() <= INLINE_BYTES_MAX {
+            let began = self.began();
             self.write_inline(inner, head, token, &layer, &pieces, data, fua);
+            core.note_latency(began);
             return true;
         }
         let owned = pieces.iter().map(|piece| head.is_owner(&layer, piece.extent, piece.blocks.clone())).collect();
         let checksums = core.layers.checksums_of(&layer, block, data);
         let (segment, place) = core.layers.place(block);
-        let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, pieces, checksums, owned, segment }));
+        let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, pieces, checksums, owned, segment, began: self.began() }));
         inner.ring.push(u64::from(slot) << 32, Op::Write { file, data: core.layers.for_disk(data), offset: place });
         true
     }
@@ -153,6 +157,7 @@ impl Shared {
             }
         };
         head.gate.leave();
+        head.core.note_latency(write.began);
         match result {
             Ok(_) if write.fua => self.delegate(write.token, Request::Flush),
             result => inner.ready.push(Completion { token: write.token, result }),

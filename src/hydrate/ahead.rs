@@ -1,0 +1,165 @@
+//! Guessing from misses what will be read next.
+//!
+//! A reader that goes on where it stopped, or jumps by the same distance each time, is recognised at its second step; what is
+//! fetched ahead of it doubles with every step that was guessed right, as in the readahead of the Linux page cache.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// Readers that are told apart.
+const STREAMS_MAX: usize = 16;
+/// Bytes around a single miss that are fetched with it: what lies together is read together.
+const AROUND_BYTES: u64 = 128 << 10;
+/// Bytes ahead of a recognised reader, first and most.
+const AHEAD_BYTES: Range<u64> = 256 << 10..8 << 20;
+/// Steps ahead of a reader that jumps, at most.
+const STEPS_MAX: u64 = 64;
+/// Steps that have to be equal before a reader is believed to jump.
+const STEPS_MIN: u32 = 2;
+
+/// One reader.
+#[derive(Debug)]
+struct Stream {
+    last: Range<u64>,
+    stride: i64,
+    /// Equal steps in a row.
+    steps: u32,
+    /// What was fetched ahead ends here.
+    ahead: u64,
+    /// Bytes to fetch ahead at the next step.
+    bytes: u64,
+}
+
+/// The readers of one source.
+#[derive(Debug, Default)]
+pub struct Readers {
+    /// The latest one first.
+    streams: VecDeque<Stream>,
+}
+
+impl Readers {
+    /// Notes a miss (in blocks) and answers what to fetch ahead, nearest first. `block_bytes` is the size of a block.
+    pub fn miss(&mut self, miss: &Range<u64>, block_bytes: u64) -> Vec<Range<u64>> {
+        let near = AROUND_BYTES / block_bytes;
+        let sequential = |stream: &Stream| {
+            let from = stream.last.start;
+            miss.start >= from && miss.start <= stream.ahead.max(stream.last.end) + near
+        };
+        let strided = |stream: &Stream| stream.stride != 0 && miss.start as i64 - stream.last.start as i64 == stream.stride;
+        let found = self.streams.iter().position(strided).or_else(|| self.streams.iter().position(sequential));
+        let Some(mut stream) = found.and_then(|at| self.streams.remove(at)) else { return self.begin(miss, near) };
+        let stride = miss.start as i64 - stream.last.start as i64;
+        let jumps = stride == stream.stride && stride.unsigned_abs() > near;
+        let goes_on = sequential(&stream);
+        stream.steps = if stride == stream.stride { stream.steps + 1 } else { 0 };
+        stream.stride = stride;
+        stream.last = miss.clone();
+        // One that goes on behind what was fetched ahead of it makes equal steps, too.
+        let ahead = match (goes_on, jumps && stream.steps + 1 >= STEPS_MIN) {
+            (true, _) => stream.run_ahead(miss, block_bytes),
+            (false, true) => stream.jump_ahead(miss, block_bytes),
+            (false, false) => Vec::new(),
+        };
+        self.streams.push_front(stream);
+        ahead
+    }
+
+    /// Nobody is known to have read near here.
+    fn begin(&mut self, miss: &Range<u64>, near: u64) -> Vec<Range<u64>> {
+        // A jump from the latest reader may be the first of many.
+        let stride = self.streams.front().map_or(0, |latest| miss.start as i64 - latest.last.start as i64);
+        let around = miss.start / near * near..miss.end.next_multiple_of(near);
+        self.streams.truncate(STREAMS_MAX - 1);
+        self.streams.push_front(Stream { last: miss.clone(), stride, steps: 0, ahead: around.end, bytes: AHEAD_BYTES.start });
+        [miss.end..around.end, around.start..miss.start].into_iter().filter(|range| !range.is_empty()).collect()
+    }
+}
+
+impl Stream {
+    fn grow(&mut self) {
+        self.bytes = (self.bytes * 2).min(AHEAD_BYTES.end);
+    }
+
+    fn run_ahead(&mut self, miss: &Range<u64>, block_bytes: u64) -> Vec<Range<u64>> {
+        let start = miss.end.max(self.ahead);
+        let end = miss.end + self.bytes / block_bytes;
+        self.grow();
+        if end <= start {
+            return Vec::new();
+        }
+        self.ahead = end;
+        vec![start..end]
+    }
+
+    fn jump_ahead(&mut self, miss: &Range<u64>, block_bytes: u64) -> Vec<Range<u64>> {
+        let blocks = miss.end - miss.start;
+        let steps = (self.bytes / block_bytes / blocks.max(1)).clamp(1, STEPS_MAX);
+        self.grow();
+        let stride = self.stride;
+        // The next miss is expected behind what is fetched now.
+        let step = |number: u64| miss.start.checked_add_signed(stride.checked_mul(number as i64)?);
+        let ahead: Vec<_> = (1..=steps).map_while(step).map(|start| start..start + blocks).collect();
+        if let Some(last) = ahead.last() {
+            self.last = last.clone();
+        }
+        ahead
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads blocks one after the other; answers how many of the reads were misses.
+    fn misses(reads: impl Iterator<Item = u64>) -> usize {
+        let (mut readers, mut here, mut count) = (Readers::default(), std::collections::HashSet::new(), 0);
+        for block in reads {
+            if here.insert(block) {
+                count += 1;
+                for range in readers.miss(&(block..block + 1), 4096) {
+                    here.extend(range);
+                }
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn a_sequential_reader_misses_seldom() {
+        let count = misses(0..16384);
+        assert!(count < 20, "{count} misses");
+    }
+
+    #[test]
+    fn several_sequential_readers_at_once_miss_seldom() {
+        assert!(misses((0..16384).map(|number| number % 4 * 1_000_000 + number / 4)) < 80);
+    }
+
+    #[test]
+    fn a_strided_reader_misses_seldom_in_both_directions() {
+        assert!(misses((0..4096).map(|number| number * 1000)) < 4096 / 16);
+        assert!(misses((0..4096).rev().map(|number| number * 1000)) < 4096 / 16);
+    }
+
+    #[test]
+    fn a_random_reader_fetches_little_in_vain() {
+        let mut readers = Readers::default();
+        let mut ahead = 0;
+        let mut block = 12_345u64;
+        for _ in 0..1000 {
+            block = block.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let at = block >> 33;
+            ahead += readers.miss(&(at..at + 1), 4096).iter().map(|range| range.end - range.start).sum::<u64>();
+        }
+        assert!(ahead <= 1000 * 32, "{ahead} blocks were fetched for 1000 random misses");
+    }
+
+    #[test]
+    fn readers_are_bounded() {
+        let mut readers = Readers::default();
+        for number in 0..1000u64 {
+            readers.miss(&(number * number * 1000..number * number * 1000 + 1), 4096);
+        }
+        assert!(readers.streams.len() <= STREAMS_MAX);
+    }
+}

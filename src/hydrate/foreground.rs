@@ -1,0 +1,218 @@
+//! How long the reads and writes of a store's volumes take, and how fast backfill may go so that they do not take longer.
+//!
+//! Backfill pauses for a moment every now and then; what the foreground needs then is what it needs undisturbed. If it needs
+//! more while backfill runs, backfill slows down by a third; if not, it speeds up by a tenth (AIMD, as congestion control does).
+//! A floor is never taken away, so that constant load does not stop hydration.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Buckets of the histogram: sixteen for each power of two of microseconds, up to some hours.
+const OCTAVE_BUCKETS: usize = 16;
+const BUCKETS: usize = 32 * OCTAVE_BUCKETS;
+/// How often the pace is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks of one cycle; the first two are a pause, in which what was under way ends, and then the foreground is alone.
+const CYCLE_TICKS: u32 = 40;
+const PAUSE_TICKS: u32 = 2;
+/// Fewer requests in a tick are no load.
+const REQUESTS_MIN: u32 = 10;
+/// Latency under backfill, relative to that without, that is put up with.
+const LATENCY_RATIO: f64 = 1.15;
+/// A difference that is too small to matter.
+const LATENCY_SLACK_MICROS: f64 = 20.0;
+/// Slowest pace: a share of the fastest one seen, and bytes a second.
+const FLOOR_SHARE: f64 = 0.05;
+const FLOOR_BYTES_PER_SECOND: f64 = 4.0 * 1024.0 * 1024.0;
+
+/// Latencies of the foreground, noted by whoever serves it.
+#[derive(Debug)]
+pub struct Latencies {
+    /// Nobody looks while nothing hydrates.
+    watched: AtomicBool,
+    counts: [AtomicU32; BUCKETS],
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self { watched: AtomicBool::new(false), counts: std::array::from_fn(|_| AtomicU32::new(0)) }
+    }
+}
+
+fn bucket(micros: u64) -> usize {
+    let micros = micros.max(OCTAVE_BUCKETS as u64);
+    let octave = micros.ilog2() as usize;
+    let within = (micros >> (octave - OCTAVE_BUCKETS.ilog2() as usize)) as usize % OCTAVE_BUCKETS;
+    (octave * OCTAVE_BUCKETS + within).min(BUCKETS - 1)
+}
+
+/// The middle of a bucket, in microseconds.
+fn micros(bucket: usize) -> f64 {
+    let octave = (bucket / OCTAVE_BUCKETS) as i32;
+    2f64.powi(octave) * (1.0 + ((bucket % OCTAVE_BUCKETS) as f64 + 0.5) / OCTAVE_BUCKETS as f64)
+}
+
+impl Latencies {
+    /// Whether it is worth to look at the clock.
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn watch(&self, watched: bool) {
+        self.watched.store(watched, Ordering::Relaxed);
+    }
+
+    /// Notes one request.
+    pub fn note(&self, latency: Duration) {
+        self.counts[bucket(latency.as_micros().min(u128::from(u64::MAX)) as u64)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes what was noted since the last call: how many requests, and the latency below which 95 of 100 are.
+    fn take(&self) -> (u32, f64) {
+        let counts: Vec<u32> = self.counts.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect();
+        let total: u32 = counts.iter().sum();
+        let mut above = total - total / 20;
+        for (bucket, count) in counts.iter().enumerate() {
+            if above <= *count {
+                return (total, micros(bucket));
+            }
+            above -= count;
+        }
+        (total, 0.0)
+    }
+}
+
+/// The pace of backfill. Pure: it is told the time and the latencies.
+#[derive(Debug, Default)]
+pub struct Guard {
+    tick_at: Duration,
+    tick: u32,
+    /// Latency without backfill, in microseconds; 0 is not known.
+    undisturbed: f64,
+    /// Bytes a second; `None` is no limit.
+    limit: Option<f64>,
+    bytes: u64,
+    fastest: f64,
+    available: f64,
+    filled_at: Duration,
+}
+
+impl Guard {
+    /// Whether backfill pauses at this moment to see how the foreground does without it.
+    fn is_quiet(&self) -> bool {
+        self.limit.is_some() && self.tick < PAUSE_TICKS
+    }
+
+    /// Lets time pass.
+    pub fn advance(&mut self, now: Duration, latencies: &Latencies) {
+        let elapsed = now.saturating_sub(self.tick_at);
+        if elapsed < TICK {
+            return;
+        }
+        let (requests, latency) = latencies.take();
+        let pace = self.bytes as f64 / elapsed.as_secs_f64();
+        (self.bytes, self.tick_at) = (0, now);
+        let (was_paused, was_alone) = (self.is_quiet(), self.tick + 1 == PAUSE_TICKS);
+        self.tick = (self.tick + 1) % CYCLE_TICKS;
+        if requests < REQUESTS_MIN {
+            // Nobody is disturbed.
+            (self.limit, self.undisturbed) = (None, 0.0);
+            return;
+        }
+        self.fastest = (self.fastest * 0.999).max(pace);
+        let floor = (self.fastest * FLOOR_SHARE).max(FLOOR_BYTES_PER_SECOND);
+        let Some(limit) = self.limit else {
+            // The foreground has begun: it is measured alone first.
+            (self.limit, self.tick) = (Some(pace.max(floor)), 0);
+            return;
+        };
+        if was_alone {
+            // One look may be a bad one; the machine may also have become slower for other reasons.
+            self.undisturbed = if self.undisturbed == 0.0 { latency } else { latency.min(self.undisturbed * 1.1) };
+        } else if !was_paused && self.undisturbed > 0.0 {
+            let disturbed = latency > self.undisturbed * LATENCY_RATIO + LATENCY_SLACK_MICROS;
+            // What is not used is not raised either.
+            let raised = if pace > limit / 2.0 { limit * 1.1 } else { limit };
+            self.limit = Some(if disturbed { (limit * 0.67).max(floor) } else { raised.max(floor) });
+        }
+    }
+
+    /// Takes `bytes` if the pace allows them now; otherwise says how long to wait.
+    pub fn take(&mut self, now: Duration, bytes: u64) -> Result<(), Duration> {
+        let elapsed = now.saturating_sub(self.filled_at).as_secs_f64();
+        self.filled_at = now;
+        let Some(limit) = self.limit else {
+            self.available = 0.0;
+            self.bytes += bytes;
+            return Ok(());
+        };
+        // A pause is one in which nothing beyond the floor is given.
+        let rate = if self.is_quiet() { FLOOR_BYTES_PER_SECOND.min(limit) } else { limit };
+        self.available = (self.available + elapsed * rate).min((rate / 10.0).max(1.0));
+        if self.available < 0.0 || (self.available < bytes as f64 && self.available < rate / 20.0) {
+            let missing = (bytes as f64).min(rate / 20.0) - self.available;
+            return Err(Duration::from_secs_f64((missing / rate).clamp(0.001, 0.1)));
+        }
+        self.available -= bytes as f64;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs backfill against a foreground whose latency depends on the pace; answers the average pace of the second half.
+    fn run(latency: impl Fn(f64) -> f64, requests_per_second: u32, seconds: u64) -> f64 {
+        let (mut guard, latencies) = (Guard::default(), Latencies::default());
+        let (mut now, mut total, mut late, mut recent) = (Duration::ZERO, 0u64, 0u64, 0.0f64);
+        let end = Duration::from_secs(seconds);
+        while now < end {
+            // The machine cannot do more than 1000 MB/s.
+            let mut room = 1_000_000u64;
+            let before = total;
+            while room > 0 && guard.take(now, 250_000).is_ok() {
+                total += 250_000;
+                room -= 250_000;
+            }
+            recent = recent * 0.98 + (total - before) as f64 * 1000.0 * 0.02;
+            for _ in 0..requests_per_second / 1000 {
+                latencies.note(Duration::from_secs_f64(latency(recent) / 1e6));
+            }
+            guard.advance(now, &latencies);
+            if now > end / 2 {
+                late += total - before;
+            }
+            now += Duration::from_millis(1);
+        }
+        late as f64 / (seconds as f64 / 2.0)
+    }
+
+    #[test]
+    fn nobody_disturbed_means_no_limit() {
+        assert!(run(|_| 100.0, 0, 10) > 900e6);
+        assert!(run(|_| 100.0, 2000, 60) > 500e6, "a foreground that does not suffer is no reason to be slow");
+    }
+
+    #[test]
+    fn a_foreground_that_suffers_is_left_alone_as_far_as_the_floor() {
+        // Latency doubles at 200 MB/s.
+        let pace = run(|pace| 200.0 * (1.0 + pace / 200e6), 2000, 60);
+        assert!((5e6..120e6).contains(&pace), "{pace}");
+        let pace = run(|pace| 200.0 * (1.0 + pace / 1e6), 2000, 60);
+        assert!(pace > 3e6, "hydration never starves: {pace}");
+    }
+
+    #[test]
+    fn latencies_are_told_within_a_sixteenth() {
+        for micros_in in [16u64, 77, 1000, 123_456] {
+            let latencies = Latencies::default();
+            for _ in 0..100 {
+                latencies.note(Duration::from_micros(micros_in));
+            }
+            let (count, told) = latencies.take();
+            assert!(count == 100 && (told / micros_in as f64 - 1.0).abs() < 1.0 / 16.0, "{micros_in}: {told}");
+        }
+    }
+}

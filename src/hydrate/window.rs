@@ -1,0 +1,205 @@
+//! How many bytes to have under way to one host: as many as the path holds, and not many more.
+//!
+//! Follows BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", 2016) one level up, with requests in the place of
+//! packets: the highest delivery rate seen lately times the lowest latency seen is what the path holds; twice that keeps it full.
+//! It begins by doubling as long as the rate grows. Now and then it lets the path run empty, to see whether it has become
+//! longer or shorter.
+
+use std::time::Duration;
+
+/// Bytes under way at the start, and at least.
+const BYTES_START: u64 = 2 << 20;
+const BYTES_MIN: u64 = 512 << 10;
+/// Bytes under way at most.
+const BYTES_MAX: u64 = 64 << 20;
+/// Smallest and largest request.
+const REQUEST_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=4 << 20;
+/// Requests that a full window is divided into, about.
+const REQUESTS: u64 = 8;
+/// A request takes at least this long on the way, and at least four of them are under way: smaller ones cost more than they help.
+const REQUEST_SECONDS: f64 = 0.001;
+/// Rounds in which the rate did not grow before the window stops doubling.
+const STEADY_AFTER: u32 = 3;
+/// How often the path is let run empty, and how many requests then say how long it is.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+const PROBE_REQUESTS: u32 = 4;
+/// How long a rate counts as the highest, at least.
+const RATE_MEMORY: Duration = Duration::from_secs(2);
+
+/// One request, for when it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    at: Duration,
+    delivered: u64,
+    bytes: u64,
+}
+
+/// Bytes under way to one host.
+#[derive(Debug)]
+pub struct Window {
+    limit: u64,
+    under_way: u64,
+    delivered: u64,
+    /// Highest rates (bytes a second) of this period and the one before.
+    rates: [f64; 2],
+    period_at: Duration,
+    latency: Duration,
+    /// When the path was last let run empty, and how many requests are still to say how long it is.
+    probe: (Duration, u32),
+    /// `delivered` at the end of the current round, and the rate at its start.
+    round: (u64, f64),
+    rounds_without_growth: u32,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self {
+            limit: BYTES_START,
+            under_way: 0,
+            delivered: 0,
+            rates: [0.0; 2],
+            period_at: Duration::ZERO,
+            latency: Duration::MAX,
+            probe: (Duration::ZERO, 0),
+            round: (0, 0.0),
+            rounds_without_growth: 0,
+        }
+    }
+}
+
+impl Window {
+    /// Whether so many bytes more may be under way. One request always may.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.under_way == 0 || self.under_way + bytes <= self.limit
+    }
+
+    /// Bytes of a request that fits the path: small ones where the window is small, so that several are under way.
+    pub fn request_bytes(&self) -> u64 {
+        let share = (self.limit / REQUESTS).max((self.rate() * REQUEST_SECONDS) as u64);
+        1 << share.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end()).ilog2()
+    }
+
+    /// Most bytes under way.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// A request begins.
+    pub fn begin(&mut self, now: Duration, bytes: u64) -> Sent {
+        self.under_way += bytes;
+        Sent { at: now, delivered: self.delivered, bytes }
+    }
+
+    /// A request ends; only one that brought its bytes says anything of the path.
+    pub fn end(&mut self, now: Duration, sent: Sent, succeeded: bool) {
+        self.under_way = self.under_way.saturating_sub(sent.bytes);
+        if !succeeded {
+            return;
+        }
+        self.delivered += sent.bytes;
+        let elapsed = now.saturating_sub(sent.at).max(Duration::from_micros(10));
+        self.note_rate(now, (self.delivered - sent.delivered) as f64 / elapsed.as_secs_f64());
+        self.note_latency(now, sent.at, elapsed);
+        if self.delivered >= self.round.0 {
+            self.end_round();
+        }
+        if self.probe.1 > 0 {
+            self.limit = BYTES_MIN;
+        } else if self.rounds_without_growth >= STEADY_AFTER {
+            let path = self.rate() * (2.0 * self.latency.as_secs_f64()).max(4.0 * REQUEST_SECONDS);
+            self.limit = (path as u64).clamp(BYTES_MIN, BYTES_MAX);
+        }
+    }
+
+    fn note_latency(&mut self, now: Duration, sent_at: Duration, elapsed: Duration) {
+        if self.probe.0 == Duration::ZERO {
+            self.probe.0 = now;
+        }
+        match self.probe {
+            (at, 0) if now.saturating_sub(at) > PROBE_INTERVAL => {
+                self.probe = (now, PROBE_REQUESTS);
+                self.latency = Duration::MAX;
+            }
+            (at, left @ 1..) if sent_at > at => {
+                self.latency = self.latency.min(elapsed);
+                self.probe = (at, left - 1);
+            }
+            (_, 0) => self.latency = self.latency.min(elapsed),
+            _ => {}
+        }
+    }
+
+    fn note_rate(&mut self, now: Duration, rate: f64) {
+        let period = RATE_MEMORY.max(self.latency.min(Duration::from_secs(10)) * 4);
+        if now.saturating_sub(self.period_at) > period {
+            self.rates = [0.0, self.rates[0]];
+            self.period_at = now;
+        }
+        self.rates[0] = self.rates[0].max(rate);
+    }
+
+    /// Highest rate seen lately, in bytes a second.
+    fn rate(&self) -> f64 {
+        self.rates[0].max(self.rates[1])
+    }
+
+    /// A window's worth of bytes has come.
+    fn end_round(&mut self) {
+        let rate = self.rate();
+        if self.rounds_without_growth < STEADY_AFTER {
+            match rate > self.round.1 * 1.25 {
+                true => self.rounds_without_growth = 0,
+                false => self.rounds_without_growth += 1,
+            }
+            self.limit = (self.limit * 2).min(BYTES_MAX);
+        }
+        self.round = (self.delivered + self.limit, rate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path with a rate, a latency and a queue: the time in which so many bytes come, and the window at the end.
+    fn transfer(rate: f64, latency: f64, total: u64) -> (f64, u64) {
+        let (mut window, mut now, mut free_at, mut sent_bytes, mut received) = (Window::default(), 0.0f64, 0.0f64, 0u64, 0u64);
+        let mut under_way = std::collections::VecDeque::new();
+        while received < total {
+            let bytes = window.request_bytes();
+            if sent_bytes < total && window.has_room(bytes) {
+                let sent = window.begin(Duration::from_secs_f64(now), bytes);
+                free_at = free_at.max(now + latency / 2.0) + bytes as f64 / rate;
+                under_way.push_back((free_at + latency / 2.0, sent));
+                sent_bytes += bytes;
+                continue;
+            }
+            let (at, sent) = under_way.pop_front().expect("something is under way");
+            now = at;
+            received += sent.bytes;
+            window.end(Duration::from_secs_f64(now), sent, true);
+        }
+        (now, window.limit())
+    }
+
+    #[test]
+    fn paths_of_every_length_are_filled() {
+        for (rate, latency) in [(125e6, 0.0002), (125e6, 0.02), (125e6, 0.1), (12.5e6, 0.1), (1.25e9, 0.0001)] {
+            let total = 2 << 30;
+            let (time, limit) = transfer(rate, latency, total);
+            let used = total as f64 / rate / time;
+            assert!(used > 0.97, "{used:.3} of a path of {rate} B/s and {latency} s is used");
+            let path = rate * latency;
+            assert!(limit as f64 <= (6.0 * path + rate * 0.004).max(1e6), "{limit} bytes under way on a path of {path}");
+        }
+    }
+
+    #[test]
+    fn failures_say_nothing_of_the_path_and_one_request_is_always_allowed() {
+        let mut window = Window::default();
+        let sent = window.begin(Duration::ZERO, 1 << 30);
+        assert!(!window.has_room(1));
+        window.end(Duration::from_secs(1), sent, false);
+        assert_eq!((window.limit(), window.has_room(1 << 40)), (BYTES_START, true));
+    }
+}

@@ -1,0 +1,93 @@
+//! The bytes of one read, put together into parts.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use bytes::BytesMut;
+
+use crate::source::{Checksums, PART_ALIGN_BYTES, Part};
+use crate::wire::WireError;
+
+/// Bytes of a part: so much is handed on at once while the rest is still on its way.
+const PART_BYTES: u64 = 256 << 10;
+const _: () = assert!(PART_BYTES.is_multiple_of(PART_ALIGN_BYTES));
+
+/// A part that is not whole yet.
+struct Piece {
+    bytes: BytesMut,
+    covered: u64,
+}
+
+/// What has come of a read.
+///
+/// # Invariants
+/// - Each byte comes once; a server that sends one twice breaks the protocol.
+pub struct Assembly {
+    range: Range<u64>,
+    covered: Vec<Range<u64>>,
+    pieces: BTreeMap<u64, Piece>,
+    whole: Vec<(u64, BytesMut)>,
+    /// What the server says of the bytes.
+    pub checksums: Checksums,
+}
+
+impl Assembly {
+    pub fn new(range: Range<u64>) -> Self {
+        Self { range, covered: Vec::new(), pieces: BTreeMap::new(), whole: Vec::new(), checksums: Checksums::default() }
+    }
+
+    /// Refuses bytes that were not asked for, or came before; otherwise notes that they come.
+    pub fn check(&mut self, range: &Range<u64>) -> Result<(), WireError> {
+        if range.start < self.range.start || range.end > self.range.end || range.is_empty() {
+            return Err(WireError(format!("{} bytes at {} are not what was asked for", range.end - range.start, range.start)));
+        }
+        if self.covered.iter().any(|other| other.start < range.end && range.start < other.end) {
+            return Err(WireError(format!("bytes at {} come twice", range.start)));
+        }
+        match self.covered.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.covered.push(range.clone()),
+        }
+        Ok(())
+    }
+
+    /// Fills as much of `range` (which was checked) as lies in one part; answers where the rest begins.
+    pub fn fill(&mut self, range: Range<u64>, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<u64> {
+        let start = (range.start / PART_BYTES * PART_BYTES).max(self.range.start);
+        let end = ((range.start / PART_BYTES + 1) * PART_BYTES).min(self.range.end);
+        let piece = self.pieces.entry(start).or_insert_with(|| Piece { bytes: BytesMut::zeroed((end - start) as usize), covered: 0 });
+        let stop = range.end.min(end);
+        fill(&mut piece.bytes[(range.start - start) as usize..(stop - start) as usize])?;
+        piece.covered += stop - range.start;
+        if piece.covered == end - start
+            && let Some(piece) = self.pieces.remove(&start)
+        {
+            self.whole.push((start, piece.bytes));
+        }
+        Ok(stop)
+    }
+
+    /// Zeros of the read.
+    pub fn fill_zeros(&mut self, range: Range<u64>) -> Result<(), WireError> {
+        self.check(&range)?;
+        let mut at = range.start;
+        while at < range.end {
+            // Pieces begin as zeros.
+            at = self.fill(at..range.end, |_| Ok(())).map_err(|error| WireError(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Parts that have become whole.
+    pub fn take_whole(&mut self) -> impl Iterator<Item = Part> + '_ {
+        let checksums = &self.checksums;
+        self.whole.drain(..).map(move |(offset, bytes)| Part { offset, bytes: bytes.freeze(), checksums: checksums.clone() })
+    }
+
+    /// Bytes that have not come.
+    pub fn missing_bytes(&self) -> u64 {
+        let covered: u64 = self.covered.iter().map(|range| range.end - range.start).sum();
+        self.range.end - self.range.start - covered
+    }
+}
