@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use super::address::{Address, Socket};
+use crate::limits::BLOCK_BYTES_MAX;
 use crate::source::{SourceError, SourceErrorKind};
 use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE, DESCRIPTION_OF_SNAPSHOT,
@@ -34,6 +35,8 @@ pub struct Contexts {
     pub allocation: Option<u32>,
     pub checksums: Option<u32>,
     pub trace: Option<u32>,
+    /// Bytes of the blocks that have checksums: a volfork server prefers requests of whole blocks.
+    pub block_bytes: u32,
     /// A block status may name the contexts that it is about.
     pub are_selectable: bool,
 }
@@ -218,6 +221,10 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
     let mut contexts = if names.is_empty() { Contexts::default() } else { talk.contexts(&address.export, names)? };
     let (info, identity) = talk.go(&address.export, mode, flags)?;
     contexts.are_selectable = mode == HeaderMode::Extended && info.flags & EXPORT_BLOCK_STATUS_PAYLOAD != 0;
+    contexts.block_bytes = info.block_sizes.map_or(0, |(_, preferred, _)| preferred);
+    if !contexts.block_bytes.is_power_of_two() || contexts.block_bytes > BLOCK_BYTES_MAX {
+        contexts.checksums = None;
+    }
     if !contexts.are_selectable {
         // Every status would carry all contexts.
         (contexts.checksums, contexts.trace) = (None, None);

@@ -275,7 +275,7 @@ impl Link {
         }
         let Ok(mut under_way) = self.take_job(read) else { return Ok(None) };
         if let Chunk::Status(_, extents) = decoded {
-            under_way.assembly.checksums = checksums(&extents, range);
+            under_way.assembly.checksums = checksums(&extents, range, self.contexts.block_bytes);
         }
         // Without an answer the bytes count as they are.
         under_way.awaits_checksums &= !chunk.done;
@@ -323,23 +323,21 @@ fn protocol(error: WireError) -> io::Error {
 }
 
 /// What the checksum context of a volfork server says of a range.
-fn checksums(extents: &[StatusExtent], range: &Range<u64>) -> Checksums {
-    let known = |extent: &&StatusExtent| extent.flags & CHECKSUM_KNOWN != 0;
-    let Some(block_bytes) = extents.iter().filter(known).map(|extent| extent.length).max().filter(|bytes| bytes.is_power_of_two()) else {
-        return Checksums::default();
-    };
+fn checksums(extents: &[StatusExtent], range: &Range<u64>, block_bytes: u32) -> Checksums {
+    let known = |extent: &StatusExtent| extent.flags & CHECKSUM_KNOWN != 0;
+    let (size, block_bytes) = (block_bytes, u64::from(block_bytes));
     let first = range.start.next_multiple_of(block_bytes);
     let blocks = range.end.saturating_sub(first).div_ceil(block_bytes);
     let mut values = vec![None; blocks as usize];
     let mut offset = range.start;
     for extent in extents {
         let slot = offset.checked_sub(first).filter(|_| offset.is_multiple_of(block_bytes)).map(|bytes| (bytes / block_bytes) as usize);
-        if let Some(value) = slot.and_then(|slot| values.get_mut(slot)).filter(|_| known(&extent)) {
+        if let Some(value) = slot.and_then(|slot| values.get_mut(slot)).filter(|_| known(extent)) {
             *value = Some(extent.flags as u32);
         }
         offset = offset.saturating_add(extent.length);
     }
-    Checksums { block_bytes: block_bytes.min(u64::from(u32::MAX)) as u32, first, values }
+    Checksums { block_bytes: size, first, values }
 }
 
 impl UnderWay {
