@@ -1,0 +1,81 @@
+//! One copy at a time: nbdcopy and volfork in turns, for each link.
+
+use std::io;
+use std::time::Duration;
+
+use crate::arguments::Arguments;
+use crate::link::{Link, Shape, Traffic};
+use crate::peers::{Hydration, Peers, settle};
+
+/// One run and what the server sent for it.
+type Run<T> = (T, Traffic);
+
+fn counted<T>(link: &Link, run: impl FnOnce() -> T) -> Run<T> {
+    settle();
+    let before = link.from_server();
+    let result = run();
+    (result, link.from_server() - before)
+}
+
+/// The middle value, or the upper one of the two in the middle.
+fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
+    let mut values: Vec<T> = values.collect();
+    values.sort_by(|a, b| a.partial_cmp(b).expect("numbers"));
+    values[values.len() / 2]
+}
+
+pub fn compare(arguments: &Arguments, peers: &Peers) -> io::Result<()> {
+    println!(
+        "| RTT ms (measured) | loss % | nbdcopy MiB/s | volfork MiB/s | ratio | since fork | fork RTT | first read RTT | sent/size nbdcopy | volfork | overflowed, lost |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
+    for loss in &arguments.loss {
+        for rtt in arguments.rtts() {
+            let shape = Shape { rate_bits: arguments.rate, rtt, loss: loss / 100.0, mtu: arguments.mtu, seed: arguments.seed };
+            let link = peers.link(shape)?;
+            let measured = peers.round_trip();
+            let (mut copies, mut hydrations) = (Vec::new(), Vec::new());
+            for _ in 0..arguments.runs.max(1) {
+                copies.push(counted(&link, || peers.nbdcopy()));
+                hydrations.push(counted(&link, || peers.volfork()));
+            }
+            report(peers.size_bytes, shape, measured, &copies, &hydrations);
+        }
+    }
+    Ok(())
+}
+
+fn report(size_bytes: u64, shape: Shape, measured: Duration, copies: &[Run<Duration>], hydrations: &[Run<Hydration>]) {
+    let speed = |time: Duration| size_bytes as f64 / time.as_secs_f64() / (1 << 20) as f64;
+    let sent = |traffic: &Traffic| traffic.bytes as f64 / size_bytes as f64;
+    let rtts = |time: Duration| time.as_secs_f64() / shape.rtt.as_secs_f64();
+    let nbdcopy = median(copies.iter().map(|(time, _)| speed(*time)));
+    let volfork = median(hydrations.iter().map(|(hydration, _)| speed(hydration.total)));
+    let since_fork = median(hydrations.iter().map(|(hydration, _)| speed(hydration.total - hydration.fork)));
+    println!(
+        "| {} ({:.2}) | {} | {nbdcopy:.1} | {volfork:.1} | {:.2} | {since_fork:.1} | {:.1} | {:.1} | {:.3} | {:.3} | {} |",
+        shape.rtt.as_secs_f64() * 1000.0,
+        measured.as_secs_f64() * 1000.0,
+        shape.loss * 100.0,
+        volfork / nbdcopy,
+        median(hydrations.iter().map(|(hydration, _)| rtts(hydration.fork))),
+        median(hydrations.iter().map(|(hydration, _)| rtts(hydration.read))),
+        median(copies.iter().map(|(_, traffic)| sent(traffic))),
+        median(hydrations.iter().map(|(_, traffic)| sent(traffic))),
+        dropped(copies.iter().map(|(_, traffic)| traffic), hydrations.iter().map(|(_, traffic)| traffic)),
+    );
+    for (number, ((copy, _), (hydration, _))) in copies.iter().zip(hydrations).enumerate() {
+        println!(
+            "  run {number}: nbdcopy {copy:.3?}, volfork {:.3?} (fork {:.2?}, first read {:.2?})",
+            hydration.total, hydration.fork, hydration.read
+        );
+    }
+}
+
+/// Packets that were dropped by the queue and by chance, with each competitor, as the median of its runs.
+fn dropped<'a>(copies: impl Iterator<Item = &'a Traffic> + Clone, hydrations: impl Iterator<Item = &'a Traffic> + Clone) -> String {
+    let overflowed =
+        [median(copies.clone().map(|traffic| traffic.overflowed)), median(hydrations.clone().map(|traffic| traffic.overflowed))];
+    let lost = [median(copies.map(|traffic| traffic.lost)), median(hydrations.map(|traffic| traffic.lost))];
+    format!("{}+{} / {}+{}", overflowed[0], lost[0], overflowed[1], lost[1])
+}
