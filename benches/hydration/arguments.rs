@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Connections of volfork to the server [default: that of the library]
     #[arg(long)]
     pub connections: Option<usize>,
+    /// Connections and threads of nbdcopy [default: as many as processors, at most 4]; it gives each 128 MiB at a time
+    #[arg(long)]
+    pub nbdcopy_connections: Option<usize>,
     /// nbdcopy makes its copy durable, as hydration always does
     #[arg(long)]
     pub flush: bool,

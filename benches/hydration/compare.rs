@@ -7,14 +7,15 @@ use crate::arguments::Arguments;
 use crate::link::{Link, Shape, Traffic};
 use crate::peers::{Hydration, Peers, settle};
 
-/// One run and what the server sent for it.
-type Run<T> = (T, Traffic);
+/// One run, what the server sent for it, and how that spread over connections.
+type Run<T> = (T, Traffic, Vec<u32>);
 
 fn counted<T>(link: &Link, run: impl FnOnce() -> T) -> Run<T> {
     settle();
-    let before = link.from_server();
+    link.take_shares();
+    let before = link.sent_by_server();
     let result = run();
-    (result, link.from_server() - before)
+    (result, link.sent_by_server() - before, link.take_shares())
 }
 
 /// The middle value, or the upper one of the two in the middle.
@@ -49,26 +50,25 @@ fn report(size_bytes: u64, shape: Shape, measured: Duration, copies: &[Run<Durat
     let speed = |time: Duration| size_bytes as f64 / time.as_secs_f64() / (1 << 20) as f64;
     let sent = |traffic: &Traffic| traffic.bytes as f64 / size_bytes as f64;
     let rtts = |time: Duration| time.as_secs_f64() / shape.rtt.as_secs_f64();
-    let nbdcopy = median(copies.iter().map(|(time, _)| speed(*time)));
-    let volfork = median(hydrations.iter().map(|(hydration, _)| speed(hydration.total)));
-    let since_fork = median(hydrations.iter().map(|(hydration, _)| speed(hydration.total - hydration.fork)));
+    let nbdcopy = median(copies.iter().map(|(time, ..)| speed(*time)));
+    let volfork = median(hydrations.iter().map(|(hydration, ..)| speed(hydration.total)));
+    let since_fork = median(hydrations.iter().map(|(hydration, ..)| speed(hydration.total - hydration.fork)));
     println!(
         "| {} ({:.2}) | {} | {nbdcopy:.1} | {volfork:.1} | {:.2} | {since_fork:.1} | {:.1} | {:.1} | {:.3} | {:.3} | {} |",
         shape.rtt.as_secs_f64() * 1000.0,
         measured.as_secs_f64() * 1000.0,
         shape.loss * 100.0,
         volfork / nbdcopy,
-        median(hydrations.iter().map(|(hydration, _)| rtts(hydration.fork))),
-        median(hydrations.iter().map(|(hydration, _)| rtts(hydration.read))),
-        median(copies.iter().map(|(_, traffic)| sent(traffic))),
-        median(hydrations.iter().map(|(_, traffic)| sent(traffic))),
-        dropped(copies.iter().map(|(_, traffic)| traffic), hydrations.iter().map(|(_, traffic)| traffic)),
+        median(hydrations.iter().map(|(hydration, ..)| rtts(hydration.fork))),
+        median(hydrations.iter().map(|(hydration, ..)| rtts(hydration.read))),
+        median(copies.iter().map(|(_, traffic, _)| sent(traffic))),
+        median(hydrations.iter().map(|(_, traffic, _)| sent(traffic))),
+        dropped(copies.iter().map(|(_, traffic, _)| traffic), hydrations.iter().map(|(_, traffic, _)| traffic)),
     );
-    for (number, ((copy, _), (hydration, _))) in copies.iter().zip(hydrations).enumerate() {
-        println!(
-            "  run {number}: nbdcopy {copy:.3?}, volfork {:.3?} (fork {:.2?}, first read {:.2?})",
-            hydration.total, hydration.fork, hydration.read
-        );
+    for (number, ((copy, _, copied), (hydration, _, hydrated))) in copies.iter().zip(hydrations).enumerate() {
+        let Hydration { fork, read, total } = hydration;
+        println!("  run {number}: nbdcopy {copy:.3?}, volfork {total:.3?} (fork {fork:.2?}, first read {read:.2?})");
+        println!("    % of the bytes by connection: nbdcopy {copied:?}, volfork {hydrated:?}");
     }
 }
 

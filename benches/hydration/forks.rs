@@ -20,9 +20,9 @@ pub fn measure(arguments: &Arguments, peers: &Peers, count: usize) -> io::Result
             let link = peers.link(shape)?;
             for _ in 0..arguments.runs.max(1) {
                 settle();
-                let before = link.from_server();
+                let before = link.sent_by_server();
                 let times = fork_many(peers, count.max(1));
-                let sent = (link.from_server() - before).bytes as f64 / (peers.size_bytes * times.len() as u64) as f64;
+                let sent = (link.sent_by_server() - before).bytes as f64 / (peers.size_bytes * times.len() as u64) as f64;
                 report(peers.size_bytes, shape, &times, sent);
             }
         }

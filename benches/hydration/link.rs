@@ -10,12 +10,12 @@
 //!
 //! One thread for each direction sleeps in `ppoll` until a packet arrives or one is due.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,8 @@ impl Shape {
 /// What went over one direction so far, headers of IP and TCP included.
 #[derive(Debug, Default)]
 struct Counters {
+    /// Bytes by the port they go to, which tells the connections of a client apart.
+    by_port: Mutex<HashMap<u16, u64>>,
     bytes: AtomicU64,
     packets: AtomicU64,
     overflowed: AtomicU64,
@@ -95,7 +97,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Joins two TUN devices. The first is the server's: [`Link::from_server`] counts what comes out of it.
+    /// Joins two TUN devices. The first is the server's: [`Link::sent_by_server`] counts what comes out of it.
     pub fn start(server: &File, client: &File, shape: Shape) -> io::Result<Self> {
         let counters: [Arc<Counters>; 2] = Default::default();
         let mut link = Self { counters, stop: Arc::default(), wakers: Vec::new(), threads: Vec::new() };
@@ -120,8 +122,17 @@ impl Link {
         Ok(link)
     }
 
+    /// How the bytes that the server has sent since the last call spread over connections, the largest first, in percent.
+    pub fn take_shares(&self) -> Vec<u32> {
+        let by_port = std::mem::take(&mut *self.counters[0].by_port.lock().expect("no thread panicked"));
+        let all = by_port.values().sum::<u64>().max(1) as f64;
+        let mut shares: Vec<u32> = by_port.into_values().map(|bytes| (bytes as f64 * 100.0 / all).round() as u32).collect();
+        shares.sort_unstable_by(|a, b| b.cmp(a));
+        shares
+    }
+
     /// What the server has sent.
-    pub fn from_server(&self) -> Traffic {
+    pub fn sent_by_server(&self) -> Traffic {
         self.counters[0].read()
     }
 }
@@ -136,6 +147,13 @@ impl Drop for Link {
             let _ = thread.join();
         }
     }
+}
+
+/// The port that a packet of TCP over IPv4 goes to.
+fn port_to(packet: &[u8]) -> Option<u16> {
+    let header = usize::from(packet.first()? & 15) * 4;
+    (packet.get(9)? == &(libc::IPPROTO_TCP as u8)).then_some(())?;
+    Some(u16::from_be_bytes([*packet.get(header + 2)?, *packet.get(header + 3)?]))
 }
 
 struct Packet {
@@ -212,6 +230,9 @@ impl Direction {
         self.transmitter_free = begin + on_the_wire(bytes.len() as u64);
         count(&self.counters.bytes, bytes.len() as u64);
         count(&self.counters.packets, 1);
+        if let Some(port) = port_to(&bytes) {
+            *self.counters.by_port.lock().expect("no thread panicked").entry(port).or_default() += bytes.len() as u64;
+        }
         if self.random.chance(self.shape.loss) {
             count(&self.counters.lost, 1);
             return self.spare.push(bytes);

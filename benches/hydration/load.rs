@@ -48,11 +48,11 @@ pub fn measure(arguments: &Arguments, peers: &Peers) -> io::Result<()> {
         for _ in 0..arguments.runs.max(1) {
             for beside in [Beside::Nothing, Beside::Hydration, Beside::Nbdcopy] {
                 settle();
-                let before = link.from_server();
+                let before = link.sent_by_server();
                 let begin = Instant::now();
                 let mut latencies = read_beside(arguments, peers, &store, &local, beside);
                 // Read before whatever runs beside has come to its end, so the rate is that of the reads' time.
-                let sent = (link.from_server() - before).bytes as f64 / (1 << 20) as f64 / begin.elapsed().as_secs_f64();
+                let sent = (link.sent_by_server() - before).bytes as f64 / (1 << 20) as f64 / begin.elapsed().as_secs_f64();
                 report(beside, &mut latencies, sent);
             }
         }

@@ -35,7 +35,7 @@ pub struct Peers {
     server_place: Place,
     pub size_bytes: u64,
     sources: UriSources,
-    flush: bool,
+    nbdcopy: Vec<String>,
     _server: Server,
 }
 
@@ -50,8 +50,12 @@ impl Peers {
         let server = Server::start(&server_place, &store)?;
         let mut nbd = NbdOptions::default();
         nbd.connections = arguments.connections.unwrap_or(nbd.connections);
-        let (directory, flush) = (directory.to_owned(), arguments.flush);
-        Ok(Self { directory, client, server_place, size_bytes, sources: UriSources { nbd }, flush, _server: server })
+        let mut nbdcopy: Vec<String> = arguments.flush.then(|| "--flush".into()).into_iter().collect();
+        if let Some(count) = arguments.nbdcopy_connections {
+            nbdcopy.extend([format!("--connections={count}"), format!("--threads={count}")]);
+        }
+        let directory = directory.to_owned();
+        Ok(Self { directory, client, server_place, size_bytes, sources: UriSources { nbd }, nbdcopy, _server: server })
     }
 
     /// Joins the hosts.
@@ -74,7 +78,7 @@ impl Peers {
         let path = self.directory.join("copy");
         let elapsed = self.client.enter(|| {
             let mut command = Command::new("nbdcopy");
-            command.args(self.flush.then_some("--flush")).arg(URI).arg(&path);
+            command.args(&self.nbdcopy).arg(URI).arg(&path);
             let begin = Instant::now();
             let status = command.status().expect("nbdcopy can be started");
             assert!(status.success(), "nbdcopy: {status}");
