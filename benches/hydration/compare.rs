@@ -19,7 +19,7 @@ fn counted<T>(link: &Link, run: impl FnOnce() -> T) -> Run<T> {
 }
 
 /// The middle value, or the upper one of the two in the middle.
-fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
+pub fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
     let mut values: Vec<T> = values.collect();
     values.sort_by(|a, b| a.partial_cmp(b).expect("numbers"));
     values[values.len() / 2]

@@ -26,6 +26,12 @@ const QUEUE_BYTES_MIN: u64 = 256 << 10;
 /// Packets taken before those that are due are looked at again.
 const BATCH: usize = 32;
 
+/// Waits of this thread end on time; else the kernel adds up to 50 microseconds to each.
+pub fn wake_sharply() {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+}
+
 /// What the link is like.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -178,9 +184,7 @@ struct Direction {
 
 impl Direction {
     fn run(mut self) {
-        // Else the kernel adds up to 50 microseconds to every wait.
-        // SAFETY: takes no pointers.
-        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+        wake_sharply();
         while !self.stop.load(Ordering::Acquire) {
             self.deliver();
             let more = self.take();

@@ -14,12 +14,16 @@ use volfork::volume::Request;
 use volfork::{Store, Volume};
 
 use crate::arguments::Arguments;
-use crate::link::Shape;
-use crate::peers::{Peers, URI, settle, write_image};
+use crate::compare::median;
+use crate::link::{Shape, wake_sharply};
+use crate::peers::{Peers, URI, dies_with_us, settle, write_image};
 use crate::random::Random;
 
 const BLOCK: u32 = 4096;
 const DEPTH: usize = 4;
+
+/// p50, p99, p99.9 and most in microseconds, and MiB a second over the link.
+type Row = [f64; 5];
 
 /// What runs beside the reads.
 #[derive(Clone, Copy, Debug)]
@@ -45,17 +49,22 @@ pub fn measure(arguments: &Arguments, peers: &Peers) -> io::Result<()> {
         let store = peers.client_store();
         let local = store.create_volume("local", peers.size_bytes).expect("a volume");
         write_image(&local);
+        let mut rows: [Vec<Row>; 3] = Default::default();
         for _ in 0..arguments.runs.max(1) {
-            for beside in [Beside::Nothing, Beside::Hydration, Beside::Nbdcopy] {
+            for (rows, beside) in rows.iter_mut().zip([Beside::Nothing, Beside::Hydration, Beside::Nbdcopy]) {
                 settle();
                 let before = link.sent_by_server();
                 let begin = Instant::now();
                 let mut latencies = read_beside(arguments, peers, &store, &local, beside);
-                // Read before whatever runs beside has come to its end, so the rate is that of the reads' time.
                 let sent = (link.sent_by_server() - before).bytes as f64 / (1 << 20) as f64 / begin.elapsed().as_secs_f64();
-                report(beside, &mut latencies, sent);
+                latencies.sort_unstable();
+                let row = [0.5, 0.99, 0.999, 1.0].map(|share| at(&latencies, share));
+                let row = [row[0], row[1], row[2], row[3], sent];
+                print_row(&format!("{beside:?}"), row);
+                rows.push(row);
             }
         }
+        summarize(&rows);
         drop(local);
         store.close().expect("the store closes");
     });
@@ -95,7 +104,10 @@ fn hydrate_until(store: &Store, stop: &AtomicBool) {
 fn copy_until(peers: &Peers, stop: &AtomicBool) {
     let path = peers.directory.join("copy");
     while !stop.load(Ordering::Acquire) {
-        let mut child = Command::new("nbdcopy").arg(URI).arg(&path).spawn().expect("nbdcopy can be started");
+        let mut command = Command::new("nbdcopy");
+        command.arg(URI).arg(&path);
+        dies_with_us(&mut command);
+        let mut child = command.spawn().expect("nbdcopy can be started");
         while child.try_wait().expect("nbdcopy").is_none() {
             if stop.load(Ordering::Acquire) {
                 child.kill().and_then(|()| child.wait()).expect("nbdcopy can be ended");
@@ -109,6 +121,7 @@ fn copy_until(peers: &Peers, stop: &AtomicBool) {
 
 /// Reads random blocks at a constant rate; answers how long each took.
 fn paced_reads(volume: &Volume, a_second: u32, time: Duration) -> Vec<Duration> {
+    wake_sharply();
     let mut queue = volume.queue(DEPTH as u32).expect("a queue");
     let (mut random, mut completions) = (Random::new(3), Vec::new());
     let (mut due, mut latencies) = (HashMap::new(), Vec::new());
@@ -138,8 +151,20 @@ fn paced_reads(volume: &Volume, a_second: u32, time: Duration) -> Vec<Duration> 
     latencies
 }
 
-fn report(beside: Beside, latencies: &mut [Duration], sent: f64) {
-    latencies.sort_unstable();
-    let at = |share: f64| latencies[((latencies.len() as f64 * share) as usize).min(latencies.len() - 1)].as_secs_f64() * 1e6;
-    println!("| {beside:?} | {:.0} | {:.0} | {:.0} | {:.0} | {sent:.1} |", at(0.5), at(0.99), at(0.999), at(1.0));
+/// The time in microseconds that this share of the reads kept.
+fn at(sorted: &[Duration], share: f64) -> f64 {
+    sorted[((sorted.len() as f64 * share) as usize).min(sorted.len() - 1)].as_secs_f64() * 1e6
+}
+
+fn print_row(name: &str, [p50, p99, p999, most, sent]: Row) {
+    println!("| {name} | {p50:.0} | {p99:.0} | {p999:.0} | {most:.0} | {sent:.1} |");
+}
+
+/// Medians of the runs, and how often the time without anything beside the reads.
+fn summarize(rows: &[Vec<Row>; 3]) {
+    let medians = rows.each_ref().map(|rows| -> Row { std::array::from_fn(|column| median(rows.iter().map(|row| row[column]))) });
+    for (name, row) in ["median, nothing", "median, hydration", "median, nbdcopy"].into_iter().zip(medians) {
+        print_row(name, row);
+        println!("  p50 x {:.2}, p99 x {:.2}", row[0] / medians[0][0], row[1] / medians[0][1]);
+    }
 }

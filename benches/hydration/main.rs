@@ -94,6 +94,11 @@ fn test(arguments: &Arguments, peers: &Peers) -> std::io::Result<()> {
     if std::process::Command::new("nbdcopy").arg("--version").output().is_ok() {
         peers.nbdcopy();
     }
+    drop(link);
+    let link = peers.link(Shape { loss: 0.02, ..shape })?;
+    peers.volfork();
+    let sent = link.sent_by_server();
+    assert!(sent.lost > 0, "no packet was lost: {sent:?}");
     println!("hydration over a link of {:?} works", shape.rtt);
     Ok(())
 }

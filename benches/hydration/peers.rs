@@ -79,6 +79,7 @@ impl Peers {
         let elapsed = self.client.enter(|| {
             let mut command = Command::new("nbdcopy");
             command.args(&self.nbdcopy).arg(URI).arg(&path);
+            dies_with_us(&mut command);
             let begin = Instant::now();
             let status = command.status().expect("nbdcopy can be started");
             assert!(status.success(), "nbdcopy: {status}");
@@ -178,6 +179,17 @@ pub fn write_image(volume: &Volume) {
     volume.flush().expect("a flush");
 }
 
+/// The child is killed when the thread that starts it ends, so also when this process is killed.
+pub fn dies_with_us(command: &mut Command) {
+    // SAFETY: between fork and exec only a system call without pointers is made.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+}
+
 /// `volfork serve`, with a thread that keeps it: the server ends with it, also when this process is killed.
 struct Server {
     stop: Option<Sender<()>>,
@@ -208,13 +220,7 @@ fn serve(place: &Place, store: &Path) -> io::Result<(Child, BufReader<ChildStder
     place.enter_for_good()?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_volfork"));
     command.arg("--store").arg(store).args(["serve", "--listen", ADDRESS]).stderr(Stdio::piped());
-    // SAFETY: between fork and exec only a system call without pointers is made.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        });
-    }
+    dies_with_us(&mut command);
     let mut child = command.spawn()?;
     let mut stderr = BufReader::new(child.stderr.take().ok_or_else(|| io::Error::other("the server has no standard error"))?);
     let mut line = String::new();
