@@ -88,7 +88,7 @@ impl Stream {
             return Vec::new();
         }
         self.ahead = end;
-        vec![start..end]
+        std::iter::once(start..end).collect()
     }
 
     fn jump_ahead(&mut self, miss: &Range<u64>, block_bytes: u64) -> Vec<Range<u64>> {

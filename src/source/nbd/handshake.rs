@@ -25,7 +25,7 @@ pub struct Agreed {
     pub contexts: Contexts,
     /// Identity of the bytes, if the server is a volfork and the export a snapshot.
     pub identity: Option<String>,
-    /// Shortest time of an option and its reply.
+    /// Time of an option and its reply.
     pub round_trip: Duration,
 }
 
@@ -81,7 +81,6 @@ type Reply = (u32, Vec<u8>);
 
 struct Talk {
     socket: Socket,
-    round_trip: Duration,
 }
 
 impl Talk {
@@ -101,14 +100,11 @@ impl Talk {
         Ok((reply.reply, data))
     }
 
-    /// Sends an option and takes replies up to the last one.
-    fn ask(&mut self, option: u32, data: &[u8]) -> Result<(u32, Vec<Reply>), Refusal> {
-        let begun = Instant::now();
-        self.send(option, data)?;
+    /// Takes the replies to an option that was sent, up to the last one.
+    fn answer(&mut self, option: u32) -> Result<(u32, Vec<Reply>), Refusal> {
         let mut replies = Vec::new();
         for _ in 0..REPLIES_MAX {
             let (kind, data) = self.reply(option)?;
-            self.round_trip = self.round_trip.min(begun.elapsed());
             if kind == REP_ACK || kind >> 31 == 1 {
                 replies.push((kind, data));
                 return Ok((kind, replies));
@@ -134,9 +130,8 @@ impl Talk {
         Ok(flags)
     }
 
-    fn contexts(&mut self, export: &str, names: &[&str]) -> Result<Contexts, Refusal> {
-        let query = ContextQuery { name: export.to_owned(), queries: names.iter().map(|name| (*name).to_owned()).collect() };
-        let (end, replies) = self.ask(OPT_SET_META_CONTEXT, &query.encode())?;
+    fn contexts(&mut self) -> Result<Contexts, Refusal> {
+        let (end, replies) = self.answer(OPT_SET_META_CONTEXT)?;
         let mut contexts = Contexts::default();
         for (_, data) in replies.iter().filter(|(kind, _)| *kind == REP_META_CONTEXT && end == REP_ACK) {
             let mut reader = WireReader::new(data);
@@ -153,9 +148,8 @@ impl Talk {
 
     fn go(&mut self, export: &str, mode: HeaderMode, flags: u16) -> Result<(ExportInfo, Option<String>), Refusal> {
         let mut info = ExportInfo { size_bytes: 0, flags: 0, block_sizes: None };
-        let request = GoRequest { name: export.to_owned(), infos: vec![INFO_BLOCK_SIZE, INFO_DESCRIPTION] };
         let mut identity = None;
-        let (end, replies) = self.ask(OPT_GO, &request.encode())?;
+        let (end, replies) = self.answer(OPT_GO)?;
         for (kind, data) in &replies {
             if *kind == REP_INFO {
                 decode_export_info(data, &mut info)?;
@@ -204,21 +198,27 @@ fn identity_of(info: &[u8]) -> Option<String> {
 pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> {
     let socket = address.connect(timeout)?;
     socket.set_timeouts(timeout, timeout)?;
-    let mut talk = Talk { socket, round_trip: timeout };
+    let mut talk = Talk { socket };
     let flags = talk.greet()?;
-    let mut mode = HeaderMode::Simple;
-    for (option, reached) in [(OPT_EXTENDED_HEADERS, HeaderMode::Extended), (OPT_STRUCTURED_REPLY, HeaderMode::Structured)] {
-        if talk.ask(option, &[])?.0 == REP_ACK {
-            mode = reached;
-            break;
-        }
-    }
-    let names: &[&str] = match mode {
-        HeaderMode::Simple => &[],
-        HeaderMode::Structured => &[CONTEXT_ALLOCATION],
-        HeaderMode::Extended => &[CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE],
+    let export = address.export.clone();
+    let query = [CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE].map(str::to_owned);
+    // All options in one round trip: a server that refuses one of the first three gives less of what follows, and no harm is done.
+    let options = [
+        OptionRequest::encode(OPT_EXTENDED_HEADERS, &[]),
+        OptionRequest::encode(OPT_STRUCTURED_REPLY, &[]),
+        OptionRequest::encode(OPT_SET_META_CONTEXT, &ContextQuery { name: export.clone(), queries: query.into() }.encode()),
+        OptionRequest::encode(OPT_GO, &GoRequest { name: export, infos: vec![INFO_BLOCK_SIZE, INFO_DESCRIPTION] }.encode()),
+    ];
+    let begun = Instant::now();
+    talk.socket.write_all(&options.concat())?;
+    let is_extended = talk.answer(OPT_EXTENDED_HEADERS)?.0 == REP_ACK;
+    let round_trip = begun.elapsed();
+    let mode = match (is_extended, talk.answer(OPT_STRUCTURED_REPLY)?.0) {
+        (true, _) => HeaderMode::Extended,
+        (false, REP_ACK) => HeaderMode::Structured,
+        (false, _) => HeaderMode::Simple,
     };
-    let mut contexts = if names.is_empty() { Contexts::default() } else { talk.contexts(&address.export, names)? };
+    let mut contexts = talk.contexts()?;
     let (info, identity) = talk.go(&address.export, mode, flags)?;
     contexts.are_selectable = mode == HeaderMode::Extended && info.flags & EXPORT_BLOCK_STATUS_PAYLOAD != 0;
     contexts.block_bytes = info.block_sizes.map_or(0, |(_, preferred, _)| preferred);
@@ -229,5 +229,5 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
         // Every status would carry all contexts.
         (contexts.checksums, contexts.trace) = (None, None);
     }
-    Ok(Agreed { socket: talk.socket, mode, info, contexts, identity, round_trip: talk.round_trip })
+    Ok(Agreed { socket: talk.socket, mode, info, contexts, identity, round_trip })
 }

@@ -334,13 +334,9 @@ fn keep(shared: &Weak<Shared>) {
                 continue;
             }
         }
-        match shared.reconnect() {
-            Ok(()) => {
-                shared.state.lock().stats.reconnects += 1;
-                pause = PAUSES.start;
-                continue;
-            }
-            Err(error) => shared.note_failure(&error),
+        if shared.connect_missing() {
+            pause = PAUSES.start;
+            continue;
         }
         let mut state = shared.state.lock();
         if !state.closed {
@@ -351,6 +347,28 @@ fn keep(shared: &Weak<Shared>) {
 }
 
 impl Shared {
+    /// Makes the connections that are missing, all at once: each takes some round trips. Answers whether one was made.
+    fn connect_missing(self: &Arc<Self>) -> bool {
+        let missing = match self.state.lock().links.len() {
+            // Whether anybody answers is found out with one.
+            0 => 1,
+            count => self.links_wanted.saturating_sub(count),
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            // Where no further thread can be had, the others do.
+            let connect = |_| std::thread::Builder::new().name("nbd-connect".into()).spawn_scoped(scope, || self.reconnect()).ok();
+            let threads: Vec<_> = (1..missing).filter_map(connect).collect();
+            let own = self.reconnect();
+            [own].into_iter().chain(threads.into_iter().filter_map(|thread| thread.join().ok())).collect()
+        });
+        let made = results.iter().filter(|result| result.is_ok()).count() as u64;
+        self.state.lock().stats.reconnects += made;
+        if let (0, Some(Err(error))) = (made, results.into_iter().next()) {
+            self.note_failure(&error);
+        }
+        made > 0
+    }
+
     fn note_failure(&self, error: &SourceError) {
         let given_up = {
             let mut state = self.state.lock();

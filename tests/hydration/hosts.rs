@@ -1,0 +1,176 @@
+//! Stores that serve each other over NBD.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::source::UriSources;
+use volfork::{Store, StoreOptions};
+
+use crate::stage::PATIENCE;
+use crate::{pattern, read};
+
+/// A store and its server.
+struct Host {
+    store: Store,
+    server: Option<NbdServer>,
+    uri: String,
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { sources: Some(Arc::new(UriSources::default())), ..StoreOptions::default() };
+        let store = Store::create(&dir.path().join("store"), options).unwrap();
+        let (server, uri) = serve(&store, dir.path());
+        Self { store, server: Some(server), uri, dir }
+    }
+
+    fn export(&self, name: &str) -> String {
+        self.uri.replace("nbd+unix:///", &format!("nbd+unix:///{name}"))
+    }
+
+    fn stop(&mut self) {
+        self.server.take().into_iter().for_each(NbdServer::shutdown);
+    }
+
+    /// A volume with a snapshot `s`; answers its bytes.
+    fn fill(&self, name: &str, seed: u64, bytes: usize) -> Vec<u8> {
+        let data = pattern(seed, bytes);
+        let volume = self.store.create_volume(name, bytes as u64).unwrap();
+        volume.write_at(&data, 0).unwrap();
+        volume.snapshot("s").unwrap();
+        data
+    }
+
+    fn finish(&self, name: &str) {
+        assert!(self.store.wait_hydrated(name, PATIENCE).unwrap(), "{:?}", self.store.show(name).unwrap());
+    }
+}
+
+fn serve(store: &Store, dir: &Path) -> (NbdServer, String) {
+    let listener = Listener::parse(&format!("unix:{}", dir.join("nbd.sock").display())).unwrap();
+    let uri = listener.uri();
+    (NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap(), uri)
+}
+
+/// Bytes fetched by the hydration of a volume that is still running, or was.
+fn fetched(host: &Host, name: &str) -> u64 {
+    host.store.show(name).unwrap().hydration.bytes_fetched
+}
+
+#[test]
+fn checksums_travel_and_a_block_damaged_at_the_source_is_not_taken() {
+    let (mut a, b) = (Host::new(), Host::new());
+    let data = a.fill("v", 1, (4 << 20) + 1000);
+    let snapshot = a.store.snapshot("v", "s").unwrap();
+    let checksums = snapshot.checksums(0..snapshot.size_bytes()).unwrap();
+    assert_eq!(checksums.len(), 1025);
+    for (block, checksum) in data.chunks(4096).zip(&checksums) {
+        let mut whole = block.to_vec();
+        whole.resize(4096, 0);
+        assert_eq!(*checksum, Some(crc32fast::hash(&whole)));
+    }
+    let fork = b.store.fork(&a.export("v@s"), "f").unwrap();
+    b.finish("f");
+    assert!(read(&fork, 0, data.len()).unwrap() == data);
+    a.stop();
+}
+
+#[test]
+fn a_chain_of_hosts_knows_that_its_bytes_are_the_same() {
+    let (mut a, mut b, c) = (Host::new(), Host::new(), Host::new());
+    let data = a.fill("v", 2, 24 << 20);
+    b.store.fork(&a.export("v@s"), "f").unwrap();
+    b.store.create_snapshot("f", "s").unwrap();
+    let identity = a.store.snapshot("v", "s").unwrap().identity();
+    assert_eq!(b.store.snapshot("f", "s").unwrap().identity(), identity, "the same bytes, elsewhere");
+    // A fork of a fork that still hydrates: what is missing there is fetched there first, once.
+    let fork = c.store.fork_from(&[b.export("f@s"), a.export("v@s")], "g").unwrap();
+    assert!(read(&fork, 20 << 20, 4096).unwrap() == data[20 << 20..(20 << 20) + 4096]);
+    c.finish("g");
+    b.finish("f");
+    assert!(read(&fork, 0, data.len()).unwrap() == data);
+    assert_eq!(c.store.show("g").unwrap().hydration.bytes_missing, 0);
+    // The origin is gone; the other host has all of it.
+    a.stop();
+    let d = Host::new();
+    let fork = d.store.fork_from(&[a.export("v@s"), b.export("f@s")], "h").unwrap();
+    d.finish("h");
+    assert!(read(&fork, 0, data.len()).unwrap() == data);
+    // What was written above is another snapshot.
+    b.store.volume("f").unwrap().write_at(&[1; 4096], 0).unwrap();
+    b.store.create_snapshot("f", "t").unwrap();
+    assert_ne!(b.store.snapshot("f", "t").unwrap().identity(), identity);
+    b.stop();
+    drop(c.dir);
+}
+
+#[test]
+fn a_source_that_returns_with_another_snapshot_is_refused() {
+    let (mut a, b) = (Host::new(), Host::new());
+    let data = a.fill("v", 3, 8 << 20);
+    b.store.fork(&a.export("v@s"), "f").unwrap();
+    let paused = volfork::store::HydrationControl { paused: Some(true), ..Default::default() };
+    b.store.control_hydration("f", &paused).unwrap();
+    a.stop();
+    // Another snapshot under the same name.
+    a.store.destroy_snapshot("v", "s").unwrap();
+    a.store.volume("v").unwrap().write_at(&[1; 4096], 4096).unwrap();
+    a.store.create_snapshot("v", "s").unwrap();
+    let (server, _) = serve(&a.store, a.dir.path());
+    let fork = b.store.volume("f").unwrap();
+    let had = fetched(&b, "f");
+    if had < 8 << 20 {
+        let missing = (0..data.len() as u64 / 4096).rev().map(|block| block * 4096);
+        let refused = missing.map(|offset| read(&fork, offset, 4096)).find_map(Result::err).expect("a missing block cannot be had");
+        assert!(refused.to_string().contains("another one now"), "{refused}");
+    }
+    server.shutdown();
+}
+
+#[test]
+fn a_sparse_snapshot_costs_what_it_holds() {
+    let (mut a, b) = (Host::new(), Host::new());
+    let volume = a.store.create_volume("v", 4 << 40).unwrap();
+    for place in [0, 1 << 30, 3 << 40] {
+        volume.write_at(&pattern(4, 1 << 20), place).unwrap();
+    }
+    volume.snapshot("s").unwrap();
+    let fork = b.store.fork(&a.export("v@s"), "f").unwrap();
+    b.finish("f");
+    let info = b.store.show("f").unwrap();
+    assert_eq!((info.blocks.present, info.blocks.missing), (3 * 256, 0));
+    assert!(read(&fork, 3 << 40, 1 << 20).unwrap() == pattern(4, 1 << 20));
+    a.stop();
+}
+
+#[test]
+fn the_order_of_first_touches_travels_with_the_snapshot() {
+    let (mut a, b) = (Host::new(), Host::new());
+    a.fill("v", 5, 16 << 20);
+    let local = a.store.fork("v@s", "recorded").unwrap();
+    for place in [9u64, 2, 13, 4] {
+        read(&local, place << 20, 4096).unwrap();
+    }
+    // The recording is written when the store closes.
+    a.stop();
+    drop(local);
+    a.store.close().unwrap();
+    let options = StoreOptions { sources: Some(Arc::new(UriSources::default())), ..StoreOptions::default() };
+    a.store = Store::open(&a.dir.path().join("store"), options).unwrap();
+    let places: Vec<u64> = a.store.snapshot("v", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
+    assert_eq!(places, [9, 2, 13, 4]);
+    let (server, uri) = serve(&a.store, a.dir.path());
+    a.uri = uri;
+    let rate = volfork::store::HydrationControl { rate_bytes_per_second: Some(1), ..Default::default() };
+    b.store.fork(&a.export("v@s"), "f").unwrap();
+    b.store.control_hydration("f", &rate).unwrap();
+    b.store.control_hydration("f", &volfork::store::HydrationControl { rate_bytes_per_second: Some(0), ..Default::default() }).unwrap();
+    b.store.create_snapshot("f", "s").unwrap();
+    b.finish("f");
+    let travelled: Vec<u64> = b.store.snapshot("f", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
+    assert_eq!(travelled, [9, 2, 13, 4], "it goes on from host to host");
+    server.shutdown();
+}

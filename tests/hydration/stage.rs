@@ -1,0 +1,220 @@
+//! Sources that do what a test tells them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use volfork::source::{
+    Arrival, Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats,
+    content_checksum,
+};
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const BLOCK: usize = 4096;
+
+/// How one read ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Play {
+    /// As it should.
+    Answer,
+    /// Not before [`Actor::release`].
+    Hang,
+    /// With an error.
+    Fail,
+    /// With bytes that are not what their checksums say.
+    Damage,
+}
+
+pub type Script = Box<dyn Fn(&Range<u64>, ReadClass) -> Play + Send + Sync>;
+
+#[derive(Default)]
+pub struct Seen {
+    reads: Vec<(Range<u64>, ReadClass)>,
+    held: Vec<(Range<u64>, OnArrival)>,
+    lost: bool,
+    opened: usize,
+}
+
+/// One source.
+pub struct Actor {
+    pub uri: String,
+    pub data: Bytes,
+    pub identity: Option<String>,
+    pub has_checksums: bool,
+    pub trace: Vec<Range<u64>>,
+    pub script: Mutex<Script>,
+    pub seen: Mutex<Seen>,
+    pub changed: Condvar,
+}
+
+impl Actor {
+    pub fn new(uri: &str, data: &[u8]) -> Self {
+        Self {
+            uri: uri.into(),
+            data: Bytes::copy_from_slice(data),
+            identity: None,
+            has_checksums: false,
+            trace: Vec::new(),
+            script: Mutex::new(Box::new(|_, _| Play::Answer)),
+            seen: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub fn play(&self, script: impl Fn(&Range<u64>, ReadClass) -> Play + Send + Sync + 'static) {
+        *self.script.lock() = Box::new(script);
+    }
+
+    /// Nobody answers, now or at new connections; or somebody does again.
+    pub fn lose(&self, lost: bool) {
+        self.seen.lock().lost = lost;
+    }
+
+    pub fn opened(&self) -> usize {
+        self.seen.lock().opened
+    }
+
+    pub fn reads(&self) -> Vec<(Range<u64>, ReadClass)> {
+        self.seen.lock().reads.clone()
+    }
+
+    pub fn bytes_read(&self) -> u64 {
+        self.reads().iter().map(|(range, _)| range.end - range.start).sum()
+    }
+
+    /// Waits until a read was seen that `wanted` accepts.
+    pub fn await_read(&self, wanted: impl Fn(&Range<u64>, ReadClass) -> bool) {
+        let mut seen = self.seen.lock();
+        while !seen.reads.iter().any(|(range, class)| wanted(range, *class)) {
+            assert!(!self.changed.wait_for(&mut seen, PATIENCE).timed_out(), "no such read came: {:?}", seen.reads);
+        }
+    }
+
+    /// Answers the reads that hang.
+    pub fn release(&self) {
+        let held = std::mem::take(&mut self.seen.lock().held);
+        for (range, arrival) in held {
+            self.answer(&range, arrival, false);
+        }
+    }
+
+    fn answer(&self, range: &Range<u64>, mut arrival: OnArrival, damage: bool) {
+        // In two parts, if it is long enough.
+        let middle = (range.start / 65536 + 1) * 65536;
+        let cuts = if middle < range.end { vec![range.start..middle, middle..range.end] } else { vec![range.start..range.end] };
+        for part in cuts {
+            let bytes = self.data.slice(part.start as usize..part.end as usize);
+            let values = bytes.chunks(BLOCK).map(|block| Some(content_checksum(block, BLOCK))).collect();
+            let checksums = Checksums { block_bytes: BLOCK as u32, first: part.start, values };
+            let mut bytes = bytes.to_vec();
+            bytes[0] ^= u8::from(damage);
+            let checksums = if self.has_checksums { checksums } else { Checksums::default() };
+            arrival(Arrival::Part(Part { offset: part.start, bytes: bytes.into(), checksums }));
+        }
+        arrival(Arrival::End(Ok(())));
+    }
+
+    fn error(&self, kind: SourceErrorKind, what: &str) -> SourceError {
+        SourceError { kind, message: format!("{} {what}", self.uri) }
+    }
+}
+
+/// A connection to an [`Actor`].
+struct Connection(Arc<Actor>);
+
+impl Source for Connection {
+    fn size_bytes(&self) -> u64 {
+        self.0.data.len() as u64
+    }
+
+    fn read_bytes_max(&self) -> u32 {
+        1 << 20
+    }
+
+    fn read(&self, range: Range<u64>, class: ReadClass, mut arrival: OnArrival) {
+        assert!(range.start < range.end && range.end <= self.size_bytes() && range.end - range.start <= 1 << 20, "{range:?}");
+        let play = (self.0.script.lock())(&range, class);
+        {
+            let mut seen = self.0.seen.lock();
+            seen.reads.push((range.clone(), class));
+            self.0.changed.notify_all();
+            if play == Play::Hang {
+                return seen.held.push((range, arrival));
+            }
+            if seen.lost {
+                drop(seen);
+                return arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Lost, "is gone"))));
+            }
+        }
+        match play {
+            Play::Fail => arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Failed, "cannot read")))),
+            _ => self.0.answer(&range, arrival, play == Play::Damage),
+        }
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        let mut extents: Vec<SourceExtent> = Vec::new();
+        for block in self.0.data[range.start as usize..range.end as usize].chunks(BLOCK) {
+            let (bytes, zero) = (block.len() as u64, block.iter().all(|byte| *byte == 0));
+            match extents.last_mut() {
+                Some(last) if last.zero == zero => last.bytes += bytes,
+                _ => extents.push(SourceExtent { bytes, zero }),
+            }
+        }
+        Ok(extents)
+    }
+
+    fn identity(&self) -> Option<String> {
+        self.0.identity.clone()
+    }
+
+    fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
+        Ok(self.0.trace.clone())
+    }
+
+    fn describe(&self) -> String {
+        self.0.uri.clone()
+    }
+
+    fn stats(&self) -> SourceStats {
+        SourceStats::default()
+    }
+
+    fn close(&self) {
+        let held = std::mem::take(&mut self.0.seen.lock().held);
+        for (_, mut arrival) in held {
+            arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Closed, "was closed"))));
+        }
+    }
+}
+
+/// All sources of a test.
+#[derive(Clone, Default)]
+pub struct Stage(Arc<Mutex<HashMap<String, Arc<Actor>>>>);
+
+impl Stage {
+    pub fn add(&self, actor: Actor) -> Arc<Actor> {
+        let actor = Arc::new(actor);
+        self.0.lock().insert(actor.uri.clone(), Arc::clone(&actor));
+        actor
+    }
+}
+
+impl SourceOpener for Stage {
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        let actor = self.0.lock().get(uri).cloned();
+        let invalid = || SourceError { kind: SourceErrorKind::Invalid, message: format!("{uri} is not on stage") };
+        let actor = actor.ok_or_else(invalid)?;
+        let mut seen = actor.seen.lock();
+        if seen.lost {
+            return Err(actor.error(SourceErrorKind::Lost, "does not answer"));
+        }
+        seen.opened += 1;
+        drop(seen);
+        Ok(Arc::new(Connection(actor)))
+    }
+}
