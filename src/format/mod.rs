@@ -12,5 +12,7 @@ mod superblock;
 pub use bytes::{FormatError, Reader, Writer};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, Frame, FrameKind, decode_frame, encode_frame, frame_bytes};
 pub use names::{LayerFile, StorePaths, valid_name};
-pub use record::{BlockRun, HydrationSettings, LayerRecord, PresenceRecord, Record, SnapshotRecord, SourceRecord, VolumeRecord};
+pub use record::{
+    BlockRun, HydrationSettings, LayerRecord, PatchRecord, PresenceRecord, Record, SnapshotRecord, SourceRecord, VolumeRecord,
+};
 pub use superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockSlot};

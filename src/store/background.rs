@@ -1,4 +1,4 @@
-//! Work that nobody waits for: giving back space, hashing after a crash, clearing marks, checkpoints, sweeping.
+//! Work that nobody waits for: giving back space, merging patches with what has come from a source, hashing after a crash, clearing marks, checkpoints, sweeping.
 //!
 //! Each step is bounded, and every one can be done again after a crash.
 
@@ -112,7 +112,7 @@ impl Background {
         if self.core.unlink_step()? || layers.punch_step()? || self.checkpoint_step()? || self.sweep_step()? {
             return Ok(true);
         }
-        if self.core.reclaim_step()? || self.rehash_step()? {
+        if self.core.merge_step()? || self.core.reclaim_step()? || self.rehash_step()? {
             return Ok(true);
         }
         self.clean_step()?;

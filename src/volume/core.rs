@@ -50,6 +50,8 @@ pub struct Core {
     pub(super) workers: Workers,
     /// Freed layers whose files can go once the round has ended.
     freed: Mutex<Vec<(Ticket, LayerId)>>,
+    /// Where the next look for patches to merge begins.
+    pub(super) next_patch: Mutex<(LayerId, u32)>,
     /// Something was hidden or freed: blocks may be dead.
     pub(super) reclaim: std::sync::atomic::AtomicBool,
 }
@@ -69,6 +71,7 @@ impl Core {
             hydrators: Mutex::default(),
             workers: Workers::default(),
             freed: Mutex::default(),
+            next_patch: Mutex::new((LayerId(0), 0)),
             reclaim: std::sync::atomic::AtomicBool::new(true),
         })
     }
