@@ -1,6 +1,13 @@
 //! The engine through its public calls, on real files.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
 use volfork::io::{IoMode, RingKind};
+use volfork::source::{ReadDone, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
 use volfork::volume::Request;
 use volfork::{ErrorKind, Store, StoreOptions};
 
@@ -243,4 +250,198 @@ fn a_chain_of_ten_thousand_layers_reads_and_opens() {
     }
     store.destroy_volume("a", true).unwrap();
     assert_eq!(store.list().unwrap().len(), 0);
+}
+
+/// A source whose reads are held back until it is released.
+struct HeldSource {
+    content: Vec<u8>,
+    state: Mutex<HeldState>,
+}
+
+#[derive(Default)]
+struct HeldState {
+    released: bool,
+    held: Vec<(Range<u64>, ReadDone)>,
+    /// How often each block was asked for.
+    reads: BTreeMap<u64, u64>,
+}
+
+impl HeldSource {
+    fn release(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.released = true;
+        let held = std::mem::take(&mut state.held);
+        drop(state);
+        for (range, done) in held {
+            done(Ok(self.bytes(&range)));
+        }
+    }
+
+    fn bytes(&self, range: &Range<u64>) -> Bytes {
+        Bytes::copy_from_slice(&self.content[range.start as usize..range.end as usize])
+    }
+}
+
+impl Source for HeldSource {
+    fn size_bytes(&self) -> u64 {
+        self.content.len() as u64
+    }
+
+    fn read_bytes_max(&self) -> u32 {
+        1 << 20
+    }
+
+    fn read(&self, range: Range<u64>, done: ReadDone) {
+        let mut state = self.state.lock().unwrap();
+        for block in range.start / 4096..range.end.div_ceil(4096) {
+            *state.reads.entry(block).or_default() += 1;
+        }
+        if !state.released {
+            return state.held.push((range, done));
+        }
+        drop(state);
+        done(Ok(self.bytes(&range)));
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
+    }
+
+    fn describe(&self) -> String {
+        "held".into()
+    }
+
+    fn stats(&self) -> SourceStats {
+        SourceStats::default()
+    }
+
+    fn close(&self) {
+        for (_, done) in std::mem::take(&mut self.state.lock().unwrap().held) {
+            done(Err(SourceError { kind: SourceErrorKind::Closed, message: "closed".into() }));
+        }
+    }
+}
+
+struct HeldOpener(Arc<HeldSource>);
+
+impl SourceOpener for HeldOpener {
+    fn open(&self, _: &str) -> Result<Arc<dyn Source>, SourceError> {
+        Ok(Arc::clone(&self.0) as _)
+    }
+}
+
+fn fork_of_a_held_source(directory: &std::path::Path, bytes: usize) -> (Arc<HeldSource>, Store, volfork::Volume) {
+    let source = Arc::new(HeldSource { content: pattern(99, bytes), state: Mutex::default() });
+    let options = StoreOptions { sources: Some(Arc::new(HeldOpener(Arc::clone(&source)))), ..StoreOptions::default() };
+    let store = Store::create(directory, options).unwrap();
+    let volume = store.fork("held://x", "a").unwrap();
+    (source, store, volume)
+}
+
+/// Runs something in a thread; answers whether it ends soon, and how to wait for it.
+fn ends_soon(run: impl FnOnce() + Send + 'static, soon: Duration) -> (bool, mpsc::Receiver<()>) {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        run();
+        sender.send(()).unwrap();
+    });
+    (receiver.recv_timeout(soon).is_ok(), receiver)
+}
+
+/// Writes a pattern, and reads what can be read without the source: bytes of one block.
+fn put(volume: &volfork::Volume, expected: &mut [u8], seed: u64, offset: usize, bytes: usize) {
+    let data = pattern(seed, bytes);
+    expected[offset..offset + bytes].copy_from_slice(&data);
+    volume.write_at(&data, offset as u64).unwrap();
+    let mut read = vec![0; bytes.min(4096 - offset % 4096)];
+    volume.read_at(&mut read, offset as u64).unwrap();
+    assert!(read == data[..read.len()], "{bytes} bytes at {offset}");
+}
+
+/// Writes that begin and end in missing blocks, a fork among them. Answers what the volume and the fork should hold.
+fn write_without_the_source(store: &Store, volume: &volfork::Volume, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let mut all = content.to_vec();
+    put(volume, &mut all, 1, 100, 50);
+    put(volume, &mut all, 2, 4000, 9000);
+    // Two parts that make a block whole.
+    put(volume, &mut all, 3, 20 << 10, 2000);
+    put(volume, &mut all, 4, (20 << 10) + 1900, 2196);
+    put(volume, &mut all, 5, (1 << 20) - 10, 20);
+    put(volume, &mut all, 6, content.len() - 500, 500);
+    let blocks = store.show("a").unwrap().blocks;
+    assert_eq!((blocks.present, blocks.missing), (3, content.len().div_ceil(4096) as u64 - 3));
+    volume.discard(200_001, 70_000).unwrap();
+    all[200_001..270_001].fill(0);
+    let mut queue = volume.queue(4).unwrap();
+    queue.submit(1, Request::Write { offset: 300_100, data: Bytes::from_static(b"through a queue"), fua: true }).unwrap();
+    queue.wait(&mut Vec::new(), None).unwrap();
+    all[300_100..300_115].copy_from_slice(b"through a queue");
+    let before = store.barriers();
+    put(volume, &mut all, 7, 400_000, 10);
+    volume.flush().unwrap();
+    assert_eq!(store.barriers() - before, 1, "one barrier round makes a patch durable");
+    let fork = volume.fork("b").unwrap();
+    let mut forked = all.clone();
+    put(&fork, &mut forked, 8, 140, 50);
+    put(volume, &mut all, 9, 120, 10);
+    (all, forked)
+}
+
+#[test]
+fn writes_inside_missing_blocks_do_not_wait_for_the_source() {
+    const BYTES: usize = (3 << 20) + 1000;
+    let dir = tempfile::tempdir().unwrap();
+    let (source, store, volume) = fork_of_a_held_source(dir.path(), BYTES);
+    let store = Arc::new(store);
+    let written = Arc::new(Mutex::new((Vec::new(), Vec::new())));
+    let (result, writer, content) = (Arc::clone(&written), Arc::clone(&store), source.content.clone());
+    let run = move || *result.lock().unwrap() = write_without_the_source(&writer, &volume, &content);
+    assert!(ends_soon(run, Duration::from_secs(20)).0, "somebody waits for the source");
+    source.release();
+    let (all, forked) = written.lock().unwrap().clone();
+    let check = |store: &Store| {
+        for (name, expected) in [("a", &all), ("b", &forked)] {
+            let mut read = vec![0; BYTES];
+            store.volume(name).unwrap().read_at(&mut read, 0).unwrap();
+            assert!(read == *expected, "volume {name}");
+        }
+    };
+    check(&store);
+    assert!(store.wait_hydrated("a", Duration::from_secs(20)).unwrap());
+    check(&store);
+    let reads = source.state.lock().unwrap().reads.clone();
+    assert!(reads.values().all(|count| *count == 1), "some blocks were fetched twice: {reads:?}");
+    store.close().unwrap();
+    let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+    check(&store);
+}
+
+#[test]
+fn writes_inside_missing_blocks_wait_when_there_are_too_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, _store, volume) = fork_of_a_held_source(dir.path(), 20 << 20);
+    let volume = Arc::new(volume);
+    for block in 0..4096 {
+        volume.write_at(&[1; 3], block * 4096 + 5).unwrap();
+    }
+    // More of the same blocks is no new patch.
+    volume.write_at(&[2; 3], 4095 * 4096 + 7).unwrap();
+    let late = Arc::clone(&volume);
+    let (ended, receiver) = ends_soon(move || late.write_at(&[3; 3], 4096 * 4096 + 5).unwrap(), Duration::from_millis(300));
+    assert!(!ended, "there is room for more patches than there should be");
+    // Nobody else waits with it.
+    volume.write_at(&[4; 4096], 4097 * 4096).unwrap();
+    volume.fork("b").unwrap();
+    source.release();
+    receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+    let mut expected = source.content.clone();
+    for block in 0..4096 {
+        expected[block * 4096 + 5..][..3].fill(1);
+    }
+    expected[4095 * 4096 + 7..][..3].fill(2);
+    expected[4096 * 4096 + 5..][..3].fill(3);
+    expected[4097 * 4096..][..4096].fill(4);
+    let mut read = vec![0; 20 << 20];
+    volume.read_at(&mut read, 0).unwrap();
+    assert!(read == expected);
 }

@@ -56,7 +56,7 @@ impl World {
             sources: SimSources::default(),
             model: Model::new(),
             // Small in every third history, so that states are written in the middle of everything.
-            checkpoint_bytes: if seed % 3 == 0 { 1 << 10 } else { 8 << 20 },
+            checkpoint_bytes: if seed.is_multiple_of(3) { 1 << 10 } else { 8 << 20 },
             store: None,
             clock: Arc::default(),
             next_tag: 1,
