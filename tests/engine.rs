@@ -445,3 +445,71 @@ fn writes_inside_missing_blocks_wait_when_there_are_too_many() {
     volume.read_at(&mut read, 0).unwrap();
     assert!(read == expected);
 }
+
+/// One of several threads that write sectors of their own, whose neighbours in the same block are others'.
+fn write_own_sectors(volume: &volfork::Volume, thread: u64, content: &mut [u8]) {
+    let mut random = thread + 1;
+    let mut below = |limit: u64| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) % limit
+    };
+    for round in 0..600 {
+        let sector = below(content.len() as u64 / 512 / 4) * 4 + thread;
+        let range = sector as usize * 512..(sector as usize + 1) * 512;
+        let data = pattern(thread << 32 | round, 512);
+        volume.write_at(&data, sector * 512).unwrap();
+        content[range].copy_from_slice(&data);
+        if below(40) == 0 {
+            volume.flush().unwrap();
+        }
+    }
+}
+
+#[test]
+fn many_writers_forks_and_checkpoints_while_blocks_come() {
+    const BYTES: usize = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let source = Arc::new(HeldSource { content: pattern(99, BYTES), state: Mutex::default() });
+    let sources: Arc<dyn SourceOpener> = Arc::new(HeldOpener(Arc::clone(&source)));
+    let options = StoreOptions { sources: Some(sources), checkpoint_bytes: 16 << 10, ..StoreOptions::default() };
+    let store = Store::create(dir.path(), options.clone()).unwrap();
+    let volume = store.fork("held://x", "a").unwrap();
+    let mut expected = source.content.clone();
+    let contents: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..4)
+            .map(|thread| {
+                let (volume, mut content) = (&volume, source.content.clone());
+                scope.spawn(move || {
+                    write_own_sectors(volume, thread, &mut content);
+                    content
+                })
+            })
+            .collect();
+        for number in 0..30 {
+            drop(volume.fork(&format!("fork{number}")).unwrap());
+            if number == 8 {
+                source.release();
+            }
+            if number % 3 > 0 {
+                store.destroy_volume(&format!("fork{number}"), false).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    for (sector, bytes) in expected.chunks_mut(512).enumerate() {
+        bytes.copy_from_slice(&contents[sector % 4][sector * 512..][..512]);
+    }
+    let check = |store: &Store| {
+        let mut read = vec![0; BYTES];
+        store.volume("a").unwrap().read_at(&mut read, 0).unwrap();
+        assert!(read == expected);
+    };
+    check(&store);
+    store.close().unwrap();
+    assert_eq!(Store::check(dir.path(), options.clone()).unwrap().violations, Vec::<String>::new());
+    let store = Store::open(dir.path(), options).unwrap();
+    check(&store);
+    assert!(store.wait_hydrated("a", Duration::from_secs(20)).unwrap());
+    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+}

@@ -98,12 +98,14 @@ impl Layers {
     pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
         let result = self.commit.exclusive(
             |ticket, gathered| self.run_round(ticket, gathered),
-            |journal| {
+            || {
                 // Crash ordering 5.
                 self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
                 self.sync_pages()?;
-                let layers = self.all();
-                journal.checkpoint(shape.into_iter().chain(layers.iter().flat_map(|layer| self.presence_records(layer))))
+                // Gathered before the journal is locked: a writer with a layer's lock may be waiting for the journal's. What changes
+                // meanwhile is in the next frame.
+                let presence: Vec<Record> = self.all().iter().flat_map(|layer| self.presence_records(layer)).collect();
+                self.commit.journal().checkpoint(shape.into_iter().chain(presence))
             },
         );
         if let Err(error) = &result

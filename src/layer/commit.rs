@@ -143,11 +143,7 @@ impl Commit {
     }
 
     /// Runs a round, and then `then` before any other round may start.
-    pub fn exclusive(
-        &self,
-        mut run: impl FnMut(Ticket, Gathered) -> Result<()>,
-        then: impl FnOnce(&mut Journal) -> Result<()>,
-    ) -> Result<()> {
+    pub fn exclusive(&self, mut run: impl FnMut(Ticket, Gathered) -> Result<()>, then: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut queue = self.queue.lock();
         while queue.leading {
             self.ended.wait(&mut queue);
@@ -161,7 +157,7 @@ impl Commit {
         let mut outcome = result.clone();
         if !failed {
             // Space in the new file is counted anew.
-            outcome = then(&mut self.journal.lock());
+            outcome = then();
             self.frames.fetch_add(1, Ordering::AcqRel);
             self.ceiling.store(0, Ordering::Release);
         }

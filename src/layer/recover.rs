@@ -286,3 +286,54 @@ impl Layers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{LayerRecord, StorePaths};
+    use crate::ids::BlockSize;
+    use crate::io::{IoMode, SystemDisk};
+
+    fn recovery(directory: &std::path::Path) -> Recovery {
+        let config = LayerConfig {
+            disk: Arc::new(SystemDisk::new()),
+            paths: StorePaths::new(directory),
+            block_size: BlockSize::DEFAULT,
+            io_mode: IoMode::Buffered,
+            checksum_cache_bytes: 1 << 20,
+            checkpoint_bytes: 1 << 20,
+        };
+        let mut recovery = Recovery::new(config);
+        recovery.apply(&Record::Layer(LayerRecord { layer: LayerId(1), parent: Some(LayerId(0)), source: None })).unwrap();
+        recovery
+    }
+
+    #[test]
+    fn a_patch_counts_until_its_block_is_covered_and_never_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let patch = |offset| Record::Patch(PatchRecord { layer: LayerId(1), block: 5, offset, bytes: vec![1; 10] });
+        let covers = [
+            Record::Present(BlockRun { layer: LayerId(1), block: 4, checksums: vec![1, 2, 3] }),
+            Record::Zero { layer: LayerId(1), first: 5, last: 9 },
+        ];
+        for cover in covers {
+            let mut recovery = recovery(dir.path());
+            for record in [patch(0), patch(100)] {
+                recovery.apply(&record).unwrap();
+                assert_eq!(recovery.patched().collect::<Vec<_>>(), [(LayerId(1), 5)]);
+            }
+            recovery.apply(&cover).unwrap();
+            assert_eq!(recovery.patched().count(), 0);
+            // Its record was made before the block was covered, but came into the frame after.
+            recovery.apply(&patch(200)).unwrap();
+            assert_eq!(recovery.patched().count(), 0);
+        }
+        let mut recovery = recovery(dir.path());
+        recovery.apply(&patch(0)).unwrap();
+        recovery.apply(&Record::Drop { layer: LayerId(1), first: 5, last: 5 }).unwrap();
+        assert_eq!(recovery.patched().count(), 0);
+        assert_eq!(recovery.apply(&patch(4090)).unwrap_err().kind(), ErrorKind::Corrupt);
+        recovery.apply(&Record::Patch(PatchRecord { layer: LayerId(7), block: 5, offset: 0, bytes: vec![1] })).unwrap();
+        assert_eq!(recovery.patched().count(), 0, "the layer was freed");
+    }
+}

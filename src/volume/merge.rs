@@ -141,10 +141,9 @@ impl Core {
     /// # Errors
     /// The store refuses writes.
     pub fn merge_step(&self) -> Result<bool> {
-        if !self.layers.any_patches() {
+        if !self.layers.any_patches() || self.layers.healthy().is_err() {
             return Ok(false);
         }
-        self.layers.healthy()?;
         let batch = {
             let mut next = self.next_patch.lock();
             let batch = self.layers.patched_from(*next, STEP_BLOCKS);
