@@ -419,7 +419,7 @@ fn writes_inside_missing_blocks_do_not_wait_for_the_source() {
 #[test]
 fn writes_inside_missing_blocks_wait_when_there_are_too_many() {
     let dir = tempfile::tempdir().unwrap();
-    let (source, _store, volume) = fork_of_a_held_source(dir.path(), 20 << 20);
+    let (source, store, volume) = fork_of_a_held_source(dir.path(), 20 << 20);
     let volume = Arc::new(volume);
     for block in 0..4096 {
         volume.write_at(&[1; 3], block * 4096 + 5).unwrap();
@@ -444,6 +444,15 @@ fn writes_inside_missing_blocks_wait_when_there_are_too_many() {
     let mut read = vec![0; 20 << 20];
     volume.read_at(&mut read, 0).unwrap();
     assert!(read == expected);
+    // All are merged now; once that is durable there is room for others.
+    volume.flush().unwrap();
+    // They are in a sealed layer, which only the background makes durable.
+    std::thread::sleep(Duration::from_secs(2));
+    source.state.lock().unwrap().released = false;
+    let other = store.fork("held://x", "c").unwrap();
+    let again = move || (0..4096).for_each(|block| other.write_at(&[1; 3], block * 4096 + 5).unwrap());
+    assert!(ends_soon(again, Duration::from_secs(20)).0, "merged patches take room still");
+    source.release();
 }
 
 /// One of several threads that write sectors of their own, whose neighbours in the same block are others'.

@@ -291,6 +291,16 @@ impl Layers {
         self.patch_blocks.load(Ordering::Acquire) > 0
     }
 
+    /// Layers that keep patches only until a frame names the blocks that supersede them.
+    pub fn superseded(&self) -> Vec<Arc<Layer>> {
+        let ids: Vec<LayerId> = self.patched_layers.lock().iter().copied().collect();
+        let waits = |layer: &Arc<Layer>| {
+            let state = layer.state.lock();
+            state.patches.keys().any(|block| state.presence.present.contains(*block))
+        };
+        ids.into_iter().filter_map(|id| self.get(id)).filter(waits).collect()
+    }
+
     /// At most `count` patched blocks from a place on, in order.
     pub fn patched_from(&self, from: (LayerId, u32), count: usize) -> Vec<(Arc<Layer>, u32)> {
         let ids: Vec<LayerId> = self.patched_layers.lock().range(from.0..).copied().collect();

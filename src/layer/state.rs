@@ -118,7 +118,8 @@ impl Layer {
         self.sealed.store(true, Ordering::Release);
     }
 
-    pub(super) fn is_sealed(&self) -> bool {
+    /// Whether nobody but fills writes to it.
+    pub fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Acquire)
     }
 

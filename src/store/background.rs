@@ -200,8 +200,9 @@ impl Background {
             self.core.layers().clean_layer(&layer)?;
         }
         self.core.look_for_dead_blocks();
-        // What was queued becomes durable although nobody flushes.
-        self.core.layers().sync_if_queued().map(|_| ())
+        // What was queued becomes durable although nobody flushes, and patches that nobody needs give back their room.
+        let superseded: Vec<_> = self.core.layers().superseded().into_iter().map(|layer| layer.id).collect();
+        if superseded.is_empty() { self.core.layers().sync_if_queued() } else { self.core.layers().sync(superseded) }
     }
 }
 

@@ -170,6 +170,14 @@ impl Core {
                 self.layers.sync([layer.id])?;
             }
         }
+        if !busy {
+            // Nobody flushes a sealed layer: until its merged blocks are durable, their patches take room.
+            let merged: Vec<LayerId> =
+                self.layers.superseded().into_iter().filter(|layer| layer.is_sealed()).map(|layer| layer.id).collect();
+            if !merged.is_empty() {
+                self.layers.sync(merged)?;
+            }
+        }
         Ok(busy)
     }
 }

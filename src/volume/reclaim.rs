@@ -26,8 +26,10 @@ impl Core {
         self.tell_hidden(|layer| hidden.get(&layer).cloned());
         for (id, hidden) in hidden {
             let Some(layer) = self.layers.get(id) else { continue };
-            let held = layer.patched_blocks() | layer.with_presence(|presence| presence.present.clone());
-            let dead = held & &hidden;
+            let mut dead = layer.with_presence(|presence| &presence.present & &hidden);
+            if layer.has_patches() {
+                dead |= layer.patched_blocks() & &hidden;
+            }
             if !dead.is_empty() {
                 found = true;
                 self.layers.forget(&layer, &dead)?;
