@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::view::{Answer, Piece, View};
+use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
 use crate::io::AlignedBuffer;
@@ -49,8 +50,11 @@ impl Core {
         for (blocks, answer) in self.answers(&below, extent, run.clone())? {
             if let Answer::Missing(root) = answer {
                 let fetched = self.demand(&root, u64::from(first) + u64::from(blocks.start)..u64::from(first) + u64::from(blocks.end));
+                // Blocks that were merged meanwhile need nothing from below any more.
+                let asked = BlockBits::of(blocks);
                 if let Err(error) = fetched
                     && error.kind() != ErrorKind::NoSpace
+                    && layer.patched(extent).and(&asked) == asked
                 {
                     return Err(error);
                 }
@@ -77,7 +81,11 @@ impl Core {
             below = self.below(&next)?;
             patched.push(next);
         }
-        self.read_extent(&|| below.clone(), extent, within, buffer)?;
+        if let Err(error) = self.read_extent(&|| below.clone(), extent, within.clone(), buffer) {
+            // Once a block is merged, the one below it is forgotten.
+            let all = patched.iter().all(|layer| layer.patched(extent).contains(within.start));
+            return if all { Err(error) } else { Ok(Merged::Gone) };
+        }
         let mut merged = Merged::Gone;
         while let Some(layer) = patched.pop() {
             merged = self.layers.merge(&layer, block, buffer)?;

@@ -149,6 +149,20 @@ impl Core {
         }
     }
 
+    /// Brings missing blocks of an extent, unless they are not missing any more for whoever looks: a layer above may hold them
+    /// by now, and then the root may have forgotten them and let its source go.
+    pub(super) fn demand_seen(&self, look: &dyn Fn() -> View, root: &Layer, extent: u32, range: Range<u32>) -> Result<()> {
+        let first = u64::from(extent) * u64::from(EXTENT_BLOCKS);
+        match self.demand(root, first + u64::from(range.start)..first + u64::from(range.end)) {
+            Err(error) if error.kind() == ErrorKind::SourceLost => {
+                let answers = self.answers(&look(), extent, range)?;
+                let missing = answers.iter().any(|(_, answer)| matches!(answer, Answer::Missing(_)));
+                if missing { Err(error) } else { Ok(()) }
+            }
+            other => other,
+        }
+    }
+
     /// Fills `buffer` with whole blocks of one extent. `look` gives the view at each moment.
     ///
     /// # Errors
@@ -171,11 +185,10 @@ impl Core {
                     continue;
                 }
                 Answer::Missing(layer) => {
-                    let block = u64::from(first + run.start);
-                    let demanded = self.demand(&layer, block..block + run.len() as u64);
+                    let demanded = self.demand_seen(look, &layer, extent, run.clone());
                     if let (Err(ErrorKind::NoSpace), Some(hydrator)) = (demanded.as_ref().map_err(Error::kind), self.hydrator(layer.id)) {
                         // A full disk must not keep anybody from reading.
-                        hydrator.read_through(block, part)?;
+                        hydrator.read_through(u64::from(first + run.start), part)?;
                         continue;
                     }
                     demanded?;
@@ -210,7 +223,7 @@ impl Core {
                     buffer.fill(0);
                     return Ok(());
                 }
-                Answer::Missing(layer) => self.demand(&layer, u64::from(block)..u64::from(block) + 1)?,
+                Answer::Missing(layer) => self.demand_seen(look, &layer, extent, within..within + 1)?,
                 Answer::Patched(layer) => {
                     if !matches!(self.merge_block(&layer, block, buffer)?, Merged::Gone) {
                         return Ok(());
