@@ -48,6 +48,7 @@
 //! | owner map | block -> the layer that answers for it; structurally shared between forks |
 //! | source | read-only bytes below the root of a chain, elsewhere |
 //! | fetch, fill | read a range from a source; put it into the layer that stands for it |
+//! | patch | parts of a block that were written while the rest is still at the source; merged with it when it has come |
 //! | hydration | making a volume independent of its source: *demand* (a reader waits) and *backfill* (nobody waits) |
 //! | journal | the log of changes of shape and presence since the last checkpoint |
 //!

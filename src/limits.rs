@@ -15,5 +15,9 @@ pub const QUEUE_DEPTH_MAX: u32 = 4096;
 /// Bytes of one layer data file; a longer layer continues in further files (ext4 ends a file at 16 TiB less one block).
 pub const SEGMENT_BYTES: u64 = 8 << 40;
 
+/// Bytes of blocks in memory of which only a part was written while the rest is at a source; beyond, such a write waits.
+pub const PATCH_BYTES_MAX: u64 = 16 << 20;
+
+const _: () = assert!(PATCH_BYTES_MAX >= BLOCK_BYTES_MAX as u64);
 const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_BYTES_MIN as u64 == 1 << 32);
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(EXTENT_BLOCKS as u64 * BLOCK_BYTES_MAX as u64));

@@ -20,6 +20,7 @@
 //!  23  mark            layer u32, extent u32
 //!  24  clear           layer u32, extent u32
 //!  25  expect          as 20
+//!  26  patch           layer u32, block u32, offset within the block u32, bytes blob (1 byte to the end of the largest block)
 //!  30  presence        layer u32, present blob, zeroed blob, marked blob (portable roaring bitmaps)
 //!  31  closed          -
 //!
@@ -31,6 +32,7 @@ use roaring::RoaringBitmap;
 
 use super::bytes::{FormatError, Reader, Writer};
 use crate::ids::{LayerId, VolumeId};
+use crate::limits::BLOCK_BYTES_MAX;
 
 /// Share of a hydration in what the hydrations of a store have together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -128,6 +130,19 @@ pub struct BlockRun {
     pub checksums: Vec<u32>,
 }
 
+/// Bytes written to a part of a block whose other bytes are still below the layer, perhaps at a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatchRecord {
+    /// The layer.
+    pub layer: LayerId,
+    /// The block.
+    pub block: u32,
+    /// Where in the block the bytes begin.
+    pub offset: u32,
+    /// The bytes, at least one.
+    pub bytes: Vec<u8>,
+}
+
 /// Presence of a whole layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PresenceRecord {
@@ -219,6 +234,8 @@ pub enum Record {
     Clear(LayerId, u32),
     /// Blocks that were overwritten in place just before their layer was sealed: the round counts only if they match.
     Expect(BlockRun),
+    /// Part of a block that the layer does not hold is written. It counts until the block is present, zero or dropped.
+    Patch(PatchRecord),
     /// Presence of a whole layer.
     Presence(PresenceRecord),
     /// The store was closed in order: there is nothing to verify.
@@ -258,6 +275,28 @@ impl BlockRun {
         let bytes = reader.take((count as usize).checked_mul(4).ok_or_else(|| FormatError("run is too long".into()))?)?;
         let checksums = bytes.as_chunks::<4>().0.iter().map(|chunk| u32::from_le_bytes(*chunk)).collect();
         Ok(Self { layer, block, checksums })
+    }
+}
+
+impl PatchRecord {
+    /// Bytes of a record before the bytes it carries.
+    pub const HEADER_BYTES: u64 = 17;
+
+    fn encode(&self, writer: &mut Writer) {
+        writer.u8(26);
+        writer.u32(self.layer.0);
+        writer.u32(self.block);
+        writer.u32(self.offset);
+        writer.blob(&self.bytes);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let (layer, block, offset, bytes) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?, reader.blob()?);
+        let fits = offset.checked_add(bytes.len() as u32).is_some_and(|end| end <= BLOCK_BYTES_MAX);
+        if bytes.is_empty() || !fits {
+            return Err(FormatError(format!("{} bytes at {offset} are not a part of a block", bytes.len())));
+        }
+        Ok(Self { layer, block, offset, bytes: bytes.to_vec() })
     }
 }
 
@@ -401,6 +440,7 @@ impl Record {
             Self::Mark(layer, extent) => Self::encode_three(writer, 23, [layer.0, *extent]),
             Self::Clear(layer, extent) => Self::encode_three(writer, 24, [layer.0, *extent]),
             Self::Expect(run) => run.encode(25, writer),
+            Self::Patch(patch) => patch.encode(writer),
             Self::Presence(presence) => {
                 writer.u8(30);
                 writer.u32(presence.layer.0);
@@ -476,6 +516,7 @@ impl Record {
             23 => Self::Mark(LayerId(reader.u32()?), reader.u32()?),
             24 => Self::Clear(LayerId(reader.u32()?), reader.u32()?),
             25 => Self::Expect(BlockRun::decode(reader)?),
+            26 => Self::Patch(PatchRecord::decode(reader)?),
             30 => Self::Presence(PresenceRecord {
                 layer: LayerId(reader.u32()?),
                 present: read_bitmap(reader)?,
@@ -556,6 +597,7 @@ mod tests {
             Record::Mark(LayerId(1), 6),
             Record::Clear(LayerId(1), 6),
             Record::Expect(run()),
+            Record::Patch(PatchRecord { layer: LayerId(1), block: 9, offset: BLOCK_BYTES_MAX - 2, bytes: vec![5, 6] }),
             Record::Presence(PresenceRecord {
                 layer: LayerId(1),
                 present: (0..5000).collect(),
@@ -592,11 +634,23 @@ mod tests {
         let golden =
             b"\x14\x03\0\0\0\x09\0\0\0\x01\0\0\0\x04\x03\x02\x01\x15\x01\0\0\0\x02\0\0\0\x03\0\0\0\x06\x05\0\0\0\0\0\0\0\x02\0\0\0ab";
         assert_eq!(writer.bytes, golden);
+        let mut writer = Writer::default();
+        Record::Patch(PatchRecord { layer: LayerId(3), block: 9, offset: 0x0102, bytes: b"ab".to_vec() }).encode(&mut writer);
+        assert_eq!(writer.bytes, b"\x1a\x03\0\0\0\x09\0\0\0\x02\x01\0\0\x02\0\0\0ab");
+        assert_eq!(writer.bytes.len() as u64, PatchRecord::HEADER_BYTES + 2);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for bytes in [&b"\xff"[..], b"\x14\x01\0\0\0\xff\xff\xff\xff\x02\0\0\0", b"\x15\x01\0\0\0\x05\0\0\0\x04\0\0\0"] {
+        let nonsense: [&[u8]; 6] = [
+            b"\xff",
+            b"\x14\x01\0\0\0\xff\xff\xff\xff\x02\0\0\0",
+            b"\x15\x01\0\0\0\x05\0\0\0\x04\0\0\0",
+            b"\x1a\x01\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0",
+            b"\x1a\x01\0\0\0\x01\0\0\0\xff\xff\0\0\x02\0\0\0ab",
+            b"\x1a\x01\0\0\0\x01\0\0\0\xff\xff\xff\xff\x02\0\0\0ab",
+        ];
+        for bytes in nonsense {
             assert!(Record::decode_all(bytes).is_err());
         }
     }

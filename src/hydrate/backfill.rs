@@ -17,8 +17,9 @@ use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_
 const IDLE_INTERVAL: Duration = Duration::from_millis(20);
 /// Without hope of anything to do before a wake.
 const LONG: Duration = Duration::from_secs(60);
-/// While readers wait, backfill takes this part of the way to a host: it yields, but never starves.
+/// While readers wait, backfill takes this part of the way to a host, or makes a request so often: it yields, but never starves.
 const SHARE_WHILE_WAITED: u64 = 4;
+const FLOOR_INTERVAL: Duration = Duration::from_millis(20);
 /// Fetched bytes after which progress is made durable.
 const RECORD_BYTES: u64 = 64 << 20;
 /// Hydrations that begin together begin a little apart: so much for each that is there already.
@@ -43,6 +44,7 @@ struct Backfill<'a> {
     requests: HashMap<u64, Request>,
     next: u64,
     bytes_under_way: u64,
+    last_request: Duration,
     unrecorded_bytes: u64,
     /// Whether the deadline needs a faster pace than it has, and when that was worked out.
     due: (bool, Duration),
@@ -121,6 +123,7 @@ impl<'a> Backfill<'a> {
             requests: HashMap::new(),
             next: 0,
             bytes_under_way: 0,
+            last_request: Duration::ZERO,
             unrecorded_bytes: 0,
             due: (false, Duration::ZERO),
             sender,
@@ -282,6 +285,7 @@ impl<'a> Backfill<'a> {
         let number = self.next;
         self.next += 1;
         self.bytes_under_way += bytes;
+        self.last_request = now;
         if let Some(writes) = &mut self.writes {
             writes.expect(run.clone());
         }
@@ -303,8 +307,10 @@ impl<'a> Backfill<'a> {
         let config = &self.hydrator.config;
         let mut state = self.hydrator.state.lock();
         let cap = state.settings.rate_bytes_per_second;
-        if state.demands > 0 && self.bytes_under_way > config.budget.window_bytes(host) / SHARE_WHILE_WAITED {
-            return Err(IDLE_INTERVAL);
+        let since = now.saturating_sub(self.last_request);
+        let crowded = self.bytes_under_way > config.budget.window_bytes(host) / SHARE_WHILE_WAITED;
+        if state.demands > 0 && crowded && since < FLOOR_INTERVAL {
+            return Err(FLOOR_INTERVAL - since);
         }
         state.pace.take(now, cap, bytes)?;
         config.budget.begin(now, config.layer.id, host, bytes, is_due).map_err(|wait| {

@@ -115,6 +115,7 @@ impl Layers {
         let mut state = layer.state.lock();
         let state = &mut *state;
         let new = bits.minus(&state.presence.present_bits(extent));
+        let over_zeros = new.and(&state.presence.zeroed_bits(extent));
         if !new.is_empty() {
             state.presence.insert(extent, &new);
             state.fresh_blocks += u64::from(new.count());
@@ -126,6 +127,7 @@ impl Layers {
                 hot.page.set(block, *checksum);
             }
             hot.fresh = hot.fresh.or(&new);
+            hot.over_zeros = hot.over_zeros.minus(&new).or(&over_zeros);
             let overwritten = bits.minus(&hot.fresh);
             if !overwritten.is_empty() {
                 hot.overwritten = hot.overwritten.or(&overwritten);

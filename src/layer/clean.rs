@@ -98,12 +98,14 @@ impl Layers {
     pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
         let result = self.commit.exclusive(
             |ticket, gathered| self.run_round(ticket, gathered),
-            |journal| {
+            || {
                 // Crash ordering 5.
                 self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
                 self.sync_pages()?;
-                let layers = self.all();
-                journal.checkpoint(shape.into_iter().chain(layers.iter().map(|layer| self.presence_record(layer))))
+                // Gathered before the journal is locked: a writer with a layer's lock may be waiting for the journal's. What changes
+                // meanwhile is in the next frame.
+                let presence: Vec<Record> = self.all().iter().flat_map(|layer| self.presence_records(layer)).collect();
+                self.commit.journal().checkpoint(shape.into_iter().chain(presence))
             },
         );
         if let Err(error) = &result
@@ -114,19 +116,23 @@ impl Layers {
         result
     }
 
-    /// What the journal may say of a layer: fresh blocks are left out, for they have no durable bytes yet.
-    fn presence_record(&self, layer: &Arc<Layer>) -> Record {
+    /// What the journal may say of a layer: fresh blocks are left out, for they have no durable bytes yet; the zeros and patches
+    /// that they supersede are still in it.
+    fn presence_records(&self, layer: &Arc<Layer>) -> Vec<Record> {
         let state = layer.state.lock();
         let mut present = state.presence.present.clone();
+        let mut zeroed = state.presence.zeroed.clone();
         for extent in &state.fresh_extents {
             if let Some(hot) = state.hot.get(extent) {
                 super::presence::remove_bits(&mut present, *extent, &hot.fresh);
+                super::presence::insert_bits(&mut zeroed, *extent, &hot.fresh.and(&hot.over_zeros));
             }
         }
+        let patches: Vec<Record> = state.patches_to_keep(&present).flat_map(|(block, patch)| patch.records(layer.id, block)).collect();
         present.optimize();
-        let mut zeroed = state.presence.zeroed.clone();
         zeroed.optimize();
-        Record::Presence(PresenceRecord { layer: layer.id, present, zeroed, marked: state.marked.clone() })
+        let presence = Record::Presence(PresenceRecord { layer: layer.id, present, zeroed, marked: state.marked.clone() });
+        std::iter::once(presence).chain(patches).collect()
     }
 
     /// Layers with marked extents.
@@ -180,12 +186,11 @@ impl Layers {
 
     /// Whether the journal has grown so much that a checkpoint is due.
     pub fn wants_checkpoint(&self) -> bool {
-        const LOG_BYTES_MAX: u64 = 8 << 20;
         const CHANGED_PAGES_MAX: usize = 16 << 10;
         let (log, state) = {
             let journal = self.commit.journal();
             (journal.log_bytes(), journal.state_bytes())
         };
-        log > LOG_BYTES_MAX.max(2 * state) || self.checksums.changed_pages() > CHANGED_PAGES_MAX
+        log > self.checkpoint_bytes.max(2 * state) || self.checksums.changed_pages() > CHANGED_PAGES_MAX
     }
 }

@@ -48,7 +48,7 @@ pub struct Commit {
     /// Frames written so far, and states.
     frames: AtomicU64,
     journal: Mutex<Journal>,
-    /// Journal bytes that new blocks without a record will need.
+    /// Journal bytes that new blocks and patches without a record will need.
     outstanding: AtomicU64,
     /// Journal bytes that are allocated for them.
     ceiling: AtomicU64,
@@ -143,11 +143,7 @@ impl Commit {
     }
 
     /// Runs a round, and then `then` before any other round may start.
-    pub fn exclusive(
-        &self,
-        mut run: impl FnMut(Ticket, Gathered) -> Result<()>,
-        then: impl FnOnce(&mut Journal) -> Result<()>,
-    ) -> Result<()> {
+    pub fn exclusive(&self, mut run: impl FnMut(Ticket, Gathered) -> Result<()>, then: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut queue = self.queue.lock();
         while queue.leading {
             self.ended.wait(&mut queue);
@@ -161,7 +157,7 @@ impl Commit {
         let mut outcome = result.clone();
         if !failed {
             // Space in the new file is counted anew.
-            outcome = then(&mut self.journal.lock());
+            outcome = then();
             self.frames.fetch_add(1, Ordering::AcqRel);
             self.ceiling.store(0, Ordering::Release);
         }
@@ -193,7 +189,14 @@ impl Commit {
     /// # Errors
     /// [`ErrorKind::NoSpace`]; nothing has changed then.
     pub fn reserve_blocks(&self, blocks: u32) -> Result<()> {
-        let bytes = u64::from(blocks) * NEW_BLOCK_BYTES;
+        self.reserve(u64::from(blocks) * NEW_BLOCK_BYTES)
+    }
+
+    /// Takes journal space for records of so many bytes that a later round will have.
+    ///
+    /// # Errors
+    /// As [`Commit::reserve_blocks`].
+    pub fn reserve(&self, bytes: u64) -> Result<()> {
         let outstanding = self.outstanding.fetch_add(bytes, Ordering::AcqRel) + bytes;
         if outstanding <= self.ceiling.load(Ordering::Acquire) {
             return Ok(());
@@ -202,7 +205,7 @@ impl Commit {
         let taken = journal.reserve(outstanding + RESERVE_STEP_BYTES);
         match taken {
             Ok(()) => self.ceiling.store(outstanding + RESERVE_STEP_BYTES, Ordering::Release),
-            Err(_) => self.release_blocks(blocks),
+            Err(_) => self.release(bytes),
         }
         taken
     }
@@ -214,7 +217,12 @@ impl Commit {
 
     /// Gives back what was taken for blocks that are not new after all, or whose record was written.
     pub fn release_blocks(&self, blocks: u32) {
-        self.outstanding.fetch_sub(u64::from(blocks) * NEW_BLOCK_BYTES, Ordering::AcqRel);
+        self.release(u64::from(blocks) * NEW_BLOCK_BYTES);
+    }
+
+    /// Gives back what [`Commit::reserve`] took.
+    pub fn release(&self, bytes: u64) {
+        self.outstanding.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     /// Appends a frame; answers the file to sync.

@@ -14,9 +14,11 @@
 //! 3. *A mark is cleared* when the extent's blocks, then its checksum page, are durable, and nothing was written in between.
 //! 4. *Space is given back* only after the record that makes the blocks zero or forgotten is durable, and a block is written
 //!    again only after that (`State::dying`).
-//! 5. *A checkpoint* (which drops the checksums from the journal) writes and syncs every changed checksum page first.
+//! 5. *A checkpoint* (which drops the checksums from the journal) writes and syncs every changed checksum page first. Blocks
+//!    that no frame names yet are in it as what they were before: absent, zeroed or patched.
 //! 6. *A record of shape counts only if every block its round names matches*: a fork seals a layer, and the layer's unsynced
 //!    overwrites are named in the same frame (`Expect`), so one barrier round makes both durable or neither count.
+//! 7. *A patch leaves memory, and so the next checkpoint, only when what supersedes it is durable* (see `patches`).
 //!
 //! Lock order: owner map, catalogue, layer state, commit queue, journal. None is held across a barrier.
 mod admit;
@@ -25,6 +27,7 @@ mod checksums;
 mod clean;
 mod commit;
 mod files;
+mod patches;
 mod presence;
 mod punch;
 mod recover;
@@ -36,6 +39,7 @@ mod trace;
 pub use admit::Admission;
 pub use blocks::BlockRead;
 pub use commit::Ticket;
+pub use patches::{Merged, PatchRoom};
 pub use presence::Presence;
 pub use recover::Recovery;
 pub use set::{LayerConfig, Layers, Reap};

@@ -47,6 +47,7 @@ impl Layers {
             false => Record::Drop { layer: layer.id, first, last },
         };
         let ticket = self.retire(layer, state, blocks.clone(), record);
+        self.forget_patches(layer, state, blocks.clone());
         match hides {
             true => state.presence.zero(blocks),
             false => state.presence.forget(blocks),
@@ -70,7 +71,7 @@ impl Layers {
         }
     }
 
-    /// Forgets blocks of a sealed layer that nobody can see. Durable, and their space given back, later.
+    /// Forgets blocks of a sealed layer, and patches, that nobody can see. Durable, and their space given back, later.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Poisoned`].
@@ -84,6 +85,7 @@ impl Layers {
                 continue;
             }
             self.retire(layer, &mut state, run.clone(), Record::Drop { layer: layer.id, first: *run.start(), last: *run.end() });
+            self.forget_patches(layer, &mut state, run.clone());
             state.presence.forget(run);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What the journal says of layers, until the store is open.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,13 +11,14 @@ use rustc_hash::FxHashMap;
 use super::blocks::BlockRead;
 use super::checksums::{ChecksumCache, block_checksum};
 use super::files::LayerFiles;
+use super::patches::{Patch, is_covered, remove_patches};
 use super::presence::Presence;
 use super::set::{LayerConfig, Layers};
 use super::state::Layer;
-use crate::error::{Error, Result};
-use crate::format::{BlockRun, LayerFile, Record};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{BlockRun, LayerFile, PatchRecord, Record};
 use crate::ids::LayerId;
-use crate::io::{AlignedBuffer, DiskFileExt};
+use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::journal::Journal;
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 
@@ -24,6 +26,19 @@ use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 struct RecoveredLayer {
     presence: Presence,
     marked: RoaringBitmap,
+    patches: BTreeMap<u32, Patch>,
+}
+
+impl RecoveredLayer {
+    fn zero(&mut self, blocks: RangeInclusive<u32>) {
+        remove_patches(&mut self.patches, blocks.clone());
+        self.presence.zero(blocks);
+    }
+
+    fn forget(&mut self, blocks: RangeInclusive<u32>) {
+        remove_patches(&mut self.patches, blocks.clone());
+        self.presence.forget(blocks);
+    }
 }
 
 /// Presence, marks and checksums as records add up.
@@ -32,6 +47,8 @@ pub struct Recovery {
     files: LayerFiles,
     checksums: ChecksumCache,
     layers: BTreeMap<LayerId, RecoveredLayer>,
+    /// Files with blocks that were read to see whether they match.
+    matched: BTreeMap<(LayerId, u32), Arc<dyn DiskFile>>,
 }
 
 impl Recovery {
@@ -39,7 +56,7 @@ impl Recovery {
     pub fn new(config: LayerConfig) -> Self {
         let files = LayerFiles::new(Arc::clone(&config.disk), config.paths.clone(), config.io_mode);
         let checksums = ChecksumCache::new(config.checksum_cache_bytes);
-        Self { config, files, checksums, layers: BTreeMap::new() }
+        Self { config, files, checksums, layers: BTreeMap::new(), matched: BTreeMap::new() }
     }
 
     /// Takes in one record; records of shape only tell which layers exist.
@@ -50,8 +67,9 @@ impl Recovery {
         match record {
             Record::Layer(layer) => drop(self.layers.insert(layer.layer, RecoveredLayer::default())),
             Record::Present(run) => return self.apply_present(run),
-            Record::Zero { layer, first, last } => self.with(*layer, |layer| layer.presence.zero(*first..=*last)),
-            Record::Drop { layer, first, last } => self.with(*layer, |layer| layer.presence.forget(*first..=*last)),
+            Record::Patch(patch) => return self.apply_patch(patch),
+            Record::Zero { layer, first, last } => self.with(*layer, |layer| layer.zero(*first..=*last)),
+            Record::Drop { layer, first, last } => self.with(*layer, |layer| layer.forget(*first..=*last)),
             Record::Mark(layer, extent) => self.with(*layer, |layer| {
                 layer.marked.insert(*extent);
             }),
@@ -83,12 +101,35 @@ impl Recovery {
         let last = run.block + (run.checksums.len() as u32 - 1);
         layer.presence.present.insert_range(run.block..=last);
         layer.presence.zeroed.remove_range(run.block..=last);
+        remove_patches(&mut layer.patches, run.block..=last);
         for (block, checksum) in (run.block..=u32::MAX).zip(&run.checksums) {
             let page = self.checksums.page(&self.files, run.layer, block / EXTENT_BLOCKS);
             let page = page.map_err(|error| Error::io(format!("cannot read the checksums of layer {}", run.layer), error))?;
             page.set(block % EXTENT_BLOCKS, *checksum);
         }
         Ok(())
+    }
+
+    fn apply_patch(&mut self, patch: &PatchRecord) -> Result<()> {
+        let block_bytes = self.config.block_size.bytes();
+        if u64::from(patch.offset) + patch.bytes.len() as u64 > block_bytes {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("the journal has a patch behind the end of a block of layer {}", patch.layer),
+            ));
+        }
+        self.with(patch.layer, |layer| {
+            // A round names blocks that became present after its records were made: then this patch is older than the block.
+            if !is_covered(&layer.presence, patch.block) {
+                layer.patches.entry(patch.block).or_insert_with(|| Patch::new(block_bytes)).put(patch.offset, &patch.bytes);
+            }
+        });
+        Ok(())
+    }
+
+    /// Patched blocks of all layers.
+    pub fn patched(&self) -> impl Iterator<Item = (LayerId, u32)> {
+        self.layers.iter().flat_map(|(id, layer)| layer.patches.keys().map(|block| (*id, *block)))
     }
 
     /// Forgets freed layers.
@@ -99,7 +140,7 @@ impl Recovery {
     }
 
     /// Splits a run of the last round into the parts whose blocks are on disk as the record says.
-    pub fn matching(&self, run: &BlockRun) -> Vec<BlockRun> {
+    pub fn matching(&mut self, run: &BlockRun) -> Vec<BlockRun> {
         let mut parts: Vec<BlockRun> = Vec::new();
         let mut last = None;
         for (block, checksum) in (run.block..=u32::MAX).zip(&run.checksums) {
@@ -118,12 +159,39 @@ impl Recovery {
     }
 
     /// A block that cannot be read does not match.
-    fn matches(&self, layer: LayerId, block: u32, checksum: u32) -> bool {
+    fn matches(&mut self, layer: LayerId, block: u32, checksum: u32) -> bool {
         let offset = self.config.block_size.offset_of(u64::from(block));
         let mut buffer = AlignedBuffer::zeroed(self.config.block_size.bytes() as usize);
-        let file = self.files.get(layer, LayerFile::Data((offset / SEGMENT_BYTES) as u32));
-        matches!(file, Ok(Some(file)) if file.read_exact_at(&mut buffer, offset % SEGMENT_BYTES).is_ok())
-            && block_checksum(layer, block, &buffer) == checksum
+        let segment = (offset / SEGMENT_BYTES) as u32;
+        let Ok(Some(file)) = self.files.get(layer, LayerFile::Data(segment)) else { return false };
+        let matches = file.read_exact_at(&mut buffer, offset % SEGMENT_BYTES).is_ok() && block_checksum(layer, block, &buffer) == checksum;
+        if matches {
+            self.matched.insert((layer, segment), file);
+        }
+        matches
+    }
+
+    /// Makes durable what this recovery believes because it can be read. When only the process ended, and not the power, the
+    /// blocks of the last round, and those overwritten in marked extents, may so far be in the page cache alone.
+    fn sync_believed(&mut self) -> Result<()> {
+        let segment_extents = SEGMENT_BYTES / self.config.block_size.extent_bytes();
+        for (id, layer) in &self.layers {
+            let mut next = layer.marked.min();
+            while let Some(extent) = next {
+                let segment = u64::from(extent) / segment_extents;
+                let file = self.files.get(*id, LayerFile::Data(segment as u32));
+                let file = file.map_err(|error| Error::io(format!("cannot open the data file of layer {id}"), error))?;
+                self.matched.extend(file.map(|file| ((*id, segment as u32), file)));
+                let after = u32::try_from((segment + 1) * segment_extents).ok();
+                next = after.and_then(|after| layer.marked.range(after..).next());
+            }
+        }
+        if self.matched.is_empty() {
+            return Ok(());
+        }
+        let files: Vec<Arc<dyn DiskFile>> = std::mem::take(&mut self.matched).into_values().collect();
+        let synced = self.config.disk.sync_dir(&self.config.paths.layers()).and_then(|()| self.config.disk.sync_all(&files));
+        synced.map_err(|error| Error::io("cannot sync the blocks of the last round", error))
     }
 
     /// Whether the checksum of a block is that of zeros.
@@ -144,10 +212,11 @@ impl Recovery {
     /// # Errors
     /// An I/O error; the old journal counts still.
     pub fn finish(
-        self,
+        mut self,
         parents: impl Fn(LayerId) -> (Option<LayerId>, Option<u64>),
         start: impl FnOnce(&mut dyn Iterator<Item = Record>) -> Result<Journal>,
     ) -> Result<Layers> {
+        self.sync_believed()?;
         let written = self.checksums.write_back_all(&self.files);
         // Without space for the pages their checksums go into the new journal, as they were in the old one.
         let kept = match written {
@@ -156,9 +225,11 @@ impl Recovery {
         };
         let synced = self.files.sync_names().and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
         synced.map_err(|error| Error::io("cannot sync checksums", error))?;
-        let records = self.layers.iter().map(|(id, layer)| {
+        let records = self.layers.iter().flat_map(|(id, layer)| {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());
-            Record::Presence(crate::format::PresenceRecord { layer: *id, present, zeroed, marked: layer.marked.clone() })
+            let presence = crate::format::PresenceRecord { layer: *id, present, zeroed, marked: layer.marked.clone() };
+            let patches = layer.patches.iter().flat_map(|(block, patch)| patch.records(*id, *block));
+            std::iter::once(Record::Presence(presence)).chain(patches)
         });
         let journal = start(&mut records.chain(kept))?;
         let table: FxHashMap<LayerId, Arc<Layer>> = self
@@ -190,6 +261,8 @@ impl Recovery {
         let mut state = layer.state.lock();
         state.presence = recovered.presence;
         state.presence.optimize();
+        layer.patched.store(!recovered.patches.is_empty(), Ordering::Release);
+        state.patches = recovered.patches;
         layer.unverified.store(!recovered.marked.is_empty(), Ordering::Release);
         state.unverified = recovered.marked.clone();
         state.marked = recovered.marked;
@@ -211,5 +284,56 @@ impl Layers {
                 self.read_settled(layer, block, &mut one).map(drop)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{LayerRecord, StorePaths};
+    use crate::ids::BlockSize;
+    use crate::io::{IoMode, SystemDisk};
+
+    fn recovery(directory: &std::path::Path) -> Recovery {
+        let config = LayerConfig {
+            disk: Arc::new(SystemDisk::new()),
+            paths: StorePaths::new(directory),
+            block_size: BlockSize::DEFAULT,
+            io_mode: IoMode::Buffered,
+            checksum_cache_bytes: 1 << 20,
+            checkpoint_bytes: 1 << 20,
+        };
+        let mut recovery = Recovery::new(config);
+        recovery.apply(&Record::Layer(LayerRecord::over(Some(LayerId(0)), LayerId(1)))).unwrap();
+        recovery
+    }
+
+    #[test]
+    fn a_patch_counts_until_its_block_is_covered_and_never_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let patch = |offset| Record::Patch(PatchRecord { layer: LayerId(1), block: 5, offset, bytes: vec![1; 10] });
+        let covers = [
+            Record::Present(BlockRun { layer: LayerId(1), block: 4, checksums: vec![1, 2, 3] }),
+            Record::Zero { layer: LayerId(1), first: 5, last: 9 },
+        ];
+        for cover in covers {
+            let mut recovery = recovery(dir.path());
+            for record in [patch(0), patch(100)] {
+                recovery.apply(&record).unwrap();
+                assert_eq!(recovery.patched().collect::<Vec<_>>(), [(LayerId(1), 5)]);
+            }
+            recovery.apply(&cover).unwrap();
+            assert_eq!(recovery.patched().count(), 0);
+            // Its record was made before the block was covered, but came into the frame after.
+            recovery.apply(&patch(200)).unwrap();
+            assert_eq!(recovery.patched().count(), 0);
+        }
+        let mut recovery = recovery(dir.path());
+        recovery.apply(&patch(0)).unwrap();
+        recovery.apply(&Record::Drop { layer: LayerId(1), first: 5, last: 5 }).unwrap();
+        assert_eq!(recovery.patched().count(), 0);
+        assert_eq!(recovery.apply(&patch(4090)).unwrap_err().kind(), ErrorKind::Corrupt);
+        recovery.apply(&Record::Patch(PatchRecord { layer: LayerId(7), block: 5, offset: 0, bytes: vec![1] })).unwrap();
+        assert_eq!(recovery.patched().count(), 0, "the layer was freed");
     }
 }

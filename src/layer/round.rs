@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::commit::{Gathered, Ticket};
+use super::patches::record_bytes;
 use super::set::{HELP_INTERVAL, Layers};
 use super::state::{Layer, State};
 use crate::bits::BlockBits;
@@ -63,6 +64,7 @@ impl Layers {
             sync(&files)?;
             total.expect.clear();
         }
+        let patch_bytes = gathered.records.iter().map(patch_bytes).sum();
         let mut writer = Writer::default();
         let expected = total.expect.into_iter().map(Record::Expect);
         let records = gathered.records.into_iter().chain(total.present.into_iter().map(Record::Present)).chain(expected);
@@ -72,6 +74,7 @@ impl Layers {
         if !writer.bytes.is_empty() {
             files.push(self.commit.append(&writer.bytes)?);
         }
+        self.count_patches_recorded(patch_bytes);
         if !files.is_empty() {
             sync(&files)?;
             self.count_barrier();
@@ -135,7 +138,13 @@ impl Layers {
         state.round = None;
         for extent in std::mem::take(&mut state.round_extents) {
             if let Some(hot) = state.hot.get_mut(&extent) {
-                hot.recorded = (std::mem::replace(&mut hot.round, BlockBits::EMPTY), frame);
+                let named = std::mem::replace(&mut hot.round, BlockBits::EMPTY);
+                hot.recorded = (named, frame);
+                for run in named.runs() {
+                    // What the frame names is durable now, and so supersedes its patches for good.
+                    let first = extent * EXTENT_BLOCKS;
+                    self.forget_patches(layer, &mut state, first + run.start..=first + (run.end - 1));
+                }
             }
             state.cool(extent);
         }
@@ -159,6 +168,13 @@ impl Layers {
                 self.note_garbage(&layer);
             }
         }
+    }
+}
+
+fn patch_bytes(record: &Record) -> u64 {
+    match record {
+        Record::Patch(patch) => record_bytes(patch.bytes.len()),
+        _ => 0,
     }
 }
 

@@ -23,6 +23,8 @@ use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
 pub(super) const HELP_INTERVAL: Duration = Duration::from_millis(1);
 /// Blocks that may be present without a record: bounds what recovery has to verify, and what the journal must have room for.
 const FRESH_BLOCKS_MAX: u64 = 64 << 10;
+/// The same for the records of patches.
+const PATCH_BYTES_QUEUED_MAX: u64 = 256 << 10;
 
 /// What the layers need to know of their store.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ pub struct LayerConfig {
     pub io_mode: IoMode,
     /// Memory for checksum pages.
     pub checksum_cache_bytes: u64,
+    /// Journal bytes since the last checkpoint after which another one is due.
+    pub checkpoint_bytes: u64,
 }
 
 /// Somebody who can complete writes that the kernel has finished: a queue whose owner may be waiting elsewhere.
@@ -54,6 +58,12 @@ pub struct Layers {
     pub(super) checksums: ChecksumCache,
     pub(super) contents: ContentChecksums,
     pub(super) commit: Commit,
+    pub(super) checkpoint_bytes: u64,
+    /// Patches in memory, and those for which there is room.
+    pub(super) patch_blocks: AtomicU64,
+    /// Journal bytes of patches that no frame has yet.
+    pub(super) patch_bytes_queued: AtomicU64,
+    pub(super) patched_layers: Mutex<BTreeSet<LayerId>>,
     table: RwLock<FxHashMap<LayerId, Arc<Layer>>>,
     reapers: Mutex<Vec<Weak<dyn Reap>>>,
     fresh_blocks: AtomicU64,
@@ -70,6 +80,8 @@ impl Layers {
         table: FxHashMap<LayerId, Arc<Layer>>,
         journal: Journal,
     ) -> Self {
+        let patched: BTreeSet<LayerId> = table.values().filter(|layer| layer.has_patches()).map(|layer| layer.id).collect();
+        let patches = patched.iter().filter_map(|id| table.get(id)).map(|layer| layer.state.lock().patches.len() as u64).sum();
         Self {
             contents: ContentChecksums::new(config.block_size.bytes()),
             disk: config.disk,
@@ -78,6 +90,10 @@ impl Layers {
             files,
             checksums,
             commit: Commit::new(journal),
+            checkpoint_bytes: config.checkpoint_bytes,
+            patch_blocks: AtomicU64::new(patches),
+            patch_bytes_queued: AtomicU64::new(0),
+            patched_layers: Mutex::new(patched),
             table: RwLock::new(table),
             reapers: Mutex::default(),
             fresh_blocks: AtomicU64::new(0),
@@ -121,6 +137,9 @@ impl Layers {
             state.freed = true;
             self.count_recorded(state.fresh_blocks);
             state.fresh_blocks = 0;
+            // They stay for readers that are still in the layer, but no longer count.
+            self.patch_blocks.fetch_sub(state.patches.len() as u64, Ordering::AcqRel);
+            self.patched_layers.lock().remove(&layer);
         }
     }
 
@@ -215,9 +234,16 @@ impl Layers {
         self.commit.release_blocks(blocks as u32);
     }
 
+    /// Gives back the journal space of patches whose records are in a frame now.
+    pub(super) fn count_patches_recorded(&self, bytes: u64) {
+        self.commit.release(bytes);
+        self.patch_bytes_queued.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
     /// Whether so many blocks wait for their record that writers have to make some durable first.
     pub fn under_pressure(&self) -> bool {
         self.fresh_blocks.load(Ordering::Relaxed) > FRESH_BLOCKS_MAX
+            || self.patch_bytes_queued.load(Ordering::Relaxed) > PATCH_BYTES_QUEUED_MAX
     }
 
     pub(super) fn count_barrier(&self) {

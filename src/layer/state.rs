@@ -10,6 +10,7 @@ use roaring::RoaringBitmap;
 
 use super::checksums::ChecksumPage;
 use super::commit::Ticket;
+use super::patches::Patch;
 use super::presence::{Presence, extent_blocks};
 use crate::bits::BlockBits;
 use crate::ids::LayerId;
@@ -32,6 +33,8 @@ pub struct Layer {
     sealed: AtomicBool,
     /// Some extent is unverified.
     pub(super) unverified: AtomicBool,
+    /// It has patches.
+    pub(super) patched: AtomicBool,
 }
 
 /// An extent that is being written, or was written and is not yet at rest.
@@ -40,6 +43,8 @@ pub(super) struct Hot {
     pub latched: BlockBits,
     /// Present blocks that no frame names yet; they may be overwritten without a mark.
     pub fresh: BlockBits,
+    /// Fresh blocks that were zeroed before: until a frame names them, the journal must call them zero.
+    pub over_zeros: BlockBits,
     /// Fresh blocks that a starting round waits for: no further writer is admitted to them.
     pub draining: BlockBits,
     /// Blocks that the frame of the round under way names; they must not be overwritten before it ends.
@@ -69,6 +74,8 @@ pub(super) struct Dying {
 pub(super) struct State {
     /// The truth in memory: fresh blocks are included.
     pub presence: Presence,
+    /// Parts of blocks, by block. They count while the block is neither present nor zeroed.
+    pub patches: BTreeMap<u32, Patch>,
     pub hot: BTreeMap<u32, Hot>,
     /// Hot extents with fresh blocks.
     pub fresh_extents: BTreeSet<u32>,
@@ -102,6 +109,7 @@ impl Layer {
             changed: Condvar::new(),
             sealed: AtomicBool::new(false),
             unverified: AtomicBool::new(false),
+            patched: AtomicBool::new(false),
         })
     }
 
@@ -110,14 +118,16 @@ impl Layer {
         self.sealed.store(true, Ordering::Release);
     }
 
-    pub(super) fn is_sealed(&self) -> bool {
+    /// Whether nobody but fills writes to it.
+    pub fn is_sealed(&self) -> bool {
         self.sealed.load(Ordering::Acquire)
     }
 
     /// Whether it holds or hides anything.
     pub fn is_blank(&self) -> bool {
         let state = self.state.lock();
-        state.presence.present.is_empty() && state.presence.zeroed.is_empty() && state.hot.values().all(|hot| hot.latched.is_empty())
+        let covers = !state.presence.present.is_empty() || !state.presence.zeroed.is_empty() || !state.patches.is_empty();
+        !covers && state.hot.values().all(|hot| hot.latched.is_empty())
     }
 
     /// Present and zeroed blocks of an extent.
@@ -151,6 +161,7 @@ impl State {
         self.hot.entry(extent).or_insert_with(|| Hot {
             latched: BlockBits::EMPTY,
             fresh: BlockBits::EMPTY,
+            over_zeros: BlockBits::EMPTY,
             draining: BlockBits::EMPTY,
             round: BlockBits::EMPTY,
             recorded: (BlockBits::EMPTY, 0),

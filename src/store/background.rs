@@ -1,4 +1,4 @@
-//! Work that nobody waits for: giving back space, hashing after a crash, clearing marks, checkpoints, sweeping.
+//! Work that nobody waits for: giving back space, merging patches with what has come from a source, hashing after a crash, clearing marks, checkpoints, sweeping.
 //!
 //! Each step is bounded, and every one can be done again after a crash.
 
@@ -112,7 +112,7 @@ impl Background {
         if self.core.unlink_step()? || layers.punch_step()? || self.checkpoint_step()? || self.sweep_step()? {
             return Ok(true);
         }
-        if self.core.reclaim_step()? || self.rehash_step()? {
+        if self.core.merge_step()? || self.core.reclaim_step()? || self.rehash_step()? {
             return Ok(true);
         }
         self.clean_step()?;
@@ -202,8 +202,9 @@ impl Background {
         self.core.look_for_dead_blocks();
         // A trace is advice: what cannot be written is given up.
         let _ = self.core.save_traces();
-        // What was queued becomes durable although nobody flushes.
-        self.core.layers().sync_if_queued().map(|_| ())
+        // What was queued becomes durable although nobody flushes, and patches that nobody needs give back their room.
+        let superseded: Vec<_> = self.core.layers().superseded().into_iter().map(|layer| layer.id).collect();
+        if superseded.is_empty() { self.core.layers().sync_if_queued() } else { self.core.layers().sync(superseded) }
     }
 }
 

@@ -52,6 +52,20 @@ pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
         }
         files.check_layer(id, presence, &mut report.violations)?;
     }
+    for (layer, block) in recovery.patched() {
+        let entry = catalog.layer(layer);
+        let offset = loaded.superblock.block_size.offset_of(u64::from(block));
+        match entry {
+            None => report.violations.push(format!("layer {layer}: it has a patch of block {block}, but is not in the catalogue")),
+            Some(entry) if entry.parent.is_none() => {
+                report.violations.push(format!("layer {layer}: it has a patch of block {block} over nothing"))
+            }
+            Some(_) if offset >= VOLUME_BYTES_MAX => {
+                report.violations.push(format!("layer {layer}: its patch of block {block} is behind every volume"))
+            }
+            Some(_) => {}
+        }
+    }
     Ok(report)
 }
 

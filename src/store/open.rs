@@ -54,6 +54,7 @@ pub(super) fn layer_config(paths: &StorePaths, options: &StoreOptions, superbloc
         block_size: superblock.block_size,
         io_mode: options.io_mode,
         checksum_cache_bytes: options.checksum_cache_bytes,
+        checkpoint_bytes: options.checkpoint_bytes,
     }
 }
 

@@ -23,6 +23,8 @@ pub struct StoreOptions {
     pub owner: String,
     /// Memory for checksum pages: 4 KiB for 4 MiB of data (with 4 KiB blocks). Changed pages may exceed it until a checkpoint.
     pub checksum_cache_bytes: u64,
+    /// Journal bytes after which the state is written anew, or twice the state if that is more.
+    pub checkpoint_bytes: u64,
     /// The machine's files.
     pub disk: Arc<dyn Disk>,
     /// Time.
@@ -42,6 +44,7 @@ impl Default for StoreOptions {
             sources: None,
             owner: format!("process {}", std::process::id()),
             checksum_cache_bytes: 64 << 20,
+            checkpoint_bytes: 8 << 20,
             disk: Arc::new(SystemDisk::new()),
             clock: Arc::new(SystemClock::default()),
             on_event: None,

@@ -66,6 +66,8 @@ pub struct Core {
     pub(super) recorders: Mutex<Vec<Arc<Recorder>>>,
     /// Freed layers whose files can go once the round has ended.
     freed: Mutex<Vec<(Ticket, LayerId)>>,
+    /// Where the next look for patches to merge begins.
+    pub(super) next_patch: Mutex<(LayerId, u32)>,
     /// Something was hidden or freed: blocks may be dead.
     pub(super) reclaim: std::sync::atomic::AtomicBool,
 }
@@ -90,6 +92,7 @@ impl Core {
             workers: Workers::default(),
             recorders: Mutex::default(),
             freed: Mutex::default(),
+            next_patch: Mutex::new((LayerId(0), 0)),
             reclaim: std::sync::atomic::AtomicBool::new(true),
         })
     }

@@ -121,6 +121,12 @@ impl Core {
         for (id, entry) in catalog.chain(top) {
             unique &= is_unshared(entry, id == top);
             let Some(layer) = self.layers.get(id) else { continue };
+            // Looked at before presence, so that a block merged meanwhile is not counted twice. Its rest may still be missing.
+            if layer.has_patches() {
+                let patched = layer.patched_blocks() - &covered;
+                counts.missing += patched.len();
+                covered |= patched;
+            }
             layer.with_presence(|presence| {
                 let present = presence.present.len() - covered.intersection_len(&presence.present);
                 counts.present += present;

@@ -34,7 +34,7 @@ impl Core {
             for (run, answer) in self.answers(view, piece.extent, piece.blocks.clone())? {
                 match answer {
                     Answer::Zero => checksums.resize(checksums.len() + run.len(), Some(zeros)),
-                    Answer::Missing(_) => checksums.resize(checksums.len() + run.len(), None),
+                    Answer::Missing(_) | Answer::Patched(_) => checksums.resize(checksums.len() + run.len(), None),
                     Answer::Held(layer) => {
                         checksums.extend(self.layers.content_checksums(&layer, first + run.start..first + run.end)?);
                     }
@@ -81,6 +81,9 @@ impl Core {
         let (mut data, mut zero) = (RoaringBitmap::new(), RoaringBitmap::new());
         let mut next = self.layers.get(view.layer.id);
         while let Some(layer) = next {
+            if layer.has_patches() {
+                data |= layer.patched_blocks() - &zero;
+            }
             layer.with_presence(|presence| {
                 data |= &presence.present - &zero;
                 zero |= &presence.zeroed - &data;

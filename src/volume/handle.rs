@@ -51,8 +51,12 @@ impl Volume {
 
     /// Writes `data` at `offset`. Not durable before a flush.
     ///
+    /// Does not wait for a source, unless it begins or ends inside a missing block when parts of 16 MiB of such blocks are
+    /// already waiting for the rest.
+    ///
     /// # Errors
-    /// [`crate::ErrorKind::NoSpace`] (nothing has changed then), [`crate::ErrorKind::Poisoned`].
+    /// [`crate::ErrorKind::NoSpace`] (nothing has changed then), [`crate::ErrorKind::Poisoned`]; when it has to wait for a source,
+    /// [`crate::ErrorKind::SourceLost`].
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         self.0.write(data, offset)
     }

@@ -9,11 +9,10 @@ use parking_lot::RwLock;
 use super::core::{Core, gone};
 use super::gate::{Closed, Gate};
 use super::trace::Recorder;
-use super::view::{Answer, Piece, View};
+use super::view::{Piece, View};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::ids::VolumeId;
-use crate::io::AlignedBuffer;
 use crate::layer::{Layer, Layers};
 use crate::limits::{EXTENT_BLOCKS, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
@@ -129,17 +128,20 @@ impl Head {
 
     fn write_piece(&self, piece: &Piece, data: &[u8]) -> Result<()> {
         let partial = self.partial_blocks(piece);
-        // Blocks that are still at the source come before the gate is passed, so that a fork never waits for a network.
-        for block in &partial {
-            self.bring(piece.extent, *block)?;
+        loop {
+            self.gate.enter();
+            let result = self.write_inside(piece, data, &partial);
+            self.gate.leave();
+            match result? {
+                None => return Ok(()),
+                // Outside of the gate, so that a fork never waits for a network.
+                Some(block) => self.core.bring(&self.look(), piece.extent, block..block + 1)?,
+            }
         }
-        self.gate.enter();
-        let result = self.write_inside(piece, data, &partial);
-        self.gate.leave();
-        result
     }
 
-    fn write_inside(&self, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<()> {
+    /// `Some`: this block has to be fetched first.
+    fn write_inside(&self, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<Option<u32>> {
         // Behind the gate the head does not change.
         let layer = Arc::clone(&self.view.read().layer);
         let layers = &self.core.layers;
@@ -148,64 +150,13 @@ impl Head {
         let owned = self.is_owner(&layer, piece.extent, piece.blocks.clone());
         if partial.is_empty() {
             layers.write_admitted(&layer, piece.extent, piece.blocks.clone(), data)?;
-        } else {
-            let merged = self.merge(&layer, piece, data, partial).inspect_err(|_| layers.withdraw_write(&layer, piece.extent, &bits))?;
-            layers.write_admitted(&layer, piece.extent, piece.blocks.clone(), &merged)?;
+        } else if let Some(block) = self.write_partial(&layer, piece, data, partial)? {
+            return Ok(Some(block));
         }
         if !owned {
             self.take_over(&layer, piece.extent, piece.blocks.clone());
         }
-        Ok(())
-    }
-
-    /// Blocks of a piece that are written in part.
-    fn partial_blocks(&self, piece: &Piece) -> Vec<u32> {
-        let block_bytes = self.core.block_size.bytes();
-        let mut partial = Vec::new();
-        if piece.skip > 0 || piece.bytes < block_bytes {
-            partial.push(piece.blocks.start);
-        }
-        let last = piece.blocks.end - 1;
-        if !(piece.skip + piece.bytes).is_multiple_of(block_bytes) && partial.last() != Some(&last) {
-            partial.push(last);
-        }
-        partial
-    }
-
-    /// Fetches a block if it is still missing.
-    fn bring(&self, extent: u32, block: u32) -> Result<()> {
-        let view = self.look();
-        if let Some((_, Answer::Missing(root))) = self.core.answers(&view, extent, block..block + 1)?.pop() {
-            let number = u64::from(extent * EXTENT_BLOCKS + block);
-            self.core.demand(&root, number..number + 1)?;
-        }
-        Ok(())
-    }
-
-    /// Whole blocks: the old bytes of partial ones with the new bytes over them. The caller holds the latch.
-    fn merge(&self, layer: &Arc<Layer>, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<AlignedBuffer> {
-        let block_bytes = self.core.block_size.bytes() as usize;
-        let mut merged = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes);
-        for block in partial {
-            let at = (block - piece.blocks.start) as usize * block_bytes;
-            self.read_latched(layer, piece.extent, *block, &mut merged[at..at + block_bytes])?;
-        }
-        merged[piece.skip as usize..][..data.len()].copy_from_slice(data);
-        Ok(merged)
-    }
-
-    /// Reads a block whose latch in the head the caller holds.
-    fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<()> {
-        let number = extent * EXTENT_BLOCKS + block;
-        if !layer.extent(extent).0.contains(block) {
-            return self.core.read_extent(&|| self.look(), extent, block..block + 1, buffer);
-        }
-        match self.core.layers.read_blocks(layer, number, buffer)? {
-            crate::layer::BlockRead::Verified => Ok(()),
-            crate::layer::BlockRead::Mismatch(block) => {
-                Err(self.core.layers.corruption(layer, block, "its bytes do not match their checksum"))
-            }
-        }
+        Ok(None)
     }
 
     /// Whether the layer answers for all blocks of the range. Also resolves the extent, which must happen before the layer

@@ -9,6 +9,8 @@ mod gate;
 mod handle;
 mod head;
 mod info;
+mod merge;
+mod partial;
 mod queue;
 mod reclaim;
 mod request;

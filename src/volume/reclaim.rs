@@ -1,7 +1,7 @@
 //! Which blocks nobody can see.
 //!
 //! A block of a layer is dead when every child hides it (has it, or zeroed it, durably; or is itself nameless and only has
-//! children that hide it) and no name shows the layer.
+//! children that hide it) and no name shows the layer. A patch hides nothing, for the block below it is still needed.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -26,7 +26,10 @@ impl Core {
         self.tell_hidden(|layer| hidden.get(&layer).cloned());
         for (id, hidden) in hidden {
             let Some(layer) = self.layers.get(id) else { continue };
-            let dead = layer.with_presence(|presence| &presence.present & &hidden);
+            let mut dead = layer.with_presence(|presence| &presence.present & &hidden);
+            if layer.has_patches() {
+                dead |= layer.patched_blocks() & &hidden;
+            }
             if !dead.is_empty() {
                 found = true;
                 self.layers.forget(&layer, &dead)?;

@@ -32,7 +32,7 @@ impl Core {
             for (blocks, answer) in self.answers(view, piece.extent, piece.blocks.clone())? {
                 let kind = match answer {
                     Answer::Zero => RunKind::Zero,
-                    Answer::Missing(_) => RunKind::Missing,
+                    Answer::Missing(_) | Answer::Patched(_) => RunKind::Missing,
                     Answer::Held(layer) => RunKind::Data { depth: self.depth_of(view, layer.id, &mut depths) },
                 };
                 let start = (extent_start + self.block_size.offset_of(u64::from(blocks.start))).max(offset);
@@ -70,12 +70,7 @@ impl Core {
         look().check_range(offset, bytes)?;
         while bytes > 0 {
             let piece = Piece::at(self.block_size, offset, bytes);
-            let first = u64::from(piece.extent) * u64::from(EXTENT_BLOCKS);
-            for (blocks, answer) in self.answers(&look(), piece.extent, piece.blocks.clone())? {
-                if let Answer::Missing(root) = answer {
-                    self.demand(&root, first + u64::from(blocks.start)..first + u64::from(blocks.end))?;
-                }
-            }
+            self.bring(&look(), piece.extent, piece.blocks.clone())?;
             offset += piece.bytes;
             bytes -= piece.bytes;
         }

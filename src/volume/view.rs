@@ -7,7 +7,7 @@ use super::core::Core;
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
-use crate::layer::{BlockRead, Layer};
+use crate::layer::{BlockRead, Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
 use crate::owners::{Leaf, Owner, OwnerMap};
 
@@ -31,6 +31,8 @@ pub enum Answer {
     Held(Arc<Layer>),
     /// The source of this root layer has them.
     Missing(Arc<Layer>),
+    /// The layer has parts of them; the rest is below, perhaps at a source.
+    Patched(Arc<Layer>),
 }
 
 impl View {
@@ -74,7 +76,7 @@ impl Core {
                 // Its presence grows under its readers: it answers for all it may ever have.
                 give(&mut open, &layer.source_bits(extent), Owner::Layer(layer.id));
             } else {
-                let (present, zeroed) = layer.extent(extent);
+                let (present, zeroed) = layer.answered(extent);
                 give(&mut open, &present, Owner::Layer(layer.id));
                 give(&mut open, &zeroed, Owner::Zero);
             }
@@ -105,6 +107,7 @@ impl Core {
                 Owner::Layer(id) => {
                     let layer = if id == view.layer.id { Arc::clone(&view.layer) } else { self.layers.require(id)? };
                     match layer.source_blocks {
+                        None if layer.has_patches() => Self::split_patched(&layer, extent, run, &mut answers),
                         None => answers.push((run, Answer::Held(layer))),
                         Some(_) => Self::split_root(&layer, extent, run, &mut answers),
                     }
@@ -125,6 +128,15 @@ impl Core {
         answers[first..].sort_unstable_by_key(|(run, _)| run.start);
     }
 
+    fn split_patched(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Vec<(Range<u32>, Answer)>) {
+        let asked = BlockBits::of(range);
+        let patched = layer.patched(extent).and(&asked);
+        let first = answers.len();
+        answers.extend(patched.runs().map(|run| (run, Answer::Patched(Arc::clone(layer)))));
+        answers.extend(asked.minus(&patched).runs().map(|run| (run, Answer::Held(Arc::clone(layer)))));
+        answers[first..].sort_unstable_by_key(|(run, _)| run.start);
+    }
+
     /// Brings missing blocks of a root layer. A layer that was detached has none that can be seen.
     pub(super) fn demand(&self, layer: &Layer, blocks: Range<u64>) -> Result<()> {
         self.demands.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -135,6 +147,20 @@ impl Core {
                 ErrorKind::SourceLost,
                 format!("block {} was never fetched, and layer {} has no source any more", blocks.start, layer.id),
             )),
+        }
+    }
+
+    /// Brings missing blocks of an extent, unless they are not missing any more for whoever looks: a layer above may hold them
+    /// by now, and then the root may have forgotten them and let its source go.
+    pub(super) fn demand_seen(&self, look: &dyn Fn() -> View, root: &Layer, extent: u32, range: Range<u32>) -> Result<()> {
+        let first = u64::from(extent) * u64::from(EXTENT_BLOCKS);
+        match self.demand(root, first + u64::from(range.start)..first + u64::from(range.end)) {
+            Err(error) if error.kind() == ErrorKind::SourceLost => {
+                let answers = self.answers(&look(), extent, range)?;
+                let missing = answers.iter().any(|(_, answer)| matches!(answer, Answer::Missing(_)));
+                if missing { Err(error) } else { Ok(()) }
+            }
+            other => other,
         }
     }
 
@@ -155,12 +181,15 @@ impl Core {
                     continue;
                 }
                 Answer::Held(layer) => layer,
+                Answer::Patched(layer) => {
+                    self.read_patched(look, &layer, extent, run, part)?;
+                    continue;
+                }
                 Answer::Missing(layer) => {
-                    let block = u64::from(first + run.start);
-                    let demanded = self.demand(&layer, block..block + run.len() as u64);
+                    let demanded = self.demand_seen(look, &layer, extent, run.clone());
                     if let (Err(ErrorKind::NoSpace), Some(hydrator)) = (demanded.as_ref().map_err(Error::kind), self.hydrator(layer.id)) {
                         // A full disk must not keep anybody from reading.
-                        hydrator.read_through(block, part)?;
+                        hydrator.read_through(u64::from(first + run.start), part)?;
                         continue;
                     }
                     demanded?;
@@ -195,7 +224,12 @@ impl Core {
                     buffer.fill(0);
                     return Ok(());
                 }
-                Answer::Missing(layer) => self.demand(&layer, u64::from(block)..u64::from(block) + 1)?,
+                Answer::Missing(layer) => self.demand_seen(look, &layer, extent, within..within + 1)?,
+                Answer::Patched(layer) => {
+                    if !matches!(self.merge_block(&layer, block, buffer)?, Merged::Gone) {
+                        return Ok(());
+                    }
+                }
                 Answer::Held(layer) => match self.layers.read_settled(&layer, block, buffer) {
                     Ok(Some(())) => return Ok(()),
                     // It was discarded or forgotten between the two looks.
@@ -229,7 +263,7 @@ impl Core {
             let (part, rest) = buffer.split_at_mut(piece.bytes as usize);
             if piece.is_whole(block_bytes) {
                 self.read_extent(look, piece.extent, piece.blocks.clone(), part)?;
-            } else {
+            } else if !self.read_parts(&look(), &piece, part)? {
                 let mut blocks = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes as usize);
                 self.read_extent(look, piece.extent, piece.blocks.clone(), &mut blocks)?;
                 part.copy_from_slice(&blocks[piece.skip as usize..][..piece.bytes as usize]);

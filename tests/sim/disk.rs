@@ -310,6 +310,15 @@ impl SimDisk {
         state.life += 1;
     }
 
+    /// The process was killed and another one begins, with the power on all the while: nothing is lost, nothing is synced.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        state.crashed = false;
+        state.locked = false;
+        state.faults.clear();
+        state.life += 1;
+    }
+
     /// Inverts one bit of a file, live and durable.
     pub fn flip_bit(&self, path: &Path, offset: u64) {
         let mut state = self.state();

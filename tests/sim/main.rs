@@ -4,6 +4,8 @@
 //! `VOLFORK_SIM_SEEDS=N` runs N histories instead of the default; `VOLFORK_SIM_SEED=S` runs only seed S.
 mod disk;
 mod model;
+mod overwrites;
+mod patches;
 mod random;
 mod source;
 mod world;
@@ -232,8 +234,20 @@ fn a_lost_source_harms_only_what_was_not_fetched_and_heals() {
         volume.write_at(&[7; 4096], missing).unwrap();
         volume.read_at(&mut sector, missing).unwrap();
         assert_eq!(sector, [7; 512]);
-        assert_eq!(volume.write_at(&[7; 100], near + 48 * 512).unwrap_err().kind(), ErrorKind::SourceLost);
+        // A part of a missing block is written without the source, and can be read; the rest of the block cannot.
+        volume.write_at(&[8; 1000], near + 48 * 512).unwrap();
+        volume.read_at(&mut sector, near + 48 * 512 + 100).unwrap();
+        assert_eq!(sector, [8; 512]);
+        assert_eq!(volume.read_at(&mut sector, near + 50 * 512).unwrap_err().kind(), ErrorKind::SourceLost);
         volume.flush().unwrap();
+        drop(volume);
+        if seed % 2 == 0 {
+            world.restart_without_looking(seed % 4 == 0);
+        }
+        let volume = world.store().volume("v1").unwrap();
+        volume.read_at(&mut sector, near + 48 * 512 + 400).unwrap();
+        assert_eq!(sector, [8; 512]);
+        let _ = volume.read_at(&mut [0; 512], missing + 4096);
         assert_eq!(format!("{:?}", world.store().show("v1").unwrap().state), "Degraded");
         world.sources.0.lost.store(false, Ordering::SeqCst);
         let fetched = world.sources.0.bytes_read.load(Ordering::SeqCst);
@@ -246,6 +260,11 @@ fn a_lost_source_harms_only_what_was_not_fetched_and_heals() {
         let at = near + random.below(16) * 512;
         volume.read_at(&mut sector, at).unwrap();
         assert_eq!(sector, model::sector_bytes(source::source_tags()[((at - near) / 512) as usize]));
+        let mut merged = [0; 4096];
+        volume.read_at(&mut merged, near + 48 * 512).unwrap();
+        assert_eq!(merged[..1000], [8; 1000]);
+        assert_eq!(merged[1000..1024], model::sector_bytes(source::source_tags()[49])[488..]);
+        assert_eq!(merged[1024..1536], model::sector_bytes(source::source_tags()[50]));
     }
 }
 

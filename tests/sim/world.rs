@@ -1,5 +1,6 @@
 //! One store on a simulated disk, driven by random operations and compared with the model.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +35,8 @@ pub struct World {
     pub random: Random,
     pub sources: SimSources,
     pub model: Model,
+    /// Journal bytes after which the state is written anew.
+    checkpoint_bytes: u64,
     store: Option<Store>,
     clock: Arc<SimClock>,
     next_tag: u64,
@@ -52,6 +55,8 @@ impl World {
             random: Random::new(seed),
             sources: SimSources::default(),
             model: Model::new(),
+            // Small in every third history, so that states are written in the middle of everything.
+            checkpoint_bytes: if seed.is_multiple_of(3) { 1 << 10 } else { 8 << 20 },
             store: None,
             clock: Arc::default(),
             next_tag: 1,
@@ -68,6 +73,7 @@ impl World {
             sources: Some(Arc::new(self.sources.clone())),
             threads: false,
             checksum_cache_bytes: 1 << 20,
+            checkpoint_bytes: self.checkpoint_bytes,
             ..StoreOptions::default()
         }
     }
@@ -109,6 +115,28 @@ impl World {
         self.verify_reopened();
     }
 
+    /// Power loss or a close in order, and the store is opened again, with the source as lost as it was.
+    pub fn restart_without_looking(&mut self, power_loss: bool) {
+        if power_loss {
+            self.disk.fail_at(self.disk.operations() + 1, Fault::Crash);
+            self.store = None;
+            self.disk.crash(&mut self.random);
+        } else {
+            self.close().unwrap();
+        }
+        self.open().unwrap();
+    }
+
+    /// The process is killed. The power stays on, and goes off right after another process has opened the store.
+    pub fn kill(&mut self) {
+        self.log.push(format!("killed at operation {}", self.disk.operations()));
+        self.disk.fail_at(self.disk.operations() + 1, Fault::Crash);
+        self.store = None;
+        self.disk.restart();
+        self.verify_reopened();
+        self.crash();
+    }
+
     /// Opens the store and compares it with what the contract allows.
     pub fn verify_reopened(&mut self) {
         let checked = Store::check(&Self::root(), self.options());
@@ -127,6 +155,10 @@ impl World {
         opened.unwrap_or_else(|error| panic!("reopening: {error:?}\n{}", self.story()));
         self.disk.clear_faults();
         self.choose_alternative();
+        if self.sources.0.lost.load(Ordering::SeqCst) {
+            self.accept_what_is_here();
+            self.sources.0.lost.store(false, Ordering::SeqCst);
+        }
         self.accept_contents();
         self.compare();
         let report = self.store().scrub(None, &mut |_| {}).unwrap();
@@ -169,6 +201,81 @@ impl World {
             let volume = self.model.get_mut(&name).expect("named by the model");
             volume.accept(&found).unwrap_or_else(|error| panic!("volume {name}: {error}\n{story}"));
         }
+    }
+
+    /// Without the source: every sector that was written, and is known to be durable, can be read.
+    fn accept_what_is_here(&self) {
+        for (name, volume) in &self.model {
+            let open = self.store().volume(name).unwrap();
+            for sector in 0..volume.sectors() {
+                match self.sector(&mut |buffer, offset| open.read_at(buffer, offset), sector) {
+                    Some(tag) => {
+                        let allowed = tag == volume.durable[sector] || volume.pending[sector].contains(&tag);
+                        assert!(allowed, "volume {name}: sector {sector} holds {tag}\n{}", self.story());
+                    }
+                    None => {
+                        let far = volume.durable[sector] == source_tags()[sector];
+                        assert!(far, "volume {name}: sector {sector} was written and needs the source\n{}", self.story());
+                    }
+                }
+            }
+            for (snapshot, model) in &volume.snapshots {
+                let open = self.store().snapshot(name, snapshot).unwrap();
+                for sector in 0..(model.size_bytes.saturating_sub(WINDOW_START) / SECTOR) as usize {
+                    let tag = self.sector(&mut |buffer, offset| open.read_at(buffer, offset), sector).unwrap_or(source_tags()[sector]);
+                    assert_eq!(tag, model.sectors[sector], "snapshot {name}@{snapshot}: sector {sector}\n{}", self.story());
+                }
+            }
+        }
+    }
+
+    /// The tag of one sector; `None`: the source is needed for it.
+    fn sector(&self, read: &mut dyn FnMut(&mut [u8], u64) -> Outcome, sector: usize) -> Option<u64> {
+        let mut bytes = [0xee; SECTOR as usize];
+        match read(&mut bytes, WINDOW_START + sector as u64 * SECTOR) {
+            Ok(()) => {
+                let tag = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+                assert!(bytes == sector_bytes(tag), "a sector is mixed\n{}", self.story());
+                Some(tag)
+            }
+            Err(error) => {
+                assert!(error.kind() == ErrorKind::SourceLost || self.disk.is_off(), "{error}\n{}", self.story());
+                None
+            }
+        }
+    }
+
+    /// Reads one sector while the source may be lost.
+    pub fn peek(&mut self) {
+        let Some(name) = self.some_volume() else { return };
+        let volume = &self.model[&name];
+        let (sectors, live) = (volume.sectors() as u64, volume.live.clone());
+        if sectors > 0 {
+            let sector = self.random.below(sectors) as usize;
+            let open = self.store().volume(&name).unwrap();
+            let found = self.sector(&mut |buffer, offset| open.read_at(buffer, offset), sector);
+            let expected = if self.disk.is_off() { found } else { Some(live[sector]) };
+            assert_eq!(
+                found.or(Some(source_tags()[sector])),
+                expected.or(Some(source_tags()[sector])),
+                "volume {name}: sector {sector}\n{}",
+                self.story()
+            );
+        }
+    }
+
+    /// The source goes, or comes back.
+    pub fn toggle_source(&mut self) {
+        let lost = !self.sources.0.lost.fetch_xor(true, Ordering::SeqCst);
+        self.log.push(format!("the source is {}", if lost { "lost" } else { "back" }));
+    }
+
+    /// An operation failed since the source is lost: it has changed nothing.
+    pub fn take_lost(&mut self, error: &volfork::Error) {
+        assert_eq!(error.kind(), ErrorKind::SourceLost, "{error}\n{}", self.story());
+        assert!(self.sources.0.lost.load(Ordering::SeqCst), "{error}\n{}", self.story());
+        assert!(self.log.last().is_some_and(|what| what.starts_with("fork source") || what == "compare"), "{error}\n{}", self.story());
+        self.alternative = None;
     }
 
     fn read(&self, name: &str) -> Vec<u64> {
@@ -284,7 +391,10 @@ impl World {
         if self.random.below(2) == 0 {
             (start, count) = (start / 8 * 8, 8 * (1 + self.random.below(3) as usize));
         }
-        let range = start..(start + count).min(sectors);
+        self.write_sectors(name, start..(start + count).min(sectors))
+    }
+
+    pub fn write_sectors(&mut self, name: &str, range: Range<usize>) -> Outcome {
         let tag = self.next_tag;
         self.next_tag += 1;
         self.log.push(format!("write {name} {range:?} = {tag}"));
@@ -310,16 +420,34 @@ impl World {
         let range = start..(start + self.random.below(64) as usize).min(sectors);
         let whole = self.random.below(8) == 0;
         let range = if whole { 0..sectors } else { range };
+        if !whole {
+            return self.discard_sectors(name, range);
+        }
+        self.log.push(format!("discard all of {name}"));
+        let volume = self.store().volume(name)?;
+        let model = self.model.get_mut(name).expect("named by the model");
+        model.begin_write(range.clone(), 0);
+        volume.discard(0, model.size_bytes)?;
+        model.end_write(range, 0);
+        Ok(())
+    }
+
+    pub fn discard_sectors(&mut self, name: &str, range: Range<usize>) -> Outcome {
         self.log.push(format!("discard {name} {range:?}"));
         let volume = self.store().volume(name)?;
         let model = self.model.get_mut(name).expect("named by the model");
         model.begin_write(range.clone(), 0);
-        match whole {
-            true => volume.discard(0, model.size_bytes)?,
-            false => volume.discard(WINDOW_START + range.start as u64 * SECTOR, range.len() as u64 * SECTOR)?,
-        }
+        volume.discard(WINDOW_START + range.start as u64 * SECTOR, range.len() as u64 * SECTOR)?;
         model.end_write(range, 0);
         Ok(())
+    }
+
+    /// Changes of shape that leave no trace, until a checkpoint is due.
+    pub fn grow_journal(&mut self) {
+        for _ in 0..40 {
+            self.store().rename("v2", "w").unwrap();
+            self.store().rename("w", "v2").unwrap();
+        }
     }
 
     /// The model after the head of a volume was sealed: everything in it is durable.

@@ -82,7 +82,7 @@ impl Shared {
                 let layer = match answer {
                     Answer::Zero => None,
                     Answer::Held(layer) => Some(layer),
-                    Answer::Missing(_) => return None,
+                    Answer::Missing(_) | Answer::Patched(_) => return None,
                 };
                 let joins = |part: &&mut Part| {
                     part.blocks.end == blocks.start

@@ -1,0 +1,191 @@
+//! Blocks of which a layer has only a part: reading them, and making them whole when the rest has come.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::core::Core;
+use super::view::{Answer, Piece, View};
+use crate::bits::BlockBits;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::LayerId;
+use crate::io::AlignedBuffer;
+use crate::layer::{Layer, Merged};
+use crate::limits::EXTENT_BLOCKS;
+
+/// Patches that one background step looks at.
+const STEP_BLOCKS: usize = 256;
+
+fn place(block: u32) -> (u32, Range<u32>) {
+    let within = block % EXTENT_BLOCKS;
+    (block / EXTENT_BLOCKS, within..within + 1)
+}
+
+impl Core {
+    /// What lies below a layer.
+    fn below(&self, layer: &Layer) -> Result<View> {
+        let parent = layer.parent.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("layer {} has a patch over nothing", layer.id)))?;
+        Ok(View::new(self.layers.require(parent)?, u64::MAX))
+    }
+
+    fn answer_below(&self, view: &View, block: u32) -> Result<Answer> {
+        let (extent, within) = place(block);
+        Ok(self.answers(view, extent, within)?.pop().map_or(Answer::Zero, |(_, answer)| answer))
+    }
+
+    /// Fills `buffer` with patched blocks of a layer and merges them, so that the next reader finds them whole.
+    ///
+    /// # Errors
+    /// As [`Core::read_extent`].
+    pub(super) fn read_patched(
+        &self,
+        look: &dyn Fn() -> View,
+        layer: &Arc<Layer>,
+        extent: u32,
+        run: Range<u32>,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        let first = extent * EXTENT_BLOCKS;
+        // All that is missing is asked for at once.
+        let below = self.below(layer)?;
+        for (blocks, answer) in self.answers(&below, extent, run.clone())? {
+            if let Answer::Missing(root) = answer {
+                let fetched = self.demand(&root, u64::from(first) + u64::from(blocks.start)..u64::from(first) + u64::from(blocks.end));
+                // Blocks that were merged meanwhile need nothing from below any more.
+                let asked = BlockBits::of(blocks);
+                if let Err(error) = fetched
+                    && error.kind() != ErrorKind::NoSpace
+                    && layer.patched(extent).and(&asked) == asked
+                {
+                    return Err(error);
+                }
+            }
+        }
+        for (block, bytes) in run.zip(buffer.chunks_mut(self.block_size.bytes() as usize)) {
+            if let Merged::Gone = self.merge_block(layer, first + block, bytes)? {
+                self.read_block_settled(look, first + block, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` with one patched block of a layer and merges it; waits for a source if it has to.
+    ///
+    /// # Errors
+    /// As [`Core::read_extent`].
+    pub(super) fn merge_block(&self, layer: &Arc<Layer>, block: u32, buffer: &mut [u8]) -> Result<Merged> {
+        let (extent, within) = place(block);
+        // Layers with a patch of this block, one above the other. Chains are long: a loop, not a recursion.
+        let mut patched = vec![Arc::clone(layer)];
+        let mut below = self.below(layer)?;
+        while let Answer::Patched(next) = self.answer_below(&below, block)? {
+            below = self.below(&next)?;
+            patched.push(next);
+        }
+        if let Err(error) = self.read_extent(&|| below.clone(), extent, within.clone(), buffer) {
+            // Once a block is merged, the one below it is forgotten.
+            let all = patched.iter().all(|layer| layer.patched(extent).contains(within.start));
+            return if all { Err(error) } else { Ok(Merged::Gone) };
+        }
+        let mut merged = Merged::Gone;
+        while let Some(layer) = patched.pop() {
+            merged = self.layers.merge(&layer, block, buffer)?;
+            if let Merged::Gone = merged {
+                // Somebody merged it meanwhile, or wrote over it: what `buffer` has is not the layer's block.
+                return Ok(merged);
+            }
+        }
+        Ok(merged)
+    }
+
+    /// Fetches what a patched or missing block still lacks, and stores it whole.
+    ///
+    /// # Errors
+    /// As [`Core::read_extent`]; no space.
+    pub(super) fn bring(&self, view: &View, extent: u32, blocks: Range<u32>) -> Result<()> {
+        let first = extent * EXTENT_BLOCKS;
+        for (run, answer) in self.answers(view, extent, blocks)? {
+            match answer {
+                Answer::Zero | Answer::Held(_) => {}
+                Answer::Missing(root) => {
+                    self.demand(&root, u64::from(first) + u64::from(run.start)..u64::from(first) + u64::from(run.end))?
+                }
+                Answer::Patched(layer) => {
+                    let mut buffer = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
+                    for block in run {
+                        if let Merged::Unstored(error) = self.merge_block(&layer, first + block, &mut buffer)? {
+                            return Err(error);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` if all of it was written in parts of one block whose rest may be elsewhere: needs no source.
+    ///
+    /// # Errors
+    /// As [`Core::answers`].
+    pub(super) fn read_parts(&self, view: &View, piece: &Piece, buffer: &mut [u8]) -> Result<bool> {
+        if piece.blocks.len() != 1 || !self.layers.any_patches() {
+            return Ok(false);
+        }
+        let block = piece.extent * EXTENT_BLOCKS + piece.blocks.start;
+        let start = piece.skip as u32;
+        let mut wanted: Vec<Range<u32>> = std::iter::once(start..start + piece.bytes as u32).collect();
+        let mut answer = self.answers(view, piece.extent, piece.blocks.clone())?.pop().map(|(_, answer)| answer);
+        while let Some(Answer::Patched(layer)) = answer {
+            wanted = layer.read_patch(block, start, buffer, wanted);
+            if wanted.is_empty() {
+                return Ok(true);
+            }
+            answer = Some(self.answer_below(&self.below(&layer)?, block)?);
+        }
+        Ok(false)
+    }
+
+    /// Merges patches whose blocks below are here, a bounded number of them. Answers whether there were any.
+    ///
+    /// # Errors
+    /// The store refuses writes.
+    pub fn merge_step(&self) -> Result<bool> {
+        if !self.layers.any_patches() || self.layers.healthy().is_err() {
+            return Ok(false);
+        }
+        let batch = {
+            let mut next = self.next_patch.lock();
+            let batch = self.layers.patched_from(*next, STEP_BLOCKS);
+            *next = match batch.last().filter(|_| batch.len() == STEP_BLOCKS) {
+                Some((layer, block)) => (layer.id, block.saturating_add(1)),
+                None => (LayerId(0), 0),
+            };
+            batch
+        };
+        let mut buffer = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
+        let mut busy = false;
+        for (layer, block) in batch {
+            // A damaged block below, or a layer that was freed meanwhile, must not keep the others waiting; nothing is lost.
+            let here = self.below(&layer).and_then(|below| self.answer_below(&below, block));
+            if !matches!(here, Ok(Answer::Held(_) | Answer::Zero)) {
+                continue;
+            }
+            match self.merge_block(&layer, block, &mut buffer) {
+                Ok(Merged::Stored) => busy = true,
+                Ok(Merged::Unstored(_)) => break,
+                _ => {}
+            }
+            if self.layers.under_pressure() {
+                self.layers.sync([layer.id])?;
+            }
+        }
+        if !busy {
+            // Nobody flushes a sealed layer: until its merged blocks are durable, their patches take room.
+            let merged: Vec<LayerId> =
+                self.layers.superseded().into_iter().filter(|layer| layer.is_sealed()).map(|layer| layer.id).collect();
+            if !merged.is_empty() {
+                self.layers.sync(merged)?;
+            }
+        }
+        Ok(busy)
+    }
+}

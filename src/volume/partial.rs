@@ -1,0 +1,124 @@
+//! Writes that begin or end inside a block.
+//!
+//! Such a block is read, changed and written whole, unless it is still at a source: then the bytes become a patch of the head,
+//! and nobody waits for a network.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::head::Head;
+use super::view::{Answer, Piece};
+use crate::bits::BlockBits;
+use crate::error::Result;
+use crate::io::AlignedBuffer;
+use crate::layer::{BlockRead, Layer, PatchRoom};
+use crate::limits::EXTENT_BLOCKS;
+
+/// What a piece of a write does: whole blocks, and patches of the first and the last block.
+struct Plan {
+    /// Blocks that are written whole.
+    whole: Range<u32>,
+    /// Old bytes of all blocks of the piece, as far as they are needed, with the new ones over them.
+    merged: AlignedBuffer,
+    patches: Vec<PlannedPatch>,
+}
+
+struct PlannedPatch {
+    /// Within the extent.
+    block: u32,
+    /// Bytes of the block.
+    range: Range<u32>,
+    room: PatchRoom,
+}
+
+impl Head {
+    /// Blocks of a piece that are written in part.
+    pub(super) fn partial_blocks(&self, piece: &Piece) -> Vec<u32> {
+        let block_bytes = self.core.block_size.bytes();
+        let mut partial = Vec::new();
+        if piece.skip > 0 || piece.bytes < block_bytes {
+            partial.push(piece.blocks.start);
+        }
+        let last = piece.blocks.end - 1;
+        if !(piece.skip + piece.bytes).is_multiple_of(block_bytes) && partial.last() != Some(&last) {
+            partial.push(last);
+        }
+        partial
+    }
+
+    /// Writes a piece whose blocks are admitted and of which some are written in part. Either all of it happens or nothing.
+    /// `Some`: nothing has happened, since there is no room for a patch of this block; it has to be fetched.
+    ///
+    /// # Errors
+    /// Damage, no space, an I/O error.
+    pub(super) fn write_partial(&self, layer: &Arc<Layer>, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<Option<u32>> {
+        let layers = &self.core.layers;
+        let block_bytes = self.core.block_size.bytes() as usize;
+        let withdraw = |blocks: Range<u32>| layers.withdraw_write(layer, piece.extent, &BlockBits::of(blocks));
+        let merged = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes);
+        let mut plan = Plan { whole: piece.blocks.clone(), merged, patches: Vec::new() };
+        for block in partial {
+            let planned = self.plan_block(layer, piece, *block, &mut plan);
+            if !matches!(planned, Ok(true)) {
+                plan.patches.into_iter().for_each(|patch| layers.release_patch(patch.room));
+                withdraw(piece.blocks.clone());
+                return planned.map(|_| Some(*block));
+            }
+        }
+        plan.merged[piece.skip as usize..][..data.len()].copy_from_slice(data);
+        let at = |block: u32| (block - piece.blocks.start) as usize * block_bytes;
+        if !plan.whole.is_empty() {
+            let bytes = &plan.merged[at(plan.whole.start)..at(plan.whole.end)];
+            if let Err(error) = layers.write_admitted(layer, piece.extent, plan.whole.clone(), bytes) {
+                for patch in plan.patches {
+                    layers.release_patch(patch.room);
+                    withdraw(patch.block..patch.block + 1);
+                }
+                return Err(error);
+            }
+        }
+        for PlannedPatch { block, range, room } in plan.patches {
+            let bytes = &plan.merged[at(block)..][range.start as usize..range.end as usize];
+            layers.patch_admitted(layer, piece.extent * EXTENT_BLOCKS + block, range.start, bytes, room);
+        }
+        Ok(None)
+    }
+
+    /// Decides how a block is written in part: reads its old bytes, or takes room for a patch. `false`: there is no room.
+    fn plan_block(&self, layer: &Arc<Layer>, piece: &Piece, block: u32, plan: &mut Plan) -> Result<bool> {
+        let block_bytes = self.core.block_size.bytes();
+        let number = piece.extent * EXTENT_BLOCKS + block;
+        let at = u64::from(block - piece.blocks.start) * block_bytes;
+        let old = &mut plan.merged[at as usize..(at + block_bytes) as usize];
+        let range = piece.skip.max(at) - at..(piece.skip + piece.bytes).min(at + block_bytes) - at;
+        let range = range.start as u32..range.end as u32;
+        let view = self.look();
+        match self.core.answers(&view, piece.extent, block..block + 1)?.pop() {
+            Some((_, Answer::Missing(_) | Answer::Patched(_))) => {
+                if layer.completes(number, &range, old) {
+                    return Ok(true);
+                }
+                let Some(room) = self.core.layers.reserve_patch(layer, number, &range)? else { return Ok(false) };
+                match block == plan.whole.start {
+                    true => plan.whole.start += 1,
+                    false => plan.whole.end -= 1,
+                }
+                plan.patches.push(PlannedPatch { block, range, room });
+                Ok(true)
+            }
+            _ => self.read_latched(layer, piece.extent, block, old).map(|()| true),
+        }
+    }
+
+    /// Reads a block whose latch in the head the caller holds.
+    fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<()> {
+        let number = extent * EXTENT_BLOCKS + block;
+        if !layer.extent(extent).0.contains(block) {
+            return self.core.read_extent(&|| self.look(), extent, block..block + 1, buffer);
+        }
+        match self.core.layers.read_blocks(layer, number, buffer)? {
+            BlockRead::Verified => Ok(()),
+            BlockRead::Mismatch(block) => Err(self.core.layers.corruption(layer, block, "its bytes do not match their checksum")),
+        }
+    }
+}
