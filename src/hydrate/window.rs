@@ -75,7 +75,8 @@ impl Window {
 
     /// Bytes of a request that fits the path: small ones where the window is small, so that several are under way.
     pub fn request_bytes(&self) -> u64 {
-        let share = (self.limit / REQUESTS).max((self.rate() * REQUEST_SECONDS) as u64);
+        // One that never ends must not keep all others out.
+        let share = (self.limit / REQUESTS).max((self.rate() * REQUEST_SECONDS) as u64).min(self.limit / 4);
         1 << share.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end()).ilog2()
     }
 
@@ -191,6 +192,19 @@ mod tests {
             assert!(used > 0.97, "{used:.3} of a path of {rate} B/s and {latency} s is used");
             let path = rate * latency;
             assert!(limit as f64 <= (6.0 * path + rate * 0.004).max(1e6), "{limit} bytes under way on a path of {path}");
+        }
+    }
+
+    #[test]
+    fn one_request_that_hangs_leaves_room_for_others() {
+        let mut window = Window::default();
+        window.begin(Duration::ZERO, window.request_bytes());
+        for millis in 1..100_000u64 {
+            let bytes = window.request_bytes();
+            assert!(window.has_room(bytes), "{window:?}");
+            let (start, end) = (Duration::from_millis(millis), Duration::from_millis(millis) + Duration::from_micros(1 + millis % 900));
+            let sent = window.begin(start, bytes);
+            window.end(end, sent, true);
         }
     }
 
