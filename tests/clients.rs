@@ -62,6 +62,11 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Whether somebody listens on a socket: it is there a moment before.
+fn answers(socket: &str) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
 struct Host {
     dir: tempfile::TempDir,
     store: Store,
@@ -299,7 +304,7 @@ fn every_server_is_a_source() {
     fork_and_verify(&host, &host.uri("own"), "from-volfork", &data);
     let socket = host.path("qemu");
     let _qemu = Process(start("qemu-nbd", &["-r", "-t", "-e", "8", "-f", "raw", "-k", &socket, "-x", "x", &image]).spawn().unwrap());
-    until("qemu-nbd's socket", || Path::new(&socket).exists());
+    until("qemu-nbd's socket", || answers(&socket));
     fork_and_verify(&host, &format!("nbd+unix:///x?socket={socket}"), "from-qemu", &data);
     let filters: [(&str, &[&str], &[&str]); 6] = [
         ("plain", &[], &[]),
@@ -316,7 +321,7 @@ fn every_server_is_a_source() {
         arguments.extend(["file", image.as_str()]);
         arguments.extend(after);
         let _server = Process(start("nbdkit", &arguments).spawn().expect("nbdkit runs: see .ci/run for the packages"));
-        until("nbdkit's socket", || Path::new(&socket).exists());
+        until("nbdkit's socket", || answers(&socket));
         fork_and_verify(&host, &format!("nbd+unix:///?socket={socket}"), name, &data);
     }
 }
@@ -328,7 +333,7 @@ fn nbdkit_file(socket: &str, image: &str, more: &[&str]) -> Process {
     arguments.extend(["file", image]);
     arguments.extend(more.iter().filter(|argument| !argument.starts_with('-')));
     let server = Process(start("nbdkit", &arguments).spawn().expect("nbdkit runs: see .ci/run for the packages"));
-    until("nbdkit's socket", || Path::new(socket).exists());
+    until("nbdkit's socket", || answers(&socket));
     server
 }
 

@@ -295,3 +295,26 @@ fn a_flipped_bit_is_found_and_named() {
         assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
     }
 }
+
+#[test]
+fn a_source_that_fails_and_lies_harms_nobody_while_there_is_another() {
+    for seed in seeds(150) {
+        let _named = Named("a moody source", seed);
+        let mut world = World::new(seed);
+        world.moody = true;
+        world.sources.0.moods.store(seed * 1000, Ordering::SeqCst);
+        world.open().unwrap();
+        for _ in 0..3 {
+            world.fork_source().unwrap();
+            for _ in 0..12 {
+                world.act().unwrap();
+            }
+        }
+        world.compare();
+        while world.store().step().unwrap() {}
+        for info in world.store().list().unwrap() {
+            assert_eq!((info.blocks.missing, info.source), (0, None), "{}\n{}", info.name, world.story());
+        }
+        world.crash();
+    }
+}

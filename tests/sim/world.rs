@@ -11,7 +11,7 @@ use volfork::{Clock, ErrorKind, Store, StoreOptions};
 use crate::disk::{Fault, SimDisk};
 use crate::model::{Model, SECTOR, SnapshotModel, VOLUME_BYTES, VolumeModel, WINDOW_SECTORS, WINDOW_START, sector_bytes};
 use crate::random::Random;
-use crate::source::{SimSources, source_tags};
+use crate::source::{MOODY, STEADY, SimSources, source_tags};
 
 #[derive(Default)]
 pub struct SimClock(AtomicU64);
@@ -34,6 +34,8 @@ pub struct World {
     pub disk: SimDisk,
     pub random: Random,
     pub sources: SimSources,
+    /// Forks have an address that fails and lies, besides one that does not.
+    pub moody: bool,
     pub model: Model,
     /// Journal bytes after which the state is written anew.
     checkpoint_bytes: u64,
@@ -54,6 +56,7 @@ impl World {
             disk: SimDisk::default(),
             random: Random::new(seed),
             sources: SimSources::default(),
+            moody: false,
             model: Model::new(),
             // Small in every third history, so that states are written in the middle of everything.
             checkpoint_bytes: if seed.is_multiple_of(3) { 1 << 10 } else { 8 << 20 },
@@ -490,10 +493,14 @@ impl World {
     }
 
     pub fn fork_source(&mut self) -> Outcome {
+        let moody = self.moody;
         let fork = self.new_name();
         let mut after = self.model.clone();
         after.insert(fork.clone(), VolumeModel::new(source_tags(), VOLUME_BYTES));
-        self.change(format!("fork source {fork}"), after, |store| store.fork("sim://x", &fork).map(drop))
+        self.change(format!("fork source {fork}"), after, |store| match moody {
+            true => store.fork_from(&[MOODY.to_owned(), STEADY.to_owned()], &fork).map(drop),
+            false => store.fork(STEADY, &fork).map(drop),
+        })
     }
 
     pub fn destroy(&mut self, name: &str) -> Outcome {
