@@ -7,15 +7,14 @@ mod bytes;
 mod frame;
 mod names;
 mod record;
+mod source;
 mod superblock;
 mod trace;
 
 pub use bytes::{FormatError, Reader, Writer};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, Frame, FrameKind, decode_frame, encode_frame, frame_bytes};
 pub use names::{LayerFile, StorePaths, valid_name};
-pub use record::{
-    BlockRun, HydrationPriority, HydrationSettings, LayerRecord, PatchRecord, PresenceRecord, Record, SOURCE_URIS_MAX, SnapshotRecord,
-    SourceRecord, VolumeRecord,
-};
+pub use record::{BlockRun, LayerRecord, PatchRecord, PresenceRecord, Record, SnapshotRecord, VolumeRecord};
+pub use source::{HydrationPriority, HydrationSettings, SOURCE_URIS_MAX, SourceRecord};
 pub use superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockSlot};
 pub use trace::{TRACE_BYTES_MAX, TRACE_RUNS_MAX, Trace};

@@ -190,7 +190,7 @@ impl Recovery {
             return Ok(());
         }
         let files: Vec<Arc<dyn DiskFile>> = std::mem::take(&mut self.matched).into_values().collect();
-        let synced = self.config.disk.sync_dir(&self.config.paths.layers()).and_then(|()| self.config.disk.sync_all(&files));
+        let synced = self.config.disk.sync_all(&files);
         synced.map_err(|error| Error::io("cannot sync the blocks of the last round", error))
     }
 
@@ -223,7 +223,9 @@ impl Recovery {
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => self.kept_checksums(),
             other => other.map(|()| Vec::new()).map_err(|error| Error::io("cannot write checksums", error))?,
         };
-        let synced = self.files.sync_names().and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
+        // The process that made a file may have been killed before its name was durable.
+        let named = self.config.disk.sync_dir(&self.config.paths.layers());
+        let synced = named.and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
         synced.map_err(|error| Error::io("cannot sync checksums", error))?;
         let records = self.layers.iter().flat_map(|(id, layer)| {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());

@@ -1,0 +1,80 @@
+//! What is kept of a source and of how its bytes are fetched.
+//!
+//! ```text
+//! uris      n u32, n blobs
+//! settings  paused u8, rate u64, deadline u64, priority u8
+//! ```
+
+use super::bytes::{FormatError, Reader, Writer};
+
+/// Share of a hydration in what the hydrations of a store have together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HydrationPriority {
+    /// A quarter of the normal share.
+    Low,
+    /// The normal share.
+    #[default]
+    Normal,
+    /// Four times the normal share.
+    High,
+}
+
+/// Pause and pace of a root layer's hydration, as an operator set them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HydrationSettings {
+    /// Background replication is stopped.
+    pub paused: bool,
+    /// Cap in bytes a second; 0 is none.
+    pub rate_bytes_per_second: u64,
+    /// When it is to be complete, in seconds since the Unix epoch; 0 is never.
+    pub deadline: u64,
+    /// Its share.
+    pub priority: HydrationPriority,
+}
+
+/// Most addresses of one source.
+pub const SOURCE_URIS_MAX: usize = 64;
+
+/// The source that a root layer stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceRecord {
+    /// Addresses that have the same bytes, the origin first.
+    pub uris: Vec<String>,
+    /// Size in bytes when it was forked.
+    pub size_bytes: u64,
+    /// Pause and pace.
+    pub settings: HydrationSettings,
+}
+
+pub(super) fn write_settings(writer: &mut Writer, settings: HydrationSettings) {
+    writer.u8(u8::from(settings.paused));
+    writer.u64(settings.rate_bytes_per_second);
+    writer.u64(settings.deadline);
+    writer.u8(settings.priority as u8);
+}
+
+pub(super) fn write_uris(writer: &mut Writer, uris: &[String]) {
+    writer.u32(uris.len() as u32);
+    for uri in uris {
+        writer.blob(uri.as_bytes());
+    }
+}
+
+pub(super) fn read_uris(reader: &mut Reader<'_>) -> Result<Vec<String>, FormatError> {
+    match reader.u32()? as usize {
+        count @ 1..=SOURCE_URIS_MAX => (0..count).map(|_| reader.text()).collect(),
+        count => Err(FormatError(format!("a source has {count} addresses, 1 to {SOURCE_URIS_MAX} are taken"))),
+    }
+}
+
+pub(super) fn read_settings(reader: &mut Reader<'_>) -> Result<HydrationSettings, FormatError> {
+    let (paused, rate_bytes_per_second, deadline) = (reader.flag()?, reader.u64()?, reader.u64()?);
+    let priority = match reader.u8()? {
+        0 => HydrationPriority::Low,
+        1 => HydrationPriority::Normal,
+        2 => HydrationPriority::High,
+        other => return Err(FormatError(format!("priority is {other}, not 0 to 2"))),
+    };
+    Ok(HydrationSettings { paused, rate_bytes_per_second, deadline, priority })
+}
