@@ -333,7 +333,7 @@ fn nbdkit_file(socket: &str, image: &str, more: &[&str]) -> Process {
     arguments.extend(["file", image]);
     arguments.extend(more.iter().filter(|argument| !argument.starts_with('-')));
     let server = Process(start("nbdkit", &arguments).spawn().expect("nbdkit runs: see .ci/run for the packages"));
-    until("nbdkit's socket", || answers(&socket));
+    until("nbdkit's socket", || answers(socket));
     server
 }
 

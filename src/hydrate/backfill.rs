@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hydrator::{FetchClass, Hydrator};
@@ -46,6 +47,8 @@ struct Backfill<'a> {
     bytes_under_way: u64,
     last_request: Duration,
     unrecorded_bytes: u64,
+    /// Makes progress durable meanwhile.
+    recording: Option<JoinHandle<()>>,
     /// Whether the deadline needs a faster pace than it has, and when that was worked out.
     due: (bool, Duration),
     sender: Sender<(u64, Arrival)>,
@@ -125,6 +128,7 @@ impl<'a> Backfill<'a> {
             bytes_under_way: 0,
             last_request: Duration::ZERO,
             unrecorded_bytes: 0,
+            recording: None,
             due: (false, Duration::ZERO),
             sender,
             receiver,
@@ -368,8 +372,10 @@ impl<'a> Backfill<'a> {
         if let (true, Some(writes)) = (took, &mut self.writes) {
             let _ = writes.wait(Duration::ZERO);
         }
-        if self.unrecorded_bytes >= RECORD_BYTES || self.hydrator.config.layers.under_pressure() {
+        if self.hydrator.config.layers.under_pressure() {
             self.record();
+        } else if self.unrecorded_bytes >= RECORD_BYTES && self.recording.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.record_aside();
         }
     }
 
@@ -409,9 +415,29 @@ impl<'a> Backfill<'a> {
         }
     }
 
+    /// Makes progress durable in a thread of its own: what arrives meanwhile is not kept waiting.
+    fn record_aside(&mut self) {
+        let Some(hydrator) = self.hydrator.this.upgrade() else { return };
+        self.unrecorded_bytes = 0;
+        let record = move || drop(hydrator.config.layers.sync([hydrator.config.layer.id]));
+        self.recording = std::thread::Builder::new().name("hydrate-record".into()).spawn(record).ok();
+        if self.recording.is_none() {
+            self.record();
+        }
+    }
+
     /// Makes progress durable. An error shows at the next write, which the store then refuses.
     fn record(&mut self) {
         self.unrecorded_bytes = 0;
         let _ = self.hydrator.config.layers.sync([self.hydrator.config.layer.id]);
+    }
+}
+
+impl Drop for Backfill<'_> {
+    fn drop(&mut self) {
+        if let Some(recording) = self.recording.take() {
+            // A panic in the thread was printed there.
+            let _ = recording.join();
+        }
     }
 }

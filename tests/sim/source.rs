@@ -39,7 +39,7 @@ impl SourceOpener for SimSources {
     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
         match self.0.lost.load(Ordering::SeqCst) {
             true => Err(lost(uri)),
-            false if uri == MOODY && self.0.mood() % 4 == 0 => Err(lost(uri)),
+            false if uri == MOODY && self.0.mood().is_multiple_of(4) => Err(lost(uri)),
             false => Ok(Arc::new(SimSource(Arc::clone(&self.0), uri == MOODY))),
         }
     }
