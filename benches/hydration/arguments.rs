@@ -50,6 +50,9 @@ pub struct Arguments {
     /// Measure what hydration does to reads of another volume of the store
     #[arg(long)]
     pub load: bool,
+    /// Measure what a recorded order of first touches does to a machine that starts
+    #[arg(long, conflicts_with = "load", conflicts_with = "forks")]
+    pub trace: bool,
     /// Seconds of each run of --load
     #[arg(long, default_value_t = 10.0)]
     pub seconds: f64,

@@ -4,6 +4,7 @@
 //! cargo bench --bench hydration -- [--size 256M] [--rtt 0.2,20,100] [--loss 0,0.1] [--rate 1000M] [--runs 3]
 //! cargo bench --bench hydration -- --forks 50        many forks of one snapshot at once
 //! cargo bench --bench hydration -- --load            what hydration does to reads of another volume
+//! cargo bench --bench hydration -- --trace           what a recorded order of touches does to a machine that starts
 //! ```
 //!
 //! Two hosts on this machine ([`place`]) are joined by an emulated link ([`link`]); `volfork serve` on one of them has a snapshot
@@ -32,6 +33,7 @@ mod load;
 mod peers;
 mod place;
 mod random;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,6 +78,7 @@ fn measure(arguments: &Arguments) -> std::io::Result<()> {
     );
     match arguments.forks {
         Some(count) => forks::measure(arguments, &peers, count),
+        None if arguments.trace => trace::measure(arguments, &peers),
         None if arguments.load => load::measure(arguments, &peers),
         None => compare::compare(arguments, &peers),
     }

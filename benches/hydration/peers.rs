@@ -24,6 +24,8 @@ const SERVER: &str = "10.77.0.1";
 const CLIENT: &str = "10.77.0.2";
 /// The image, as a client names it.
 pub const URI: &str = "nbd://10.77.0.1:10809/disk@s";
+/// The same bytes in a snapshot of which nothing is recorded.
+pub const UNRECORDED_URI: &str = "nbd://10.77.0.1:10809/disk@t";
 const ADDRESS: &str = "10.77.0.1:10809";
 /// Nothing here takes longer.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -164,6 +166,10 @@ fn make_image(path: &Path, size_bytes: u64) {
     let volume = store.create_volume("disk", size_bytes).expect("a volume");
     write_image(&volume);
     store.create_snapshot("disk", "s").expect("a snapshot");
+    // Written anew, so that the next snapshot is another one.
+    let mut first = [0; 4096];
+    volume.read_at(&mut first, 0).and_then(|()| volume.write_at(&first, 0)).expect("a write");
+    store.create_snapshot("disk", "t").expect("a snapshot");
     drop(volume);
     store.close().expect("the store closes");
 }

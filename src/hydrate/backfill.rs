@@ -18,9 +18,10 @@ use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_
 const IDLE_INTERVAL: Duration = Duration::from_millis(20);
 /// Without hope of anything to do before a wake.
 const LONG: Duration = Duration::from_secs(60);
-/// While readers wait, backfill takes this part of the way to a host, or makes a request so often: it yields, but never starves.
-const SHARE_WHILE_WAITED: u64 = 4;
-const FLOOR_INTERVAL: Duration = Duration::from_millis(20);
+/// While readers wait, backfill takes this part of what the way to a host carries: it yields, but never starves.
+const SHARE_WHILE_WAITED: f64 = 0.125;
+/// Readers that waited a moment ago will probably wait again.
+const WAITED_MEMORY: Duration = Duration::from_millis(100);
 /// Fetched bytes after which progress is made durable.
 const RECORD_BYTES: u64 = 64 << 20;
 /// Hydrations that begin together begin a little apart: so much for each that is there already.
@@ -44,7 +45,6 @@ struct Backfill<'a> {
     plan: Plan,
     requests: HashMap<u64, Request>,
     next: u64,
-    bytes_under_way: u64,
     last_request: Duration,
     unrecorded_bytes: u64,
     /// Makes progress durable meanwhile.
@@ -125,7 +125,6 @@ impl<'a> Backfill<'a> {
             plan: Plan::default(),
             requests: HashMap::new(),
             next: 0,
-            bytes_under_way: 0,
             last_request: Duration::ZERO,
             unrecorded_bytes: 0,
             recording: None,
@@ -277,7 +276,7 @@ impl<'a> Backfill<'a> {
         let bytes = range.end - range.start;
         let sent = match class {
             FetchClass::Ahead => Ok(config.budget.begin_now(now, host, bytes)),
-            _ => self.begin_bulk(now, host, bytes),
+            _ => self.begin_bulk(now, host, class, bytes),
         };
         let sent = match sent {
             Ok(sent) => sent,
@@ -288,7 +287,6 @@ impl<'a> Backfill<'a> {
         };
         let number = self.next;
         self.next += 1;
-        self.bytes_under_way += bytes;
         self.last_request = now;
         if let Some(writes) = &mut self.writes {
             writes.expect(run.clone());
@@ -306,15 +304,20 @@ impl<'a> Backfill<'a> {
     }
 
     /// Asks for room on the way to a host, under the cap that an operator set.
-    fn begin_bulk(&mut self, now: Duration, host: &str, bytes: u64) -> Result<Sent, Duration> {
+    fn begin_bulk(&mut self, now: Duration, host: &str, class: FetchClass, bytes: u64) -> Result<Sent, Duration> {
         let is_due = self.is_due(now);
         let config = &self.hydrator.config;
         let mut state = self.hydrator.state.lock();
         let cap = state.settings.rate_bytes_per_second;
-        let since = now.saturating_sub(self.last_request);
-        let crowded = self.bytes_under_way > config.budget.window_bytes(host) / SHARE_WHILE_WAITED;
-        if state.demands > 0 && crowded && since < FLOOR_INTERVAL {
-            return Err(FLOOR_INTERVAL - since);
+        // What an earlier fork wanted about now is what readers will wait for next.
+        let waited = state.demands > 0 || state.last_demand.is_some_and(|at| now.saturating_sub(at) < WAITED_MEMORY);
+        if waited && class == FetchClass::Backfill {
+            let share = Duration::from_secs_f64(bytes as f64 / (config.budget.rate(host) * SHARE_WHILE_WAITED).max(1.0));
+            let interval = share.min(WAITED_MEMORY);
+            let since = now.saturating_sub(self.last_request);
+            if since < interval {
+                return Err(interval - since);
+            }
         }
         state.pace.take(now, cap, bytes)?;
         config.budget.begin(now, config.layer.id, host, bytes, is_due).map_err(|wait| {
@@ -398,8 +401,6 @@ impl<'a> Backfill<'a> {
             }
             Arrival::End(result) => {
                 let Some(request) = self.requests.remove(&number) else { return };
-                let range = hydrator.byte_range(&request.run);
-                self.bytes_under_way -= range.end - range.start;
                 let result = result.and_then(|()| request.damage.map_or(Ok(()), Err));
                 let now = hydrator.config.clock.monotonic();
                 hydrator.config.budget.end(now, &request.host, request.sent, result.is_ok());

@@ -100,9 +100,9 @@ impl Budget {
         self.state.lock().windows.get(host).map_or_else(|| Window::default().request_bytes(), Window::request_bytes)
     }
 
-    /// Most bytes under way to a host.
-    pub fn window_bytes(&self, host: &str) -> u64 {
-        self.state.lock().windows.get(host).map_or_else(|| Window::default().limit(), Window::limit)
+    /// Bytes a second that the way to a host was seen to carry lately; 0 is not known.
+    pub fn rate(&self, host: &str) -> f64 {
+        self.state.lock().windows.get(host).map_or(0.0, Window::rate)
     }
 
     /// A request that somebody may soon wait for: only counted.

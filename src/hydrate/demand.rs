@@ -26,8 +26,10 @@ impl Hydrator {
     pub fn demand(&self, blocks: Range<u64>) -> Result<()> {
         self.state.lock().demands += 1;
         let result = self.demand_counted(blocks);
+        let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
         state.demands -= 1;
+        state.last_demand = Some(now);
         if state.demands == 0 {
             self.notify(&state);
         }
@@ -65,9 +67,11 @@ impl Hydrator {
             return;
         }
         let ahead = state.readers.miss(blocks, self.config.block_size.bytes());
-        state.ahead.extend(ahead.into_iter().map(|range| range.start..range.end.min(end)).filter(|range| !range.is_empty()));
-        let surplus = state.ahead.len().saturating_sub(AHEAD_MAX);
-        state.ahead.drain(..surplus);
+        // What belongs to the latest miss comes first.
+        for range in ahead.into_iter().rev().map(|range| range.start..range.end.min(end)).filter(|range| !range.is_empty()) {
+            state.ahead.push_front(range);
+        }
+        state.ahead.truncate(AHEAD_MAX);
         self.notify(&state);
     }
 

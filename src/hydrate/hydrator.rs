@@ -131,8 +131,9 @@ pub(super) struct State {
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
     pub degraded: bool,
-    /// Readers that wait.
+    /// Readers that wait, and when the latest one ended.
     pub demands: u32,
+    pub last_demand: Option<Duration>,
     pub readers: Readers,
     /// To be fetched before the rest, in this order.
     pub ahead: VecDeque<Range<u64>>,

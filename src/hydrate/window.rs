@@ -80,11 +80,6 @@ impl Window {
         1 << share.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end()).ilog2()
     }
 
-    /// Most bytes under way.
-    pub fn limit(&self) -> u64 {
-        self.limit
-    }
-
     /// A request begins.
     pub fn begin(&mut self, now: Duration, bytes: u64) -> Sent {
         self.under_way += bytes;
@@ -140,7 +135,7 @@ impl Window {
     }
 
     /// Highest rate seen lately, in bytes a second.
-    fn rate(&self) -> f64 {
+    pub fn rate(&self) -> f64 {
         self.rates[0].max(self.rates[1])
     }
 
@@ -180,7 +175,7 @@ mod tests {
             received += sent.bytes;
             window.end(Duration::from_secs_f64(now), sent, true);
         }
-        (now, window.limit())
+        (now, window.limit)
     }
 
     #[test]
@@ -214,6 +209,6 @@ mod tests {
         let sent = window.begin(Duration::ZERO, 1 << 30);
         assert!(!window.has_room(1));
         window.end(Duration::from_secs(1), sent, false);
-        assert_eq!((window.limit(), window.has_room(1 << 40)), (BYTES_START, true));
+        assert_eq!((window.limit, window.has_room(1 << 40)), (BYTES_START, true));
     }
 }

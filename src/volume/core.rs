@@ -125,6 +125,10 @@ impl Core {
         }
         let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
         let head = Head::new(self, id, self.layers.require(entry.head)?, entry.size_bytes);
+        if let Some(recorder) = self.recorder(id) {
+            // A fork is recorded however often it is opened; this head is new.
+            let _ = head.recorder.set(recorder);
+        }
         heads.insert(id, Arc::downgrade(&head));
         Ok(head)
     }

@@ -218,7 +218,7 @@ impl Core {
     /// Notes in which order a new fork touches the blocks of the layer it stands on; and if an earlier one did, lets what is
     /// still at a source be fetched in that order.
     fn record_fork(&self, head: &Head, layer: LayerId) {
-        if let Some(recorder) = self.record_touches(layer) {
+        if let Some(recorder) = self.record_touches(layer, head.id) {
             // A head is recorded once, when it is made.
             let _ = head.recorder.set(recorder);
             return;

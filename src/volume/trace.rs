@@ -11,7 +11,7 @@ use roaring::RoaringBitmap;
 use super::core::Core;
 use crate::error::Result;
 use crate::format::{TRACE_RUNS_MAX, Trace};
-use crate::ids::LayerId;
+use crate::ids::{LayerId, VolumeId};
 
 /// Blocks of one touch: a touch is noted in units, so that a trace stays short.
 const UNIT_BLOCKS: u32 = 16;
@@ -30,14 +30,15 @@ struct Touches {
 /// The recording of one fork, for the sealed layer it stands on.
 pub struct Recorder {
     layer: LayerId,
+    fork: VolumeId,
     until: Duration,
     active: AtomicBool,
     touches: Mutex<Touches>,
 }
 
 impl Recorder {
-    fn new(layer: LayerId, until: Duration) -> Arc<Self> {
-        Arc::new(Self { layer, until, active: AtomicBool::new(true), touches: Mutex::default() })
+    fn new(layer: LayerId, fork: VolumeId, until: Duration) -> Arc<Self> {
+        Arc::new(Self { layer, fork, until, active: AtomicBool::new(true), touches: Mutex::default() })
     }
 
     /// Notes a read of blocks.
@@ -66,13 +67,18 @@ impl Recorder {
 }
 
 impl Core {
+    /// The recording of a fork, while it is under way.
+    pub(super) fn recorder(&self, fork: VolumeId) -> Option<Arc<Recorder>> {
+        self.recorders.lock().iter().find(|recorder| recorder.fork == fork).cloned()
+    }
+
     /// Begins to record the touches of a fork that stands on `layer`, unless that was done before.
-    pub(super) fn record_touches(&self, layer: LayerId) -> Option<Arc<Recorder>> {
+    pub(super) fn record_touches(&self, layer: LayerId, fork: VolumeId) -> Option<Arc<Recorder>> {
         let mut recorders = self.recorders.lock();
         if recorders.iter().any(|recorder| recorder.layer == layer) || self.layers.load_trace(layer).is_some() {
             return None;
         }
-        let recorder = Recorder::new(layer, self.clock.monotonic() + RECORDING_TIME);
+        let recorder = Recorder::new(layer, fork, self.clock.monotonic() + RECORDING_TIME);
         recorders.push(Arc::clone(&recorder));
         Some(recorder)
     }
@@ -112,7 +118,7 @@ mod tests {
 
     #[test]
     fn units_are_noted_once_in_the_order_of_their_first_touch() {
-        let recorder = Recorder::new(LayerId(1), Duration::ZERO);
+        let recorder = Recorder::new(LayerId(1), VolumeId(1), Duration::ZERO);
         for blocks in [100..101, 0..1, 16..40, 101..102, 5..6, 40..41] {
             recorder.touch(blocks);
         }
@@ -121,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_recording_is_bounded() {
-        let recorder = Recorder::new(LayerId(1), Duration::ZERO);
+        let recorder = Recorder::new(LayerId(1), VolumeId(1), Duration::ZERO);
         for block in 0..3 * TRACE_RUNS_MAX as u64 {
             recorder.touch(block * 32..block * 32 + 1);
         }

@@ -105,8 +105,8 @@ impl Actor {
     fn answer(&self, range: &Range<u64>, mut arrival: OnArrival, damage: bool) {
         // In two parts, if it is long enough.
         let middle = (range.start / 65536 + 1) * 65536;
-        let cuts = if middle < range.end { vec![range.start..middle, middle..range.end] } else { vec![range.start..range.end] };
-        for part in cuts {
+        let cuts = [range.start, middle.min(range.end), range.end];
+        for part in cuts.windows(2).map(|cut| cut[0]..cut[1]).filter(|part| !part.is_empty()) {
             let bytes = self.data.slice(part.start as usize..part.end as usize);
             let values = bytes.chunks(BLOCK).map(|block| Some(content_checksum(block, BLOCK))).collect();
             let checksums = Checksums { block_bytes: BLOCK as u32, first: part.start, values };
