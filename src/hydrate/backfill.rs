@@ -18,8 +18,6 @@ use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_
 const IDLE_INTERVAL: Duration = Duration::from_millis(20);
 /// Without hope of anything to do before a wake.
 const LONG: Duration = Duration::from_secs(60);
-/// While readers wait, backfill takes this part of what the way to a host carries: it yields, but never starves.
-const SHARE_WHILE_WAITED: f64 = 0.125;
 /// Readers that waited a moment ago will probably wait again.
 const WAITED_MEMORY: Duration = Duration::from_millis(100);
 /// Fetched bytes after which progress is made durable.
@@ -312,8 +310,8 @@ impl<'a> Backfill<'a> {
         // What an earlier fork wanted about now is what readers will wait for next.
         let waited = state.demands > 0 || state.last_demand.is_some_and(|at| now.saturating_sub(at) < WAITED_MEMORY);
         if waited && class == FetchClass::Backfill {
-            let share = Duration::from_secs_f64(bytes as f64 / (config.budget.rate(host) * SHARE_WHILE_WAITED).max(1.0));
-            let interval = share.min(WAITED_MEMORY);
+            let pace = config.budget.rate(host) * state.share.of_way();
+            let interval = Duration::from_secs_f64(bytes as f64 / pace.max(1.0)).min(WAITED_MEMORY);
             let since = now.saturating_sub(self.last_request);
             if since < interval {
                 return Err(interval - since);

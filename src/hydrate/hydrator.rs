@@ -10,7 +10,7 @@ use roaring::RoaringBitmap;
 
 use super::ahead::Readers;
 use super::budget::Budget;
-use super::pace::{Pace, Rate};
+use super::pace::{Pace, Rate, Share};
 use super::peers::Peers;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
@@ -126,6 +126,7 @@ pub(super) struct State {
     pub settings: HydrationSettings,
     pub pace: Pace,
     pub rate: Rate,
+    pub share: Share,
     pub bytes_by_class: [u64; 4],
     pub last_error: Option<String>,
     /// Fetched blocks could not be stored: not tried again before.
@@ -244,6 +245,10 @@ impl Hydrator {
     pub(super) fn note_read(&self, uri: &str, waited: Option<Duration>) {
         let mut state = self.state.lock();
         state.peers.note_read(uri, waited);
+        if let Some(waited) = waited {
+            let shortest = state.peers.shortest_wait(uri);
+            state.share.note(waited, shortest);
+        }
         self.look_at_health(state);
     }
 

@@ -38,6 +38,34 @@ impl Pace {
     }
 }
 
+/// What backfill takes of the way to a host while readers wait: as much as does not make them wait longer, at least an eighth.
+#[derive(Debug)]
+pub struct Share(f64);
+
+impl Default for Share {
+    fn default() -> Self {
+        Self(0.25)
+    }
+}
+
+impl Share {
+    const LEAST: f64 = 0.125;
+    /// Waiting so much longer than the shortest wait is put up with, in parts and in seconds.
+    const PATIENCE: f64 = 1.2;
+    const SLACK_SECONDS: f64 = 0.0005;
+
+    /// A reader has waited so long; the shortest wait so far was `shortest`.
+    pub fn note(&mut self, waited: Duration, shortest: Duration) {
+        let longer = waited.as_secs_f64() > shortest.as_secs_f64() * Self::PATIENCE + Self::SLACK_SECONDS;
+        self.0 = if longer { (self.0 * 0.7).max(Self::LEAST) } else { (self.0 * 1.05).min(1.0) };
+    }
+
+    /// The part of the way.
+    pub fn of_way(&self) -> f64 {
+        self.0
+    }
+}
+
 /// Bytes a second over the last seconds.
 #[derive(Debug, Default)]
 pub struct Rate {
@@ -69,6 +97,23 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_share_grows_until_readers_feel_it() {
+        let mut share = Share::default();
+        let (mut least, mut most) = (1.0f64, 0.0f64);
+        for number in 0..1000 {
+            // Beyond half of the way there is a queue.
+            let waited = Duration::from_secs_f64(0.02 + (share.of_way() - 0.5).max(0.0) * 0.1);
+            share.note(waited, Duration::from_millis(20));
+            if number > 100 {
+                (least, most) = (least.min(share.of_way()), most.max(share.of_way()));
+            }
+        }
+        assert!((0.35..0.5).contains(&least) && (0.5..0.7).contains(&most), "{least} to {most}");
+        (0..100).for_each(|_| share.note(Duration::from_secs(1), Duration::from_millis(20)));
+        assert_eq!(share.of_way(), Share::LEAST);
+    }
 
     #[test]
     fn the_cap_holds_over_a_long_time() {

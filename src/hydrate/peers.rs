@@ -32,18 +32,26 @@ pub struct Peer {
 pub struct Latency {
     mean: Option<f64>,
     deviation: f64,
+    /// The shortest; creeps up, since a way may become longer.
+    shortest: f64,
 }
 
 impl Latency {
     fn note(&mut self, time: Duration) {
         let time = time.as_secs_f64();
         match &mut self.mean {
-            None => (self.mean, self.deviation) = (Some(time), time / 2.0),
+            None => (self.mean, self.deviation, self.shortest) = (Some(time), time / 2.0, time),
             Some(mean) => {
                 self.deviation += ((time - *mean).abs() - self.deviation) / 4.0;
                 *mean += (time - *mean) / 8.0;
+                self.shortest = (self.shortest * 1.001).min(time);
             }
         }
+    }
+
+    /// The shortest time lately.
+    pub fn shortest(&self) -> Duration {
+        Duration::from_secs_f64(self.shortest.min(3600.0))
     }
 
     /// A read that takes longer than this is slow.
@@ -128,6 +136,11 @@ impl Peers {
                 peer.latency.note(time);
             }
         }
+    }
+
+    /// The shortest time that somebody waited for this address lately.
+    pub fn shortest_wait(&mut self, uri: &str) -> Duration {
+        self.by_uri(uri).map_or(Duration::MAX, |peer| peer.latency.shortest())
     }
 
     /// Bytes have come.
