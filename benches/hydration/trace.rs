@@ -58,7 +58,8 @@ struct Start {
 /// Forks the snapshot on the server and reads there what a machine reads; waits until the server has noted it.
 fn record(peers: &Peers, offsets: &[u64]) {
     let store = peers.directory.join("server");
-    let status = Command::new(env!("CARGO_BIN_EXE_volfork")).arg("--store").arg(store).args(["--quiet", "fork", "disk@s", "recorded"]).status();
+    let status =
+        Command::new(env!("CARGO_BIN_EXE_volfork")).arg("--store").arg(store).args(["--quiet", "fork", "disk@s", "recorded"]).status();
     assert!(status.expect("volfork can be started").success());
     peers.client.enter(|| {
         let open = |uri: &str| UriSources::default().open(uri).expect("the server answers");

@@ -12,9 +12,11 @@ const OCTAVE_BUCKETS: usize = 16;
 const BUCKETS: usize = 32 * OCTAVE_BUCKETS;
 /// How often the pace is looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// Ticks of one cycle; the first two are a pause, in which what was under way ends, and then the foreground is alone.
+/// Ticks of one cycle; the first ones are a pause: in one of them what was under way ends, then the foreground is alone.
 const CYCLE_TICKS: u32 = 40;
-const PAUSE_TICKS: u32 = 2;
+const PAUSE_TICKS: u32 = 3;
+/// Ticks of which the middle one counts: single ones are noisy.
+const LOOKS: usize = 5;
 /// Fewer requests in a tick are no load.
 const REQUESTS_MIN: u32 = 10;
 /// Latency under backfill, relative to that without, that is put up with.
@@ -67,11 +69,11 @@ impl Latencies {
         self.counts[bucket(latency.as_micros().min(u128::from(u64::MAX)) as u64)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes what was noted since the last call: how many requests, and the latency below which 95 of 100 are.
+    /// Takes what was noted since the last call: how many requests, and the latency below which 99 of 100 are.
     fn take(&self) -> (u32, f64) {
         let counts: Vec<u32> = self.counts.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect();
         let total: u32 = counts.iter().sum();
-        let mut above = total - total / 20;
+        let mut above = total - total / 100;
         for (bucket, count) in counts.iter().enumerate() {
             if above <= *count {
                 return (total, micros(bucket));
@@ -82,13 +84,35 @@ impl Latencies {
     }
 }
 
+/// The latest looks at something noisy.
+#[derive(Debug, Default)]
+struct Looks {
+    latest: [f64; LOOKS],
+    count: usize,
+}
+
+impl Looks {
+    fn note(&mut self, value: f64) {
+        self.latest[self.count % LOOKS] = value;
+        self.count += 1;
+    }
+
+    /// The middle one; `None` before there are enough of them to tell noise from change.
+    fn middle(&self, least: usize) -> Option<f64> {
+        let mut known = self.latest[..self.count.min(LOOKS)].to_vec();
+        known.sort_unstable_by(f64::total_cmp);
+        (self.count >= least).then(|| known[known.len() / 2])
+    }
+}
+
 /// The pace of backfill. Pure: it is told the time and the latencies.
 #[derive(Debug, Default)]
 pub struct Guard {
     tick_at: Duration,
     tick: u32,
-    /// Latency without backfill, in microseconds; 0 is not known.
-    undisturbed: f64,
+    /// Latencies without backfill, and with it, in microseconds.
+    alone: Looks,
+    beside: Looks,
     /// Bytes a second; `None` is no limit.
     limit: Option<f64>,
     bytes: u64,
@@ -112,11 +136,11 @@ impl Guard {
         let (requests, latency) = latencies.take();
         let pace = self.bytes as f64 / elapsed.as_secs_f64();
         (self.bytes, self.tick_at) = (0, now);
-        let (was_paused, was_alone) = (self.is_quiet(), self.tick + 1 == PAUSE_TICKS);
+        let (was_paused, was_settling) = (self.is_quiet(), self.tick == 0);
         self.tick = (self.tick + 1) % CYCLE_TICKS;
         if requests < REQUESTS_MIN {
             // Nobody is disturbed.
-            (self.limit, self.undisturbed) = (None, 0.0);
+            (self.limit, self.alone, self.beside) = (None, Looks::default(), Looks::default());
             return;
         }
         self.fastest = (self.fastest * 0.999).max(pace);
@@ -126,14 +150,22 @@ impl Guard {
             (self.limit, self.tick) = (Some(pace.max(floor)), 0);
             return;
         };
-        if was_alone {
-            // One look may be a bad one; the machine may also have become slower for other reasons.
-            self.undisturbed = if self.undisturbed == 0.0 { latency } else { latency.min(self.undisturbed * 1.1) };
-        } else if !was_paused && self.undisturbed > 0.0 {
-            let disturbed = latency > self.undisturbed * LATENCY_RATIO + LATENCY_SLACK_MICROS;
-            // What is not used is not raised either.
-            let raised = if pace > limit / 2.0 { limit * 1.1 } else { limit };
-            self.limit = Some(if disturbed { (limit * 0.67).max(floor) } else { raised.max(floor) });
+        if was_paused {
+            if !was_settling {
+                self.alone.note(latency);
+            }
+            return;
+        }
+        self.beside.note(latency);
+        let (Some(alone), Some(beside)) = (self.alone.middle(2), self.beside.middle(LOOKS)) else { return };
+        // What is not used is not raised either.
+        let raised = if pace > limit / 2.0 { limit * 1.1 } else { limit };
+        if beside <= alone * LATENCY_RATIO + LATENCY_SLACK_MICROS {
+            self.limit = Some(raised.max(floor));
+        } else {
+            self.limit = Some((limit * 0.67).max(floor));
+            // The next look is at the new pace.
+            self.beside.count = 0;
         }
     }
 
