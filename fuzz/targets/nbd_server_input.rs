@@ -1,7 +1,7 @@
 //! What a client may send to a server.
 #![no_main]
 
-use volfork::wire::{ContextQuery, GoRequest, OptionRequest, Request};
+use volfork::wire::{ContextQuery, GoRequest, OptionRequest, Request, StatusQuery};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Some(header) = bytes.first_chunk() {
@@ -12,6 +12,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(query) = ContextQuery::decode(bytes) {
         assert_eq!(ContextQuery::decode(&query.encode()), Ok(query));
+    }
+    if let Ok(query) = StatusQuery::decode(bytes) {
+        assert_eq!(StatusQuery::decode(&query.encode()), Ok(query));
     }
     for extended in [false, true] {
         if let Ok(request) = Request::decode(bytes, extended) {

@@ -7,8 +7,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::hydrator::{FetchClass, Hydrator};
+use super::hydrator::Hydrator;
 use super::plan::Plan;
+use super::progress::FetchClass;
 use super::window::Sent;
 use super::writes::Writes;
 use crate::io::Ring;

@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use super::hydrator::{FetchClass, Hydrator, State};
+use super::hydrator::{Hydrator, State};
+use super::progress::FetchClass;
 use crate::error::Result;
 use crate::source::{Arrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 

@@ -12,6 +12,7 @@ use super::ahead::Readers;
 use super::budget::Budget;
 use super::pace::{Pace, Rate, Share};
 use super::peers::Peers;
+use super::progress::{FetchClass, FetchedBytes, HydratorStatus, Progress, SourceInfo};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{HydrationSettings, SourceRecord};
@@ -45,68 +46,6 @@ pub struct HydratorConfig {
     pub on_change: OnChange,
 }
 
-/// What backfill does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HydratorStatus {
-    /// Fetching, or about to.
-    Running,
-    /// Stopped by an operator.
-    Paused,
-    /// No address answers.
-    Degraded,
-    /// Nothing is missing any more.
-    Complete,
-}
-
-/// Why blocks are fetched, the most urgent reason first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FetchClass {
-    /// A reader waits.
-    Demand,
-    /// A reader will probably want them next.
-    Ahead,
-    /// An earlier fork wanted them about now.
-    Trace,
-    /// They are missing.
-    Backfill,
-}
-
-/// One address and how it does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerProgress {
-    /// The address.
-    pub uri: String,
-    /// Whether it failed the last time.
-    pub is_failing: bool,
-    /// Bytes taken from it.
-    pub bytes_fetched: u64,
-    /// Requests that failed.
-    pub errors: u64,
-    /// Shortest time of a small request.
-    pub round_trip: Option<Duration>,
-    /// Its latest error.
-    pub last_error: Option<String>,
-}
-
-/// Counts of a hydrator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// What backfill does.
-    pub status: HydratorStatus,
-    /// Bytes received.
-    pub bytes_fetched: u64,
-    /// Of them, by class: demand, ahead, trace, backfill.
-    pub bytes_by_class: [u64; 4],
-    /// Bytes a second, over the last seconds.
-    pub rate_bytes_per_second: u64,
-    /// What an operator set.
-    pub settings: HydrationSettings,
-    /// The addresses.
-    pub peers: Vec<PeerProgress>,
-    /// The latest error.
-    pub last_error: Option<String>,
-}
-
 /// One root layer and where its bytes can be had.
 pub struct Hydrator {
     pub(super) config: HydratorConfig,
@@ -127,7 +66,7 @@ pub(super) struct State {
     pub pace: Pace,
     pub rate: Rate,
     pub share: Share,
-    pub bytes_by_class: [u64; 4],
+    pub fetched: FetchedBytes,
     pub last_error: Option<String>,
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
@@ -148,13 +87,6 @@ pub(super) struct State {
     pub backfill_running: bool,
     /// Ends a wait of backfill.
     pub waker: Option<RingWaker>,
-}
-
-impl State {
-    /// Bytes received.
-    pub fn bytes_fetched(&self) -> u64 {
-        self.bytes_by_class.iter().sum()
-    }
 }
 
 impl Hydrator {
@@ -257,8 +189,8 @@ impl Hydrator {
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
         state.peers.note_bytes(uri, bytes);
-        state.bytes_by_class[class as usize] += bytes;
-        let total = state.bytes_fetched();
+        state.fetched.add(class, bytes);
+        let total = state.fetched.total();
         state.rate.note(now, total);
     }
 
@@ -362,21 +294,20 @@ impl Hydrator {
             State { settings: HydrationSettings { paused: true, .. }, .. } => HydratorStatus::Paused,
             _ => HydratorStatus::Running,
         };
-        let peers = state.peers.list.iter().map(|peer| PeerProgress {
+        let sources = state.peers.list.iter().map(|peer| SourceInfo {
             uri: peer.uri.clone(),
-            is_failing: peer.failures > 0,
+            failing: peer.failures > 0,
             bytes_fetched: peer.bytes,
             errors: peer.errors,
-            round_trip: peer.stats().round_trip,
+            round_trip_micros: peer.stats().round_trip.map(|time| time.as_micros() as u64),
             last_error: peer.last_error.clone(),
         });
         Progress {
             status,
-            bytes_fetched: state.bytes_fetched(),
-            bytes_by_class: state.bytes_by_class,
-            rate_bytes_per_second: state.rate.bytes_per_second(now, state.bytes_fetched()),
+            fetched: state.fetched,
+            rate_bytes_per_second: state.rate.bytes_per_second(now, state.fetched.total()),
             settings: state.settings,
-            peers: peers.collect(),
+            sources: sources.collect(),
             last_error: state.last_error.clone(),
         }
     }

@@ -21,8 +21,10 @@ mod hydrator;
 mod pace;
 mod peers;
 mod plan;
+mod progress;
 mod window;
 mod writes;
 
 pub use budget::Budget;
-pub use hydrator::{Hydrator, HydratorConfig, HydratorStatus, PeerProgress};
+pub use hydrator::{Hydrator, HydratorConfig};
+pub use progress::{FetchedBytes, HydratorStatus, SourceInfo};

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::hydrator::{FetchClass, Hydrator};
+use super::hydrator::Hydrator;
+use super::progress::FetchClass;
 use crate::source::Source;
 
 /// Bytes whose zero ranges are asked for at once, of a server that has to look for them.

@@ -3,13 +3,11 @@
 use roaring::RoaringBitmap;
 
 use super::core::Core;
-use super::info::{
-    BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,
-};
+use super::info::{BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
 use crate::catalog::{Catalog, LayerEntry, VolumeEntry};
 use crate::error::Result;
 use crate::format::SourceRecord;
-use crate::hydrate::{Hydrator, HydratorStatus, PeerProgress};
+use crate::hydrate::{Hydrator, HydratorStatus};
 use crate::ids::{LayerId, VolumeId};
 
 impl Core {
@@ -97,14 +95,13 @@ impl Core {
                 HydratorStatus::Paused => HydrationState::Paused,
                 HydratorStatus::Degraded => HydrationState::Degraded,
             };
-            info.bytes_fetched = progress.bytes_fetched;
+            info.bytes_fetched = progress.fetched.total();
             info.rate_bytes_per_second = progress.rate_bytes_per_second;
             info.rate_limit_bytes_per_second = Some(progress.settings.rate_bytes_per_second).filter(|rate| *rate > 0);
             info.deadline = Some(progress.settings.deadline).filter(|deadline| *deadline > 0);
             info.priority = progress.settings.priority;
-            let [demand, ahead, trace, backfill] = progress.bytes_by_class;
-            info.fetched = FetchedBytes { demand, ahead, trace, backfill };
-            info.sources = progress.peers.into_iter().map(source_info).collect();
+            info.fetched = progress.fetched;
+            info.sources = progress.sources;
             info.eta_seconds = bytes_missing.checked_div(progress.rate_bytes_per_second);
             info.last_error = progress.last_error;
         }
@@ -144,17 +141,6 @@ impl Core {
         counts.shared = counts.present - counts.unique;
         counts.zero = total.saturating_sub(counts.present + counts.missing);
         counts
-    }
-}
-
-fn source_info(peer: PeerProgress) -> SourceInfo {
-    SourceInfo {
-        uri: peer.uri,
-        failing: peer.is_failing,
-        bytes_fetched: peer.bytes_fetched,
-        errors: peer.errors,
-        round_trip_micros: peer.round_trip.map(|time| time.as_micros() as u64),
-        last_error: peer.last_error,
     }
 }
 

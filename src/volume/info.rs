@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::format::HydrationPriority;
+pub use crate::hydrate::{FetchedBytes, SourceInfo};
 
 /// Where a volume is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,36 +48,6 @@ pub enum HydrationState {
     Paused,
     /// The source does not answer; tried again with growing pauses.
     Degraded,
-}
-
-/// Bytes received from sources, by the reason for which they were fetched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FetchedBytes {
-    /// A reader waited.
-    pub demand: u64,
-    /// A reader was expected to want them next.
-    pub ahead: u64,
-    /// An earlier fork of the same snapshot wanted them about now.
-    pub trace: u64,
-    /// They were missing.
-    pub backfill: u64,
-}
-
-/// One address at which missing blocks can be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceInfo {
-    /// The address.
-    pub uri: String,
-    /// It failed the last time.
-    pub failing: bool,
-    /// Bytes received from it since the volume was opened here.
-    pub bytes_fetched: u64,
-    /// Requests that failed.
-    pub errors: u64,
-    /// Shortest time of a small request, in microseconds.
-    pub round_trip_micros: Option<u64>,
-    /// Its latest error.
-    pub last_error: Option<String>,
 }
 
 /// Progress of hydration.

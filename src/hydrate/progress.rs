@@ -1,0 +1,95 @@
+//! What can be known of a hydration.
+
+use serde::{Deserialize, Serialize};
+
+use crate::format::HydrationSettings;
+
+/// What backfill does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HydratorStatus {
+    /// Fetching, or about to.
+    Running,
+    /// Stopped by an operator.
+    Paused,
+    /// No address answers.
+    Degraded,
+    /// Nothing is missing any more.
+    Complete,
+}
+
+/// Why blocks are fetched, the most urgent reason first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchClass {
+    /// A reader waits.
+    Demand,
+    /// A reader will probably want them next.
+    Ahead,
+    /// An earlier fork wanted them about now.
+    Trace,
+    /// They are missing.
+    Backfill,
+}
+
+/// Bytes received from sources, by the reason for which they were fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchedBytes {
+    /// A reader waited.
+    pub demand: u64,
+    /// A reader was expected to want them next.
+    pub ahead: u64,
+    /// An earlier fork of the same snapshot wanted them about now.
+    pub trace: u64,
+    /// They were missing.
+    pub backfill: u64,
+}
+
+impl FetchedBytes {
+    /// Counts bytes.
+    pub(super) fn add(&mut self, class: FetchClass, bytes: u64) {
+        *match class {
+            FetchClass::Demand => &mut self.demand,
+            FetchClass::Ahead => &mut self.ahead,
+            FetchClass::Trace => &mut self.trace,
+            FetchClass::Backfill => &mut self.backfill,
+        } += bytes;
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.demand + self.ahead + self.trace + self.backfill
+    }
+}
+
+/// One address at which missing blocks can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceInfo {
+    /// The address.
+    pub uri: String,
+    /// It failed the last time.
+    pub failing: bool,
+    /// Bytes received from it since the volume was opened here.
+    pub bytes_fetched: u64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Shortest time of a small request, in microseconds.
+    pub round_trip_micros: Option<u64>,
+    /// Its latest error.
+    pub last_error: Option<String>,
+}
+
+/// Counts of a hydrator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What backfill does.
+    pub status: HydratorStatus,
+    /// Bytes received.
+    pub fetched: FetchedBytes,
+    /// Bytes a second, over the last seconds.
+    pub rate_bytes_per_second: u64,
+    /// What an operator set.
+    pub settings: HydrationSettings,
+    /// The addresses.
+    pub sources: Vec<SourceInfo>,
+    /// The latest error.
+    pub last_error: Option<String>,
+}
