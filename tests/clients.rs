@@ -127,10 +127,24 @@ fn nbdinfo_sees_exports_as_they_are() {
         assert!(volume.contains(part), "{part}: {volume}");
     }
     assert!(run("nbdinfo", &["--json", &host.uri("a@s")]).contains("\"is_read_only\": true"));
-    let map = run("nbdinfo", &["--map", &host.uri("a")]);
-    let rows: Vec<Vec<&str>> = map.lines().map(|line| line.split_whitespace().collect()).collect();
-    let expected = [["0", "1048576", "0", "data"], ["1048576", "1048576", "3", "hole,zero"], ["2097152", "2097152", "0", "data"]];
-    assert_eq!(rows, expected, "{map}");
+    let map = |context: &str, export: &str| {
+        let map = run("nbdinfo", &[&format!("--map={context}"), &host.uri(export)]);
+        let row = |line: &str| line.split_whitespace().take(3).map(|number| number.parse().unwrap()).collect();
+        map.lines().map(row).collect::<Vec<Vec<u64>>>()
+    };
+    let mib = MIB as u64;
+    assert_eq!(map("base:allocation", "a"), [[0, mib, 0], [mib, mib, 3], [2 * mib, 2 * mib, 0]]);
+    assert_eq!(map("x-volfork:missing", "a"), [[0, 4 * mib, 0]]);
+    // What was written and discarded since a snapshot, of a volume and of a later snapshot.
+    let volume = host.store.volume("a").unwrap();
+    volume.write_at(&[1; 5000], 0).and_then(|()| volume.discard(3 * mib, 8192)).unwrap();
+    let changed = [[0, 8192, 1], [8192, 3 * mib - 8192, 0], [3 * mib, 8192, 1], [3 * mib + 8192, mib - 8192, 0]];
+    assert_eq!(map("qemu:dirty-bitmap:s", "a"), changed);
+    host.store.create_snapshot("a", "t").unwrap();
+    volume.write_at(&[1; 4096], 2 * mib).unwrap();
+    assert_eq!(map("qemu:dirty-bitmap:s", "a@t"), changed);
+    assert_eq!(map("qemu:dirty-bitmap:t", "a"), [[0, 2 * mib, 0], [2 * mib, 4096, 1], [2 * mib + 4096, 2 * mib - 4096, 0]]);
+    assert!(!run("nbdinfo", &["--json", &host.uri("a@s")]).contains("dirty-bitmap:t"), "a snapshot does not stand on a later one");
 }
 
 #[test]

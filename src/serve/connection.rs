@@ -10,7 +10,7 @@ use super::export::Export;
 use super::handshake::Session;
 use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
-use super::status::extents;
+use super::status::{Context, extents};
 use crate::error::Error;
 use crate::volume::{Completion, Queue, Request as VolumeRequest};
 use crate::wire::constants::{
@@ -28,7 +28,7 @@ pub struct Connection {
     socket: ClientSocket,
     export: Export,
     mode: HeaderMode,
-    contexts: Vec<u32>,
+    contexts: Vec<(u32, Context)>,
     size_bytes: u64,
     queue: Queue,
     depth: usize,
@@ -251,13 +251,17 @@ impl Connection {
         }
     }
 
+    fn context(&self, number: u32) -> Option<&Context> {
+        self.contexts.iter().find(|(other, _)| *other == number).map(|(_, context)| context)
+    }
+
     fn check_status(&self, request: &Request, payload: &[u8]) -> Checked {
         let query = match request.flags & CMD_FLAG_PAYLOAD_LEN {
-            0 => Ok(StatusQuery { length: request.length, contexts: self.contexts.clone() }),
+            0 => Ok(StatusQuery { length: request.length, contexts: self.contexts.iter().map(|(number, _)| *number).collect() }),
             _ => StatusQuery::decode(payload),
         };
         let Ok(query) = query else { return Checked::Refused(EINVAL, "the payload names no contexts") };
-        if query.contexts.is_empty() || query.contexts.iter().any(|context| !self.contexts.contains(context)) {
+        if query.contexts.is_empty() || query.contexts.iter().any(|number| self.context(*number).is_none()) {
             return Checked::Refused(EINVAL, "the context was not agreed on");
         }
         match request.offset.checked_add(query.length) {
@@ -273,9 +277,11 @@ impl Connection {
         let most = if self.mode == HeaderMode::Extended { u64::MAX } else { u64::from(u32::MAX) };
         let range = request.offset..request.offset + query.length.min(most);
         let mut answers = Vec::with_capacity(query.contexts.len());
-        for context in &query.contexts {
-            match extents(&self.export, *context, range.clone()) {
-                Ok(extents) => answers.push((*context, extents)),
+        for number in &query.contexts {
+            // Looked up when the request was checked.
+            let Some(context) = self.context(*number) else { continue };
+            match extents(&self.export, context, range.clone()) {
+                Ok(extents) => answers.push((*number, extents)),
                 Err(error) => return self.output.error(self.mode, request, wire_error(&error), &error.to_string()),
             }
         }

@@ -76,6 +76,25 @@ impl Export {
         }
     }
 
+    /// Names of the snapshots since which changes can be told.
+    pub fn snapshots_below(&self) -> Vec<String> {
+        match self {
+            Self::Volume(volume) => volume.snapshots_below(),
+            Self::Snapshot(snapshot) => snapshot.snapshots_below(),
+        }
+    }
+
+    /// Bytes that were changed since a snapshot.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when it was destroyed; [`ErrorKind::OutOfRange`].
+    pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
+        match self {
+            Self::Volume(volume) => volume.changed_since(snapshot, range, runs_max),
+            Self::Snapshot(of) => of.changed_since(snapshot, range, runs_max),
+        }
+    }
+
     /// The snapshot, if it is one: only what never changes has checksums and a trace.
     pub fn snapshot(&self) -> Option<&Snapshot> {
         match self {

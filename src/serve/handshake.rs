@@ -5,37 +5,26 @@ use std::time::{Duration, Instant};
 
 use super::export::{Export, Exports};
 use super::listener::ClientSocket;
+use super::status::Context;
 use crate::error::{Error, ErrorKind};
 use crate::wire::constants::{
-    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_ALLOCATION_DEPTH, CONTEXT_CHECKSUMS, CONTEXT_TRACE,
-    EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN, EXPORT_HAS_FLAGS, EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF,
-    EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA, EXPORT_SEND_TRIM, EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE,
-    FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, MAGIC_NBD, MAGIC_OPTION, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO,
-    OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD,
-    REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
+    CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN, EXPORT_HAS_FLAGS,
+    EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF, EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA, EXPORT_SEND_TRIM,
+    EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, MAGIC_NBD, MAGIC_OPTION, OPT_ABORT,
+    OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY,
+    REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
+    REP_SERVER, STRING_BYTES_MAX,
 };
 use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter};
 
 /// Most options of one client.
 const OPTIONS_MAX: usize = 256;
-/// Contexts by number.
-const CONTEXTS: [(u32, &str); 4] = [
-    (NUMBER_OF_ALLOCATION, CONTEXT_ALLOCATION),
-    (NUMBER_OF_DEPTH, CONTEXT_ALLOCATION_DEPTH),
-    (NUMBER_OF_CHECKSUMS, CONTEXT_CHECKSUMS),
-    (NUMBER_OF_TRACE, CONTEXT_TRACE),
-];
-pub const NUMBER_OF_ALLOCATION: u32 = 1;
-pub const NUMBER_OF_DEPTH: u32 = 2;
-pub const NUMBER_OF_CHECKSUMS: u32 = 3;
-pub const NUMBER_OF_TRACE: u32 = 4;
-
 /// What client and server agreed on.
 pub struct Session {
     pub export: Export,
     pub mode: HeaderMode,
-    /// Numbers of the selected contexts.
-    pub contexts: Vec<u32>,
+    /// The selected contexts by number.
+    pub contexts: Vec<(u32, Context)>,
     /// Size that the client was told.
     pub size_bytes: u64,
 }
@@ -46,7 +35,7 @@ struct Talk<'a> {
     mode: HeaderMode,
     no_zeroes: bool,
     /// Export and contexts of the latest successful selection.
-    selection: Option<(String, Vec<u32>)>,
+    selection: Option<(String, Vec<(u32, Context)>)>,
     deadline: Instant,
 }
 
@@ -165,22 +154,20 @@ impl Talk<'_> {
             Ok(export) => export,
             Err(error) => return self.refuse(option, REP_ERR_UNKNOWN, &error.to_string()),
         };
-        // Their flags need 64 bits, and they say what never changes.
-        let own = self.mode == HeaderMode::Extended && export.snapshot().is_some();
         let list = option == OPT_LIST_META_CONTEXT;
         let wanted = |name: &str| {
             (list && query.queries.is_empty())
                 || query.queries.iter().any(|query| query == name || (list && query.ends_with(':') && name.starts_with(query.as_str())))
         };
-        let offered = CONTEXTS.into_iter().filter(|(number, _)| own || *number < NUMBER_OF_CHECKSUMS);
-        let chosen: Vec<(u32, &str)> = offered.filter(|(_, name)| wanted(name)).collect();
-        for (number, name) in &chosen {
+        let offered = Context::of(&export, self.mode == HeaderMode::Extended);
+        let chosen: Vec<(u32, Context)> = (1..).zip(offered).filter(|(_, context)| wanted(&context.name())).collect();
+        for (number, context) in &chosen {
             let mut writer = WireWriter::default();
-            writer.u32(if list { 0 } else { *number }).raw(name.as_bytes());
+            writer.u32(if list { 0 } else { *number }).raw(context.name().as_bytes());
             self.reply(option, REP_META_CONTEXT, &writer.bytes)?;
         }
         if !list {
-            self.selection = Some((query.name, chosen.into_iter().map(|(number, _)| number).collect()));
+            self.selection = Some((query.name, chosen));
         }
         self.reply(option, REP_ACK, &[])
     }

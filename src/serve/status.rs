@@ -3,29 +3,86 @@
 use std::ops::Range;
 
 use super::export::Export;
-use super::handshake::{NUMBER_OF_ALLOCATION, NUMBER_OF_CHECKSUMS, NUMBER_OF_DEPTH};
 use crate::error::Result;
 use crate::volume::{Run, RunKind, Snapshot};
 use crate::wire::StatusExtent;
-use crate::wire::constants::{CHECKSUM_KNOWN, PAYLOAD_BYTES_MAX, STATE_HOLE, STATE_ZERO};
+use crate::wire::constants::{
+    CHECKSUM_KNOWN, CONTEXT_ALLOCATION, CONTEXT_ALLOCATION_DEPTH, CONTEXT_CHECKSUMS, CONTEXT_DIRTY_BITMAP, CONTEXT_MISSING, CONTEXT_TRACE,
+    PAYLOAD_BYTES_MAX, STATE_DIRTY, STATE_HOLE, STATE_MISSING, STATE_ZERO,
+};
+
+/// What a client can ask about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// Which bytes are zero.
+    Allocation,
+    /// From which layer they come.
+    Depth,
+    /// Which are still only at a source.
+    Missing,
+    /// Checksums of blocks.
+    Checksums,
+    /// In which order an earlier fork touched them.
+    Trace,
+    /// Which were changed since this snapshot.
+    Changed(String),
+}
+
+impl Context {
+    /// The contexts of an export, in an order that does not change while nobody takes or destroys snapshots.
+    pub fn of(export: &Export, is_extended: bool) -> Vec<Self> {
+        let mut contexts = vec![Self::Allocation, Self::Depth, Self::Missing];
+        if is_extended && export.snapshot().is_some() {
+            // Their flags need 64 bits, and they say what never changes.
+            contexts.extend([Self::Checksums, Self::Trace]);
+        }
+        contexts.extend(export.snapshots_below().into_iter().map(Self::Changed));
+        contexts
+    }
+
+    /// Its name on the wire.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Allocation => CONTEXT_ALLOCATION.into(),
+            Self::Depth => CONTEXT_ALLOCATION_DEPTH.into(),
+            Self::Missing => CONTEXT_MISSING.into(),
+            Self::Checksums => CONTEXT_CHECKSUMS.into(),
+            Self::Trace => CONTEXT_TRACE.into(),
+            Self::Changed(snapshot) => format!("{CONTEXT_DIRTY_BITMAP}{snapshot}"),
+        }
+    }
+}
 
 /// Extents of one block status: 2^20 are the most that clients take.
 const EXTENTS_MAX: usize = 1 << 20;
-/// Bytes of which the depth is told at once: bounds the time, and the client asks on.
-const DEPTH_BYTES_MAX: u64 = 64 << 30;
+/// Bytes of which the layers are told at once: bounds the time, and the client asks on.
+const RUNS_BYTES_MAX: u64 = 64 << 30;
 
 /// What one context says of the bytes from the start of `range` (not empty); the extents cover a part of it, at least.
 ///
 /// # Errors
-/// The range ends behind the export; checksums cannot be read.
-pub fn extents(export: &Export, context: u32, range: Range<u64>) -> Result<Vec<StatusExtent>> {
+/// The range ends behind the export; checksums cannot be read; the snapshot was destroyed.
+pub fn extents(export: &Export, context: &Context, range: Range<u64>) -> Result<Vec<StatusExtent>> {
     let cut = |bytes: u64| range.start..range.end.min(range.start.saturating_add(bytes));
     match (context, export.snapshot()) {
-        (NUMBER_OF_ALLOCATION, _) => Ok(joined(&export.allocation(range, EXTENTS_MAX)?, allocation)),
-        (NUMBER_OF_DEPTH, _) => Ok(joined(&export.runs(cut(DEPTH_BYTES_MAX), EXTENTS_MAX)?, depth)),
-        (NUMBER_OF_CHECKSUMS, Some(snapshot)) => checksums(snapshot, cut(u64::from(PAYLOAD_BYTES_MAX))),
-        (_, Some(snapshot)) => Ok(trace(snapshot, range)),
-        (_, None) => Ok(vec![StatusExtent { length: range.end - range.start, flags: 0 }]),
+        (Context::Allocation, _) => Ok(joined(&export.allocation(range, EXTENTS_MAX)?, allocation)),
+        (Context::Depth, _) => Ok(joined(&export.runs(cut(RUNS_BYTES_MAX), EXTENTS_MAX)?, depth)),
+        (Context::Missing, _) => Ok(joined(&export.runs(cut(RUNS_BYTES_MAX), EXTENTS_MAX)?, missing)),
+        (Context::Changed(snapshot), _) => {
+            let most = EXTENTS_MAX / 2;
+            let changed = export.changed_since(snapshot, &range, most)?;
+            // There may be more behind the last one.
+            let end = changed.get(most - 1).map_or(range.end, |last| last.end);
+            let range = range.start..end;
+            Ok(marked(changed.into_iter().map(|run| (run, STATE_DIRTY)), &range))
+        }
+        (Context::Checksums, Some(snapshot)) => checksums(snapshot, cut(u64::from(PAYLOAD_BYTES_MAX))),
+        (Context::Trace, Some(snapshot)) => {
+            let mut runs: Vec<(Range<u64>, u64)> = snapshot.trace().into_iter().zip(1..).collect();
+            runs.sort_unstable_by_key(|(run, _)| run.start);
+            Ok(marked(runs.into_iter(), &range))
+        }
+        (Context::Checksums | Context::Trace, None) => Ok(marked(std::iter::empty(), &range)),
     }
 }
 
@@ -62,6 +119,11 @@ fn depth(kind: RunKind) -> u64 {
     }
 }
 
+/// Flags of `x-volfork:missing`.
+fn missing(kind: RunKind) -> u64 {
+    if kind == RunKind::Missing { STATE_MISSING } else { 0 }
+}
+
 /// One extent for each whole block, never joined: each says a checksum of its own.
 fn checksums(snapshot: &Snapshot, range: Range<u64>) -> Result<Vec<StatusExtent>> {
     let block_bytes = u64::from(snapshot.block_bytes());
@@ -85,16 +147,14 @@ fn checksums(snapshot: &Snapshot, range: Range<u64>) -> Result<Vec<StatusExtent>
     Ok(extents)
 }
 
-/// Touched runs in order of their place, numbered in order of their touch.
-fn trace(snapshot: &Snapshot, range: Range<u64>) -> Vec<StatusExtent> {
-    let mut runs: Vec<(Range<u64>, u64)> = snapshot.trace().into_iter().zip(1..).collect();
-    runs.sort_unstable_by_key(|(run, _)| run.start);
+/// Runs in order of their place with their flags, and 0 for what lies between them.
+fn marked(runs: impl Iterator<Item = (Range<u64>, u64)>, range: &Range<u64>) -> Vec<StatusExtent> {
     let mut extents = Vec::new();
     let mut offset = range.start;
-    for (run, number) in runs {
+    for (run, flags) in runs {
         let (start, end) = (run.start.clamp(offset, range.end), run.end.clamp(offset, range.end));
         push(&mut extents, start - offset, 0);
-        push(&mut extents, end - start, number);
+        push(&mut extents, end - start, flags);
         offset = end;
     }
     push(&mut extents, range.end - offset, 0);

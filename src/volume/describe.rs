@@ -1,5 +1,6 @@
 //! What a sealed chain can tell about its bytes without giving them: for other hosts that fork it.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use roaring::RoaringBitmap;
@@ -7,8 +8,8 @@ use roaring::RoaringBitmap;
 use super::core::Core;
 use super::request::{Run, RunKind};
 use super::view::{Answer, Piece, View};
-use crate::error::Result;
-use crate::ids::LayerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{LayerId, VolumeId};
 use crate::limits::EXTENT_BLOCKS;
 
 impl Core {
@@ -73,6 +74,61 @@ impl Core {
             }
         }
         push(&mut runs, range.end, RunKind::Zero);
+        Ok(runs)
+    }
+
+    /// The layers from the top of a view down to that of a snapshot of `volume`, which is left out. `None`: it does not stand on
+    /// that snapshot.
+    fn layers_above(&self, view: &View, volume: VolumeId, snapshot: &str) -> Option<Vec<LayerId>> {
+        let catalog = self.catalog();
+        let base = catalog.volume(volume)?.snapshots.get(snapshot)?.layer;
+        let mut above = Vec::new();
+        for (layer, _) in catalog.chain(view.layer.id) {
+            if layer == base {
+                return Some(above);
+            }
+            above.push(layer);
+        }
+        None
+    }
+
+    /// Names of the snapshots of a volume on which a view stands.
+    pub(super) fn snapshots_below(&self, view: &View, volume: VolumeId) -> Vec<String> {
+        let catalog = self.catalog();
+        let below: HashSet<LayerId> = catalog.chain(view.layer.id).map(|(layer, _)| layer).collect();
+        let snapshots = catalog.volume(volume).into_iter().flat_map(|entry| entry.snapshots.iter());
+        snapshots.filter(|snapshot| below.contains(&snapshot.layer)).map(|snapshot| snapshot.name.clone()).collect()
+    }
+
+    /// The bytes of `range` that were written or zeroed since a snapshot of `volume`, in whole blocks; at most `runs_max` runs.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] unless the view stands on the snapshot.
+    pub(super) fn changed_since(
+        &self,
+        view: &View,
+        (volume, snapshot): (VolumeId, &str),
+        range: &Range<u64>,
+        runs_max: usize,
+    ) -> Result<Vec<Range<u64>>> {
+        view.check_range(range.start, range.end.saturating_sub(range.start))?;
+        let layers = self.layers_above(view, volume, snapshot);
+        let layers = layers.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("it does not stand on a snapshot '{snapshot}'")))?;
+        let mut changed = RoaringBitmap::new();
+        for layer in layers.into_iter().filter_map(|layer| self.layers.get(layer)) {
+            changed |= layer.patched_blocks();
+            layer.with_presence(|presence| changed |= presence.covered());
+        }
+        let mut runs = Vec::new();
+        let mut blocks = changed.range(self.block_size.block_of(range.start) as u32..);
+        while let Some(run) = blocks.next_range().filter(|_| runs.len() < runs_max) {
+            let start = self.block_size.offset_of(u64::from(*run.start())).max(range.start);
+            let end = self.block_size.offset_of(u64::from(*run.end()) + 1).min(range.end);
+            if start >= end {
+                break;
+            }
+            runs.push(start..end);
+        }
         Ok(runs)
     }
 

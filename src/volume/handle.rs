@@ -11,6 +11,7 @@ use super::queue::Queue;
 use super::request::Run;
 use super::view::View;
 use crate::error::{Error, Result};
+use crate::ids::VolumeId;
 
 /// A named, sized, writable head. Cheap to clone; all clones are the same volume.
 ///
@@ -125,6 +126,20 @@ impl Volume {
         self.0.core.allocation(&self.0.look(), range, runs_max)
     }
 
+    /// Names of the snapshots that it was changed since.
+    pub fn snapshots_below(&self) -> Vec<String> {
+        self.0.core.snapshots_below(&self.0.look(), self.0.id)
+    }
+
+    /// The bytes of `range` that were written or zeroed since one of its snapshots, in whole blocks, in order; at most `runs_max`
+    /// runs.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] unless the volume stands on the snapshot; [`crate::ErrorKind::OutOfRange`].
+    pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
+        self.0.core.changed_since(&self.0.look(), (self.0.id, snapshot), range, runs_max)
+    }
+
     /// Brings blocks of the range that are still at the source.
     ///
     /// # Errors
@@ -145,6 +160,7 @@ impl Volume {
 /// A sealed layer with its chain, open for reading.
 pub(super) struct OpenSnapshot {
     pub core: Arc<Core>,
+    pub volume: VolumeId,
     pub name: String,
     pub view: RwLock<View>,
 }
@@ -176,13 +192,13 @@ impl Snapshot {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub(crate) fn open(core: &Arc<Core>, volume: &str, snapshot: &str) -> Result<Self> {
-        let (layer, size_bytes) = {
+        let (id, layer, size_bytes) = {
             let catalog = core.catalog();
-            let (_, entry) = catalog.snapshot(volume, snapshot)?;
-            (entry.layer, entry.size_bytes)
+            let (id, entry) = catalog.snapshot(volume, snapshot)?;
+            (id, entry.layer, entry.size_bytes)
         };
         let view = RwLock::new(View::new(core.layers().require(layer)?, size_bytes));
-        Ok(Self(Arc::new(OpenSnapshot { core: Arc::clone(core), name: format!("{volume}@{snapshot}"), view })))
+        Ok(Self(Arc::new(OpenSnapshot { core: Arc::clone(core), volume: id, name: format!("{volume}@{snapshot}"), view })))
     }
 
     /// `volume@snapshot`, as it was when the snapshot was opened.
@@ -214,6 +230,19 @@ impl Snapshot {
     /// As there.
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
         self.0.core.runs(&self.0.look(), range, runs_max)
+    }
+
+    /// As [`Volume::snapshots_below`].
+    pub fn snapshots_below(&self) -> Vec<String> {
+        self.0.core.snapshots_below(&self.0.look(), self.0.volume)
+    }
+
+    /// As [`Volume::changed_since`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
+        self.0.core.changed_since(&self.0.look(), (self.0.volume, snapshot), range, runs_max)
     }
 
     /// Identity of its bytes, the same on every host that has them.

@@ -93,6 +93,12 @@ pub const REPLY_ERROR_OFFSET: u16 = 0x8002;
 
 pub const CONTEXT_ALLOCATION: &str = "base:allocation";
 pub const CONTEXT_ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+/// The name of a snapshot follows; bit 0 says that the bytes may have changed since.
+pub const CONTEXT_DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
+pub const STATE_DIRTY: u64 = 1 << 0;
+/// Of any volfork export; bit 0 says that the bytes are still only at a source.
+pub const CONTEXT_MISSING: &str = "x-volfork:missing";
+pub const STATE_MISSING: u64 = 1 << 0;
 /// Of a volfork snapshot, with extended headers: one extent for each block, the flags of which are [`CHECKSUM_KNOWN`] and the
 /// crc32 (IEEE) of the block's bytes; or extents with flags 0 where it is not known.
 pub const CONTEXT_CHECKSUMS: &str = "x-volfork:crc32";
