@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use crate::ids::LayerId;
 use crate::limits::EXTENT_BLOCKS;
 
@@ -13,6 +15,9 @@ pub enum Owner {
     /// This layer.
     Layer(LayerId),
 }
+
+/// Runs of blocks within an extent and their owners. Most requests lie in one or two.
+pub type OwnerRuns = SmallVec<[(Range<u32>, Owner); 2]>;
 
 /// Runs of one extent: each begins where the one before it ends, the first at block 0, neighbours differ.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,7 +40,7 @@ impl Leaf {
     }
 
     /// Appends the runs of `range`.
-    pub fn runs(&self, range: Range<u32>, runs: &mut Vec<(Range<u32>, Owner)>) {
+    pub fn runs(&self, range: Range<u32>, runs: &mut OwnerRuns) {
         let mut next = self.rest.partition_point(|(start, _)| u32::from(*start) <= range.start);
         let mut start = range.start;
         while start < range.end {
@@ -89,7 +94,7 @@ mod tests {
             let owner = if random(4) == 0 { Owner::Zero } else { Owner::Layer(LayerId(random(5))) };
             leaf.set(start..end, owner);
             model[start as usize..end as usize].fill(owner);
-            let mut runs = Vec::new();
+            let mut runs = OwnerRuns::new();
             leaf.runs(0..1024, &mut runs);
             assert!(runs.windows(2).all(|pair| pair[0].1 != pair[1].1 && pair[0].0.end == pair[1].0.start), "{runs:?}");
             for (range, owner) in runs {

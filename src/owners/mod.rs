@@ -12,7 +12,7 @@ mod leaf;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-pub use leaf::{Leaf, Owner};
+pub use leaf::{Leaf, Owner, OwnerRuns};
 
 /// log2 of the children of an inner node.
 const FANOUT_BITS: u32 = 6;
@@ -60,7 +60,7 @@ pub struct OwnerMap {
 
 impl OwnerMap {
     /// Appends the runs of `range` (blocks within the extent) to `runs`.
-    pub fn runs(&self, extent: u32, range: Range<u32>, resolve: impl FnOnce() -> Leaf, runs: &mut Vec<(Range<u32>, Owner)>) {
+    pub fn runs(&self, extent: u32, range: Range<u32>, resolve: impl FnOnce() -> Leaf, runs: &mut OwnerRuns) {
         let mut cell = &self.root;
         let mut level = LEVELS;
         let mut resolve = Some(resolve);
@@ -137,9 +137,9 @@ mod tests {
     use crate::limits::EXTENT_BLOCKS;
 
     fn all(map: &OwnerMap, extent: u32) -> Vec<(Range<u32>, Owner)> {
-        let mut runs = Vec::new();
+        let mut runs = OwnerRuns::new();
         map.runs(extent, 0..EXTENT_BLOCKS, || Leaf::uniform(Owner::Layer(LayerId(7))), &mut runs);
-        runs
+        runs.into_vec()
     }
 
     #[test]
@@ -169,13 +169,13 @@ mod tests {
         let fork = base.clone();
         let count = std::cell::Cell::new(0);
         for map in [&base, &fork, &base] {
-            let mut runs = Vec::new();
+            let mut runs = OwnerRuns::new();
             let resolve = || {
                 count.set(count.get() + 1);
                 Leaf::uniform(Owner::Zero)
             };
             map.runs(1 << 20, 0..4, resolve, &mut runs);
-            assert_eq!(runs, [(0..4, Owner::Zero)]);
+            assert_eq!(runs.into_vec(), [(0..4, Owner::Zero)]);
         }
         assert_eq!(count.get(), 1);
     }

@@ -3,13 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::core::Core;
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
-use crate::owners::{Leaf, Owner, OwnerMap};
+use crate::owners::{Leaf, Owner, OwnerMap, OwnerRuns};
 
 /// A layer with its chain, as a reader sees it.
 #[derive(Clone)]
@@ -34,6 +36,9 @@ pub enum Answer {
     /// The layer has parts of them; the rest is below, perhaps at a source.
     Patched(Arc<Layer>),
 }
+
+/// Runs of blocks within an extent and who answers for them. Most requests lie in one.
+pub type Answers = SmallVec<[(Range<u32>, Answer); 1]>;
 
 impl View {
     /// A view of `layer` of which nothing is resolved yet.
@@ -88,8 +93,8 @@ impl Core {
     }
 
     /// Owners of blocks of an extent.
-    pub(super) fn owners(&self, view: &View, extent: u32, range: Range<u32>) -> Vec<(Range<u32>, Owner)> {
-        let mut runs = Vec::with_capacity(1);
+    pub(super) fn owners(&self, view: &View, extent: u32, range: Range<u32>) -> OwnerRuns {
+        let mut runs = OwnerRuns::new();
         view.owners.runs(extent, range, || self.resolve(&view.layer, extent), &mut runs);
         runs
     }
@@ -98,9 +103,9 @@ impl Core {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when the volume was destroyed meanwhile.
-    pub(super) fn answers(&self, view: &View, extent: u32, range: Range<u32>) -> Result<Vec<(Range<u32>, Answer)>> {
+    pub(super) fn answers(&self, view: &View, extent: u32, range: Range<u32>) -> Result<Answers> {
         let owners = self.owners(view, extent, range);
-        let mut answers = Vec::with_capacity(owners.len());
+        let mut answers = Answers::new();
         for (run, owner) in owners {
             match owner {
                 Owner::Zero => answers.push((run, Answer::Zero)),
@@ -117,7 +122,7 @@ impl Core {
         Ok(answers)
     }
 
-    fn split_root(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Vec<(Range<u32>, Answer)>) {
+    fn split_root(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Answers) {
         let (present, zeroed) = layer.extent(extent);
         let asked = BlockBits::of(range);
         let first = answers.len();
@@ -128,7 +133,7 @@ impl Core {
         answers[first..].sort_unstable_by_key(|(run, _)| run.start);
     }
 
-    fn split_patched(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Vec<(Range<u32>, Answer)>) {
+    fn split_patched(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Answers) {
         let asked = BlockBits::of(range);
         let patched = layer.patched(extent).and(&asked);
         let first = answers.len();

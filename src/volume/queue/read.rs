@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
 
 use super::{Inner, Pending, Shared, Target};
 use crate::io::{AlignedBuffer, Done, Op};
@@ -21,12 +22,15 @@ struct Part {
     bytes: Option<Bytes>,
 }
 
+/// Most reads lie in one layer.
+type Parts = SmallVec<[Part; 1]>;
+
 /// A read that the ring has.
 pub struct PendingRead {
     token: u64,
     offset: u64,
     bytes: u32,
-    parts: Vec<Part>,
+    parts: Parts,
     under_way: usize,
     failed: bool,
     began: Option<Duration>,
@@ -35,44 +39,37 @@ pub struct PendingRead {
 impl Shared {
     /// Starts a read. `false`: it needs a worker.
     pub(super) fn start_read(&self, inner: &mut Inner, token: u64, offset: u64, bytes: u32) -> bool {
+        let (began, core) = (self.began(), self.target.core());
         let Some(parts) = self.plan_read(offset, bytes) else { return false };
-        let core = self.target.core();
-        let mut files = Vec::with_capacity(parts.len());
-        for part in &parts {
-            let file = match &part.layer {
-                None => None,
-                Some(layer) => match core.layers.data_file(layer, part.blocks.start as u32) {
-                    Ok(Some(file)) => Some(file),
-                    _ => return false,
-                },
-            };
-            files.push(file);
+        let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
+        for (number, part) in parts.iter().enumerate() {
+            let Some(layer) = &part.layer else { continue };
+            let first = part.blocks.start as u32;
+            let Ok(Some(file)) = core.layers.data_file(layer, first) else { return false };
+            let length = core.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
+            ops.push((number, Op::Read { file, buffer: AlignedBuffer::new(length), offset: core.layers.place(first).1 }));
         }
-        let under_way = files.iter().flatten().count();
-        let slot = inner.insert(Pending::Read(PendingRead { token, offset, bytes, parts, under_way, failed: false, began: self.began() }));
-        if under_way == 0 {
-            self.finish_read(inner, slot);
+        let read = PendingRead { token, offset, bytes, parts, under_way: ops.len(), failed: false, began };
+        if ops.is_empty() {
+            self.finish_read(inner, read);
             return true;
         }
-        for (number, file) in files.into_iter().enumerate() {
-            let (Some(file), Some(Pending::Read(read))) = (file, &inner.pending[slot as usize]) else { continue };
-            let blocks = &read.parts[number].blocks;
-            let length = core.block_size.offset_of(blocks.end - blocks.start) as usize;
-            let place = core.layers.place(blocks.start as u32).1;
-            inner.ring.push(u64::from(slot) << 32 | number as u64, Op::Read { file, buffer: AlignedBuffer::new(length), offset: place });
+        let slot = inner.insert(Pending::Read(read));
+        for (number, op) in ops {
+            inner.ring.push(u64::from(slot) << 32 | number as u64, op);
         }
         true
     }
 
     /// Who answers, if all of it is here.
-    fn plan_read(&self, offset: u64, bytes: u32) -> Option<Vec<Part>> {
+    fn plan_read(&self, offset: u64, bytes: u32) -> Option<Parts> {
         let core = self.target.core();
         let view = self.target.look();
         view.check_range(offset, u64::from(bytes)).ok()?;
         if let Target::Volume(head) = &self.target {
             head.touch(offset, u64::from(bytes));
         }
-        let mut parts: Vec<Part> = Vec::with_capacity(2);
+        let mut parts = Parts::new();
         let (mut at, end) = (offset, offset + u64::from(bytes));
         while at < end {
             let piece = Piece::at(core.block_size, at, end - at);
@@ -122,16 +119,17 @@ impl Shared {
             self.delegate(token, Request::Read { offset, bytes });
             return;
         }
-        self.finish_read(inner, slot);
+        if let Some(Pending::Read(read)) = inner.remove(slot) {
+            self.finish_read(inner, read);
+        }
     }
 
-    fn finish_read(&self, inner: &mut Inner, slot: u32) {
-        let Some(Pending::Read(read)) = inner.remove(slot) else { return };
+    fn finish_read(&self, inner: &mut Inner, read: PendingRead) {
         self.target.core().note_latency(read.began);
         let block_size = self.target.core().block_size;
         let skip = (read.offset % block_size.bytes()) as usize;
         let wanted = skip..skip + read.bytes as usize;
-        let bytes = match <[Part; 1]>::try_from(read.parts) {
+        let bytes = match read.parts.into_inner() {
             Ok([Part { bytes: Some(bytes), .. }]) => bytes.slice(wanted),
             Ok([Part { bytes: None, .. }]) => BytesMut::zeroed(read.bytes as usize).freeze(),
             Err(parts) => {
