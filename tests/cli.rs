@@ -480,6 +480,46 @@ fn a_fork_from_another_host_hydrates() {
 }
 
 #[test]
+fn a_fork_is_steered_while_it_hydrates_and_uses_every_host_that_has_its_snapshot() {
+    let (origin, other) = (Host::new(), Host::bare());
+    // Large enough that it is not over before it can be steered.
+    let bytes: Vec<u8> = (0..96u64 << 20).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8).collect();
+    fs::write(origin.path("image"), &bytes).unwrap();
+    origin.ok(&["import", "v", "image"]);
+    origin.ok(&["snapshot", "v", "s"]);
+    let first = origin.serve(&["--listen", "127.0.0.1:0"]);
+    other.ok(&["fork", &first.uri("v@s"), "v"]);
+    other.ok(&["snapshot", "v", "s"]);
+    other.ok(&["hydrate", "v", "--wait"]);
+    let second = other.serve(&["--listen", "127.0.0.1:0"]);
+
+    let host = Host::new();
+    let served = host.serve(&["--listen", "127.0.0.1:0"]);
+    host.ok(&["fork", &first.uri("v@s"), "copy", "--also", &second.uri("v@s")]);
+    host.ok(&["hydrate", "copy", "--pause", "--deadline", "2h", "--priority", "low", "--rate", "1"]);
+    let info = host.json(&["show", "copy"]);
+    // It may have been quicker all the same.
+    if info["state"] == "hydrating" {
+        let hydration = &info["hydration"];
+        let uris: Vec<&str> = hydration["sources"].as_array().unwrap().iter().map(|source| source["uri"].as_str().unwrap()).collect();
+        assert_eq!(uris, [first.uri("v@s"), second.uri("v@s")], "{info}");
+        assert_eq!((hydration["state"].as_str(), hydration["priority"].as_str()), (Some("paused"), Some("low")), "{info}");
+        assert!(hydration["deadline"].as_u64() > Some(1_700_000_000) && hydration["fetched"]["demand"].is_u64(), "{info}");
+        assert!(host.ok(&["show", "copy"]).contains("ROUND TRIP"));
+        // Another snapshot is no source of this one.
+        origin.ok(&["create", "w", "--size", &bytes.len().to_string()]);
+        origin.ok(&["snapshot", "w", "s"]);
+        assert_eq!(host.kind(&["hydrate", "copy", "--add-source", &first.uri("w@s")]), "invalid_input");
+        host.ok(&["hydrate", "copy", "--remove-source", &first.uri("v@s")]);
+    }
+    first.stop();
+    host.ok(&["hydrate", "copy", "--resume", "--rate", "0", "--deadline", "0", "--wait"]);
+    assert!(host.bytes("copy") == bytes);
+    second.stop();
+    served.stop();
+}
+
+#[test]
 fn a_reader_that_leaves_ends_the_list_quietly() {
     let host = Host::new();
     host.ok(&["create", "v", "--size", "1M"]);
