@@ -57,18 +57,19 @@
 //! Imports point down only, and modules of one floor do not import one another; `tests/tidy.rs` keeps it so.
 //!
 //! ```text
-//! 0  bits clock error ids limits units     words
+//! 0  bits clock content error ids limits units   words
 //! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
 //! 2  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
 //! 3  layer                                 presence, checksums, commit order
 //! 4  hydrate                               where near meets far
 //! 5  volume                                read, write, queue, change of shape
-//! 6  store                                 open, recover, background work, scrub, check
+//! 6  store placement                       open, recover, background work, scrub, check; where a machine starts soonest (pure)
 //! 7  serve                                 the NBD server; above it the command line
 //! ```
 mod bits;
 mod catalog;
 mod clock;
+pub mod content;
 mod error;
 mod format;
 mod hydrate;
@@ -78,6 +79,7 @@ mod journal;
 mod layer;
 mod limits;
 mod owners;
+pub mod placement;
 pub mod serve;
 pub mod source;
 pub mod store;

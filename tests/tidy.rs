@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor; imports point down only.
 const FLOORS: [&[&str]; 8] = [
-    &["bits", "clock", "error", "ids", "limits", "units"],
+    &["bits", "clock", "content", "error", "ids", "limits", "units"],
     &["io", "format", "wire", "owners"],
     &["journal", "source", "catalog"],
     &["layer"],
     &["hydrate"],
     &["volume"],
-    &["store"],
+    &["store", "placement"],
     &["serve"],
 ];
 const FILE_LINES_MAX: usize = 600;

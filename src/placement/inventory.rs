@@ -1,0 +1,187 @@
+//! What a host has, as it reports it.
+
+use std::collections::BTreeMap;
+
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+
+use crate::content::Digest;
+
+/// Whether machines may be placed on a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostStatus {
+    /// Yes.
+    #[default]
+    Ok,
+    /// No new machines: the operator empties it.
+    Draining,
+    /// It does not answer.
+    Unreachable,
+}
+
+/// Processors or accelerators of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Processors {
+    /// Kind, such as `shared`, `performance`, `a100`.
+    pub kind: String,
+    /// How many.
+    pub count: u32,
+}
+
+/// Amounts that machines and volumes use up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// Processors by kind.
+    pub cpus: BTreeMap<String, u32>,
+    /// Accelerators by kind.
+    pub gpus: BTreeMap<String, u32>,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Bytes of volumes.
+    pub volume_bytes: u64,
+}
+
+/// Bytes a second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// What the host can fetch in all.
+    pub download: u64,
+    /// What it gets from the registry of images, at most.
+    pub registry: u64,
+    /// What it can give to other hosts in all.
+    pub upload: u64,
+}
+
+impl Default for Bandwidth {
+    /// 1 Gbit/s each way.
+    fn default() -> Self {
+        Self { download: 125_000_000, registry: 125_000_000, upload: 125_000_000 }
+    }
+}
+
+/// A layer that is being fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InFlight {
+    /// Bytes of the layer.
+    pub bytes: u64,
+    /// Bytes still to come.
+    pub remaining: u64,
+}
+
+/// The blocks of a snapshot that a host holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldSnapshot {
+    /// Bytes of a block.
+    pub block_bytes: u32,
+    /// Size of the snapshot.
+    pub size_bytes: u64,
+    /// The blocks that need not be fetched, zeros included; `None`: all of them.
+    #[serde(with = "bitmap")]
+    pub present: Option<RoaringBitmap>,
+}
+
+/// A volume on a host, and the machine it belongs to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlacedVolume {
+    /// The application it belongs to, or empty.
+    pub app: String,
+    /// Name, unique on the host.
+    pub name: String,
+    /// Size.
+    pub size_bytes: u64,
+}
+
+/// Everything that is known of a host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostInventory {
+    /// Name, unique in the fleet.
+    pub host: String,
+    /// Region, such as `ams`.
+    pub region: String,
+    /// Zone within the region: what fails together, usually one server.
+    pub zone: String,
+    /// Whether it takes machines.
+    pub status: HostStatus,
+    /// What it has.
+    pub capacity: Resources,
+    /// What of that is in use.
+    pub used: Resources,
+    /// Its links.
+    pub bandwidth: Bandwidth,
+    /// Image layers it holds: bytes by digest.
+    pub layers: BTreeMap<Digest, u64>,
+    /// Image layers it fetches just now.
+    pub in_flight: BTreeMap<Digest, InFlight>,
+    /// Names of whole images it holds, and their bytes; only the policies that know nothing of layers look at them.
+    pub images: BTreeMap<String, u64>,
+    /// Snapshots it holds, whole or in part, by identity.
+    pub snapshots: BTreeMap<String, HeldSnapshot>,
+    /// Volumes on it, by name.
+    pub volumes: BTreeMap<String, PlacedVolume>,
+    /// Assignments it knows of: those that a scheduler made and that its `used` already contains.
+    pub assignments: Vec<String>,
+    /// Grows with every report.
+    pub generation: u64,
+    /// Seconds since the Unix epoch.
+    pub reported_at: u64,
+}
+
+/// What changed on a host since a generation; only what is named changes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InventoryDelta {
+    /// The host.
+    pub host: String,
+    /// The generation this change applies to.
+    pub base: u64,
+    /// The generation it leads to.
+    pub generation: u64,
+    /// When, in seconds since the Unix epoch.
+    pub reported_at: u64,
+    /// New status.
+    pub status: Option<HostStatus>,
+    /// New capacity.
+    pub capacity: Option<Resources>,
+    /// New use.
+    pub used: Option<Resources>,
+    /// New links.
+    pub bandwidth: Option<Bandwidth>,
+    /// Layers: bytes of new ones, `None` for those that are gone.
+    pub layers: BTreeMap<Digest, Option<u64>>,
+    /// Fetches: new or changed ones, `None` for those that ended.
+    pub in_flight: BTreeMap<Digest, Option<InFlight>>,
+    /// Images, likewise.
+    pub images: BTreeMap<String, Option<u64>>,
+    /// Snapshots, likewise.
+    pub snapshots: BTreeMap<String, Option<HeldSnapshot>>,
+    /// Volumes, likewise.
+    pub volumes: BTreeMap<String, Option<PlacedVolume>>,
+    /// New list of assignments.
+    pub assignments: Option<Vec<String>>,
+}
+
+/// Bitmaps in text: base64 of the portable roaring format.
+mod bitmap {
+    use roaring::RoaringBitmap;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(bitmap: &Option<RoaringBitmap>, serializer: S) -> Result<S::Ok, S::Error> {
+        match bitmap {
+            None => serializer.serialize_none(),
+            Some(bitmap) => {
+                let mut bytes = Vec::with_capacity(bitmap.serialized_size());
+                bitmap.serialize_into(&mut bytes).map_err(serde::ser::Error::custom)?;
+                serializer.serialize_some(&data_encoding::BASE64.encode(&bytes))
+            }
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RoaringBitmap>, D::Error> {
+        let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+        let bytes = data_encoding::BASE64.decode(text.as_bytes()).map_err(D::Error::custom)?;
+        RoaringBitmap::deserialize_from(&bytes[..]).map(Some).map_err(D::Error::custom)
+    }
+}
