@@ -1,7 +1,7 @@
 //! Changes of the shape.
 
 use super::{Catalog, LayerEntry, SnapshotEntry, Snapshots, VolumeEntry};
-use crate::format::{FormatError, LayerRecord, Record, SnapshotRecord, VolumeRecord};
+use crate::format::{FormatError, Labels, LayerRecord, Record, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
@@ -34,6 +34,8 @@ impl Catalog {
                     source.uris.clone_from(uris);
                 }
             }
+            Record::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
+            Record::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),
             _ => {}
         }
         Ok(Vec::new())
@@ -68,7 +70,10 @@ impl Catalog {
         }
         self.layer_mut(head)?.names += 1;
         self.names.insert(name.clone(), volume);
-        self.volumes.insert(volume, VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Snapshots::default() });
+        self.volumes.insert(
+            volume,
+            VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Snapshots::default(), labels: Labels::new() },
+        );
         self.next_volume = self.next_volume.max(volume.0.saturating_add(1));
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! - A layer is kept while a volume's head, a snapshot or a child layer refers to it, and freed with the last of them; freeing
 //!   is a rule applied at replay as at run time, so it needs no records of its own.
 //! - A head is nobody's parent and no snapshot's layer: it is open. Every other layer is sealed.
+//! - A layer that holds a layer of an image keeps its whole view while it lives, as one with a name does: others may stand on it.
 //! - Numbers of layers and volumes are never used twice.
 mod apply;
 mod query;
@@ -11,7 +12,8 @@ mod validate;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::format::SourceRecord;
+use crate::content::HeldLayer;
+use crate::format::{Labels, SourceRecord};
 use crate::ids::{LayerId, VolumeId};
 
 /// A layer's place in the shape.
@@ -27,6 +29,8 @@ pub struct LayerEntry {
     pub origin: String,
     /// The source it stands for, while that is needed.
     pub source: Option<SourceRecord>,
+    /// Layers of images that its view is, each with the size of the volume it was sealed in.
+    pub held: Vec<(HeldLayer, u64)>,
 }
 
 /// A snapshot of a volume.
@@ -57,6 +61,8 @@ pub struct VolumeEntry {
     pub parent: String,
     /// In the order in which they were taken.
     pub snapshots: Snapshots,
+    /// What users note about it.
+    pub labels: Labels,
 }
 
 /// Snapshots of a volume, found by name and listed in order.

@@ -1,8 +1,9 @@
 //! Questions about the shape.
 
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
+use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{LayerRecord, Record, SnapshotRecord, VolumeRecord};
+use crate::format::{HeldRecord, LayerRecord, Record, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
@@ -62,6 +63,16 @@ impl Catalog {
         self.layers.iter().map(|(id, entry)| (*id, entry))
     }
 
+    /// The layer whose view is this chain of layers of an image, and the size of the volume it was sealed in.
+    pub fn held(&self, chain: &Digest) -> Option<(LayerId, u64)> {
+        let found = |(id, entry): (&LayerId, &LayerEntry)| {
+            let (_, size_bytes) = entry.held.iter().find(|(held, _)| held.chain == *chain)?;
+            Some((*id, *size_bytes))
+        };
+        // The oldest of several, so that the answer does not depend on the order of a hash map.
+        self.layers.iter().filter_map(found).min()
+    }
+
     /// A layer and its ancestors, from the top down.
     pub fn chain(&self, layer: LayerId) -> impl Iterator<Item = (LayerId, &LayerEntry)> {
         let first = self.layers.get(&layer).map(|entry| (layer, entry));
@@ -90,10 +101,12 @@ impl Catalog {
         let mut layers: Vec<_> = self.layers.iter().collect();
         // A child always has a larger number than its parent.
         layers.sort_unstable_by_key(|(id, _)| **id);
-        records.extend(layers.into_iter().map(|(id, entry)| {
-            let LayerEntry { parent, origin, source, .. } = entry;
-            Record::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: source.clone() })
-        }));
+        for (id, entry) in layers {
+            let LayerEntry { parent, origin, source, held, .. } = entry;
+            records.push(Record::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: source.clone() }));
+            let record = |(held, size_bytes): &_| Record::Held(HeldRecord { layer: *id, size_bytes: *size_bytes, held: *held });
+            records.extend(held.iter().map(record));
+        }
         for (id, volume) in &self.volumes {
             records.push(Record::Volume(VolumeRecord {
                 volume: *id,
@@ -103,6 +116,9 @@ impl Catalog {
                 name: volume.name.clone(),
                 parent: volume.parent.clone(),
             }));
+            if !volume.labels.is_empty() {
+                records.push(Record::Labels(*id, volume.labels.clone()));
+            }
             records.extend(volume.snapshots.iter().map(|snapshot| {
                 Record::Snapshot(SnapshotRecord {
                     volume: *id,

@@ -3,18 +3,22 @@
 //! # Invariants
 //! - A decoder takes untrusted bytes and returns an error that names what is wrong; it never panics, never reads past its
 //!   input, and never reserves memory for more than its input can hold.
+mod blocks;
 mod bytes;
 mod frame;
+mod label;
 mod names;
 mod record;
 mod source;
 mod superblock;
 mod trace;
 
+pub use blocks::{BlockRun, PatchRecord};
 pub use bytes::{FormatError, Reader, Writer};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, Frame, FrameKind, decode_frame, encode_frame, frame_bytes};
+pub use label::{HeldRecord, Labels, valid_labels};
 pub use names::{LayerFile, StorePaths, valid_name};
-pub use record::{BlockRun, LayerRecord, PatchRecord, PresenceRecord, Record, SnapshotRecord, VolumeRecord};
+pub use record::{LayerRecord, PresenceRecord, Record, SnapshotRecord, VolumeRecord};
 pub use source::{HydrationPriority, HydrationSettings, SOURCE_URIS_MAX, SourceRecord};
 pub use superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockSlot};
 pub use trace::{TRACE_BYTES_MAX, TRACE_RUNS_MAX, Trace};

@@ -14,6 +14,8 @@
 //!  10  detach          layer u32
 //!  11  hydration       layer u32, settings
 //!  12  sources         layer u32, uris
+//!  13  labels          volume u64, labels
+//!  14  held            layer u32, size u64, blob digest 32 bytes, blob size u64, chain 32 bytes
 //!  20  present         layer u32, block u32, n u32, n checksums u32
 //!  21  zero            layer u32, first block u32, last block u32 (inclusive)
 //!  22  drop            layer u32, first block u32, last block u32 (inclusive)
@@ -24,14 +26,15 @@
 //!  30  presence        layer u32, present blob, zeroed blob, marked blob (portable roaring bitmaps)
 //!  31  closed          -
 //! ```
-//! The layout of `uris` and `settings` is in `source`.
+//! The layout of `uris` and `settings` is in `source`, that of `labels` in `label`.
 
 use roaring::RoaringBitmap;
 
+use super::blocks::{BlockRun, PatchRecord};
 use super::bytes::{FormatError, Reader, Writer};
+use super::label::{HeldRecord, Labels, read_labels, write_labels};
 use super::source::{HydrationSettings, SourceRecord, read_settings, read_uris, write_settings, write_uris};
 use crate::ids::{LayerId, VolumeId};
-use crate::limits::BLOCK_BYTES_MAX;
 
 /// A layer comes to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,30 +79,6 @@ pub struct SnapshotRecord {
     pub created_at: u64,
     /// Name within the volume.
     pub name: String,
-}
-
-/// Consecutive blocks of a layer and the checksums of their bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockRun {
-    /// The layer.
-    pub layer: LayerId,
-    /// First block.
-    pub block: u32,
-    /// One checksum a block.
-    pub checksums: Vec<u32>,
-}
-
-/// Bytes written to a part of a block whose other bytes are still below the layer, perhaps at a source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PatchRecord {
-    /// The layer.
-    pub layer: LayerId,
-    /// The block.
-    pub block: u32,
-    /// Where in the block the bytes begin.
-    pub offset: u32,
-    /// The bytes, at least one.
-    pub bytes: Vec<u8>,
 }
 
 /// Presence of a whole layer.
@@ -167,6 +146,10 @@ pub enum Record {
     Hydration(LayerId, HydrationSettings),
     /// An operator says where the bytes of a root layer can be had.
     Sources(LayerId, Vec<String>),
+    /// What users note about a volume; all of it.
+    Labels(VolumeId, Labels),
+    /// A sealed layer holds a layer of an image.
+    Held(HeldRecord),
     /// Blocks become present.
     Present(BlockRun),
     /// Blocks become zero: they are not present, and hide the parent.
@@ -213,50 +196,6 @@ fn read_bitmap(reader: &mut Reader<'_>) -> Result<RoaringBitmap, FormatError> {
     let bytes = reader.blob()?;
     // Each container costs at least a few bytes of input, so the input bounds what this reserves.
     RoaringBitmap::deserialize_from(bytes).map_err(|error| FormatError(format!("bitmap is damaged: {error}")))
-}
-
-impl BlockRun {
-    fn encode(&self, tag: u8, writer: &mut Writer) {
-        writer.u8(tag);
-        writer.u32(self.layer.0);
-        writer.u32(self.block);
-        writer.u32(self.checksums.len() as u32);
-        for checksum in &self.checksums {
-            writer.u32(*checksum);
-        }
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
-        let (layer, block, count) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
-        if count == 0 || block.checked_add(count - 1).is_none() {
-            return Err(FormatError(format!("{count} blocks from {block} are not a run")));
-        }
-        let bytes = reader.take((count as usize).checked_mul(4).ok_or_else(|| FormatError("run is too long".into()))?)?;
-        let checksums = bytes.as_chunks::<4>().0.iter().map(|chunk| u32::from_le_bytes(*chunk)).collect();
-        Ok(Self { layer, block, checksums })
-    }
-}
-
-impl PatchRecord {
-    /// Bytes of a record before the bytes it carries.
-    pub const HEADER_BYTES: u64 = 17;
-
-    fn encode(&self, writer: &mut Writer) {
-        writer.u8(26);
-        writer.u32(self.layer.0);
-        writer.u32(self.block);
-        writer.u32(self.offset);
-        writer.blob(&self.bytes);
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
-        let (layer, block, offset, bytes) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?, reader.blob()?);
-        let fits = offset.checked_add(bytes.len() as u32).is_some_and(|end| end <= BLOCK_BYTES_MAX);
-        if bytes.is_empty() || !fits {
-            return Err(FormatError(format!("{} bytes at {offset} are not a part of a block", bytes.len())));
-        }
-        Ok(Self { layer, block, offset, bytes: bytes.to_vec() })
-    }
 }
 
 fn range(reader: &mut Reader<'_>) -> Result<(LayerId, u32, u32), FormatError> {
@@ -355,6 +294,12 @@ impl Record {
                 writer.u32(layer.0);
                 write_uris(writer, uris);
             }
+            Self::Labels(volume, labels) => {
+                writer.u8(13);
+                writer.u64(volume.0);
+                write_labels(writer, labels);
+            }
+            Self::Held(held) => held.encode(writer),
             other => other.encode_presence(writer),
         }
     }
@@ -425,6 +370,8 @@ impl Record {
             10 => Self::Detach(LayerId(reader.u32()?)),
             11 => Self::Hydration(LayerId(reader.u32()?), read_settings(reader)?),
             12 => Self::Sources(LayerId(reader.u32()?), read_uris(reader)?),
+            13 => Self::Labels(VolumeId(reader.u64()?), read_labels(reader)?),
+            14 => Self::Held(HeldRecord::decode(reader)?),
             _ => return Self::decode_presence(tag, reader),
         })
     }
@@ -484,6 +431,8 @@ impl Record {
                 | Self::Detach(_)
                 | Self::Hydration(..)
                 | Self::Sources(..)
+                | Self::Labels(..)
+                | Self::Held(_)
         )
     }
 }
@@ -491,13 +440,16 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::{Digest, HeldLayer, ImageLayer};
     use crate::format::HydrationPriority;
+    use crate::limits::BLOCK_BYTES_MAX;
 
     fn examples() -> Vec<Record> {
         let run = || BlockRun { layer: LayerId(3), block: 9, checksums: vec![1, 0xffff_ffff] };
         let settings = HydrationSettings { paused: true, rate_bytes_per_second: 5, deadline: 1 << 40, priority: HydrationPriority::High };
         let uris = || vec!["nbd://h/x".to_owned(), "nbd://i/x".to_owned()];
         let source = SourceRecord { uris: uris(), size_bytes: 1 << 40, settings };
+        let held = HeldLayer { layer: ImageLayer { digest: Digest::of(b"l"), bytes: 9 }, chain: Digest::of(b"c") };
         vec![
             Record::Layer(LayerRecord { layer: LayerId(1), parent: Some(LayerId(0)), origin: String::new(), source: None }),
             Record::Layer(LayerRecord { layer: LayerId(2), parent: None, origin: "a/1".into(), source: Some(source) }),
@@ -519,6 +471,8 @@ mod tests {
             Record::Detach(LayerId(2)),
             Record::Hydration(LayerId(2), HydrationSettings { rate_bytes_per_second: 100, ..settings }),
             Record::Sources(LayerId(2), uris()),
+            Record::Labels(VolumeId(1), [("k".to_owned(), "v".to_owned())].into()),
+            Record::Held(HeldRecord { layer: LayerId(1), size_bytes: 7, held }),
             Record::Present(run()),
             Record::Zero { layer: LayerId(1), first: 0, last: u32::MAX },
             Record::Drop { layer: LayerId(1), first: 5, last: 5 },

@@ -9,6 +9,7 @@ mod options;
 mod report;
 mod scrub;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use options::StoreOptions;
 pub use report::{CheckReport, HydrationControl, ScrubProgress, ScrubReport};
 
+use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
 use crate::ids::BlockSize;
 use crate::volume::{HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
@@ -85,7 +87,41 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::NoSpace`].
     pub fn create_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
-        self.0.core.create_snapshot(volume, snapshot)
+        self.0.core.create_snapshot(volume, snapshot, None)
+    }
+
+    /// Takes a snapshot of a volume whose bytes are a layer of an image on top of those below it, and notes that in the same
+    /// journal frame. The snapshot's layer keeps this view while it lives, even when the snapshot is destroyed.
+    ///
+    /// # Errors
+    /// As [`Store::create_snapshot`].
+    pub fn snapshot_image(&self, volume: &str, snapshot: &str, held: HeldLayer) -> Result<()> {
+        self.0.core.create_snapshot(volume, snapshot, Some(held))
+    }
+
+    /// The layers of images that this store holds, each once, in the order of their chains' digests.
+    pub fn held_layers(&self) -> Vec<HeldLayer> {
+        let catalog = self.0.core.catalog();
+        let mut held: Vec<_> = catalog.layers().flat_map(|(_, entry)| entry.held.iter().map(|(held, _)| *held)).collect();
+        held.sort_unstable_by_key(|held| (held.chain, held.layer.digest));
+        held.dedup();
+        held
+    }
+
+    /// Forks the layer whose view is this chain of layers of an image; `None` if this store does not hold it.
+    ///
+    /// # Errors
+    /// As [`Store::fork`].
+    pub fn fork_held(&self, chain: &Digest, name: &str) -> Result<Option<Volume>> {
+        Ok(self.0.core.fork_held(chain, name)?.map(Volume::of))
+    }
+
+    /// Replaces what users note about a volume: values by key, 2 KiB in all. A fork inherits the labels of its source.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
+    pub fn set_labels(&self, name: &str, labels: BTreeMap<String, String>) -> Result<()> {
+        self.0.core.set_labels(name, labels)
     }
 
     /// Forks `source` (`NAME` or `NAME@SNAP` of this store, or the URI of a remote export) into the new volume `name`.

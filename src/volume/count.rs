@@ -68,6 +68,7 @@ impl Core {
             source: source.and_then(|(_, record)| record.uris.first().cloned()),
             depth: catalog.chain(entry.head).count() as u64,
             snapshots: entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
+            labels: entry.labels.clone(),
             blocks,
             hydration,
         }

@@ -99,7 +99,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::fork`].
     pub fn snapshot(&self, name: &str) -> Result<()> {
-        self.0.core.create_snapshot(&self.name(), name)
+        self.0.core.create_snapshot(&self.name(), name, None)
     }
 
     /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.

@@ -1,5 +1,7 @@
 //! What can be known about volumes and snapshots, in the words of the command line's JSON.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::format::HydrationPriority;
@@ -100,6 +102,9 @@ pub struct VolumeInfo {
     pub depth: u64,
     /// Names of its snapshots, oldest first.
     pub snapshots: Vec<String>,
+    /// What users note about it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Block counts.
     pub blocks: BlockCounts,
     /// Progress of hydration.

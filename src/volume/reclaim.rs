@@ -1,7 +1,8 @@
 //! Which blocks nobody can see.
 //!
 //! A block of a layer is dead when every child hides it (has it, or zeroed it, durably; or is itself nameless and only has
-//! children that hide it) and no name shows the layer. A patch hides nothing, for the block below it is still needed.
+//! children that hide it) and neither a name nor the chain of an image shows the layer. A patch hides nothing, for the block
+//! below it is still needed.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -46,7 +47,7 @@ impl Core {
         order.sort_unstable_by_key(|(id, _)| std::cmp::Reverse(*id));
         let mut hidden: HashMap<LayerId, RoaringBitmap> = HashMap::new();
         for (id, entry) in order {
-            if entry.names > 0 {
+            if entry.names > 0 || !entry.held.is_empty() {
                 continue;
             }
             let mut children = entry.children.iter();

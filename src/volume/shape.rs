@@ -10,13 +10,26 @@ use super::core::{Core, no_sources};
 use super::head::Head;
 use super::view::View;
 use crate::catalog::Catalog;
+use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HydrationSettings, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, SourceRecord, VolumeRecord, valid_name};
+use crate::format::{
+    HeldRecord, HydrationSettings, Labels, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, SourceRecord, VolumeRecord, valid_labels,
+    valid_name,
+};
 use crate::hydrate::Hydrator;
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::Ticket;
 use crate::limits::VOLUME_BYTES_MAX;
 use crate::source::{Source, SourceError, SourceErrorKind};
+
+/// What a new volume is called, and where it comes from.
+struct Birth<'a> {
+    name: &'a str,
+    size_bytes: u64,
+    /// What it was forked from, or empty.
+    parent: &'a str,
+    labels: Labels,
+}
 
 /// A layer that forks and snapshots of a volume can stand on.
 struct Base {
@@ -63,7 +76,7 @@ impl Core {
             catalog.name_is_free(name)?;
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(None, layer))];
-            self.add_volume(&mut catalog, records, None, (name, size_bytes, ""), None)?
+            self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels: Labels::new() }, None)?
         };
         self.layers.wait(ticket)?;
         Ok(head)
@@ -75,7 +88,7 @@ impl Core {
         catalog: &mut Catalog,
         mut records: Vec<Record>,
         parent: Option<LayerId>,
-        (name, size_bytes, label): (&str, u64, &str),
+        Birth { name, size_bytes, parent: label, labels }: Birth<'_>,
         base: Option<Base>,
     ) -> Result<(Arc<Head>, Ticket)> {
         let volume = catalog.next_volume();
@@ -91,6 +104,9 @@ impl Core {
             name: name.to_owned(),
             parent: label.to_owned(),
         }));
+        if !labels.is_empty() {
+            records.push(Record::Labels(volume, labels));
+        }
         let layer = self.layers.add(head, parent, None);
         let sync = base.as_ref().and_then(|base| base.sync);
         let ticket = self.change(catalog, sync, records)?;
@@ -135,7 +151,8 @@ impl Core {
             let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
             records.push(Record::Layer(LayerRecord::over(base.layer, layer)));
             let parent = base.layer;
-            self.add_volume(&mut catalog, records, parent, (name, size_bytes, source), Some(base))?
+            let labels = catalog.volume(head.id).map_or_else(Labels::new, |entry| entry.labels.clone());
+            self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: source, labels }, Some(base))?
         };
         self.layers.wait(ticket)?;
         Ok(fork)
@@ -152,17 +169,37 @@ impl Core {
         let (fork, ticket) = {
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
-            let (_, entry) = catalog.snapshot(volume, snapshot)?;
+            let (id, entry) = catalog.snapshot(volume, snapshot)?;
             base = entry.layer;
-            let (parent, size_bytes) = (Some(entry.layer), entry.size_bytes);
+            let labels = catalog.volume(id).map_or_else(Labels::new, |entry| entry.labels.clone());
+            let birth = Birth { name, size_bytes: entry.size_bytes, parent: &format!("{volume}@{snapshot}"), labels };
             let layer = catalog.next_layer()?;
-            let records = vec![Record::Layer(LayerRecord::over(parent, layer))];
-            let label = format!("{volume}@{snapshot}");
-            self.add_volume(&mut catalog, records, parent, (name, size_bytes, &label), None)?
+            let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
+            self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
         self.layers.wait(ticket)?;
         self.record_fork(&fork, base);
         Ok(fork)
+    }
+
+    /// Forks the layer that holds a chain of layers of an image, if there is one.
+    ///
+    /// # Errors
+    /// As [`Core::fork_volume`].
+    pub fn fork_held(self: &Arc<Self>, chain: &Digest, name: &str) -> Result<Option<Arc<Head>>> {
+        valid_name(name)?;
+        self.layers.reserve_shape()?;
+        let (fork, ticket) = {
+            let mut catalog = self.catalog();
+            catalog.name_is_free(name)?;
+            let Some((base, size_bytes)) = catalog.held(chain) else { return Ok(None) };
+            let layer = catalog.next_layer()?;
+            let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
+            let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels: Labels::new() };
+            self.add_volume(&mut catalog, records, Some(base), birth, None)?
+        };
+        self.layers.wait(ticket)?;
+        Ok(Some(fork))
     }
 
     /// Forks what a source has, which can be had at each of these addresses: a root layer that stands for it, and an open layer
@@ -206,7 +243,8 @@ impl Core {
                 Record::Layer(LayerRecord { layer: root, parent: None, origin, source: Some(record.clone()) }),
                 Record::Layer(LayerRecord::over(Some(root), layer)),
             ];
-            let (head, ticket) = self.add_volume(&mut catalog, records, Some(root), (name, size_bytes, &label), None)?;
+            let birth = Birth { name, size_bytes, parent: &label, labels: Labels::new() };
+            let (head, ticket) = self.add_volume(&mut catalog, records, Some(root), birth, None)?;
             (head, entry, ticket)
         };
         self.layers.wait(ticket)?;
@@ -229,11 +267,11 @@ impl Core {
         }
     }
 
-    /// Takes a snapshot of a volume as it is now.
+    /// Takes a snapshot of a volume as it is now; notes in the same round which layer of an image its last layer holds.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`], [`ErrorKind::NoSpace`].
-    pub fn create_snapshot(self: &Arc<Self>, volume: &str, name: &str) -> Result<()> {
+    pub fn create_snapshot(self: &Arc<Self>, volume: &str, name: &str, held: Option<HeldLayer>) -> Result<()> {
         valid_name(name)?;
         let head = self.head(volume)?;
         self.layers.reserve_shape()?;
@@ -249,15 +287,13 @@ impl Core {
             let has_parent = head.view.read().layer.parent.is_some();
             let mut base = self.seal(&catalog, &head, !has_parent)?;
             let mut records = std::mem::take(&mut base.records);
-            records.extend(base.layer.map(|layer| {
-                Record::Snapshot(SnapshotRecord {
-                    volume: head.id,
-                    layer,
-                    size_bytes: base.view.size_bytes,
-                    created_at: self.unix_seconds(),
-                    name: name.to_owned(),
-                })
-            }));
+            let size_bytes = base.view.size_bytes;
+            if let Some(layer) = base.layer {
+                let created_at = self.unix_seconds();
+                let name = name.to_owned();
+                records.push(Record::Snapshot(SnapshotRecord { volume: head.id, layer, size_bytes, created_at, name }));
+                records.extend(held.map(|held| Record::Held(HeldRecord { layer, size_bytes, held })));
+            }
             self.change(&mut catalog, base.sync, records)?
         };
         self.layers.wait(ticket)
@@ -275,6 +311,21 @@ impl Core {
             let volume = catalog.volume_id(name)?;
             catalog.name_is_free(new)?;
             self.change(&mut catalog, None, vec![Record::Rename { volume, name: new.to_owned() }])?
+        };
+        self.layers.wait(ticket)
+    }
+
+    /// Replaces what users note about a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if it is too much.
+    pub fn set_labels(&self, name: &str, labels: Labels) -> Result<()> {
+        valid_labels(&labels)?;
+        self.layers.reserve_shape()?;
+        let ticket = {
+            let mut catalog = self.catalog();
+            let volume = catalog.volume_id(name)?;
+            self.change(&mut catalog, None, vec![Record::Labels(volume, labels)])?
         };
         self.layers.wait(ticket)
     }

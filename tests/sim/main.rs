@@ -3,6 +3,7 @@
 //!
 //! `VOLFORK_SIM_SEEDS=N` runs N histories instead of the default; `VOLFORK_SIM_SEED=S` runs only seed S.
 mod disk;
+mod images;
 mod model;
 mod overwrites;
 mod patches;
@@ -107,7 +108,7 @@ fn a_crash_at_every_operation_of_short_histories() {
 type Change = fn(&mut World) -> Outcome;
 
 /// Every kind of change, with names for messages.
-const CHANGES: [(&str, Change); 11] = [
+const CHANGES: [(&str, Change); 14] = [
     ("create", World::create),
     ("fork", |world| world.fork("v1")),
     ("snapshot", |world| world.snapshot("v1")),
@@ -119,6 +120,9 @@ const CHANGES: [(&str, Change); 11] = [
     ("destroy of a snapshot", |world| world.destroy_snapshot("v1")),
     ("flush", |world| world.flush("v1")),
     ("background work", World::step),
+    ("snapshot of an image", |world| world.snapshot_image("v1")),
+    ("fork of an image", World::fork_image),
+    ("labels", |world| world.relabel("v1")),
 ];
 
 fn prepared(seed: u64) -> World {

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use volfork::content::Digest;
+
 /// First byte of the window, and its sectors.
 pub const WINDOW_START: u64 = (4 << 20) - (32 << 10);
 pub const WINDOW_SECTORS: usize = 128;
@@ -33,17 +35,21 @@ pub struct VolumeModel {
     pub pending: Vec<Vec<u64>>,
     pub size_bytes: u64,
     pub snapshots: BTreeMap<String, SnapshotModel>,
+    pub labels: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotModel {
     pub sectors: Vec<u64>,
     pub size_bytes: u64,
+    /// The chain of an image that it was taken as.
+    pub chain: Option<Digest>,
 }
 
 impl VolumeModel {
     pub fn new(sectors: Vec<u64>, size_bytes: u64) -> Self {
-        Self { durable: sectors.clone(), live: sectors, pending: vec![Vec::new(); WINDOW_SECTORS], size_bytes, snapshots: BTreeMap::new() }
+        let pending = vec![Vec::new(); WINDOW_SECTORS];
+        Self { durable: sectors.clone(), live: sectors, pending, size_bytes, snapshots: BTreeMap::new(), labels: BTreeMap::new() }
     }
 
     /// A write that was asked for: from now on it may be there.

@@ -1,11 +1,13 @@
 //! One store on a simulated disk, driven by random operations and compared with the model.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use volfork::content::Digest;
 use volfork::{Clock, ErrorKind, Store, StoreOptions};
 
 use crate::disk::{Fault, SimDisk};
@@ -27,6 +29,9 @@ impl Clock for SimClock {
     }
 }
 
+/// Name, size, snapshots and labels of a volume.
+type Shape = (String, u64, Vec<String>, BTreeMap<String, String>);
+
 /// A change of shape that was asked for and may have happened: the model if it did.
 type Alternative = Option<(String, Model)>;
 
@@ -44,6 +49,8 @@ pub struct World {
     next_tag: u64,
     next_name: u64,
     alternative: Alternative,
+    /// What was sealed as a layer of an image, by its chain.
+    pub images: BTreeMap<Digest, SnapshotModel>,
     pub log: Vec<String>,
 }
 
@@ -65,6 +72,7 @@ impl World {
             next_tag: 1,
             next_name: 0,
             alternative: None,
+            images: BTreeMap::new(),
             log: Vec::new(),
         }
     }
@@ -172,19 +180,27 @@ impl World {
     fn choose_alternative(&mut self) {
         let Some((what, after)) = self.alternative.take() else { return };
         let shape = |model: &Model| {
-            model.iter().map(|(name, volume)| (name.clone(), volume.size_bytes, volume.snapshots.keys().cloned().collect())).collect()
+            model
+                .iter()
+                .map(|(name, volume)| (name.clone(), volume.size_bytes, volume.snapshots.keys().cloned().collect(), volume.labels.clone()))
+                .collect()
         };
-        let found: Vec<(String, u64, Vec<String>)> = self
+        let found: Vec<Shape> = self
             .store()
             .list()
             .unwrap()
             .into_iter()
             .map(|info| {
-                (info.name, info.size_bytes, {
-                    let mut names = info.snapshots;
-                    names.sort();
-                    names
-                })
+                (
+                    info.name,
+                    info.size_bytes,
+                    {
+                        let mut names = info.snapshots;
+                        names.sort();
+                        names
+                    },
+                    info.labels,
+                )
             })
             .collect();
         let (before, then): (Vec<_>, Vec<_>) = (shape(&self.model), shape(&after));
@@ -300,8 +316,10 @@ impl World {
 
     /// Compares everything with what is live.
     pub fn compare(&self) {
-        let names: Vec<String> = self.store().list().unwrap().into_iter().map(|info| info.name).collect();
-        assert_eq!(names, self.model.keys().cloned().collect::<Vec<_>>(), "names\n{}", self.story());
+        let names: Vec<_> = self.store().list().unwrap().into_iter().map(|info| (info.name, info.labels)).collect();
+        let expected: Vec<_> = self.model.iter().map(|(name, volume)| (name.clone(), volume.labels.clone())).collect();
+        assert_eq!(names, expected, "names and labels\n{}", self.story());
+        self.compare_images();
         for (name, volume) in &self.model {
             let found = self.read(name);
             assert_eq!(found, volume.live[..volume.sectors()], "volume {name}\n{}", self.story());
@@ -324,13 +342,13 @@ impl World {
         (count > 0).then(|| self.random.below(count)).and_then(|at| self.model.keys().nth(at as usize).cloned())
     }
 
-    fn new_name(&mut self) -> String {
+    pub fn new_name(&mut self) -> String {
         self.next_name += 1;
         format!("v{}", self.next_name)
     }
 
     /// A change of shape: `after` says what the model is if it happened.
-    fn change(&mut self, what: String, after: Model, run: impl FnOnce(&Store) -> Outcome) -> Outcome {
+    pub fn change(&mut self, what: String, after: Model, run: impl FnOnce(&Store) -> Outcome) -> Outcome {
         self.log.push(what.clone());
         self.alternative = Some((what, after.clone()));
         run(self.store.as_ref().expect("the store is open"))?;
@@ -354,6 +372,9 @@ impl World {
             83..=84 => self.resize(&name),
             85 => self.rename(&name),
             86 => self.create(),
+            91..=92 => self.snapshot_image(&name),
+            93 => self.fork_image(),
+            94 => self.relabel(&name),
             87..=89 => self.fork_source(),
             90 => {
                 self.log.push("compare".into());
@@ -454,7 +475,7 @@ impl World {
     }
 
     /// The model after the head of a volume was sealed: everything in it is durable.
-    fn sealed(&self, name: &str) -> Model {
+    pub fn sealed(&self, name: &str) -> Model {
         let mut after = self.model.clone();
         after.get_mut(name).expect("named by the model").flush();
         after
@@ -464,7 +485,8 @@ impl World {
         let fork = self.new_name();
         let mut after = self.sealed(name);
         let source = &self.model[name];
-        after.insert(fork.clone(), VolumeModel::new(source.live.clone(), source.size_bytes));
+        let labels = source.labels.clone();
+        after.insert(fork.clone(), VolumeModel { labels, ..VolumeModel::new(source.live.clone(), source.size_bytes) });
         self.change(format!("fork {name} {fork}"), after, |store| store.fork(name, &fork).map(drop))
     }
 
@@ -472,7 +494,7 @@ impl World {
         let snapshot = self.new_name();
         let mut after = self.sealed(name);
         let volume = after.get_mut(name).expect("named by the model");
-        let content = SnapshotModel { sectors: volume.live.clone(), size_bytes: volume.size_bytes };
+        let content = SnapshotModel { sectors: volume.live.clone(), size_bytes: volume.size_bytes, chain: None };
         volume.snapshots.insert(snapshot.clone(), content);
         self.change(format!("snapshot {name} {snapshot}"), after, |store| store.create_snapshot(name, &snapshot))
     }
@@ -487,7 +509,8 @@ impl World {
         let fork = self.new_name();
         let mut after = self.model.clone();
         let content = self.model[name].snapshots[&snapshot].clone();
-        after.insert(fork.clone(), VolumeModel::new(content.sectors, content.size_bytes));
+        let labels = self.model[name].labels.clone();
+        after.insert(fork.clone(), VolumeModel { labels, ..VolumeModel::new(content.sectors, content.size_bytes) });
         let source = format!("{name}@{snapshot}");
         self.change(format!("fork {source} {fork}"), after, |store| store.fork(&source, &fork).map(drop))
     }

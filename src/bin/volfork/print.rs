@@ -294,6 +294,7 @@ mod tests {
             source: None,
             depth: 1,
             snapshots: vec!["one".into()],
+            labels: [].into(),
             blocks: BlockCounts { present: 512, ..BlockCounts::default() },
             hydration: HydrationInfo {
                 state: HydrationState::None,
