@@ -46,13 +46,18 @@ impl SystemDisk {
             let entry = opcode::Fsync::new(types::Fd(*fd)).flags(types::FsyncFlags::DATASYNC).build().user_data(number as u64);
             // SAFETY: the entry refers to no memory; the caller keeps the file open until every completion was taken below.
             if unsafe { ring.submission().push(&entry) }.is_err() {
-                break;
+                *guard = None;
+                return None;
             }
         }
         let (mut left, mut outcome) = (fds.len(), Ok(()));
         while left > 0 {
             match ring.submit_and_wait(1) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Some(Err(error)),
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    // Nobody may take completions of these syncs for those of later ones.
+                    *guard = None;
+                    return Some(Err(error));
+                }
                 _ => {}
             }
             for completion in ring.completion() {

@@ -66,11 +66,13 @@ impl Journal {
             let _ = disk.remove(&path);
         })?;
         disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
-        Self::write_superblock(&*disk, &paths, &next)?;
+        // It is not known which journal counts then, so that is never a mere lack of space.
+        let undecided = |error: Error| Error::new(ErrorKind::Io, error.to_string());
+        Self::write_superblock(&*disk, &paths, &next).map_err(undecided)?;
         if superblock.journal == 0 {
             // A new store writes both slots: an empty one tells that a crash came before the store was there.
             next.generation += 1;
-            Self::write_superblock(&*disk, &paths, &next)?;
+            Self::write_superblock(&*disk, &paths, &next).map_err(undecided)?;
         } else {
             // An older file left behind is swept when the store is opened.
             let _ = disk.remove(&paths.journal(superblock.journal));

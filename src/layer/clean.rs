@@ -96,7 +96,7 @@ impl Layers {
     /// # Errors
     /// [`crate::ErrorKind::NoSpace`] leaves everything as it was; any other error poisons the store.
     pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
-        let result = self.commit.exclusive(
+        self.commit.exclusive(
             |ticket, gathered| self.run_round(ticket, gathered),
             || {
                 // Crash ordering 5.
@@ -107,13 +107,7 @@ impl Layers {
                 let presence: Vec<Record> = self.all().iter().flat_map(|layer| self.presence_records(layer)).collect();
                 self.commit.journal().checkpoint(shape.into_iter().chain(presence))
             },
-        );
-        if let Err(error) = &result
-            && error.kind() != crate::ErrorKind::NoSpace
-        {
-            self.commit.poison(error.clone());
-        }
-        result
+        )
     }
 
     /// What the journal may say of a layer: fresh blocks are left out, for they have no durable bytes yet; the zeros and patches

@@ -142,7 +142,8 @@ impl Commit {
         }
     }
 
-    /// Runs a round, and then `then` before any other round may start.
+    /// Runs a round, and then `then`, which starts a new journal, before any other round may start. After an error of `then` other
+    /// than [`ErrorKind::NoSpace`], which leaves everything as it was, every later write is refused.
     pub fn exclusive(&self, mut run: impl FnMut(Ticket, Gathered) -> Result<()>, then: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut queue = self.queue.lock();
         while queue.leading {
@@ -156,10 +157,18 @@ impl Commit {
         let failed = result.is_err();
         let mut outcome = result.clone();
         if !failed {
-            // Space in the new file is counted anew.
             outcome = then();
-            self.frames.fetch_add(1, Ordering::AcqRel);
-            self.ceiling.store(0, Ordering::Release);
+            match &outcome {
+                Ok(()) => {
+                    // The state is a frame, and space in the new file is counted anew.
+                    self.frames.fetch_add(1, Ordering::AcqRel);
+                    self.ceiling.store(0, Ordering::Release);
+                }
+                // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
+                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                // Before anybody appends to a journal that may not count any more.
+                Err(error) => self.poison(error.clone()),
+            }
         }
         self.end(&mut self.queue.lock(), ticket, result);
         outcome
@@ -233,5 +242,46 @@ impl Commit {
         let ceiling = self.ceiling.load(Ordering::Acquire);
         self.ceiling.store(ceiling.saturating_sub(frame_bytes(payload.len())), Ordering::Release);
         Ok(journal.file())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{StorePaths, Superblock};
+    use crate::ids::BlockSize;
+    use crate::io::SystemDisk;
+
+    fn commit(dir: &std::path::Path) -> Commit {
+        let superblock = Superblock { block_size: BlockSize::new(4096).unwrap(), generation: 0, store_id: [1; 16], journal: 0 };
+        let paths = StorePaths::new(dir);
+        Commit::new(Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, std::iter::empty()).unwrap())
+    }
+
+    #[test]
+    fn a_checkpoint_without_space_leaves_the_last_frame_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = commit(dir.path());
+        commit.reserve_blocks(1).unwrap();
+        let (frame, ceiling) = (commit.latest_frame(), commit.ceiling.load(Ordering::Acquire));
+        let full = || Err(Error::new(ErrorKind::NoSpace, "full"));
+        assert_eq!(commit.exclusive(|_, _| Ok(()), full).unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame, ceiling));
+        commit.healthy().unwrap();
+        commit.exclusive(|_, _| Ok(()), || Ok(())).unwrap();
+        assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame + 1, 0));
+    }
+
+    #[test]
+    fn a_checkpoint_that_failed_is_known_before_its_round_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = commit(dir.path());
+        let waiting = commit.enqueue([]);
+        let broken = || Err(Error::new(ErrorKind::Io, "broken"));
+        assert_eq!(commit.exclusive(|_, _| Ok(()), broken).unwrap_err().kind(), ErrorKind::Io);
+        assert!(commit.is_done(waiting), "the round itself was fine");
+        assert_eq!(commit.healthy().unwrap_err().kind(), ErrorKind::Poisoned);
+        let later = commit.enqueue([]);
+        assert_eq!(commit.wait(later, |_, _| panic!("nothing may be appended any more")).unwrap_err().kind(), ErrorKind::Poisoned);
     }
 }

@@ -24,6 +24,8 @@ pub struct LayerFiles {
     open: Mutex<Open>,
     /// Files were created whose names are not durable yet.
     new_names: AtomicBool,
+    /// Held while names become durable: whoever finds none new has to wait for those that are on their way.
+    naming: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -34,7 +36,7 @@ struct Open {
 
 impl LayerFiles {
     pub fn new(disk: Arc<dyn Disk>, paths: StorePaths, mode: IoMode) -> Self {
-        Self { disk, paths, mode, open: Mutex::default(), new_names: AtomicBool::new(false) }
+        Self { disk, paths, mode, open: Mutex::default(), new_names: AtomicBool::new(false), naming: Mutex::default() }
     }
 
     /// The file, if it exists.
@@ -49,11 +51,7 @@ impl LayerFiles {
     /// The file, created if it does not exist; then its name is not durable before [`LayerFiles::sync_names`].
     pub fn get_or_create(&self, layer: LayerId, file: LayerFile) -> io::Result<Arc<dyn DiskFile>> {
         match self.open(layer, file, OpenMode::Write) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let created = self.open(layer, file, OpenMode::Create);
-                self.new_names.store(true, Ordering::Release);
-                created
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.open(layer, file, OpenMode::Create),
             other => other,
         }
     }
@@ -71,6 +69,10 @@ impl LayerFiles {
             LayerFile::Checksums | LayerFile::Trace => IoMode::Buffered,
         };
         let opened = self.disk.open(&self.paths.layer(layer, file), mode, io)?;
+        if mode == OpenMode::Create {
+            // Before anybody finds the file here, writes into it and flushes.
+            self.new_names.store(true, Ordering::Release);
+        }
         if open.files.len() >= OPEN_FILES_MAX {
             open.evict();
         }
@@ -93,6 +95,7 @@ impl LayerFiles {
 
     /// Makes the names of created files durable, if there are any.
     pub fn sync_names(&self) -> io::Result<()> {
+        let _one_at_a_time = self.naming.lock();
         if !self.new_names.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
