@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hydrator::Hydrator;
-use super::plan::Plan;
+use super::plan::{Asked, Plan};
 use super::progress::FetchClass;
 use super::window::Sent;
 use super::writes::Writes;
@@ -97,6 +97,22 @@ impl Hydrator {
             backfill.take_arrival(None);
         }
         !self.is_complete()
+    }
+
+    /// Whether an address is connected; otherwise lets it be.
+    pub(super) fn is_connected_or_begins(&self, uri: &str) -> bool {
+        {
+            let mut state = self.state.lock();
+            if state.connecting.iter().any(|other| other == uri) {
+                return false;
+            }
+            if state.peers.list.iter().any(|peer| peer.uri == uri && peer.source.is_some()) {
+                return true;
+            }
+            state.connecting.push(uri.to_owned());
+        }
+        // Without a thread of its own, on the caller's.
+        self.this.upgrade().map(|this| this.connect_aside(uri.to_owned())).is_none()
     }
 
     /// Connects to an address in a thread of its own, so that one that does not answer holds up nobody.
@@ -219,7 +235,7 @@ impl<'a> Backfill<'a> {
             }
             let mut began = false;
             for (uri, host, source) in self.sources(now) {
-                match self.request(now, &uri, &host, &*source) {
+                match self.request(now, &uri, &host, &source) {
                     Ok(requested) => began |= requested,
                     Err(pause) => shortest = Some(shortest.map_or(pause, |shortest| shortest.min(pause))),
                 }
@@ -266,11 +282,12 @@ impl<'a> Backfill<'a> {
     }
 
     /// Makes one request, if there is anything to ask for. An error says how long to wait.
-    fn request(&mut self, now: Duration, uri: &str, host: &Arc<str>, source: &dyn Source) -> Result<bool, Duration> {
+    fn request(&mut self, now: Duration, uri: &str, host: &Arc<str>, source: &Arc<dyn Source>) -> Result<bool, Duration> {
         let hydrator = self.hydrator;
         let config = &hydrator.config;
         let bytes_max = config.budget.request_bytes(host);
-        let Some((run, class)) = self.plan.claim_next(hydrator, source, bytes_max) else { return Ok(false) };
+        let peer = Asked { uri, source, aside: self.writes.is_some() };
+        let Some((run, class)) = self.plan.claim_next(hydrator, peer, bytes_max) else { return Ok(false) };
         let range = hydrator.byte_range(&run);
         let bytes = range.end - range.start;
         let sent = match class {

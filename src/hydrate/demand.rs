@@ -1,7 +1,8 @@
 //! Readers that wait for missing blocks.
 //!
 //! A read goes to the quickest address; one that takes far longer than usual is sent to a second address as well, and the first
-//! answer counts. An address that fails, or sends damaged bytes twice, is passed over for the next one.
+//! answer counts. An address that fails, or sends damaged bytes twice, is passed over for the next one. Who waits for bulk that
+//! brings nothing does not wait for its end, but asks another address.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,8 +15,12 @@ use crate::source::{Arrival, ReadClass, SourceError, SourceErrorKind, SourceExt,
 
 /// Longest request of a waiting reader.
 const REQUEST_BYTES: u64 = 4 << 20;
-/// Reads up to this length take about a round trip; only those are timed, and sent a second time.
+/// Reads up to this length take about a round trip; only those are timed.
 const TIMED_BYTES: u64 = 256 << 10;
+/// Longer reads may take so much longer from part to part before they are sent a second time.
+const LONG_READ_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether an address is connected that a slow read could be sent to.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// Ranges that wait to be fetched ahead, at most; the oldest are given up.
 const AHEAD_MAX: usize = 64;
 
@@ -39,23 +44,39 @@ impl Hydrator {
 
     fn demand_counted(&self, blocks: Range<u64>) -> Result<()> {
         let mut is_first = true;
+        // What was missing at the latest change, and when that was.
+        let mut latest = (Vec::new(), Duration::ZERO);
         loop {
             let claimed = self.claim(blocks.clone(), REQUEST_BYTES);
             if std::mem::take(&mut is_first) {
                 self.look_ahead(&blocks);
             }
             if !claimed.is_empty() {
-                self.fetch_waited(claimed)?;
+                self.fetch_waited(claimed, true)?;
                 continue;
             }
+            let now = self.config.clock.monotonic();
             let mut state = self.state.lock();
             let missing = self.missing_runs(blocks.clone());
             if missing.is_empty() {
                 return Ok(());
             }
+            if !missing.iter().any(|run| state.is_under_way(run)) {
+                continue;
+            }
+            if missing != latest.0 {
+                latest = (missing, now);
+            }
             // Woken when bytes arrive or fail; a range that failed is claimed above, by whoever comes first.
-            if missing.iter().any(|run| state.is_under_way(run)) {
-                self.changed.wait(&mut state);
+            match state.peers.bulk_patience().map(|patience| (latest.1 + patience).saturating_sub(now)) {
+                None => self.changed.wait(&mut state),
+                Some(Duration::ZERO) => {
+                    drop(state);
+                    let first = latest.0[0].clone();
+                    let end = first.end.min(first.start + self.config.block_size.block_of(REQUEST_BYTES).max(1));
+                    self.fetch_waited(std::iter::once(first.start..end).collect(), false)?;
+                }
+                Some(left) => drop(self.changed.wait_for(&mut state, left)),
             }
         }
     }
@@ -76,12 +97,12 @@ impl Hydrator {
         self.notify(&state);
     }
 
-    /// Fetches claimed ranges, and ends their claims.
-    fn fetch_waited(&self, runs: Vec<Range<u64>>) -> Result<()> {
+    /// Fetches ranges, and ends their claims if they are `claimed` by the caller.
+    fn fetch_waited(&self, runs: Vec<Range<u64>>, claimed: bool) -> Result<()> {
         let (sender, receiver) = channel();
         let mut fetch = WaitedFetch { hydrator: self, sender, reads: Vec::new(), attempts: Vec::new(), outcome: Ok(()) };
         for run in runs {
-            fetch.reads.push(WaitedRead { run, tried: Vec::new(), active: 0, damaged: 0, over: false });
+            fetch.reads.push(WaitedRead { run, claimed, tried: Vec::new(), active: 0, damaged: 0, over: false });
             fetch.ask(fetch.reads.len() - 1, None);
         }
         fetch.run(&receiver);
@@ -128,6 +149,8 @@ impl Hydrator {
 /// One claimed range that somebody waits for.
 struct WaitedRead {
     run: Range<u64>,
+    /// Not by somebody else, who has not brought it so far.
+    claimed: bool,
     /// Addresses that were asked.
     tried: Vec<String>,
     /// Attempts under way.
@@ -142,8 +165,9 @@ struct Attempt {
     read: usize,
     uri: String,
     began: Duration,
-    /// When a second address is asked as well.
+    /// When a second address is asked as well, and how long that is after the latest bytes.
     hedge_at: Option<Duration>,
+    hedge_after: Duration,
     damage: Option<SourceError>,
 }
 
@@ -191,9 +215,11 @@ impl WaitedFetch<'_> {
                     let began = hydrator.config.clock.monotonic();
                     let range = hydrator.byte_range(&self.reads[number].run);
                     let is_short = range.end - range.start <= TIMED_BYTES;
-                    let hedge_after = hydrator.state.lock().peers.hedge_after(&uri).filter(|_| is_short);
+                    let usual = hydrator.state.lock().peers.hedge_after(&uri);
+                    let hedge_after = usual.map(|usual| if is_short { usual } else { usual + LONG_READ_PATIENCE });
                     let hedge_at = hedge_after.map(|after| began + after);
-                    self.attempts.push(Attempt { read: number, uri, began, hedge_at, damage: None });
+                    let hedge_after = hedge_after.unwrap_or_default();
+                    self.attempts.push(Attempt { read: number, uri, began, hedge_at, hedge_after, damage: None });
                     self.reads[number].active += 1;
                     let (sender, attempt) = (self.sender.clone(), self.attempts.len() - 1);
                     source.read_any(range, ReadClass::Waited, Box::new(move |arrival| drop(sender.send((attempt, arrival)))));
@@ -214,7 +240,7 @@ impl WaitedFetch<'_> {
         if self.outcome.is_ok() {
             self.outcome = Err(self.hydrator.lost(&failure));
         }
-        self.hydrator.end_claim(&read.run);
+        read.end(self.hydrator);
     }
 
     fn take(&mut self, number: usize, arrival: Arrival) {
@@ -233,9 +259,11 @@ impl WaitedFetch<'_> {
                     if let Err(error) = stored {
                         hydrator.note_unstored(&error);
                         read.over = true;
-                        hydrator.end_claim(&read.run);
+                        read.end(hydrator);
                         self.outcome = Err(error);
                     }
+                    let now = hydrator.config.clock.monotonic();
+                    attempt.hedge_at = attempt.hedge_at.map(|_| now + attempt.hedge_after);
                 }
             }
             Arrival::End(result) => {
@@ -248,7 +276,7 @@ impl WaitedFetch<'_> {
                         let range = hydrator.byte_range(&read.run);
                         hydrator.note_read(&attempt.uri, (range.end - range.start <= TIMED_BYTES).then_some(waited));
                         if !std::mem::replace(&mut read.over, true) {
-                            hydrator.end_claim(&read.run);
+                            read.end(hydrator);
                         }
                     }
                     Err(error) => self.take_error(number, error),
@@ -283,11 +311,24 @@ impl WaitedFetch<'_> {
             if due {
                 self.attempts[number].hedge_at = None;
                 let read = self.attempts[number].read;
-                let other = self.hydrator.next_waited(&self.reads[read].tried);
-                if !self.reads[read].over && other.is_some() {
-                    self.ask(read, other);
+                let other = self.hydrator.next_waited(&self.reads[read].tried).filter(|_| !self.reads[read].over);
+                let other = other.filter(|uri| !self.hydrator.state.lock().peers.is_failing(uri));
+                match other {
+                    Some(other) if self.hydrator.is_connected_or_begins(&other) => self.ask(read, Some(other)),
+                    // The answer may come before the connection does.
+                    Some(_) => self.attempts[number].hedge_at = Some(now + CONNECT_INTERVAL),
+                    None => {}
                 }
             }
+        }
+    }
+}
+
+impl WaitedRead {
+    fn end(&self, hydrator: &Hydrator) {
+        match self.claimed {
+            true => hydrator.end_claim(&self.run),
+            false => drop(hydrator.changed.notify_all()),
         }
     }
 }

@@ -51,11 +51,21 @@ impl Hydrator {
     /// # Errors
     /// The layer's file cannot be written.
     pub(super) fn fill(&self, blocks: Range<u64>, bytes: &Bytes) -> Result<()> {
-        for part in self.parts_to_fill(blocks, bytes) {
-            self.admit_part(&part)?;
-            self.config.layers.write_admitted(&self.config.layer, part.extent, part.range, &part.bytes)?;
+        let mut parts = self.parts_to_fill(blocks, bytes);
+        parts.reverse();
+        while let Some(part) = parts.pop() {
+            match self.admit_part(&part)? {
+                true => self.config.layers.write_admitted(&self.config.layer, part.extent, part.range, &part.bytes)?,
+                false => parts.extend(self.parts_left(&part)),
+            }
         }
         Ok(())
+    }
+
+    /// What is still missing of a part that could not be admitted.
+    pub(super) fn parts_left(&self, part: &Part) -> Vec<Part> {
+        let first = u64::from(part.extent) * u64::from(EXTENT_BLOCKS);
+        self.parts_to_fill(first + u64::from(part.range.start)..first + u64::from(part.range.end), &part.bytes)
     }
 
     /// Makes those missing blocks zero whose bytes are; answers the others, cut at extents.
@@ -98,12 +108,19 @@ impl Hydrator {
         Part { extent, range, bytes: padded.into() }
     }
 
-    /// Takes the blocks of a part, to write them.
+    /// Takes the blocks of a part, to write them. `false`: some of them have come from another address meanwhile, and a block
+    /// is never filled over another fill.
     ///
     /// # Errors
     /// No space in the journal, or the store refuses writes.
-    pub(super) fn admit_part(&self, part: &Part) -> Result<()> {
-        self.config.layers.admit_wait(&self.config.layer, part.extent, &BlockBits::of(part.range.clone()))
+    pub(super) fn admit_part(&self, part: &Part) -> Result<bool> {
+        let (layers, layer, bits) = (&self.config.layers, &self.config.layer, BlockBits::of(part.range.clone()));
+        layers.admit_wait(layer, part.extent, &bits)?;
+        let missing = layer.missing(part.extent).and(&bits) == bits;
+        if !missing {
+            layers.withdraw_write(layer, part.extent, &bits);
+        }
+        Ok(missing)
     }
 }
 

@@ -10,6 +10,10 @@ use crate::source::{Source, SourceError, SourceErrorKind, SourceStats, host_of};
 const RETRY_PAUSES: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(5);
 /// A waited-for read is never asked for a second time earlier than this.
 const HEDGE_MIN: Duration = Duration::from_millis(20);
+/// A read of an address of which nothing is known yet is slow after so long.
+const HEDGE_UNKNOWN: Duration = Duration::from_secs(1);
+/// Who waits for bulk asks elsewhere when nothing has come for so long, and for so many times of what is usual.
+const BULK_PATIENCE: (Duration, u32) = (Duration::from_millis(500), 4);
 
 /// One address.
 pub struct Peer {
@@ -102,13 +106,15 @@ impl Peers {
         old.into_iter().filter_map(|peer| peer.source).collect()
     }
 
-    /// The addresses that may be asked now and were not yet, the quickest first; one that is not known is tried before a slow one.
+    /// The addresses that may be asked now and were not yet, the quickest first; one that is not known is tried before a slow one,
+    /// but none that has to be connected to first: that may take long, and backfill does it aside.
     pub fn for_waited(&self, now: Duration, tried: &[String]) -> Option<usize> {
         let ready = self.list.iter().enumerate().filter(|(_, peer)| !tried.contains(&peer.uri));
         let mean = |peer: &Peer| peer.latency.mean.unwrap_or(0.0);
         let (number, _) = ready.min_by(|(_, left), (_, right)| {
             let order = right.is_ready(now).cmp(&left.is_ready(now));
-            order.then(left.failures.cmp(&right.failures)).then(mean(left).total_cmp(&mean(right)))
+            let connected = right.source.is_some().cmp(&left.source.is_some());
+            order.then(left.failures.cmp(&right.failures)).then(connected).then(mean(left).total_cmp(&mean(right)))
         })?;
         Some(number)
     }
@@ -121,7 +127,19 @@ impl Peers {
     /// When a waited-for read of this address is slow, if there is another one to ask.
     pub fn hedge_after(&self, uri: &str) -> Option<Duration> {
         let others = self.list.iter().any(|peer| peer.uri != uri && peer.failures == 0);
-        self.list.iter().find(|peer| peer.uri == uri && others)?.latency.slow()
+        let peer = self.list.iter().find(|peer| peer.uri == uri && others)?;
+        Some(peer.latency.slow().unwrap_or(HEDGE_UNKNOWN))
+    }
+
+    /// How long bulk may bring nothing before who waits for it asks elsewhere, if there is another address.
+    pub fn bulk_patience(&self) -> Option<Duration> {
+        let slowest = self.list.iter().filter_map(|peer| peer.latency.slow()).max().unwrap_or(HEDGE_UNKNOWN / BULK_PATIENCE.1);
+        (self.list.len() > 1).then(|| (slowest * BULK_PATIENCE.1).max(BULK_PATIENCE.0))
+    }
+
+    /// Whether an address failed the last time.
+    pub fn is_failing(&self, uri: &str) -> bool {
+        self.list.iter().any(|peer| peer.uri == uri && peer.failures > 0)
     }
 
     fn by_uri(&mut self, uri: &str) -> Option<&mut Peer> {
@@ -211,7 +229,7 @@ mod tests {
     fn a_slow_read_is_one_far_beyond_the_usual() {
         let mut peers = Peers::default();
         peers.set(&["a".into(), "b".into()]);
-        assert_eq!(peers.hedge_after("a"), None);
+        assert_eq!(peers.hedge_after("a"), Some(HEDGE_UNKNOWN), "one that never answered must not be waited for without end");
         for _ in 0..100 {
             peers.note_read("a", Some(Duration::from_millis(100)));
         }

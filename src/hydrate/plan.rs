@@ -2,13 +2,20 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::hydrator::Hydrator;
 use super::progress::FetchClass;
-use crate::source::Source;
+use crate::source::{Source, SourceError};
 
 /// Bytes whose zero ranges are asked for at once, of a server that has to look for them.
 const MAP_BYTES: u64 = 1 << 30;
+/// So long is waited for the answer, so that zeros do not travel; then it goes on without: an address that does not answer must
+/// not hold up the others.
+const MAP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How far sequential backfill has come.
 #[derive(Default)]
@@ -19,6 +26,15 @@ pub struct Plan {
     mapped: HashSet<u64>,
     /// All zero ranges are known.
     all_mapped: bool,
+    /// Threads that wait for answers that take long. They change the layer, so they end before the plan does.
+    asking: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // A panic in a thread was printed there.
+        self.asking.drain(..).for_each(|thread| drop(thread.join()));
+    }
 }
 
 impl Plan {
@@ -28,11 +44,11 @@ impl Plan {
     }
 
     /// Claims the next missing blocks that somebody needs and nobody fetches, at most `bytes_max`: what readers will probably
-    /// want, then what an earlier fork wanted, then the rest in order. `source` is asked for zero ranges.
-    pub fn claim_next(&mut self, hydrator: &Hydrator, source: &dyn Source, bytes_max: u64) -> Option<(Range<u64>, FetchClass)> {
+    /// want, then what an earlier fork wanted, then the rest in order. `peer` is asked for zero ranges.
+    pub fn claim_next(&mut self, hydrator: &Hydrator, peer: Asked<'_>, bytes_max: u64) -> Option<(Range<u64>, FetchClass)> {
         for class in [FetchClass::Ahead, FetchClass::Trace] {
             while let Some(range) = hydrator.pop(class) {
-                self.map_zeros(hydrator, source, range.start);
+                self.map_zeros(hydrator, peer, range.start);
                 if let Some(run) = hydrator.claim_needed(range.clone(), bytes_max) {
                     if run.end < range.end {
                         hydrator.push_back(class, run.end..range.end);
@@ -45,7 +61,7 @@ impl Plan {
         let blocks = config.layer.source_blocks.unwrap_or(0);
         let step = config.block_size.block_of(bytes_max).max(1);
         while self.cursor < blocks {
-            self.map_zeros(hydrator, source, self.cursor);
+            self.map_zeros(hydrator, peer, self.cursor);
             // Requests begin and end at multiples of their size, so that few of them are cut.
             let window = self.cursor..(self.cursor + step).next_multiple_of(step).min(blocks);
             match hydrator.claim_needed(window.clone(), bytes_max) {
@@ -69,7 +85,7 @@ impl Plan {
     }
 
     /// Asks which bytes around a block are zero, unless that is known, and makes their blocks zero: zeros do not travel.
-    fn map_zeros(&mut self, hydrator: &Hydrator, source: &dyn Source, block: u64) {
+    fn map_zeros(&mut self, hydrator: &Hydrator, peer: Asked<'_>, block: u64) {
         let config = &hydrator.config;
         let size_bytes = config.record.size_bytes;
         let piece = config.block_size.offset_of(block) / MAP_BYTES;
@@ -78,20 +94,64 @@ impl Plan {
         }
         // A volfork snapshot answers from its presence map, for all of it at once.
         let mut range = piece * MAP_BYTES..((piece + 1) * MAP_BYTES).min(size_bytes);
-        if source.identity().is_some() {
+        if peer.source.identity().is_some() {
             range = 0..size_bytes;
             self.all_mapped = true;
         }
-        while range.start < range.end {
-            // The blocks of a source that cannot tell are fetched, and zeros seen on arrival.
-            let Ok(extents) = source.extents(range.clone()) else {
-                self.all_mapped = false;
-                self.mapped.remove(&piece);
-                return;
+        // The blocks of a source that cannot tell are fetched, and zeros seen on arrival.
+        if !self.ask_zeros(hydrator, peer, range) {
+            self.all_mapped = false;
+            self.mapped.remove(&piece);
+        }
+    }
+
+    /// Asks in a thread of its own, if there can be one. `false`: the address has failed.
+    fn ask_zeros(&mut self, hydrator: &Hydrator, peer: Asked<'_>, range: Range<u64>) -> bool {
+        let (sender, receiver) = channel();
+        let (uri, source) = (peer.uri.to_owned(), Arc::clone(peer.source));
+        let aside = hydrator.this.upgrade().filter(|_| peer.aside).and_then(|this| {
+            let range = range.clone();
+            let ask = move || {
+                let result = this.take_zeros(&*source, range);
+                if let Err(error) = &result {
+                    this.note_error(&uri, error);
+                }
+                // Nobody listens any more if it took long.
+                let _ = sender.send(result.is_ok());
             };
+            std::thread::Builder::new().name("hydrate-zeros".into()).spawn(ask).ok()
+        });
+        let Some(thread) = aside else {
+            return hydrator.take_zeros(&**peer.source, range).inspect_err(|error| hydrator.note_error(peer.uri, error)).is_ok();
+        };
+        self.asking.retain(|thread| !thread.is_finished());
+        self.asking.push(thread);
+        match receiver.recv_timeout(MAP_PATIENCE) {
+            Ok(known) => known,
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => false,
+        }
+    }
+}
+
+/// The address that is asked.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub uri: &'a str,
+    pub source: &'a Arc<dyn Source>,
+    /// Whether threads may be used.
+    pub aside: bool,
+}
+
+impl Hydrator {
+    /// Makes blocks zero of which the source says so.
+    fn take_zeros(&self, source: &dyn Source, mut range: Range<u64>) -> Result<(), SourceError> {
+        let config = &self.config;
+        let size_bytes = config.record.size_bytes;
+        while range.start < range.end {
             let before = range.start;
-            for extent in extents {
-                let next = (range.start + extent.bytes).min(range.end);
+            for extent in source.extents(range.clone())? {
+                let next = range.start.saturating_add(extent.bytes).min(range.end);
                 let first = config.block_size.blocks_for(range.start);
                 let last = if next == size_bytes { config.block_size.blocks_for(next) } else { config.block_size.block_of(next) };
                 if extent.zero && first < last {
@@ -100,13 +160,12 @@ impl Plan {
                 range.start = next;
             }
             if range.start == before {
-                return;
+                break;
             }
         }
+        Ok(())
     }
-}
 
-impl Hydrator {
     fn pop(&self, class: FetchClass) -> Option<Range<u64>> {
         let mut state = self.state.lock();
         if class == FetchClass::Ahead { state.ahead.pop_front() } else { state.trace.pop_front() }

@@ -77,7 +77,20 @@ impl<'a> Writes<'a> {
 
     /// Stores blocks of the range that begins with `run`.
     pub fn store(&mut self, run: u64, blocks: Range<u64>, bytes: &Bytes) {
-        for part in self.hydrator.parts_to_fill(blocks, bytes) {
+        let mut parts = self.hydrator.parts_to_fill(blocks, bytes);
+        parts.reverse();
+        while let Some(part) = parts.pop() {
+            match self.hydrator.admit_part(&part) {
+                Ok(true) => {}
+                Ok(false) => {
+                    parts.extend(self.hydrator.parts_left(&part));
+                    continue;
+                }
+                Err(error) => {
+                    self.hydrator.note_unstored(&error);
+                    continue;
+                }
+            }
             if let Some(state) = self.runs.get_mut(&run) {
                 state.left += 1;
             }
@@ -93,10 +106,10 @@ impl<'a> Writes<'a> {
         self.end_one(run);
     }
 
+    /// Begins to write an admitted part.
     fn begin(&mut self, part: Part, run: u64) -> Result<()> {
         let config = &self.hydrator.config;
         let (layers, layer) = (&config.layers, &config.layer);
-        self.hydrator.admit_part(&part)?;
         let first = part.extent * EXTENT_BLOCKS + part.range.start;
         let bits = BlockBits::of(part.range.clone());
         let file = layers.data_file_to_write(layer, first).inspect_err(|_| layers.withdraw_write(layer, part.extent, &bits))?;

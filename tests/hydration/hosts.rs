@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::UriSources;
-use volfork::{Store, StoreOptions};
+use volfork::source::{NbdOptions as NbdSourceOptions, SourceOpener, UriSources};
+use volfork::{ErrorKind, Store, StoreOptions};
 
-use crate::stage::PATIENCE;
+use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{pattern, read};
 
 /// A store and its server.
@@ -20,8 +20,12 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
+        Self::with(Arc::new(UriSources::default()))
+    }
+
+    fn with(sources: Arc<dyn SourceOpener>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = StoreOptions { sources: Some(Arc::new(UriSources::default())), ..StoreOptions::default() };
+        let options = StoreOptions { sources: Some(sources), ..StoreOptions::default() };
         let store = Store::create(&dir.path().join("store"), options).unwrap();
         let (server, uri) = serve(&store, dir.path());
         Self { store, server: Some(server), uri, dir }
@@ -175,4 +179,24 @@ fn the_order_of_first_touches_travels_with_the_snapshot() {
     let travelled: Vec<u64> = b.store.snapshot("f", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
     assert_eq!(travelled, [9, 2, 13, 4], "it goes on from host to host");
     server.shutdown();
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up_and_readers_are_told() {
+    let stage = Stage::default();
+    let actor = stage.add(Actor::new("a://", &pattern(20, 1 << 20)));
+    actor.play(|_, _| Play::Hang);
+    let mut a = Host::with(Arc::new(stage));
+    a.store.fork("a://", "v").unwrap();
+    // The server of `a` takes requests, and connections again and again, but has nothing to answer.
+    let nbd = NbdSourceOptions { request_timeout: std::time::Duration::from_millis(100), ..NbdSourceOptions::default() };
+    let b = Host::with(Arc::new(UriSources { nbd }));
+    let fork = b.store.fork(&a.export("v"), "f").unwrap();
+    let error = read(&fork, 4096, 4096).unwrap_err();
+    assert!(error.kind() == ErrorKind::SourceLost && error.to_string().contains("does not answer"), "{error}");
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    b.finish("f");
+    assert!(read(&fork, 0, 1 << 20).unwrap() == pattern(20, 1 << 20));
+    a.stop();
 }

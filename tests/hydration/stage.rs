@@ -37,6 +37,9 @@ pub struct Seen {
     held: Vec<(Range<u64>, OnArrival)>,
     lost: bool,
     opened: usize,
+    /// Whether questions for zeros wait, and whether one came.
+    extents_hang: bool,
+    extents_asked: bool,
 }
 
 /// One source.
@@ -72,6 +75,16 @@ impl Actor {
     /// Nobody answers, now or at new connections; or somebody does again.
     pub fn lose(&self, lost: bool) {
         self.seen.lock().lost = lost;
+    }
+
+    /// Questions for zeros wait, or do not any more.
+    pub fn hang_extents(&self, hang: bool) {
+        self.seen.lock().extents_hang = hang;
+        self.changed.notify_all();
+    }
+
+    pub fn was_asked_extents(&self) -> bool {
+        self.seen.lock().extents_asked
     }
 
     pub fn opened(&self) -> usize {
@@ -157,6 +170,13 @@ impl Source for Connection {
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        {
+            let mut seen = self.0.seen.lock();
+            seen.extents_asked = true;
+            while seen.extents_hang {
+                self.0.changed.wait(&mut seen);
+            }
+        }
         let mut extents: Vec<SourceExtent> = Vec::new();
         for block in self.0.data[range.start as usize..range.end as usize].chunks(BLOCK) {
             let (bytes, zero) = (block.len() as u64, block.iter().all(|byte| *byte == 0));

@@ -40,6 +40,11 @@ impl Job {
     fn bytes(&self) -> u64 {
         if matches!(self.waiter, Waiter::Read(..)) { self.range.end - self.range.start } else { 0 }
     }
+
+    /// One more try was in vain.
+    pub fn tried(self) -> Self {
+        Self { tries: self.tries.saturating_add(1), ..self }
+    }
 }
 
 /// How the server answered a job. The bytes of a read went to its waiter.
@@ -187,6 +192,8 @@ impl Link {
         state.lost = true;
         let entries = std::mem::take(&mut state.entries);
         let jobs = entries.into_values().filter_map(|entry| match entry {
+            // A try that took all the time there is counts twice: nobody wants to wait for it as often as for a quick one.
+            Entry::Job(under_way) if under_way.sent.elapsed() > self.request_timeout => Some(under_way.job.tried()),
             Entry::Job(under_way) => Some(under_way.job),
             Entry::Checksums(..) => None,
         });

@@ -29,7 +29,8 @@ pub struct NbdOptions {
     pub request_timeout: Duration,
     /// After a loss, requests wait so long for a connection before they fail.
     pub give_up_after: Duration,
-    /// How often a request is tried that the server answers with an error.
+    /// How often a request is tried that the server answers with an error, or at which the connection is lost. A connection
+    /// that was given up since the request waited too long counts as two.
     pub tries: u32,
 }
 

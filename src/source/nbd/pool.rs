@@ -156,10 +156,16 @@ impl Shared {
         if state.links.is_empty() && state.lost_since.is_none() {
             state.lost_since = Some(Instant::now());
         }
-        state.last_error = reason;
-        jobs.into_iter().for_each(|job| state.wait(job));
+        state.last_error.clone_from(&reason);
+        // A server that never answers a request, or always hangs up at it, must not be asked for ever.
+        let (again, over): (Vec<Job>, Vec<Job>) = jobs.into_iter().map(Job::tried).partition(|job| job.tries < self.options.tries);
+        state.stats.errors += over.len() as u64;
+        again.into_iter().for_each(|job| state.wait(job));
         let closed = state.closed;
         drop(state);
+        for job in over {
+            finish(job.waiter, Err(self.error(SourceErrorKind::Lost, &reason)));
+        }
         if closed {
             return self.fail_waiting(&self.error(SourceErrorKind::Closed, "it was closed"));
         }
