@@ -244,3 +244,23 @@ fn a_chain_of_ten_thousand_layers_reads_and_opens() {
     store.destroy_volume("a", true).unwrap();
     assert_eq!(store.list().unwrap().len(), 0);
 }
+
+#[test]
+fn labels_are_there_from_the_first_moment_and_survive() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let store = Store::create(directory.path(), StoreOptions::default()).unwrap();
+    store.create_volume_labeled("v", 1 << 20, [text("a", "1"), text("b", "2")].into()).unwrap();
+    let change = [("a".to_owned(), None), ("c".to_owned(), Some("3".to_owned()))].into();
+    store.fork_labeled(&["v".to_owned()], "fork", &change).unwrap();
+    let huge = [("k".to_owned(), Some("v".repeat(4096)))].into();
+    assert_eq!(store.fork_labeled(&["v".to_owned()], "huge", &huge).err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
+    store.close().unwrap();
+    let store = Store::open(directory.path(), StoreOptions::default()).unwrap();
+    let mut labels: Vec<_> = store.labels().into_iter().map(|(name, _, labels)| (name, labels)).collect();
+    labels.sort();
+    let expected =
+        [("fork".to_owned(), [text("b", "2"), text("c", "3")].into()), ("v".to_owned(), [text("a", "1"), text("b", "2")].into())];
+    assert_eq!(labels, expected);
+    store.close().unwrap();
+}

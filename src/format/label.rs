@@ -14,6 +14,24 @@ use crate::ids::LayerId;
 /// Values by key.
 pub type Labels = BTreeMap<String, String>;
 
+/// New values by key; `None` takes a key away.
+pub type LabelChange = BTreeMap<String, Option<String>>;
+
+/// Labels after a change.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] if they are too much.
+pub fn changed_labels(mut labels: Labels, change: &LabelChange) -> crate::error::Result<Labels> {
+    for (key, value) in change {
+        match value {
+            Some(value) => labels.insert(key.clone(), value.clone()),
+            None => labels.remove(key),
+        };
+    }
+    valid_labels(&labels)?;
+    Ok(labels)
+}
+
 /// Most bytes of all keys and values of one volume, so that they fit the journal space kept for a change of shape.
 const LABELS_BYTES_MAX: usize = 2048;
 

@@ -20,7 +20,7 @@ pub use report::{CheckReport, HydrationControl, ScrubProgress, ScrubReport};
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
 use crate::ids::BlockSize;
-use crate::volume::{HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
+use crate::volume::{Holding, HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
 use open::OpenStore;
 
 /// An open store. Cheap to clone; closed in order by [`Store::close`] (or when the last clone is gone).
@@ -53,6 +53,12 @@ impl Store {
         check::check(path, options)
     }
 
+    /// A number that no other open store of this process has.
+    #[cfg(feature = "images")]
+    pub(crate) fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     /// Block size.
     pub fn block_size(&self) -> BlockSize {
         self.0.core.block_size()
@@ -63,7 +69,15 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn create_volume(&self, name: &str, size_bytes: u64) -> Result<Volume> {
-        self.0.core.create_volume(name, size_bytes).map(Volume::of)
+        self.create_volume_labeled(name, size_bytes, BTreeMap::new())
+    }
+
+    /// As [`Store::create_volume`], with labels ([`Store::set_labels`]) from the first moment: both are there, or neither.
+    ///
+    /// # Errors
+    /// As [`Store::create_volume`].
+    pub fn create_volume_labeled(&self, name: &str, size_bytes: u64, labels: BTreeMap<String, String>) -> Result<Volume> {
+        self.0.core.create_volume(name, size_bytes, labels).map(Volume::of)
     }
 
     /// Opens a volume by name.
@@ -99,6 +113,12 @@ impl Store {
         self.0.core.create_snapshot(volume, snapshot, Some(held))
     }
 
+    /// What this store holds of snapshots, by the identity of their bytes ([`Snapshot::identity`]): its own ones, and those of
+    /// other stores that its forks stand on.
+    pub fn holdings(&self) -> BTreeMap<String, Holding> {
+        self.0.core.holdings()
+    }
+
     /// The layers of images that this store holds, each once, in the order of their chains' digests.
     pub fn held_layers(&self) -> Vec<HeldLayer> {
         let catalog = self.0.core.catalog();
@@ -131,13 +151,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::SourceLost`],
     /// [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, source: &str, name: &str) -> Result<Volume> {
-        let core = &self.0.core;
-        let head = match (source.contains("://"), source.split_once('@')) {
-            (true, _) => core.fork_source(&[source.to_owned()], name),
-            (false, Some((volume, snapshot))) => core.fork_snapshot(volume, snapshot, name),
-            (false, None) => core.fork_volume(source, name),
-        };
-        head.map(Volume::of)
+        self.fork_labeled(&[source.to_owned()], name, &BTreeMap::new())
     }
 
     /// Forks a remote snapshot that can be had at each of these URIs, which have the same bytes: the first that answers is the
@@ -146,7 +160,24 @@ impl Store {
     /// # Errors
     /// As [`Store::fork`].
     pub fn fork_from(&self, uris: &[String], name: &str) -> Result<Volume> {
-        self.0.core.fork_source(uris, name).map(Volume::of)
+        self.0.core.fork_source(uris, name, &BTreeMap::new()).map(Volume::of)
+    }
+
+    /// As [`Store::fork`] for one source and [`Store::fork_from`] for several. The fork has other labels than it would inherit
+    /// from the first moment: new values by key, `None` for those that it does not get.
+    ///
+    /// # Errors
+    /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large.
+    pub fn fork_labeled(&self, sources: &[String], name: &str, labels: &BTreeMap<String, Option<String>>) -> Result<Volume> {
+        let core = &self.0.core;
+        let head = match sources {
+            [source] if !source.contains("://") => match source.split_once('@') {
+                Some((volume, snapshot)) => core.fork_snapshot(volume, snapshot, name, labels),
+                None => core.fork_volume(source, name, labels),
+            },
+            uris => core.fork_source(uris, name, labels),
+        };
+        head.map(Volume::of)
     }
 
     /// All volumes, by name.
@@ -155,6 +186,12 @@ impl Store {
     /// None at present.
     pub fn list(&self) -> Result<Vec<VolumeInfo>> {
         Ok(self.0.core.list())
+    }
+
+    /// Name, size and labels of each volume, at one moment. Costs less than [`Store::list`], which counts blocks.
+    pub fn labels(&self) -> Vec<(String, u64, BTreeMap<String, String>)> {
+        let catalog = self.0.core.catalog();
+        catalog.volumes().map(|(_, volume)| (volume.name.clone(), volume.size_bytes, volume.labels.clone())).collect()
     }
 
     /// Names of all volumes, in order.

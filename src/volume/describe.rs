@@ -13,13 +13,6 @@ use crate::ids::{LayerId, VolumeId};
 use crate::limits::EXTENT_BLOCKS;
 
 impl Core {
-    /// Identity of the bytes of a sealed layer, the same on every host that has them: the store in which they were written and
-    /// the layer's number there, neither of which is ever used again.
-    pub(super) fn identity(&self, layer: LayerId) -> String {
-        let origin = self.catalog().layer(layer).map(|entry| entry.origin.clone()).unwrap_or_default();
-        if origin.is_empty() { format!("{}/{layer}", self.store_id) } else { origin }
-    }
-
     /// The crc32 of the bytes of each whole block of `range` (which begins with a block), without reading them; `None` where it
     /// is not known: the block is still at a source, or its extent was not verified since a crash.
     ///

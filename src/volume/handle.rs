@@ -1,5 +1,6 @@
 //! What users hold.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use parking_lot::RwLock;
 
 use super::core::Core;
 use super::head::Head;
+use super::holdings::identity_in;
 use super::queue::Queue;
 use super::request::Run;
 use super::view::View;
@@ -91,7 +93,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, name: &str) -> Result<Self> {
-        self.0.core.fork_volume(&self.name(), name).map(Self)
+        self.0.core.fork_volume(&self.name(), name, &BTreeMap::new()).map(Self)
     }
 
     /// Takes a snapshot of the volume as it is now.
@@ -248,7 +250,7 @@ impl Snapshot {
     /// Identity of its bytes, the same on every host that has them.
     pub fn identity(&self) -> String {
         let layer = self.0.view.read().layer.id;
-        self.0.core.identity(layer)
+        identity_in(&self.0.core.catalog(), &self.0.core.store_id, layer)
     }
 
     /// The crc32 (IEEE) of the bytes of each block of `range` (which begins and ends with blocks; the last one of the volume is

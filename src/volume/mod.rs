@@ -8,6 +8,7 @@ mod event;
 mod gate;
 mod handle;
 mod head;
+mod holdings;
 mod info;
 mod merge;
 mod partial;
@@ -22,6 +23,7 @@ mod view;
 pub(crate) use self::core::{Core, CoreConfig};
 pub use event::{Event, EventKind, OnEvent};
 pub use handle::{Snapshot, Volume};
+pub use holdings::Holding;
 pub use info::{
     BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,
 };

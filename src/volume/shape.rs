@@ -13,8 +13,8 @@ use crate::catalog::Catalog;
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    HeldRecord, HydrationSettings, Labels, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, SourceRecord, VolumeRecord, valid_labels,
-    valid_name,
+    HeldRecord, HydrationSettings, LabelChange, Labels, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, SourceRecord, VolumeRecord,
+    changed_labels, valid_labels, valid_name,
 };
 use crate::hydrate::Hydrator;
 use crate::ids::{LayerId, VolumeId};
@@ -63,12 +63,13 @@ impl Core {
         self.clock.unix().as_secs()
     }
 
-    /// Creates an empty volume.
+    /// Creates an empty volume, and its labels in the same frame.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`], [`ErrorKind::Exists`], [`ErrorKind::NoSpace`].
-    pub fn create_volume(self: &Arc<Self>, name: &str, size_bytes: u64) -> Result<Arc<Head>> {
+    pub fn create_volume(self: &Arc<Self>, name: &str, size_bytes: u64, labels: Labels) -> Result<Arc<Head>> {
         valid_name(name)?;
+        valid_labels(&labels)?;
         check_size(size_bytes)?;
         self.layers.reserve_shape()?;
         let (head, ticket) = {
@@ -76,7 +77,7 @@ impl Core {
             catalog.name_is_free(name)?;
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(None, layer))];
-            self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels: Labels::new() }, None)?
+            self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels }, None)?
         };
         self.layers.wait(ticket)?;
         Ok(head)
@@ -133,11 +134,11 @@ impl Core {
         Ok(Base { layer: Some(old.id), view: view.clone(), records, sync: Some(old.id) })
     }
 
-    /// Forks a volume as it is now.
+    /// Forks a volume as it is now. The fork has the labels of its source, changed by `change`, from the first moment.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`], [`ErrorKind::NoSpace`].
-    pub fn fork_volume(self: &Arc<Self>, source: &str, name: &str) -> Result<Arc<Head>> {
+    pub fn fork_volume(self: &Arc<Self>, source: &str, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
         let head = self.head(source)?;
         self.layers.reserve_shape()?;
@@ -145,13 +146,15 @@ impl Core {
             let _closed = head.close();
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
+            // Before the seal, because labels that are refused must leave the source as it is.
+            let labels = catalog.volume(head.id).map_or_else(Labels::new, |entry| entry.labels.clone());
+            let labels = changed_labels(labels, change)?;
             let mut base = self.seal(&catalog, &head, false)?;
             let size_bytes = base.view.size_bytes;
             let mut records = std::mem::take(&mut base.records);
             let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
             records.push(Record::Layer(LayerRecord::over(base.layer, layer)));
             let parent = base.layer;
-            let labels = catalog.volume(head.id).map_or_else(Labels::new, |entry| entry.labels.clone());
             self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: source, labels }, Some(base))?
         };
         self.layers.wait(ticket)?;
@@ -162,7 +165,7 @@ impl Core {
     ///
     /// # Errors
     /// As [`Core::fork_volume`].
-    pub fn fork_snapshot(self: &Arc<Self>, volume: &str, snapshot: &str, name: &str) -> Result<Arc<Head>> {
+    pub fn fork_snapshot(self: &Arc<Self>, volume: &str, snapshot: &str, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
         self.layers.reserve_shape()?;
         let base;
@@ -172,6 +175,7 @@ impl Core {
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
             base = entry.layer;
             let labels = catalog.volume(id).map_or_else(Labels::new, |entry| entry.labels.clone());
+            let labels = changed_labels(labels, change)?;
             let birth = Birth { name, size_bytes: entry.size_bytes, parent: &format!("{volume}@{snapshot}"), labels };
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
@@ -207,9 +211,10 @@ impl Core {
     ///
     /// # Errors
     /// [`ErrorKind::SourceLost`] if none can be reached; as [`Core::fork_volume`].
-    pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str) -> Result<Arc<Head>> {
+    pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
         check_uris(uris)?;
+        let labels = changed_labels(Labels::new(), change)?;
         self.catalog().name_is_free(name)?;
         let opener = self.sources.clone().ok_or_else(no_sources)?;
         let mut failure = None;
@@ -218,14 +223,14 @@ impl Core {
             let mut order = uris.to_vec();
             order[..=number].rotate_right(1);
             match opener.open(&order[0]) {
-                Ok(source) => return self.fork_opened(order, name, &source).inspect_err(|_| source.close()),
+                Ok(source) => return self.fork_opened(order, name, labels, &source).inspect_err(|_| source.close()),
                 Err(error) => failure = failure.or(Some(source_error(&error))),
             }
         }
         Err(failure.unwrap_or_else(no_sources))
     }
 
-    fn fork_opened(self: &Arc<Self>, uris: Vec<String>, name: &str, source: &Arc<dyn Source>) -> Result<Arc<Head>> {
+    fn fork_opened(self: &Arc<Self>, uris: Vec<String>, name: &str, labels: Labels, source: &Arc<dyn Source>) -> Result<Arc<Head>> {
         let size_bytes = source.size_bytes();
         check_size(size_bytes)?;
         self.layers.reserve_shape()?;
@@ -243,7 +248,7 @@ impl Core {
                 Record::Layer(LayerRecord { layer: root, parent: None, origin, source: Some(record.clone()) }),
                 Record::Layer(LayerRecord::over(Some(root), layer)),
             ];
-            let birth = Birth { name, size_bytes, parent: &label, labels: Labels::new() };
+            let birth = Birth { name, size_bytes, parent: &label, labels };
             let (head, ticket) = self.add_volume(&mut catalog, records, Some(root), birth, None)?;
             (head, entry, ticket)
         };

@@ -1,4 +1,5 @@
 //! Hydration, with sources that do what a test tells them, and between stores that serve each other.
+mod holdings;
 mod hosts;
 mod patches;
 mod stage;
@@ -273,6 +274,53 @@ fn a_slow_read_is_sent_to_another_address_too() {
     let expected = &data[(7 << 20) + 65536..(7 << 20) + 69632];
     assert!(read(&volume, (7 << 20) + 65536, 4096).unwrap() == expected, "the other address answers");
     first.1.await_read(|range, class| class == ReadClass::Waited && range.start == (7 << 20) + 65536);
+}
+
+#[test]
+fn who_waits_for_bulk_that_does_not_come_asks_another_address() {
+    let trial = Trial::new();
+    let data = pattern(21, 16 << 20);
+    let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
+    // What `a` was asked for in bulk hangs, and the block is one of those.
+    a.play(|_, _| Play::Hang);
+    b.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
+    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    a.await_read(|_, class| class == ReadClass::Ahead);
+    let (range, _) = a.reads().into_iter().find(|(_, class)| *class == ReadClass::Ahead).unwrap();
+    let expected = &data[range.start as usize..][..8192];
+    assert!(read(&volume, range.start, 8192).unwrap() == expected, "the other address has it");
+    // An address of which nothing is known yet is not waited for without end either.
+    trial.store.control_hydration("v", &paused()).unwrap();
+    let last = (16 << 20) - 4096;
+    assert!(read(&volume, last, 4096).unwrap() == data[last as usize..]);
+    // What comes late changes nothing.
+    a.play(|_, _| Play::Answer);
+    b.play(|_, _| Play::Answer);
+    a.release();
+    b.release();
+    trial.store.control_hydration("v", &resumed()).unwrap();
+    trial.finish("v");
+    assert!(read(&volume, 0, 16 << 20).unwrap() == data);
+    let info = trial.store.show("v").unwrap();
+    assert_eq!(info.hydration.bytes_missing, 0);
+}
+
+#[test]
+fn an_address_that_does_not_tell_its_zeros_does_not_hold_up_the_others() {
+    let trial = Trial::new();
+    let data = pattern(22, 16 << 20);
+    let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
+    a.play(|_, _| Play::Hang);
+    a.hang_extents(true);
+    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    // All that `a` was not asked for comes from `b`, while the question for zeros is still open.
+    b.await_read(|range, class| class == ReadClass::Ahead && range.end == 16 << 20);
+    assert!(a.was_asked_extents(), "the address that was forked is asked first");
+    a.hang_extents(false);
+    a.play(|_, _| Play::Answer);
+    a.release();
+    trial.finish("v");
+    assert!(read(&volume, 0, 16 << 20).unwrap() == data);
 }
 
 #[test]

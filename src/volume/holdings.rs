@@ -1,0 +1,112 @@
+//! What of which snapshots a store holds: the truth that placement compares hosts by.
+
+use std::collections::{BTreeMap, HashMap};
+
+use roaring::RoaringBitmap;
+
+use super::core::Core;
+use crate::catalog::{Catalog, LayerEntry};
+use crate::ids::LayerId;
+
+/// Blocks of one snapshot, wherever it was taken, that a store holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Holding {
+    /// Names of the snapshot in this store, as `volume@snapshot`; none for one of another store.
+    pub names: Vec<String>,
+    /// Size of the snapshot in bytes, as far as it is known.
+    pub size_bytes: u64,
+    /// The blocks that need not be fetched, zeros included; `None`: all of them.
+    pub present: Option<RoaringBitmap>,
+    /// The blocks that forks touched first, if that was recorded.
+    pub first: Option<RoaringBitmap>,
+}
+
+impl Core {
+    /// What this store holds of snapshots, by the identity of their bytes: its own ones, and those of other stores that its forks
+    /// stand on.
+    pub fn holdings(&self) -> BTreeMap<String, Holding> {
+        let mut holdings = self.holdings_in(&self.catalog());
+        // Traces are read without the catalogue's lock.
+        for (layer, holding) in holdings.values_mut() {
+            holding.first = self.first_blocks(*layer);
+        }
+        holdings.into_iter().map(|(identity, (_, holding))| (identity, holding)).collect()
+    }
+
+    fn holdings_in(&self, catalog: &Catalog) -> BTreeMap<String, (LayerId, Holding)> {
+        let sources = layers_over_sources(catalog);
+        let mut holdings: BTreeMap<String, (LayerId, Holding)> = BTreeMap::new();
+        for (id, entry) in catalog.layers().filter(|(_, entry)| !entry.origin.is_empty()) {
+            // Nobody but its forks shows such a layer, so blocks that they all hide may be gone.
+            let present = self.cover(id);
+            let blocks = u64::from(present.max().map_or(0, |last| last + 1));
+            let size_bytes = entry.source.as_ref().map_or(self.block_size.offset_of(blocks), |source| source.size_bytes);
+            let holding = Holding { size_bytes, present: Some(present), ..Holding::default() };
+            holdings.insert(entry.origin.clone(), (id, holding));
+        }
+        for (_, volume) in catalog.volumes() {
+            for snapshot in volume.snapshots.iter() {
+                let identity = identity_in(catalog, &self.store_id, snapshot.layer);
+                let (_, holding) = holdings.entry(identity).or_insert_with(|| (snapshot.layer, Holding::default()));
+                holding.names.push(format!("{}@{}", volume.name, snapshot.name));
+                holding.size_bytes = snapshot.size_bytes;
+                let incomplete = sources.get(&snapshot.layer).copied().unwrap_or(false);
+                holding.present = incomplete.then(|| self.present_in(catalog, snapshot.layer, snapshot.size_bytes));
+            }
+        }
+        holdings
+    }
+
+    fn first_blocks(&self, layer: LayerId) -> Option<RoaringBitmap> {
+        let trace = self.layers.load_trace(layer)?;
+        let mut blocks = RoaringBitmap::new();
+        for run in trace.runs {
+            blocks.insert_range(run);
+        }
+        Some(blocks)
+    }
+
+    fn cover(&self, layer: LayerId) -> RoaringBitmap {
+        let layer = self.layers.get(layer);
+        layer.map_or_else(RoaringBitmap::new, |layer| layer.with_presence(|presence| &presence.present | &presence.zeroed))
+    }
+
+    /// Blocks below `size_bytes` that the chain answers for without its source.
+    fn present_in(&self, catalog: &Catalog, top: LayerId, size_bytes: u64) -> RoaringBitmap {
+        let total = self.block_size.blocks_for(size_bytes);
+        let mut present = RoaringBitmap::new();
+        for (id, entry) in catalog.chain(top) {
+            present |= self.cover(id);
+            if let Some(source) = &entry.source {
+                // What lies behind the end of the source is zero.
+                let behind = self.block_size.blocks_for(source.size_bytes)..total;
+                if let (Ok(start), Ok(end)) = (u32::try_from(behind.start), u32::try_from(behind.end)) {
+                    present.insert_range(start..end);
+                }
+            }
+        }
+        present
+    }
+}
+
+/// Identity of the bytes of a sealed layer, the same on every host that has them: the store in which they were written and the
+/// layer's number there, neither of which is ever used again.
+pub(super) fn identity_in(catalog: &Catalog, store_id: &impl std::fmt::Display, layer: LayerId) -> String {
+    match catalog.layer(layer) {
+        Some(LayerEntry { origin, .. }) if !origin.is_empty() => origin.clone(),
+        _ => format!("{store_id}/{layer}"),
+    }
+}
+
+/// For each layer: whether its chain still needs a source.
+fn layers_over_sources(catalog: &Catalog) -> HashMap<LayerId, bool> {
+    let mut order: Vec<_> = catalog.layers().collect();
+    // A child always has a larger number than its parent.
+    order.sort_unstable_by_key(|(id, _)| *id);
+    let mut over: HashMap<LayerId, bool> = HashMap::with_capacity(order.len());
+    for (id, entry) in order {
+        let below = entry.parent.is_some_and(|parent| over.get(&parent).copied().unwrap_or(false));
+        over.insert(id, below || entry.source.is_some());
+    }
+    over
+}
