@@ -1,0 +1,187 @@
+//! An ext4 file system inside a volume, changed one layer of an image at a time.
+//!
+//! Metadata stands at fixed places, so that a layer stores its own files and the metadata blocks that they touch, and shares all
+//! others with the layers below. What is written depends on the content of the layers alone: no clock and no random number is
+//! read, so the same layers give the same blocks everywhere.
+//!
+//! The structures on disk are those of the `arcbox-ext4` crate; its formatter is not used, because it moves all metadata with
+//! each layer, needs the layers below once more, and knows no devices. Layout of a group (128 MiB):
+//!
+//! ```text
+//! group 0      superblock | descriptors, room for 131,072 groups | block bitmap | inode bitmap | inodes | data
+//! other groups                                                     block bitmap | inode bitmap | inodes | data
+//! ```
+//!
+//! There is no journal: the kernel mounts it, and `tune2fs -j` adds one.
+mod blocks;
+mod directory;
+mod extent;
+mod groups;
+mod inode;
+mod superblock;
+mod tree;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+
+use arcbox_ext4::types::Inode;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::volume::Volume;
+use directory::Directory;
+use groups::{GROUP_BYTES, Groups};
+pub(super) use inode::{Attributes, Kind};
+
+/// Bytes of a block of the file system.
+const BLOCK_BYTES: usize = 4096;
+/// The root directory.
+pub(super) const ROOT: u32 = 2;
+/// `/lost+found`.
+const LOST_AND_FOUND: u32 = 11;
+/// Groups of a new file system: 8 GiB.
+const NEW_GROUPS: u32 = 64;
+
+/// Bytes of a new file system, of which hardly any are stored.
+pub(super) const NEW_BYTES: u64 = NEW_GROUPS as u64 * GROUP_BYTES;
+
+/// The largest file system that fits a volume of `size_bytes`.
+pub(super) fn fitting_bytes(size_bytes: u64) -> u64 {
+    size_bytes / GROUP_BYTES * GROUP_BYTES
+}
+
+/// The file system of a volume while it is changed; nothing of a change is whole before [`FileSystem::commit`].
+pub(super) struct FileSystem<'a> {
+    volume: &'a Volume,
+    groups: Groups,
+    /// Inodes that were read or changed; `true` are those to be written.
+    inodes: BTreeMap<u32, (Inode, bool)>,
+    directories: BTreeMap<u32, Directory>,
+    changed_directories: BTreeSet<u32>,
+    /// What the current layer has put or walked through, which its whiteouts do not touch.
+    seen: BTreeSet<u32>,
+}
+
+impl<'a> FileSystem<'a> {
+    /// Makes an empty file system in a volume that reads as zero.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the volume is too small; an error of the volume.
+    pub fn create(volume: &'a Volume) -> Result<Self> {
+        let groups = Groups::new(volume.size_bytes())?;
+        let mut made = Self::over(volume, groups);
+        for number in 1..=LOST_AND_FOUND {
+            made.groups.take_inode(number);
+        }
+        made.make_root()?;
+        Ok(made)
+    }
+
+    /// Opens the file system that is in a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if it is not one that this module made; an error of the volume.
+    pub fn open(volume: &'a Volume) -> Result<Self> {
+        let count = superblock::read(volume)?;
+        Ok(Self::over(volume, Groups::read(volume, count)?))
+    }
+
+    fn over(volume: &'a Volume, groups: Groups) -> Self {
+        let (inodes, directories) = (BTreeMap::new(), BTreeMap::new());
+        Self { volume, groups, inodes, directories, changed_directories: BTreeSet::new(), seen: BTreeSet::new() }
+    }
+
+    /// Bytes of the file system.
+    pub fn size_bytes(&self) -> u64 {
+        u64::from(self.groups.count()) * GROUP_BYTES
+    }
+
+    /// Grows or shrinks the file system to fit `size_bytes`; the volume has that size already, or has it after.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if what is in it does not fit.
+    pub fn resize(&mut self, size_bytes: u64) -> Result<()> {
+        self.groups.resize(fitting_bytes(size_bytes) / GROUP_BYTES)
+    }
+
+    /// Blocks for content. The file system and its volume grow when it is full.
+    fn allocate(&mut self, blocks: u64) -> Result<Vec<extent::Run>> {
+        loop {
+            if let Some(runs) = self.groups.take_blocks(blocks) {
+                return Ok(runs);
+            }
+            self.grow()?;
+        }
+    }
+
+    fn allocate_inode(&mut self, directory: bool) -> Result<u32> {
+        loop {
+            if let Some(number) = self.groups.take_free_inode(directory) {
+                return Ok(number);
+            }
+            self.grow()?;
+        }
+    }
+
+    fn grow(&mut self) -> Result<()> {
+        let size_bytes = self.size_bytes() * 2;
+        if size_bytes > self.volume.size_bytes() {
+            self.volume.resize(size_bytes, false)?;
+        }
+        self.groups.resize(size_bytes / GROUP_BYTES)
+    }
+
+    /// Content of a regular file, `bytes` of it.
+    fn write_content(&mut self, content: &mut dyn Read, bytes: u64) -> Result<Vec<extent::Run>> {
+        const PIECE_BYTES: usize = 1 << 20;
+        let runs = self.allocate(bytes.div_ceil(BLOCK_BYTES as u64))?;
+        let mut left = bytes;
+        let mut piece = vec![0; PIECE_BYTES.min((bytes as usize).next_multiple_of(BLOCK_BYTES))];
+        for run in &runs {
+            let mut offset = run.start_byte();
+            let end = offset + run.bytes();
+            while offset < end {
+                let room = (end - offset).min(piece.len() as u64) as usize;
+                let filled = (room as u64).min(left) as usize;
+                content.read_exact(&mut piece[..filled]).map_err(|error| super::stream::error_of("a file of the layer", error))?;
+                piece[filled..room].fill(0);
+                match piece[..room].iter().all(|byte| *byte == 0) {
+                    true => self.volume.write_zeroes(offset, room as u64)?,
+                    false => self.volume.write_at(&piece[..room], offset)?,
+                }
+                left -= filled as u64;
+                offset += room as u64;
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Forgets what the layer has touched, so that the whiteouts of the next one see it.
+    pub fn next_layer(&mut self) {
+        self.seen.clear();
+    }
+
+    /// Writes all metadata that changed. The volume is to be flushed, or sealed, by the caller.
+    ///
+    /// # Errors
+    /// An error of the volume.
+    pub fn commit(&mut self) -> Result<()> {
+        for number in std::mem::take(&mut self.changed_directories) {
+            self.write_directory(number)?;
+        }
+        self.write_inodes()?;
+        self.groups.write(self.volume)?;
+        superblock::write(self.volume, &self.groups)?;
+        // Nothing is kept of a layer that may be large.
+        self.inodes.clear();
+        self.directories.clear();
+        Ok(())
+    }
+}
+
+fn damaged(what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("the file system of an imported image: {what}; destroy its layers and import it again"))
+}
+
+fn refused(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}

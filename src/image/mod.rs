@@ -1,0 +1,47 @@
+//! Container images: where they come from, what is in them, and how they become volumes.
+//!
+//! - `name`: `oci:DIR:TAG` for a directory, `host/name:tag` for a registry.
+//! - `source`: the [`ManifestSource`] trait, with `layout` (a directory) and `registry` (over HTTP, by the `oci-client` crate).
+//! - `manifest`: the documents, as they are; `resolve`: from a name to the layers of one platform.
+//! - `import`, with `unpack`, `stream` and `ext4`: the layers become a chain of layers of the store, so that a base is stored once.
+//!
+//! What a source answers is not trusted: documents and layers are bounded in size and number, and each byte is checked against
+//! the digest that named it. A registry is found and read only with the cargo feature `images`, as is the import; the rest has
+//! no dependencies of its own.
+#[cfg(feature = "images")]
+mod ext4;
+#[cfg(feature = "images")]
+mod import;
+mod layout;
+mod manifest;
+mod name;
+#[cfg(feature = "images")]
+mod registry;
+mod resolve;
+mod source;
+mod stream;
+#[cfg(feature = "images")]
+mod unpack;
+
+#[cfg(feature = "images")]
+pub use import::{ImportOptions, ImportProgress, ImportedImage, Start, import_image};
+pub use layout::LayoutSource;
+pub use manifest::{Compression, Document, Platform, parse_document};
+pub use name::{ImageName, Place, Version};
+#[cfg(feature = "images")]
+pub use registry::{RegistryOptions, RegistrySource};
+pub use resolve::{ResolvedImage, ResolvedLayer, resolve};
+pub use source::{Blob, ManifestSource, RawManifest};
+
+/// Opens the place of an image.
+///
+/// # Errors
+/// [`crate::ErrorKind::NotFound`] if there is no such directory, [`crate::ErrorKind::InvalidInput`] if it is no image layout, or
+/// the name is none that a registry can have.
+#[cfg(feature = "images")]
+pub fn open_source(name: &ImageName, options: &RegistryOptions) -> crate::Result<Box<dyn ManifestSource>> {
+    Ok(match &name.place {
+        Place::Layout(directory) => Box::new(LayoutSource::open(directory)?),
+        Place::Registry(repository) => Box::new(RegistrySource::open(repository, options)?),
+    })
+}

@@ -1,0 +1,170 @@
+//! Layers that are stored once, and imports that fail half way.
+
+use volfork::ErrorKind;
+use volfork::image::{ImportOptions, ImportProgress, Platform, import_image};
+
+use crate::check;
+use crate::fixture::{Archive, Host, Layer, Layout, content};
+
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let step = |_| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as u8
+    };
+    (0..bytes).map(step).collect()
+}
+
+fn base(layout: &Layout) -> [Layer; 2] {
+    let first = Archive::new().file("bin/tool", &noise(1, 4 << 20)).file("etc/conf", b"a").link("bin/alias", "bin/tool");
+    let second = Archive::new().file("lib/code", &noise(2, 2 << 20)).file("etc/.wh.conf", b"").pax(&[("SCHILY.xattr.user.a", b"1")]);
+    [layout.layer(first), layout.layer(second.file("etc/other", b"b"))]
+}
+
+#[test]
+fn a_base_is_stored_once_and_is_the_same_everywhere() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let [first, second] = base(&layout);
+    let one = layout.layer(Archive::new().file("app/one", &noise(3, 1 << 20)));
+    let two = layout.layer(Archive::new().file("app/two", &noise(4, 1 << 20)));
+    layout.image("base", &[&first, &second]);
+    layout.image("one", &[&first, &second, &one]);
+    layout.image("two", &[&first, &second, &two]);
+    let imported = layout.import(&host.store, "one", "one").unwrap();
+    assert_eq!((imported.start.layers, imported.start.layers_reused), (3, 0));
+    let imported = layout.import(&host.store, "two", "two").unwrap();
+    assert_eq!((imported.start.layers, imported.start.layers_reused), (3, 2));
+    assert_eq!(imported.start.bytes_fetched, two.descriptor["size"].as_u64().unwrap());
+    let cached = layout.import(&host.store, "two", "again").unwrap();
+    assert!(cached.start.is_cached() && cached.start.bytes_fetched == 0);
+    // Six MiB of the base are shared; each image has its own MiB and some metadata.
+    let info = host.store.show("two").unwrap();
+    assert!(info.blocks.present >= 7 << 8, "{info:?}");
+    let own = |name: &str| {
+        let runs = host.store.volume(name).unwrap().runs(0..8 << 30, 1 << 20).unwrap();
+        let data = runs.iter().filter(|run| matches!(run.kind, volfork::volume::RunKind::Data { depth } if depth <= 2));
+        data.map(|run| run.bytes).sum::<u64>()
+    };
+    assert!((1 << 20..(1 << 20) + (128 << 10)).contains(&own("two")), "{}", own("two"));
+    assert_eq!(host.store.held_layers().len(), 4);
+    // Another store that imports the base by itself has the same bytes as one that met it in an image.
+    let other = Host::new();
+    layout.import(&other.store, "two", "two").unwrap();
+    layout.import(&other.store, "base", "base").unwrap();
+    layout.import(&host.store, "base", "base").unwrap();
+    for name in ["two", "base"] {
+        check(&host.export(name));
+        assert!(content(&host.store, name) == content(&other.store, name), "{name}");
+    }
+}
+
+#[test]
+fn a_failed_import_leaves_its_whole_layers_and_no_volume() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let [first, second] = base(&layout);
+    layout.image("v", &[&first, &second]);
+    let path = layout.blob_path(&second.descriptor["digest"]);
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    let truncated = good[..good.len() / 2].to_vec();
+    let longer = [&good[..], b"more"].concat();
+    for (what, bytes) in [("changed", bad), ("truncated", truncated), ("longer", longer)] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = layout.import(&host.store, "v", "v").unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::InvalidInput), "{what}: {error}");
+        assert_eq!(host.store.volume_names(), ["v.layers"], "{what}: {error}");
+        assert_eq!(host.store.held_layers().len(), 1);
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(layout.import(&host.store, "v", "v").unwrap_err().kind(), ErrorKind::NotFound);
+    // What a crash would leave is found too.
+    host.store.rename("v.layers", "v.importing").unwrap();
+    std::fs::write(&path, &good).unwrap();
+    let imported = layout.import(&host.store, "v", "v").unwrap();
+    assert_eq!((imported.start.layers, imported.start.layers_reused), (2, 1));
+    assert_eq!(host.store.volume_names(), ["v"]);
+    check(&host.export("v"));
+    assert_eq!(layout.import(&host.store, "v", "v").unwrap_err().kind(), ErrorKind::Exists);
+}
+
+#[test]
+fn whoever_watches_can_end_an_import() {
+    let (host, layout) = (Host::new(), Layout::new());
+    layout.image("v", &base(&layout).each_ref());
+    let mut heard = Vec::new();
+    let mut tell = |progress: ImportProgress| {
+        heard.push(progress);
+        match progress.bytes_done < 1 << 20 {
+            true => Ok(()),
+            false => Err(volfork::Error::new(ErrorKind::Busy, "enough")),
+        }
+    };
+    let error = import_image(&host.store, &layout.source(), &layout.name("v"), "v", &ImportOptions::default(), &mut tell).unwrap_err();
+    assert_eq!(error.to_string(), "enough");
+    assert!(heard.is_sorted_by_key(|progress| progress.bytes_done) && heard[0].bytes_total > 6 << 20);
+    assert!(host.store.volume_names().is_empty());
+}
+
+#[test]
+fn bombs_do_not_go_off() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let zeros = layout.layer(Archive::new().file("zeros", &vec![0; 64 << 20]));
+    layout.image("v", &[&zeros]);
+    let options = ImportOptions { unpacked_bytes_max: 16 << 20, ..ImportOptions::default() };
+    let error = layout.import_with(&host.store, "v", "v", &options).unwrap_err();
+    assert!(error.to_string().contains("larger"), "{error}");
+    // Behind the end of the archive, where only the digests look.
+    let archive = [Archive::new().file("f", b"x").bytes(), vec![0; 64 << 20]].concat();
+    let diff = volfork::content::Digest::of(&archive);
+    let trailing = Layer { descriptor: layout.blob(crate::fixture::GZIP, &crate::fixture::gzip(&archive)), diff };
+    layout.image("trailing", &[&trailing]);
+    let error = layout.import_with(&host.store, "trailing", "v", &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert!(host.store.volume_names().is_empty());
+    // Zeros cost nothing.
+    layout.import(&host.store, "v", "v").unwrap();
+    assert!(host.store.show("v").unwrap().blocks.present < 1000);
+}
+
+#[test]
+fn an_archive_must_be_what_the_configuration_says() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let layer = layout.layer(Archive::new().file("f", b"x"));
+    let other = Layer { diff: volfork::content::Digest::of(b"other"), ..layer.clone() };
+    layout.image("v", &[&other]);
+    let error = layout.import(&host.store, "v", "v").unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("unpacks to"), "{error}");
+    let nonsense = layout.blob(crate::fixture::GZIP, b"not gzip at all");
+    layout.image("nonsense", &[&Layer { descriptor: nonsense, diff: other.diff }]);
+    assert_eq!(layout.import(&host.store, "nonsense", "v").unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert!(host.store.volume_names().is_empty());
+}
+
+#[test]
+fn all_packings_give_the_same_layer() {
+    let layout = Layout::new();
+    let bytes = Archive::new().file("f", &noise(9, 100_000)).bytes();
+    let diff = volfork::content::Digest::of(&bytes);
+    let oci = "application/vnd.oci.image.layer.v1.tar";
+    let docker = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    let packings = [
+        (oci.to_owned(), bytes.clone()),
+        (format!("{oci}+gzip"), crate::fixture::gzip(&bytes)),
+        (format!("{oci}+zstd"), zstd::encode_all(&bytes[..], 3).unwrap()),
+        (docker.to_owned(), crate::fixture::gzip(&bytes)),
+    ];
+    let host = Host::new();
+    for (number, (media_type, blob)) in packings.iter().enumerate() {
+        let tag = format!("v{number}");
+        layout.image(&tag, &[&Layer { descriptor: layout.blob(media_type, blob), diff }]);
+        let chain = layout.resolve(&tag).unwrap().layers[0].held.chain;
+        assert_eq!(chain, diff);
+        let fresh = Host::new();
+        assert!(!layout.import(&fresh.store, &tag, "v").unwrap().start.is_cached());
+        check(&fresh.export("v"));
+        // What the store holds is the content, however it travelled.
+        assert_eq!(layout.import(&host.store, &tag, &tag).unwrap().start.is_cached(), number > 0);
+    }
+    assert_eq!(Platform::here().os, "linux");
+}
