@@ -1,0 +1,270 @@
+//! Objects in a directory or a bucket: read whole, written whole, and changed only if nobody changed them meanwhile.
+//!
+//! # Conditional writes
+//! A bucket refuses a write whose precondition (`If-Match`, `If-None-Match`) does not hold, and the change is decided again from
+//! what is there now. A directory has no such writes: there a lock file is held from the read to the write, by `flock`, which
+//! excludes threads and processes alike (on a network file system only if that passes locks on). Writes replace a file by a
+//! rename, so readers need no lock.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, RetryConfig, UpdateVersion};
+use tokio::runtime::Runtime;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Objects that are read at the same time.
+const READS_AT_ONCE: usize = 32;
+/// Most objects of one kind that are listed.
+const OBJECTS_MAX: usize = 100_000;
+/// How often a change is decided again because others were faster.
+const CHANGES_MAX: u32 = 64;
+/// How long a bucket may fail before a request is given up.
+const RETRY_TIME: Duration = Duration::from_secs(15);
+
+/// An object and which version of it this is.
+struct Object {
+    bytes: Vec<u8>,
+    version: UpdateVersion,
+}
+
+/// What is to become of an object that was looked at.
+pub enum Change<T> {
+    /// It stays as it is.
+    Keep(T),
+    /// It gets these bytes.
+    Write(Vec<u8>, T),
+}
+
+/// A directory or a bucket.
+pub struct Bucket {
+    name: String,
+    objects: Arc<dyn ObjectStore>,
+    runtime: Runtime,
+    /// Of a directory: the file that is locked around changes.
+    lock: Option<PathBuf>,
+}
+
+impl Bucket {
+    /// Opens `s3://BUCKET/PREFIX`, `memory://` (empty, for tests), `file:///DIRECTORY` or a path.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an address that is not understood, [`ErrorKind::NotFound`] for a directory that is missing.
+    pub fn open(url: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Error::io("cannot start a runtime", error))?;
+        let (objects, lock): (Arc<dyn ObjectStore>, _) = match url.split_once("://") {
+            Some(("s3", _)) => (open_s3(url)?, None),
+            Some(("memory", "" | "/")) => (Arc::new(InMemory::new()), None),
+            Some(("file", path)) => open_directory(Path::new(path))?,
+            None if !url.is_empty() => open_directory(Path::new(url))?,
+            _ => {
+                let message = format!("'{url}' is no address of a fleet: use a directory, file:///DIRECTORY or s3://BUCKET/PREFIX");
+                return Err(Error::new(ErrorKind::InvalidInput, message));
+            }
+        };
+        Ok(Self { name: url.to_owned(), objects, runtime, lock })
+    }
+
+    /// The address.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Names of the objects below a folder, in order.
+    ///
+    /// # Errors
+    /// The bucket fails, or there are too many.
+    pub fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let prefix = object_store::path::Path::from(folder);
+        let listed = self.objects.list(Some(&prefix)).map_ok(|meta| String::from(meta.location)).take(OBJECTS_MAX + 1).try_collect();
+        let mut names: Vec<String> = self.runtime.block_on(listed).map_err(|error| self.failed("list", folder, &error))?;
+        if names.len() > OBJECTS_MAX {
+            let message = format!("{}: there are more than {OBJECTS_MAX} objects in {folder}/: this is not a fleet", self.name);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The bytes of an object; `None` if there is no such object.
+    ///
+    /// # Errors
+    /// The bucket fails; [`ErrorKind::Corrupt`] for an object of more than `bytes_max`.
+    pub fn read(&self, path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+        Ok(self.runtime.block_on(self.fetch(path, bytes_max))?.map(|object| object.bytes))
+    }
+
+    /// As [`Bucket::read`] for many objects, in their order; each may fail alone.
+    pub fn read_all(&self, paths: &[String], bytes_max: u64) -> Vec<Result<Option<Vec<u8>>>> {
+        let reads = stream::iter(paths).map(async |path| Ok(self.fetch(path, bytes_max).await?.map(|object| object.bytes)));
+        self.runtime.block_on(reads.buffered(READS_AT_ONCE).collect())
+    }
+
+    /// Changes an object: `decide` sees what is there, and is asked again if that changed before its answer was written.
+    ///
+    /// # Errors
+    /// That of `decide`; the bucket fails; [`ErrorKind::Busy`] if others were faster too often.
+    pub fn change<T>(&self, path: &str, bytes_max: u64, mut decide: impl FnMut(Option<&[u8]>) -> Result<Change<T>>) -> Result<T> {
+        let _locked = self.lock.as_deref().map(locked).transpose()?;
+        for attempt in 0..CHANGES_MAX {
+            let found = self.runtime.block_on(self.fetch(path, bytes_max))?;
+            let (bytes, answer) = match decide(found.as_ref().map(|object| &object.bytes[..]))? {
+                Change::Keep(answer) => return Ok(answer),
+                Change::Write(bytes, answer) => (bytes, answer),
+            };
+            let mode = match found {
+                _ if self.lock.is_some() => PutMode::Overwrite,
+                None => PutMode::Create,
+                Some(object) => PutMode::Update(object.version),
+            };
+            if self.put(path, bytes, mode)? {
+                return Ok(answer);
+            }
+            std::thread::sleep(pause_after(attempt)?);
+        }
+        let message = format!("{}: {path} was changed by others {CHANGES_MAX} times in a row: try again later", self.name);
+        Err(Error::new(ErrorKind::Busy, message))
+    }
+
+    /// `false` if the precondition does not hold.
+    fn put(&self, path: &str, bytes: Vec<u8>, mode: PutMode) -> Result<bool> {
+        use object_store::Error::{AlreadyExists, Precondition};
+        let location = object_store::path::Path::from(path);
+        match self.runtime.block_on(self.objects.put_opts(&location, bytes.into(), mode.into())) {
+            Ok(_) => Ok(true),
+            Err(AlreadyExists { .. } | Precondition { .. }) => Ok(false),
+            Err(error) => Err(self.failed("write", path, &error)),
+        }
+    }
+
+    async fn fetch(&self, path: &str, bytes_max: u64) -> Result<Option<Object>> {
+        let got = match self.objects.get(&object_store::path::Path::from(path)).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            got => got.map_err(|error| self.failed("read", path, &error))?,
+        };
+        if got.meta.size > bytes_max {
+            let message = format!("{}: {path} has {} bytes, and at most {bytes_max} are taken: remove it", self.name, got.meta.size);
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        let version = UpdateVersion { e_tag: got.meta.e_tag.clone(), version: got.meta.version.clone() };
+        let bytes = got.bytes().await.map_err(|error| self.failed("read", path, &error))?;
+        Ok(Some(Object { bytes: bytes.into(), version }))
+    }
+
+    fn failed(&self, what: &str, path: &str, error: &object_store::Error) -> Error {
+        let kind = match error {
+            object_store::Error::NotFound { .. } => ErrorKind::NotFound,
+            object_store::Error::InvalidPath { .. } => ErrorKind::InvalidInput,
+            _ => ErrorKind::Io,
+        };
+        Error::new(kind, format!("{}: cannot {what} {path}: {error}", self.name))
+    }
+}
+
+fn open_s3(url: &str) -> Result<Arc<dyn ObjectStore>> {
+    let wrong = |error: &dyn std::fmt::Display| Error::new(ErrorKind::InvalidInput, format!("cannot use {url}: {error}"));
+    let parsed = url::Url::parse(url).map_err(|error| wrong(&error))?;
+    let mut builder = AmazonS3Builder::from_env().with_url(url);
+    let is_http = |key| builder.get_config_value(&key).is_some_and(|value| value.starts_with("http://"));
+    if is_http(AmazonS3ConfigKey::Endpoint) || is_http(AmazonS3ConfigKey::S3Endpoint) {
+        // Whoever names such an address means it.
+        builder = builder.with_allow_http(true);
+    }
+    let retry = RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() };
+    let bucket = builder.with_retry(retry).build().map_err(|error| wrong(&error))?;
+    let prefix = object_store::path::Path::from_url_path(parsed.path()).map_err(|error| wrong(&error))?;
+    Ok(Arc::new(PrefixStore::new(bucket, prefix)))
+}
+
+fn open_directory(path: &Path) -> Result<(Arc<dyn ObjectStore>, Option<PathBuf>)> {
+    if !path.is_dir() {
+        let message = format!("there is no directory {}: make it, or mount what holds the fleet there", path.display());
+        return Err(Error::new(ErrorKind::NotFound, message));
+    }
+    let objects = LocalFileSystem::new_with_prefix(path);
+    let objects = objects.map_err(|error| Error::new(ErrorKind::Io, format!("cannot use {}: {error}", path.display())))?;
+    Ok((Arc::new(objects.with_fsync(true)), Some(path.join("lock"))))
+}
+
+/// Locks the lock file of a directory until what is answered is dropped.
+fn locked(path: &Path) -> Result<File> {
+    let wrong = |error| Error::io(format!("cannot lock {}", path.display()), error);
+    let file = File::options().create(true).write(true).truncate(false).open(path).map_err(wrong)?;
+    file.lock().map_err(wrong)?;
+    Ok(file)
+}
+
+/// Random, so that those who collided once do not do so again.
+fn pause_after(attempt: u32) -> Result<Duration> {
+    Ok(Duration::from_micros(random()? % (4_000 << attempt.min(6))))
+}
+
+/// A random number.
+///
+/// # Errors
+/// The system has no randomness.
+pub fn random() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(bucket: &Bucket) -> Result<u64> {
+        bucket.change("a/count", 100, |found| {
+            let number = found.map_or(0, |bytes| String::from_utf8_lossy(bytes).parse::<u64>().unwrap()) + 1;
+            Ok(Change::Write(number.to_string().into_bytes(), number))
+        })
+    }
+
+    fn conforms(bucket: &Bucket) {
+        assert_eq!(bucket.read("a/none", 10).unwrap(), None);
+        assert_eq!(bucket.list("a").unwrap(), Vec::<String>::new());
+        for bytes in [b"one", b"two"] {
+            bucket.change("a/x", 3, |_| Ok(Change::Write(bytes.to_vec(), ()))).unwrap();
+        }
+        assert_eq!(bucket.read("a/x", 3).unwrap().as_deref(), Some(&b"two"[..]));
+        let error = bucket.read("a/x", 2).unwrap_err();
+        assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("a/x"), "{error}");
+        assert_eq!(bucket.list("a").unwrap(), ["a/x"]);
+        let all = bucket.read_all(&["a/none".into(), "a/x".into()], 10);
+        assert!(matches!(&all[..], [Ok(None), Ok(Some(bytes))] if bytes == b"two"));
+        // Nobody's change is lost.
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert!((0..10).all(|_| count(bucket).is_ok())));
+            }
+        });
+        assert_eq!(count(bucket).unwrap(), 41);
+        let kept = bucket.change("a/count", 100, |_| Ok(Change::Keep(7))).unwrap();
+        assert_eq!(kept, 7);
+    }
+
+    #[test]
+    fn memory_and_directories_conform() {
+        conforms(&Bucket::open("memory://").unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        conforms(&Bucket::open(directory.path().to_str().unwrap()).unwrap());
+        let url = format!("file://{}", directory.path().display());
+        assert_eq!(Bucket::open(&url).unwrap().read("a/x", 3).unwrap().as_deref(), Some(&b"two"[..]));
+    }
+
+    #[test]
+    fn addresses_are_checked() {
+        for (url, kind) in [("", ErrorKind::InvalidInput), ("ftp://x", ErrorKind::InvalidInput), ("/nowhere/at/all", ErrorKind::NotFound)] {
+            assert_eq!(Bucket::open(url).err().map(|error| error.kind()), Some(kind), "{url}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! From a store and what its operator says about the host to what the fleet is told.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::placement::{Bandwidth, HeldSnapshot, HostInventory, HostStatus, MachineHints, PlacedVolume, RESERVATION_LABEL, Resources};
+use crate::store::Store;
+
+/// The kind of processors of hosts that do not say.
+const CPU_KIND: &str = "shared";
+
+/// What the operator says about a host; a file of these in JSON may leave out anything.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostFacts {
+    /// Name, unique in the fleet. If empty: the machine's.
+    pub host: String,
+    /// Region. If empty: `local`.
+    pub region: String,
+    /// Zone: what fails together. If empty: the name of the host, without dots.
+    pub zone: String,
+    /// Whether it takes machines.
+    pub status: HostStatus,
+    /// What machines and volumes may use. If it has no processors: the machine's, of kind `shared`; if it has no memory or volume
+    /// bytes: those of the machine and of the store's file system.
+    pub capacity: Resources,
+    /// What is in use beside the volumes of the store and their machines.
+    pub reserved: Resources,
+    /// Links. Default 1 Gbit/s each way.
+    pub bandwidth: Bandwidth,
+    /// Names of whole images that it holds, and their bytes; only for policies that know nothing of layers.
+    pub images: BTreeMap<String, u64>,
+}
+
+impl HostFacts {
+    /// From the text of a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`].
+    pub fn parse(text: &str) -> Result<Self> {
+        serde_json::from_str(text)
+            .map_err(|error| Error::new(ErrorKind::InvalidInput, format!("the facts of the host are not understood: {error}")))
+    }
+
+    /// What was left out is found out from the machine and the file system of `store`.
+    ///
+    /// # Errors
+    /// The machine does not tell.
+    pub fn complete(mut self, store: &Path) -> Result<Self> {
+        if self.host.is_empty() {
+            self.host = read("/proc/sys/kernel/hostname")?.trim().to_owned();
+        }
+        if self.region.is_empty() {
+            self.region = "local".into();
+        }
+        if self.zone.is_empty() {
+            self.zone = self.host.replace('.', "-");
+        }
+        let capacity = &mut self.capacity;
+        if capacity.cpus.is_empty() {
+            let count = std::thread::available_parallelism().map_err(|error| Error::io("cannot count processors", error))?;
+            capacity.cpus.insert(CPU_KIND.into(), u32::try_from(count.get()).unwrap_or(u32::MAX));
+        }
+        if capacity.memory_bytes == 0 {
+            capacity.memory_bytes = memory_bytes(&read("/proc/meminfo")?)?;
+        }
+        if capacity.volume_bytes == 0 {
+            let wrong = |error: rustix::io::Errno| Error::io(format!("cannot ask the file system of {}", store.display()), error.into());
+            let system = rustix::fs::statvfs(store).map_err(wrong)?;
+            capacity.volume_bytes = system.f_blocks.saturating_mul(system.f_frsize);
+        }
+        Ok(self)
+    }
+
+    /// What the fleet is told of `store` on this host: the layers of images and the blocks of snapshots that are really there.
+    ///
+    /// Every volume counts with its size, and with the machine its labels name ([`MachineHints`]). One with the label
+    /// [`RESERVATION_LABEL`] confirms that reservation.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn inventory(&self, store: &Store) -> Result<HostInventory> {
+        let mut inventory = HostInventory {
+            host: self.host.clone(),
+            region: self.region.clone(),
+            zone: self.zone.clone(),
+            status: self.status,
+            capacity: self.capacity.clone(),
+            used: self.reserved.clone(),
+            bandwidth: self.bandwidth,
+            images: self.images.clone(),
+            layers: store.held_layers().into_iter().map(|held| (held.layer.digest, held.layer.bytes)).collect(),
+            ..HostInventory::default()
+        };
+        let block_bytes = store.block_size().bytes() as u32;
+        for (identity, holding) in store.holdings() {
+            let mut present = holding.present;
+            if let Some(present) = &mut present {
+                present.optimize();
+            }
+            inventory.snapshots.insert(identity, HeldSnapshot { block_bytes, size_bytes: holding.size_bytes, present });
+        }
+        for (name, size_bytes, labels) in store.labels() {
+            self.count(&mut inventory, name, size_bytes, &labels);
+        }
+        Ok(inventory)
+    }
+
+    fn count(&self, inventory: &mut HostInventory, name: String, size_bytes: u64, labels: &BTreeMap<String, String>) {
+        // Labels are the users' own; those that say nothing of a machine count as none.
+        let hints = MachineHints::from_labels(labels).unwrap_or_default();
+        let used = &mut inventory.used;
+        used.volume_bytes = used.volume_bytes.saturating_add(size_bytes);
+        used.memory_bytes = used.memory_bytes.saturating_add(hints.compute.memory_bytes);
+        let cpus = hints.compute.cpus;
+        if cpus.count > 0 {
+            add(&mut used.cpus, self.cpu_kind(cpus.kind), cpus.count);
+        }
+        if let Some(gpus) = hints.compute.gpus {
+            add(&mut used.gpus, gpus.kind, gpus.count);
+        }
+        if let Some(id) = labels.get(RESERVATION_LABEL) {
+            inventory.assignments.push(id.clone());
+        }
+        inventory.volumes.insert(name.clone(), PlacedVolume { app: hints.app, name, size_bytes });
+    }
+
+    /// The kind that a machine uses which did not ask for one: that of which there are most.
+    fn cpu_kind(&self, asked: String) -> String {
+        if !asked.is_empty() {
+            return asked;
+        }
+        let most = self.capacity.cpus.iter().max_by_key(|(kind, count)| (**count, std::cmp::Reverse(*kind)));
+        most.map_or_else(|| CPU_KIND.to_owned(), |(kind, _)| kind.clone())
+    }
+}
+
+fn add(map: &mut BTreeMap<String, u32>, kind: String, count: u32) {
+    let used = map.entry(kind).or_default();
+    *used = used.saturating_add(count);
+}
+
+fn read(path: &str) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|error| Error::io(format!("cannot read {path}"), error))
+}
+
+fn memory_bytes(meminfo: &str) -> Result<u64> {
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let total = total.ok_or_else(|| Error::new(ErrorKind::Unsupported, "/proc/meminfo does not tell how much memory there is: give it"))?;
+    Ok(total.saturating_mul(1024))
+}

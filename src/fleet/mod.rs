@@ -1,0 +1,34 @@
+//! Many hosts: what each of them has and what is reserved on it, in a directory or a bucket that all of them reach.
+//!
+//! There is no server and no cluster. Hosts report what they have ([`Publisher`]); schedulers read all of it ([`SharedFleet::load`]),
+//! rank by [`placement`](crate::placement), and write down what they decided ([`SharedFleet::place`]).
+//!
+//! # Nobody oversells
+//! An assignment counts from the moment it is reserved until its host lists it under `assignments` and counts it under `used`. For
+//! each zone there is one object with the reservations of its hosts. A scheduler reads that object, then the inventories of the
+//! zone, decides from these alone, and writes the object back on condition that nobody changed it. In this order no assignment can
+//! slip between both: whoever took it out of the object saw it in the inventory before, and inventories only get newer.
+//!
+//! A host takes what it reports out of the reservations itself, after the report; schedulers do the same with what they find there.
+//!
+//! It holds as long as the volume is made, and its host reports it, before the reservation lapses; as long as clocks agree to
+//! within some seconds; and for machines and volumes that were placed by a reservation at all.
+//!
+//! # Untrusted bytes
+//! Objects are bounded in size. One that is not what it should be takes its host, or the hosts of its zone, out of the fleet, is
+//! named, and harms nobody else.
+//!
+//! # Blocking
+//! Calls block, on a small runtime of their own: not to be called from tasks of an asynchronous runtime.
+mod book;
+mod bucket;
+mod facts;
+mod layout;
+mod publisher;
+mod shared;
+#[cfg(test)]
+mod tests;
+
+pub use facts::HostFacts;
+pub use publisher::{Published, Publisher};
+pub use shared::{FleetView, SharedFleet, Unreadable};

@@ -1,0 +1,359 @@
+//! The hosts of a fleet and their reservations, as they are in the bucket.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::book::Book;
+use super::bucket::{self, Bucket, Change};
+use super::layout::{self, BOOK_BYTES_MAX, INVENTORY_BYTES_MAX};
+use super::publisher;
+use crate::error::{Error, ErrorKind, Result};
+use crate::placement::{Fleet, FleetOptions, HostInventory, InventoryDelta, Nothing, Placed, Placement, Policy, Request, Reservation};
+
+/// How often a host that reports at the same moment is read again.
+const READS_MAX: u32 = 16;
+/// How often another host is looked for because others were faster.
+const TRIES_MAX: u32 = 64;
+
+/// The shared state of many hosts. Cheap to clone.
+#[derive(Clone)]
+pub struct SharedFleet(Arc<Bucket>);
+
+/// An object that is left out of the fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    /// Its path.
+    pub object: String,
+    /// What is wrong, and what to do.
+    pub reason: String,
+}
+
+/// A fleet at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FleetView {
+    /// The hosts, by name.
+    pub hosts: Vec<HostInventory>,
+    /// Assignments that no host has reported yet, some of them perhaps lapsed.
+    pub reservations: Vec<Reservation>,
+    /// What could not be read; its hosts are left out.
+    pub unreadable: Vec<Unreadable>,
+}
+
+impl FleetView {
+    /// For ranking at `now`, in seconds since the Unix epoch.
+    pub fn fleet(&self, options: FleetOptions, now: u64) -> Fleet {
+        fleet_of(&self.hosts, &self.reservations, options, now)
+    }
+}
+
+fn fleet_of(hosts: &[HostInventory], reservations: &[Reservation], options: FleetOptions, now: u64) -> Fleet {
+    let mut fleet = Fleet::with_options(options);
+    for host in hosts {
+        fleet.report(host.clone());
+    }
+    for reservation in reservations {
+        // What is held on a host that is not there any more, or twice, holds nothing.
+        let _ = fleet.hold(reservation.clone());
+    }
+    fleet.expire(now);
+    fleet
+}
+
+/// What became of a try to reserve in a zone.
+enum Claim {
+    Made(Box<Placed>),
+    /// Nothing fits any more: what the zone is like now.
+    Refused(Vec<HostInventory>, Vec<Reservation>),
+}
+
+/// By which rules a request is placed, and when.
+#[derive(Clone, Copy)]
+struct Rules<'a> {
+    policy: &'a Policy,
+    options: FleetOptions,
+    now: u64,
+}
+
+impl SharedFleet {
+    /// The fleet in a directory (a path or `file:///DIRECTORY`), or a bucket (`s3://BUCKET/PREFIX`; credentials, region and
+    /// endpoint come from the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL` and
+    /// so on). `memory://` is an empty one for tests. A bucket is not asked anything yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an address that is not understood, [`ErrorKind::NotFound`] for a directory that is missing.
+    pub fn open(url: &str) -> Result<Self> {
+        Ok(Self(Arc::new(Bucket::open(url)?)))
+    }
+
+    pub(super) fn bucket(&self) -> &Bucket {
+        &self.0
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// The bucket fails. What is broken in it is told in the answer.
+    pub fn load(&self) -> Result<FleetView> {
+        let mut view = FleetView::default();
+        let hosts = self.names_in(layout::HOSTS, &mut view)?;
+        let deltas: BTreeSet<String> = self.names_in(layout::DELTAS, &mut FleetView::default())?.into_iter().collect();
+        // Before the hosts, so that an assignment that is reported meanwhile is seen at least once.
+        let closed = self.load_books(&mut view)?;
+        let paths: Vec<_> = hosts.iter().map(|host| layout::host_path(host)).collect();
+        let whole = self.0.read_all(&paths, INVENTORY_BYTES_MAX);
+        let changed: Vec<_> = hosts.iter().filter(|host| deltas.contains(*host)).map(|host| layout::delta_path(host)).collect();
+        let mut changes: BTreeMap<_, _> = changed.iter().cloned().zip(self.0.read_all(&changed, INVENTORY_BYTES_MAX)).collect();
+        for (host, whole) in hosts.iter().zip(whole) {
+            let delta = changes.remove(&layout::delta_path(host)).unwrap_or(Ok(None));
+            let combined = whole.and_then(|whole| combine(host, whole, delta?));
+            let inventory = match combined {
+                // It reports at this moment.
+                Ok(Combined::Again) => self.host(host),
+                Ok(Combined::Gone) => continue,
+                Ok(Combined::Host(inventory)) => Ok(*inventory),
+                Err(error) => Err(error),
+            };
+            match inventory {
+                Ok(inventory) if closed.contains(&layout::book_of(&inventory.region, &inventory.zone)) => {}
+                Ok(inventory) => view.hosts.push(inventory),
+                Err(error) => view.unreadable.push(Unreadable { object: layout::host_path(host), reason: error.to_string() }),
+            }
+        }
+        Ok(view)
+    }
+
+    /// Names of the objects of a folder; others that lie there are told.
+    fn names_in(&self, folder: &str, view: &mut FleetView) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for path in self.0.list(folder)? {
+            match layout::name_in(folder, &path)
+                .filter(|name| layout::valid_name("object", name, true).is_ok() || folder == layout::RESERVATIONS)
+            {
+                Some(name) => names.push(name.to_owned()),
+                None => view.unreadable.push(Unreadable { reason: "it does not belong here: remove it".into(), object: path }),
+            }
+        }
+        Ok(names)
+    }
+
+    /// Reads the books into `view`; answers those that cannot be read, in whose zones nothing may be placed.
+    fn load_books(&self, view: &mut FleetView) -> Result<BTreeSet<String>> {
+        let books = self.names_in(layout::RESERVATIONS, view)?;
+        let paths: Vec<_> = books.iter().map(|book| layout::book_path(book)).collect();
+        let mut closed = BTreeSet::new();
+        for ((name, path), bytes) in books.into_iter().zip(&paths).zip(self.0.read_all(&paths, BOOK_BYTES_MAX)) {
+            match bytes.and_then(|bytes| Book::read(path, bytes.as_deref())) {
+                Ok(book) => view.reservations.extend(book.reservations),
+                Err(error) => {
+                    view.unreadable.push(Unreadable { object: path.clone(), reason: error.to_string() });
+                    closed.insert(name);
+                }
+            }
+        }
+        Ok(closed)
+    }
+
+    /// What one host has.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Corrupt`] for an object that is not what it should be; the bucket fails.
+    pub fn host(&self, host: &str) -> Result<HostInventory> {
+        layout::valid_name("host", host, true)?;
+        for _ in 0..READS_MAX {
+            let whole = self.0.read(&layout::host_path(host), INVENTORY_BYTES_MAX)?;
+            let delta = self.0.read(&layout::delta_path(host), INVENTORY_BYTES_MAX)?;
+            match combine(host, whole, delta)? {
+                Combined::Host(inventory) => return Ok(*inventory),
+                Combined::Gone => {
+                    return Err(Error::new(ErrorKind::NotFound, format!("host '{host}' has not reported to {}", self.0.name())));
+                }
+                Combined::Again => {}
+            }
+        }
+        let message = format!("{} belongs to a newer {}: remove it", layout::delta_path(host), layout::host_path(host));
+        Err(Error::new(ErrorKind::Corrupt, message))
+    }
+
+    /// Ranks the hosts for a request, and reserves the best one, as often as the request says. What others reserve at the same time
+    /// is seen; nobody oversells a host, and a reservation is on one host only.
+    ///
+    /// Reservations lapse `options.reservation_seconds` after `now` unless their hosts report them, that is, a volume with the label
+    /// [`RESERVATION_LABEL`](crate::placement::RESERVATION_LABEL) is there.
+    ///
+    /// # Errors
+    /// The bucket fails (then what was reserved already lapses); [`ErrorKind::Busy`] if others were faster too often.
+    pub fn place(&self, request: &Request, policy: &Policy, options: FleetOptions, now: u64) -> Result<Placement> {
+        let rules = Rules { policy, options, now };
+        let mut fleet = self.load()?.fleet(options, now);
+        let mut placement = Placement {
+            request: request.id.clone(),
+            policy: policy.word(),
+            placed: Vec::new(),
+            left: request.count,
+            nothing: None,
+            refused: None,
+        };
+        while placement.left > 0 {
+            match self.place_one(&mut fleet, request, rules)? {
+                Ok(placed) => placement.placed.push(placed),
+                Err(nothing) => {
+                    placement.nothing = Some(nothing);
+                    break;
+                }
+            }
+            placement.left -= 1;
+        }
+        Ok(placement)
+    }
+
+    fn place_one(&self, fleet: &mut Fleet, request: &Request, rules: Rules<'_>) -> Result<std::result::Result<Placed, Nothing>> {
+        let mut one = Request { count: 1, id: format!("{:016x}", bucket::random()?), ..request.clone() };
+        let random = one.id.clone();
+        for _ in 0..TRIES_MAX {
+            one.id.clone_from(&random);
+            let ranking = fleet.rank(&one, rules.policy, rules.now);
+            let (best, nothing) = (ranking.hosts.first(), ranking.nothing);
+            let Some(best) = best else {
+                let none = Nothing { constraint: crate::placement::Constraint::Known, excluded: Vec::new(), nearest: None };
+                return Ok(Err(nothing.unwrap_or(none)));
+            };
+            let in_zone = |host: &&HostInventory| host.region == best.region && host.zone == best.zone;
+            let zone: Vec<String> = fleet.hosts().filter(in_zone).map(|host| host.host.clone()).collect();
+            let book = layout::book_of(&best.region, &best.zone);
+            one.id = format!("{random}@{book}");
+            match self.claim(&book, &zone, &one, rules)? {
+                Claim::Made(placed) => {
+                    // The other instances see it. If the host has gone from the view, there is nothing to hold it on.
+                    let _ = fleet.hold(placed.reservation.clone());
+                    return Ok(Ok(*placed));
+                }
+                Claim::Refused(hosts, reservations) => {
+                    for host in &zone {
+                        fleet.remove(host);
+                    }
+                    for host in hosts {
+                        fleet.report(host);
+                    }
+                    for reservation in reservations {
+                        // What is held on a host that is not there any more holds nothing.
+                        let _ = fleet.hold(reservation);
+                    }
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Busy, format!("{}: others were faster {TRIES_MAX} times in a row: try again", self.0.name())))
+    }
+
+    /// Reserves on the best host of a zone, by what is true when the reservation is written.
+    fn claim(&self, book: &str, zone: &[String], request: &Request, rules: Rules<'_>) -> Result<Claim> {
+        let path = layout::book_path(book);
+        self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
+            let mut found = Book::read(&path, bytes)?;
+            // After the book: see the module's head.
+            let mut hosts = Vec::new();
+            for host in zone {
+                match self.host(host) {
+                    Ok(host) if layout::book_of(&host.region, &host.zone) == book => hosts.push(host),
+                    Ok(_) => {}
+                    Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::InvalidInput) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            found.clean(&hosts, rules.now);
+            if let Some(placed) = found.reservations.iter().find(|made| made.id == request.id) {
+                // The answer to an earlier try was lost.
+                let ranked = fleet_of(&hosts, &[], rules.options, rules.now).rank(request, rules.policy, rules.now).hosts;
+                let ranked = ranked.into_iter().find(|ranked| ranked.host == placed.host).unwrap_or_default();
+                return Ok(Change::Keep(Claim::Made(Box::new(Placed { reservation: placed.clone(), ranked }))));
+            }
+            let mut fleet = fleet_of(&hosts, &found.reservations, rules.options, rules.now);
+            match fleet.place(request, rules.policy, rules.now).placed.pop() {
+                Some(placed) => {
+                    found.reservations.push(placed.reservation.clone());
+                    Ok(Change::Write(found.next(&path)?, Claim::Made(Box::new(placed))))
+                }
+                None => Ok(Change::Keep(Claim::Refused(hosts, found.reservations))),
+            }
+        })
+    }
+
+    /// Takes assignments that their host reports out of the book of its zone.
+    pub(super) fn confirm(&self, region: &str, zone: &str, assignments: &[String]) -> Result<()> {
+        let path = layout::book_path(&layout::book_of(region, zone));
+        self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
+            let mut found = Book::read(&path, bytes)?;
+            let before = found.reservations.len();
+            found.reservations.retain(|reservation| !assignments.contains(&reservation.id));
+            match found.reservations.len() < before {
+                true => Ok(Change::Write(found.next(&path)?, ())),
+                false => Ok(Change::Keep(())),
+            }
+        })
+    }
+
+    /// Gives back a reservation.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for an id that was never given out; [`ErrorKind::NotFound`] if it is not held (any more).
+    pub fn release(&self, id: &str) -> Result<()> {
+        let book = id.split_once('@').and_then(|(_, book)| Some((book, book.split_once('.')?)));
+        let (book, (region, zone)) = book.ok_or_else(|| {
+            let shown: String = id.chars().take(100).collect();
+            Error::new(ErrorKind::InvalidInput, format!("'{shown}' is not a reservation: they look like 0a1b2c3d4e5f6071@REGION.ZONE"))
+        })?;
+        layout::valid_name("region", region, false)?;
+        layout::valid_name("zone", zone, false)?;
+        let path = layout::book_path(book);
+        self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
+            let mut found = Book::read(&path, bytes)?;
+            let before = found.reservations.len();
+            found.reservations.retain(|reservation| reservation.id != id);
+            match found.reservations.len() < before {
+                true => Ok(Change::Write(found.next(&path)?, ())),
+                false => Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("reservation {id} is not held: it was released, has lapsed, or its host reports the volume already"),
+                )),
+            }
+        })
+    }
+}
+
+/// A host from the two objects that tell of it.
+enum Combined {
+    Host(Box<HostInventory>),
+    /// It was removed.
+    Gone,
+    /// The objects do not belong together: a report is under way.
+    Again,
+}
+
+fn combine(host: &str, whole: Option<Vec<u8>>, delta: Option<Vec<u8>>) -> Result<Combined> {
+    let Some(whole) = whole else { return Ok(Combined::Gone) };
+    let path = layout::host_path(host);
+    let mut inventory: HostInventory = layout::parse(&path, &whole)?;
+    if let Some(delta) = delta {
+        let delta: InventoryDelta = layout::parse(&layout::delta_path(host), &delta)?;
+        if delta.host != host {
+            let message = format!("{} tells of host '{}': remove it", layout::delta_path(host), delta.host);
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        if delta.base > inventory.generation {
+            return Ok(Combined::Again);
+        }
+        if delta.base == inventory.generation {
+            inventory.apply(&delta)?;
+        }
+    }
+    let wrong = |reason: &dyn std::fmt::Display| Error::new(ErrorKind::Corrupt, format!("{path}: {reason}; remove it"));
+    publisher::check(&inventory).map_err(|error| wrong(&error))?;
+    if inventory.host != host {
+        return Err(wrong(&format_args!("it tells of host '{}'", inventory.host)));
+    }
+    if let Some((identity, _)) = inventory.snapshots.iter().find(|(_, held)| !held.block_bytes.is_power_of_two()) {
+        return Err(wrong(&format_args!("the block size of snapshot {identity} is no power of two")));
+    }
+    Ok(Combined::Host(Box::new(inventory)))
+}

@@ -1,0 +1,50 @@
+//! An S3 server in this process, on a directory, for the real client.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::TokioIo;
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use tokio::sync::Mutex;
+
+pub const ACCESS_KEY: &str = "an-access-key";
+pub const SECRET_KEY: &str = "a-secret-key";
+pub const BUCKET: &str = "fleet-bucket";
+
+/// Serves the directories of `root` as buckets, until the process ends.
+pub fn serve(root: &Path) -> SocketAddr {
+    std::fs::create_dir(root.join(BUCKET)).unwrap();
+    let files = s3s_fs::FileSystem::new(root).unwrap();
+    let mut builder = S3ServiceBuilder::new(files);
+    builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    let service = builder.build();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            sender.send(listener.local_addr().unwrap()).unwrap();
+            // This server looks at a precondition and then writes. One request at a time, so that both are one step, as in S3.
+            let gate = Arc::new(Mutex::new(()));
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                let (service, gate) = (service.clone(), gate.clone());
+                let serialized = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                    let (service, gate) = (service.clone(), gate.clone());
+                    async move {
+                        let _alone = gate.lock().await;
+                        Service::<hyper::Request<hyper::body::Incoming>>::call(&service, request).await
+                    }
+                });
+                tokio::spawn(async move {
+                    // What ends a connection is between it and its client.
+                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), serialized).await;
+                });
+            }
+        });
+    });
+    receiver.recv().unwrap()
+}
