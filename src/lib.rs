@@ -64,16 +64,19 @@
 //! 4  hydrate                               where near meets far
 //! 5  volume                                read, write, queue, change of shape
 //! 6  store placement                       open, recover, background work, scrub, check; where a machine starts soonest (pure)
-//! 7  serve                                 the NBD server; above it the command line
+//! 7  serve fleet image                     the NBD server; many hosts; images as volumes; above them the command line
 //! ```
 mod bits;
 mod catalog;
 mod clock;
 pub mod content;
 mod error;
+#[cfg(feature = "fleet")]
+pub mod fleet;
 mod format;
 mod hydrate;
 mod ids;
+pub mod image;
 pub mod io;
 mod journal;
 mod layer;

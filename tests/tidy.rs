@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 8] = [
     &["hydrate"],
     &["volume"],
     &["store", "placement"],
-    &["serve"],
+    &["serve", "fleet", "image"],
 ];
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use volfork::{BlockSize, parse_bytes};
 
+#[cfg(feature = "fleet")]
+use crate::fleet::{FleetCommand, PlaceArguments, ReportArguments};
+use crate::hints::HintArguments;
 use crate::target::{Growth, Target};
 
 /// Volumes that are forked in an instant, on this host or from another one.
@@ -45,6 +48,12 @@ pub enum Command {
         /// Its size, for example 10G
         #[arg(long, value_parser = size)]
         size: u64,
+        /// The machine that will use it; kept as labels of the volume, for placement
+        #[command(flatten)]
+        hints: HintArguments,
+        /// The reservation that the volume uses up, as 'place --reserve' printed it
+        #[arg(long, value_name = "ID")]
+        reservation: Option<String>,
     },
     /// Make a volume from a raw image; makes the store too, if there is none
     Import {
@@ -92,7 +101,20 @@ pub enum Command {
         /// Another address that has the same snapshot; may be given several times
         #[arg(long, value_name = "URI")]
         also: Vec<String>,
+        /// The machine that will use it [default: as its source]; kept as labels of the volume, for placement
+        #[command(flatten)]
+        hints: HintArguments,
+        /// The reservation that the volume uses up, as 'place --reserve' printed it
+        #[arg(long, value_name = "ID")]
+        reservation: Option<String>,
     },
+    /// Rank the hosts of a fleet for a volume and its machine, by the seconds until it can start
+    #[cfg(feature = "fleet")]
+    Place(PlaceArguments),
+    /// Look at the hosts of a fleet, report to it, give reservations back
+    #[cfg(feature = "fleet")]
+    #[command(subcommand)]
+    Fleet(FleetCommand),
     /// Make a volume larger
     Extend {
         /// Name of the volume
@@ -147,11 +169,7 @@ pub enum Command {
         remove_source: Vec<String>,
     },
     /// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
-    Serve {
-        /// unix:PATH or HOST:PORT; several may be given [default: unix:STORE/nbd.sock, or the sockets systemd passes]
-        #[arg(long, value_name = "ADDRESS")]
-        listen: Vec<String>,
-    },
+    Serve(ServeArguments),
     /// Verify the structure of a store that is not in use
     Check,
     /// Read and verify every stored block of a volume, or of the store
@@ -166,6 +184,22 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Container images: import one as a volume, show one, list what is held
+    #[cfg(feature = "images")]
+    #[command(subcommand)]
+    Image(crate::image::ImageCommand),
+}
+
+/// Arguments of `serve`.
+#[derive(Args, Debug, PartialEq)]
+pub struct ServeArguments {
+    /// unix:PATH or HOST:PORT; several may be given [default: unix:STORE/nbd.sock, or the sockets systemd passes]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Vec<String>,
+    /// Whether and how it reports to a fleet
+    #[cfg(feature = "fleet")]
+    #[command(flatten)]
+    pub report: ReportArguments,
 }
 
 /// The words of `hydrate --priority`.
@@ -198,7 +232,8 @@ pub struct DemoArguments {
     pub keep: bool,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+/// A number of bytes.
+pub fn size(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(|error| error.to_string())
 }
 

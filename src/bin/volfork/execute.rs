@@ -8,6 +8,7 @@ use volfork::volume::{HydrationState, SnapshotInfo, VolumeState};
 use volfork::{ErrorKind, Store};
 
 use crate::failure::{Failure, Result};
+use crate::origin::origin;
 use crate::request::{Done, Progress, Request, Response, Unit, Watcher};
 use crate::target::{Growth, Target};
 use crate::transfer::{export, import};
@@ -19,8 +20,8 @@ const TELL_EVERY: Duration = Duration::from_millis(250);
 pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mut dyn Watcher) -> Result<Response> {
     let file = || file.ok_or_else(|| Failure::new(ErrorKind::InvalidInput, "the request came without a file"));
     match request {
-        Request::Create { name, size_bytes } => {
-            store.create_volume(&name, size_bytes)?;
+        Request::Create { name, size_bytes, labels } => {
+            store.create_volume_labeled(&name, size_bytes, labels)?;
             shown(store, Done::Created, &name)
         }
         Request::Import { name, raw } => import(store, &name, file()?, raw, watcher).map(Response::Moved),
@@ -32,13 +33,11 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             Ok(Response::Snapshot(find_snapshot(store.snapshots(&volume)?, &snapshot)?))
         }
         Request::Snapshots { volume } => Ok(Response::Snapshots(store.snapshots(&volume)?)),
-        Request::Fork { source, also, name } => {
-            match also.is_empty() {
-                true => store.fork(&source, &name)?,
-                false => store.fork_from(&[&[source], &also[..]].concat(), &name)?,
-            };
+        Request::Fork { source, also, name, labels } => {
+            store.fork_labeled(&[&[source], &also[..]].concat(), &name, &labels)?;
             shown(store, Done::Forked, &name)
         }
+        Request::Origin { target } => Ok(Response::Origin(origin(store, &target)?)),
         Request::Extend { name, growth } => extend(store, &name, growth),
         Request::Rename { name, new } => {
             store.rename(&name, &new)?;
@@ -53,6 +52,8 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             shown(store, Done::Hydrated, &name)
         }
         Request::Scrub { name } => scrub(store, name.as_deref(), watcher),
+        #[cfg(feature = "images")]
+        Request::Image(request) => crate::image::carry_out(store, request, watcher).map(Response::Image),
     }
 }
 

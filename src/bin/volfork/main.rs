@@ -1,9 +1,11 @@
 //! The command line of `volfork`.
 //!
-//! - `args`, `settings`, `target`: what was typed, and what it means.
+//! - `args`, `settings`, `target`, `hints`: what was typed, and what it means.
 //! - `request`, `execute`, `transfer`: what can be asked of an open store, and how it is done.
 //! - `reach`, `ask`, `control`: where that happens: here, or in the process that serves the store.
 //! - `serve`, `nbd`, `ready`: the serving process.
+//! - `fleet`, `origin`: many hosts, and what placement wants to know of a source.
+//! - `image`: container images.
 //! - `check`: what needs a store that nobody has open. `demo`: the whole in one command.
 //! - `print`, `bar`, `date`, `failure`, `interrupt`: what the user sees and says.
 mod args;
@@ -15,8 +17,14 @@ mod date;
 mod demo;
 mod execute;
 mod failure;
+#[cfg(feature = "fleet")]
+mod fleet;
+mod hints;
+#[cfg(feature = "images")]
+mod image;
 mod interrupt;
 mod nbd;
+mod origin;
 mod print;
 mod reach;
 mod ready;
@@ -41,9 +49,17 @@ fn main() -> ExitCode {
         Plan::Init(block_size) => check::init(&settings, block_size).map(|()| true),
         Plan::Ask { request, file, makes_store } => ask_and_print(&settings, request, file, makes_store),
         Plan::Check => check::check(&settings),
-        Plan::Serve(listen) => serve::serve(&settings, &listen).map(|()| true),
+        Plan::Serve(serve) => serve::serve(&settings, &serve).map(|()| true),
+        #[cfg(feature = "fleet")]
+        Plan::Place(place) => fleet::place(&settings, &place),
+        #[cfg(feature = "fleet")]
+        Plan::Fleet(command) => fleet::run(&settings, command).map(|()| true),
         Plan::Demo(demo) => demo::run(&settings, demo).map(|()| true),
         Plan::Completions(shell) => print_completions(shell).map(|()| true),
+        #[cfg(feature = "images")]
+        Plan::ShowImage { reference, choice } => {
+            image::show(&reference, &choice).and_then(|found| print::text(&image::resolved(&settings, &found))).map(|()| true)
+        }
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

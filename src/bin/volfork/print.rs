@@ -29,6 +29,8 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
         return as_json(response);
     }
     match response {
+        #[cfg(feature = "images")]
+        Response::Image(response) => text(&crate::image::as_text(settings, response)),
         Response::Volumes(list) if settings.quiet => lines(list.iter().map(|info| info.name.as_str())),
         Response::Snapshots(list) if settings.quiet => lines(list.iter().map(|info| info.name.as_str())),
         Response::Volumes(list) => text(&volumes_table(list)),
@@ -39,6 +41,7 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
         Response::Volume(done, info) => text(&done_text(*done, info)),
         Response::Snapshot(info) => text(&format!("took snapshot '{}@{}' of {}", info.volume, info.name, format_bytes(info.size_bytes))),
         Response::Moved(moved) => text(&moved_text("imported", moved)),
+        Response::Origin(origin) => text(&one_line(origin)?),
         Response::Destroyed(target) => text(&format!("destroyed '{target}'")),
         Response::Scrubbed(report) => text(&scrub_text(report)),
     }
@@ -70,6 +73,18 @@ pub fn event(settings: &Settings, event: &Event) {
 /// Prints lines for people.
 pub fn text(text: &str) -> Result<()> {
     to(io::stdout().lock(), text)
+}
+
+/// Tells people something beside the answer.
+#[cfg(feature = "fleet")]
+pub fn note(settings: &Settings, text: &str) {
+    if !settings.quiet {
+        // Nobody is left to be told that stderr does not take the line.
+        let _ = match settings.json {
+            true => to(io::stderr(), &json!({ "note": text }).to_string()),
+            false => to(io::stderr(), text),
+        };
+    }
 }
 
 /// Prints why the command failed.
@@ -106,6 +121,9 @@ fn as_json(response: &Response) -> Result<()> {
         Response::Moved(moved) => json(moved),
         Response::Destroyed(target) => json(&json!({ "destroyed": target.to_string() })),
         Response::Scrubbed(report) => json(report),
+        Response::Origin(origin) => json(origin),
+        #[cfg(feature = "images")]
+        Response::Image(response) => json(&crate::image::as_json(response)),
     }
 }
 
@@ -114,7 +132,7 @@ fn lines<'a>(names: impl Iterator<Item = &'a str>) -> Result<()> {
 }
 
 /// A plain table; `right` are the columns of numbers.
-fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
     for column in right {
@@ -134,7 +152,7 @@ fn flush_left(mut table: Table) -> String {
 }
 
 /// The word of JSON for a state.
-fn word(value: &impl Serialize) -> String {
+pub fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(Into::into)).unwrap_or_default()
 }
 
@@ -191,6 +209,8 @@ fn volume_table(info: &VolumeInfo) -> String {
         ("", format!("{} unique, {} shared", info.blocks.unique, info.blocks.shared)),
         ("hydration", hydration_text(info)),
     ];
+    let labels = info.labels.iter().map(|(key, value)| format!("{key}={value}"));
+    rows.extend(labels.enumerate().map(|(number, label)| (if number == 0 { "labels" } else { "" }, label)));
     if let Some(limit) = hydration.rate_limit_bytes_per_second {
         rows.push(("rate limit", format!("{}/s", format_bytes(limit))));
     }

@@ -1,11 +1,14 @@
 //! What a command asks of an open store, and the answers. The same values work on a store of this process and cross the
 //! control socket to the process that owns it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use volfork::store::{HydrationControl, ScrubReport};
 use volfork::volume::{SnapshotInfo, VolumeInfo};
 
 use crate::failure::{Failure, Result};
+use crate::origin::Origin;
 use crate::target::{Growth, Target};
 
 /// One command. `Import` and `Export` come with a descriptor to read from or write to.
@@ -13,7 +16,12 @@ use crate::target::{Growth, Target};
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// An empty volume.
-    Create { name: String, size_bytes: u64 },
+    Create {
+        name: String,
+        size_bytes: u64,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+    },
     /// A volume with the bytes of the descriptor; `raw` skips the test for image formats.
     Import { name: String, raw: bool },
     /// The bytes of a volume or snapshot into the descriptor.
@@ -26,8 +34,16 @@ pub enum Request {
     Snapshot { volume: String, snapshot: String },
     /// The snapshots of a volume.
     Snapshots { volume: String },
-    /// A new volume with the bytes of another one, of a snapshot, or of an export elsewhere.
-    Fork { source: String, also: Vec<String>, name: String },
+    /// A new volume with the bytes of another one, of a snapshot, or of an export elsewhere; `labels` that differ from its source's.
+    Fork {
+        source: String,
+        also: Vec<String>,
+        name: String,
+        #[serde(default)]
+        labels: BTreeMap<String, Option<String>>,
+    },
+    /// What a fork of it would be made from.
+    Origin { target: Target },
     /// A larger size.
     Extend { name: String, growth: Growth },
     /// Another name.
@@ -38,9 +54,20 @@ pub enum Request {
     Hydrate { name: String, control: HydrationControl, wait: bool },
     /// Verify every stored block.
     Scrub { name: Option<String> },
+    /// About container images.
+    #[cfg(feature = "images")]
+    Image(crate::image::ImageRequest),
 }
 
 impl Request {
+    /// Whether the store may have something else afterwards.
+    pub fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Export { .. } | Self::List | Self::Show { .. } | Self::Snapshots { .. } | Self::Origin { .. } | Self::Scrub { .. }
+        )
+    }
+
     /// Whether a descriptor belongs to it.
     pub fn needs_file(&self) -> bool {
         matches!(self, Self::Import { .. } | Self::Export { .. })
@@ -59,12 +86,17 @@ pub enum Response {
     Volumes(Vec<VolumeInfo>),
     /// Answer to `snapshots`.
     Snapshots(Vec<SnapshotInfo>),
+    /// What placement asks about a source.
+    Origin(Origin),
     /// Bytes moved by `import` or `export`.
     Moved(Moved),
     /// Answer to `destroy`: what is gone.
     Destroyed(Target),
     /// Answer to `scrub`.
     Scrubbed(ScrubReport),
+    /// About container images.
+    #[cfg(feature = "images")]
+    Image(crate::image::ImageResponse),
 }
 
 /// What was done to a volume.

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
+use volfork::Store;
 use volfork::volume::Event;
 
+use crate::args::ServeArguments;
 use crate::control::{self, ControlServer};
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
@@ -17,25 +19,85 @@ use crate::ready::notify;
 use crate::settings::Settings;
 
 /// Serves the store of `settings` on `listen`, by default on `STORE/nbd.sock`.
-pub fn serve(settings: &Settings, listen: &[String]) -> Result<()> {
+pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     if control::connect(&settings.store)?.is_some() {
         let message = format!("{} is served already: stop that process first", settings.store.display());
         return Err(Failure::new(volfork::ErrorKind::Locked, message));
     }
     let teller = settings.clone();
     let store = reach::open_with(settings, Some(Arc::new(move |event: &Event| print::event(&teller, event))))?;
-    let control = ControlServer::start(&settings.store, {
-        let store = store.clone();
-        move |request, file, watcher| execute(&store, request, file, watcher)
-    })?;
-    let served = open_and_wait(settings, &store, listen);
-    control.stop();
+    let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
+        let served = control_and_wait(settings, &store, &arguments.listen, fleet.changed());
+        fleet.stop();
+        served
+    });
     let closed = store.close();
     served?;
     Ok(closed?)
 }
 
-fn open_and_wait(settings: &Settings, store: &volfork::Store, listen: &[String]) -> Result<()> {
+/// Whom to tell of changes: the fleet, if there is one.
+struct Fleet {
+    #[cfg(feature = "fleet")]
+    reporter: Option<crate::fleet::Reporter>,
+}
+
+impl Fleet {
+    #[cfg(feature = "fleet")]
+    fn start(settings: &Settings, arguments: &ServeArguments, store: &Store) -> Result<Self> {
+        Ok(Self { reporter: crate::fleet::Reporter::start(settings, &arguments.report, store)? })
+    }
+
+    #[cfg(not(feature = "fleet"))]
+    fn start(_: &Settings, _: &ServeArguments, _: &Store) -> Result<Self> {
+        Ok(Self {})
+    }
+
+    /// To be called after each command.
+    fn changed(&self) -> impl Fn() + Send + Sync + use<> {
+        #[cfg(feature = "fleet")]
+        let changed = self.reporter.as_ref().map(crate::fleet::Reporter::changed);
+        move || {
+            #[cfg(feature = "fleet")]
+            if let Some(changed) = &changed {
+                changed.tell();
+            }
+        }
+    }
+
+    fn stop(self) {
+        #[cfg(feature = "fleet")]
+        if let Some(reporter) = self.reporter {
+            reporter.stop();
+        }
+    }
+}
+
+fn control_and_wait(settings: &Settings, store: &Store, listen: &[String], changed: impl Fn() + Send + Sync + 'static) -> Result<()> {
+    let control = ControlServer::start(&settings.store, {
+        let store = store.clone();
+        #[cfg(feature = "images")]
+        let (settings, starts) = (settings.clone(), crate::image::Starts::default());
+        move |request, file, watcher| {
+            let changes = request.changes();
+            #[cfg_attr(not(feature = "images"), expect(unused_mut, reason = "only answers about images are added to"))]
+            let mut done = execute(&store, request, file, watcher);
+            #[cfg(feature = "images")]
+            if let Ok(response) = &mut done {
+                starts.note(&settings, response);
+            }
+            if changes {
+                changed();
+            }
+            done
+        }
+    })?;
+    let served = open_and_wait(settings, store, listen);
+    control.stop();
+    served
+}
+
+fn open_and_wait(settings: &Settings, store: &Store, listen: &[String]) -> Result<()> {
     let door = Door::open(store, listen, &default_address(&settings.store))?;
     let stop = Stop::catch()?;
     announce(settings, door.uris())?;

@@ -6,7 +6,10 @@ use volfork::BlockSize;
 use volfork::store::HydrationControl;
 use volfork::volume::HydrationPriority;
 
-use crate::args::{Arguments, Command, DemoArguments, Priority};
+use crate::args::{Arguments, Command, DemoArguments, Priority, ServeArguments};
+#[cfg(feature = "fleet")]
+use crate::fleet::{FleetCommand, PlaceArguments};
+use crate::hints;
 use crate::request::Request;
 use crate::target::is_uri;
 
@@ -49,12 +52,26 @@ pub enum Plan {
     },
     /// Verify a closed store.
     Check,
-    /// Serve the store on these addresses.
-    Serve(Vec<String>),
+    /// Serve the store.
+    Serve(ServeArguments),
+    /// Rank the hosts of a fleet.
+    #[cfg(feature = "fleet")]
+    Place(Box<PlaceArguments>),
+    /// A command of `fleet`.
+    #[cfg(feature = "fleet")]
+    Fleet(FleetCommand),
     /// The demonstration.
     Demo(DemoArguments),
     /// The completion script of a shell.
     Completions(clap_complete::Shell),
+    /// Show an image where it comes from.
+    #[cfg(feature = "images")]
+    ShowImage {
+        /// Its name.
+        reference: String,
+        /// Which one, and how it is reached.
+        choice: crate::image::Choice,
+    },
 }
 
 impl Plan {
@@ -74,7 +91,10 @@ impl Arguments {
 fn plan(command: Command) -> (&'static str, Plan) {
     match command {
         Command::Init { block_size } => ("init", Plan::Init(block_size)),
-        Command::Create { name, size } => ("create", Plan::ask(Request::Create { name, size_bytes: size })),
+        Command::Create { name, size, hints, reservation } => {
+            let labels = hints::labels(hints, reservation);
+            ("create", Plan::ask(Request::Create { name, size_bytes: size, labels }))
+        }
         Command::Import { name, file, raw } => {
             ("import", Plan::Ask { request: Request::Import { name, raw }, file: FileArgument::Read(file), makes_store: true })
         }
@@ -85,9 +105,10 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
         Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
         Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
-        Command::Fork { source, new, also } => {
+        Command::Fork { source, new, also, hints, reservation } => {
             let makes_store = is_uri(&source);
-            ("fork", Plan::Ask { request: Request::Fork { source, also, name: new }, file: FileArgument::None, makes_store })
+            let labels = hints::fork_labels(hints, reservation);
+            ("fork", Plan::Ask { request: Request::Fork { source, also, name: new, labels }, file: FileArgument::None, makes_store })
         }
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
@@ -103,11 +124,17 @@ fn plan(command: Command) -> (&'static str, Plan) {
             };
             ("hydrate", Plan::ask(Request::Hydrate { name, control, wait }))
         }
-        Command::Serve { listen } => ("serve", Plan::Serve(listen)),
+        #[cfg(feature = "fleet")]
+        Command::Place(place) => ("place", Plan::Place(Box::new(place))),
+        #[cfg(feature = "fleet")]
+        Command::Fleet(command) => ("fleet", Plan::Fleet(command)),
+        Command::Serve(serve) => ("serve", Plan::Serve(serve)),
         Command::Check => ("check", Plan::Check),
         Command::Scrub { name } => ("scrub", Plan::ask(Request::Scrub { name })),
         Command::Demo(demo) => ("demo", Plan::Demo(demo)),
         Command::Completions { shell } => ("completions", Plan::Completions(shell)),
+        #[cfg(feature = "images")]
+        Command::Image(command) => crate::image::plan(command),
     }
 }
 
@@ -143,7 +170,7 @@ mod tests {
     #[test]
     fn commands_become_requests() {
         let cases = [
-            ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30 }),
+            ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30, labels: [].into() }),
             ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30) }),
             ("extend v --size 2G", Request::Extend { name: "v".into(), growth: Growth::To(2 << 30) }),
             ("hydrate v", hydrate(HydrationControl::default(), false)),
@@ -202,6 +229,8 @@ mod tests {
             "hydrate v --priority urgent",
             "export @s f",
             "demo image --size 1G",
+            "create v --size 1G --vm-gpu-kind a100",
+            "create v --size 1G --vm-memory much",
         ] {
             let words = std::iter::once("volfork").chain(line.split_whitespace());
             let error = Arguments::try_parse_from(words).err().unwrap_or_else(|| panic!("{line} was taken"));

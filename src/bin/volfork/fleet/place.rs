@@ -1,0 +1,194 @@
+//! `volfork place`: from arguments, a source and a fleet to a ranking or a reservation.
+
+use roaring::RoaringBitmap;
+use volfork::ErrorKind;
+use volfork::content::Image;
+use volfork::fleet::{FleetView, SharedFleet};
+use volfork::placement::{Bandwidth, FleetOptions, HostStatus, MachineHints, Policy, Request as Need, SnapshotNeed};
+
+use super::{PlaceArguments, image, now, print};
+use crate::ask::ask;
+use crate::failure::{Failure, Result};
+use crate::nbd;
+use crate::origin::Origin;
+use crate::request::{Request, Response};
+use crate::settings::{FileArgument, Settings};
+
+/// The region that stands for all that are not named.
+const ANY_REGION: &str = "any";
+
+/// Ranks, and reserves if that was asked for; `false` if no host is left.
+pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<bool> {
+    let origin = find_origin(settings, arguments)?;
+    let hints = match &origin {
+        Some(origin) => arguments.hints.clone().hints().or(MachineHints::from_labels(&origin.labels)?),
+        None => arguments.hints.clone().hints(),
+    };
+    let image = find_image(settings, arguments, &hints)?;
+    let fleet = SharedFleet::open(&arguments.fleet.fleet)?;
+    let view = fleet.load()?;
+    let need = need(arguments, &view, origin, hints, image)?;
+    let policy = policy(arguments)?;
+    let options = FleetOptions { max_age_seconds: arguments.max_age.as_secs().max(1), reservation_seconds: arguments.ttl.as_secs().max(1) };
+    if arguments.reserve {
+        let placement = fleet.place(&need, &policy, options, now())?;
+        return print::placement(settings, &placement, &view.unreadable);
+    }
+    let now = now();
+    let mut hosts = view.fleet(options, now);
+    if need.count > 1 {
+        // Each of them is placed as if the ones before were there.
+        return print::placement(settings, &hosts.place(&need, &policy, now), &view.unreadable);
+    }
+    print::ranking(settings, &hosts.rank(&need, &policy, now), &view.unreadable, arguments.explain)
+}
+
+fn find_origin(settings: &Settings, arguments: &PlaceArguments) -> Result<Option<Origin>> {
+    if let Some(source) = arguments.local_source() {
+        let target = source.parse().map_err(|error: String| Failure::new(ErrorKind::InvalidInput, error))?;
+        return match ask(settings, Request::Origin { target }, FileArgument::None, false)? {
+            Response::Origin(origin) => Ok(Some(origin)),
+            _ => Err(Failure::new(ErrorKind::Unsupported, "the process that serves the store is another version of volfork")),
+        };
+    }
+    arguments.source.as_deref().map(origin_at).transpose()
+}
+
+fn find_image(settings: &Settings, arguments: &PlaceArguments, hints: &MachineHints) -> Result<Option<Image>> {
+    if let Some(path) = &arguments.image_layers {
+        return image::read(path).map(Some);
+    }
+    let Some(reference) = &hints.image else { return Ok(None) };
+    match image::resolve(reference) {
+        // It was not asked for, but inherited: hosts can be compared without it.
+        Err(failure) if arguments.hints.compute_image.is_none() => {
+            crate::print::note(settings, &format!("hosts are compared without the image of the source: {failure}"));
+            Ok(None)
+        }
+        resolved => resolved.map(Some),
+    }
+}
+
+fn policy(arguments: &PlaceArguments) -> Result<Policy> {
+    match (arguments.policy, arguments.weights) {
+        (policy, None) => Ok(policy),
+        (Policy::StartTime(_), Some(weights)) => Ok(Policy::StartTime(weights)),
+        (policy, Some(_)) => Err(Failure::new(
+            ErrorKind::InvalidInput,
+            format!("the policy {policy} has no weights: leave --weights out, or use start-time"),
+        )),
+    }
+}
+
+/// What is to be placed.
+fn need(arguments: &PlaceArguments, view: &FleetView, origin: Option<Origin>, hints: MachineHints, image: Option<Image>) -> Result<Need> {
+    let size_bytes = arguments.size.or(origin.as_ref().map(|origin| origin.size_bytes)).unwrap_or(0);
+    if let Some(origin) = origin.as_ref().filter(|origin| origin.size_bytes > size_bytes) {
+        let message = format!("the source has {} bytes, and a fork is not smaller: give a larger --size", origin.size_bytes);
+        return Err(Failure::new(ErrorKind::InvalidInput, message));
+    }
+    let MachineHints { compute, app, require_unique_zone, unique_zone_app_wide, .. } = hints;
+    let snapshot = origin.and_then(|origin| snapshot_need(view, origin));
+    Ok(Need {
+        // Asking twice gives the same answer; another volume is spread elsewhere if hosts are equal.
+        id: format!("{app}/{}", arguments.volume),
+        app,
+        volume: arguments.volume.clone(),
+        regions: regions(&arguments.region, view),
+        volume_bytes: size_bytes,
+        compute,
+        image,
+        snapshot,
+        require_unique_zone,
+        unique_zone_app_wide,
+        count: arguments.count,
+    })
+}
+
+/// `any` stands for all regions that are not named, in the order of their names.
+fn regions(named: &[String], view: &FleetView) -> Vec<String> {
+    match named.iter().position(|region| region == ANY_REGION) {
+        None => named.to_vec(),
+        Some(0) => Vec::new(),
+        Some(at) => {
+            let mut regions = named[..at].to_vec();
+            let mut others: Vec<_> = view.hosts.iter().map(|host| host.region.clone()).collect();
+            others.sort_unstable();
+            others.dedup();
+            others.retain(|region| !regions.contains(region));
+            regions.extend(others);
+            regions
+        }
+    }
+}
+
+/// Of an export elsewhere, which does not tell its labels.
+fn origin_at(uri: &str) -> Result<Origin> {
+    let wrong = |message: String| Failure::new(ErrorKind::SourceLost, message);
+    let opener = nbd::sources().ok_or_else(|| wrong(format!("no source can be opened: {uri}")))?;
+    let source = opener.open(uri).map_err(|error| wrong(error.to_string()))?;
+    let first = source.trace();
+    let origin = Origin { identity: source.identity(), size_bytes: source.size_bytes(), ..Origin::default() };
+    source.close();
+    Ok(Origin { first: first.map_err(|error| wrong(error.to_string()))?, ..origin })
+}
+
+/// A snapshot is known to the hosts by its identity; one without is the same to all of them.
+fn snapshot_need(view: &FleetView, origin: Origin) -> Option<SnapshotNeed> {
+    let identity = origin.identity?;
+    let holders = || view.hosts.iter().filter_map(|host| Some((host, host.snapshots.get(&identity)?)));
+    let block_bytes = origin.block_bytes.or_else(|| holders().next().map(|(_, held)| held.block_bytes)).unwrap_or(4096);
+    let first = (!origin.first.is_empty()).then(|| {
+        let mut blocks = RoaringBitmap::new();
+        for range in &origin.first {
+            let (start, end) = (range.start / u64::from(block_bytes), range.end.div_ceil(u64::from(block_bytes)));
+            blocks.insert_range(u32::try_from(start).unwrap_or(u32::MAX)..u32::try_from(end).unwrap_or(u32::MAX));
+        }
+        blocks
+    });
+    let upload = holders().filter(|(host, _)| host.status != HostStatus::Unreachable).map(|(host, _)| host.bandwidth.upload);
+    let source_bandwidth = match upload.fold(0, u64::saturating_add) {
+        // A host outside of the fleet serves it.
+        0 => Bandwidth::default().upload,
+        bandwidth => bandwidth,
+    };
+    Some(SnapshotNeed { identity, block_bytes, size_bytes: origin.size_bytes, first, source_bandwidth })
+}
+
+#[cfg(test)]
+mod tests {
+    use volfork::placement::{HeldSnapshot, HostInventory};
+
+    use super::*;
+
+    fn view() -> FleetView {
+        let host = |name: &str, region: &str, upload, identity: &str| HostInventory {
+            host: name.into(),
+            region: region.into(),
+            bandwidth: Bandwidth { upload, ..Bandwidth::default() },
+            snapshots: [(identity.to_owned(), HeldSnapshot { block_bytes: 8192, size_bytes: 1 << 20, present: None })].into(),
+            ..HostInventory::default()
+        };
+        let hosts = vec![host("a", "ams", 10, "s"), host("b", "fra", 20, "s"), host("c", "waw", 40, "other")];
+        FleetView { hosts, ..FleetView::default() }
+    }
+
+    #[test]
+    fn any_region_comes_after_those_that_are_named() {
+        let regions = |named: &str| regions(&named.split(',').map(Into::into).collect::<Vec<_>>(), &view());
+        assert_eq!(regions("fra,any"), ["fra", "ams", "waw"]);
+        assert_eq!(regions("any"), Vec::<String>::new());
+        assert_eq!(regions("waw,ams"), ["waw", "ams"]);
+    }
+
+    #[test]
+    fn a_snapshot_is_needed_in_the_blocks_of_those_who_hold_it() {
+        let origin = Origin { identity: Some("s".into()), size_bytes: 1 << 20, first: vec![0..4096, 16384..32768], ..Origin::default() };
+        let need = snapshot_need(&view(), origin.clone()).unwrap();
+        assert_eq!((need.block_bytes, need.source_bandwidth), (8192, 30));
+        assert_eq!(need.first.unwrap().iter().collect::<Vec<_>>(), [0, 2, 3]);
+        assert_eq!(snapshot_need(&view(), Origin { identity: None, ..origin.clone() }), None);
+        let unknown = snapshot_need(&view(), Origin { identity: Some("x".into()), first: Vec::new(), ..origin }).unwrap();
+        assert_eq!((unknown.block_bytes, unknown.first, unknown.source_bandwidth), (4096, None, Bandwidth::default().upload));
+    }
+}

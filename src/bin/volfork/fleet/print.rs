@@ -1,0 +1,186 @@
+//! Fleets and rankings, for people and for scripts.
+
+use serde_json::json;
+use volfork::fleet::{FleetView, Unreadable};
+use volfork::format_bytes;
+use volfork::placement::{HostInventory, Placement, Ranked, Ranking, Resources};
+
+use crate::date::format_time;
+use crate::failure::{Failure, Result};
+use crate::print::{json, note, table, text, word};
+use crate::settings::Settings;
+
+/// Hosts that are shown unless all of them are asked for.
+const HOSTS_SHOWN: usize = 10;
+
+/// Prints `fleet list`.
+pub fn view(settings: &Settings, view: &FleetView, now: u64) -> Result<()> {
+    if settings.json {
+        return json(&json!({ "hosts": view.hosts, "reservations": view.reservations, "unreadable": view.unreadable }));
+    }
+    tell_unreadable(settings, &view.unreadable);
+    if settings.quiet {
+        return text(&view.hosts.iter().map(|host| host.host.as_str()).collect::<Vec<_>>().join("\n"));
+    }
+    text(&hosts_table(&view.hosts, now))?;
+    if view.reservations.is_empty() {
+        return Ok(());
+    }
+    let rows = view.reservations.iter().map(|reservation| {
+        let until = if reservation.expires_at <= now { "lapsed".into() } else { format!("{} s", reservation.expires_at - now) };
+        let resources = &reservation.resources;
+        let (app, volume) = (dash(&reservation.app), dash(&reservation.volume));
+        vec![reservation.id.clone(), reservation.host.clone(), app, volume, cpus(resources), format_bytes(resources.volume_bytes), until]
+    });
+    text(&format!("\n{}", table(&["RESERVATION", "HOST", "APP", "VOLUME", "CPUS", "SIZE", "HELD FOR"], &[5], rows)))
+}
+
+fn hosts_table(hosts: &[HostInventory], now: u64) -> String {
+    let of = |used: u64, all: u64| format!("{} of {}", format_bytes(used), format_bytes(all));
+    let rows = hosts.iter().map(|host| {
+        vec![
+            host.host.clone(),
+            host.region.clone(),
+            host.zone.clone(),
+            word(&host.status),
+            format!("{} of {}", cpus(&host.used), cpus(&host.capacity)),
+            of(host.used.memory_bytes, host.capacity.memory_bytes),
+            of(host.used.volume_bytes, host.capacity.volume_bytes),
+            host.volumes.len().to_string(),
+            host.snapshots.len().to_string(),
+            host.layers.len().to_string(),
+            format!("{} s", now.saturating_sub(host.reported_at)),
+        ]
+    });
+    let header = ["HOST", "REGION", "ZONE", "STATUS", "CPUS", "MEMORY", "ROOM", "VOLUMES", "SNAPSHOTS", "LAYERS", "AGE"];
+    table(&header, &[7, 8, 9, 10], rows)
+}
+
+fn cpus(resources: &Resources) -> String {
+    match resources.cpus.len() {
+        0 => "0".into(),
+        1 => resources.cpus.values().sum::<u32>().to_string(),
+        _ => resources.cpus.iter().map(|(kind, count)| format!("{count} {kind}")).collect::<Vec<_>>().join(" + "),
+    }
+}
+
+fn dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
+/// What `fleet publish` says.
+pub fn published(inventory: &HostInventory) -> String {
+    let HostInventory { host, region, zone, layers, snapshots, volumes, .. } = inventory;
+    let (layers, snapshots, volumes) = (layers.len(), snapshots.len(), volumes.len());
+    format!("host '{host}' in {region}, zone {zone}: {volumes} volumes, {snapshots} snapshots, {layers} image layers")
+}
+
+/// Prints a ranking; `false` (or a failure, for people) if nobody is left in it.
+pub fn ranking(settings: &Settings, ranking: &Ranking, unreadable: &[Unreadable], all: bool) -> Result<bool> {
+    if settings.json {
+        let value = serde_json::to_value(ranking).map_err(|error| Failure::io("print", error))?;
+        json(&with_reasons(value, ranking.nothing.as_ref().map(ToString::to_string), unreadable))?;
+        return Ok(ranking.nothing.is_none());
+    }
+    tell_unreadable(settings, unreadable);
+    if settings.quiet {
+        text(&ranking.hosts.iter().map(|host| host.host.as_str()).collect::<Vec<_>>().join("\n"))?;
+    } else {
+        let shown = if all { ranking.hosts.len() } else { HOSTS_SHOWN.min(ranking.hosts.len()) };
+        if shown > 0 {
+            text(&ranked_table(ranking.hosts[..shown].iter(), all))?;
+        }
+        if shown < ranking.hosts.len() {
+            note(settings, &format!("{} more hosts: --all shows them", ranking.hosts.len() - shown));
+        }
+        excluded(settings, ranking, all)?;
+    }
+    match &ranking.nothing {
+        None => Ok(true),
+        Some(nothing) => Err(Failure::new(volfork::ErrorKind::NoSpace, nothing.to_string())),
+    }
+}
+
+fn excluded(settings: &Settings, ranking: &Ranking, all: bool) -> Result<()> {
+    match (all, ranking.excluded.len()) {
+        (_, 0) => Ok(()),
+        (true, _) => {
+            let lines: Vec<_> = ranking.excluded.iter().map(|excluded| format!("excluded ({}): {excluded}", excluded.constraint)).collect();
+            text(&format!("\n{}", lines.join("\n")))
+        }
+        (false, count) => {
+            note(settings, &format!("excluded hosts: {count}; --all tells why"));
+            Ok(())
+        }
+    }
+}
+
+fn ranked_table<'a>(hosts: impl Iterator<Item = &'a Ranked>, all: bool) -> String {
+    let seconds = |seconds: f64| format!("{seconds:.2}");
+    let coming = |missing: u64, in_flight: u64| match in_flight {
+        0 => format_bytes(missing),
+        _ => format!("{} + {} coming", format_bytes(missing), format_bytes(in_flight)),
+    };
+    let rows = hosts.map(|host| {
+        let mut row = vec![host.host.clone(), host.region.clone(), host.zone.clone(), seconds(host.seconds)];
+        row.push(coming(host.image_bytes_missing, host.image_bytes_in_flight));
+        row.push(coming(host.snapshot_bytes_missing, host.snapshot_bytes_in_flight));
+        if all {
+            let terms = [host.fetch_seconds, host.load_seconds, host.herd_seconds, host.headroom_seconds, host.spread_seconds];
+            row.extend(terms.map(seconds));
+            row.push(format!("{:.2}", host.cost));
+            row.push(format!("{} s", host.staleness_seconds));
+        }
+        row
+    });
+    let header = ["HOST", "REGION", "ZONE", "SECONDS", "IMAGE MISSING", "SNAPSHOT MISSING"];
+    let terms = ["FETCH", "LOAD", "HERD", "HEADROOM", "SPREAD", "COST", "AGE"];
+    let header: Vec<_> = header.into_iter().chain(terms.into_iter().filter(|_| all)).collect();
+    table(&header, &[3, 4, 5, 6, 7, 8, 9, 10, 11, 12], rows)
+}
+
+/// Prints where machines were placed; `false` (or a failure, for people) if some were not.
+pub fn placement(settings: &Settings, placement: &Placement, unreadable: &[Unreadable]) -> Result<bool> {
+    let why = placement.nothing.as_ref().map(ToString::to_string).or_else(|| placement.refused.clone());
+    if settings.json {
+        let value = serde_json::to_value(placement).map_err(|error| Failure::io("print", error))?;
+        json(&with_reasons(value, why, unreadable))?;
+        return Ok(placement.left == 0);
+    }
+    tell_unreadable(settings, unreadable);
+    if settings.quiet {
+        let lines = placement.placed.iter().map(|placed| format!("{} {}", placed.reservation.id, placed.reservation.host));
+        text(&lines.collect::<Vec<_>>().join("\n"))?;
+    } else if !placement.placed.is_empty() {
+        let rows = placement.placed.iter().map(|placed| {
+            let (reservation, ranked) = (&placed.reservation, &placed.ranked);
+            let until = format_time(reservation.expires_at);
+            let seconds = format!("{:.2}", ranked.seconds);
+            vec![reservation.id.clone(), ranked.host.clone(), ranked.region.clone(), ranked.zone.clone(), seconds, until]
+        });
+        text(&table(&["RESERVATION", "HOST", "REGION", "ZONE", "SECONDS", "HELD UNTIL"], &[4], rows))?;
+    }
+    match placement.left {
+        0 => Ok(true),
+        left => {
+            let placed = placement.placed.len();
+            let why = why.unwrap_or_else(|| "no host is left".into());
+            Err(Failure::new(volfork::ErrorKind::NoSpace, format!("{placed} placed, {left} not: {why}")))
+        }
+    }
+}
+
+/// The sentences that people are told belong to the JSON too.
+fn with_reasons(mut value: serde_json::Value, why: Option<String>, unreadable: &[Unreadable]) -> serde_json::Value {
+    if let Some(map) = value.as_object_mut() {
+        map.insert("message".into(), json!(why));
+        map.insert("unreadable".into(), json!(unreadable));
+    }
+    value
+}
+
+fn tell_unreadable(settings: &Settings, unreadable: &[Unreadable]) {
+    for Unreadable { object, reason } in unreadable {
+        note(settings, &format!("left out: {object}: {reason}"));
+    }
+}

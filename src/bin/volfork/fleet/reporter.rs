@@ -1,0 +1,132 @@
+//! A server tells its fleet what it has: at its start, at every change that a command makes, every so often, and at its end.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use volfork::Store;
+use volfork::fleet::{HostFacts, Publisher, SharedFleet};
+use volfork::placement::HostStatus;
+
+use super::{ReportArguments, facts, now};
+use crate::failure::{Failure, Result};
+use crate::settings::Settings;
+
+/// Least time between two reports.
+const REPORT_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+struct Signals {
+    changed: bool,
+    stopping: bool,
+}
+
+struct Shared {
+    signals: Mutex<Signals>,
+    wake: Condvar,
+}
+
+/// A thread that reports.
+pub struct Reporter {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+/// Tells a [`Reporter`] that there is something new.
+#[derive(Clone)]
+pub struct Changed(Arc<Shared>);
+
+impl Changed {
+    /// There is something new.
+    pub fn tell(&self) {
+        self.0.signals.lock().unwrap_or_else(PoisonError::into_inner).changed = true;
+        self.0.wake.notify_all();
+    }
+}
+
+impl Reporter {
+    /// Reports `store`, if the arguments name a fleet. A fleet that does not answer is told to the user and tried again: the store
+    /// is served all the same.
+    pub fn start(settings: &Settings, arguments: &ReportArguments, store: &Store) -> Result<Option<Self>> {
+        let Some(url) = &arguments.fleet else { return Ok(None) };
+        let facts = facts(arguments.host.clone(), &settings.store)?;
+        let mut reports = Reports {
+            store: store.clone(),
+            publisher: Publisher::new(SharedFleet::open(url)?),
+            facts,
+            settings: settings.clone(),
+            failing: false,
+        };
+        let shared = Arc::new(Shared { signals: Mutex::default(), wake: Condvar::new() });
+        let thread = std::thread::Builder::new().name("fleet".into()).spawn({
+            let (shared, every) = (shared.clone(), arguments.report_every);
+            move || reports.run(&shared, every)
+        });
+        let thread = thread.map_err(|error| Failure::io("start a thread", error))?;
+        Ok(Some(Self { shared, thread }))
+    }
+
+    /// What tells it of changes.
+    pub fn changed(&self) -> Changed {
+        Changed(self.shared.clone())
+    }
+
+    /// Reports that the host does not answer any more, and ends.
+    pub fn stop(self) {
+        self.shared.signals.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
+        self.shared.wake.notify_all();
+        // A panic in the thread was printed there.
+        let _ = self.thread.join();
+    }
+}
+
+struct Reports {
+    store: Store,
+    publisher: Publisher,
+    facts: HostFacts,
+    settings: Settings,
+    failing: bool,
+}
+
+impl Reports {
+    fn run(&mut self, shared: &Shared, every: Duration) {
+        loop {
+            self.report();
+            let next = Instant::now() + every;
+            if wait(shared, next) {
+                break;
+            }
+        }
+        self.facts.status = HostStatus::Unreachable;
+        self.report();
+    }
+
+    fn report(&mut self) {
+        let reported = self.facts.inventory(&self.store).and_then(|inventory| self.publisher.publish(inventory, now()));
+        // Only what is new is told, not every try.
+        match (&reported, self.failing) {
+            (Err(error), false) => crate::print::note(&self.settings, &format!("the fleet is not told what this host has: {error}")),
+            (Ok(_), true) => crate::print::note(&self.settings, "the fleet is told again what this host has"),
+            _ => {}
+        }
+        self.failing = reported.is_err();
+    }
+}
+
+/// Waits until `next` or a change; `true` at the end.
+fn wait(shared: &Shared, next: Instant) -> bool {
+    let earliest = Instant::now() + REPORT_PAUSE;
+    let mut signals = shared.signals.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let now = Instant::now();
+        if signals.stopping {
+            return true;
+        }
+        if now >= next || (signals.changed && now >= earliest) {
+            signals.changed = false;
+            return false;
+        }
+        let until = if signals.changed { earliest.min(next) } else { next };
+        signals = shared.wake.wait_timeout(signals, until.saturating_duration_since(now)).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}

@@ -1,0 +1,35 @@
+//! How long the starts of a serving process took.
+
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::json;
+use volfork::placement::StartTimes;
+
+use super::{ImageResponse, print};
+use crate::request::Response;
+use crate::settings::Settings;
+
+/// Starts since the process began to serve.
+#[derive(Default)]
+pub struct Starts(Mutex<StartTimes>);
+
+impl Starts {
+    /// Counts and logs an import that ended; adds what was counted to a list.
+    pub fn note(&self, settings: &Settings, response: &mut Response) {
+        let Response::Image(response) = response else { return };
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match response {
+            ImageResponse::Imported(imported) => {
+                let start = &imported.start;
+                times.record(start.fetch_seconds, start.prepare_seconds, start.is_cached());
+                match settings.json {
+                    // A log that cannot be written must not fail the import.
+                    true => drop(crate::print::json(&json!({ "event": "image_ready", "image": print::imported_json(imported) }))),
+                    false if settings.quiet => {}
+                    false => eprintln!("{}", print::start_text(imported)),
+                }
+            }
+            ImageResponse::Held(held) => held.starts = Some(Box::new(times.summary())),
+        }
+    }
+}
