@@ -141,6 +141,10 @@ pub struct InventoryDelta {
     pub generation: u64,
     /// When, in seconds since the Unix epoch.
     pub reported_at: u64,
+    /// New region, after a move.
+    pub region: Option<String>,
+    /// New zone.
+    pub zone: Option<String>,
     /// New status.
     pub status: Option<HostStatus>,
     /// New capacity.

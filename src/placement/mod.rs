@@ -5,8 +5,50 @@
 //!
 //! A decision has two steps. First the hard constraints: host status, fresh inventory, region, processors, memory, volume room,
 //! unique zones. Nothing overrides them. Then one cost for each host that is left: *seconds until the machine can start*.
+//!
+//! # The cost
+//!
+//! The terms of the default policy, [`Policy::StartTime`], all in seconds; the weights are in [`Weights`]:
+//!
+//! | term | is |
+//! |---|---|
+//! | fetch | image layers that are not there, each once, over the slower of download and registry; blocks needed first of a snapshot over the slower of download and source; both together over download; the longest of the three. Of a layer that is on its way, only what is still to come counts |
+//! | load | what other fetches that the host has reported take away meanwhile: links are shared evenly |
+//! | herd | the same for assignments that the host has not reported, and a constant for each of them |
+//! | headroom | fullness of the scarcest resource with the request on the host |
+//! | spread | volumes of the same app in the zone |
+//!
+//! Preferred regions come before all that: a host in an earlier region is always before one in a later region, so a request goes to
+//! the first region with room. Hosts of equal cost are ordered by a hash of the names of request and host (FNV-1a of each, mixed by
+//! the finalizer of SplitMix64), so that equal requests spread and repeated ones agree.
+mod amounts;
+mod apps;
+mod delta;
+mod fleet;
+mod hints;
+mod index;
 mod inventory;
+mod need;
+mod order;
+mod policy;
+mod presence;
+mod ranking;
 mod request;
+mod reservation;
+mod rows;
+mod scores;
+mod starts;
+mod summary;
+mod survey;
 
+pub use fleet::{Fleet, FleetOptions, PLACEMENTS_MAX};
+pub use hints::{MachineHints, RESERVATION_LABEL};
 pub use inventory::{Bandwidth, HeldSnapshot, HostInventory, HostStatus, InFlight, InventoryDelta, PlacedVolume, Processors, Resources};
+pub use order::Order;
+pub use policy::{Policy, Weights};
+pub use ranking::{Constraint, Excluded, Nothing, Placed, Placement, Ranked, Ranking};
 pub use request::{Compute, Request, SnapshotNeed};
+pub use reservation::{Reservation, SnapshotFetch};
+pub use scores::{image_locality, layer_score};
+pub use starts::{StartSummary, StartTimes, StartsSummary, TimeSummary};
+pub use summary::{HostSummary, shortlist};

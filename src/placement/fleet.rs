@@ -1,0 +1,406 @@
+//! All hosts, indexed so that a request costs little and a change costs as much as what changed.
+//!
+//! # Invariants
+//!
+//! - The index is what adding all inventories and reservations to an empty one would give; only its numbers of hosts may differ, and
+//!   no answer depends on them.
+//! - A reservation is held for a known host which does not list it among its assignments.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::index::{Fetching, Index};
+use super::inventory::{HostInventory, InventoryDelta, Resources};
+use super::order::{self, Order};
+use super::policy::Policy;
+use super::ranking::{Placed, Placement, Ranking};
+use super::request::Request;
+use super::reservation::Reservation;
+use super::scores::normal_name;
+use super::survey::Survey;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The most that one request may ask to be placed.
+pub const PLACEMENTS_MAX: u32 = 100_000;
+
+/// Rules of a fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FleetOptions {
+    /// Hosts that have not reported for longer take no machines. Default 300 seconds.
+    pub max_age_seconds: u64,
+    /// How long [`Fleet::place`] holds capacity for an assignment that its host does not report. Default 120 seconds.
+    pub reservation_seconds: u64,
+}
+
+impl Default for FleetOptions {
+    fn default() -> Self {
+        Self { max_age_seconds: 300, reservation_seconds: 120 }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    inventory: HostInventory,
+    fetching: Fetching,
+    /// Names of what is reserved here.
+    reserved: BTreeSet<String>,
+}
+
+/// All hosts and the assignments that they have not reported yet.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    options: FleetOptions,
+    pub(super) index: Index,
+    numbers: BTreeMap<String, u32>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    reservations: BTreeMap<String, Reservation>,
+    expiries: BTreeSet<(u64, String)>,
+}
+
+impl Fleet {
+    /// A fleet of no hosts with the default rules.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A fleet of no hosts.
+    pub fn with_options(options: FleetOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// The rules.
+    pub fn options(&self) -> FleetOptions {
+        self.options
+    }
+
+    /// Takes a full report of a host, new or known; whether it was taken. One that is older than what is known is ignored.
+    pub fn report(&mut self, inventory: HostInventory) -> bool {
+        let number = match self.numbers.get(&inventory.host) {
+            Some(&number) => {
+                if self.inventory(number).generation > inventory.generation {
+                    return false;
+                }
+                number
+            }
+            None => self.add(&inventory),
+        };
+        let delta = self.inventory(number).delta_to(&inventory);
+        self.follow(number, &delta);
+        self.slots[number as usize].inventory = inventory;
+        self.confirm(number);
+        true
+    }
+
+    /// Takes a change since the last report.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for an unknown host, [`ErrorKind::InvalidInput`] if the change is not one to the generation that is
+    /// known: the host must send a full report.
+    pub fn apply(&mut self, delta: &InventoryDelta) -> Result<()> {
+        let number = self.number(&delta.host)?;
+        self.inventory(number).check(delta)?;
+        self.follow(number, delta);
+        self.slots[number as usize].inventory.apply(delta)?;
+        self.confirm(number);
+        Ok(())
+    }
+
+    /// Forgets a host and what is reserved on it; whether it was known.
+    pub fn remove(&mut self, host: &str) -> bool {
+        let Some(&number) = self.numbers.get(host) else { return false };
+        for id in std::mem::take(&mut self.slots[number as usize].reserved) {
+            self.forget(&id);
+        }
+        let empty = HostInventory { host: host.to_owned(), ..HostInventory::default() };
+        let everything_goes = self.inventory(number).delta_to(&empty);
+        self.index.follow(number, &self.slots[number as usize].inventory, &everything_goes);
+        let Slot { fetching, .. } = &mut self.slots[number as usize];
+        self.index.refresh(number, &empty, fetching, std::iter::empty());
+        self.index.remove(number);
+        self.slots[number as usize] = Slot::default();
+        self.numbers.remove(host);
+        self.free.push(number);
+        true
+    }
+
+    /// What is known of a host.
+    pub fn host(&self, name: &str) -> Option<&HostInventory> {
+        self.numbers.get(name).map(|number| self.inventory(*number))
+    }
+
+    /// All hosts, by name.
+    pub fn hosts(&self) -> impl Iterator<Item = &HostInventory> {
+        self.numbers.values().map(|number| self.inventory(*number))
+    }
+
+    /// How many hosts are known.
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// Reservations that are held, by name.
+    pub fn reservations(&self) -> impl Iterator<Item = &Reservation> {
+        self.reservations.values()
+    }
+
+    /// Holds capacity for an assignment until its host reports it (its inventory lists the id under `assignments`), it is released
+    /// or expires. One that the host has reported already holds nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for an unknown host, [`ErrorKind::Exists`] if another assignment has that id,
+    /// [`ErrorKind::NoSpace`] if it does not fit.
+    pub fn reserve(&mut self, reservation: Reservation) -> Result<()> {
+        let number = self.number(&reservation.host)?;
+        let new = self.is_new(number, &reservation) && !self.reservations.contains_key(&reservation.id);
+        if let Some(lack) = self.left(number).lacking(&reservation.resources).filter(|_| new) {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!("assignment '{}' does not fit on host '{}': {lack}; rank the hosts again", reservation.id, reservation.host),
+            ));
+        }
+        self.hold(reservation)
+    }
+
+    /// Holds capacity for an assignment that somebody else has decided on, whether it fits or not.
+    ///
+    /// # Errors
+    /// As [`Fleet::reserve`], but never [`ErrorKind::NoSpace`].
+    pub fn hold(&mut self, reservation: Reservation) -> Result<()> {
+        let number = self.number(&reservation.host)?;
+        if let Some(other) = self.reservations.get(&reservation.id) {
+            if *other == reservation {
+                return Ok(());
+            }
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("assignment '{}' is held on host '{}' already: release it first, or choose another id", other.id, other.host),
+            ));
+        }
+        if !self.is_new(number, &reservation) {
+            return Ok(());
+        }
+        let zone = self.index.rows[number as usize].zone;
+        self.index.apps.add(&reservation.app, zone, &reservation.volume);
+        self.slots[number as usize].reserved.insert(reservation.id.clone());
+        self.expiries.insert((reservation.expires_at, reservation.id.clone()));
+        self.reservations.insert(reservation.id.clone(), reservation);
+        self.refresh(number);
+        Ok(())
+    }
+
+    /// Gives back what a reservation holds; whether there was one.
+    pub fn release(&mut self, id: &str) -> bool {
+        let Some(number) = self.forget(id) else { return false };
+        self.slots[number as usize].reserved.remove(id);
+        self.refresh(number);
+        true
+    }
+
+    /// Releases what has lapsed by `now`.
+    pub fn expire(&mut self, now: u64) {
+        while let Some((_, id)) = self.expiries.first().filter(|(at, _)| *at <= now).cloned() {
+            self.release(&id);
+        }
+    }
+
+    /// Orders all hosts for one instance of the request, without words. Reservations count until [`Fleet::expire`] is called.
+    pub fn order<'a>(&'a self, request: &'a Request, policy: &Policy, now: u64) -> Order<'a> {
+        Order::of(self, request, policy, now)
+    }
+
+    /// Ranks all hosts for one instance of the request, in words. Reservations count until [`Fleet::expire`] is called.
+    pub fn rank(&self, request: &Request, policy: &Policy, now: u64) -> Ranking {
+        self.order(request, policy, now).ranking(usize::MAX)
+    }
+
+    /// Releases what has lapsed, then places the request as often as it says: ranks, reserves on the best host, and again. The
+    /// reservations are called as the request, and `-1`, `-2` and so on behind it if there are several.
+    pub fn place(&mut self, request: &Request, policy: &Policy, now: u64) -> Placement {
+        self.expire(now);
+        let mut placement = Placement {
+            request: request.id.clone(),
+            policy: policy.word(),
+            placed: Vec::new(),
+            left: request.count,
+            nothing: None,
+            refused: None,
+        };
+        if request.count > PLACEMENTS_MAX {
+            let count = request.count;
+            placement.refused = Some(format!("{count} are too many for one request: ask for {PLACEMENTS_MAX} at most"));
+            return placement;
+        }
+        for instance in 1..=request.count {
+            let id = if request.count == 1 { request.id.clone() } else { format!("{}-{instance}", request.id) };
+            match self.place_one(request, policy, now, id) {
+                Ok(Ok(placed)) => placement.placed.push(placed),
+                Ok(Err(nothing)) => placement.nothing = Some(nothing),
+                Err(refused) => placement.refused = Some(refused.to_string()),
+            }
+            if placement.nothing.is_some() || placement.refused.is_some() {
+                break;
+            }
+            placement.left -= 1;
+        }
+        placement
+    }
+
+    fn place_one(
+        &mut self,
+        request: &Request,
+        policy: &Policy,
+        now: u64,
+        id: String,
+    ) -> Result<std::result::Result<Placed, super::ranking::Nothing>> {
+        let survey = Survey::of(self, request, policy, now);
+        let Some(number) = order::best(&survey) else { return Ok(Err(order::nothing(&survey))) };
+        let expires_at = now.saturating_add(self.options.reservation_seconds);
+        let reservation = order::reservation(&survey, number, id, expires_at);
+        let ranked = order::explain(&survey, number);
+        if self.reservations.contains_key(&reservation.id) || !self.is_new(number, &reservation) {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("assignment '{}' exists already: choose another name for the request", reservation.id),
+            ));
+        }
+        self.reserve(reservation.clone())?;
+        Ok(Ok(Placed { reservation, ranked }))
+    }
+
+    /// Bytes on the heap of the index: what ranking needs beside the inventories.
+    pub fn index_bytes(&self) -> usize {
+        self.index.memory_bytes()
+    }
+
+    pub(super) fn inventory(&self, number: u32) -> &HostInventory {
+        &self.slots[number as usize].inventory
+    }
+
+    pub(super) fn name(&self, number: u32) -> &str {
+        &self.inventory(number).host
+    }
+
+    /// Bytes of an image by its name with a tag; the largest if a host tells several.
+    pub(super) fn image_bytes(&self, number: u32, name: &str) -> u64 {
+        let images = &self.inventory(number).images;
+        let short = name.strip_suffix(":latest").filter(|short| normal_name(short) == name);
+        [Some(name), short].into_iter().flatten().filter_map(|name| images.get(name)).copied().max().unwrap_or(0)
+    }
+
+    /// What the request uses up on a host. "Any kind" becomes the kind of which most are free, the first by name among equals.
+    pub(super) fn resources_for(&self, number: u32, request: &Request) -> Resources {
+        let left = self.left(number);
+        let chosen = |wanted: &super::inventory::Processors, left: &BTreeMap<String, u32>| {
+            let most = || left.iter().max_by_key(|(kind, free)| (**free, std::cmp::Reverse(*kind))).map(|(kind, _)| kind.clone());
+            let kind = if wanted.kind.is_empty() { most().unwrap_or_default() } else { wanted.kind.clone() };
+            (wanted.count > 0).then_some((kind, wanted.count))
+        };
+        let compute = &request.compute;
+        Resources {
+            cpus: chosen(&compute.cpus, &left.cpus).into_iter().collect(),
+            gpus: compute.gpus.iter().filter_map(|gpus| chosen(gpus, &left.gpus)).collect(),
+            memory_bytes: compute.memory_bytes,
+            volume_bytes: request.volume_bytes,
+        }
+    }
+
+    /// What is neither in use nor reserved on a host.
+    fn left(&self, number: u32) -> Resources {
+        let Slot { inventory, reserved, .. } = &self.slots[number as usize];
+        let mut taken = inventory.used.clone();
+        for id in reserved {
+            taken.add(&self.reservations[id].resources);
+        }
+        inventory.capacity.without(&taken)
+    }
+
+    fn number(&self, host: &str) -> Result<u32> {
+        self.numbers.get(host).copied().ok_or_else(|| {
+            let shown: String = host.chars().take(100).collect();
+            Error::new(ErrorKind::NotFound, format!("host '{shown}' is not known: let it send a full report first"))
+        })
+    }
+
+    fn is_new(&self, number: u32, reservation: &Reservation) -> bool {
+        !self.inventory(number).assignments.contains(&reservation.id)
+    }
+
+    fn add(&mut self, inventory: &HostInventory) -> u32 {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() as u32 - 1
+        });
+        self.index.add(number, inventory);
+        let HostInventory { host, region, zone, .. } = inventory;
+        let bare = HostInventory { host: host.clone(), region: region.clone(), zone: zone.clone(), ..HostInventory::default() };
+        self.slots[number as usize].inventory = bare;
+        self.numbers.insert(host.clone(), number);
+        number
+    }
+
+    /// Lets the index follow a change that is about to be made.
+    fn follow(&mut self, number: u32, delta: &InventoryDelta) {
+        let slot = &self.slots[number as usize];
+        if delta.region.is_some() || delta.zone.is_some() {
+            self.move_host(number, delta);
+            return;
+        }
+        self.index.follow(number, &slot.inventory, delta);
+    }
+
+    /// A host that changes its zone takes its volumes and what is reserved along.
+    fn move_host(&mut self, number: u32, delta: &InventoryDelta) {
+        let Slot { inventory, reserved, .. } = &mut self.slots[number as usize];
+        let before = self.index.rows[number as usize];
+        let volumes: Vec<_> = inventory.volumes.values().map(|volume| (volume.app.clone(), volume.name.clone())).collect();
+        let held = reserved.iter().map(|id| &self.reservations[id]).map(|one| (one.app.clone(), one.volume.clone()));
+        let along: Vec<_> = volumes.into_iter().chain(held).collect();
+        for (app, volume) in &along {
+            self.index.apps.take(app, before.zone, volume);
+        }
+        inventory.region = delta.region.clone().unwrap_or_else(|| inventory.region.clone());
+        inventory.zone = delta.zone.clone().unwrap_or_else(|| inventory.zone.clone());
+        self.index.add(number, inventory);
+        self.index.regions.give_back(before.region);
+        self.index.zones.give_back(before.zone);
+        let zone = self.index.rows[number as usize].zone;
+        for (app, volume) in &along {
+            self.index.apps.add(app, zone, volume);
+        }
+        self.index.follow(number, inventory, delta);
+    }
+
+    /// Drops reservations that a host has reported, and computes its numbers anew.
+    fn confirm(&mut self, number: u32) {
+        let Slot { inventory, reserved, .. } = &mut self.slots[number as usize];
+        if !reserved.is_empty() {
+            let reported: HashSet<&String> = inventory.assignments.iter().collect();
+            let confirmed: Vec<String> = reserved.iter().filter(|id| reported.contains(id)).cloned().collect();
+            reserved.retain(|id| !reported.contains(id));
+            for id in confirmed {
+                self.forget(&id);
+            }
+        }
+        self.refresh(number);
+    }
+
+    /// Forgets a reservation but for its host's numbers; the number of the host.
+    fn forget(&mut self, id: &str) -> Option<u32> {
+        let reservation = self.reservations.remove(id)?;
+        let number = self.numbers[&reservation.host];
+        let zone = self.index.rows[number as usize].zone;
+        self.index.apps.take(&reservation.app, zone, &reservation.volume);
+        self.expiries.remove(&(reservation.expires_at, reservation.id));
+        Some(number)
+    }
+
+    fn refresh(&mut self, number: u32) {
+        let Slot { inventory, fetching, reserved } = &mut self.slots[number as usize];
+        self.index.refresh(number, inventory, fetching, reserved.iter().map(|id| &self.reservations[id]));
+    }
+}

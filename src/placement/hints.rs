@@ -1,0 +1,147 @@
+//! What is known of a volume's machine before it exists, as labels of the volume.
+//!
+//! ```text
+//! vm.cpus  vm.cpu-kind  vm.gpus  vm.gpu-kind  vm.memory    numbers, kinds, bytes
+//! vm.image                                                 what it starts from
+//! vm.app                                                   the application it belongs to
+//! zone.unique  zone.unique-app-wide                        "true"
+//! volfork.reservation                                      the reservation that the volume uses up
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::inventory::Processors;
+use super::request::Compute;
+use crate::error::{Error, ErrorKind, Result};
+
+const CPUS: &str = "vm.cpus";
+const CPU_KIND: &str = "vm.cpu-kind";
+const GPUS: &str = "vm.gpus";
+const GPU_KIND: &str = "vm.gpu-kind";
+const MEMORY: &str = "vm.memory";
+const IMAGE: &str = "vm.image";
+const APP: &str = "vm.app";
+const UNIQUE_ZONE: &str = "zone.unique";
+const UNIQUE_ZONE_APP_WIDE: &str = "zone.unique-app-wide";
+
+/// Label of a volume that uses up a reservation: its id.
+pub const RESERVATION_LABEL: &str = "volfork.reservation";
+
+/// What is known of a volume's machine, and where it may be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineHints {
+    /// What the machine needs.
+    pub compute: Compute,
+    /// What it starts from.
+    pub image: Option<String>,
+    /// The application it belongs to, or empty.
+    pub app: String,
+    /// No other volume of the same app and name may be in the zone.
+    pub require_unique_zone: bool,
+    /// No other volume of the same app may be in the zone.
+    pub unique_zone_app_wide: bool,
+}
+
+impl MachineHints {
+    /// As labels; what is not known has none.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let number = |number: u64| if number == 0 { String::new() } else { number.to_string() };
+        let flag = |set: bool| if set { "true".to_owned() } else { String::new() };
+        let gpus = self.compute.gpus.clone().unwrap_or_default();
+        let all = [
+            (CPUS, number(self.compute.cpus.count.into())),
+            (CPU_KIND, self.compute.cpus.kind.clone()),
+            (GPUS, number(gpus.count.into())),
+            (GPU_KIND, gpus.kind),
+            (MEMORY, number(self.compute.memory_bytes)),
+            (IMAGE, self.image.clone().unwrap_or_default()),
+            (APP, self.app.clone()),
+            (UNIQUE_ZONE, flag(self.require_unique_zone)),
+            (UNIQUE_ZONE_APP_WIDE, flag(self.unique_zone_app_wide)),
+        ];
+        all.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// From the labels of a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a value that is no number.
+    pub fn from_labels(labels: &BTreeMap<String, String>) -> Result<Self> {
+        let text = |key: &str| labels.get(key).cloned().unwrap_or_default();
+        let gpus = Processors { kind: text(GPU_KIND), count: number(labels, GPUS)? };
+        Ok(Self {
+            compute: Compute {
+                cpus: Processors { kind: text(CPU_KIND), count: number(labels, CPUS)? },
+                gpus: (gpus.count > 0).then_some(gpus),
+                memory_bytes: number(labels, MEMORY)?,
+            },
+            image: labels.get(IMAGE).cloned(),
+            app: text(APP),
+            require_unique_zone: text(UNIQUE_ZONE) == "true",
+            unique_zone_app_wide: text(UNIQUE_ZONE_APP_WIDE) == "true",
+        })
+    }
+
+    /// What is known here, and from `other` what is not.
+    pub fn or(self, other: Self) -> Self {
+        let text = |own: String, other: String| if own.is_empty() { other } else { own };
+        let or = |own: Processors, other: Processors| Processors {
+            kind: text(own.kind, other.kind),
+            count: if own.count == 0 { other.count } else { own.count },
+        };
+        let gpus = or(self.compute.gpus.unwrap_or_default(), other.compute.gpus.unwrap_or_default());
+        let memory_bytes = if self.compute.memory_bytes == 0 { other.compute.memory_bytes } else { self.compute.memory_bytes };
+        Self {
+            compute: Compute { cpus: or(self.compute.cpus, other.compute.cpus), gpus: (gpus.count > 0).then_some(gpus), memory_bytes },
+            image: self.image.or(other.image),
+            app: text(self.app, other.app),
+            require_unique_zone: self.require_unique_zone || other.require_unique_zone,
+            unique_zone_app_wide: self.unique_zone_app_wide || other.unique_zone_app_wide,
+        }
+    }
+}
+
+fn number<N: std::str::FromStr + Default>(labels: &BTreeMap<String, String>, key: &str) -> Result<N> {
+    let Some(value) = labels.get(key) else { return Ok(N::default()) };
+    value.parse().map_err(|_| Error::new(ErrorKind::InvalidInput, format!("the label {key} is '{value}', which is not a number")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> MachineHints {
+        MachineHints {
+            compute: Compute {
+                cpus: Processors { kind: "performance".into(), count: 4 },
+                gpus: Some(Processors { kind: "a100".into(), count: 1 }),
+                memory_bytes: 8 << 30,
+            },
+            image: Some("registry.example/app:v1".into()),
+            app: "shop".into(),
+            require_unique_zone: true,
+            unique_zone_app_wide: true,
+        }
+    }
+
+    #[test]
+    fn labels_keep_everything() {
+        let labels = full().labels();
+        assert_eq!(labels.len(), 9);
+        assert_eq!(MachineHints::from_labels(&labels).unwrap(), full());
+        assert_eq!(MachineHints::default().labels(), BTreeMap::new());
+        assert_eq!(MachineHints::from_labels(&BTreeMap::new()).unwrap(), MachineHints::default());
+        let wrong = [("vm.cpus".to_owned(), "many".to_owned())].into();
+        assert!(MachineHints::from_labels(&wrong).unwrap_err().to_string().contains("vm.cpus"));
+    }
+
+    #[test]
+    fn what_is_told_goes_before_what_is_inherited() {
+        let told = MachineHints { app: "blog".into(), ..MachineHints::default() };
+        assert_eq!(told.clone().or(full()), MachineHints { app: "blog".into(), ..full() });
+        assert_eq!(full().or(told), full());
+    }
+}

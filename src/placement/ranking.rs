@@ -1,0 +1,238 @@
+//! The answer: every host with its reasons.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::reservation::Reservation;
+use crate::units::format_bytes;
+
+/// What a host must meet; in the order in which they are applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Constraint {
+    /// There is a host at all.
+    Known,
+    /// It takes machines.
+    Status,
+    /// It has reported lately enough: seconds of age against the most allowed.
+    Stale,
+    /// It is in a region that the request names.
+    Region,
+    /// It has processors of the kind.
+    CpuKind,
+    /// Enough of them are free.
+    Cpus,
+    /// Enough accelerators of the kind are free.
+    Gpus,
+    /// Enough bytes of memory are free.
+    Memory,
+    /// Enough bytes for volumes are free.
+    VolumeRoom,
+    /// No volume of the same app and name is in its zone: how many are, against none.
+    UniqueZone,
+    /// No volume of the same app is in its zone: how many are, against none.
+    UniqueZoneApp,
+}
+
+impl Constraint {
+    /// All, in the order in which they are applied.
+    pub const ALL: [Self; 11] = [
+        Self::Known,
+        Self::Status,
+        Self::Stale,
+        Self::Region,
+        Self::CpuKind,
+        Self::Cpus,
+        Self::Gpus,
+        Self::Memory,
+        Self::VolumeRoom,
+        Self::UniqueZone,
+        Self::UniqueZoneApp,
+    ];
+
+    /// The word for it, as in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Known => "known",
+            Self::Status => "status",
+            Self::Stale => "stale",
+            Self::Region => "region",
+            Self::CpuKind => "cpu_kind",
+            Self::Cpus => "cpus",
+            Self::Gpus => "gpus",
+            Self::Memory => "memory",
+            Self::VolumeRoom => "volume_room",
+            Self::UniqueZone => "unique_zone",
+            Self::UniqueZoneApp => "unique_zone_app",
+        }
+    }
+}
+
+impl fmt::Display for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// A host that no constraint excludes, and everything its place in the ranking comes from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Ranked {
+    /// Name of the host.
+    pub host: String,
+    /// Its region.
+    pub region: String,
+    /// Its zone.
+    pub zone: String,
+    /// What the policy ranks by within a region; less is better. For the start-time policy it is `seconds`; for a policy that gives
+    /// points it is how many are missing to the most that can be had.
+    pub cost: f64,
+    /// Seconds until the machine can start, the sum of all terms below that end in `seconds` but staleness.
+    pub seconds: f64,
+    /// Bytes of image layers that are neither there nor on their way.
+    pub image_bytes_missing: u64,
+    /// Bytes of image layers that are still to come from fetches which others have begun.
+    pub image_bytes_in_flight: u64,
+    /// Bytes of blocks needed first that are neither there nor on their way.
+    pub snapshot_bytes_missing: u64,
+    /// Bytes of such blocks that an assignment not yet reported will fetch.
+    pub snapshot_bytes_in_flight: u64,
+    /// Time in which all these bytes come over the host's links if nobody else uses them.
+    pub fetch_seconds: f64,
+    /// Time lost because reported fetches for other machines share the link.
+    pub load_seconds: f64,
+    /// Time lost because assignments not yet reported will fetch, unpack and start beside it.
+    pub herd_seconds: f64,
+    /// What using up room costs.
+    pub headroom_seconds: f64,
+    /// What volumes of the same app in the zone cost.
+    pub spread_seconds: f64,
+    /// Place of the host's region among the preferred ones, 0 being the first. A host of an earlier region always comes first.
+    pub region_preference: u32,
+    /// Age of what is known of the host.
+    pub staleness_seconds: u64,
+}
+
+impl fmt::Display for Ranked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = |f: &mut fmt::Formatter<'_>, count: u64, what: &str| match count {
+            0 => Ok(()),
+            _ => write!(f, ", {} of {what}", format_bytes(count)),
+        };
+        write!(f, "{} ({}, zone {}): {:.2} s = fetch {:.2}", self.host, self.region, self.zone, self.seconds, self.fetch_seconds)?;
+        for (seconds, what) in
+            [(self.load_seconds, "load"), (self.herd_seconds, "herd"), (self.headroom_seconds, "headroom"), (self.spread_seconds, "spread")]
+        {
+            if seconds > 0.0 {
+                write!(f, " + {what} {seconds:.2}")?;
+            }
+        }
+        bytes(f, self.image_bytes_missing, "the image missing")?;
+        bytes(f, self.image_bytes_in_flight, "the image on their way")?;
+        bytes(f, self.snapshot_bytes_missing, "the snapshot missing")?;
+        bytes(f, self.snapshot_bytes_in_flight, "the snapshot on their way")
+    }
+}
+
+/// A host that a constraint excludes: the first one, in their order, that it does not meet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Excluded {
+    /// Name of the host.
+    pub host: String,
+    /// Its region.
+    pub region: String,
+    /// What it does not meet.
+    pub constraint: Constraint,
+    /// What it has.
+    pub have: u64,
+    /// What it would need.
+    pub need: u64,
+}
+
+impl fmt::Display for Excluded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, region, have, need, .. } = self;
+        match self.constraint {
+            Constraint::Known => write!(f, "{host}: no such host"),
+            Constraint::Status => write!(f, "{host}: takes no machines, because it is drained or does not answer"),
+            Constraint::Stale => write!(f, "{host}: last reported {have} s ago, the most allowed is {need} s"),
+            Constraint::Region => write!(f, "{host}: is in region {region}, which is not asked for"),
+            Constraint::CpuKind => write!(f, "{host}: has no processors of the kind"),
+            Constraint::Cpus => write!(f, "{host}: {have} processors are free, {need} are needed"),
+            Constraint::Gpus => write!(f, "{host}: {have} accelerators of the kind are free, {need} are needed"),
+            Constraint::Memory => write!(f, "{host}: {} of memory are free, {} are needed", format_bytes(*have), format_bytes(*need)),
+            Constraint::VolumeRoom => {
+                write!(f, "{host}: {} for volumes are free, {} are needed", format_bytes(*have), format_bytes(*need))
+            }
+            Constraint::UniqueZone => write!(f, "{host}: {have} volumes of the same app and name are in its zone"),
+            Constraint::UniqueZoneApp => write!(f, "{host}: {have} volumes of the same app are in its zone"),
+        }
+    }
+}
+
+/// Why no host is left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Nothing {
+    /// The constraint that took the last ones; [`Constraint::Known`] if the fleet is empty.
+    pub constraint: Constraint,
+    /// How many hosts each constraint took, in the order in which they are applied; those that took none are left out.
+    pub excluded: Vec<(Constraint, usize)>,
+    /// The host that came nearest to meeting `constraint`.
+    pub nearest: Option<Excluded>,
+}
+
+impl fmt::Display for Nothing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(nearest) = &self.nearest else {
+            return f.write_str("no host is known: let hosts report to the fleet first");
+        };
+        write!(f, "no host meets every constraint; '{}' took the last ones (", self.constraint)?;
+        for (at, (constraint, hosts)) in self.excluded.iter().enumerate() {
+            write!(f, "{}{constraint}: {hosts}", if at == 0 { "" } else { ", " })?;
+        }
+        write!(f, "); nearest came {nearest}")
+    }
+}
+
+/// Every host of the fleet: the ones that meet all constraints, best first, and the others.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ranking {
+    /// Name of the request.
+    pub request: String,
+    /// Word of the policy.
+    pub policy: &'static str,
+    /// How many hosts meet all constraints.
+    pub fitting: usize,
+    /// Those hosts, or as many as were asked for, the best first.
+    pub hosts: Vec<Ranked>,
+    /// The others, by constraint and then by name.
+    pub excluded: Vec<Excluded>,
+    /// Why `hosts` is empty, if it is.
+    pub nothing: Option<Nothing>,
+}
+
+/// One machine or volume that got a host.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Placed {
+    /// What is held for it.
+    pub reservation: Reservation,
+    /// Why this host.
+    pub ranked: Ranked,
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Placement {
+    /// Name of the request.
+    pub request: String,
+    /// Word of the policy.
+    pub policy: &'static str,
+    /// What got a host, in order.
+    pub placed: Vec<Placed>,
+    /// How many did not.
+    pub left: u32,
+    /// Why they did not.
+    pub nothing: Option<Nothing>,
+    /// Why they did not, if it was not for want of a host: an assignment of that name exists already.
+    pub refused: Option<String>,
+}

@@ -1,0 +1,130 @@
+//! How long starts took: the measure that placement is judged by.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Longest time that is told apart, in microseconds: a day.
+const MICROS_MAX: u64 = 24 * 3600 * 1_000_000;
+
+/// Times of starts from request to ready, in histograms of bounded size: three digits are kept, from a microsecond to a day.
+#[derive(Clone, Debug)]
+pub struct StartTimes {
+    cached: Times,
+    fetched: Times,
+}
+
+#[derive(Clone, Debug)]
+struct Times {
+    total: Histogram<u64>,
+    fetch: Histogram<u64>,
+    prepare: Histogram<u64>,
+}
+
+/// Quantiles of one kind of time, in seconds; zero if there was no start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimeSummary {
+    /// Arithmetic mean.
+    pub mean_seconds: f64,
+    /// Median.
+    pub p50_seconds: f64,
+    /// 99th percentile.
+    pub p99_seconds: f64,
+    /// Longest.
+    pub max_seconds: f64,
+}
+
+/// Times of starts of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StartSummary {
+    /// How many there were.
+    pub count: u64,
+    /// From request to ready.
+    pub total: TimeSummary,
+    /// Waiting for bytes from elsewhere.
+    pub fetch: TimeSummary,
+    /// Everything else.
+    pub prepare: TimeSummary,
+}
+
+/// Times of all starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StartsSummary {
+    /// Those for which everything was here.
+    pub cached: StartSummary,
+    /// Those that had to fetch.
+    pub fetched: StartSummary,
+}
+
+impl Default for StartTimes {
+    fn default() -> Self {
+        let empty = Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("these bounds are valid");
+        let times = Times { total: empty.clone(), fetch: empty.clone(), prepare: empty };
+        Self { cached: times.clone(), fetched: times }
+    }
+}
+
+impl StartTimes {
+    /// Counts one start. Times that are negative or not numbers count as zero.
+    pub fn record(&mut self, fetch_seconds: f64, prepare_seconds: f64, cached: bool) {
+        let times = if cached { &mut self.cached } else { &mut self.fetched };
+        let micros = |seconds: f64| (seconds.max(0.0) * 1e6).round() as u64;
+        let (fetch, prepare) = (micros(fetch_seconds), micros(prepare_seconds));
+        times.fetch.saturating_record(fetch);
+        times.prepare.saturating_record(prepare);
+        times.total.saturating_record(fetch.saturating_add(prepare));
+    }
+
+    /// What was counted so far.
+    pub fn summary(&self) -> StartsSummary {
+        StartsSummary { cached: self.cached.summary(), fetched: self.fetched.summary() }
+    }
+}
+
+impl Times {
+    fn summary(&self) -> StartSummary {
+        let [total, fetch, prepare] = [&self.total, &self.fetch, &self.prepare].map(|times| {
+            let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e6;
+            TimeSummary {
+                mean_seconds: times.mean() / 1e6,
+                p50_seconds: at(0.5),
+                p99_seconds: at(0.99),
+                max_seconds: times.max() as f64 / 1e6,
+            }
+        });
+        StartSummary { count: self.total.len(), total, fetch, prepare }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_kept_apart_for_cached_and_fetched_starts() {
+        let mut starts = StartTimes::default();
+        assert_eq!(starts.summary(), StartsSummary::default());
+        for number in 1..=100 {
+            starts.record(f64::from(number), 0.5, false);
+        }
+        starts.record(0.0, 0.001, true);
+        let StartsSummary { cached, fetched } = starts.summary();
+        assert_eq!((cached.count, fetched.count), (1, 100));
+        let near = |seen: f64, wanted: f64| assert!((seen / wanted - 1.0).abs() < 0.001, "{seen} is not {wanted}");
+        near(fetched.fetch.p50_seconds, 50.0);
+        near(fetched.fetch.p99_seconds, 99.0);
+        near(fetched.total.max_seconds, 100.5);
+        near(fetched.total.mean_seconds, 51.0);
+        near(fetched.prepare.p99_seconds, 0.5);
+        near(cached.total.p50_seconds, 0.001);
+    }
+
+    #[test]
+    fn nonsense_is_counted_within_the_bounds() {
+        let mut starts = StartTimes::default();
+        starts.record(f64::NAN, -1.0, false);
+        starts.record(f64::INFINITY, 1e300, false);
+        let summary = starts.summary().fetched;
+        assert_eq!((summary.count, summary.total.p50_seconds), (2, 0.0));
+        assert!(summary.total.max_seconds >= MICROS_MAX as f64 / 1e6);
+    }
+}
