@@ -187,15 +187,8 @@ impl SharedFleet {
     pub fn place(&self, request: &Request, policy: &Policy, options: FleetOptions, now: u64) -> Result<Placement> {
         let rules = Rules { policy, options, now };
         let mut fleet = self.load()?.fleet(options, now);
-        let mut placement = Placement {
-            request: request.id.clone(),
-            policy: policy.word(),
-            placed: Vec::new(),
-            left: request.count,
-            nothing: None,
-            refused: None,
-        };
-        while placement.left > 0 {
+        let mut placement = Placement::begin(request, policy);
+        while placement.left > 0 && placement.refused.is_none() {
             match self.place_one(&mut fleet, request, rules)? {
                 Ok(placed) => placement.placed.push(placed),
                 Err(nothing) => {

@@ -7,7 +7,9 @@ use super::bucket::Change;
 use super::{Published, Publisher, SharedFleet};
 use crate::content::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::placement::{Compute, FleetOptions, HostInventory, PlacedVolume, Placement, Policy, Processors, Request, Resources};
+use crate::placement::{
+    Compute, FleetOptions, HostInventory, PLACEMENTS_MAX, PlacedVolume, Placement, Policy, Processors, Request, Resources,
+};
 
 const NOW: u64 = 1_000_000;
 
@@ -153,6 +155,15 @@ fn a_reservation_holds_until_it_lapses_is_released_or_reported() {
 }
 
 /// Schedulers place more than there is room for, while hosts take up what was reserved on them.
+#[test]
+fn too_many_at_once_are_refused_before_anything_is_reserved() {
+    let fleet = memory();
+    publish(&fleet, host("a", "a", 4));
+    let placement = place(&fleet, &Request { count: PLACEMENTS_MAX + 1, ..machine("v") });
+    assert!(placement.refused.is_some_and(|why| why.contains("too many")));
+    assert!(placement.placed.is_empty());
+}
+
 fn nobody_oversells(fleet: &SharedFleet) {
     const HOSTS: [(&str, &str, u32); 3] = [("a", "z1", 5), ("b", "z1", 3), ("c", "z2", 4)];
     for (name, zone, cpus) in HOSTS {

@@ -19,9 +19,6 @@ use super::scores::normal_name;
 use super::survey::Survey;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The most that one request may ask to be placed.
-pub const PLACEMENTS_MAX: u32 = 100_000;
-
 /// Rules of a fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FleetOptions {
@@ -222,17 +219,8 @@ impl Fleet {
     /// reservations are called as the request, and `-1`, `-2` and so on behind it if there are several.
     pub fn place(&mut self, request: &Request, policy: &Policy, now: u64) -> Placement {
         self.expire(now);
-        let mut placement = Placement {
-            request: request.id.clone(),
-            policy: policy.word(),
-            placed: Vec::new(),
-            left: request.count,
-            nothing: None,
-            refused: None,
-        };
-        if request.count > PLACEMENTS_MAX {
-            let count = request.count;
-            placement.refused = Some(format!("{count} are too many for one request: ask for {PLACEMENTS_MAX} at most"));
+        let mut placement = Placement::begin(request, policy);
+        if placement.refused.is_some() {
             return placement;
         }
         for instance in 1..=request.count {

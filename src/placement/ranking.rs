@@ -4,8 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::policy::Policy;
+use super::request::Request;
 use super::reservation::Reservation;
 use crate::units::format_bytes;
+
+/// The most that one request may ask to be placed.
+pub const PLACEMENTS_MAX: u32 = 100_000;
 
 /// What a host must meet; in the order in which they are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -233,6 +238,15 @@ pub struct Placement {
     pub left: u32,
     /// Why they did not.
     pub nothing: Option<Nothing>,
-    /// Why they did not, if it was not for want of a host: an assignment of that name exists already.
+    /// Why they did not, if it was not for want of a host: an assignment of that name exists already, or they are too many.
     pub refused: Option<String>,
+}
+
+impl Placement {
+    /// Nothing is placed yet; a request for more than [`PLACEMENTS_MAX`] is refused, wherever its reservations are kept.
+    pub(crate) fn begin(request: &Request, policy: &Policy) -> Self {
+        let left = request.count;
+        let refused = (left > PLACEMENTS_MAX).then(|| format!("{left} are too many for one request: ask for {PLACEMENTS_MAX} at most"));
+        Self { request: request.id.clone(), policy: policy.word(), placed: Vec::new(), left, nothing: None, refused }
+    }
 }
