@@ -149,31 +149,45 @@ fn random_transfers(criterion: &mut Criterion) {
     }
 }
 
-/// Cached blocking reads of one block from volumes with chains of 1, 16 and 1,000 layers, each with a block of its own.
+/// Cached blocking reads of one block from volumes with chains of 1, 16 and 1,000 layers, each with a block of its own; and
+/// from as many raw files that share the blocks in the same way, which shows what a thousand files cost without an engine.
 fn reads_by_depth(criterion: &mut Criterion) {
-    let bytes = file_bytes().min(64 << 20);
+    let blocks = file_bytes().min(64 << 20) / BLOCK;
     let dir = directory();
-    let store = Store::create(dir.path(), options(IoMode::Buffered)).expect("a store");
+    let store = Store::create(&dir.path().join("store"), options(IoMode::Buffered)).expect("a store");
     let mut group = criterion.benchmark_group("cached 4 KiB read by depth of chain");
     group.throughput(Throughput::Elements(1));
     let mut random = Blocks(3);
     let deepest = if test_mode() { 20 } else { 1000 };
-    let volumes: Vec<(u64, Volume)> = [1, 16, deepest]
+    let chains: Vec<(u64, Volume, Vec<Arc<dyn DiskFile>>)> = [1, 16, deepest]
         .into_iter()
         .map(|depth| {
-            let volume = filled_volume(&store, &format!("depth{depth}"), bytes);
+            let volume = filled_volume(&store, &format!("depth{depth}"), blocks * BLOCK);
+            let base = raw_file(&dir.path().join(format!("raw{depth}")), IoMode::Buffered, blocks * BLOCK);
+            let mut owners = vec![base; blocks as usize];
             for layer in 1..depth {
+                let (block, data) = (random.next(blocks), [layer as u8; BLOCK as usize]);
                 volume.snapshot(&format!("s{layer}")).expect("a snapshot");
-                volume.write_at(&[layer as u8; BLOCK as usize], random.next(bytes / BLOCK) * BLOCK).expect("a write");
+                volume.write_at(&data, block * BLOCK).expect("a write");
+                let path = dir.path().join(format!("raw{depth}.{layer}"));
+                let file = SystemDisk::new().open(&path, OpenMode::Create, IoMode::Buffered).expect("a file");
+                file.write_all_at(&data, block * BLOCK).expect("a write");
+                owners[block as usize] = file;
             }
-            (depth, volume)
+            (depth, volume, owners)
         })
         .collect();
+    let mut buffer = [0; BLOCK as usize];
     for round in ["A", "B"] {
-        for (depth, volume) in &volumes {
-            let mut buffer = [0; BLOCK as usize];
-            group.bench_function(format!("{depth} {round}"), |bencher| {
-                bencher.iter(|| volume.read_at(&mut buffer, random.next(bytes / BLOCK) * BLOCK));
+        for (depth, volume, owners) in &chains {
+            group.bench_function(format!("raw files, {depth} {round}"), |bencher| {
+                bencher.iter(|| {
+                    let block = random.next(blocks);
+                    owners[block as usize].read_at(&mut buffer, block * BLOCK)
+                });
+            });
+            group.bench_function(format!("volume, {depth} {round}"), |bencher| {
+                bencher.iter(|| volume.read_at(&mut buffer, random.next(blocks) * BLOCK));
             });
         }
     }

@@ -62,6 +62,11 @@ pub trait Disk: Send + Sync + 'static {
 pub trait DiskFile: Send + Sync + 'static {
     /// Reads at `offset`; may be short; 0 means end of file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Reads at `offset` as far as no device has to be waited for; may be short.
+    /// [`io::ErrorKind::WouldBlock`]: a device has to be waited for. Others say that the file cannot tell.
+    fn read_cached_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
     /// Writes at `offset`; may be short; 0 is an error of the disk.
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize>;
     /// Makes completed writes durable.

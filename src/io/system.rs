@@ -154,6 +154,10 @@ impl DiskFile for SystemFile {
         self.0.read_at(buffer, offset)
     }
 
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::preadv2(&self.0, &mut [io::IoSliceMut::new(buffer)], offset, rustix::io::ReadWriteFlags::NOWAIT)?)
+    }
+
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
         self.0.write_at(buffer, offset)
     }

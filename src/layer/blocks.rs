@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::checksums::block_checksum;
+use super::checksums::{ChecksumPage, block_checksum};
 use super::set::Layers;
 use super::state::Layer;
 use crate::bits::BlockBits;
@@ -73,6 +73,7 @@ impl Layers {
     pub fn read_blocks(&self, layer: &Layer, first: u32, buffer: &mut [u8]) -> Result<BlockRead> {
         let Some(file) = self.data_file(layer, first)? else { return Ok(BlockRead::Mismatch(first)) };
         let offset = self.place(first).1;
+        let expected = self.expect(layer, first);
         let result = if self.is_aligned(buffer) {
             file.read_exact_at(buffer, offset)
         } else {
@@ -82,10 +83,26 @@ impl Layers {
             result
         };
         match result {
-            Ok(()) => self.verify_blocks(layer, first, buffer),
+            Ok(()) => self.verify_expected(layer, first, buffer, expected),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(BlockRead::Mismatch(first)),
             Err(error) => Err(Error::io(format!("cannot read layer {} at block {first}", layer.id), error)),
         }
+    }
+
+    /// Fills `buffer` with consecutive blocks from `first` of a data file if the page cache has them and they match; never waits
+    /// for a device. `None`: the page cache has not all of them.
+    pub fn read_cached(&self, layer: &Layer, file: &dyn DiskFile, first: u32, buffer: &mut [u8]) -> Option<BlockRead> {
+        let expected = self.expect(layer, first);
+        let done = file.read_cached_at(buffer, self.place(first).1).ok().filter(|done| *done == buffer.len());
+        done.and_then(|_| self.verify_expected(layer, first, buffer, expected).ok())
+    }
+
+    /// The checksums from a block on, if they are in memory.
+    fn expect(&self, layer: &Layer, first: u32) -> Option<(u32, Arc<ChecksumPage>)> {
+        let extent = first / EXTENT_BLOCKS;
+        let page = self.cached_page(layer, extent)?;
+        page.expect(first % EXTENT_BLOCKS);
+        Some((extent, page))
     }
 
     /// Compares blocks (within one extent or more) with their checksums.
@@ -93,7 +110,11 @@ impl Layers {
     /// # Errors
     /// The checksums cannot be read.
     pub fn verify_blocks(&self, layer: &Layer, first: u32, bytes: &[u8]) -> Result<BlockRead> {
-        let mut page = None;
+        self.verify_expected(layer, first, bytes, None)
+    }
+
+    /// As [`Layers::verify_blocks`], with the page of one extent at hand.
+    fn verify_expected(&self, layer: &Layer, first: u32, bytes: &[u8], mut page: Option<(u32, Arc<ChecksumPage>)>) -> Result<BlockRead> {
         for (number, bytes) in bytes.chunks(self.block_size.bytes() as usize).enumerate() {
             let block = first + number as u32;
             let extent = block / EXTENT_BLOCKS;

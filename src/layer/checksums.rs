@@ -81,6 +81,18 @@ impl ChecksumPage {
         self.checksums[block as usize].load(Ordering::Acquire)
     }
 
+    /// Lets the processor fetch the checksum of a block while the block itself is read: it is rarely in the processor's caches.
+    pub fn expect(&self, block: u32) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(checksum) = self.checksums.get(block as usize) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint for an address; SSE is part of every x86_64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(checksum).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = block;
+    }
+
     /// Sets the checksum of a block of the extent.
     pub fn set(&self, block: u32, checksum: u32) {
         self.checksums[block as usize].store(checksum, Ordering::Release);

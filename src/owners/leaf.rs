@@ -23,8 +23,10 @@ pub type OwnerRuns = SmallVec<[(Range<u32>, Owner); 2]>;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leaf {
     first: Owner,
-    /// Where further runs begin; empty for most extents.
-    rest: Vec<(u16, Owner)>,
+    /// Where further runs begin, apart from their owners so that a search touches few cache lines; empty for most extents.
+    starts: Vec<u16>,
+    /// Whose those runs are.
+    owners: Vec<Owner>,
 }
 
 impl Default for Leaf {
@@ -36,17 +38,21 @@ impl Default for Leaf {
 impl Leaf {
     /// One owner has every block.
     pub fn uniform(owner: Owner) -> Self {
-        Self { first: owner, rest: Vec::new() }
+        Self { first: owner, starts: Vec::new(), owners: Vec::new() }
+    }
+
+    /// The owner of the run before the one numbered `next` of `starts`.
+    fn before(&self, next: usize) -> Owner {
+        next.checked_sub(1).map_or(self.first, |at| self.owners[at])
     }
 
     /// Appends the runs of `range`.
     pub fn runs(&self, range: Range<u32>, runs: &mut OwnerRuns) {
-        let mut next = self.rest.partition_point(|(start, _)| u32::from(*start) <= range.start);
+        let mut next = self.starts.partition_point(|start| u32::from(*start) <= range.start);
         let mut start = range.start;
         while start < range.end {
-            let owner = next.checked_sub(1).map_or(self.first, |at| self.rest[at].1);
-            let end = self.rest.get(next).map_or(EXTENT_BLOCKS, |(start, _)| u32::from(*start)).min(range.end);
-            runs.push((start..end, owner));
+            let end = self.starts.get(next).map_or(EXTENT_BLOCKS, |start| u32::from(*start)).min(range.end);
+            runs.push((start..end, self.before(next)));
             start = end;
             next += 1;
         }
@@ -57,11 +63,10 @@ impl Leaf {
         if range.is_empty() {
             return;
         }
-        let from = self.rest.partition_point(|(start, _)| u32::from(*start) < range.start);
-        let to = self.rest.partition_point(|(start, _)| u32::from(*start) <= range.end);
-        let before = from.checked_sub(1).map_or(self.first, |at| self.rest[at].1);
-        let after = to.checked_sub(1).map_or(self.first, |at| self.rest[at].1);
-        let mut middle = Vec::with_capacity(2);
+        let from = self.starts.partition_point(|start| u32::from(*start) < range.start);
+        let to = self.starts.partition_point(|start| u32::from(*start) <= range.end);
+        let (before, after) = (self.before(from), self.before(to));
+        let mut middle: SmallVec<[(u16, Owner); 2]> = SmallVec::new();
         if range.start == 0 {
             self.first = owner;
         } else if before != owner {
@@ -70,7 +75,8 @@ impl Leaf {
         if range.end < EXTENT_BLOCKS && after != owner {
             middle.push((range.end as u16, after));
         }
-        self.rest.splice(from..to, middle);
+        self.starts.splice(from..to, middle.iter().map(|(start, _)| *start));
+        self.owners.splice(from..to, middle.iter().map(|(_, owner)| *owner));
     }
 }
 

@@ -147,7 +147,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::SourceLost`].
     pub fn prefetch(&self, offset: u64, bytes: u64) -> Result<()> {
-        self.0.core.prefetch(&|| self.0.look(), offset, bytes)
+        self.0.core.prefetch(&self.0.view, offset, bytes)
     }
 
     /// A queue with a ring of its own, for one thread.
@@ -223,7 +223,7 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.0.core.read(&|| self.0.look(), offset, buffer).map_err(|error| self.0.name_damage(error))
+        self.0.core.read(&self.0.view, offset, buffer).map_err(|error| self.0.name_damage(error))
     }
 
     /// As [`Volume::runs`].

@@ -95,7 +95,7 @@ impl Head {
         self.check_alive()?;
         self.touch(offset, buffer.len() as u64);
         let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
-        let read = self.core.read(&|| self.look(), offset, buffer).map_err(|error| self.name_damage(error));
+        let read = self.core.read(&self.view, offset, buffer).map_err(|error| self.name_damage(error));
         // How long a source takes says nothing of this machine.
         self.core.note_latency(began.filter(|_| self.core.demands.load(Ordering::Relaxed) == demands));
         read
@@ -135,7 +135,7 @@ impl Head {
             match result? {
                 None => return Ok(()),
                 // Outside of the gate, so that a fork never waits for a network.
-                Some(block) => self.core.bring(&self.look(), piece.extent, block..block + 1)?,
+                Some(block) => self.core.bring(&self.view, piece.extent, block..block + 1)?,
             }
         }
     }

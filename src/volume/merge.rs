@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use parking_lot::RwLock;
+
 use super::core::Core;
 use super::view::{Answer, Piece, View};
 use crate::bits::BlockBits;
@@ -38,7 +40,7 @@ impl Core {
     /// As [`Core::read_extent`].
     pub(super) fn read_patched(
         &self,
-        look: &dyn Fn() -> View,
+        seen: &RwLock<View>,
         layer: &Arc<Layer>,
         extent: u32,
         run: Range<u32>,
@@ -62,7 +64,7 @@ impl Core {
         }
         for (block, bytes) in run.zip(buffer.chunks_mut(self.block_size.bytes() as usize)) {
             if let Merged::Gone = self.merge_block(layer, first + block, bytes)? {
-                self.read_block_settled(look, first + block, bytes)?;
+                self.read_block_settled(seen, first + block, bytes)?;
             }
         }
         Ok(())
@@ -81,7 +83,7 @@ impl Core {
             below = self.below(&next)?;
             patched.push(next);
         }
-        if let Err(error) = self.read_extent(&|| below.clone(), extent, within.clone(), buffer) {
+        if let Err(error) = self.read_extent(&RwLock::new(below), extent, within.clone(), buffer) {
             // Once a block is merged, the one below it is forgotten.
             let all = patched.iter().all(|layer| layer.patched(extent).contains(within.start));
             return if all { Err(error) } else { Ok(Merged::Gone) };
@@ -101,9 +103,10 @@ impl Core {
     ///
     /// # Errors
     /// As [`Core::read_extent`]; no space.
-    pub(super) fn bring(&self, view: &View, extent: u32, blocks: Range<u32>) -> Result<()> {
+    pub(super) fn bring(&self, seen: &RwLock<View>, extent: u32, blocks: Range<u32>) -> Result<()> {
         let first = extent * EXTENT_BLOCKS;
-        for (run, answer) in self.answers(view, extent, blocks)? {
+        let answers = self.answers(&seen.read(), extent, blocks)?;
+        for (run, answer) in answers {
             match answer {
                 Answer::Zero | Answer::Held(_) => {}
                 Answer::Missing(root) => {
@@ -126,14 +129,14 @@ impl Core {
     ///
     /// # Errors
     /// As [`Core::answers`].
-    pub(super) fn read_parts(&self, view: &View, piece: &Piece, buffer: &mut [u8]) -> Result<bool> {
+    pub(super) fn read_parts(&self, seen: &RwLock<View>, piece: &Piece, buffer: &mut [u8]) -> Result<bool> {
         if piece.blocks.len() != 1 || !self.layers.any_patches() {
             return Ok(false);
         }
         let block = piece.extent * EXTENT_BLOCKS + piece.blocks.start;
         let start = piece.skip as u32;
         let mut wanted: Vec<Range<u32>> = std::iter::once(start..start + piece.bytes as u32).collect();
-        let mut answer = self.answers(view, piece.extent, piece.blocks.clone())?.pop().map(|(_, answer)| answer);
+        let mut answer = self.answers(&seen.read(), piece.extent, piece.blocks.clone())?.pop().map(|(_, answer)| answer);
         while let Some(Answer::Patched(layer)) = answer {
             wanted = layer.read_patch(block, start, buffer, wanted);
             if wanted.is_empty() {

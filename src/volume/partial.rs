@@ -114,7 +114,7 @@ impl Head {
     fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<()> {
         let number = extent * EXTENT_BLOCKS + block;
         if !layer.extent(extent).0.contains(block) {
-            return self.core.read_extent(&|| self.look(), extent, block..block + 1, buffer);
+            return self.core.read_extent(&self.view, extent, block..block + 1, buffer);
         }
         match self.core.layers.read_blocks(layer, number, buffer)? {
             BlockRead::Verified => Ok(()),

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use parking_lot::RwLock;
+
 use super::core::Core;
 use super::request::{Run, RunKind};
 use super::view::{Answer, Piece, View};
@@ -66,11 +68,11 @@ impl Core {
     }
 
     /// Brings blocks of a range that are still at a source.
-    pub(super) fn prefetch(&self, look: &dyn Fn() -> View, mut offset: u64, mut bytes: u64) -> Result<()> {
-        look().check_range(offset, bytes)?;
+    pub(super) fn prefetch(&self, seen: &RwLock<View>, mut offset: u64, mut bytes: u64) -> Result<()> {
+        seen.read().check_range(offset, bytes)?;
         while bytes > 0 {
             let piece = Piece::at(self.block_size, offset, bytes);
-            self.bring(&look(), piece.extent, piece.blocks.clone())?;
+            self.bring(seen, piece.extent, piece.blocks.clone())?;
             offset += piece.bytes;
             bytes -= piece.bytes;
         }

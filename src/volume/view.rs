@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use smallvec::SmallVec;
 
 use super::core::Core;
@@ -157,11 +158,11 @@ impl Core {
 
     /// Brings missing blocks of an extent, unless they are not missing any more for whoever looks: a layer above may hold them
     /// by now, and then the root may have forgotten them and let its source go.
-    pub(super) fn demand_seen(&self, look: &dyn Fn() -> View, root: &Layer, extent: u32, range: Range<u32>) -> Result<()> {
+    pub(super) fn demand_seen(&self, seen: &RwLock<View>, root: &Layer, extent: u32, range: Range<u32>) -> Result<()> {
         let first = u64::from(extent) * u64::from(EXTENT_BLOCKS);
         match self.demand(root, first + u64::from(range.start)..first + u64::from(range.end)) {
             Err(error) if error.kind() == ErrorKind::SourceLost => {
-                let answers = self.answers(&look(), extent, range)?;
+                let answers = self.answers(&seen.read(), extent, range)?;
                 let missing = answers.iter().any(|(_, answer)| matches!(answer, Answer::Missing(_)));
                 if missing { Err(error) } else { Ok(()) }
             }
@@ -169,15 +170,15 @@ impl Core {
         }
     }
 
-    /// Fills `buffer` with whole blocks of one extent. `look` gives the view at each moment.
+    /// Fills `buffer` with whole blocks of one extent. `seen` is the view, which may change meanwhile.
     ///
     /// # Errors
     /// Damage, a lost source, an I/O error.
-    pub(super) fn read_extent(&self, look: &dyn Fn() -> View, extent: u32, range: Range<u32>, buffer: &mut [u8]) -> Result<()> {
+    pub(super) fn read_extent(&self, seen: &RwLock<View>, extent: u32, range: Range<u32>, buffer: &mut [u8]) -> Result<()> {
         let block_bytes = self.block_size.bytes() as usize;
         let first = extent * EXTENT_BLOCKS;
-        let view = look();
-        for (run, answer) in self.answers(&view, extent, range.clone())? {
+        let answers = self.answers(&seen.read(), extent, range.clone())?;
+        for (run, answer) in answers {
             let at = (run.start - range.start) as usize * block_bytes;
             let part = &mut buffer[at..at + run.len() * block_bytes];
             let layer = match answer {
@@ -187,11 +188,11 @@ impl Core {
                 }
                 Answer::Held(layer) => layer,
                 Answer::Patched(layer) => {
-                    self.read_patched(look, &layer, extent, run, part)?;
+                    self.read_patched(seen, &layer, extent, run, part)?;
                     continue;
                 }
                 Answer::Missing(layer) => {
-                    let demanded = self.demand_seen(look, &layer, extent, run.clone());
+                    let demanded = self.demand_seen(seen, &layer, extent, run.clone());
                     if let (Err(ErrorKind::NoSpace), Some(hydrator)) = (demanded.as_ref().map_err(Error::kind), self.hydrator(layer.id)) {
                         // A full disk must not keep anybody from reading.
                         hydrator.read_through(u64::from(first + run.start), part)?;
@@ -199,7 +200,7 @@ impl Core {
                     }
                     demanded?;
                     // What arrived may be data or zeros.
-                    self.read_extent(look, extent, run, part)?;
+                    self.read_extent(seen, extent, run, part)?;
                     continue;
                 }
             };
@@ -208,7 +209,7 @@ impl Core {
                 self.layers.read_blocks(&layer, first + run.start + done, &mut part[done as usize * block_bytes..])?
             {
                 let at = (block - first - run.start) as usize;
-                self.read_block_settled(look, block, &mut part[at * block_bytes..(at + 1) * block_bytes])?;
+                self.read_block_settled(seen, block, &mut part[at * block_bytes..(at + 1) * block_bytes])?;
                 done = at as u32 + 1;
                 if done == run.len() as u32 {
                     break;
@@ -219,17 +220,17 @@ impl Core {
     }
 
     /// Reads one block that did not match: asks anew who answers for it, with its writers held.
-    pub(super) fn read_block_settled(&self, look: &dyn Fn() -> View, block: u32, buffer: &mut [u8]) -> Result<()> {
+    pub(super) fn read_block_settled(&self, seen: &RwLock<View>, block: u32, buffer: &mut [u8]) -> Result<()> {
         let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
         loop {
-            let view = look();
-            let Some((_, answer)) = self.answers(&view, extent, within..within + 1)?.pop() else { return Ok(()) };
+            let answer = self.answers(&seen.read(), extent, within..within + 1)?.pop();
+            let Some((_, answer)) = answer else { return Ok(()) };
             match answer {
                 Answer::Zero => {
                     buffer.fill(0);
                     return Ok(());
                 }
-                Answer::Missing(layer) => self.demand_seen(look, &layer, extent, within..within + 1)?,
+                Answer::Missing(layer) => self.demand_seen(seen, &layer, extent, within..within + 1)?,
                 Answer::Patched(layer) => {
                     if !matches!(self.merge_block(&layer, block, buffer)?, Merged::Gone) {
                         return Ok(());
@@ -260,17 +261,17 @@ impl Core {
     ///
     /// # Errors
     /// As [`Core::read_extent`]; [`ErrorKind::OutOfRange`].
-    pub(super) fn read(&self, look: &dyn Fn() -> View, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
-        look().check_range(offset, buffer.len() as u64)?;
+    pub(super) fn read(&self, seen: &RwLock<View>, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
+        seen.read().check_range(offset, buffer.len() as u64)?;
         let block_bytes = self.block_size.bytes();
         while !buffer.is_empty() {
             let piece = Piece::at(self.block_size, offset, buffer.len() as u64);
             let (part, rest) = buffer.split_at_mut(piece.bytes as usize);
             if piece.is_whole(block_bytes) {
-                self.read_extent(look, piece.extent, piece.blocks.clone(), part)?;
-            } else if !self.read_parts(&look(), &piece, part)? {
+                self.read_extent(seen, piece.extent, piece.blocks.clone(), part)?;
+            } else if !self.read_parts(seen, &piece, part)? {
                 let mut blocks = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes as usize);
-                self.read_extent(look, piece.extent, piece.blocks.clone(), &mut blocks)?;
+                self.read_extent(seen, piece.extent, piece.blocks.clone(), &mut blocks)?;
                 part.copy_from_slice(&blocks[piece.skip as usize..][..piece.bytes as usize]);
             }
             offset += piece.bytes;

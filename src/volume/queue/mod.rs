@@ -1,6 +1,6 @@
 //! Many requests at once from one thread.
 //!
-//! What can be done without waiting goes straight to the ring: reads of blocks that are here, and writes of whole blocks that
+//! What needs no waiting is done at once or goes straight to the ring: reads of blocks that are here, writes of whole blocks that
 //! are admitted at once. Everything else (a fetch, a mark, a partial block, a flush, a second look at a block) is done by a
 //! worker with the blocking calls, and completes through the same queue.
 //!
@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 pub use workers::Workers;
 
@@ -28,8 +28,11 @@ use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Done, Ring, RingKind, RingWaker};
 use crate::limits::QUEUE_DEPTH_MAX;
-use read::PendingRead;
+use read::{CacheGuess, PendingRead};
 use write::PendingWrite;
+
+/// Transfers with the page cache up to this size are done on the caller's thread: a copy costs less than a way through the ring.
+const INLINE_BYTES_MAX: usize = 256 << 10;
 
 /// What a queue is open on.
 #[derive(Clone)]
@@ -46,10 +49,10 @@ impl Target {
         }
     }
 
-    fn look(&self) -> View {
+    fn view(&self) -> &RwLock<View> {
         match self {
-            Self::Volume(head) => head.look(),
-            Self::Snapshot(snapshot) => snapshot.look(),
+            Self::Volume(head) => &head.view,
+            Self::Snapshot(snapshot) => &snapshot.view,
         }
     }
 
@@ -59,7 +62,7 @@ impl Target {
             (_, Request::Read { offset, bytes }) => return self.read(*offset, *bytes),
             (Self::Snapshot(_), Request::Flush) => return Ok(Bytes::new()),
             (_, Request::Prefetch { offset, bytes }) => {
-                return self.core().prefetch(&|| self.look(), *offset, *bytes).map(|()| Bytes::new());
+                return self.core().prefetch(self.view(), *offset, *bytes).map(|()| Bytes::new());
             }
             (Self::Snapshot(snapshot), _) => {
                 return Err(Error::new(
@@ -87,7 +90,7 @@ impl Target {
         match self {
             Self::Volume(head) => head.read(&mut buffer, offset)?,
             Self::Snapshot(snapshot) => {
-                snapshot.core.read(&|| snapshot.look(), offset, &mut buffer).map_err(|error| snapshot.name_damage(error))?;
+                snapshot.core.read(&snapshot.view, offset, &mut buffer).map_err(|error| snapshot.name_damage(error))?;
             }
         }
         Ok(buffer.into())
@@ -106,6 +109,7 @@ struct Inner {
     free: Vec<u32>,
     ready: Vec<Completion>,
     done: Vec<Done>,
+    cached: CacheGuess,
 }
 
 struct Shared {
@@ -142,7 +146,8 @@ impl Queue {
         }
         let ring = Ring::new(depth, target.core().ring).map_err(|error| Error::io("cannot make a ring", error))?;
         let (fd, kind, waker) = (ring.as_raw_fd(), ring.kind(), ring.waker());
-        let inner = Inner { ring, pending: Vec::new(), free: Vec::new(), ready: Vec::new(), done: Vec::new() };
+        let inner =
+            Inner { ring, pending: Vec::new(), free: Vec::new(), ready: Vec::new(), done: Vec::new(), cached: CacheGuess::default() };
         let make = |this: &std::sync::Weak<Shared>| Shared {
             target,
             inner: Mutex::new(inner),

@@ -1,4 +1,4 @@
-//! Reads through the ring.
+//! Reads through the ring, or at once from the page cache.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::{Inner, Pending, Shared, Target};
-use crate::io::{AlignedBuffer, Done, Op};
+use super::{INLINE_BYTES_MAX, Inner, Pending, Shared, Target};
+use crate::io::{AlignedBuffer, Done, IoMode, Op};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 use crate::volume::request::{Completion, Request};
@@ -36,18 +36,52 @@ pub struct PendingRead {
     began: Option<Duration>,
 }
 
+/// Whether the page cache is asked first: not for every read while it has nothing.
+#[derive(Default)]
+pub struct CacheGuess {
+    misses: u32,
+    skip: u32,
+}
+
+impl CacheGuess {
+    /// Reads in a row that go past the cache at most before it is asked again, as a power of two.
+    const SKIP_SHIFT_MAX: u32 = 6;
+
+    fn is_likely(&mut self) -> bool {
+        let likely = self.skip == 0;
+        self.skip = self.skip.saturating_sub(1);
+        likely
+    }
+
+    fn note(&mut self, hit: bool) {
+        self.misses = if hit { 0 } else { (self.misses + 1).min(Self::SKIP_SHIFT_MAX) };
+        self.skip = (1 << self.misses) - 1;
+    }
+}
+
 impl Shared {
     /// Starts a read. `false`: it needs a worker.
     pub(super) fn start_read(&self, inner: &mut Inner, token: u64, offset: u64, bytes: u32) -> bool {
         let (began, core) = (self.began(), self.target.core());
-        let Some(parts) = self.plan_read(offset, bytes) else { return false };
+        let Some(mut parts) = self.plan_read(offset, bytes) else { return false };
+        let may_be_cached = core.layers.io_mode() == IoMode::Buffered && bytes as usize <= INLINE_BYTES_MAX;
         let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
-        for (number, part) in parts.iter().enumerate() {
+        for (number, part) in parts.iter_mut().enumerate() {
             let Some(layer) = &part.layer else { continue };
             let first = part.blocks.start as u32;
             let Ok(Some(file)) = core.layers.data_file(layer, first) else { return false };
             let length = core.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
-            ops.push((number, Op::Read { file, buffer: AlignedBuffer::new(length), offset: core.layers.place(first).1 }));
+            let (mut buffer, offset) = (AlignedBuffer::new(length), core.layers.place(first).1);
+            if may_be_cached && inner.cached.is_likely() {
+                let cached = core.layers.read_cached(layer, &*file, first, &mut buffer);
+                inner.cached.note(cached.is_some());
+                // What does not match is read again through the ring, as everything else.
+                if cached == Some(BlockRead::Verified) {
+                    part.bytes = Some(buffer.into_bytes());
+                    continue;
+                }
+            }
+            ops.push((number, Op::Read { file, buffer, offset }));
         }
         let read = PendingRead { token, offset, bytes, parts, under_way: ops.len(), failed: false, began };
         if ops.is_empty() {
@@ -64,7 +98,7 @@ impl Shared {
     /// Who answers, if all of it is here.
     fn plan_read(&self, offset: u64, bytes: u32) -> Option<Parts> {
         let core = self.target.core();
-        let view = self.target.look();
+        let view = self.target.view().read();
         view.check_range(offset, u64::from(bytes)).ok()?;
         if let Target::Volume(head) = &self.target {
             head.touch(offset, u64::from(bytes));
@@ -130,6 +164,7 @@ impl Shared {
         let skip = (read.offset % block_size.bytes()) as usize;
         let wanted = skip..skip + read.bytes as usize;
         let bytes = match read.parts.into_inner() {
+            Ok([Part { bytes: Some(bytes), .. }]) if bytes.len() == wanted.len() => bytes,
             Ok([Part { bytes: Some(bytes), .. }]) => bytes.slice(wanted),
             Ok([Part { bytes: None, .. }]) => BytesMut::zeroed(read.bytes as usize).freeze(),
             Err(parts) => {
@@ -144,5 +179,25 @@ impl Shared {
             }
         };
         inner.ready.push(Completion { token: read.token, result: Ok(bytes) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_page_cache_is_asked_ever_more_rarely_and_a_hit_ends_that() {
+        let mut guess = CacheGuess::default();
+        let mut between = |hit: bool| {
+            let mut skipped = 0;
+            while !guess.is_likely() {
+                skipped += 1;
+            }
+            guess.note(hit);
+            skipped
+        };
+        assert_eq!([false; 9].map(&mut between), [0, 1, 3, 7, 15, 31, 63, 63, 63]);
+        assert_eq!([true, true, false, true].map(between), [63, 0, 0, 1]);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Inner, Pending, Shared, Target};
+use super::{INLINE_BYTES_MAX, Inner, Pending, Shared, Target};
 use crate::bits::BlockBits;
 use crate::error::Error;
 use crate::io::{Done, IoMode, Op};
@@ -14,10 +14,6 @@ use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 use crate::volume::head::Head;
 use crate::volume::request::{Completion, Request};
 use crate::volume::view::Piece;
-
-/// Writes into the page cache up to this size are done on the caller's thread: a copy costs less than a way through the ring,
-/// where the kernel hands them to worker threads.
-const INLINE_BYTES_MAX: usize = 256 << 10;
 
 /// A write that the ring has. Its blocks are latched and the gate is passed.
 pub struct PendingWrite {
