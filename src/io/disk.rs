@@ -27,7 +27,7 @@ pub enum OpenMode {
 
 /// Whether data goes through the page cache.
 ///
-/// Buffered is the default: cached blocks are read in about 2 microseconds instead of a disk's time, small writes cost a copy, and a
+/// Buffered is the default: cached blocks are read in about a microsecond instead of a disk's time, small writes cost a copy, and a
 /// flush makes them durable in both modes (measured by `cargo bench --bench engine`). Direct keeps the memory for others, and
 /// makes the latency of writes that of the disk; it suits hosts whose guests cache for themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -65,15 +65,14 @@ impl ContentChecksums {
 
 /// The checksums of an extent, in memory.
 pub struct ChecksumPage {
-    checksums: Box<[AtomicU32]>,
+    checksums: [AtomicU32; EXTENT_BLOCKS as usize],
     /// Differs from the file.
     changed: AtomicBool,
 }
 
 impl ChecksumPage {
     fn zeroed() -> Arc<Self> {
-        let checksums = (0..EXTENT_BLOCKS).map(|_| AtomicU32::new(0)).collect();
-        Arc::new(Self { checksums, changed: AtomicBool::new(false) })
+        Arc::new(Self { checksums: [const { AtomicU32::new(0) }; EXTENT_BLOCKS as usize], changed: AtomicBool::new(false) })
     }
 
     /// The checksum of a block of the extent.
