@@ -10,6 +10,7 @@ mod model;
 mod overwrites;
 mod patches;
 mod random;
+mod refusals;
 mod source;
 mod space;
 mod threads;
