@@ -191,3 +191,28 @@ impl DiskFile for SystemFile {
         Some(self.0.as_raw_fd())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_that_failed_is_not_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = SystemDisk::new();
+        let open = |name: &str| disk.open(&dir.path().join(name), OpenMode::Create, IoMode::Buffered).unwrap();
+        let files = [open("a"), open("b")];
+        disk.sync_all(&files).unwrap();
+        let fd = match &*disk.syncs.lock() {
+            Some(Some(ring)) => ring.as_raw_fd(),
+            _ => return println!("this machine has no io_uring"),
+        };
+        let null = File::open("/dev/null").unwrap();
+        // SAFETY: both descriptors are open, and nobody but this disk's ring, which is made to fail here, uses the second one.
+        checked(i64::from(unsafe { libc::dup2(null.as_raw_fd(), fd) })).unwrap();
+        disk.sync_all(&files).unwrap_err();
+        assert!(disk.syncs.lock().is_none(), "the next syncs would take what is left in the ring for their own");
+        disk.sync_all(&files).unwrap();
+        assert!(matches!(&*disk.syncs.lock(), Some(Some(_))));
+    }
+}

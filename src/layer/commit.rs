@@ -273,6 +273,21 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_uses_up_what_was_reserved_and_what_is_refused_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = commit(dir.path());
+        let state = || (commit.outstanding.load(Ordering::Acquire), commit.ceiling.load(Ordering::Acquire));
+        commit.reserve_blocks(3).unwrap();
+        let (outstanding, ceiling) = state();
+        assert_eq!((outstanding, ceiling), (3 * NEW_BLOCK_BYTES, 3 * NEW_BLOCK_BYTES + RESERVE_STEP_BYTES));
+        commit.reserve(1 << 60).unwrap_err();
+        assert_eq!(state(), (outstanding, ceiling), "what was refused takes no room");
+        commit.append(&[0; 100]).unwrap();
+        commit.release_blocks(3);
+        assert_eq!(state(), (0, ceiling - frame_bytes(100)));
+    }
+
+    #[test]
     fn a_checkpoint_that_failed_is_known_before_its_round_ends() {
         let dir = tempfile::tempdir().unwrap();
         let commit = commit(dir.path());

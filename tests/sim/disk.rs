@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use volfork::io::{Disk, DiskFile, IoMode, OpenMode};
 
+use crate::hold::{Holds, Kind};
 use crate::random::Random;
 
 const PAGE: u64 = 4096;
@@ -22,7 +23,7 @@ pub enum Fault {
     Crash,
     /// This operation fails with EIO.
     Eio,
-    /// This operation, if it needs space, fails with ENOSPC; otherwise as usual.
+    /// This operation, if it may need space (a sync may: file systems allocate late), fails with ENOSPC; otherwise as usual.
     Enospc,
 }
 
@@ -65,10 +66,14 @@ struct State {
 
 /// The disk. Cheap to clone; all clones are the same disk.
 #[derive(Clone, Default)]
-pub struct SimDisk(Arc<Mutex<State>>);
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+    pub holds: Arc<Holds>,
+}
 
 struct SimFile {
     disk: SimDisk,
+    path: PathBuf,
     inode: usize,
     life: u64,
 }
@@ -244,7 +249,7 @@ impl State {
 
 impl SimDisk {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("the simulated disk does not panic")
+        self.state.lock().expect("the simulated disk does not panic")
     }
 
     /// Lets operation number `at` (counted from 1, over the disk's whole life) fail.
@@ -275,6 +280,12 @@ impl SimDisk {
     /// Pages that are allocated.
     pub fn used_pages(&self) -> u64 {
         self.state().used_pages()
+    }
+
+    /// The power goes off, and nothing waits any more.
+    pub fn power_off(&self) {
+        self.state().crashed = true;
+        self.holds.release();
     }
 
     /// Whether the power went off.
@@ -352,7 +363,8 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &Path, mode: OpenMode, _: IoMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
-        state.step(false)?;
+        let is_new = mode == OpenMode::Create && !state.live_names.contains_key(path);
+        state.step(is_new)?;
         let inode = match (state.live_names.get(path), mode) {
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(inode), _) => *inode,
@@ -364,7 +376,7 @@ impl Disk for SimDisk {
                 inode
             }
         };
-        Ok(Arc::new(SimFile { disk: self.clone(), inode, life: state.life }))
+        Ok(Arc::new(SimFile { disk: self.clone(), path: path.to_path_buf(), inode, life: state.life }))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -374,8 +386,9 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.holds.pass(Kind::SyncNames, path);
         let mut state = self.state();
-        state.step(false)?;
+        state.step(true)?;
         let live = state.live_names.clone();
         state.durable_names.retain(|name, _| name.parent() != Some(path) || live.contains_key(name));
         state.durable_names.extend(live.into_iter().filter(|(name, _)| name.parent() == Some(path)));
@@ -419,6 +432,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
+        self.disk.holds.pass(Kind::Write, &self.path);
         let mut state = self.enter(true)?;
         // A short write ends between sectors: the kernel copies pages, and the disk writes sectors whole.
         let short = state.transfer_bytes(buffer.len());
@@ -429,7 +443,8 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.enter(false)?;
+        self.disk.holds.pass(Kind::Sync, &self.path);
+        let mut state = self.enter(true)?;
         state.inodes[self.inode].sync();
         Ok(())
     }

@@ -3,12 +3,17 @@
 //!
 //! `VOLFORK_SIM_SEEDS=N` runs N histories instead of the default; `VOLFORK_SIM_SEED=S` runs only seed S.
 mod disk;
+mod forced;
+mod hold;
 mod images;
 mod model;
 mod overwrites;
 mod patches;
 mod random;
+mod refusals;
 mod source;
+mod space;
+mod threads;
 mod world;
 
 use std::ops::Range;

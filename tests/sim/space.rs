@@ -1,0 +1,72 @@
+//! No space at each operation of a checkpoint: the store goes on as if it had not been tried, or refuses writes.
+
+use volfork::ErrorKind;
+
+use crate::disk::Fault;
+use crate::random::Random;
+use crate::world::{Outcome, World};
+use crate::{Named, seeds};
+
+/// Choices of what survives, for each operation.
+const CHOICES: u64 = 8;
+
+/// A store in which a checkpoint is due. The last frame names block 1 of v1, in an extent that is marked already.
+fn due(seed: u64) -> World {
+    // Checkpoints are due early.
+    let mut world = World::new(seed * 3);
+    world.open().unwrap();
+    world.create().unwrap();
+    world.create().unwrap();
+    for _ in 0..2 {
+        world.write_sectors("v1", 0..8).unwrap();
+        world.flush("v1").unwrap();
+    }
+    world.grow_journal();
+    world.write_sectors("v1", 8..16).unwrap();
+    world.flush("v1").unwrap();
+    world
+}
+
+/// Block 1 is written again, and perhaps flushed; then a new one is flushed.
+fn go_on(world: &mut World, how: u64) -> Outcome {
+    if how == 0 {
+        world.write_sectors("v1", 16..24)?;
+        world.flush("v1")?;
+    }
+    world.write_sectors("v1", 8..16)?;
+    if how == 1 { world.flush("v1") } else { Ok(()) }
+}
+
+#[test]
+fn a_checkpoint_without_space_proves_nothing_and_decides_nothing() {
+    for seed in seeds(2) {
+        for how in 0..3 {
+            let _named = Named("a checkpoint without space", seed);
+            let mut made = false;
+            for k in 1.. {
+                let mut reached = true;
+                for choice in 0..CHOICES {
+                    let mut world = due(seed);
+                    let before = world.disk.operations();
+                    world.disk.fail_at(before + k, Fault::Enospc);
+                    let files = world.disk.files();
+                    let stepped = world.store().step();
+                    reached = world.disk.operations() >= before + k;
+                    made |= world.disk.files() != files && !reached;
+                    world.log.push(format!("no space at operation {k} of a checkpoint: {stepped:?}"));
+                    world.disk.clear_faults();
+                    // After a sync that failed, nothing is known.
+                    if let Err(error) = go_on(&mut world, how) {
+                        assert_eq!(error.kind(), ErrorKind::Poisoned, "{error}\n{}", world.story());
+                    }
+                    world.random = Random::new(seed * 1000 + choice);
+                    world.crash();
+                }
+                if !reached {
+                    break;
+                }
+            }
+            assert!(made, "no checkpoint was due");
+        }
+    }
+}
