@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hydrator::Hydrator;
+use super::pace::start_pause;
 use super::plan::{Asked, Plan};
 use super::progress::FetchClass;
 use super::window::Sent;
@@ -21,12 +22,15 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(60);
 /// Readers that waited a moment ago will probably wait again.
 const WAITED_MEMORY: Duration = Duration::from_millis(100);
-/// Fetched bytes after which progress is made durable.
-const RECORD_BYTES: u64 = 64 << 20;
-/// Hydrations that begin together begin a little apart: so much for each that is there already.
-const JITTER: Duration = Duration::from_millis(20);
+/// Fetched bytes after which progress is made durable: a crash costs at most so much twice, beside what is under way.
+const RECORD_BYTES: u64 = 16 << 20;
 /// How often the rate that a deadline needs is worked out.
 const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
+
+fn random() -> Option<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
+}
 
 /// One request under way.
 struct Request {
@@ -150,18 +154,24 @@ impl<'a> Backfill<'a> {
         }
     }
 
-    /// Takes its place among the hydrations of the store, a little after those that are there.
+    /// Takes its place among the hydrations of the store, at a random moment soon, or when the first reader waits.
     fn begin(&mut self) {
         let hydrator = self.hydrator;
-        let others = hydrator.config.budget.hydrations().min(100) as u32;
         let waker = self.writes.as_ref().map(Writes::waker);
+        let (layer, budget) = (hydrator.config.layer.id, &hydrator.config.budget);
+        let priority = hydrator.settings().priority;
+        // Counted from now on, so that of many that begin at once each sees the others.
+        budget.join(layer, priority, None);
+        // Without randomness those of one store still begin apart.
+        let random = random().unwrap_or(u64::from(layer.0).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let pause = start_pause(budget.hydrations(), random);
         let mut state = hydrator.state.lock();
         state.waker.clone_from(&waker);
-        let priority = state.settings.priority;
-        let until = std::time::Instant::now() + JITTER * (others * (hydrator.config.layer.id.0 % 16) / 16);
+        let until = std::time::Instant::now() + pause;
         while !state.stopped && state.demands == 0 && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
+        let priority = state.settings.priority;
         drop(state);
-        hydrator.config.budget.join(hydrator.config.layer.id, priority, waker);
+        budget.join(layer, priority, waker);
         self.follow_source();
     }
 
@@ -327,7 +337,7 @@ impl<'a> Backfill<'a> {
         let cap = state.settings.rate_bytes_per_second;
         // What an earlier fork wanted about now is what readers will wait for next.
         let waited = state.demands > 0 || state.last_demand.is_some_and(|at| now.saturating_sub(at) < WAITED_MEMORY);
-        if waited && class == FetchClass::Backfill {
+        if waited && !is_due && class == FetchClass::Backfill {
             let pace = config.budget.rate(host) * state.share.of_way();
             let interval = Duration::from_secs_f64(bytes as f64 / pace.max(1.0)).min(WAITED_MEMORY);
             let since = now.saturating_sub(self.last_request);
@@ -422,7 +432,10 @@ impl<'a> Backfill<'a> {
                 hydrator.config.budget.end(now, &request.host, request.sent, result.is_ok());
                 match result {
                     Ok(()) => hydrator.note_read(&request.uri, None),
-                    Err(error) => hydrator.note_error(&request.uri, &error),
+                    Err(error) => {
+                        hydrator.note_error(&request.uri, &error);
+                        hydrator.note_failed(&request.run);
+                    }
                 }
                 match &mut self.writes {
                     Some(writes) => writes.finish(request.run.start),

@@ -72,10 +72,11 @@ impl Budget {
         self.state.lock().shares.len()
     }
 
-    /// A hydration begins; `waker` tells it that it may go on.
+    /// A hydration begins, or begins anew beside the others; `waker` tells it that it may go on.
     pub fn join(&self, layer: LayerId, priority: HydrationPriority, waker: Option<RingWaker>) {
         let mut state = self.state.lock();
-        let used = state.shares.values().map(|share| share.used).min().unwrap_or(0);
+        let others = state.shares.iter().filter(|(other, _)| **other != layer);
+        let used = others.map(|(_, share)| share.used).min().unwrap_or(0);
         state.shares.insert(layer, Share { used, weight: weight(priority), waiting_since: None, waker });
         self.latencies.watch(true);
     }

@@ -21,6 +21,10 @@ const TIMED_BYTES: u64 = 256 << 10;
 const LONG_READ_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is looked whether an address is connected that a slow read could be sent to.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
+/// Who has waited so long for a request of somebody else has waited for it as for its own: it is not made again if it fails.
+const SHARED_PATIENCE: Duration = Duration::from_secs(10);
+/// Failures that are kept for those who wait.
+const FAILURES_MAX: usize = 256;
 /// Ranges that wait to be fetched ahead, at most; the oldest are given up.
 const AHEAD_MAX: usize = 64;
 
@@ -44,9 +48,11 @@ impl Hydrator {
 
     fn demand_counted(&self, blocks: Range<u64>) -> Result<()> {
         let mut is_first = true;
+        let began = self.config.clock.monotonic();
         // What was missing at the latest change, and when that was.
         let mut latest = (Vec::new(), Duration::ZERO);
         loop {
+            self.check_failures(&blocks, began)?;
             let claimed = self.claim(blocks.clone(), REQUEST_BYTES);
             if std::mem::take(&mut is_first) {
                 self.look_ahead(&blocks);
@@ -81,6 +87,47 @@ impl Hydrator {
         }
     }
 
+    /// Fails who has waited for blocks since `began` in vain: otherwise those who wait for one block would ask one after the other,
+    /// and the last of them would wait many times as long as the first.
+    fn check_failures(&self, blocks: &Range<u64>, began: Duration) -> Result<()> {
+        let is_patient = self.config.clock.monotonic().saturating_sub(began) < SHARED_PATIENCE;
+        let state = self.state.lock();
+        let given_up = state.given_up_since(began);
+        if !given_up && (is_patient || state.failures.is_empty()) {
+            return Ok(());
+        }
+        let missing = self.missing_runs(blocks.clone());
+        let is_missing = |run: &Range<u64>| missing.iter().any(|other| other.start < run.end && run.start < other.end);
+        if missing.is_empty() || !(given_up || state.failures.iter().any(|(run, at)| *at >= began && is_missing(run))) {
+            return Ok(());
+        }
+        let message = state.last_error.clone().unwrap_or_else(|| "it is not waited for any longer".into());
+        Err(self.lost(&SourceError { kind: SourceErrorKind::Lost, message }))
+    }
+
+    /// Keeps in mind that a request brought nothing.
+    pub(super) fn note_failed(&self, run: &Range<u64>) {
+        let now = self.config.clock.monotonic();
+        let mut state = self.state.lock();
+        if state.failures.len() >= FAILURES_MAX {
+            state.failures.pop_front();
+        }
+        state.failures.push_back((run.clone(), now));
+    }
+
+    /// Fails everybody who waits for a source now; later reads connect again.
+    pub fn give_up_waiting(&self) {
+        let now = self.config.clock.monotonic();
+        let sources = {
+            let mut state = self.state.lock();
+            state.given_up_at = Some(now);
+            let sources = state.peers.take_sources();
+            self.notify(&state);
+            sources
+        };
+        sources.iter().for_each(|source| source.close());
+    }
+
     /// Guesses what will be read next, and lets it be fetched.
     fn look_ahead(&self, blocks: &Range<u64>) {
         let end = self.config.layer.source_blocks.unwrap_or(0);
@@ -100,7 +147,8 @@ impl Hydrator {
     /// Fetches ranges, and ends their claims if they are `claimed` by the caller.
     fn fetch_waited(&self, runs: Vec<Range<u64>>, claimed: bool) -> Result<()> {
         let (sender, receiver) = channel();
-        let mut fetch = WaitedFetch { hydrator: self, sender, reads: Vec::new(), attempts: Vec::new(), outcome: Ok(()) };
+        let began = self.config.clock.monotonic();
+        let mut fetch = WaitedFetch { hydrator: self, began, sender, reads: Vec::new(), attempts: Vec::new(), outcome: Ok(()) };
         for run in runs {
             fetch.reads.push(WaitedRead { run, claimed, tried: Vec::new(), active: 0, damaged: 0, over: false });
             fetch.ask(fetch.reads.len() - 1, None);
@@ -169,10 +217,12 @@ struct Attempt {
     hedge_at: Option<Duration>,
     hedge_after: Duration,
     damage: Option<SourceError>,
+    over: bool,
 }
 
 struct WaitedFetch<'a> {
     hydrator: &'a Hydrator,
+    began: Duration,
     sender: Sender<(usize, Arrival)>,
     reads: Vec<WaitedRead>,
     attempts: Vec<Attempt>,
@@ -202,7 +252,9 @@ impl WaitedFetch<'_> {
         let mut failure = None;
         let mut next = again;
         loop {
-            let Some(uri) = next.take().or_else(|| hydrator.next_waited(&self.reads[number].tried)) else {
+            let given_up = hydrator.state.lock().given_up_since(self.began);
+            let next = next.take().or_else(|| hydrator.next_waited(&self.reads[number].tried));
+            let Some(uri) = next.filter(|_| !given_up) else {
                 return self.fail(number, failure);
             };
             self.reads[number].tried.push(uri.clone());
@@ -219,7 +271,7 @@ impl WaitedFetch<'_> {
                     let hedge_after = usual.map(|usual| if is_short { usual } else { usual + LONG_READ_PATIENCE });
                     let hedge_at = hedge_after.map(|after| began + after);
                     let hedge_after = hedge_after.unwrap_or_default();
-                    self.attempts.push(Attempt { read: number, uri, began, hedge_at, hedge_after, damage: None });
+                    self.attempts.push(Attempt { read: number, uri, began, hedge_at, hedge_after, damage: None, over: false });
                     self.reads[number].active += 1;
                     let (sender, attempt) = (self.sender.clone(), self.attempts.len() - 1);
                     source.read_any(range, ReadClass::Waited, Box::new(move |arrival| drop(sender.send((attempt, arrival)))));
@@ -235,6 +287,7 @@ impl WaitedFetch<'_> {
             return;
         }
         read.over = true;
+        self.hydrator.note_failed(&read.run);
         let message = || "there is no address to ask".into();
         let failure = failure.unwrap_or_else(|| SourceError { kind: SourceErrorKind::Closed, message: message() });
         if self.outcome.is_ok() {
@@ -267,7 +320,7 @@ impl WaitedFetch<'_> {
                 }
             }
             Arrival::End(result) => {
-                attempt.hedge_at = None;
+                (attempt.hedge_at, attempt.over) = (None, true);
                 read.active -= 1;
                 let damage = attempt.damage.take();
                 match result.and_then(|()| damage.map_or(Ok(()), Err)) {
@@ -289,16 +342,23 @@ impl WaitedFetch<'_> {
         let Attempt { read, ref uri, .. } = self.attempts[number];
         let uri = uri.clone();
         self.hydrator.note_error(&uri, &error);
-        if self.reads[read].over || self.reads[read].active > 0 {
+        if self.reads[read].over {
             return;
         }
         // Bytes may be damaged on their way: the same address gets one more chance, then the next one.
         let damaged = error.kind == SourceErrorKind::Damaged;
         self.reads[read].damaged += usize::from(damaged);
-        let again = (damaged && self.reads[read].damaged == 1).then_some(uri);
-        let others = self.hydrator.next_waited(&self.reads[read].tried).is_some();
-        match again.is_some() || others {
-            true => self.ask(read, again),
+        if damaged && self.reads[read].damaged == 1 {
+            return self.ask(read, Some(uri));
+        }
+        if self.reads[read].active > 0 {
+            // The attempts that are left may hang: a further address is asked as if they had taken too long already.
+            let left = self.attempts.iter_mut().rfind(|attempt| attempt.read == read && !attempt.over);
+            left.into_iter().for_each(|attempt| attempt.hedge_at = Some(Duration::ZERO));
+            return;
+        }
+        match self.hydrator.next_waited(&self.reads[read].tried).is_some() {
+            true => self.ask(read, None),
             false => self.fail(read, Some(error)),
         }
     }
@@ -307,19 +367,23 @@ impl WaitedFetch<'_> {
     fn hedge(&mut self) {
         let now = self.hydrator.config.clock.monotonic();
         for number in 0..self.attempts.len() {
-            let due = self.attempts[number].hedge_at.is_some_and(|at| at <= now);
-            if due {
-                self.attempts[number].hedge_at = None;
-                let read = self.attempts[number].read;
-                let other = self.hydrator.next_waited(&self.reads[read].tried).filter(|_| !self.reads[read].over);
-                let other = other.filter(|uri| !self.hydrator.state.lock().peers.is_failing(uri));
-                match other {
-                    Some(other) if self.hydrator.is_connected_or_begins(&other) => self.ask(read, Some(other)),
-                    // The answer may come before the connection does.
-                    Some(_) => self.attempts[number].hedge_at = Some(now + CONNECT_INTERVAL),
-                    None => {}
-                }
+            let read = self.attempts[number].read;
+            if self.reads[read].over || self.attempts[number].hedge_at.is_none_or(|at| at > now) {
+                continue;
             }
+            self.attempts[number].hedge_at = None;
+            let Some(other) = self.hydrator.next_waited(&self.reads[read].tried) else { continue };
+            let retry_at = self.hydrator.state.lock().peers.retry_at(&other);
+            self.attempts[number].hedge_at = match retry_at > now {
+                // It failed a moment ago: it is asked when it may be better.
+                true => Some(retry_at),
+                false if self.hydrator.is_connected_or_begins(&other) => {
+                    self.ask(read, Some(other));
+                    None
+                }
+                // The answer may come before the connection does.
+                false => Some(now + CONNECT_INTERVAL),
+            };
         }
     }
 }
@@ -342,6 +406,11 @@ impl State {
     /// The first block after `block` that is under way.
     fn next_under_way(&self, block: u64) -> u64 {
         self.under_way.range(block + 1..).next().map_or(u64::MAX, |(start, _)| *start)
+    }
+
+    /// Whether who waits since `began` is not to wait any longer.
+    fn given_up_since(&self, began: Duration) -> bool {
+        self.given_up_at.is_some_and(|at| at >= began)
     }
 
     fn is_under_way(&self, run: &Range<u64>) -> bool {

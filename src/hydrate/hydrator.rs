@@ -68,6 +68,10 @@ pub(super) struct State {
     pub share: Share,
     pub fetched: FetchedBytes,
     pub last_error: Option<String>,
+    /// Ranges whose requests failed, and when: for those who waited for them.
+    pub failures: VecDeque<(Range<u64>, Duration)>,
+    /// Who waits since before then is not to wait any longer.
+    pub given_up_at: Option<Duration>,
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
     pub degraded: bool,
@@ -307,6 +311,7 @@ impl Hydrator {
             fetched: state.fetched,
             rate_bytes_per_second: state.rate.bytes_per_second(now, state.fetched.total()),
             settings: state.settings,
+            readers_waiting: u64::from(state.demands),
             sources: sources.collect(),
             last_error: state.last_error.clone(),
         }

@@ -66,6 +66,17 @@ impl Share {
     }
 }
 
+/// Hydrations that begin at once, in one store or in many, begin apart: each at a random moment of a time that is so long for
+/// each hydration of its store, and not longer than the most.
+const START_APART: Duration = Duration::from_millis(20);
+const START_APART_MAX: Duration = Duration::from_secs(2);
+
+/// How long a hydration waits before it begins, if no reader waits: `random` decides, `hydrations` are in the store with it.
+pub fn start_pause(hydrations: usize, random: u64) -> Duration {
+    let longest = (START_APART * hydrations.clamp(1, 1000) as u32).min(START_APART_MAX);
+    longest.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
+}
+
 /// Bytes a second over the last seconds.
 #[derive(Debug, Default)]
 pub struct Rate {
@@ -113,6 +124,25 @@ mod tests {
         assert!((0.35..0.5).contains(&least) && (0.5..0.7).contains(&most), "{least} to {most}");
         (0..100).for_each(|_| share.note(Duration::from_secs(1), Duration::from_millis(20)));
         assert_eq!(share.of_way(), Share::LEAST);
+    }
+
+    #[test]
+    fn hydrations_that_begin_at_once_begin_apart() {
+        let mut random = 1u64;
+        for (hydrations, longest) in [(1, 20), (50, 1000), (5000, 2000)] {
+            let mut pauses: Vec<Duration> = (0..1000)
+                .map(|_| {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    start_pause(hydrations, random)
+                })
+                .collect();
+            pauses.sort_unstable();
+            let longest = Duration::from_millis(longest);
+            assert!(pauses[999] < longest && pauses[0] < longest / 50, "{hydrations}: {:?} to {:?}", pauses[0], pauses[999]);
+            // No tenth of the time has much more than a tenth of the beginnings.
+            let crowd = pauses.windows(150).map(|some| some[149] - some[0]).min();
+            assert!(crowd.is_some_and(|time| time > longest / 10), "{hydrations}: {crowd:?}");
+        }
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Peers {
 
     /// When a waited-for read of this address is slow, if there is another one to ask.
     pub fn hedge_after(&self, uri: &str) -> Option<Duration> {
-        let others = self.list.iter().any(|peer| peer.uri != uri && peer.failures == 0);
+        let others = self.list.iter().any(|peer| peer.uri != uri);
         let peer = self.list.iter().find(|peer| peer.uri == uri && others)?;
         Some(peer.latency.slow().unwrap_or(HEDGE_UNKNOWN))
     }
@@ -137,9 +137,10 @@ impl Peers {
         (self.list.len() > 1).then(|| (slowest * BULK_PATIENCE.1).max(BULK_PATIENCE.0))
     }
 
-    /// Whether an address failed the last time.
-    pub fn is_failing(&self, uri: &str) -> bool {
-        self.list.iter().any(|peer| peer.uri == uri && peer.failures > 0)
+    /// When an address that failed the last time is tried again.
+    pub fn retry_at(&self, uri: &str) -> Duration {
+        let peer = self.list.iter().find(|peer| peer.uri == uri && peer.failures > 0);
+        peer.map_or(Duration::ZERO, |peer| peer.retry_at)
     }
 
     fn by_uri(&mut self, uri: &str) -> Option<&mut Peer> {

@@ -88,6 +88,8 @@ pub struct Progress {
     pub rate_bytes_per_second: u64,
     /// What an operator set.
     pub settings: HydrationSettings,
+    /// Readers that wait.
+    pub readers_waiting: u64,
     /// The addresses.
     pub sources: Vec<SourceInfo>,
     /// The latest error.

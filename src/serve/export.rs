@@ -124,6 +124,8 @@ pub trait Exports: Send + Sync + 'static {
     fn open(&self, name: &str) -> Result<Export>;
     /// Names of all exports.
     fn names(&self) -> Vec<String>;
+    /// Requests that wait for something outside the store are to fail soon: nobody waits for their answers any more.
+    fn give_up_waiting(&self) {}
 }
 
 impl Exports for Store {
@@ -148,5 +150,9 @@ impl Exports for Store {
             names.extend(snapshots.into_iter().map(|snapshot| format!("{volume}@{snapshot}")));
         }
         names
+    }
+
+    fn give_up_waiting(&self) {
+        Store::give_up_waiting(self);
     }
 }

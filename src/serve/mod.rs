@@ -38,6 +38,6 @@ pub struct NbdOptions {
 
 impl Default for NbdOptions {
     fn default() -> Self {
-        Self { connections_max: 1024, depth: 128, handshake_timeout: Duration::from_secs(10), shutdown_timeout: Duration::from_secs(10) }
+        Self { connections_max: 1024, depth: 128, handshake_timeout: Duration::from_secs(10), shutdown_timeout: Duration::from_secs(5) }
     }
 }

@@ -74,6 +74,10 @@ impl NbdServer {
         while !clients.sockets.is_empty() {
             if self.shared.left.wait_until(&mut clients, deadline).timed_out() {
                 clients.sockets.values().for_each(ClientSocket::shut);
+                drop(clients);
+                // What is still under way waits for a source that does not answer.
+                self.shared.exports.give_up_waiting();
+                clients = self.shared.clients.lock();
                 break;
             }
         }

@@ -284,6 +284,11 @@ impl Store {
         Ok(self.show(name)?.hydration)
     }
 
+    /// Fails every read that waits for a source now, as if the source were lost; later ones ask it again.
+    pub fn give_up_waiting(&self) {
+        self.0.core.give_up_waiting();
+    }
+
     /// Waits until a volume does not need its source any more; `Ok(false)` at the timeout.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use roaring::RoaringBitmap;
 
+use super::births::Coming;
 use super::event::{Event, EventKind, OnEvent};
 use super::head::Head;
 use super::queue::Workers;
@@ -68,6 +69,8 @@ pub struct Core {
     freed: Mutex<Vec<(Ticket, LayerId)>>,
     /// Where the next look for patches to merge begins.
     pub(super) next_patch: Mutex<(LayerId, u32)>,
+    /// Volumes that are on their way. Locked after the catalogue.
+    pub(super) births: Mutex<BTreeMap<String, Coming>>,
     /// Something was hidden or freed: blocks may be dead.
     pub(super) reclaim: std::sync::atomic::AtomicBool,
 }
@@ -93,6 +96,7 @@ impl Core {
             recorders: Mutex::default(),
             freed: Mutex::default(),
             next_patch: Mutex::new((LayerId(0), 0)),
+            births: Mutex::default(),
             reclaim: std::sync::atomic::AtomicBool::new(true),
         })
     }
@@ -199,6 +203,11 @@ impl Core {
     /// All hydrators.
     pub fn hydrators(&self) -> Vec<Arc<Hydrator>> {
         self.hydrators.lock().values().cloned().collect()
+    }
+
+    /// Fails everybody who waits for a source now; later reads ask again.
+    pub fn give_up_waiting(&self) {
+        self.hydrators().iter().for_each(|hydrator| hydrator.give_up_waiting());
     }
 
     /// Begins to hydrate a root layer.

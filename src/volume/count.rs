@@ -17,6 +17,9 @@ impl Core {
     /// [`crate::ErrorKind::NotFound`].
     pub fn volume_info(&self, name: &str) -> Result<VolumeInfo> {
         let catalog = self.catalog();
+        if let Some(coming) = self.coming_info(name) {
+            return Ok(coming);
+        }
         let id = catalog.volume_id(name)?;
         let entry = catalog.volume(id).ok_or_else(|| super::core::gone(id))?;
         Ok(self.describe(&catalog, id, entry))
@@ -25,7 +28,12 @@ impl Core {
     /// Everything about all volumes, by name.
     pub fn list(&self) -> Vec<VolumeInfo> {
         let catalog = self.catalog();
-        catalog.volumes().map(|(id, entry)| self.describe(&catalog, id, entry)).collect()
+        let mut list = self.all_coming();
+        let volumes = catalog.volumes().map(|(id, entry)| self.describe(&catalog, id, entry));
+        let volumes: Vec<_> = volumes.filter(|volume| list.iter().all(|coming| coming.name != volume.name)).collect();
+        list.extend(volumes);
+        list.sort_by(|left, right| left.name.cmp(&right.name));
+        list
     }
 
     /// Everything about the snapshots of a volume, oldest first.
@@ -86,6 +94,7 @@ impl Core {
             priority: HydrationPriority::default(),
             fetched: FetchedBytes::default(),
             sources: Vec::new(),
+            readers_waiting: 0,
             eta_seconds: None,
             last_error: None,
         };
@@ -103,6 +112,7 @@ impl Core {
             info.priority = progress.settings.priority;
             info.fetched = progress.fetched;
             info.sources = progress.sources;
+            info.readers_waiting = progress.readers_waiting;
             info.eta_seconds = bytes_missing.checked_div(progress.rate_bytes_per_second);
             info.last_error = progress.last_error;
         }

@@ -11,7 +11,7 @@ pub use crate::hydrate::{FetchedBytes, SourceInfo};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VolumeState {
-    /// Being created.
+    /// The source has answered, and is being forked.
     Creating,
     /// The source is being asked for its export.
     EnablingRemoteExport,
@@ -73,6 +73,9 @@ pub struct HydrationInfo {
     pub fetched: FetchedBytes,
     /// Where missing blocks can be had.
     pub sources: Vec<SourceInfo>,
+    /// Reads that wait for the source now.
+    #[serde(default)]
+    pub readers_waiting: u64,
     /// Estimated seconds to the end, if there is a rate.
     pub eta_seconds: Option<u64>,
     /// The latest error of the source.
@@ -82,7 +85,7 @@ pub struct HydrationInfo {
 /// Everything `show` prints of a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeInfo {
-    /// Identity within the store; survives a rename.
+    /// Identity within the store; survives a rename. Empty while the volume is on its way.
     pub id: String,
     /// Name.
     pub name: String,

@@ -1,6 +1,7 @@
 //! Named, sized heads and what can be done with them.
 //!
 //! The cast: a `Core` is what the volumes of a store share; a `Head` is one open volume, with its view of the chain and its gate; [`Volume`] and [`Snapshot`] are the handles that users hold; a [`Queue`] takes many requests at once.
+mod births;
 mod core;
 mod count;
 mod describe;

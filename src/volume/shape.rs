@@ -74,7 +74,7 @@ impl Core {
         self.layers.reserve_shape()?;
         let (head, ticket) = {
             let mut catalog = self.catalog();
-            catalog.name_is_free(name)?;
+            self.name_is_free(&catalog, name)?;
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(None, layer))];
             self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels }, None)?
@@ -145,7 +145,7 @@ impl Core {
         let (fork, ticket) = {
             let _closed = head.close();
             let mut catalog = self.catalog();
-            catalog.name_is_free(name)?;
+            self.name_is_free(&catalog, name)?;
             // Before the seal, because labels that are refused must leave the source as it is.
             let labels = catalog.volume(head.id).map_or_else(Labels::new, |entry| entry.labels.clone());
             let labels = changed_labels(labels, change)?;
@@ -171,7 +171,7 @@ impl Core {
         let base;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
-            catalog.name_is_free(name)?;
+            self.name_is_free(&catalog, name)?;
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
             base = entry.layer;
             let labels = catalog.volume(id).map_or_else(Labels::new, |entry| entry.labels.clone());
@@ -195,7 +195,7 @@ impl Core {
         self.layers.reserve_shape()?;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
-            catalog.name_is_free(name)?;
+            self.name_is_free(&catalog, name)?;
             let Some((base, size_bytes)) = catalog.held(chain) else { return Ok(None) };
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
@@ -215,15 +215,19 @@ impl Core {
         valid_name(name)?;
         check_uris(uris)?;
         let labels = changed_labels(Labels::new(), change)?;
-        self.catalog().name_is_free(name)?;
         let opener = self.sources.clone().ok_or_else(no_sources)?;
+        // Asking may take long: meanwhile the name is taken, and shown.
+        let birth = self.announce(name, &uris[0])?;
         let mut failure = None;
         // The first that answers is the origin: it says how large the fork is, and whose bytes they are.
         for number in 0..uris.len() {
             let mut order = uris.to_vec();
             order[..=number].rotate_right(1);
             match opener.open(&order[0]) {
-                Ok(source) => return self.fork_opened(order, name, labels, &source).inspect_err(|_| source.close()),
+                Ok(source) => {
+                    birth.opened(source.size_bytes());
+                    return self.fork_opened(order, name, labels, &source).inspect_err(|_| source.close());
+                }
                 Err(error) => failure = failure.or(Some(source_error(&error))),
             }
         }
@@ -253,6 +257,7 @@ impl Core {
             (head, entry, ticket)
         };
         self.layers.wait(ticket)?;
+        self.inherit_trace(root.id);
         self.record_fork(&head, root.id);
         self.hydrate(&root, record, Some(Arc::clone(source)))?;
         Ok(head)
@@ -314,7 +319,7 @@ impl Core {
         let ticket = {
             let mut catalog = self.catalog();
             let volume = catalog.volume_id(name)?;
-            catalog.name_is_free(new)?;
+            self.name_is_free(&catalog, new)?;
             self.change(&mut catalog, None, vec![Record::Rename { volume, name: new.to_owned() }])?
         };
         self.layers.wait(ticket)

@@ -33,12 +33,14 @@ pub struct Recorder {
     fork: VolumeId,
     until: Duration,
     active: AtomicBool,
+    /// The layer's trace is the one that is recorded here.
+    own: AtomicBool,
     touches: Mutex<Touches>,
 }
 
 impl Recorder {
     fn new(layer: LayerId, fork: VolumeId, until: Duration) -> Arc<Self> {
-        Arc::new(Self { layer, fork, until, active: AtomicBool::new(true), touches: Mutex::default() })
+        Arc::new(Self { layer, fork, until, active: AtomicBool::new(true), own: AtomicBool::new(false), touches: Mutex::default() })
     }
 
     /// Notes a read of blocks.
@@ -83,6 +85,22 @@ impl Core {
         Some(recorder)
     }
 
+    /// What was recorded of the same snapshot at an earlier fork from elsewhere holds for a new root layer, too.
+    pub(super) fn inherit_trace(&self, root: LayerId) {
+        let same: Vec<LayerId> = {
+            let catalog = self.catalog();
+            let origin = catalog.layer(root).map(|entry| entry.origin.clone()).unwrap_or_default();
+            let same = catalog.layers().filter(|(layer, entry)| *layer != root && !origin.is_empty() && entry.origin == origin);
+            same.map(|(layer, _)| layer).collect()
+        };
+        // The latest recording is on its way to the file.
+        let _ = if same.is_empty() { Ok(()) } else { self.save_traces() };
+        if let Some(trace) = same.into_iter().filter_map(|layer| self.layers.load_trace(layer)).max_by_key(|trace| trace.runs.len()) {
+            // Advice: without the file, later forks have to do without.
+            let _ = self.layers.save_trace(root, &trace);
+        }
+    }
+
     /// Writes what was recorded since the last call, and ends recordings that are old or full.
     ///
     /// # Errors
@@ -92,14 +110,19 @@ impl Core {
         let recorders = self.recorders.lock().clone();
         for recorder in recorders {
             let old = now >= recorder.until || self.layers.get(recorder.layer).is_none();
-            let over = old || !recorder.active.load(Ordering::Relaxed);
+            // A trace that came with the source meanwhile tells of a whole run; this one has only begun.
+            let told = !recorder.own.load(Ordering::Relaxed) && self.layers.load_trace(recorder.layer).is_some();
+            let over = old || told || !recorder.active.load(Ordering::Relaxed);
             let changed = {
                 let mut touches = recorder.touches.lock();
                 std::mem::take(&mut touches.changed).then(|| touches.trace.clone())
             };
             let saved = match changed {
                 // The layer's files may be on their way out; what is written then is swept with them.
-                Some(trace) if self.layers.get(recorder.layer).is_some() => self.layers.save_trace(recorder.layer, &trace),
+                Some(trace) if !told && self.layers.get(recorder.layer).is_some() => {
+                    recorder.own.store(true, Ordering::Relaxed);
+                    self.layers.save_trace(recorder.layer, &trace)
+                }
                 _ => Ok(()),
             };
             if over || saved.is_err() {

@@ -200,3 +200,58 @@ fn a_server_that_never_answers_is_given_up_and_readers_are_told() {
     assert!(read(&fork, 0, 1 << 20).unwrap() == pattern(20, 1 << 20));
     a.stop();
 }
+
+#[test]
+fn a_server_that_never_answers_holds_up_many_readers_no_longer_than_one() {
+    const READERS: usize = 300;
+    let stage = Stage::default();
+    let actor = stage.add(Actor::new("a://", &pattern(23, 4 << 20)));
+    actor.play(|_, _| Play::Hang);
+    let mut a = Host::with(Arc::new(stage));
+    a.store.fork("a://", "v").unwrap();
+    let nbd = NbdSourceOptions { request_timeout: std::time::Duration::from_millis(600), connections: 1, ..NbdSourceOptions::default() };
+    let b = Host::with(Arc::new(UriSources { nbd }));
+    let fork = b.store.fork(&a.export("v"), "f").unwrap();
+    let paused = volfork::store::HydrationControl { paused: Some(true), ..Default::default() };
+    b.store.control_hydration("f", &paused).unwrap();
+    // More than there can be under way on the connections.
+    let readers: Vec<_> = (0..READERS as u64)
+        .map(|number| {
+            let fork = fork.clone();
+            std::thread::spawn(move || read(&fork, (2 << 20) + number * 4096, 4096).unwrap_err().kind())
+        })
+        .collect();
+    readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap(), ErrorKind::SourceLost));
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    a.stop();
+}
+
+#[test]
+fn a_server_stops_although_its_readers_wait_for_a_source_that_hangs() {
+    let stage = Stage::default();
+    let actor = stage.add(Actor::new("a://", &pattern(24, 4 << 20)));
+    actor.play(|_, _| Play::Hang);
+    let a = Host::with(Arc::new(stage));
+    a.store.fork("a://", "v").unwrap();
+    let listener = Listener::parse(&format!("unix:{}", a.dir.path().join("other.sock").display())).unwrap();
+    let uri = listener.uri().replace("nbd+unix:///", "nbd+unix:///v");
+    let options = NbdOptions { shutdown_timeout: std::time::Duration::from_millis(50), ..NbdOptions::default() };
+    let server = NbdServer::start(Arc::new(a.store.clone()), vec![listener], options).unwrap();
+    let b = Host::new();
+    b.store.fork(&uri, "f").unwrap();
+    while a.store.show("v").unwrap().hydration.readers_waiting == 0 {
+        std::thread::yield_now();
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        server.shutdown();
+        sender.send(()).unwrap();
+    });
+    receiver.recv_timeout(PATIENCE).expect("the server waits for a source that does not answer");
+    // The store goes on.
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    a.finish("v");
+    b.store.close().unwrap();
+}

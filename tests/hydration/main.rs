@@ -1,8 +1,12 @@
 //! Hydration, with sources that do what a test tells them, and between stores that serve each other.
+mod hedging;
 mod holdings;
 mod hosts;
+mod lifecycle;
 mod patches;
 mod stage;
+mod traces;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,9 +36,12 @@ fn resumed() -> HydrationControl {
     HydrationControl { paused: Some(false), ..HydrationControl::default() }
 }
 
-struct Trial {
-    stage: Stage,
-    store: Store,
+/// A store and the sources that it knows.
+pub struct Trial {
+    /// The sources.
+    pub stage: Stage,
+    /// The store.
+    pub store: Store,
     _dir: tempfile::TempDir,
 }
 

@@ -23,6 +23,8 @@ pub enum Play {
     Answer,
     /// Not before [`Actor::release`].
     Hang,
+    /// The first part comes, the rest not before [`Actor::release`].
+    Stall,
     /// With an error.
     Fail,
     /// With bytes that are not what their checksums say.
@@ -37,6 +39,9 @@ pub struct Seen {
     held: Vec<(Range<u64>, OnArrival)>,
     lost: bool,
     opened: usize,
+    /// Whether connecting waits, and how often it was begun.
+    open_hangs: bool,
+    begun: usize,
     /// Whether questions for zeros wait, and whether one came.
     extents_hang: bool,
     extents_asked: bool,
@@ -81,6 +86,30 @@ impl Actor {
     pub fn hang_extents(&self, hang: bool) {
         self.seen.lock().extents_hang = hang;
         self.changed.notify_all();
+    }
+
+    /// Connecting waits, or does not any more.
+    pub fn hang_open(&self, hang: bool) {
+        self.seen.lock().open_hangs = hang;
+        self.changed.notify_all();
+    }
+
+    /// Waits until somebody has begun to connect.
+    pub fn await_open(&self) {
+        let mut seen = self.seen.lock();
+        while seen.begun == 0 {
+            assert!(!self.changed.wait_for(&mut seen, PATIENCE).timed_out(), "nobody connects to {}", self.uri);
+        }
+    }
+
+    /// Ends the reads that hang with an error; answers how many there were.
+    pub fn fail_held(&self) -> usize {
+        let held = std::mem::take(&mut self.seen.lock().held);
+        let count = held.len();
+        for (_, mut arrival) in held {
+            arrival(Arrival::End(Err(self.error(SourceErrorKind::Lost, "does not answer a request"))));
+        }
+        count
     }
 
     pub fn was_asked_extents(&self) -> bool {
@@ -155,6 +184,13 @@ impl Source for Connection {
             let mut seen = self.0.seen.lock();
             seen.reads.push((range.clone(), class));
             self.0.changed.notify_all();
+            if play == Play::Stall {
+                drop(seen);
+                let part = range.start..range.end.min((range.start / 65536 + 1) * 65536);
+                let bytes = self.0.data.slice(part.start as usize..part.end as usize);
+                arrival(Arrival::Part(Part::new(part.start, bytes)));
+                return self.0.seen.lock().held.push((range, arrival));
+            }
             if play == Play::Hang {
                 return seen.held.push((range, arrival));
             }
@@ -230,6 +266,11 @@ impl SourceOpener for Stage {
         let invalid = || SourceError { kind: SourceErrorKind::Invalid, message: format!("{uri} is not on stage") };
         let actor = actor.ok_or_else(invalid)?;
         let mut seen = actor.seen.lock();
+        seen.begun += 1;
+        actor.changed.notify_all();
+        while seen.open_hangs {
+            actor.changed.wait(&mut seen);
+        }
         if seen.lost {
             return Err(actor.error(SourceErrorKind::Lost, "does not answer"));
         }

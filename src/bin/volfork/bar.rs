@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::failure::Result;
 use crate::request::{Progress, Unit, Watcher};
@@ -37,15 +37,14 @@ impl Bar {
             (Unit::Bytes, None) => (BYTES_OPEN, 0),
             (Unit::Blocks, total) => (BLOCKS, total.unwrap_or(0)),
         };
-        let bar = match progress.total {
-            None => ProgressBar::new_spinner(),
-            Some(_) => ProgressBar::new(length).with_position(progress.done),
-        };
+        let bar = ProgressBar::with_draw_target(progress.total.map(|_| length), ProgressDrawTarget::hidden());
+        // What was done before the bar began says nothing about the rate: the estimate has to see it before it is forgotten.
+        bar.set_position(progress.done);
+        bar.tick();
+        bar.reset_eta();
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        // What was done before the bar began says nothing about the rate.
-        bar.reset_eta();
         bar.set_message(self.label.clone());
         bar
     }
@@ -55,7 +54,9 @@ impl Watcher for Bar {
     fn tell(&mut self, progress: Progress) -> Result<()> {
         if self.shown {
             if self.bar.is_none() {
-                self.bar = Some(self.begin(&progress));
+                let bar = self.begin(&progress);
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+                self.bar = Some(bar);
             }
             if let Some(bar) = &self.bar {
                 if let Some(total) = progress.total {
@@ -83,5 +84,21 @@ impl Drop for Bar {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_before_the_bar_began_is_no_progress() {
+        let bar = Bar::new("hydrate", false);
+        let begun = bar.begin(&Progress { unit: Unit::Bytes, done: 1 << 40, total: Some(1 << 41), note: None });
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        begun.set_position((1 << 40) + 1);
+        begun.tick();
+        assert!(begun.per_sec() < 1e6, "{} bytes a second", begun.per_sec());
+        assert_eq!(begun.position(), (1 << 40) + 1);
     }
 }

@@ -106,7 +106,7 @@ fn wait_hydrated(store: &Store, name: &str, watcher: &mut dyn Watcher) -> Result
             return Err(Failure::new(ErrorKind::Busy, message));
         }
         let note = match info.state {
-            VolumeState::Degraded => hydration.last_error.map(|error| format!("the source does not answer, trying again: {error}")),
+            VolumeState::Degraded => hydration.last_error.map(|error| format!("no source has what is missing, trying again: {error}")),
             _ => None,
         };
         let done = info.size_bytes.saturating_sub(hydration.bytes_missing);

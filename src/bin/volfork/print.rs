@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 use volfork::format_bytes;
 use volfork::store::ScrubReport;
-use volfork::volume::{Event, EventKind, FetchedBytes, HydrationPriority, SnapshotInfo, SourceInfo, VolumeInfo};
+use volfork::volume::{Event, EventKind, FetchedBytes, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo};
 
 use crate::date::format_time;
 use crate::failure::{Failure, Result};
@@ -271,6 +271,9 @@ fn done_text(done: Done, info: &VolumeInfo) -> String {
         Done::Forked => format!("forked '{name}' of {size}"),
         Done::Extended => format!("volume '{name}' has {size}"),
         Done::Renamed => format!("the volume's name is '{name}'"),
+        Done::Hydrated if info.hydration.state == HydrationState::None => {
+            format!("volume '{name}' has all of its {size} and needs no source")
+        }
         Done::Hydrated => format!("volume '{name}': {}", hydration_text(info)),
     }
 }

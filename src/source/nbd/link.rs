@@ -82,6 +82,15 @@ struct State {
     lost: bool,
 }
 
+/// How a connection ended.
+pub struct Lost {
+    pub reason: String,
+    /// A request waited too long.
+    pub unanswered: bool,
+    /// The jobs that have no reply.
+    pub jobs: Vec<Job>,
+}
+
 /// One connection.
 pub struct Link {
     writer: Mutex<Socket>,
@@ -177,8 +186,8 @@ impl Link {
         self.socket.shut();
     }
 
-    /// Takes replies until the connection ends; answers why, and with the jobs that have no reply.
-    pub fn run(&self, socket: Socket, mut complete: impl FnMut(Job, Answer)) -> (String, Vec<Job>) {
+    /// Takes replies until the connection ends.
+    pub fn run(&self, socket: Socket, mut complete: impl FnMut(Job, Answer)) -> Lost {
         let mut reader = Patient { link: self, inner: BufReader::with_capacity(64 << 10, socket) };
         let reason = loop {
             match self.take_reply(&mut reader) {
@@ -188,6 +197,7 @@ impl Link {
             }
         };
         self.socket.shut();
+        let unanswered = self.oldest_is_too_old();
         let mut state = self.state.lock();
         state.lost = true;
         let entries = std::mem::take(&mut state.entries);
@@ -197,7 +207,7 @@ impl Link {
             Entry::Job(under_way) => Some(under_way.job),
             Entry::Checksums(..) => None,
         });
-        (reason, jobs.collect())
+        Lost { reason, unanswered, jobs: jobs.collect() }
     }
 
     fn oldest_is_too_old(&self) -> bool {

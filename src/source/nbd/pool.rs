@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::NbdOptions;
 use super::address::Address;
 use super::handshake::{Agreed, Contexts, connect};
-use super::link::{Answer, Job, Link, StatusDone, Waiter};
+use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX, STATE_ZERO};
 use crate::wire::{HeaderMode, StatusExtent};
@@ -29,6 +29,8 @@ struct State {
     waiting: [VecDeque<Job>; 2],
     /// Since when there is no connection.
     lost_since: Option<Instant>,
+    /// Since when connections are given up because requests wait too long, and nothing is answered.
+    hangs_since: Option<Instant>,
     last_try: Instant,
     last_error: String,
     /// The export is not what it was: no read will succeed.
@@ -85,6 +87,7 @@ impl NbdSource {
             links: Vec::new(),
             waiting: [VecDeque::new(), VecDeque::new()],
             lost_since: None,
+            hangs_since: None,
             last_try: Instant::now(),
             last_error: String::new(),
             changed: None,
@@ -134,8 +137,8 @@ impl Shared {
             state.reserve_one();
         }
         let reader = std::thread::Builder::new().name("nbd-reader".into()).spawn(move || {
-            let (reason, jobs) = reading.run(socket, |job, answer| shared.complete(job, answer));
-            shared.lose(&reading, reason, jobs);
+            let lost = reading.run(socket, |job, answer| shared.complete(job, answer));
+            shared.lose(&reading, lost);
         });
         if let Err(error) = reader {
             let mut state = self.state.lock();
@@ -149,7 +152,7 @@ impl Shared {
     }
 
     /// A connection is gone: what it had under way waits for another one.
-    fn lose(&self, link: &Arc<Link>, reason: String, jobs: Vec<Job>) {
+    fn lose(&self, link: &Arc<Link>, Lost { reason, unanswered, jobs }: Lost) {
         let mut state = self.state.lock();
         state.links.retain(|other| !Arc::ptr_eq(other, link));
         state.reserve_one();
@@ -162,12 +165,17 @@ impl Shared {
         state.stats.errors += over.len() as u64;
         again.into_iter().for_each(|job| state.wait(job));
         let closed = state.closed;
+        // When a further connection has got no answer, those who wait for one would wait as long in turn.
+        let hangs = unanswered && state.hangs_since.get_or_insert_with(Instant::now).elapsed() > self.options.request_timeout / 2;
         drop(state);
         for job in over {
             finish(job.waiter, Err(self.error(SourceErrorKind::Lost, &reason)));
         }
         if closed {
             return self.fail_waiting(&self.error(SourceErrorKind::Closed, "it was closed"));
+        }
+        if hangs {
+            self.fail_waiting(&self.error(SourceErrorKind::Lost, &reason));
         }
         self.woken.notify_all();
         self.send_waiting();
@@ -229,6 +237,7 @@ impl Shared {
         {
             let mut state = self.state.lock();
             state.stats.requests += 1;
+            state.hangs_since = None;
             match &result {
                 Ok(Answer::Read) => state.stats.bytes_read += job.range.end - job.range.start,
                 Ok(_) => {}
@@ -378,9 +387,11 @@ impl Shared {
     fn note_failure(&self, error: &SourceError) {
         let given_up = {
             let mut state = self.state.lock();
-            state.last_error.clone_from(&error.message);
+            // Whoever is told of it names the address again.
+            let text = error.message.strip_prefix(&self.uri).and_then(|text| text.strip_prefix(": "));
+            text.unwrap_or(&error.message).clone_into(&mut state.last_error);
             if error.kind == SourceErrorKind::Changed && state.links.is_empty() {
-                state.changed = Some(error.message.clone());
+                state.changed = Some(state.last_error.clone());
             }
             let gone = state.links.is_empty();
             gone && (state.changed.is_some() || state.lost_since.is_some_and(|since| since.elapsed() > self.options.give_up_after))

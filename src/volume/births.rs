@@ -1,0 +1,109 @@
+//! Volumes that are on their way: their source is being asked, or they are not durable yet.
+//!
+//! A name on its way is taken, and is shown with its state; nothing else can be done with it. They are in memory only: after a
+//! crash such a volume was never there, or is there whole.
+
+use std::sync::Arc;
+
+use super::core::Core;
+use super::info::{BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, VolumeInfo, VolumeState};
+use crate::catalog::Catalog;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A volume on its way.
+#[derive(Clone)]
+pub struct Coming {
+    state: VolumeState,
+    created_at: u64,
+    uri: String,
+    size_bytes: u64,
+}
+
+/// Keeps a name while its volume is on its way.
+pub struct Announced {
+    core: Arc<Core>,
+    name: String,
+}
+
+impl Announced {
+    /// The source has answered, and is being forked.
+    pub fn opened(&self, size_bytes: u64) {
+        if let Some(coming) = self.core.births.lock().get_mut(&self.name) {
+            (coming.state, coming.size_bytes) = (VolumeState::Creating, size_bytes);
+        }
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.core.births.lock().remove(&self.name);
+    }
+}
+
+impl Core {
+    /// Takes a name for a volume that will stand on the source at `uri`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`].
+    pub(super) fn announce(self: &Arc<Self>, name: &str, uri: &str) -> Result<Announced> {
+        let created_at = self.unix_seconds();
+        let catalog = self.catalog();
+        self.name_is_free(&catalog, name)?;
+        let coming = Coming { state: VolumeState::EnablingRemoteExport, created_at, uri: uri.to_owned(), size_bytes: 0 };
+        self.births.lock().insert(name.to_owned(), coming);
+        Ok(Announced { core: Arc::clone(self), name: name.to_owned() })
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Exists`] if a volume has the name, or one that is on its way.
+    pub(super) fn name_is_free(&self, catalog: &Catalog, name: &str) -> Result<()> {
+        catalog.name_is_free(name)?;
+        match self.births.lock().contains_key(name) {
+            true => Err(Error::new(ErrorKind::Exists, format!("a volume '{name}' is being forked already: choose another name"))),
+            false => Ok(()),
+        }
+    }
+
+    /// What is known of a volume on its way.
+    pub(super) fn coming_info(&self, name: &str) -> Option<VolumeInfo> {
+        let coming = self.births.lock().get(name).cloned();
+        coming.map(|coming| self.describe_coming(name, &coming))
+    }
+
+    /// All volumes on their way, by name.
+    pub(super) fn all_coming(&self) -> Vec<VolumeInfo> {
+        let births = self.births.lock().clone();
+        births.iter().map(|(name, coming)| self.describe_coming(name, coming)).collect()
+    }
+
+    fn describe_coming(&self, name: &str, coming: &Coming) -> VolumeInfo {
+        VolumeInfo {
+            id: String::new(),
+            name: name.to_owned(),
+            state: coming.state,
+            size_bytes: coming.size_bytes,
+            block_size: self.block_size.bytes() as u32,
+            created_at: coming.created_at,
+            parent: Some(coming.uri.clone()),
+            source: Some(coming.uri.clone()),
+            depth: 0,
+            snapshots: Vec::new(),
+            labels: Default::default(),
+            blocks: BlockCounts::default(),
+            hydration: HydrationInfo {
+                state: HydrationState::None,
+                bytes_fetched: 0,
+                bytes_missing: coming.size_bytes,
+                rate_bytes_per_second: 0,
+                rate_limit_bytes_per_second: None,
+                deadline: None,
+                priority: HydrationPriority::default(),
+                fetched: FetchedBytes::default(),
+                sources: Vec::new(),
+                readers_waiting: 0,
+                eta_seconds: None,
+                last_error: None,
+            },
+        }
+    }
+}

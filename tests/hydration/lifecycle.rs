@@ -1,0 +1,73 @@
+//! What a volume is called on its way: while its source is asked, while it hydrates, when it is whole.
+
+use std::sync::{Arc, mpsc};
+
+use volfork::ErrorKind;
+use volfork::volume::{VolumeInfo, VolumeState};
+
+use crate::stage::{Actor, PATIENCE, Play};
+use crate::{Trial, pattern, resumed};
+
+#[test]
+fn a_fork_whose_source_is_still_asked_is_shown_and_has_its_name() {
+    let trial = Trial::new();
+    let actor = trial.stage.add(Actor::new("a://", &pattern(51, 1 << 20)));
+    actor.hang_open(true);
+    let store = Arc::new(trial.store.clone());
+    let forking = {
+        let store = Arc::clone(&store);
+        std::thread::spawn(move || store.fork("a://", "v").map(drop))
+    };
+    actor.await_open();
+    let info = store.show("v").unwrap();
+    assert_eq!((info.state, info.source.as_deref(), info.depth), (VolumeState::EnablingRemoteExport, Some("a://"), 0));
+    assert_eq!(
+        store.list().unwrap().iter().map(|info| (info.name.as_str(), info.state)).collect::<Vec<_>>(),
+        [("v", VolumeState::EnablingRemoteExport)]
+    );
+    // The name is taken, and there is nothing to work with yet.
+    let other = trial.stage.add(Actor::new("b://", &pattern(52, 1 << 20)));
+    for taken in [store.fork("b://", "v").err(), store.create_volume("v", 4096).err()] {
+        assert_eq!(taken.unwrap().kind(), ErrorKind::Exists);
+    }
+    assert_eq!(other.opened(), 0);
+    assert_eq!(store.volume("v").err().unwrap().kind(), ErrorKind::NotFound);
+    // Others are not held up.
+    store.create_volume("w", 4096).unwrap();
+    assert_eq!(store.rename("w", "v").unwrap_err().kind(), ErrorKind::Exists);
+    actor.play(|_, _| Play::Hang);
+    actor.hang_open(false);
+    forking.join().unwrap().unwrap();
+    assert_eq!(store.show("v").unwrap().state, VolumeState::Hydrating);
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    trial.store.control_hydration("v", &resumed()).unwrap();
+    trial.finish("v");
+    assert_eq!(store.show("v").unwrap().state, VolumeState::Created);
+}
+
+#[test]
+fn a_fork_that_fails_gives_its_name_back() {
+    let trial = Trial::new();
+    let actor = trial.stage.add(Actor::new("a://", &pattern(53, 1 << 20)));
+    actor.lose(true);
+    assert_eq!(trial.store.fork("a://", "v").err().unwrap().kind(), ErrorKind::SourceLost);
+    assert_eq!(trial.store.show("v").unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(trial.store.list().unwrap().is_empty());
+    // One that is still being made is shown with its size.
+    actor.lose(false);
+    let (sender, receiver) = mpsc::channel::<VolumeInfo>();
+    let store = trial.store.clone();
+    let watching = std::thread::spawn(move || {
+        while let Err(mpsc::TryRecvError::Empty) = receiver.try_recv() {
+            if let Ok(info) = store.show("v") {
+                assert_ne!(info.state, VolumeState::Degraded);
+                assert!(info.state == VolumeState::EnablingRemoteExport || info.size_bytes == 1 << 20, "{info:?}");
+            }
+        }
+    });
+    trial.store.fork("a://", "v").unwrap();
+    sender.send(trial.store.show("v").unwrap()).unwrap();
+    watching.join().unwrap();
+    assert!(trial.store.wait_hydrated("v", PATIENCE).unwrap());
+}

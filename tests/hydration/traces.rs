@@ -1,0 +1,66 @@
+//! In which order a fork first touched its blocks, and who follows it.
+
+use volfork::source::ReadClass;
+
+use crate::stage::{Actor, Play};
+use crate::{Trial, pattern, read, resumed};
+
+const PLACES: [u64; 4] = [9, 2, 13, 4];
+
+/// Starts of the first reads of bulk that came behind the first `skip` reads.
+fn first_places(actor: &Actor, skip: usize) -> Vec<u64> {
+    actor.reads().into_iter().skip(skip).map(|(range, _)| range.start >> 20).take(PLACES.len()).collect()
+}
+
+#[test]
+fn a_later_fork_from_elsewhere_follows_the_first_one() {
+    let trial = Trial::new();
+    let data = pattern(61, 16 << 20);
+    let actor = trial.stage.add(Actor { identity: Some("host/7".into()), ..Actor::new("a://", &data) });
+    let first = trial.paused_fork(&actor, "first");
+    for place in PLACES {
+        read(&first, place << 20, 4096).unwrap();
+    }
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    let skip = actor.reads().len();
+    trial.store.fork("a://", "second").unwrap();
+    trial.finish("second");
+    assert_eq!(first_places(&actor, skip), PLACES);
+    // Also when the first one is whole, and when it is gone.
+    trial.store.control_hydration("first", &resumed()).unwrap();
+    trial.finish("first");
+    trial.store.destroy_volume("first", false).unwrap();
+    let skip = actor.reads().len();
+    trial.store.fork("a://", "third").unwrap();
+    trial.finish("third");
+    assert_eq!(first_places(&actor, skip), PLACES);
+    // Another snapshot has another order.
+    let other = trial.stage.add(Actor { identity: Some("host/8".into()), ..Actor::new("b://", &data) });
+    trial.store.fork("b://", "other").unwrap();
+    trial.finish("other");
+    assert_eq!(other.reads().iter().map(|(range, _)| range.start).min(), other.reads().first().map(|(range, _)| range.start));
+}
+
+#[test]
+fn a_trace_that_came_with_the_source_outlives_a_recording_that_has_only_begun() {
+    let trial = Trial::new();
+    let data = pattern(62, 16 << 20);
+    let runs: Vec<_> = PLACES.into_iter().map(|place| place << 20..(place << 20) + 65536).collect();
+    let actor = trial.stage.add(Actor { identity: Some("host/7".into()), trace: runs, ..Actor::new("a://", &data) });
+    actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
+    let volume = trial.store.fork("a://", "v").unwrap();
+    actor.await_read(|range, class| class == ReadClass::Ahead && range.start == PLACES[0] << 20);
+    read(&volume, 7 << 20, 4096).unwrap();
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    volume.snapshot("s").unwrap();
+    trial.finish("v");
+    // The recording is written when the store closes, if it is.
+    drop(volume);
+    let Trial { stage, store, _dir: dir } = trial;
+    store.close().unwrap();
+    let store = volfork::Store::open(dir.path(), crate::options(&stage)).unwrap();
+    let places: Vec<u64> = store.snapshot("v", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
+    assert_eq!(places, PLACES);
+}
