@@ -329,6 +329,7 @@ mod tests {
                 priority: HydrationPriority::Normal,
                 fetched: FetchedBytes::default(),
                 sources: Vec::new(),
+                readers_waiting: 0,
                 eta_seconds: None,
                 last_error: None,
             },
