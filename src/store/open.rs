@@ -237,7 +237,7 @@ impl OpenStore {
         for hydrator in self.core.hydrators() {
             hydrator.join();
         }
-        let result = self.core.shut_down();
+        let result = self.core.shut_down(self.background.is_swept());
         drop(lock);
         result
     }

@@ -70,6 +70,45 @@ fn blocks_written_again_after_a_discard_survive() {
     }
 }
 
+/// A block is written again and discarded; what its space holds later says nothing of the fork that followed.
+#[test]
+fn a_fork_does_not_depend_on_blocks_that_were_discarded_before() {
+    for seed in seeds(12) {
+        let _named = Named("a fork after a discard", seed);
+        let mut world = World::new(seed * 3 + 1);
+        world.open().unwrap();
+        world.create().unwrap();
+        world.write_sectors("v1", 0..32).unwrap();
+        world.flush("v1").unwrap();
+        world.write_sectors("v1", 64..72).unwrap();
+        world.flush("v1").unwrap();
+        world.write_sectors("v1", 0..32).unwrap();
+        world.discard_sectors("v1", 0..16).unwrap();
+        world.fork("v1").unwrap();
+        world.store().step().unwrap();
+        world.crash();
+    }
+}
+
+/// After a crash space is looked for that nobody holds; blocks whose end is not durable are somebody's still.
+#[test]
+fn sweeping_leaves_blocks_whose_end_is_not_durable() {
+    for seed in seeds(12) {
+        let _named = Named("a discard while sweeping", seed);
+        let mut world = World::new(seed * 3 + 1);
+        world.open().unwrap();
+        world.create().unwrap();
+        world.write_sectors("v1", 0..32).unwrap();
+        world.flush("v1").unwrap();
+        world.crash();
+        world.discard_sectors("v1", 0..32).unwrap();
+        for _ in 0..4 {
+            world.store().step().unwrap();
+        }
+        world.crash();
+    }
+}
+
 /// More overwritten blocks than one frame names: they are durable before the frame that seals their layer.
 #[test]
 fn very_many_overwrites_are_durable_with_the_fork_that_shows_them() {

@@ -73,7 +73,7 @@ fn a_checkpoint_without_space_proves_nothing_and_decides_nothing() {
 
 #[test]
 fn opening_without_space_at_any_operation_loses_nothing() {
-    for seed in seeds(4) {
+    for seed in seeds(2) {
         let _named = Named("opening without space", seed);
         for k in 1.. {
             let mut world = due(seed);
