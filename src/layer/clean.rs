@@ -153,17 +153,18 @@ impl Layers {
     }
 
     /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark is
-    /// left), and refuses writes from then on.
+    /// left, and no space to give back that only memory knows of; `swept`: none that nobody has looked for), and refuses writes
+    /// from then on.
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
-    pub fn shut_down(&self) -> Result<()> {
-        let result = self.shut_down_healthy();
+    pub fn shut_down(&self, swept: bool) -> Result<()> {
+        let result = self.shut_down_healthy(swept);
         self.commit.poison(Error::new(crate::ErrorKind::Poisoned, "the store was closed"));
         result
     }
 
-    fn shut_down_healthy(&self) -> Result<()> {
+    fn shut_down_healthy(&self, swept: bool) -> Result<()> {
         self.commit.healthy()?;
         self.sync(self.all().iter().map(|layer| layer.id))?;
         let mut marked = 0;
@@ -172,7 +173,7 @@ impl Layers {
             self.clean_layer(&layer)?;
             marked += self.clean_layer(&layer)?;
         }
-        if marked == 0 {
+        if marked == 0 && swept && !self.has_garbage() {
             self.enqueue([Record::Closed]);
         }
         self.sync([])

@@ -234,6 +234,12 @@ impl Commit {
         self.outstanding.fetch_sub(bytes, Ordering::AcqRel);
     }
 
+    /// Journal bytes that are taken for records to come.
+    #[cfg(test)]
+    pub fn reserved_bytes(&self) -> u64 {
+        self.outstanding.load(Ordering::Acquire)
+    }
+
     /// Appends a frame; answers the file to sync.
     pub fn append(&self, payload: &[u8]) -> Result<Arc<dyn DiskFile>> {
         let mut journal = self.journal.lock();

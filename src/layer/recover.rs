@@ -338,4 +338,37 @@ mod tests {
         recovery.apply(&Record::Patch(PatchRecord { layer: LayerId(7), block: 5, offset: 0, bytes: vec![1] })).unwrap();
         assert_eq!(recovery.patched().count(), 0, "the layer was freed");
     }
+
+    #[test]
+    fn whatever_becomes_of_a_write_its_room_in_the_journal_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = StorePaths::new(dir.path());
+        std::fs::create_dir(paths.layers()).unwrap();
+        let superblock = crate::format::Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let start = |state: &mut dyn Iterator<Item = Record>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state);
+        let layers = recovery(dir.path()).finish(|_| (Some(LayerId(0)), None), start).unwrap();
+        let layer = layers.get(LayerId(1)).unwrap();
+        let bits = crate::bits::BlockBits::of(0..3);
+        let reserved = || layers.commit.reserved_bytes();
+        layers.admit_wait(&layer, 0, &bits).unwrap();
+        assert!(reserved() > 0);
+        layers.withdraw_write(&layer, 0, &bits);
+        assert_eq!(reserved(), 0, "withdrawn");
+        layers.admit_wait(&layer, 0, &bits).unwrap();
+        layers.abort_write(&layer, 0, &bits, &Error::new(ErrorKind::NoSpace, "full"));
+        assert_eq!(reserved(), 0, "failed");
+        layers.admit_wait(&layer, 0, &bits).unwrap();
+        layers.write_admitted(&layer, 0, 0..3, &[7; 3 * 4096]).unwrap();
+        let one = crate::bits::BlockBits::of(3..4);
+        layers.admit_wait(&layer, 0, &one).unwrap();
+        let room = layers.reserve_patch(&layer, 3, &(5..9)).unwrap().unwrap();
+        layers.patch_admitted(&layer, 3, 5, &[7; 4], room);
+        assert!(reserved() > 0);
+        layers.sync([layer.id]).unwrap();
+        assert_eq!(reserved(), 0, "recorded");
+        layers.admit_wait(&layer, 1, &bits).unwrap();
+        layers.write_admitted(&layer, 1, 0..3, &[7; 3 * 4096]).unwrap();
+        layers.zero(&layer, 1024..=1026, true).unwrap();
+        assert_eq!(reserved(), 0, "discarded");
+    }
 }

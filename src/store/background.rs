@@ -63,6 +63,11 @@ impl Background {
         }
     }
 
+    /// Whether space that a crash left has been looked for everywhere.
+    pub fn is_swept(&self) -> bool {
+        self.shared.state.lock().unswept.is_empty()
+    }
+
     pub fn start(&self) -> Result<()> {
         let worker = Self {
             core: Arc::clone(&self.core),

@@ -237,7 +237,7 @@ impl OpenStore {
         for hydrator in self.core.hydrators() {
             hydrator.join();
         }
-        let result = self.core.shut_down();
+        let result = self.core.shut_down(self.background.is_swept());
         drop(lock);
         result
     }
@@ -262,4 +262,47 @@ fn take_reserve(disk: &dyn Disk, paths: &StorePaths) {
 /// Whether a directory may hold a store.
 pub(super) fn has_superblock(disk: &dyn Disk, paths: &StorePaths) -> bool {
     disk.list(paths.root()).is_ok_and(|names| names.iter().any(|name| name == "superblock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{BlockRun, LayerRecord, SnapshotRecord, VolumeRecord};
+    use crate::ids::{BlockSize, VolumeId};
+
+    /// What the last round says, when one of its blocks is not on disk.
+    #[test]
+    fn a_torn_round_neither_changes_the_shape_nor_forgets_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 1, store_id: [1; 16], journal: 1 };
+        let config = layer_config(&StorePaths::new(dir.path()), &StoreOptions::default(), &superblock);
+        let (volume, base, head) = (VolumeId(0), LayerId(0), LayerId(1));
+        let name = || "v".to_owned();
+        let present = |layer, block| Record::Present(BlockRun { layer, block, checksums: vec![1] });
+        let state = vec![
+            Record::Layer(LayerRecord::over(None, base)),
+            Record::Layer(LayerRecord::over(Some(base), head)),
+            Record::Volume(VolumeRecord { volume, head, size_bytes: 1 << 20, created_at: 0, name: name(), parent: String::new() }),
+            Record::Snapshot(SnapshotRecord { volume, layer: base, size_bytes: 1 << 20, created_at: 0, name: name() }),
+        ];
+        let ends = vec![
+            Record::DestroySnapshot { volume, name: name() },
+            Record::Drop { layer: base, first: 5, last: 5 },
+            Record::Zero { layer: head, first: 9, last: 9 },
+        ];
+        for torn in [false, true] {
+            let mut last = ends.clone();
+            // There is no file that could have this block.
+            last.extend(torn.then(|| present(head, 6)));
+            let rounds = vec![vec![present(base, 5)], last];
+            let loaded = Loaded { superblock, state: state.clone(), rounds, sequence: 3, warnings: Vec::new() };
+            let replayed = replay(config.clone(), &loaded).unwrap();
+            assert_eq!(replayed.lost_blocks, u64::from(torn));
+            assert_eq!(replayed.catalog.snapshot("v", "v").is_ok(), torn);
+            let held: Vec<_> = replayed.recovery.layers().map(|(id, presence, _)| (id, presence.present.contains(5))).collect();
+            assert_eq!(held, [(base, torn), (head, false)]);
+            let zeroed = replayed.recovery.layers().any(|(id, presence, _)| id == head && presence.zeroed.contains(9));
+            assert!(zeroed, "a discard does not depend on other blocks");
+        }
+    }
 }

@@ -320,15 +320,15 @@ impl Core {
         self.layers.checkpoint(catalog.records())
     }
 
-    /// Makes everything durable and verifiable, and refuses writes from then on.
+    /// Makes everything durable and verifiable, and refuses writes from then on. `swept`: no space is left to be looked for.
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
-    pub fn shut_down(&self) -> Result<()> {
+    pub fn shut_down(&self, swept: bool) -> Result<()> {
         // A trace is advice: the store closes without it.
         let _ = self.save_traces();
         let _catalog = self.catalog();
-        let result = self.layers.shut_down();
+        let result = self.layers.shut_down(swept);
         self.heads.lock().clear();
         result
     }

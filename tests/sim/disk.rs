@@ -285,7 +285,7 @@ impl SimDisk {
     /// The power goes off, and nothing waits any more.
     pub fn power_off(&self) {
         self.state().crashed = true;
-        self.holds.release();
+        self.holds.release_all();
     }
 
     /// Whether the power went off.

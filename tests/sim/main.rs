@@ -225,6 +225,40 @@ fn space_comes_back_after_a_destroy_and_after_a_crash() {
     }
 }
 
+/// Space that was to be given back when the store was closed, or that a crash before left, is given back after the next opening.
+#[test]
+fn space_comes_back_although_the_store_was_closed_before() {
+    for seed in seeds(24) {
+        let _named = Named("reclaiming after a close", seed);
+        let mut world = World::new(seed);
+        let reopen = |world: &mut World| {
+            world.close().unwrap();
+            world.open().unwrap();
+        };
+        let settled = |world: &mut World| {
+            reopen(world);
+            while world.store().step().unwrap() {}
+            world.disk.used_pages()
+        };
+        world.open().unwrap();
+        world.create().unwrap();
+        let before = settled(&mut world);
+        world.write_sectors("v1", 0..model::WINDOW_SECTORS).unwrap();
+        if seed % 2 == 0 {
+            world.flush("v1").unwrap();
+            world.discard_sectors("v1", 0..model::WINDOW_SECTORS).unwrap();
+        } else {
+            // Their frame is lost, if not their bytes.
+            world.crash();
+            world.discard_sectors("v1", 0..model::WINDOW_SECTORS).unwrap();
+            reopen(&mut world);
+        }
+        let after = settled(&mut world);
+        // Checksums and marks take a little.
+        assert!(after < before + 8, "{before} pages were used, {after} are\n{}", world.story());
+    }
+}
+
 #[test]
 fn a_lost_source_harms_only_what_was_not_fetched_and_heals() {
     for seed in seeds(100) {

@@ -43,6 +43,19 @@ fn writes_are_refused_after_a_failed_write_or_sync_until_the_store_is_opened_aga
     }
 }
 
+#[test]
+fn a_patch_has_a_bounded_number_of_parts() {
+    let mut world = World::new(1);
+    world.open().unwrap();
+    world.fork_source().unwrap();
+    world.toggle_source();
+    let volume = world.store().volume("v1").unwrap();
+    let parts = (0..2048).take_while(|part| volume.write_at(&[1], 2 * part).is_ok()).count();
+    assert_eq!(parts, 64, "the next part has to wait for the rest of the block, and the source is lost");
+    // One that joins two of them needs no room.
+    volume.write_at(&[1], 1).unwrap();
+}
+
 /// Their records would need space in the journal that there is not, and a flush that follows needs what was reserved.
 #[test]
 fn patches_are_refused_when_the_journal_cannot_grow_and_leave_nothing_behind() {
@@ -58,6 +71,12 @@ fn patches_are_refused_when_the_journal_cannot_grow_and_leave_nothing_behind() {
         let patch = |world: &mut World| world.write_sectors("v2", 1..8);
         let refused = (0..2_000).find_map(|_| patch(&mut world).err()).expect("the journal has room for ever");
         assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+        // With single bytes the last room is used up, and then there is none for a new block either.
+        let volume = world.store().volume("v2").unwrap();
+        let refused = (0..2_000).find_map(|_| volume.write_at(&[0], 0).err()).expect("the journal has room for ever");
+        assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+        let refused = (0..4).find_map(|block| world.write_sectors("v1", 8 * block..8 * block + 8).err());
+        assert_eq!(refused.expect("the journal has room for blocks").kind(), ErrorKind::NoSpace);
         // Those of other blocks, too, which take no room in memory then.
         for number in 0..5_000 {
             let first = 8 * (1 + number % 15) + 1;

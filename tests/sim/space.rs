@@ -70,3 +70,32 @@ fn a_checkpoint_without_space_proves_nothing_and_decides_nothing() {
         }
     }
 }
+
+#[test]
+fn opening_without_space_at_any_operation_loses_nothing() {
+    for seed in seeds(2) {
+        let _named = Named("opening without space", seed);
+        for k in 1.. {
+            let mut world = due(seed);
+            // In an extent without a mark, so that their checksums are relied on.
+            world.write_sectors("v1", 64..88).unwrap();
+            world.flush("v1").unwrap();
+            world.disk.power_off();
+            world.close().unwrap_err();
+            world.disk.crash(&mut world.random);
+            let before = world.disk.operations();
+            world.disk.fail_at(before + k, Fault::Enospc);
+            let opened = world.open();
+            let reached = world.disk.operations() >= before + k;
+            world.log.push(format!("no space at operation {k} of opening: {opened:?}"));
+            world.disk.clear_faults();
+            if opened.is_err() {
+                world.open().unwrap();
+            }
+            world.crash();
+            if !reached {
+                break;
+            }
+        }
+    }
+}
