@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use super::core::Core;
 use super::head::Head;
 use super::holdings::identity_in;
-use super::queue::Queue;
+use super::queue::{Queue, Workers};
 use super::request::Run;
 use super::view::View;
 use crate::error::{Error, Result};
@@ -165,6 +165,8 @@ pub(super) struct OpenSnapshot {
     pub volume: VolumeId,
     pub name: String,
     pub view: RwLock<View>,
+    /// Threads for its reads that have to wait.
+    pub readers: Workers,
 }
 
 impl OpenSnapshot {
@@ -200,7 +202,8 @@ impl Snapshot {
             (id, entry.layer, entry.size_bytes)
         };
         let view = RwLock::new(View::new(core.layers().require(layer)?, size_bytes));
-        Ok(Self(Arc::new(OpenSnapshot { core: Arc::clone(core), volume: id, name: format!("{volume}@{snapshot}"), view })))
+        let (core, name, readers) = (Arc::clone(core), format!("{volume}@{snapshot}"), Workers::of_reads());
+        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers })))
     }
 
     /// `volume@snapshot`, as it was when the snapshot was opened.

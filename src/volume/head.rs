@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 
 use super::core::{Core, gone};
 use super::gate::{Closed, Gate};
+use super::queue::Workers;
 use super::trace::Recorder;
 use super::view::{Piece, View};
 use crate::bits::BlockBits;
@@ -28,6 +29,9 @@ pub struct Head {
     pub(super) recorder: OnceLock<Arc<Recorder>>,
     /// Queues that are open on it.
     pub(super) queues: AtomicUsize,
+    /// Threads for its reads and its writes that have to wait.
+    pub(super) readers: Workers,
+    pub(super) writers: Workers,
 }
 
 impl Head {
@@ -44,6 +48,8 @@ impl Head {
             destroyed: AtomicBool::new(false),
             recorder: OnceLock::new(),
             queues: AtomicUsize::new(0),
+            readers: Workers::of_reads(),
+            writers: Workers::default(),
         })
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use volfork::Volume;
 use volfork::source::ReadClass;
+use volfork::store::HydrationControl;
 
 use crate::stage::{Actor, PATIENCE, Play};
 use crate::{Trial, pattern, paused, read};
@@ -33,7 +34,7 @@ fn waited(actor: &Actor, script: impl Fn() -> Play + Send + Sync + 'static) {
 }
 
 /// A read in a thread of its own: a test that waits in vain fails.
-fn begin(volume: &Volume, offset: u64, bytes: usize) -> mpsc::Receiver<volfork::Result<Vec<u8>>> {
+pub fn begin(volume: &Volume, offset: u64, bytes: usize) -> mpsc::Receiver<volfork::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::channel();
     let volume = volume.clone();
     std::thread::spawn(move || drop(sender.send(read(&volume, offset, bytes))));
@@ -106,14 +107,15 @@ fn an_address_that_cannot_be_connected_to_holds_up_no_reader() {
     let trial = Trial::new();
     let data = pattern(32, BYTES);
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
+    let volume = trial.paused_fork(&a, "v");
+    let add = HydrationControl { add_sources: vec!["b://".into()], ..HydrationControl::default() };
+    trial.store.control_hydration("v", &add).unwrap();
+    // Nobody has connected to it except to look at it, and now nobody can.
     b.hang_open(true);
     a.play(|_, _| Play::Hang);
-    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
-    a.await_read(|_, class| class == ReadClass::Ahead);
-    trial.store.control_hydration("v", &paused()).unwrap();
     // The first address is slow; its answer comes while somebody connects to the second one.
     let slow = begin(&volume, FAR, 4096);
-    b.await_open();
+    b.await_open(2);
     a.await_read(|range, class| class == ReadClass::Waited && range.start == FAR);
     a.release();
     let bytes = slow.recv_timeout(PATIENCE).expect("a reader waits for a connection that does not come").unwrap();

@@ -18,7 +18,7 @@ fn a_fork_whose_source_is_still_asked_is_shown_and_has_its_name() {
         let store = Arc::clone(&store);
         std::thread::spawn(move || store.fork("a://", "v").map(drop))
     };
-    actor.await_open();
+    actor.await_open(1);
     let info = store.show("v").unwrap();
     assert_eq!((info.state, info.source.as_deref(), info.depth), (VolumeState::EnablingRemoteExport, Some("a://"), 0));
     assert_eq!(

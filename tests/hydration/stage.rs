@@ -94,10 +94,10 @@ impl Actor {
         self.changed.notify_all();
     }
 
-    /// Waits until somebody has begun to connect.
-    pub fn await_open(&self) {
+    /// Waits until somebody has begun to connect so many times.
+    pub fn await_open(&self, times: usize) {
         let mut seen = self.seen.lock();
-        while seen.begun == 0 {
+        while seen.begun < times {
             assert!(!self.changed.wait_for(&mut seen, PATIENCE).timed_out(), "nobody connects to {}", self.uri);
         }
     }

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use volfork::source::ReadClass;
-use volfork::{Clock, ErrorKind, Store, StoreOptions, SystemClock};
+use volfork::volume::Request;
+use volfork::{Clock, ErrorKind, Store, StoreOptions, SystemClock, Volume};
 
-use crate::stage::{Actor, Play, Stage};
+use crate::hedging::begin;
+use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{Trial, options, pattern, read};
 
 /// The machine's clock, and as many seconds as the test has let pass.
@@ -35,12 +38,7 @@ fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
     let actor = trial.stage.add(Actor::new("a://", &data));
     let volume = trial.paused_fork(&actor, "v");
     actor.play(|_, _| Play::Hang);
-    let readers: Vec<_> = (0..READERS)
-        .map(|_| {
-            let volume = volume.clone();
-            std::thread::spawn(move || read(&volume, 4 << 20, 4096))
-        })
-        .collect();
+    let readers: Vec<_> = (0..READERS).map(|_| begin(&volume, 4 << 20, 4096)).collect();
     while trial.store.show("v").unwrap().hydration.readers_waiting < READERS {
         std::thread::yield_now();
     }
@@ -49,7 +47,7 @@ fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
     // Whoever asks again hangs.
     actor.fail_held();
     for reader in readers {
-        assert_eq!(reader.join().unwrap().unwrap_err().kind(), ErrorKind::SourceLost);
+        assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
     }
     let asked = actor.reads().iter().filter(|(_, class)| *class == ReadClass::Waited).count();
     assert_eq!(asked, 1, "one request for all of them");
@@ -65,20 +63,50 @@ fn who_waits_can_be_given_up_and_later_readers_ask_again() {
     let actor = trial.stage.add(Actor::new("a://", &data));
     let volume = trial.paused_fork(&actor, "v");
     actor.play(|_, _| Play::Hang);
-    let readers: Vec<_> = [4 << 20, 4 << 20, 6 << 20]
-        .into_iter()
-        .map(|offset| {
-            let volume = volume.clone();
-            std::thread::spawn(move || read(&volume, offset, 4096))
-        })
-        .collect();
+    let readers: Vec<_> = [4 << 20, 4 << 20, 6 << 20].into_iter().map(|offset| begin(&volume, offset, 4096)).collect();
     while trial.store.show("v").unwrap().hydration.readers_waiting < 3 {
         std::thread::yield_now();
     }
     trial.store.give_up_waiting();
     for reader in readers {
-        assert_eq!(reader.join().unwrap().unwrap_err().kind(), ErrorKind::SourceLost);
+        assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
     }
     actor.play(|_, _| Play::Answer);
     assert!(read(&volume, 4 << 20, 4096).unwrap() == data[4 << 20..(4 << 20) + 4096]);
+}
+
+#[test]
+fn a_source_that_hangs_stops_nothing_but_reads_of_its_own_blocks() {
+    const READS: u64 = 200;
+    let trial = Trial::new();
+    let data = pattern(43, 8 << 20);
+    let (hung, well) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
+    let volume = trial.paused_fork(&hung, "v");
+    let other = trial.paused_fork(&well, "w");
+    let local = trial.store.create_volume("local", 1 << 20).unwrap();
+    hung.play(|_, _| Play::Hang);
+    well.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
+    let mut reads = volume.queue(READS as u32).unwrap();
+    for number in 0..READS {
+        reads.submit(number, Request::Read { offset: (4 << 20) + number * 8192, bytes: 4096 }).unwrap();
+    }
+    while trial.store.show("v").unwrap().hydration.readers_waiting < READS {
+        std::thread::yield_now();
+    }
+    let does = |volume: &Volume, request: Request| {
+        let (mut queue, mut done) = (volume.queue(1).unwrap(), Vec::new());
+        queue.submit(0, request.clone()).unwrap();
+        assert_eq!(queue.wait(&mut done, Some(PATIENCE)).unwrap(), 1, "{request:?} waits for somebody else's source");
+        done.remove(0).result.unwrap()
+    };
+    let sector = || Bytes::from_static(&[7; 512]);
+    for volume in [&local, &other, &volume] {
+        does(volume, Request::Write { offset: 512, data: sector(), fua: false });
+        does(volume, Request::Flush);
+        does(volume, Request::Write { offset: 4096, data: sector(), fua: true });
+        does(volume, Request::Discard { offset: 8192, bytes: 8192, fua: false });
+        assert!(does(volume, Request::Read { offset: 512, bytes: 512 }) == [7; 512][..]);
+    }
+    assert!(does(&other, Request::Read { offset: 5 << 20, bytes: 4096 }) == data[5 << 20..(5 << 20) + 4096]);
+    trial.store.give_up_waiting();
 }

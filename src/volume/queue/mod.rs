@@ -49,6 +49,16 @@ impl Target {
         }
     }
 
+    /// The threads for a request that has to wait.
+    fn workers(&self, request: &Request) -> &Workers {
+        match (self, request) {
+            (Self::Volume(head), Request::Read { .. } | Request::Prefetch { .. }) => &head.readers,
+            (Self::Snapshot(snapshot), _) => &snapshot.readers,
+            (Self::Volume(head), Request::Flush) => &head.core.workers,
+            (Self::Volume(head), _) => &head.writers,
+        }
+    }
+
     fn view(&self) -> &RwLock<View> {
         match self {
             Self::Volume(head) => &head.view,
@@ -286,7 +296,7 @@ impl Shared {
     /// Lets a worker do it.
     fn delegate(self: &Arc<Self>, token: u64, request: Request) {
         let shared = Arc::clone(self);
-        self.target.core().workers.run(Box::new(move || {
+        self.target.workers(&request).run(Box::new(move || {
             let result = shared.target.perform(request);
             shared.finished.lock().push(Completion { token, result });
             shared.waker.wake();

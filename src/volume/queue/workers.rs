@@ -1,4 +1,8 @@
 //! Threads for requests that have to wait.
+//!
+//! Reads may wait for a source, and with them writes for which there is no room otherwise: for as long as it hangs. So each volume
+//! has threads of its own for its reads and for its writes, and those of the store are for what waits for its disk alone. Otherwise
+//! one source that does not answer would stop the flushes of all volumes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,6 +12,8 @@ use parking_lot::{Condvar, Mutex};
 
 /// Threads at most; further jobs wait for one.
 const THREADS_MAX: usize = 64;
+/// As many for the reads of one volume: those of a source that hangs are to fail together.
+const READERS_MAX: usize = 256;
 /// A thread without a job ends after so long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -21,18 +27,29 @@ struct State {
 }
 
 /// A pool that grows while jobs wait, and shrinks when there are none.
-#[derive(Default)]
 pub struct Workers {
     shared: Arc<(Mutex<State>, Condvar)>,
+    threads_max: usize,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self { shared: Arc::default(), threads_max: THREADS_MAX }
+    }
 }
 
 impl Workers {
+    /// A pool for the reads of a volume.
+    pub fn of_reads() -> Self {
+        Self { threads_max: READERS_MAX, ..Self::default() }
+    }
+
     /// Runs a job on some thread.
     pub fn run(&self, job: Job) {
         let (state, woken) = &*self.shared;
         let mut state = state.lock();
         state.jobs.push_back(job);
-        if state.idle >= state.jobs.len() || state.threads >= THREADS_MAX {
+        if state.idle >= state.jobs.len() || state.threads >= self.threads_max {
             woken.notify_one();
             return;
         }
