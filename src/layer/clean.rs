@@ -7,7 +7,7 @@ use super::checksums::block_checksum;
 use super::set::Layers;
 use super::state::Layer;
 use crate::bits::BlockBits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PresenceRecord, Record};
 use crate::io::AlignedBuffer;
 use crate::limits::EXTENT_BLOCKS;
@@ -153,17 +153,17 @@ impl Layers {
     }
 
     /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark is
-    /// left), and refuses writes from then on.
+    /// left), and refuses writes from then on. `shape` is for a last checkpoint, as in [`Layers::checkpoint`].
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
-    pub fn shut_down(&self) -> Result<()> {
-        let result = self.shut_down_healthy();
+    pub fn shut_down(&self, shape: Vec<Record>) -> Result<()> {
+        let result = self.shut_down_healthy(shape);
         self.commit.poison(Error::new(crate::ErrorKind::Poisoned, "the store was closed"));
         result
     }
 
-    fn shut_down_healthy(&self) -> Result<()> {
+    fn shut_down_healthy(&self, mut shape: Vec<Record>) -> Result<()> {
         self.commit.healthy()?;
         self.sync(self.all().iter().map(|layer| layer.id))?;
         let mut marked = 0;
@@ -172,9 +172,19 @@ impl Layers {
             self.clean_layer(&layer)?;
             marked += self.clean_layer(&layer)?;
         }
-        if marked == 0 {
-            self.enqueue([Record::Closed]);
+        if marked > 0 {
+            return self.sync([]);
         }
+        let has_rounds = self.commit.journal().log_bytes() > 0;
+        if has_rounds {
+            // Rounds that are lost at the end of a journal are not missed, but a state that is not whole is.
+            shape.push(Record::Closed);
+            match self.checkpoint(shape) {
+                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                other => return other,
+            }
+        }
+        self.enqueue([Record::Closed]);
         self.sync([])
     }
 

@@ -318,8 +318,8 @@ impl Core {
     pub fn shut_down(&self) -> Result<()> {
         // A trace is advice: the store closes without it.
         let _ = self.save_traces();
-        let _catalog = self.catalog();
-        let result = self.layers.shut_down();
+        let catalog = self.catalog();
+        let result = self.layers.shut_down(catalog.records());
         self.heads.lock().clear();
         result
     }
