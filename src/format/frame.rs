@@ -1,11 +1,11 @@
 //! Frames: the units in which the journal is written and believed.
 //!
 //! ```text
-//! file `journal.N`: frames, each padded with zeros to a multiple of 8 bytes, up to the first that does not verify
+//! file `journal.N`: frames, each padded with zeros to a multiple of 8 bytes, up to the one that a crash tore
 //!
 //!   0  magic     4   "vfj1"
 //!   4  length    4   bytes of the payload
-//!   8  sequence  8   counts frames of this store up by one; a gap ends the journal
+//!   8  sequence  8   counts frames of this store up by one
 //!  16  kind      4   0 state, 1 end of state, 2 round
 //!  20  crc32     4   of store_id, journal number (8 bytes), bytes 0..20 and the payload
 //!  24  payload   records
@@ -19,7 +19,8 @@ pub const FRAME_HEADER_BYTES: usize = 24;
 /// Largest payload: bounds what a reader reserves.
 pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
-const MAGIC: &[u8; 4] = b"vfj1";
+/// First bytes of a frame.
+pub const FRAME_MAGIC: &[u8; 4] = b"vfj1";
 const CRC_AT: usize = 20;
 const _: () = assert!(CRC_AT + 4 == FRAME_HEADER_BYTES && FRAME_HEADER_BYTES.is_multiple_of(8));
 
@@ -62,7 +63,7 @@ pub fn frame_bytes(payload_bytes: usize) -> u64 {
 /// The bytes of a frame.
 pub fn encode_frame(identity: &[u8; 16], journal: u64, frame: Frame<'_>) -> Vec<u8> {
     let mut writer = Writer { bytes: Vec::with_capacity(frame_bytes(frame.payload.len()) as usize) };
-    writer.raw(MAGIC);
+    writer.raw(FRAME_MAGIC);
     writer.u32(frame.payload.len() as u32);
     writer.u64(frame.sequence);
     writer.u32(match frame.kind {
@@ -83,7 +84,7 @@ pub fn encode_frame(identity: &[u8; 16], journal: u64, frame: Frame<'_>) -> Vec<
 /// Says why there is none; at the end of a journal that is the normal case.
 pub fn decode_frame<'a>(identity: &[u8; 16], journal: u64, bytes: &'a [u8]) -> Result<Frame<'a>, FormatError> {
     let mut reader = Reader::new(bytes);
-    if reader.array::<4>()? != *MAGIC {
+    if reader.array::<4>()? != *FRAME_MAGIC {
         return Err(FormatError("frame has no magic number".into()));
     }
     let length = reader.u32()? as usize;

@@ -17,6 +17,9 @@ const MAP_BYTES: u64 = 1 << 30;
 /// not hold up the others.
 const MAP_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Answers that are asked for one after another: a server that tells of a few bytes at a time is not worth it.
+const MAP_ANSWERS_MAX: usize = 16 << 10;
+
 /// How far sequential backfill has come.
 #[derive(Default)]
 pub struct Plan {
@@ -148,8 +151,11 @@ impl Hydrator {
     fn take_zeros(&self, source: &dyn Source, mut range: Range<u64>) -> Result<(), SourceError> {
         let config = &self.config;
         let size_bytes = config.record.size_bytes;
-        while range.start < range.end {
+        for _ in 0..MAP_ANSWERS_MAX {
             let before = range.start;
+            if before >= range.end {
+                break;
+            }
             for extent in source.extents(range.clone())? {
                 let next = range.start.saturating_add(extent.bytes).min(range.end);
                 let first = config.block_size.blocks_for(range.start);

@@ -80,6 +80,12 @@ impl<'a> Writes<'a> {
         let mut parts = self.hydrator.parts_to_fill(blocks, bytes);
         parts.reverse();
         while let Some(part) = parts.pop() {
+            // A read that was tried again brings the same blocks again: nobody but this thread ends their writes.
+            while self.is_writing(&part) {
+                if self.wait(Duration::from_millis(100)).is_err() {
+                    std::thread::yield_now();
+                }
+            }
             match self.hydrator.admit_part(&part) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -99,6 +105,12 @@ impl<'a> Writes<'a> {
                 self.end_one(run);
             }
         }
+    }
+
+    fn is_writing(&self, part: &Part) -> bool {
+        let overlaps =
+            |other: &Part| other.extent == part.extent && other.range.start < part.range.end && part.range.start < other.range.end;
+        self.writes.values().any(|write| overlaps(&write.part))
     }
 
     /// Nothing more comes for the range that begins with `run`.

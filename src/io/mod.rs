@@ -9,4 +9,4 @@ mod uring;
 pub use buffer::AlignedBuffer;
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
 pub use ring::{Done, Op, Ring, RingKind, RingWaker};
-pub use system::SystemDisk;
+pub use system::{SystemDisk, descriptors_max};

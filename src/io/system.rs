@@ -32,6 +32,20 @@ fn checked(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// How many descriptors this process may have open.
+pub fn descriptors_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+/// Whoever opens a pipe waits for its other end, and a device may do anything.
+fn refuse_other_than_files(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+        _ => Ok(()),
+    }
+}
+
 impl SystemDisk {
     /// Opens nothing yet.
     pub fn new() -> Self {
@@ -82,6 +96,7 @@ impl Disk for SystemDisk {
     }
 
     fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
+        refuse_other_than_files(path)?;
         let mut options = OpenOptions::new();
         options.read(true).write(mode != OpenMode::Read).create(mode == OpenMode::Create).create_new(mode == OpenMode::CreateNew);
         if io == IoMode::Direct {
@@ -113,6 +128,7 @@ impl Disk for SystemDisk {
     }
 
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
+        refuse_other_than_files(path)?;
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         // SAFETY: the descriptor belongs to `file`, which lives past the call.
         let locked = checked(i64::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }));

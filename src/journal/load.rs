@@ -1,13 +1,15 @@
 //! Reading the superblock and the journal of a store that is not open.
 
 use std::io;
+use std::path::Path;
 
+use super::torn::whole_frame_behind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, SuperblockSlot,
     decode_frame, frame_bytes,
 };
-use crate::io::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
+use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
 
 /// What the superblock and the journal say.
 pub struct Loaded {
@@ -21,6 +23,15 @@ pub struct Loaded {
     pub sequence: u64,
     /// Things that are wrong but do not keep the store from opening.
     pub warnings: Vec<String>,
+    /// Number of the first frame.
+    first: u64,
+}
+
+impl Loaded {
+    /// Whether the store was closed in order: that is the last thing its journal says.
+    pub fn is_closed(&self) -> bool {
+        self.rounds.last().unwrap_or(&self.state).contains(&Record::Closed)
+    }
 }
 
 /// Reads the superblock and every frame up to the first that does not verify.
@@ -28,24 +39,70 @@ pub struct Loaded {
 /// # Errors
 /// [`ErrorKind::NotFound`] where there is no store, [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`] with what is wrong.
 pub fn load(disk: &dyn Disk, paths: &StorePaths) -> Result<Loaded> {
-    let (superblock, mut warnings) = load_superblock(disk, paths)?;
+    let Slots { superblock, both, warnings } = load_superblock(disk, paths)?;
+    let pointed = load_journal(disk, paths, superblock)?;
+    // The power failed while a slot was written: its journal is there, and so is the one before.
+    let is_crash = |found: &Loaded| found.superblock.journal != superblock.journal;
+    let was_there = pointed.is_some();
+    let found = if both { pointed } else { follow_up(disk, paths, superblock, pointed)? };
+    let mut loaded = found.ok_or_else(|| {
+        let path = paths.journal(superblock.journal);
+        Error::new(ErrorKind::Corrupt, format!("the journal {} is gone; restore the store from a backup", path.display()))
+    })?;
+    if !(was_there && is_crash(&loaded)) {
+        loaded.warnings = warnings;
+    }
+    Ok(loaded)
+}
+
+/// With one slot lost, the other one may point at a journal that was replaced: its successor goes on where it ended. The
+/// successor that a crash left without a superblock has the same state, so either may be taken then.
+fn follow_up(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, pointed: Option<Loaded>) -> Result<Option<Loaded>> {
+    let names = disk.list(paths.root()).map_err(|error| Error::io(format!("cannot list {}", paths.root().display()), error))?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| StorePaths::journal_number(name)).collect();
+    numbers.retain(|number| *number > superblock.journal);
+    numbers.sort_unstable();
+    let mut found = pointed;
+    for journal in numbers {
+        // The generation stays, so that the next superblock goes into the lost slot.
+        match (load_journal(disk, paths, Superblock { journal, ..superblock }), &found) {
+            (Ok(Some(next)), Some(before)) if next.first == before.sequence + 1 => found = Some(next),
+            (Ok(Some(next)), None) => found = Some(next),
+            (Err(error), None) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// The journal that a superblock points at; `None` if there is no such file.
+fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock) -> Result<Option<Loaded>> {
     let path = paths.journal(superblock.journal);
     let damaged = |what: String| Error::new(ErrorKind::Corrupt, format!("{}: {what}; restore the store from a backup", path.display()));
-    let file = disk
-        .open(&path, OpenMode::Read, IoMode::Buffered)
-        .map_err(|error| Error::io(format!("cannot open the journal {}", path.display()), error))?;
-    let mut loaded = Loaded { superblock, state: Vec::new(), rounds: Vec::new(), sequence: 0, warnings: Vec::new() };
+    let file = match disk.open(&path, OpenMode::Read, IoMode::Buffered) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|error| Error::io(format!("cannot open the journal {}", path.display()), error))?,
+    };
+    let unreadable = |error| Error::io(format!("cannot read {}", path.display()), error);
+    let mut loaded = Loaded { superblock, state: Vec::new(), rounds: Vec::new(), sequence: 0, warnings: Vec::new(), first: 0 };
     let mut offset = 0;
     let mut complete = false;
     loop {
-        let bytes = read_frame(&*file, offset).map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
+        let bytes = read_frame(&*file, offset).map_err(unreadable)?;
         let frame = match decode_frame(&superblock.store_id, superblock.journal, &bytes) {
             Ok(frame) => frame,
             Err(error) if !complete => return Err(damaged(format!("state at offset {offset} {error}"))),
-            Err(_) => break,
+            Err(error) => {
+                // A round begins after the one before it is durable, so what a crash tore has nothing behind it.
+                return match whole_frame_behind(&*file, &superblock, offset, loaded.sequence + 1).map_err(unreadable)? {
+                    Some(behind) => Err(damaged(format!("frame at offset {offset} {error}, but a whole one follows at offset {behind}"))),
+                    None => Ok(Some(loaded)),
+                };
+            }
         };
         if offset > 0 && frame.sequence != loaded.sequence + 1 {
-            break;
+            let (found, wanted) = (frame.sequence, loaded.sequence + 1);
+            return Err(damaged(format!("frame at offset {offset} has number {found}, where {wanted} is due")));
         }
         let records = Record::decode_all(frame.payload).map_err(|error| damaged(format!("frame at offset {offset}: {error}")))?;
         match (frame.kind, complete) {
@@ -57,15 +114,16 @@ pub fn load(disk: &dyn Disk, paths: &StorePaths) -> Result<Loaded> {
             (FrameKind::Round, true) => loaded.rounds.push(records),
             _ => return Err(damaged(format!("frame at offset {offset} is out of order"))),
         }
+        if offset == 0 {
+            loaded.first = frame.sequence;
+        }
         loaded.sequence = frame.sequence;
         offset += frame_bytes(frame.payload.len());
     }
-    loaded.warnings.append(&mut warnings);
-    Ok(loaded)
 }
 
 /// Header and payload at `offset`, as far as the file has them.
-fn read_frame(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_frame(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; FRAME_HEADER_BYTES];
     let available = file.size_bytes()?.saturating_sub(offset);
     if available < FRAME_HEADER_BYTES as u64 {
@@ -81,15 +139,18 @@ fn read_frame(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The error for a directory without a store.
-pub fn no_store(paths: &StorePaths) -> Error {
-    Error::new(ErrorKind::NotFound, format!("there is no store in {}: make one with 'volfork --store {0} init'", paths.root().display()))
+/// The superblock that counts.
+struct Slots {
+    superblock: Superblock,
+    /// Whether both slots are valid.
+    both: bool,
+    warnings: Vec<String>,
 }
 
-fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<(Superblock, Vec<String>)> {
+fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Slots> {
     let path = paths.superblock();
-    let bytes = disk.read_file(&path, 2 * SUPERBLOCK_BYTES as u64).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => no_store(paths),
+    let (bytes, surplus) = read_slots(disk, &path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => no_store(disk, paths),
         _ => Error::io(format!("cannot read {}", path.display()), error),
     })?;
     let mut slots = Vec::new();
@@ -106,14 +167,47 @@ fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<(Superblock, V
     if let Some((number, problem)) = refusal {
         return Err(Error::new(ErrorKind::Unsupported, format!("{}: slot {number} {problem}", path.display())));
     }
-    let warnings = problems.iter().map(|(number, problem)| format!("{}: slot {number} {problem}", path.display())).collect::<Vec<_>>();
+    let mut warnings: Vec<_> = problems.iter().map(|(number, problem)| format!("{}: slot {number} {problem}", path.display())).collect();
+    if surplus > 0 {
+        warnings.push(format!("{}: {surplus} bytes behind the slots are not of this store", path.display()));
+    }
+    if empty {
+        warnings.push(format!("{}: a slot is empty", path.display()));
+    }
+    let both = slots.len() == 2;
     match slots.into_iter().max_by_key(|superblock| superblock.generation) {
-        Some(superblock) => Ok((superblock, warnings)),
+        Some(superblock) => Ok(Slots { superblock, both, warnings }),
         // Both slots are written when a store is made: a crash came before that.
-        None if empty => Err(no_store(paths)),
+        None if empty => Err(no_store(disk, paths)),
         None => Err(Error::new(
             ErrorKind::Corrupt,
             format!("{} has no valid slot ({}); restore the store from a backup", path.display(), warnings.join("; ")),
         )),
     }
+}
+
+/// The bytes of both slots, as far as the file has them, and how many are behind.
+fn read_slots(disk: &dyn Disk, path: &Path) -> io::Result<(Vec<u8>, u64)> {
+    let file = disk.open(path, OpenMode::Read, IoMode::Buffered)?;
+    let size = file.size_bytes()?;
+    let mut bytes = vec![0; size.min(2 * SUPERBLOCK_BYTES as u64) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok((bytes, size - size.min(2 * SUPERBLOCK_BYTES as u64)))
+}
+
+/// The error for a directory without a superblock: there is no store, or it has lost what is needed to read it.
+pub fn no_store(disk: &dyn Disk, paths: &StorePaths) -> Error {
+    let layer = disk.list(&paths.layers()).ok().and_then(|names| names.into_iter().find(|name| StorePaths::parse_layer(name).is_some()));
+    let (kind, text) = match layer {
+        None => {
+            let root = paths.root().display();
+            (ErrorKind::NotFound, format!("there is no store in {root}: make one with 'volfork --store {root} init'"))
+        }
+        Some(name) => {
+            let (superblock, layer) = (paths.superblock(), paths.layers().join(name));
+            let what = format!("{} is gone or empty, but there are layers ({})", superblock.display(), layer.display());
+            (ErrorKind::Corrupt, format!("{what}; restore the store from a backup"))
+        }
+    };
+    Error::new(kind, text)
 }

@@ -6,7 +6,10 @@
 //! - A checkpoint writes the whole state to the next file, syncs it and its name, and only then points the superblock at
 //!   it. Until the superblock is durable the old file counts; the new one is overwritten by the next try.
 //! - After a crash the state is written anew before anything else is: frames behind a torn one are never believed later.
+//! - So a whole frame behind one that does not verify means damage, not a crash, and the store is refused: what was flushed must
+//!   not vanish in silence. For the same reason a store that is closed in order gets a checkpoint, whose end cannot be mistaken.
 mod load;
+mod torn;
 
 use std::io;
 use std::path::Path;

@@ -7,7 +7,7 @@ use super::checksums::block_checksum;
 use super::set::Layers;
 use super::state::Layer;
 use crate::bits::BlockBits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PresenceRecord, Record};
 use crate::io::AlignedBuffer;
 use crate::limits::EXTENT_BLOCKS;
@@ -154,17 +154,17 @@ impl Layers {
 
     /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark is
     /// left, and no space to give back that only memory knows of; `swept`: none that nobody has looked for), and refuses writes
-    /// from then on.
+    /// from then on. `shape` is for a last checkpoint, as in [`Layers::checkpoint`].
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
-    pub fn shut_down(&self, swept: bool) -> Result<()> {
-        let result = self.shut_down_healthy(swept);
+    pub fn shut_down(&self, shape: Vec<Record>, swept: bool) -> Result<()> {
+        let result = self.shut_down_healthy(shape, swept);
         self.commit.poison(Error::new(crate::ErrorKind::Poisoned, "the store was closed"));
         result
     }
 
-    fn shut_down_healthy(&self, swept: bool) -> Result<()> {
+    fn shut_down_healthy(&self, mut shape: Vec<Record>, swept: bool) -> Result<()> {
         self.commit.healthy()?;
         self.sync(self.all().iter().map(|layer| layer.id))?;
         let mut marked = 0;
@@ -173,9 +173,19 @@ impl Layers {
             self.clean_layer(&layer)?;
             marked += self.clean_layer(&layer)?;
         }
-        if marked == 0 && swept && !self.has_garbage() {
-            self.enqueue([Record::Closed]);
+        if marked > 0 || !swept || self.has_garbage() {
+            return self.sync([]);
         }
+        let has_rounds = self.commit.journal().log_bytes() > 0;
+        if has_rounds {
+            // Rounds that are lost at the end of a journal are not missed, but a state that is not whole is.
+            shape.push(Record::Closed);
+            match self.checkpoint(shape) {
+                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                other => return other,
+            }
+        }
+        self.enqueue([Record::Closed]);
         self.sync([])
     }
 

@@ -9,10 +9,12 @@ use rustc_hash::FxHashMap;
 
 use crate::format::{LayerFile, StorePaths};
 use crate::ids::LayerId;
-use crate::io::{Disk, DiskFile, IoMode, OpenMode};
+use crate::io::{Disk, DiskFile, IoMode, OpenMode, descriptors_max};
 
-/// Files that are kept open at most.
+/// Files that are kept open at most, where the process may have many.
 const OPEN_FILES_MAX: usize = 2048;
+/// Part of the descriptors of the process for open files.
+const DESCRIPTORS_SHARE: usize = 4;
 
 type Key = (LayerId, LayerFile);
 
@@ -22,6 +24,7 @@ pub struct LayerFiles {
     paths: StorePaths,
     mode: IoMode,
     open: Mutex<Open>,
+    open_max: usize,
     /// Files were created whose names are not durable yet.
     new_names: AtomicBool,
     /// Held while names become durable: whoever finds none new has to wait for those that are on their way.
@@ -36,7 +39,8 @@ struct Open {
 
 impl LayerFiles {
     pub fn new(disk: Arc<dyn Disk>, paths: StorePaths, mode: IoMode) -> Self {
-        Self { disk, paths, mode, open: Mutex::default(), new_names: AtomicBool::new(false), naming: Mutex::default() }
+        let open_max = OPEN_FILES_MAX.min((descriptors_max() / DESCRIPTORS_SHARE).max(1));
+        Self { disk, paths, mode, open: Mutex::default(), open_max, new_names: AtomicBool::new(false), naming: Mutex::default() }
     }
 
     /// The file, if it exists.
@@ -73,7 +77,7 @@ impl LayerFiles {
             // Before anybody finds the file here, writes into it and flushes.
             self.new_names.store(true, Ordering::Release);
         }
-        if open.files.len() >= OPEN_FILES_MAX {
+        if open.files.len() >= self.open_max {
             open.evict();
         }
         open.files.insert((layer, file), (Arc::clone(&opened), uses));

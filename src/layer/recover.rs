@@ -201,6 +201,28 @@ impl Recovery {
         page.is_ok_and(|page| page.get(block % EXTENT_BLOCKS) == block_checksum(layer, block, &zeros))
     }
 
+    /// Extents with present blocks none of which has a checksum, although no crash explains it.
+    ///
+    /// # Errors
+    /// The checksums cannot be read.
+    pub fn extents_without_checksums(&self, id: LayerId) -> Result<Vec<u32>> {
+        let Some(layer) = self.layers.get(&id) else { return Ok(Vec::new()) };
+        let mut extents = Vec::new();
+        let mut next = layer.presence.present.min();
+        while let Some(block) = next {
+            let extent = block / EXTENT_BLOCKS;
+            let page = self.checksums.page(&self.files, id, extent);
+            let page = page.map_err(|error| Error::io(format!("cannot read the checksums of layer {id}"), error))?;
+            let present = layer.presence.present_bits(extent);
+            if !layer.marked.contains(extent) && present.runs().flatten().all(|block| page.get(block) == 0) {
+                extents.push(extent);
+            }
+            let after = extent.checked_add(1).and_then(|extent| extent.checked_mul(EXTENT_BLOCKS));
+            next = after.and_then(|from| layer.presence.present.range(from..).next());
+        }
+        Ok(extents)
+    }
+
     /// The layers that exist, with their presence and number of marked extents, in order.
     pub fn layers(&self) -> impl Iterator<Item = (LayerId, &Presence, u64)> {
         self.layers.iter().map(|(id, layer)| (*id, &layer.presence, layer.marked.len()))

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use super::budget::{Budget, Held};
 use super::export::Export;
 use super::handshake::Session;
 use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
-use super::status::{Context, extents};
+use super::status::{Context, EXTENTS_MAX, extents};
 use crate::error::Error;
 use crate::volume::{Completion, Queue, Request as VolumeRequest};
 use crate::wire::constants::{
@@ -21,8 +23,8 @@ use crate::wire::{HeaderMode, Request, StatusQuery};
 
 /// Bytes taken from the socket at once.
 const INPUT_BYTES: usize = 256 << 10;
-/// Bytes that may wait for the client; beyond, no further requests are taken.
-const OUTPUT_BYTES_MAX: usize = 64 << 20;
+/// Bytes of requests under way and of replies that wait for the client; beyond, no further requests are taken.
+const HELD_BYTES_MAX: usize = 64 << 20;
 
 pub struct Connection {
     socket: ClientSocket,
@@ -36,8 +38,15 @@ pub struct Connection {
     output: Output,
     pending: HashMap<u64, Request>,
     next_token: u64,
+    /// Bytes of requests under way.
+    pending_bytes: usize,
+    held: Held,
     /// No further requests are taken: the client said goodbye, or left.
     ending: bool,
+    /// The client sends no more; what it sent before is still done.
+    sent_all: bool,
+    /// The client takes no more either.
+    gone: bool,
     shutdown: RawFd,
     shutting_down: bool,
 }
@@ -53,7 +62,7 @@ enum Checked {
 impl Connection {
     /// # Errors
     /// The export has no room for another queue.
-    pub fn new(socket: ClientSocket, session: Session, depth: u32, shutdown: RawFd) -> Result<Self, Error> {
+    pub fn new(socket: ClientSocket, session: Session, depth: u32, shutdown: RawFd, budget: Arc<Budget>) -> Result<Self, Error> {
         let queue = session.export.queue(depth)?;
         Ok(Self {
             socket,
@@ -67,7 +76,11 @@ impl Connection {
             output: Output::default(),
             pending: HashMap::new(),
             next_token: 0,
+            pending_bytes: 0,
+            held: Held::new(budget),
             ending: false,
+            sent_all: false,
+            gone: false,
             shutdown,
             shutting_down: false,
         })
@@ -82,34 +95,44 @@ impl Connection {
         let mut completions = Vec::new();
         loop {
             self.take_requests()?;
+            self.ending |= self.sent_all && !self.has_request();
             self.queue.reap(&mut completions).map_err(|error| io::Error::other(error.to_string()))?;
             for completion in completions.drain(..) {
                 self.reply(completion);
             }
             self.output.send(&mut self.socket)?;
+            self.account();
             let idle = self.queue.in_flight() == 0 && self.output.len() == 0;
             if idle && (self.ending || self.shutting_down) {
                 return Ok(());
             }
-            self.wait()?;
+            // Those that had to wait for room have come already: the socket says nothing of them.
+            if !(self.has_room() && self.has_request()) {
+                self.wait()?;
+            }
         }
     }
 
     fn has_room(&self) -> bool {
-        !self.ending && self.queue.in_flight() < self.depth && self.output.len() < OUTPUT_BYTES_MAX
+        !self.ending && self.queue.in_flight() < self.depth && self.held.has_room(HELD_BYTES_MAX)
+    }
+
+    /// Tells the budget what this connection holds.
+    fn account(&mut self) {
+        self.held.set(self.pending_bytes + self.output.len());
     }
 
     /// Waits for the socket, the queue or the server.
     fn wait(&mut self) -> io::Result<()> {
         let mut wanted = 0;
-        if self.has_room() {
+        if self.has_room() && !self.sent_all {
             wanted |= libc::POLLIN;
         }
         if self.output.len() > 0 {
             wanted |= libc::POLLOUT;
         }
         let mut fds = [
-            libc::pollfd { fd: self.socket.as_raw_fd(), events: wanted, revents: 0 },
+            libc::pollfd { fd: if self.gone { -1 } else { self.socket.as_raw_fd() }, events: wanted, revents: 0 },
             libc::pollfd { fd: self.queue.as_raw_fd(), events: libc::POLLIN, revents: 0 },
             libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown }, events: libc::POLLIN, revents: 0 },
         ];
@@ -124,10 +147,14 @@ impl Connection {
         if fds[0].revents & (libc::POLLERR | libc::POLLNVAL) != 0 {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        if fds[0].revents & (libc::POLLIN | libc::POLLHUP) != 0 && !self.ending {
+        if fds[0].revents & (libc::POLLIN | libc::POLLHUP) != 0 && !self.ending && !self.sent_all {
             self.fill_input()?;
-        } else if fds[0].revents & libc::POLLHUP != 0 && self.ending && self.output.len() > 0 {
-            return Err(io::ErrorKind::BrokenPipe.into());
+        } else if fds[0].revents & libc::POLLHUP != 0 {
+            if self.output.len() > 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            // It would be reported again and again while the last requests are under way.
+            self.gone = true;
         }
         Ok(())
     }
@@ -141,7 +168,7 @@ impl Connection {
         self.input.truncate(before + *result.as_ref().unwrap_or(&0));
         match result {
             Ok(0) => {
-                self.ending = true;
+                self.sent_all = true;
                 Ok(())
             }
             Ok(_) => Ok(()),
@@ -150,7 +177,12 @@ impl Connection {
         }
     }
 
-    /// Bytes that the payload of the first request still lacks.
+    /// Whether a whole request waits in the input, or one that cannot be trusted.
+    fn has_request(&self) -> bool {
+        self.missing_bytes() == 0
+    }
+
+    /// Bytes that the first request still lacks, with its payload.
     fn missing_bytes(&self) -> usize {
         let header = Request::header_bytes(self.mode == HeaderMode::Extended);
         let request = Request::decode(&self.input, self.mode == HeaderMode::Extended);
@@ -186,6 +218,7 @@ impl Connection {
                 break;
             }
             self.start(request, data);
+            self.account();
         }
         Ok(())
     }
@@ -200,7 +233,10 @@ impl Connection {
                 let token = self.next_token;
                 self.next_token += 1;
                 match self.queue.submit(token, asked) {
-                    Ok(()) => drop(self.pending.insert(token, request)),
+                    Ok(()) => {
+                        self.pending_bytes += held_bytes(&request);
+                        self.pending.insert(token, request);
+                    }
                     Err(error) => self.output.error(self.mode, &request, wire_error(&error), &error.to_string()),
                 }
             }
@@ -261,6 +297,12 @@ impl Connection {
             _ => StatusQuery::decode(payload),
         };
         let Ok(query) = query else { return Checked::Refused(EINVAL, "the payload names no contexts") };
+        let mut once = query.contexts.clone();
+        once.sort_unstable();
+        once.dedup();
+        if once.len() < query.contexts.len() {
+            return Checked::Refused(EINVAL, "the payload names a context twice");
+        }
         if query.contexts.is_empty() || query.contexts.iter().any(|number| self.context(*number).is_none()) {
             return Checked::Refused(EINVAL, "the context was not agreed on");
         }
@@ -280,7 +322,7 @@ impl Connection {
         for number in &query.contexts {
             // Looked up when the request was checked.
             let Some(context) = self.context(*number) else { continue };
-            match extents(&self.export, context, range.clone()) {
+            match extents(&self.export, context, range.clone(), EXTENTS_MAX / query.contexts.len()) {
                 Ok(extents) => answers.push((*number, extents)),
                 Err(error) => return self.output.error(self.mode, request, wire_error(&error), &error.to_string()),
             }
@@ -294,6 +336,7 @@ impl Connection {
 
     fn reply(&mut self, completion: Completion) {
         let Some(request) = self.pending.remove(&completion.token) else { return };
+        self.pending_bytes -= held_bytes(&request);
         match completion.result {
             Ok(data) if request.command == CMD_READ => {
                 self.output.data(self.mode, &request, data, request.flags & CMD_FLAG_DF != 0);
@@ -303,5 +346,14 @@ impl Connection {
             Err(_) if request.command == CMD_CACHE => self.output.done(self.mode, &request),
             Err(error) => self.output.error(self.mode, &request, wire_error(&error), &error.to_string()),
         }
+    }
+}
+
+/// Bytes of memory that a request needs while it is under way.
+fn held_bytes(request: &Request) -> usize {
+    match request.command {
+        // Bounded when the request was checked.
+        CMD_READ | CMD_WRITE => request.length as usize,
+        _ => 0,
     }
 }

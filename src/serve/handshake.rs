@@ -48,7 +48,6 @@ fn broken(text: &str) -> io::Error {
 /// # Errors
 /// The client breaks the protocol, leaves in the middle, or takes too long.
 pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
-    socket.set_patience(Some(timeout))?;
     let deadline = Instant::now() + timeout;
     let mut talk = Talk { socket, exports, mode: HeaderMode::Simple, no_zeroes: false, selection: None, deadline };
     talk.greet()?;
@@ -78,15 +77,41 @@ pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration
 }
 
 impl Talk<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        if Instant::now() > self.deadline {
-            return Err(io::ErrorKind::TimedOut.into());
+    /// Limits the next transfer to the time that is left: a client that sends or takes a byte at a time has no more of it.
+    fn hurry(&self) -> io::Result<()> {
+        match self.deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => self.socket.set_patience(Some(left)),
         }
-        self.socket.read_exact(buffer)
+    }
+
+    fn read(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            self.hurry()?;
+            match self.socket.read(buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => buffer = &mut buffer[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.hurry()?;
+            match self.socket.write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn reply(&mut self, option: u32, reply: u32, data: &[u8]) -> io::Result<()> {
-        self.socket.write_all(&OptionReply::encode(option, reply, data))
+        self.write(&OptionReply::encode(option, reply, data))
     }
 
     fn refuse(&mut self, option: u32, reply: u32, text: &str) -> io::Result<()> {
@@ -96,7 +121,7 @@ impl Talk<'_> {
     fn greet(&mut self) -> io::Result<()> {
         let mut writer = WireWriter::default();
         writer.u64(MAGIC_NBD).u64(MAGIC_OPTION).u16(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
-        self.socket.write_all(&writer.bytes)?;
+        self.write(&writer.bytes)?;
         let mut flags = [0; 4];
         self.read(&mut flags)?;
         let flags = u32::from_be_bytes(flags);
@@ -112,11 +137,13 @@ impl Talk<'_> {
         match option {
             OPT_LIST if !data.is_empty() => self.refuse(option, REP_ERR_INVALID, "LIST takes no data"),
             OPT_LIST => {
+                let mut replies = Vec::new();
                 for name in self.exports.names() {
                     let mut writer = WireWriter::default();
                     writer.text(&name);
-                    self.reply(option, REP_SERVER, &writer.bytes)?;
+                    replies.extend(OptionReply::encode(option, REP_SERVER, &writer.bytes));
                 }
+                self.write(&replies)?;
                 self.reply(option, REP_ACK, &[])
             }
             OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS if !data.is_empty() => {
@@ -233,7 +260,7 @@ impl Talk<'_> {
         if !self.no_zeroes {
             writer.raw(&[0; 124]);
         }
-        self.socket.write_all(&writer.bytes)?;
+        self.write(&writer.bytes)?;
         Ok(self.session(name, export, &info))
     }
 }

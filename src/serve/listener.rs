@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,7 +61,12 @@ impl Listener {
 
     fn unix(path: &Path) -> Result<Self> {
         let context = |error| Error::io(format!("cannot listen on {}", path.display()), error);
-        if path.exists() {
+        if let Ok(found) = path.symlink_metadata() {
+            if !found.file_type().is_socket() {
+                // Nobody answers there either, but it is not for this server to remove.
+                let text = format!("{} is there already and no socket: choose another path", path.display());
+                return Err(Error::new(ErrorKind::Exists, text));
+            }
             match UnixStream::connect(path) {
                 Ok(_) => {
                     let text = format!("somebody listens on {} already: stop it, or choose another path", path.display());
@@ -129,6 +135,8 @@ impl Listener {
             Kind::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
+                // A client whose machine is gone does not keep its place for ever.
+                rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
                 Ok(ClientSocket::Tcp(stream))
             }
             Kind::Unix(listener) => Ok(ClientSocket::Unix(listener.accept()?.0)),
@@ -154,7 +162,7 @@ impl Drop for Listener {
 }
 
 impl ClientSocket {
-    /// Blocking, each transfer limited to `timeout`; or not blocking at all.
+    /// Blocking, each transfer limited to `timeout` (not zero); or not blocking at all.
     pub fn set_patience(&self, timeout: Option<Duration>) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => {

@@ -6,9 +6,10 @@
 //!
 //! # Invariants
 //! - A broken or slow client harms nobody else: what it may have outstanding, in requests and in bytes, is bounded, and reading
-//!   from it stops when the bound is reached.
+//!   from it stops when the bound is reached. What all hold together is bounded too: beyond, each gets one request at a time.
 //! - Every request but `DISC` gets exactly one reply; a bad one gets an error, and the connection goes on, unless its length
 //!   cannot be trusted.
+mod budget;
 mod connection;
 mod export;
 mod handshake;
@@ -26,7 +27,7 @@ pub use server::NbdServer;
 /// Settings of an NBD server.
 #[derive(Clone, Debug)]
 pub struct NbdOptions {
-    /// Connections at most; further clients are turned away.
+    /// Connections at most (fewer if the process may not have so many descriptors); further clients are turned away.
     pub connections_max: usize,
     /// Requests under way on one connection; further ones wait in its socket.
     pub depth: u32,

@@ -9,17 +9,23 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::NbdOptions;
+use super::budget::Budget;
 use super::connection::Connection;
 use super::export::Exports;
 use super::handshake::agree;
 use super::listener::{ClientSocket, Listener};
 use crate::error::{Error, Result};
-use crate::io::RingWaker;
+use crate::io::{RingWaker, descriptors_max};
+
+/// Descriptors of one connection: two handles to its socket, its ring and what wakes it.
+const CONNECTION_DESCRIPTORS: usize = 4;
+/// Part of the descriptors of the process for connections.
+const DESCRIPTORS_SHARE: usize = 2;
 
 #[derive(Default)]
 struct Clients {
-    /// Sockets of the connections, to end them by force.
-    sockets: HashMap<u64, ClientSocket>,
+    /// Sockets of the connections, to end them by force; and whether they have agreed on an export.
+    sockets: HashMap<u64, (ClientSocket, bool)>,
     next: u64,
     stopping: bool,
 }
@@ -29,6 +35,7 @@ struct Shared {
     options: NbdOptions,
     clients: Mutex<Clients>,
     left: Condvar,
+    budget: Arc<Budget>,
     /// Readable from the moment the server shuts down.
     shutdown: RingWaker,
 }
@@ -44,9 +51,12 @@ impl NbdServer {
     ///
     /// # Errors
     /// The machine refuses a descriptor or a thread.
-    pub fn start(exports: Arc<dyn Exports>, listeners: Vec<Listener>, options: NbdOptions) -> Result<Self> {
+    pub fn start(exports: Arc<dyn Exports>, listeners: Vec<Listener>, mut options: NbdOptions) -> Result<Self> {
+        // Clients must not use up the descriptors that those who are served already need for files.
+        options.connections_max = options.connections_max.min((descriptors_max() / DESCRIPTORS_SHARE / CONNECTION_DESCRIPTORS).max(1));
         let shutdown = RingWaker::new().map_err(|error| Error::io("cannot make an event descriptor", error))?;
-        let shared = Arc::new(Shared { exports, options, clients: Mutex::default(), left: Condvar::new(), shutdown });
+        let shared =
+            Arc::new(Shared { exports, options, clients: Mutex::default(), left: Condvar::new(), budget: Arc::default(), shutdown });
         let accepting = Arc::clone(&shared);
         let acceptor = std::thread::Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
@@ -71,9 +81,11 @@ impl NbdServer {
         let _ = acceptor.join();
         let deadline = Instant::now() + self.shared.options.shutdown_timeout;
         let mut clients = self.shared.clients.lock();
+        // Who has not agreed on an export has nothing to lose.
+        clients.sockets.values().filter(|(_, agreed)| !agreed).for_each(|(socket, _)| socket.shut());
         while !clients.sockets.is_empty() {
             if self.shared.left.wait_until(&mut clients, deadline).timed_out() {
-                clients.sockets.values().for_each(ClientSocket::shut);
+                clients.sockets.values().for_each(|(socket, _)| socket.shut());
                 drop(clients);
                 // What is still under way waits for a source that does not answer.
                 self.shared.exports.give_up_waiting();
@@ -123,12 +135,12 @@ impl Shared {
             let Ok(handle) = socket.try_clone() else { return };
             clients.next += 1;
             let number = clients.next;
-            clients.sockets.insert(number, handle);
+            clients.sockets.insert(number, (handle, false));
             number
         };
         let shared = Arc::clone(self);
         let started = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
-            shared.serve(socket);
+            shared.serve(number, socket);
             shared.leave(number);
         });
         if started.is_err() {
@@ -142,9 +154,13 @@ impl Shared {
     }
 
     /// Whatever ends a connection is between it and its client.
-    fn serve(&self, mut socket: ClientSocket) {
+    fn serve(&self, number: u64, mut socket: ClientSocket) {
         let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout) else { return };
-        if let Ok(connection) = Connection::new(socket, session, self.options.depth, self.shutdown.as_raw_fd()) {
+        if let Some((_, agreed)) = self.clients.lock().sockets.get_mut(&number) {
+            *agreed = true;
+        }
+        let budget = Arc::clone(&self.budget);
+        if let Ok(connection) = Connection::new(socket, session, self.options.depth, self.shutdown.as_raw_fd(), budget) {
             let _ = connection.run();
         }
     }

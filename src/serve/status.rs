@@ -53,23 +53,25 @@ impl Context {
     }
 }
 
-/// Extents of one block status: 2^20 are the most that clients take.
-const EXTENTS_MAX: usize = 1 << 20;
+/// Extents of one block status in all its contexts: 2^20 are the most that clients take.
+pub const EXTENTS_MAX: usize = 1 << 20;
 /// Bytes of which the layers are told at once: bounds the time, and the client asks on.
 const RUNS_BYTES_MAX: u64 = 64 << 30;
 
-/// What one context says of the bytes from the start of `range` (not empty); the extents cover a part of it, at least.
+/// What one context says of the bytes from the start of `range` (not empty), in about `most` extents; they cover a part of it, at
+/// least.
 ///
 /// # Errors
 /// The range ends behind the export; checksums cannot be read; the snapshot was destroyed.
-pub fn extents(export: &Export, context: &Context, range: Range<u64>) -> Result<Vec<StatusExtent>> {
+pub fn extents(export: &Export, context: &Context, range: Range<u64>, most: usize) -> Result<Vec<StatusExtent>> {
+    let most = most.max(2);
     let cut = |bytes: u64| range.start..range.end.min(range.start.saturating_add(bytes));
     match (context, export.snapshot()) {
-        (Context::Allocation, _) => Ok(joined(&export.allocation(range, EXTENTS_MAX)?, allocation)),
-        (Context::Depth, _) => Ok(joined(&export.runs(cut(RUNS_BYTES_MAX), EXTENTS_MAX)?, depth)),
-        (Context::Missing, _) => Ok(joined(&export.runs(cut(RUNS_BYTES_MAX), EXTENTS_MAX)?, missing)),
+        (Context::Allocation, _) => Ok(joined(&export.allocation(range, most)?, allocation)),
+        (Context::Depth, _) => Ok(joined(&export.runs(cut(RUNS_BYTES_MAX), most)?, depth)),
+        (Context::Missing, _) => Ok(joined(&export.runs(cut(RUNS_BYTES_MAX), most)?, missing)),
         (Context::Changed(snapshot), _) => {
-            let most = EXTENTS_MAX / 2;
+            let most = most / 2;
             let changed = export.changed_since(snapshot, &range, most)?;
             // There may be more behind the last one.
             let end = changed.get(most - 1).map_or(range.end, |last| last.end);

@@ -81,6 +81,18 @@ impl Files<'_> {
         if !presence.present.is_disjoint(&presence.zeroed) {
             violations.push(format!("layer {id}: blocks are both present and zeroed"));
         }
+        match self.recovery.extents_without_checksums(id) {
+            Ok(extents) => {
+                if let Some(extent) = extents.first() {
+                    let (count, path) = (extents.len(), self.paths.layer(id, LayerFile::Checksums));
+                    violations.push(format!(
+                        "layer {id}: {count} extents have no checksums in {}, the first is extent {extent}: their blocks cannot be read",
+                        path.display()
+                    ));
+                }
+            }
+            Err(error) => violations.push(error.to_string()),
+        }
         let segments = VOLUME_BYTES_MAX.div_ceil(SEGMENT_BYTES);
         for segment in 0..segments {
             let first = self.block_size.block_of(segment * SEGMENT_BYTES);

@@ -33,7 +33,7 @@ pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<B
             let message = format!("the store {} is in use by {error}: stop it, or use its control socket", paths.root().display());
             Error::new(ErrorKind::Locked, message)
         }
-        _ => Error::io(format!("cannot lock the store {}", paths.root().display()), error),
+        _ => Error::io(format!("cannot lock the store with {}", paths.lock().display()), error),
     })
 }
 
@@ -60,7 +60,8 @@ pub(super) fn layer_config(paths: &StorePaths, options: &StoreOptions, superbloc
 
 /// Applies the state and all rounds; the last round only as far as its blocks are on disk.
 pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
-    let mut replayed = Replayed { catalog: Catalog::default(), recovery: Recovery::new(config), unclean: true, lost_blocks: 0 };
+    let mut replayed =
+        Replayed { catalog: Catalog::default(), recovery: Recovery::new(config), unclean: !loaded.is_closed(), lost_blocks: 0 };
     let (last, before) = match loaded.rounds.split_last() {
         Some((last, before)) => (Some(last), before),
         None => (None, &loaded.rounds[..]),
@@ -69,7 +70,6 @@ pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
         replayed.apply(record)?;
     }
     if let Some(last) = last {
-        replayed.unclean = !last.contains(&Record::Closed);
         match replayed.unclean {
             false => last.iter().try_for_each(|record| replayed.apply(record))?,
             true => replayed.apply_last(last)?,
@@ -126,7 +126,7 @@ impl OpenStore {
         let lock = lock(&*disk, &paths, &options.owner)?;
         let exists = |error: Option<Error>| match error {
             Some(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Some(error) if error.kind() == ErrorKind::Io => Err(error),
+            Some(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Err(error),
             _ => Err(Error::new(
                 ErrorKind::Exists,
                 format!("there is a store in {} already: use it, or choose another directory", path.display()),
@@ -144,7 +144,7 @@ impl OpenStore {
         let paths = StorePaths::new(path);
         // Says that there is no store before a lock file is made for it.
         if !has_superblock(&*options.disk, &paths) {
-            return Err(no_store(&paths));
+            return Err(no_store(&*options.disk, &paths));
         }
         let lock = lock(&*options.disk, &paths, &options.owner)?;
         let loaded = load(&*options.disk, &paths)?;

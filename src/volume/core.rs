@@ -327,8 +327,8 @@ impl Core {
     pub fn shut_down(&self, swept: bool) -> Result<()> {
         // A trace is advice: the store closes without it.
         let _ = self.save_traces();
-        let _catalog = self.catalog();
-        let result = self.layers.shut_down(swept);
+        let catalog = self.catalog();
+        let result = self.layers.shut_down(catalog.records(), swept);
         self.heads.lock().clear();
         result
     }

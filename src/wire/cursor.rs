@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::constants::STRING_BYTES_MAX;
+
 /// Why bytes are not a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireError(pub String);
@@ -105,4 +107,9 @@ impl WireWriter {
     pub fn text(&mut self, text: &str) -> &mut Self {
         self.u32(text.len() as u32).raw(text.as_bytes())
     }
+}
+/// What another machine says, for people: bounded, and without what moves a terminal's cursor.
+pub fn foreign_text(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(STRING_BYTES_MAX)]);
+    text.chars().map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char }).collect()
 }

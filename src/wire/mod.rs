@@ -8,7 +8,7 @@ mod option;
 mod reply;
 mod request;
 
-pub use cursor::{WireError, WireReader, WireWriter};
+pub use cursor::{WireError, WireReader, WireWriter, foreign_text};
 pub use option::{ContextQuery, ExportInfo, GoRequest, OptionReply, OptionRequest, decode_export_info};
 pub use reply::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, StatusExtent, encode_chunk_header, encode_simple_reply};
 pub use request::{Request, StatusQuery};

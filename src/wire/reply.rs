@@ -16,7 +16,7 @@ use super::constants::{
     REPLY_ERROR, REPLY_ERROR_OFFSET, REPLY_EXTENDED_BYTES, REPLY_FLAG_DONE, REPLY_NONE, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE,
     REPLY_SIMPLE_BYTES, REPLY_STRUCTURED_BYTES, STRING_BYTES_MAX,
 };
-use super::cursor::{WireError, WireReader, WireWriter};
+use super::cursor::{WireError, WireReader, WireWriter, foreign_text};
 
 /// Most bytes of a chunk beyond the data themselves: 2^20 extents of 16 bytes.
 const CHUNK_OTHER_BYTES_MAX: u64 = (16 << 20) + 64;
@@ -154,8 +154,7 @@ impl<'a> Chunk<'a> {
             }
             _ if kind & 0x8000 != 0 => {
                 let (error, length) = (reader.u32()?, usize::from(reader.u16()?));
-                let mut text = String::from_utf8_lossy(reader.take(length)?).into_owned();
-                text.truncate(text.floor_char_boundary(STRING_BYTES_MAX));
+                let text = foreign_text(reader.take(length)?);
                 // What else an unknown kind of error has is of no interest.
                 if error == 0 {
                     return Err(WireError("an error chunk says that there is no error".into()));

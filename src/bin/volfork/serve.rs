@@ -24,6 +24,7 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
         let message = format!("{} is served already: stop that process first", settings.store.display());
         return Err(Failure::new(volfork::ErrorKind::Locked, message));
     }
+    raise_descriptors();
     let teller = settings.clone();
     let store = reach::open_with(settings, Some(Arc::new(move |event: &Event| print::event(&teller, event))))?;
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
@@ -34,6 +35,13 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     let closed = store.close();
     served?;
     Ok(closed?)
+}
+
+/// Takes as many descriptors as the machine allows: each client needs some. Without more, fewer clients are served.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Whom to tell of changes: the fleet, if there is one.

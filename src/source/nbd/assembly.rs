@@ -13,6 +13,9 @@ use crate::wire::WireError;
 const PART_BYTES: u64 = 256 << 10;
 const _: () = assert!(PART_BYTES.is_multiple_of(PART_ALIGN_BYTES));
 
+/// Most pieces that do not touch: bounds what a server that sends single bytes in no order costs.
+const FRAGMENTS_MAX: usize = 16 << 10;
+
 /// A part that is not whole yet.
 struct Piece {
     bytes: BytesMut,
@@ -25,7 +28,8 @@ struct Piece {
 /// - Each byte comes once; a server that sends one twice breaks the protocol.
 pub struct Assembly {
     range: Range<u64>,
-    covered: Vec<Range<u64>>,
+    /// What has come: starts and ends, joined where they touch.
+    covered: BTreeMap<u64, u64>,
     pieces: BTreeMap<u64, Piece>,
     whole: Vec<(u64, BytesMut)>,
     /// What the server says of the bytes.
@@ -34,7 +38,7 @@ pub struct Assembly {
 
 impl Assembly {
     pub fn new(range: Range<u64>) -> Self {
-        Self { range, covered: Vec::new(), pieces: BTreeMap::new(), whole: Vec::new(), checksums: Checksums::default() }
+        Self { range, covered: BTreeMap::new(), pieces: BTreeMap::new(), whole: Vec::new(), checksums: Checksums::default() }
     }
 
     /// Refuses bytes that were not asked for, or came before; otherwise notes that they come.
@@ -42,12 +46,15 @@ impl Assembly {
         if range.start < self.range.start || range.end > self.range.end || range.is_empty() {
             return Err(WireError(format!("{} bytes at {} are not what was asked for", range.end - range.start, range.start)));
         }
-        if self.covered.iter().any(|other| other.start < range.end && range.start < other.end) {
+        let before = self.covered.range(..range.end).next_back().map(|(start, end)| (*start, *end));
+        if before.is_some_and(|(_, end)| end > range.start) {
             return Err(WireError(format!("bytes at {} come twice", range.start)));
         }
-        match self.covered.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => self.covered.push(range.clone()),
+        let end = self.covered.remove(&range.end).unwrap_or(range.end);
+        let start = before.filter(|(_, end)| *end == range.start).map_or(range.start, |(start, _)| start);
+        self.covered.insert(start, end);
+        if self.covered.len() > FRAGMENTS_MAX {
+            return Err(WireError(format!("a read comes in more than {FRAGMENTS_MAX} pieces")));
         }
         Ok(())
     }
@@ -87,7 +94,28 @@ impl Assembly {
 
     /// Bytes that have not come.
     pub fn missing_bytes(&self) -> u64 {
-        let covered: u64 = self.covered.iter().map(|range| range.end - range.start).sum();
+        let covered: u64 = self.covered.iter().map(|(start, end)| end - start).sum();
         self.range.end - self.range.start - covered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_once_in_any_order_and_in_bounded_pieces() {
+        let mut assembly = Assembly::new(100..200);
+        for range in [150..160, 100..110, 110..120, 140..150, 120..140] {
+            assembly.check(&range).unwrap();
+            assert!(assembly.check(&range).is_err(), "{range:?} comes twice");
+        }
+        assert!(assembly.check(&(159..161)).is_err() && assembly.check(&(160..201)).is_err() && assembly.check(&(99..100)).is_err());
+        assert_eq!((assembly.missing_bytes(), assembly.covered.len()), (40, 1));
+        assembly.check(&(160..200)).unwrap();
+        assert_eq!(assembly.missing_bytes(), 0);
+        let mut scattered = Assembly::new(0..1 << 20);
+        let outcome = (0..1 << 19).try_for_each(|number| scattered.check(&(2 * number..2 * number + 1)));
+        assert!(outcome.is_err() && scattered.covered.len() <= FRAGMENTS_MAX + 1);
     }
 }

@@ -12,10 +12,15 @@ use crate::wire::constants::{
     OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNKNOWN, REP_ERR_UNSUP,
     REP_INFO, REP_META_CONTEXT,
 };
-use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, decode_export_info};
+use crate::wire::{
+    ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, decode_export_info, foreign_text,
+};
 
 /// Most replies to one option: bounds a server that never ends.
 const REPLIES_MAX: usize = 1024;
+
+/// Longest identity that is believed, in bytes.
+const IDENTITY_BYTES_MAX: usize = 255;
 
 /// A connection that is ready for requests.
 pub struct Agreed {
@@ -81,19 +86,38 @@ type Reply = (u32, Vec<u8>);
 
 struct Talk {
     socket: Socket,
+    deadline: Instant,
 }
 
 impl Talk {
+    /// A server that sends a byte at a time has no more time than another one.
+    fn read(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.socket.set_timeouts(left, left)?;
+            match self.socket.read(buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => buffer = &mut buffer[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn send(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
         self.socket.write_all(&OptionRequest::encode(option, data))
     }
 
     fn reply(&mut self, option: u32) -> Result<Reply, Refusal> {
         let mut header = [0; OptionReply::BYTES];
-        self.socket.read_exact(&mut header)?;
+        self.read(&mut header)?;
         let reply = OptionReply::decode(&header)?;
         let mut data = vec![0; reply.length as usize];
-        self.socket.read_exact(&mut data)?;
+        self.read(&mut data)?;
         if reply.option != option {
             return Err(WireError(format!("the reply to option {option} is for option {}", reply.option)).into());
         }
@@ -116,7 +140,7 @@ impl Talk {
 
     fn greet(&mut self) -> Result<u16, Refusal> {
         let mut greeting = [0; 18];
-        self.socket.read_exact(&mut greeting)?;
+        self.read(&mut greeting)?;
         let mut reader = WireReader::new(&greeting);
         if (reader.u64()?, reader.u64()?) != (MAGIC_NBD, MAGIC_OPTION) {
             return Err(WireError("the greeting is not that of a newstyle server".into()).into());
@@ -164,7 +188,7 @@ impl Talk {
                 Err(Refusal::Never(SourceErrorKind::Invalid, what))
             }
             other => {
-                let text = replies.last().map(|(_, data)| String::from_utf8_lossy(data).into_owned()).unwrap_or_default();
+                let text = replies.last().map(|(_, data)| foreign_text(data)).unwrap_or_default();
                 let what = format!("the server refuses export '{export}' (reply {other:#x}): {text}");
                 Err(Refusal::Never(SourceErrorKind::Invalid, what))
             }
@@ -175,9 +199,9 @@ impl Talk {
     fn export_name(&mut self, export: &str, flags: u16) -> Result<ExportInfo, Refusal> {
         self.send(OPT_EXPORT_NAME, export.as_bytes())?;
         let mut answer = [0; 10];
-        self.socket.read_exact(&mut answer)?;
+        self.read(&mut answer)?;
         if flags & FLAG_NO_ZEROES == 0 {
-            self.socket.read_exact(&mut [0; 124])?;
+            self.read(&mut [0; 124])?;
         }
         let mut reader = WireReader::new(&answer);
         Ok(ExportInfo { size_bytes: reader.u64()?, flags: reader.u16()?, block_sizes: None })
@@ -191,14 +215,17 @@ fn identity_of(info: &[u8]) -> Option<String> {
         return None;
     }
     let text = std::str::from_utf8(reader.take(reader.remaining()).ok()?).ok()?;
-    text.strip_prefix(DESCRIPTION_OF_SNAPSHOT).map(str::to_owned)
+    let identity = text.strip_prefix(DESCRIPTION_OF_SNAPSHOT)?;
+    // Kept in the journal and shown to people: what no volfork says is none.
+    let is_plain = (1..=IDENTITY_BYTES_MAX).contains(&identity.len()) && identity.bytes().all(|byte| byte.is_ascii_graphic());
+    is_plain.then(|| identity.to_owned())
 }
 
 /// Connects and agrees.
 pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> {
     let socket = address.connect(timeout)?;
     socket.set_timeouts(timeout, timeout)?;
-    let mut talk = Talk { socket };
+    let mut talk = Talk { socket, deadline: Instant::now() + timeout };
     let flags = talk.greet()?;
     let export = address.export.clone();
     let query = [CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE].map(str::to_owned);

@@ -12,11 +12,16 @@ use super::address::Socket;
 use super::assembly::Assembly;
 use super::handshake::{Agreed, Contexts};
 use crate::source::{Arrival, Checksums, OnArrival, ReadClass, SourceError};
-use crate::wire::constants::{CHECKSUM_KNOWN, CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, ESHUTDOWN, REPLY_OFFSET_DATA};
+use crate::wire::constants::{
+    CHECKSUM_KNOWN, CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, ESHUTDOWN, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE,
+};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, Request, StatusExtent, StatusQuery, WireError};
 
 /// How often a reader looks whether the oldest request is too old.
 const TICK: Duration = Duration::from_millis(500);
+
+/// Most chunks in a row that neither bring bytes nor end a request: bounds a server that never ends a reply.
+const IDLE_CHUNKS_MAX: u32 = 1024;
 
 /// Called with the extents of a range.
 pub type StatusDone = Box<dyn FnOnce(Result<Vec<StatusExtent>, SourceError>) + Send>;
@@ -189,8 +194,10 @@ impl Link {
     /// Takes replies until the connection ends.
     pub fn run(&self, socket: Socket, mut complete: impl FnMut(Job, Answer)) -> Lost {
         let mut reader = Patient { link: self, inner: BufReader::with_capacity(64 << 10, socket) };
+        let mut idle_chunks = 0;
         let reason = loop {
-            match self.take_reply(&mut reader) {
+            match self.take_reply(&mut reader, &mut idle_chunks) {
+                Ok(None) if idle_chunks > IDLE_CHUNKS_MAX => break protocol(WireError("a reply has no end".into())).to_string(),
                 Ok(None) => {}
                 Ok(Some((job, answer))) => complete(job, answer),
                 Err(error) => break error.to_string(),
@@ -216,7 +223,7 @@ impl Link {
     }
 
     /// Takes one reply or chunk; answers the job that it ends.
-    fn take_reply(&self, reader: &mut Patient<'_>) -> io::Result<Option<(Job, Answer)>> {
+    fn take_reply(&self, reader: &mut Patient<'_>, idle_chunks: &mut u32) -> io::Result<Option<(Job, Answer)>> {
         let mut header = [0; 32];
         reader.read_exact(&mut header[..ReplyHeader::MAGIC_BYTES])?;
         let magic = [header[0], header[1], header[2], header[3]];
@@ -224,7 +231,11 @@ impl Link {
         reader.read_exact(&mut header[ReplyHeader::MAGIC_BYTES..length])?;
         match ReplyHeader::decode(&header[..length], self.mode).map_err(protocol)? {
             ReplyHeader::Simple { error, cookie } => self.take_simple(reader, error, cookie),
-            ReplyHeader::Chunk(chunk) => self.take_chunk(reader, chunk),
+            ReplyHeader::Chunk(chunk) => {
+                let brings = chunk.done || matches!(chunk.kind, REPLY_OFFSET_DATA | REPLY_OFFSET_HOLE);
+                *idle_chunks = if brings { 0 } else { *idle_chunks + 1 };
+                self.take_chunk(reader, chunk)
+            }
         }
     }
 

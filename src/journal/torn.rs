@@ -1,0 +1,56 @@
+//! Telling the end that a crash tore from damage in the middle.
+
+use std::io;
+
+use super::load::read_frame;
+use crate::format::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameKind, Reader, Superblock, decode_frame, frame_bytes};
+use crate::io::{DiskFile, DiskFileExt};
+
+/// Bytes looked through at once.
+const STEP_BYTES: u64 = 1 << 20;
+/// Frames begin at multiples of this.
+const FRAME_ALIGN_BYTES: u64 = 8;
+
+/// Where a whole later frame lies behind the one at `offset` that does not verify and should have the number `sequence`.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn whole_frame_behind(file: &dyn DiskFile, superblock: &Superblock, offset: u64, sequence: u64) -> io::Result<Option<u64>> {
+    let mut at = end_of(file, offset, sequence)?;
+    while let Some(data) = file.next_allocated(at)? {
+        let end = data.end.min(file.size_bytes()?);
+        at = at.max(data.start / FRAME_ALIGN_BYTES * FRAME_ALIGN_BYTES);
+        while at < end {
+            let mut bytes = vec![0; (end - at).min(STEP_BYTES) as usize];
+            file.read_exact_at(&mut bytes, at)?;
+            for (number, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+                let place = at + number as u64 * FRAME_ALIGN_BYTES;
+                if word[..4] == *FRAME_MAGIC && is_later_round(file, superblock, place, sequence)? {
+                    return Ok(Some(place));
+                }
+            }
+            at = (at + bytes.len() as u64).next_multiple_of(FRAME_ALIGN_BYTES);
+        }
+    }
+    Ok(None)
+}
+
+/// Where the bytes behind the frame begin. As far as its header makes sense they begin behind its payload: that may have
+/// been chosen by somebody who knows what frames look like.
+fn end_of(file: &dyn DiskFile, offset: u64, sequence: u64) -> io::Result<u64> {
+    let bytes = read_frame(file, offset)?;
+    let mut reader = Reader::new(&bytes);
+    let header = (reader.array::<4>(), reader.u32(), reader.u64());
+    let (Ok(magic), Ok(length), Ok(number)) = header else { return Ok(offset + FRAME_ALIGN_BYTES) };
+    let end = offset + frame_bytes(length as usize);
+    let sensible = magic == *FRAME_MAGIC && number == sequence && length as usize <= FRAME_PAYLOAD_BYTES_MAX && end <= file.size_bytes()?;
+    Ok(if sensible { end } else { offset + FRAME_ALIGN_BYTES })
+}
+
+fn is_later_round(file: &dyn DiskFile, superblock: &Superblock, offset: u64, sequence: u64) -> io::Result<bool> {
+    let bytes = read_frame(file, offset)?;
+    let frame = decode_frame(&superblock.store_id, superblock.journal, &bytes);
+    Ok(frame.is_ok_and(|frame| frame.kind == FrameKind::Round && frame.sequence > sequence))
+}
+
+const _: () = assert!((FRAME_HEADER_BYTES as u64).is_multiple_of(FRAME_ALIGN_BYTES));
