@@ -153,7 +153,7 @@ impl Layers {
     }
 
     /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark is
-    /// left), and refuses writes from then on.
+    /// or space to give back is left), and refuses writes from then on.
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
@@ -172,7 +172,9 @@ impl Layers {
             self.clean_layer(&layer)?;
             marked += self.clean_layer(&layer)?;
         }
-        if marked == 0 {
+        // After an orderly end nobody looks for space that was not given back.
+        let given_back = self.punch_all();
+        if marked == 0 && given_back {
             self.enqueue([Record::Closed]);
         }
         self.sync([])
