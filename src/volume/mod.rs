@@ -17,6 +17,7 @@ mod reclaim;
 mod request;
 mod runs;
 mod shape;
+mod tally;
 mod trace;
 mod view;
 
