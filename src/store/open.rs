@@ -30,7 +30,7 @@ pub struct OpenStore {
 pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<Box<dyn Send + Sync>> {
     disk.lock(&paths.lock(), owner).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
-            let message = format!("the store {} is in use by {error}: stop it, or use its control socket", paths.root().display());
+            let message = format!("the store {} is in use by {error}: wait until it has ended, or stop it", paths.root().display());
             Error::new(ErrorKind::Locked, message)
         }
         _ => Error::io(format!("cannot lock the store {}", paths.root().display()), error),

@@ -271,6 +271,7 @@ fn done_text(done: Done, info: &VolumeInfo) -> String {
         Done::Forked => format!("forked '{name}' of {size}"),
         Done::Extended => format!("volume '{name}' has {size}"),
         Done::Renamed => format!("the volume's name is '{name}'"),
+        Done::Hydrated if info.source.is_none() => format!("volume '{name}' is complete and needs no source"),
         Done::Hydrated => format!("volume '{name}': {}", hydration_text(info)),
     }
 }
