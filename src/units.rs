@@ -19,6 +19,9 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
         "" => 0,
         letter => 10 * (1 + SUFFIXES.iter().position(|s| *s == letter).ok_or_else(wrong)?),
     };
+    if shift == 0 && number.contains('.') {
+        return Err(wrong());
+    }
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(1 << shift).ok_or_else(wrong);
     }
@@ -44,7 +47,7 @@ mod tests {
         for (text, bytes) in [("4096", 4096), ("10G", 10 << 30), ("1.5t", 3 << 39), ("2 MiB", 2 << 20), ("7kb", 7 << 10)] {
             assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
         }
-        for text in ["", "G", "-1", "1X", "20E", "1.2.3", "nan"] {
+        for text in ["", "G", "-1", "1X", "20E", "1.2.3", "nan", "1.5"] {
             assert_eq!(parse_bytes(text).unwrap_err().kind(), ErrorKind::InvalidInput, "{text}");
         }
         assert_eq!(format_bytes(10 << 30), "10.0 GiB");

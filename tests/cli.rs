@@ -197,6 +197,11 @@ fn usage_is_status_2_and_help_is_status_0() {
     for arguments in [&["nonsense"][..], &[], &["create", "v"], &["create", "v", "--size", "x"], &["hydrate", "v", "--pause", "--resume"]] {
         assert_eq!(host.run(arguments).status.code(), Some(2), "{arguments:?}");
     }
+    for arguments in [&["--json", "create", "v", "--size", "x"][..], &["show", "--json"], &["--json", "destroy", "@s"]] {
+        let error: Value = serde_json::from_str(&host.fails(2, arguments)).unwrap();
+        assert_eq!(error["error"]["kind"], "usage", "{error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains("--help"), "{error}");
+    }
     assert!(host.ok(&["--help"]).contains("Exit status"));
     assert!(host.ok(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
     assert!(host.ok(&["completions", "bash"]).contains("volfork"));
@@ -378,6 +383,25 @@ fn an_interrupted_import_is_undone() {
         host.import("v", 1);
         drop(server);
     }
+}
+
+#[test]
+fn an_import_that_was_killed_is_swept_by_the_next_command() {
+    let host = Host::new();
+    host.ok(&["create", "mine.importing", "--size", "1M"]);
+    let mut child = host.command(&["import", "v", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&vec![1; 4 << 20]).unwrap();
+    let begun = Instant::now();
+    while fs::read_dir(host.store().join("layers")).unwrap().count() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nothing is written");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    wait(&mut child);
+    assert_eq!(host.volumes(), ["mine.importing"]);
+    host.import("v", 1);
+    assert_eq!(host.json(&["show", "v"])["labels"], serde_json::json!({}));
 }
 
 #[test]

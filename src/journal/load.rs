@@ -24,7 +24,7 @@ pub struct Loaded {
     /// Things that are wrong but do not keep the store from opening.
     pub warnings: Vec<String>,
     /// Number of the first frame.
-    first: u64,
+    pub first: u64,
 }
 
 impl Loaded {

@@ -153,8 +153,8 @@ impl Layers {
     }
 
     /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark is
-    /// left, and no space to give back that only memory knows of; `swept`: none that nobody has looked for), and refuses writes
-    /// from then on. `shape` is for a last checkpoint, as in [`Layers::checkpoint`].
+    /// or space to give back is left; `swept`: none is left that nobody has looked for), and refuses writes from then on. `shape`
+    /// is for a last checkpoint, as in [`Layers::checkpoint`].
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
@@ -173,7 +173,8 @@ impl Layers {
             self.clean_layer(&layer)?;
             marked += self.clean_layer(&layer)?;
         }
-        if marked > 0 || !swept || self.has_garbage() {
+        // After an orderly end nobody looks for space that was not given back.
+        if marked > 0 || !swept || !self.punch_all() {
             return self.sync([]);
         }
         let has_rounds = self.commit.journal().log_bytes() > 0;

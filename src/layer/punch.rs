@@ -16,6 +16,8 @@ use crate::limits::EXTENT_BLOCKS;
 
 /// Extents whose space is given back in one step.
 const PUNCH_EXTENTS: usize = 256;
+/// Steps in which a store that is being closed gives back space.
+const PUNCH_STEPS_AT_END: usize = 1024;
 
 impl Layers {
     /// Makes whole blocks of a layer read as zero. `hides`: something below the layer may have these blocks.
@@ -125,7 +127,9 @@ impl Layers {
     /// # Errors
     /// An I/O error; the space is found again when the store is swept.
     pub fn punch_step(&self) -> Result<bool> {
-        let Some(layer) = self.take_garbage().and_then(|id| self.get(id)) else { return Ok(false) };
+        // Freed layers give back their space as a whole.
+        let garbage = std::iter::from_fn(|| self.take_garbage()).find_map(|id| self.get(id));
+        let Some(layer) = garbage else { return Ok(false) };
         let mut extents: Vec<u32> = Vec::new();
         {
             let state = layer.state.lock();
@@ -146,6 +150,19 @@ impl Layers {
             self.note_garbage(&layer);
         }
         Ok(true)
+    }
+
+    /// Gives back space before the store is closed. `false` if some is left, which is found when a store is opened that was not
+    /// closed in order.
+    pub(super) fn punch_all(&self) -> bool {
+        for _ in 0..PUNCH_STEPS_AT_END {
+            match self.punch_step() {
+                Ok(true) => {}
+                Ok(false) => return true,
+                Err(_) => return false,
+            }
+        }
+        false
     }
 
     fn punch_extent(&self, layer: &Layer, extent: u32) -> Result<()> {

@@ -275,10 +275,6 @@ impl Layers {
         self.garbage.lock().insert(layer.id);
     }
 
-    pub(super) fn has_garbage(&self) -> bool {
-        !self.garbage.lock().is_empty()
-    }
-
     pub(super) fn take_garbage(&self) -> Option<LayerId> {
         self.garbage.lock().pop_first()
     }

@@ -30,7 +30,7 @@ pub struct OpenStore {
 pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<Box<dyn Send + Sync>> {
     disk.lock(&paths.lock(), owner).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
-            let message = format!("the store {} is in use by {error}: stop it, or use its control socket", paths.root().display());
+            let message = format!("the store {} is in use by {error}: wait until it has ended, or stop it", paths.root().display());
             Error::new(ErrorKind::Locked, message)
         }
         _ => Error::io(format!("cannot lock the store with {}", paths.lock().display()), error),
@@ -295,7 +295,7 @@ mod tests {
             // There is no file that could have this block.
             last.extend(torn.then(|| present(head, 6)));
             let rounds = vec![vec![present(base, 5)], last];
-            let loaded = Loaded { superblock, state: state.clone(), rounds, sequence: 3, warnings: Vec::new() };
+            let loaded = Loaded { superblock, state: state.clone(), rounds, sequence: 3, warnings: Vec::new(), first: 1 };
             let replayed = replay(config.clone(), &loaded).unwrap();
             assert_eq!(replayed.lost_blocks, u64::from(torn));
             assert_eq!(replayed.catalog.snapshot("v", "v").is_ok(), torn);

@@ -23,6 +23,9 @@ use crate::io::RingKind;
 use crate::layer::{Layer, Layers, Ticket};
 use crate::source::{Source, SourceOpener};
 
+/// Freed layers whose files a store that is being closed removes.
+const UNLINKED_AT_END: usize = 4096;
+
 /// What the volumes of a store are made with.
 pub struct CoreConfig {
     /// The layers.
@@ -327,8 +330,16 @@ impl Core {
     pub fn shut_down(&self, swept: bool) -> Result<()> {
         // A trace is advice: the store closes without it.
         let _ = self.save_traces();
+        // What was hidden or freed since the last look gives its space back before the end; a store that refuses writes keeps it.
+        let _ = self.reclaim_step();
         let catalog = self.catalog();
         let result = self.layers.shut_down(catalog.records(), swept);
+        for _ in 0..UNLINKED_AT_END {
+            // What is left is swept at the next open.
+            if !self.unlink_step().unwrap_or(false) {
+                break;
+            }
+        }
         self.heads.lock().clear();
         result
     }

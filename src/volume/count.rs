@@ -1,14 +1,13 @@
-//! Counting blocks, and describing volumes.
-
-use roaring::RoaringBitmap;
+//! Describing volumes and snapshots.
 
 use super::core::Core;
 use super::info::{BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
-use crate::catalog::{Catalog, LayerEntry, VolumeEntry};
+use super::tally::Tally;
+use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
 use crate::format::SourceRecord;
 use crate::hydrate::{Hydrator, HydratorStatus};
-use crate::ids::{LayerId, VolumeId};
+use crate::ids::VolumeId;
 
 impl Core {
     /// Everything about one volume.
@@ -22,14 +21,17 @@ impl Core {
         }
         let id = catalog.volume_id(name)?;
         let entry = catalog.volume(id).ok_or_else(|| super::core::gone(id))?;
-        Ok(self.describe(&catalog, id, entry))
+        let tally = self.tally(&catalog, [entry.head]);
+        Ok(self.describe(&catalog, id, entry, tally.get(&entry.head).copied().unwrap_or_default()))
     }
 
     /// Everything about all volumes, by name.
     pub fn list(&self) -> Vec<VolumeInfo> {
         let catalog = self.catalog();
+        let tallies = self.tally(&catalog, catalog.volumes().map(|(_, entry)| entry.head));
+        let tally = |entry: &VolumeEntry| tallies.get(&entry.head).copied().unwrap_or_default();
         let mut list = self.all_coming();
-        let volumes = catalog.volumes().map(|(id, entry)| self.describe(&catalog, id, entry));
+        let volumes = catalog.volumes().map(|(id, entry)| self.describe(&catalog, id, entry, tally(entry)));
         let volumes: Vec<_> = volumes.filter(|volume| list.iter().all(|coming| coming.name != volume.name)).collect();
         list.extend(volumes);
         list.sort_by(|left, right| left.name.cmp(&right.name));
@@ -44,20 +46,24 @@ impl Core {
         let catalog = self.catalog();
         let id = catalog.volume_id(volume)?;
         let entry = catalog.volume(id).ok_or_else(|| super::core::gone(id))?;
-        let describe = |snapshot: &crate::catalog::SnapshotEntry| SnapshotInfo {
-            volume: volume.to_owned(),
-            name: snapshot.name.clone(),
-            size_bytes: snapshot.size_bytes,
-            created_at: snapshot.created_at,
-            depth: catalog.chain(snapshot.layer).count() as u64,
-            blocks: self.count(&catalog, snapshot.layer, snapshot.size_bytes),
+        let tallies = self.tally(&catalog, entry.snapshots.iter().map(|snapshot| snapshot.layer));
+        let describe = |snapshot: &crate::catalog::SnapshotEntry| {
+            let tally = tallies.get(&snapshot.layer).copied().unwrap_or_default();
+            SnapshotInfo {
+                volume: volume.to_owned(),
+                name: snapshot.name.clone(),
+                size_bytes: snapshot.size_bytes,
+                created_at: snapshot.created_at,
+                depth: tally.depth,
+                blocks: tally.counts(self.block_size.blocks_for(snapshot.size_bytes)),
+            }
         };
         Ok(entry.snapshots.iter().map(describe).collect())
     }
 
-    fn describe(&self, catalog: &Catalog, id: VolumeId, entry: &VolumeEntry) -> VolumeInfo {
-        let source = catalog.chain(entry.head).find_map(|(layer, root)| Some((layer, root.source.as_ref()?)));
-        let blocks = self.count(catalog, entry.head, entry.size_bytes);
+    fn describe(&self, catalog: &Catalog, id: VolumeId, entry: &VolumeEntry, tally: Tally) -> VolumeInfo {
+        let source = tally.source.and_then(|layer| Some((layer, catalog.layer(layer)?.source.as_ref()?)));
+        let blocks = tally.counts(self.block_size.blocks_for(entry.size_bytes));
         let hydrator = source.and_then(|(layer, _)| self.hydrator(layer));
         let hydration = self.hydration_info(source.map(|(_, record)| record), hydrator.as_deref(), &blocks);
         let state = match hydration.state {
@@ -74,7 +80,7 @@ impl Core {
             created_at: entry.created_at,
             parent: Some(entry.parent.clone()).filter(|parent| !parent.is_empty()),
             source: source.and_then(|(_, record)| record.uris.first().cloned()),
-            depth: catalog.chain(entry.head).count() as u64,
+            depth: tally.depth,
             snapshots: entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
             labels: entry.labels.clone(),
             blocks,
@@ -118,44 +124,4 @@ impl Core {
         }
         info
     }
-
-    /// Counts the blocks that a layer shows, by walking its chain once.
-    fn count(&self, catalog: &Catalog, top: LayerId, size_bytes: u64) -> BlockCounts {
-        let total = self.block_size.blocks_for(size_bytes);
-        // What the layers so far answer for; nothing lies behind the end of the volume.
-        let mut covered = RoaringBitmap::new();
-        let mut counts = BlockCounts::default();
-        let mut unique = true;
-        for (id, entry) in catalog.chain(top) {
-            unique &= is_unshared(entry, id == top);
-            let Some(layer) = self.layers.get(id) else { continue };
-            // Looked at before presence, so that a block merged meanwhile is not counted twice. Its rest may still be missing.
-            if layer.has_patches() {
-                let patched = layer.patched_blocks() - &covered;
-                counts.missing += patched.len();
-                covered |= patched;
-            }
-            layer.with_presence(|presence| {
-                let present = presence.present.len() - covered.intersection_len(&presence.present);
-                counts.present += present;
-                counts.unique += if unique { present } else { 0 };
-                covered |= &presence.present;
-                covered |= &presence.zeroed;
-            });
-            if let (Some(_), Some(blocks @ 1..)) = (&entry.source, layer.source_blocks) {
-                counts.missing += blocks - covered.rank((blocks - 1) as u32);
-            }
-            if covered.rank((total - 1) as u32) >= total {
-                break;
-            }
-        }
-        counts.shared = counts.present - counts.unique;
-        counts.zero = total.saturating_sub(counts.present + counts.missing);
-        counts
-    }
-}
-
-/// Whether only the chain being counted, in which it is the top or not, can reach a layer.
-fn is_unshared(entry: &LayerEntry, is_top: bool) -> bool {
-    entry.names <= u32::from(is_top) && entry.children.len() <= usize::from(!is_top)
 }

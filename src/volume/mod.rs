@@ -18,6 +18,7 @@ mod reclaim;
 mod request;
 mod runs;
 mod shape;
+mod tally;
 mod trace;
 mod view;
 

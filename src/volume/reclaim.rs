@@ -10,8 +10,43 @@ use std::sync::atomic::Ordering;
 use roaring::RoaringBitmap;
 
 use super::core::Core;
+use crate::catalog::{Catalog, LayerEntry};
 use crate::error::Result;
 use crate::ids::LayerId;
+
+/// What a look at all nameless layers found.
+#[derive(Default)]
+struct Found {
+    dead: Vec<(LayerId, RoaringBitmap)>,
+    /// What nobody above a layer that stands for a source can see.
+    hidden: HashMap<LayerId, RoaringBitmap>,
+}
+
+/// A nameless layer whose children are being looked at.
+struct Look {
+    layer: LayerId,
+    children: std::vec::IntoIter<LayerId>,
+    /// The blocks that all children so far hide.
+    hidden: Option<RoaringBitmap>,
+}
+
+impl Look {
+    fn at(layer: LayerId, entry: &LayerEntry) -> Self {
+        let children: Vec<LayerId> = entry.children.iter().copied().collect();
+        Self { layer, children: children.into_iter(), hidden: None }
+    }
+
+    fn meet(&mut self, covered: RoaringBitmap) {
+        match &mut self.hidden {
+            Some(hidden) => *hidden &= covered,
+            None => self.hidden = Some(covered),
+        }
+    }
+}
+
+fn is_nameless(entry: &LayerEntry) -> bool {
+    entry.names == 0 && entry.held.is_empty()
+}
 
 impl Core {
     /// Looks once at all nameless layers and forgets their dead blocks. Answers whether there were any.
@@ -22,52 +57,66 @@ impl Core {
         if !self.reclaim.swap(false, Ordering::AcqRel) {
             return Ok(false);
         }
-        let mut found = false;
-        let hidden = self.hidden_below();
-        self.tell_hidden(|layer| hidden.get(&layer).cloned());
-        for (id, hidden) in hidden {
-            let Some(layer) = self.layers.get(id) else { continue };
-            let mut dead = layer.with_presence(|presence| &presence.present & &hidden);
-            if layer.has_patches() {
-                dead |= layer.patched_blocks() & &hidden;
-            }
-            if !dead.is_empty() {
-                found = true;
-                self.layers.forget(&layer, &dead)?;
+        let found = self.find_dead();
+        self.tell_hidden(|layer| found.hidden.get(&layer).cloned());
+        for (id, dead) in &found.dead {
+            if let Some(layer) = self.layers.get(*id) {
+                self.layers.forget(&layer, dead)?;
             }
         }
-        Ok(found)
+        Ok(!found.dead.is_empty())
     }
 
-    /// For each sealed layer without a name: the blocks that all layers above hide.
-    fn hidden_below(&self) -> HashMap<LayerId, RoaringBitmap> {
+    fn find_dead(&self) -> Found {
         let catalog = self.catalog();
-        let mut order: Vec<_> = catalog.layers().collect();
-        // Children have larger numbers, so they come first.
-        order.sort_unstable_by_key(|(id, _)| std::cmp::Reverse(*id));
-        let mut hidden: HashMap<LayerId, RoaringBitmap> = HashMap::new();
-        for (id, entry) in order {
-            if entry.names > 0 || !entry.held.is_empty() {
+        let mut found = Found::default();
+        let bottoms = catalog.layers().filter(|(_, entry)| {
+            let below = entry.parent.and_then(|parent| catalog.layer(parent));
+            is_nameless(entry) && !below.is_some_and(is_nameless)
+        });
+        for (id, entry) in bottoms {
+            self.look_above(&catalog, Look::at(id, entry), &mut found);
+        }
+        found
+    }
+
+    /// Looks at a nameless layer after the nameless ones above it. What they hide is handed down and grows, so a long chain costs no
+    /// more than its layers hold together.
+    fn look_above(&self, catalog: &Catalog, bottom: Look, found: &mut Found) {
+        let mut looks = vec![bottom];
+        while let Some(look) = looks.last_mut() {
+            if let Some(child) = look.children.next() {
+                match catalog.layer(child) {
+                    Some(entry) if is_nameless(entry) => looks.push(Look::at(child, entry)),
+                    _ => look.meet(self.durable_cover(child)),
+                }
                 continue;
             }
-            let mut children = entry.children.iter();
-            let through = |child: &LayerId| {
-                let mut covered = self.layers.get(*child).map_or_else(RoaringBitmap::new, |layer| self.layers.durable_cover(&layer));
-                if let Some(above) = hidden.get(child) {
-                    covered |= above;
-                }
-                covered
-            };
-            let Some(first) = children.next() else { continue };
-            let mut all = through(first);
-            for child in children {
-                if all.is_empty() {
-                    break;
-                }
-                all &= through(child);
+            let Some(Look { layer: id, hidden, .. }) = looks.pop() else { return };
+            let mut hidden = hidden.unwrap_or_default();
+            self.note_dead(id, &hidden, found);
+            if catalog.layer(id).is_some_and(|entry| entry.source.is_some()) {
+                found.hidden.insert(id, hidden.clone());
             }
-            hidden.insert(id, all);
+            if let Some(below) = looks.last_mut() {
+                hidden |= self.durable_cover(id);
+                below.meet(hidden);
+            }
         }
-        hidden
+    }
+
+    fn durable_cover(&self, layer: LayerId) -> RoaringBitmap {
+        self.layers.get(layer).map_or_else(RoaringBitmap::new, |layer| self.layers.durable_cover(&layer))
+    }
+
+    fn note_dead(&self, id: LayerId, hidden: &RoaringBitmap, found: &mut Found) {
+        let Some(layer) = self.layers.get(id) else { return };
+        let mut dead = layer.with_presence(|presence| &presence.present & hidden);
+        if layer.has_patches() {
+            dead |= layer.patched_blocks() & hidden;
+        }
+        if !dead.is_empty() {
+            found.dead.push((id, dead));
+        }
     }
 }

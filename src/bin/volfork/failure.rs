@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Failure>;
 /// A kind for scripts and a sentence for people that says what to do next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The engine's [`ErrorKind`] in snake case, or `interrupted`.
+    /// The engine's [`ErrorKind`] in snake case, or `interrupted`, or `usage`.
     pub kind: String,
     /// The sentence.
     pub message: String,
@@ -36,6 +36,13 @@ impl Failure {
     /// The user, or the client's end, stopped the work.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { kind: "interrupted".into(), message: message.into() }
+    }
+
+    /// Wrong usage: what the parser of the arguments says, in one line.
+    pub fn usage(text: &str) -> Self {
+        let text = text.split("\n\nUsage:").next().unwrap_or(text).split("\n\nFor more").next().unwrap_or(text);
+        let text = text.strip_prefix("error: ").unwrap_or(text).split_whitespace().collect::<Vec<_>>().join(" ");
+        Self { kind: "usage".into(), message: format!("{text}; 'volfork --help' tells more") }
     }
 
     /// Whether it is of `kind`.

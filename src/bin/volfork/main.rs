@@ -44,7 +44,14 @@ use crate::request::{Request, Response};
 use crate::settings::{FileArgument, Plan, Settings};
 
 fn main() -> ExitCode {
-    let (settings, plan) = Arguments::parse().settle();
+    let (settings, plan) = match Arguments::try_parse() {
+        Ok(arguments) => arguments.settle(),
+        Err(error) if error.use_stderr() && wants_json() => {
+            print::failure(true, &Failure::usage(&error.render().to_string()));
+            return ExitCode::from(2);
+        }
+        Err(error) => error.exit(),
+    };
     let done = match plan {
         Plan::Init(block_size) => check::init(&settings, block_size).map(|()| true),
         Plan::Ask { request, file, makes_store } => ask_and_print(&settings, request, file, makes_store),
@@ -69,6 +76,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether `--json` was given, as far as can be told from arguments that are wrong.
+fn wants_json() -> bool {
+    std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
 
 /// `false` if a scrub found damage that it could not repair.

@@ -11,6 +11,7 @@ use crate::control;
 use crate::failure::{Failure, Result};
 use crate::nbd;
 use crate::settings::Settings;
+use crate::transfer::sweep_unfinished;
 
 /// How long a command waits for another short command, or for a server that is starting.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
@@ -53,7 +54,10 @@ pub fn open_with(settings: &Settings, on_event: Option<OnEvent>) -> Result<Store
     if !settings.store.exists() {
         return Err(missing(&settings.store));
     }
-    Ok(Store::open(&settings.store, StoreOptions { on_event, ..options(settings, BlockSize::DEFAULT) })?)
+    let store = Store::open(&settings.store, StoreOptions { on_event, ..options(settings, BlockSize::DEFAULT) })?;
+    // A store that refuses even this can still be read; they are tried again at the next open.
+    let _ = sweep_unfinished(&store);
+    Ok(store)
 }
 
 /// Makes the store of `settings`.

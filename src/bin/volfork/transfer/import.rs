@@ -4,9 +4,10 @@
 //!
 //! # Crash ordering
 //! The volume is filled under the name `NAME.importing` and gets its own name after the last flush, so a volume that has its name is
-//! whole. What a crash left under that name is destroyed by the next import of NAME; a failed import destroys it itself.
+//! whole. A failed import destroys it itself; until it is whole it carries a label, by which what a crash left is found and destroyed
+//! when the store is opened again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -31,6 +32,11 @@ const AHEAD: usize = 8;
 const GROWTH_BYTES_MIN: u64 = 1 << 30;
 /// First bytes of a qcow2 image.
 const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
+
+/// Key of the label of a volume that is not whole yet.
+const UNFINISHED: &str = "volfork.unfinished-import";
+/// What is added to the name of such a volume.
+const UNFINISHED_SUFFIX: &str = ".importing";
 
 /// Imports under way in this process, which owns their stores.
 static RUNNING: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
@@ -58,7 +64,8 @@ pub fn import(store: &Store, name: &str, file: File, raw: bool, watcher: &mut dy
     }
     let half = HalfMade::new(store, name)?;
     let size_bytes = image.size_bytes();
-    let volume = store.create_volume(&half.temporary, size_bytes.unwrap_or(head.len() as u64))?;
+    let labels = BTreeMap::from([(UNFINISHED.to_owned(), "yes".to_owned())]);
+    let volume = store.create_volume_labeled(&half.temporary, size_bytes.unwrap_or(head.len() as u64), labels)?;
     let copied = copy(store, &half.temporary, &volume, image, head, watcher)?;
     half.keep(name)?;
     Ok(Moved { name: name.into(), size_bytes: volume.size_bytes(), data_bytes: copied, seconds: begun.elapsed().as_secs_f64() })
@@ -80,7 +87,7 @@ impl<'a> HalfMade<'a> {
                 format!("volume '{name}' is being imported already: wait for that, or choose another name"),
             ));
         }
-        let half = Self { store, name: name.into(), temporary: format!("{name}.importing"), kept: false };
+        let half = Self { store, name: name.into(), temporary: format!("{name}{UNFINISHED_SUFFIX}"), kept: false };
         match store.destroy_volume(&half.temporary, true) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -92,6 +99,8 @@ impl<'a> HalfMade<'a> {
     fn keep(mut self, name: &str) -> Result<()> {
         self.store.rename(&self.temporary, name)?;
         self.kept = true;
+        // It is whole under its name: a label that stays is taken away when the store is opened again.
+        let _ = self.store.set_labels(name, BTreeMap::new());
         Ok(())
     }
 }
@@ -104,6 +113,20 @@ impl Drop for HalfMade<'_> {
         }
         RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
     }
+}
+
+/// Destroys volumes whose import ended with its process. To be called before anything else is done with a store.
+pub fn sweep_unfinished(store: &Store) -> Result<()> {
+    for (name, _, mut labels) in store.labels() {
+        if labels.remove(UNFINISHED).is_none() {
+            continue;
+        }
+        match name.ends_with(UNFINISHED_SUFFIX) {
+            true => store.destroy_volume(&name, true)?,
+            false => store.set_labels(&name, labels)?,
+        }
+    }
+    Ok(())
 }
 
 /// What is imported: a file with places, or bytes in order.
