@@ -159,6 +159,41 @@ fn a_full_disk_refuses_patches_and_keeps_what_was_there() {
 }
 
 #[test]
+fn backfill_that_is_paused_fetches_nothing_and_goes_on_where_it_was() {
+    let paused = |paused| volfork::store::HydrationControl { paused: Some(paused), ..Default::default() };
+    for seed in seeds(12) {
+        let _named = Named("a pause", seed);
+        let mut world = World::new(seed * 3 + 1);
+        world.open().unwrap();
+        world.fork_source().unwrap();
+        world.store().control_hydration("v1", &paused(true)).unwrap();
+        let fetched = |world: &World| world.sources.0.bytes_read.load(Ordering::SeqCst);
+        let mut bytes = [0; 8192];
+        world.store().volume("v1").unwrap().read_at(&mut bytes, WINDOW_START).unwrap();
+        for round in 0..3 {
+            for _ in 0..20 {
+                world.store().step().unwrap();
+            }
+            assert_eq!(fetched(&world), 8192, "only what was read");
+            match round {
+                0 => world.close().unwrap(),
+                1 => {
+                    world.flush("v1").unwrap();
+                    world.restart_without_looking(true);
+                    continue;
+                }
+                _ => break,
+            }
+            world.open().unwrap();
+        }
+        world.store().control_hydration("v1", &paused(false)).unwrap();
+        while world.store().step().unwrap() {}
+        assert_eq!(fetched(&world), source_tags().len() as u64 * 512, "each block once");
+        world.compare();
+    }
+}
+
+#[test]
 fn patches_are_merged_in_the_background_and_fetched_once() {
     for seed in seeds(60) {
         let _named = Named("merging", seed);

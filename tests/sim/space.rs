@@ -71,18 +71,28 @@ fn a_checkpoint_without_space_proves_nothing_and_decides_nothing() {
     }
 }
 
+/// A store that lost power, before it is opened again.
+fn lost_power(seed: u64) -> World {
+    let mut world = World::new(seed * 3 + 1);
+    world.open().unwrap();
+    world.create().unwrap();
+    world.write_sectors("v1", 0..8).unwrap();
+    world.flush("v1").unwrap();
+    // In an extent without a mark, so that their checksums are relied on.
+    world.write_sectors("v1", 64..88).unwrap();
+    world.flush("v1").unwrap();
+    world.disk.power_off();
+    world.close().unwrap_err();
+    world.disk.crash(&mut world.random);
+    world
+}
+
 #[test]
 fn opening_without_space_at_any_operation_loses_nothing() {
     for seed in seeds(2) {
         let _named = Named("opening without space", seed);
         for k in 1.. {
-            let mut world = due(seed);
-            // In an extent without a mark, so that their checksums are relied on.
-            world.write_sectors("v1", 64..88).unwrap();
-            world.flush("v1").unwrap();
-            world.disk.power_off();
-            world.close().unwrap_err();
-            world.disk.crash(&mut world.random);
+            let mut world = lost_power(seed);
             let before = world.disk.operations();
             world.disk.fail_at(before + k, Fault::Enospc);
             let opened = world.open();
@@ -95,6 +105,32 @@ fn opening_without_space_at_any_operation_loses_nothing() {
             world.crash();
             if !reached {
                 break;
+            }
+        }
+    }
+}
+
+/// The power goes off at each operation of opening after a power loss, and of a checkpoint.
+#[test]
+fn a_crash_at_any_operation_of_opening_and_of_a_checkpoint_loses_nothing() {
+    for seed in seeds(1) {
+        let _named = Named("a crash while the state is written", seed);
+        for opening in [true, false] {
+            for k in 1.. {
+                let mut reached = true;
+                for choice in 0..if opening { 2 * CHOICES } else { CHOICES / 2 } {
+                    let mut world = if opening { lost_power(seed) } else { due(seed) };
+                    let before = world.disk.operations();
+                    world.disk.fail_at(before + k, Fault::Crash);
+                    let done = if opening { world.open() } else { world.store().step().map(drop) };
+                    reached = world.disk.operations() >= before + k;
+                    world.log.push(format!("the power goes off at operation {k}: {done:?}"));
+                    world.random = Random::new(seed * 1000 + choice);
+                    world.crash();
+                }
+                if !reached {
+                    break;
+                }
             }
         }
     }
