@@ -227,7 +227,7 @@ const DAMAGES: &[Damage] = &[
         rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RWXU).unwrap();
     }),
     ("it is that of another layer", |path| {
-        let extension = path.extension().unwrap();
+        let Some(extension) = path.extension() else { return };
         let entries = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
         let mut others: Vec<_> = entries.filter(|other| other != path && other.extension() == Some(extension)).collect();
         others.sort();

@@ -8,6 +8,8 @@ use crate::io::{DiskFile, DiskFileExt};
 
 /// Bytes looked through at once.
 const STEP_BYTES: u64 = 1 << 20;
+/// Where the length is in a frame.
+const LENGTH_AT: usize = 4;
 /// Frames begin at multiples of this.
 const FRAME_ALIGN_BYTES: u64 = 8;
 
@@ -16,7 +18,8 @@ const FRAME_ALIGN_BYTES: u64 = 8;
 /// # Errors
 /// The file cannot be read.
 pub fn whole_frame_behind(file: &dyn DiskFile, superblock: &Superblock, offset: u64, sequence: u64) -> io::Result<Option<u64>> {
-    let mut at = end_of(file, offset, sequence)?;
+    let end_of_payload = end_of(file, offset, sequence)?;
+    let mut at = offset + FRAME_ALIGN_BYTES;
     while let Some(data) = file.next_allocated(at)? {
         let end = data.end.min(file.size_bytes()?);
         at = at.max(data.start / FRAME_ALIGN_BYTES * FRAME_ALIGN_BYTES);
@@ -25,14 +28,29 @@ pub fn whole_frame_behind(file: &dyn DiskFile, superblock: &Superblock, offset: 
             file.read_exact_at(&mut bytes, at)?;
             for (number, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
                 let place = at + number as u64 * FRAME_ALIGN_BYTES;
-                if word[..4] == *FRAME_MAGIC && is_later_round(file, superblock, place, sequence)? {
+                let is_frame = word[..4] == *FRAME_MAGIC && is_later_round(file, superblock, place, sequence)?;
+                if is_frame && (place >= end_of_payload || ends_at(file, superblock, offset, place)?) {
                     return Ok(Some(place));
                 }
             }
             at = (at + bytes.len() as u64).next_multiple_of(FRAME_ALIGN_BYTES);
         }
+        // What is allocated may reach beyond the end of the file.
+        at = at.max(data.end).next_multiple_of(FRAME_ALIGN_BYTES);
     }
     Ok(None)
+}
+
+/// Whether only the length of the frame is wrong: with the right one it verifies.
+fn ends_at(file: &dyn DiskFile, superblock: &Superblock, offset: u64, end: u64) -> io::Result<bool> {
+    let mut bytes = vec![0; (end - offset) as usize];
+    file.read_exact_at(&mut bytes, offset)?;
+    let payload = bytes.len().saturating_sub(FRAME_HEADER_BYTES);
+    Ok((0..FRAME_ALIGN_BYTES as usize).any(|padding| {
+        let length = payload.saturating_sub(padding) as u32;
+        bytes[LENGTH_AT..LENGTH_AT + 4].copy_from_slice(&length.to_le_bytes());
+        decode_frame(&superblock.store_id, superblock.journal, &bytes).is_ok()
+    }))
 }
 
 /// Where the bytes behind the frame begin. As far as its header makes sense they begin behind its payload: that may have

@@ -84,8 +84,24 @@ impl Layers {
         };
         match result {
             Ok(()) => self.verify_expected(layer, first, buffer, expected),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(BlockRead::Mismatch(first)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.first_lost(layer, first, &*file, buffer.len()),
             Err(error) => Err(Error::io(format!("cannot read layer {} at block {first}", layer.id), error)),
+        }
+    }
+
+    /// The first damaged block of a range that reaches beyond the end of its file.
+    fn first_lost(&self, layer: &Layer, first: u32, file: &dyn DiskFile, bytes: usize) -> Result<BlockRead> {
+        let (offset, block_bytes) = (self.place(first).1, self.block_size.bytes());
+        let unreadable = |error| Error::io(format!("cannot read layer {} at block {first}", layer.id), error);
+        let blocks = (file.size_bytes().map_err(unreadable)?.saturating_sub(offset)).min(bytes as u64) / block_bytes;
+        if blocks == 0 {
+            return Ok(BlockRead::Mismatch(first));
+        }
+        let mut whole = AlignedBuffer::zeroed((blocks * block_bytes) as usize);
+        file.read_exact_at(&mut whole, offset).map_err(unreadable)?;
+        match self.verify_blocks(layer, first, &whole)? {
+            BlockRead::Verified => Ok(BlockRead::Mismatch(first + blocks as u32)),
+            damaged => Ok(damaged),
         }
     }
 
