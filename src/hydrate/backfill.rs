@@ -13,6 +13,7 @@ use super::plan::{Asked, Plan};
 use super::progress::FetchClass;
 use super::window::Sent;
 use super::writes::Writes;
+use crate::format::Trace;
 use crate::io::Ring;
 use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
 
@@ -24,6 +25,8 @@ const LONG: Duration = Duration::from_secs(60);
 const WAITED_MEMORY: Duration = Duration::from_millis(100);
 /// Fetched bytes after which progress is made durable: a crash costs at most so much twice, beside what is under way.
 const RECORD_BYTES: u64 = 16 << 20;
+/// So long is waited for a trace, so that what it tells comes first.
+const TRACE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often the rate that a deadline needs is worked out.
 const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -95,12 +98,32 @@ impl Hydrator {
     /// left to do.
     pub fn backfill_step(&self) -> bool {
         let mut backfill = Backfill::new(self, None);
-        backfill.follow_source();
+        let source = self.state.lock().peers.list.first().and_then(|peer| peer.source.clone());
+        backfill.follow_source(source.as_ref());
         backfill.round(false);
         while !backfill.requests.is_empty() {
             backfill.take_arrival(None);
         }
         !self.is_complete()
+    }
+
+    /// What a source has recorded, kept for later forks.
+    fn ask_trace(&self, source: &dyn Source) -> Trace {
+        let config = &self.config;
+        let block = |offset| config.block_size.block_of(offset) as u32;
+        let blocks = |run: Range<u64>| block(run.start)..config.block_size.blocks_for(run.end) as u32;
+        // What fails here shows at the first read.
+        let runs = source.trace().unwrap_or_default().into_iter().map(blocks).filter(|run| !run.is_empty());
+        let trace = Trace { runs: runs.collect() };
+        if !trace.runs.is_empty() {
+            // Advice: without the file, a later fork has to do without.
+            let _ = config.layers.save_trace(config.layer.id, &trace);
+        }
+        trace
+    }
+
+    fn follow_trace(&self, trace: Trace) {
+        self.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
     }
 
     /// Whether an address is connected; otherwise lets it be.
@@ -172,36 +195,41 @@ impl<'a> Backfill<'a> {
         let priority = state.settings.priority;
         drop(state);
         budget.join(layer, priority, waker);
-        self.follow_source();
+        let source = hydrator.state.lock().peers.list.first().and_then(|peer| peer.source.clone());
+        self.follow_source(source.as_ref());
     }
 
-    /// The order in which an earlier fork touched its blocks, if the source has recorded it.
-    fn follow_source(&self) {
-        let config = &self.hydrator.config;
-        let source = {
-            let mut state = self.hydrator.state.lock();
-            if std::mem::replace(&mut state.followed, true) {
+    /// The order in which an earlier fork touched its blocks: as it is known here, or as the source has recorded it. Until one is
+    /// connected it stays open.
+    fn follow_source(&self, source: Option<&Arc<dyn Source>>) {
+        let hydrator = self.hydrator;
+        let known = {
+            let state = hydrator.state.lock();
+            if state.followed {
                 return;
             }
-            state.peers.list.first().and_then(|peer| peer.source.clone())
+            drop(state);
+            hydrator.config.layers.load_trace(hydrator.config.layer.id)
         };
-        let trace = match (config.layers.load_trace(config.layer.id), source) {
-            (Some(trace), _) => trace,
-            // What fails here shows at the first read.
-            (None, Some(source)) => {
-                let block = |offset| config.block_size.block_of(offset) as u32;
-                let blocks = |run: Range<u64>| block(run.start)..config.block_size.blocks_for(run.end) as u32;
-                let runs = source.trace().unwrap_or_default().into_iter().map(blocks).filter(|run| !run.is_empty());
-                let trace = crate::format::Trace { runs: runs.collect() };
-                if !trace.runs.is_empty() {
-                    // Advice: without the file, a later fork has to do without.
-                    let _ = config.layers.save_trace(config.layer.id, &trace);
-                }
-                trace
-            }
-            (None, None) => return,
-        };
-        self.hydrator.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
+        if known.is_none() && source.is_none() {
+            return;
+        }
+        hydrator.state.lock().followed = true;
+        let (Some(source), None) = (source, &known) else { return hydrator.follow_trace(known.unwrap_or_default()) };
+        let aside = hydrator.this.upgrade().filter(|_| self.writes.is_some()).and_then(|this| {
+            let (source, (sender, receiver)) = (Arc::clone(source), channel());
+            let ask = move || {
+                this.follow_trace(this.ask_trace(&*source));
+                // Nobody listens any more if it took long.
+                let _ = sender.send(());
+            };
+            std::thread::Builder::new().name("hydrate-trace".into()).spawn(ask).ok().map(|_| receiver)
+        });
+        match aside {
+            // An address that does not answer must not hold up the others; what comes late is followed from then on.
+            Some(receiver) => drop(receiver.recv_timeout(TRACE_PATIENCE)),
+            None => hydrator.follow_trace(hydrator.ask_trace(&**source)),
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -245,6 +273,7 @@ impl<'a> Backfill<'a> {
             }
             let mut began = false;
             for (uri, host, source) in self.sources(now) {
+                self.follow_source(Some(&source));
                 match self.request(now, &uri, &host, &source) {
                     Ok(requested) => began |= requested,
                     Err(pause) => shortest = Some(shortest.map_or(pause, |shortest| shortest.min(pause))),

@@ -132,7 +132,7 @@ impl Core {
         }
         let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
         let head = Head::new(self, id, self.layers.require(entry.head)?, entry.size_bytes);
-        if let Some(recorder) = self.recorder(id) {
+        if let Some(recorder) = self.recorder(id).or_else(|| self.record_young(&catalog, id, entry)) {
             // A fork is recorded however often it is opened; this head is new.
             let _ = head.recorder.set(recorder);
         }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
 use super::core::Core;
+use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
 use crate::format::{TRACE_RUNS_MAX, Trace};
 use crate::ids::{LayerId, VolumeId};
@@ -83,6 +84,17 @@ impl Core {
         let recorder = Recorder::new(layer, fork, self.clock.monotonic() + RECORDING_TIME);
         recorders.push(Arc::clone(&recorder));
         Some(recorder)
+    }
+
+    /// A fork that was made a moment ago, by a process that is gone, is recorded for the rest of the time.
+    pub(super) fn record_young(&self, catalog: &Catalog, fork: VolumeId, entry: &VolumeEntry) -> Option<Arc<Recorder>> {
+        let age = Duration::from_secs(self.unix_seconds().saturating_sub(entry.created_at));
+        if entry.parent.is_empty() || entry.snapshots.iter().next().is_some() || age >= RECORDING_TIME {
+            return None;
+        }
+        let base = catalog.layer(entry.head)?.parent?;
+        let is_named = catalog.layer(base).is_some_and(|layer| layer.names > 0 || layer.source.is_some());
+        is_named.then(|| self.record_touches(base, fork)).flatten()
     }
 
     /// What was recorded of the same snapshot at an earlier fork from elsewhere holds for a new root layer, too.

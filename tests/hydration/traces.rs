@@ -64,3 +64,36 @@ fn a_trace_that_came_with_the_source_outlives_a_recording_that_has_only_begun() 
     let places: Vec<u64> = store.snapshot("v", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
     assert_eq!(places, PLACES);
 }
+
+#[test]
+fn a_trace_is_asked_for_and_recorded_although_the_fork_was_made_by_an_earlier_process() {
+    let stage = crate::stage::Stage::default();
+    let data = pattern(63, 16 << 20);
+    let runs: Vec<_> = PLACES.into_iter().map(|place| place << 20..(place << 20) + 65536).collect();
+    let make = |uri: &str, identity: &str, trace| Actor { identity: Some(identity.into()), trace, ..Actor::new(uri, &data) };
+    let (told, silent) = (stage.add(make("a://", "host/7", runs)), stage.add(make("b://", "host/8", Vec::new())));
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let threads = false;
+        let store = volfork::Store::create(dir.path(), volfork::StoreOptions { threads, ..crate::options(&stage) }).unwrap();
+        store.fork("a://", "told").unwrap();
+        store.fork("b://", "silent").unwrap();
+        store.close().unwrap();
+    }
+    assert_eq!((told.reads().len(), silent.reads().len()), (0, 0));
+    silent.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
+    let store = volfork::Store::open(dir.path(), crate::options(&stage)).unwrap();
+    assert!(store.wait_hydrated("told", crate::stage::PATIENCE).unwrap());
+    assert_eq!(first_places(&told, 0), PLACES);
+    let volume = store.volume("silent").unwrap();
+    for place in PLACES {
+        read(&volume, place << 20, 4096).unwrap();
+    }
+    silent.play(|_, _| Play::Answer);
+    silent.release();
+    let skip = silent.reads().len();
+    store.fork("b://", "later").unwrap();
+    assert!(store.wait_hydrated("later", crate::stage::PATIENCE).unwrap());
+    let later = silent.reads().into_iter().skip(skip).map(|(range, _)| range.start);
+    assert!(PLACES.iter().all(|place| later.clone().any(|start| start == place << 20)), "{PLACES:?}");
+}
