@@ -159,7 +159,7 @@ fn reads_by_depth(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     let mut random = Blocks(3);
     let deepest = if test_mode() { 20 } else { 1000 };
-    let chains: Vec<(u64, Volume, Vec<Arc<dyn DiskFile>>)> = [1, 16, deepest]
+    let chains: Vec<_> = [1, 16, deepest]
         .into_iter()
         .map(|depth| {
             let volume = filled_volume(&store, &format!("depth{depth}"), blocks * BLOCK);
