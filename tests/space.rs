@@ -101,6 +101,35 @@ fn destroys_in_the_middle_and_at_both_ends_of_a_chain_leave_the_others_their_byt
 }
 
 #[test]
+fn nothing_is_written_behind_the_end_while_a_volume_shrinks() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::create(directory.path(), options()).unwrap();
+    let (size, place) = (8 << 20, 4 << 20);
+    let volume = store.create_volume("v", size).unwrap();
+    for round in 0..50 {
+        let writing = volume.clone();
+        let (sender, began) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            let error = loop {
+                match writing.write_at(&[1; 8192], place) {
+                    Ok(()) => drop(sender.send(())),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), ErrorKind::OutOfRange, "{error}");
+        });
+        began.recv().unwrap();
+        store.resize("v", place + 100, true).unwrap();
+        writer.join().unwrap();
+        store.resize("v", size, false).unwrap();
+        let mut bytes = [9; 8192];
+        volume.read_at(&mut bytes, place).unwrap();
+        let (kept, cut) = bytes.split_at(100);
+        assert!(kept.iter().all(|byte| *byte == 1) && cut.iter().all(|byte| *byte == 0), "round {round}");
+    }
+}
+
+#[test]
 fn what_is_cut_off_reads_as_zero_later_and_stays_in_forks_and_snapshots() {
     let directory = tempfile::tempdir().unwrap();
     let store = filled(directory.path());

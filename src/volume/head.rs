@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::core::{Core, gone};
 use super::gate::{Closed, Gate};
@@ -27,6 +27,8 @@ pub struct Head {
     destroyed: AtomicBool,
     /// Notes its first touches of the layer it was forked from.
     pub(super) recorder: OnceLock<Arc<Recorder>>,
+    /// One change of size at a time.
+    pub(super) resizing: Mutex<()>,
     /// Queues that are open on it.
     pub(super) queues: AtomicUsize,
     /// Threads for its reads and its writes that have to wait.
@@ -47,6 +49,7 @@ impl Head {
             view: RwLock::new(view),
             destroyed: AtomicBool::new(false),
             recorder: OnceLock::new(),
+            resizing: Mutex::default(),
             queues: AtomicUsize::new(0),
             readers: Workers::of_reads(),
             writers: Workers::default(),
@@ -108,14 +111,19 @@ impl Head {
     }
 
     /// Writes `data` at `offset`.
-    pub(super) fn write(&self, mut data: &[u8], mut offset: u64) -> Result<()> {
+    pub(super) fn write(&self, data: &[u8], offset: u64) -> Result<()> {
         self.check_alive()?;
         self.view.read().check_range(offset, data.len() as u64)?;
+        self.write_checked(data, offset, true)
+    }
+
+    /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
+    fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool) -> Result<()> {
         let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
         while !data.is_empty() {
             let piece = Piece::at(self.core.block_size, offset, data.len() as u64);
             let (part, rest) = data.split_at(piece.bytes as usize);
-            self.write_piece(&piece, part).map_err(|error| self.name_damage(error))?;
+            self.write_piece(&piece, part, bounded.then_some(offset)).map_err(|error| self.name_damage(error))?;
             offset += piece.bytes;
             data = rest;
         }
@@ -132,11 +140,13 @@ impl Head {
         Ok(())
     }
 
-    fn write_piece(&self, piece: &Piece, data: &[u8]) -> Result<()> {
+    /// `bounded`: the piece's offset, if it must not lie behind the end of the volume.
+    fn write_piece(&self, piece: &Piece, data: &[u8], bounded: Option<u64>) -> Result<()> {
         let partial = self.partial_blocks(piece);
         loop {
             self.gate.enter();
-            let result = self.write_inside(piece, data, &partial);
+            let in_range = bounded.map_or(Ok(()), |offset| self.view.read().check_range(offset, piece.bytes));
+            let result = in_range.and_then(|()| self.write_inside(piece, data, &partial));
             self.gate.leave();
             match result? {
                 None => return Ok(()),
@@ -195,15 +205,28 @@ impl Head {
     /// Makes a range read as zero; its whole blocks give back their space.
     pub(super) fn zero(&self, offset: u64, bytes: u64) -> Result<()> {
         self.check_alive()?;
-        self.view.read().check_range(offset, bytes)?;
+        let size_bytes = {
+            let view = self.view.read();
+            view.check_range(offset, bytes)?;
+            view.size_bytes
+        };
+        self.zero_checked(offset, offset + bytes, size_bytes, true)
+    }
+
+    /// Makes what lies between a new, smaller size and the old one read as zero. Nobody else can write there any more.
+    pub(super) fn zero_tail(&self, size_bytes: u64, old_bytes: u64) -> Result<()> {
+        self.zero_checked(size_bytes, old_bytes, old_bytes, false)
+    }
+
+    fn zero_checked(&self, offset: u64, end: u64, size_bytes: u64, bounded: bool) -> Result<()> {
         let block_size = self.core.block_size;
-        let end = offset + bytes;
-        let size_bytes = self.view.read().size_bytes;
         let first = block_size.blocks_for(offset);
         // The last block of the volume counts as whole, though it may end behind the volume.
         let last = if end == size_bytes { block_size.blocks_for(end) } else { block_size.block_of(end) };
-        let zeros =
-            |start: u64, end: u64| -> Result<()> { if start < end { self.write(&vec![0; (end - start) as usize], start) } else { Ok(()) } };
+        let zeros = |start: u64, end: u64| match start < end {
+            true => self.write_checked(&vec![0; (end - start) as usize], start, bounded),
+            false => Ok(()),
+        };
         if first >= last {
             return zeros(offset, end);
         }

@@ -348,6 +348,7 @@ impl Core {
         check_size(size_bytes)?;
         let head = self.head(name)?;
         self.layers.reserve_shape()?;
+        let _one_at_a_time = head.resizing.lock();
         let old = head.view.read().size_bytes;
         if size_bytes < old {
             if !force {
@@ -359,8 +360,12 @@ impl Core {
                     ),
                 ));
             }
-            // What is cut off reads as zero if the volume grows again.
-            head.zero(size_bytes, old - size_bytes)?;
+            // What is cut off reads as zero if the volume grows again: nobody writes there any more when it is zeroed.
+            self.bound(&head, size_bytes)?;
+            if let Err(error) = head.zero_tail(size_bytes, old) {
+                self.bound(&head, old)?;
+                return Err(error);
+            }
         }
         let ticket = {
             let _closed = head.close();
@@ -371,6 +376,14 @@ impl Core {
             self.change(&mut catalog, Some(sync), vec![Record::Resize { volume: head.id, size_bytes }])?
         };
         self.layers.wait(ticket)
+    }
+
+    /// Reads and writes end at a size from now on.
+    fn bound(&self, head: &Head, size_bytes: u64) -> Result<()> {
+        let _closed = head.close();
+        head.check_alive()?;
+        head.view.write().size_bytes = size_bytes;
+        Ok(())
     }
 
     /// Destroys a volume. Handles to it fail from now on.
