@@ -108,8 +108,24 @@ impl WireWriter {
         self.u32(text.len() as u32).raw(text.as_bytes())
     }
 }
+
 /// What another machine says, for people: bounded, and without what moves a terminal's cursor.
 pub fn foreign_text(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(STRING_BYTES_MAX)]);
-    text.chars().map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char }).collect()
+    let mut text: String = text.chars().map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char }).collect();
+    // What stands for bytes that are no text is longer than they are.
+    text.truncate(text.floor_char_boundary(STRING_BYTES_MAX));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_is_bounded_and_cannot_move_a_cursor() {
+        assert_eq!(foreign_text(b"no \x1b[2J such export\n"), "no \u{fffd}[2J such export\u{fffd}");
+        let long = foreign_text(&[0xff; 2 * STRING_BYTES_MAX]);
+        assert!(long.len() <= STRING_BYTES_MAX && foreign_text(long.as_bytes()) == long);
+    }
 }
