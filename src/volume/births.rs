@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
-use super::info::{BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, VolumeInfo, VolumeState};
+use super::info::{BlockCounts, HydrationInfo, VolumeInfo, VolumeState};
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -90,20 +90,7 @@ impl Core {
             snapshots: Vec::new(),
             labels: Default::default(),
             blocks: BlockCounts::default(),
-            hydration: HydrationInfo {
-                state: HydrationState::None,
-                bytes_fetched: 0,
-                bytes_missing: coming.size_bytes,
-                rate_bytes_per_second: 0,
-                rate_limit_bytes_per_second: None,
-                deadline: None,
-                priority: HydrationPriority::default(),
-                fetched: FetchedBytes::default(),
-                sources: Vec::new(),
-                readers_waiting: 0,
-                eta_seconds: None,
-                last_error: None,
-            },
+            hydration: HydrationInfo { bytes_missing: coming.size_bytes, ..HydrationInfo::default() },
         }
     }
 }

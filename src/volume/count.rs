@@ -1,7 +1,7 @@
 //! Describing volumes and snapshots.
 
 use super::core::Core;
-use super::info::{BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
+use super::info::{BlockCounts, HydrationInfo, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
 use super::tally::Tally;
 use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
@@ -92,17 +92,8 @@ impl Core {
         let bytes_missing = blocks.missing * self.block_size.bytes();
         let mut info = HydrationInfo {
             state: if source.is_some() { HydrationState::Degraded } else { HydrationState::None },
-            bytes_fetched: 0,
             bytes_missing,
-            rate_bytes_per_second: 0,
-            rate_limit_bytes_per_second: None,
-            deadline: None,
-            priority: HydrationPriority::default(),
-            fetched: FetchedBytes::default(),
-            sources: Vec::new(),
-            readers_waiting: 0,
-            eta_seconds: None,
-            last_error: None,
+            ..HydrationInfo::default()
         };
         if let (Some(_), Some(hydrator)) = (source, hydrator) {
             let progress = hydrator.progress();

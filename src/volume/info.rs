@@ -39,10 +39,11 @@ pub struct BlockCounts {
 }
 
 /// What background replication does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HydrationState {
     /// There is no source, or it is not needed any more.
+    #[default]
     None,
     /// Blocks are being fetched.
     Running,
@@ -53,7 +54,7 @@ pub enum HydrationState {
 }
 
 /// Progress of hydration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Default, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HydrationInfo {
     /// What background replication does.
     pub state: HydrationState,

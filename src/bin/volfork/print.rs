@@ -301,7 +301,7 @@ fn percent(part: u64, whole: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use volfork::volume::{BlockCounts, HydrationInfo, HydrationState, VolumeState};
+    use volfork::volume::{BlockCounts, HydrationInfo, VolumeState};
 
     use super::*;
 
@@ -319,20 +319,7 @@ mod tests {
             snapshots: vec!["one".into()],
             labels: [].into(),
             blocks: BlockCounts { present: 512, ..BlockCounts::default() },
-            hydration: HydrationInfo {
-                state: HydrationState::None,
-                bytes_fetched: 0,
-                bytes_missing: missing,
-                rate_bytes_per_second: 0,
-                rate_limit_bytes_per_second: None,
-                deadline: None,
-                priority: HydrationPriority::Normal,
-                fetched: FetchedBytes::default(),
-                sources: Vec::new(),
-                readers_waiting: 0,
-                eta_seconds: None,
-                last_error: None,
-            },
+            hydration: HydrationInfo { bytes_missing: missing, ..HydrationInfo::default() },
         }
     }
 
