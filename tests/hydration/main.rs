@@ -313,6 +313,23 @@ fn who_waits_for_bulk_that_does_not_come_asks_another_address() {
 }
 
 #[test]
+fn zeros_that_arrive_take_no_space() {
+    let trial = Trial::new();
+    let mut data = pattern(71, 64 * 4096);
+    data[16 * 4096..32 * 4096].fill(0);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    // Nobody has told yet where the zeros are.
+    actor.hang_extents(true);
+    trial.store.fork("a://", "v").unwrap();
+    let bytes = read(&trial.store.volume("v").unwrap(), 0, data.len());
+    let blocks = trial.store.show("v").unwrap().blocks;
+    actor.hang_extents(false);
+    assert!(bytes.unwrap() == data);
+    assert_eq!((blocks.present, blocks.zero, blocks.missing), (48, 16, 0));
+    trial.finish("v");
+}
+
+#[test]
 fn an_address_that_does_not_tell_its_zeros_does_not_hold_up_the_others() {
     let trial = Trial::new();
     let data = pattern(22, 16 << 20);
