@@ -12,10 +12,11 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use volfork::source::{NbdOptions, UriSources};
+use volfork::source::{NbdOptions, SourceExt, SourceOpener, UriSources};
 use volfork::{Store, StoreOptions, Volume};
 
 use crate::arguments::Arguments;
+use crate::compare::median;
 use crate::link::{Link, Shape};
 use crate::place::{Place, Tcp};
 use crate::random::{PIECE, piece};
@@ -27,6 +28,9 @@ pub const URI: &str = "nbd://10.77.0.1:10809/disk@s";
 /// The same bytes in a snapshot of which nothing is recorded.
 pub const UNRECORDED_URI: &str = "nbd://10.77.0.1:10809/disk@t";
 const ADDRESS: &str = "10.77.0.1:10809";
+const BLOCK: u64 = 4096;
+/// Between requests that are measured one by one.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Nothing here takes longer.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
@@ -75,6 +79,23 @@ impl Peers {
         self.client.enter(|| (0..5).map(|_| connect()).min().unwrap_or_default())
     }
 
+    /// The time of one read over a connection that has nothing else to do, without an engine behind it: what a first read of a fork
+    /// can be compared with. The middle of some, each after a pause, as a machine that was idle takes longer to wake.
+    pub fn plain_read(&self) -> Duration {
+        self.client.enter(|| {
+            let source = self.sources.open(URI).expect("the server answers");
+            let read = |number: u64| {
+                std::thread::sleep(PAUSE);
+                let begin = Instant::now();
+                source.read_blocking(number * BLOCK..(number + 1) * BLOCK).expect("a read");
+                begin.elapsed()
+            };
+            let time = median((0..9).map(read));
+            source.close();
+            time
+        })
+    }
+
     /// `nbdcopy` into a new, sparse file, on the client.
     pub fn nbdcopy(&self) -> Duration {
         let path = self.directory.join("copy");
@@ -111,7 +132,7 @@ impl Peers {
             let fork = store.fork(URI, "f").expect("a fork");
             let forked = begin.elapsed();
             // In the middle, far from where backfill begins.
-            fork.read_at(&mut [0; 4096], self.size_bytes / 2).expect("a read");
+            fork.read_at(&mut [0; BLOCK as usize], self.size_bytes / 2).expect("a read");
             let read = begin.elapsed() - forked;
             wait(&store, "f");
             let total = begin.elapsed();

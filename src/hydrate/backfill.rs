@@ -14,7 +14,7 @@ use super::progress::FetchClass;
 use super::window::Sent;
 use super::writes::Writes;
 use crate::format::Trace;
-use crate::io::Ring;
+use crate::io::{Ring, give_way};
 use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
 
 /// Without anything to do, it is looked again after so long; wakes come before.
@@ -61,6 +61,8 @@ struct Backfill<'a> {
     receiver: Receiver<(u64, Arrival)>,
     /// `None`: fetched bytes are stored on this thread, one after the other.
     writes: Option<Writes<'a>>,
+    /// Takes addresses that are to be connected to meanwhile. `None`: everything is done on this thread.
+    connect: Option<Sender<String>>,
 }
 
 impl Hydrator {
@@ -73,11 +75,7 @@ impl Hydrator {
         self.state.lock().backfill_running = true;
         let hydrator = Arc::clone(self);
         let started = std::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(move || {
-            // Without a ring it goes on, only slower.
-            let mut backfill = Backfill::new(&hydrator, Writes::ring().ok());
-            backfill.begin();
-            while backfill.round(true) {}
-            drop(backfill);
+            hydrator.backfill_in_background();
             let done = hydrator.is_complete() && !hydrator.state.lock().stopped;
             if done {
                 complete();
@@ -94,10 +92,32 @@ impl Hydrator {
         started.map(drop)
     }
 
+    /// Backfill, in a thread that gives way to whoever else wants the processor. The caller's thread does not: it connects to
+    /// addresses, and the threads that take what they send, for which readers wait as well, inherit its priority.
+    fn backfill_in_background(self: &Arc<Self>) {
+        let backfill = |connect| {
+            // Without a ring it goes on, only slower.
+            let mut backfill = Backfill::new(self, Writes::ring().ok(), connect);
+            backfill.begin();
+            while backfill.round(true) {}
+        };
+        std::thread::scope(|scope| {
+            let (connect, to_connect) = channel();
+            let in_background = move || {
+                give_way();
+                backfill(Some(connect));
+            };
+            match std::thread::Builder::new().name(format!("backfill-{}", self.config.layer.id)).spawn_scoped(scope, in_background) {
+                Ok(_) => to_connect.into_iter().for_each(|uri| self.connect_aside(uri)),
+                Err(_) => backfill(None),
+            }
+        });
+    }
+
     /// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether anything is
     /// left to do.
     pub fn backfill_step(&self) -> bool {
-        let mut backfill = Backfill::new(self, None);
+        let mut backfill = Backfill::new(self, None, None);
         let source = self.state.lock().peers.list.first().and_then(|peer| peer.source.clone());
         backfill.follow_source(source.as_ref());
         backfill.round(false);
@@ -159,7 +179,7 @@ impl Hydrator {
 }
 
 impl<'a> Backfill<'a> {
-    fn new(hydrator: &'a Hydrator, ring: Option<Ring>) -> Self {
+    fn new(hydrator: &'a Hydrator, ring: Option<Ring>, connect: Option<Sender<String>>) -> Self {
         let (sender, receiver) = channel();
         let writes = ring.map(|ring| Writes::new(hydrator, ring));
         Self {
@@ -174,10 +194,12 @@ impl<'a> Backfill<'a> {
             sender,
             receiver,
             writes,
+            connect,
         }
     }
 
-    /// Takes its place among the hydrations of the store, at a random moment soon, or when the first reader waits.
+    /// Takes its place among the hydrations of the store, at a random moment soon, or when the first reader has what it waited for:
+    /// bulk would be in its way.
     fn begin(&mut self) {
         let hydrator = self.hydrator;
         let waker = self.writes.as_ref().map(Writes::waker);
@@ -191,7 +213,7 @@ impl<'a> Backfill<'a> {
         let mut state = hydrator.state.lock();
         state.waker.clone_from(&waker);
         let until = std::time::Instant::now() + pause;
-        while !state.stopped && state.demands == 0 && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
+        while !state.stopped && state.last_demand.is_none() && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
         let priority = state.settings.priority;
         drop(state);
         budget.join(layer, priority, waker);
@@ -216,7 +238,7 @@ impl<'a> Backfill<'a> {
         }
         hydrator.state.lock().followed = true;
         let (Some(source), None) = (source, &known) else { return hydrator.follow_trace(known.unwrap_or_default()) };
-        let aside = hydrator.this.upgrade().filter(|_| self.writes.is_some()).and_then(|this| {
+        let aside = hydrator.this.upgrade().filter(|_| self.connect.is_some()).and_then(|this| {
             let (source, (sender, receiver)) = (Arc::clone(source), channel());
             let ask = move || {
                 this.follow_trace(this.ask_trace(&*source));
@@ -306,16 +328,16 @@ impl<'a> Backfill<'a> {
             }
         }
         for (uri, host) in aside {
-            match (self.writes.is_some(), hydrator.this.upgrade()) {
-                (true, Some(this)) => this.connect_aside(uri),
-                _ => {
-                    match hydrator.source(&uri) {
-                        Ok(source) => connected.push((uri.clone(), host, source)),
-                        Err(error) => hydrator.note_error(&uri, &error),
-                    }
-                    hydrator.state.lock().connecting.retain(|other| *other != uri);
-                }
+            if let Some(connect) = &self.connect {
+                // The other end waits for as long as this one is.
+                let _ = connect.send(uri);
+                continue;
             }
+            match hydrator.source(&uri) {
+                Ok(source) => connected.push((uri.clone(), host, source)),
+                Err(error) => hydrator.note_error(&uri, &error),
+            }
+            hydrator.state.lock().connecting.retain(|other| *other != uri);
         }
         connected
     }
@@ -325,7 +347,7 @@ impl<'a> Backfill<'a> {
         let hydrator = self.hydrator;
         let config = &hydrator.config;
         let bytes_max = config.budget.request_bytes(host);
-        let peer = Asked { uri, source, aside: self.writes.is_some() };
+        let peer = Asked { uri, source, aside: self.connect.is_some() };
         let Some((run, class)) = self.plan.claim_next(hydrator, peer, bytes_max) else { return Ok(false) };
         let range = hydrator.byte_range(&run);
         let bytes = range.end - range.start;

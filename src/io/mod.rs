@@ -1,6 +1,7 @@
 //! The machine below the engine: files, buffers, and rings for many transfers at once.
 mod buffer;
 mod disk;
+mod priority;
 mod ring;
 mod system;
 mod threads;
@@ -8,5 +9,6 @@ mod uring;
 
 pub use buffer::AlignedBuffer;
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
+pub use priority::give_way;
 pub use ring::{Done, Op, Ring, RingKind, RingWaker};
 pub use system::{SystemDisk, descriptors_max};

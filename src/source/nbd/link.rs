@@ -104,13 +104,15 @@ pub struct Link {
     mode: HeaderMode,
     contexts: Contexts,
     request_timeout: Duration,
+    /// What it takes gives way to the foreground.
+    pub in_background: bool,
     /// Only reads that somebody waits for go here, so that they never stand behind bulk.
     pub reserved: AtomicBool,
 }
 
 impl Link {
     /// The link, and the half that its reader needs.
-    pub fn new(agreed: Agreed, request_timeout: Duration) -> io::Result<(Self, Socket)> {
+    pub fn new(agreed: Agreed, request_timeout: Duration, in_background: bool) -> io::Result<(Self, Socket)> {
         agreed.socket.set_timeouts(TICK, request_timeout)?;
         let (reader, socket) = (agreed.socket.try_clone()?, agreed.socket.try_clone()?);
         let state = State { entries: HashMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false };
@@ -121,6 +123,7 @@ impl Link {
             mode: agreed.mode,
             contexts: agreed.contexts,
             request_timeout,
+            in_background,
             reserved: AtomicBool::new(false),
         };
         Ok((link, reader))

@@ -12,6 +12,7 @@ use super::NbdOptions;
 use super::address::Address;
 use super::handshake::{Agreed, Contexts, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
+use crate::io::give_way;
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX, STATE_ZERO};
 use crate::wire::{HeaderMode, StatusExtent};
@@ -36,6 +37,9 @@ struct State {
     /// The export is not what it was: no read will succeed.
     changed: Option<String>,
     closed: bool,
+    /// One connection is not enough, there was bulk or more than one request at a time. On a short way further ones are made only
+    /// then: a reader that waits for the first bytes would wait for their handshakes as well.
+    needs_all: bool,
     stats: SourceStats,
 }
 
@@ -46,7 +50,7 @@ struct Shared {
     size_bytes: u64,
     align_bytes: u32,
     read_bytes_max: u32,
-    links_wanted: usize,
+    links_max: usize,
     contexts: Contexts,
     identity: Option<String>,
     status_bytes_max: u64,
@@ -92,6 +96,7 @@ impl NbdSource {
             last_error: String::new(),
             changed: None,
             closed: false,
+            needs_all: far,
             stats: SourceStats { round_trip: Some(agreed.round_trip), ..SourceStats::default() },
         };
         let shared = Arc::new(Shared {
@@ -100,7 +105,7 @@ impl NbdSource {
             size_bytes: agreed.info.size_bytes,
             align_bytes,
             read_bytes_max,
-            links_wanted: if multi { options.connections.max(1) * if far { 2 } else { 1 } + 1 } else { 1 },
+            links_max: if multi { options.connections.max(1) * if far { 2 } else { 1 } + 1 } else { 1 },
             contexts: agreed.contexts,
             identity: agreed.identity.clone(),
             status_bytes_max: if agreed.mode == HeaderMode::Extended { u64::MAX } else { (1 << 32) - (64 << 10) },
@@ -127,16 +132,22 @@ impl Shared {
     fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
         let lost = |error: std::io::Error| self.error(SourceErrorKind::Lost, error);
         let round_trip = agreed.round_trip;
-        let (link, socket) = Link::new(agreed, self.options.request_timeout).map_err(lost)?;
-        let link = Arc::new(link);
-        let (shared, reading) = (Arc::clone(self), Arc::clone(&link));
-        {
+        let (link, socket) = {
             let mut state = self.state.lock();
+            // One of them is for those who wait, the others are for bulk.
+            let in_background = state.links.iter().any(|link| !link.in_background);
+            let (link, socket) = Link::new(agreed, self.options.request_timeout, in_background).map_err(lost)?;
+            let link = Arc::new(link);
             state.stats.round_trip = state.stats.round_trip.map(|shortest| shortest.min(round_trip));
             state.links.push(Arc::clone(&link));
             state.reserve_one();
-        }
+            (link, socket)
+        };
+        let (shared, reading) = (Arc::clone(self), Arc::clone(&link));
         let reader = std::thread::Builder::new().name("nbd-reader".into()).spawn(move || {
+            if reading.in_background {
+                give_way();
+            }
             let lost = reading.run(socket, |job, answer| shared.complete(job, answer));
             shared.lose(&reading, lost);
         });
@@ -286,14 +297,15 @@ impl State {
     /// Lets a job wait for a connection.
     fn wait(&mut self, job: Job) {
         let ahead = matches!(job.waiter, Waiter::Read(ReadClass::Ahead, _));
+        self.needs_all |= ahead || self.links.iter().any(|link| link.load().is_some_and(|(jobs, _)| jobs > 0));
         self.waiting[usize::from(ahead)].push_back(job);
     }
 
     /// Of several connections, one takes only jobs that somebody waits for.
     fn reserve_one(&mut self) {
         let several = self.links.len() > 1;
-        for (number, link) in self.links.iter().enumerate() {
-            link.reserved.store(several && number == 0, Ordering::Relaxed);
+        for link in &self.links {
+            link.reserved.store(several && !link.in_background, Ordering::Relaxed);
         }
     }
 
@@ -341,7 +353,7 @@ fn keep(shared: &Weak<Shared>) {
                 0 if state.lost_since.is_some_and(|since| since.elapsed() > shared.options.give_up_after) => {
                     state.waiting.iter().any(|queue| !queue.is_empty())
                 }
-                count => count < shared.links_wanted,
+                count => count < shared.links_wanted(&state),
             };
             if !wanted || state.changed.is_some() {
                 pause = PAUSES.start;
@@ -364,10 +376,13 @@ fn keep(shared: &Weak<Shared>) {
 impl Shared {
     /// Makes the connections that are missing, all at once: each takes some round trips. Answers whether one was made.
     fn connect_missing(self: &Arc<Self>) -> bool {
-        let missing = match self.state.lock().links.len() {
-            // Whether anybody answers is found out with one.
-            0 => 1,
-            count => self.links_wanted.saturating_sub(count),
+        let missing = {
+            let state = self.state.lock();
+            match state.links.len() {
+                // Whether anybody answers is found out with one.
+                0 => 1,
+                count => self.links_wanted(&state).saturating_sub(count),
+            }
         };
         let results: Vec<_> = std::thread::scope(|scope| {
             // Where no further thread can be had, the others do.
@@ -382,6 +397,11 @@ impl Shared {
             self.note_failure(&error);
         }
         made > 0
+    }
+
+    /// Connections that there should be.
+    fn links_wanted(&self, state: &State) -> usize {
+        if state.needs_all { self.links_max } else { 1 }
     }
 
     fn note_failure(&self, error: &SourceError) {
