@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hydrator::Hydrator;
-use super::pace::start_pause;
+use super::pace::{Waits, start_pause};
 use super::plan::{Asked, Plan};
 use super::progress::FetchClass;
 use super::window::Sent;
@@ -21,8 +21,6 @@ use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_
 const IDLE_INTERVAL: Duration = Duration::from_millis(20);
 /// Without hope of anything to do before a wake.
 const LONG: Duration = Duration::from_secs(60);
-/// Readers that waited a moment ago will probably wait again.
-const WAITED_MEMORY: Duration = Duration::from_millis(100);
 /// Fetched bytes after which progress is made durable: a crash costs at most so much twice, beside what is under way.
 const RECORD_BYTES: u64 = 16 << 20;
 /// So long is waited for a trace, so that what it tells comes first.
@@ -213,7 +211,7 @@ impl<'a> Backfill<'a> {
         let mut state = hydrator.state.lock();
         state.waker.clone_from(&waker);
         let until = std::time::Instant::now() + pause;
-        while !state.stopped && state.last_demand.is_none() && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
+        while !state.stopped && !state.waits.any() && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
         let priority = state.settings.priority;
         drop(state);
         budget.join(layer, priority, waker);
@@ -387,10 +385,10 @@ impl<'a> Backfill<'a> {
         let mut state = self.hydrator.state.lock();
         let cap = state.settings.rate_bytes_per_second;
         // What an earlier fork wanted about now is what readers will wait for next.
-        let waited = state.demands > 0 || state.last_demand.is_some_and(|at| now.saturating_sub(at) < WAITED_MEMORY);
+        let waited = state.demands > 0 || state.waits.more_to_come(now);
         if waited && !is_due && class == FetchClass::Backfill {
             let pace = config.budget.rate(host) * state.share.of_way();
-            let interval = Duration::from_secs_f64(bytes as f64 / pace.max(1.0)).min(WAITED_MEMORY);
+            let interval = Duration::from_secs_f64(bytes as f64 / pace.max(1.0)).min(Waits::MEMORY);
             let since = now.saturating_sub(self.last_request);
             if since < interval {
                 return Err(interval - since);

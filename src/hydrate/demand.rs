@@ -39,7 +39,7 @@ impl Hydrator {
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
         state.demands -= 1;
-        state.last_demand = Some(now);
+        state.waits.note(now);
         if state.demands == 0 {
             self.notify(&state);
         }

@@ -10,7 +10,7 @@ use roaring::RoaringBitmap;
 
 use super::ahead::Readers;
 use super::budget::Budget;
-use super::pace::{Pace, Rate, Share};
+use super::pace::{Pace, Rate, Share, Waits};
 use super::peers::Peers;
 use super::progress::{FetchClass, FetchedBytes, HydratorStatus, Progress, SourceInfo};
 use crate::clock::Clock;
@@ -75,9 +75,9 @@ pub(super) struct State {
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
     pub degraded: bool,
-    /// Readers that wait, and when the latest one ended.
+    /// Readers that wait, and when others did.
     pub demands: u32,
-    pub last_demand: Option<Duration>,
+    pub waits: Waits,
     pub readers: Readers,
     /// To be fetched before the rest, in this order.
     pub ahead: VecDeque<Range<u64>>,

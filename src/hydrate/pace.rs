@@ -66,6 +66,37 @@ impl Share {
     }
 }
 
+/// When readers had to wait.
+#[derive(Debug, Default)]
+pub struct Waits {
+    last: Option<Duration>,
+    /// The last one that came soon after another one.
+    again: Option<Duration>,
+}
+
+impl Waits {
+    /// Readers that waited twice within this time will probably wait again.
+    pub const MEMORY: Duration = Duration::from_millis(100);
+
+    /// A reader has waited.
+    pub fn note(&mut self, now: Duration) {
+        if self.last.is_some_and(|at| now.saturating_sub(at) < Self::MEMORY) {
+            self.again = Some(now);
+        }
+        self.last = Some(now);
+    }
+
+    /// Whether any reader has waited so far.
+    pub fn any(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// Whether more are to be expected: a single one says nothing.
+    pub fn more_to_come(&self, now: Duration) -> bool {
+        self.again.is_some_and(|at| now.saturating_sub(at) < Self::MEMORY)
+    }
+}
+
 /// Hydrations that begin at once, in one store or in many, begin apart: each at a random moment of a time that is so long for
 /// each hydration of its store, and not longer than the most.
 const START_APART: Duration = Duration::from_millis(20);
@@ -143,6 +174,19 @@ mod tests {
             let crowd = pauses.windows(150).map(|some| some[149] - some[0]).min();
             assert!(crowd.is_some_and(|time| time > longest / 10), "{hydrations}: {crowd:?}");
         }
+    }
+
+    #[test]
+    fn readers_that_waited_twice_are_expected_again_for_a_while() {
+        let (mut waits, millis) = (Waits::default(), Duration::from_millis);
+        assert!(!waits.any());
+        waits.note(millis(1000));
+        assert!(waits.any() && !waits.more_to_come(millis(1001)), "one says nothing");
+        waits.note(millis(1100));
+        assert!(!waits.more_to_come(millis(1101)), "nor do two that are far apart");
+        waits.note(millis(1199));
+        assert!(waits.more_to_come(millis(1200)) && waits.more_to_come(millis(1298)));
+        assert!(!waits.more_to_come(millis(1299)), "it is long ago");
     }
 
     #[test]
