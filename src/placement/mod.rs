@@ -46,7 +46,7 @@ pub use hints::{MachineHints, RESERVATION_LABEL};
 pub use inventory::{Bandwidth, HeldSnapshot, HostInventory, HostStatus, InFlight, InventoryDelta, PlacedVolume, Processors, Resources};
 pub use order::Order;
 pub use policy::{Policy, Weights};
-pub use ranking::{Constraint, Excluded, Nothing, PLACEMENTS_MAX, Placed, Placement, Ranked, Ranking};
+pub use ranking::{Constraint, Excluded, Nothing, PLACEMENTS_MAX, Placed, Placement, Ranked, Ranking, Terms};
 pub use request::{Compute, Request, SnapshotNeed};
 pub use reservation::{Reservation, SnapshotFetch};
 pub use scores::{image_locality, layer_score};

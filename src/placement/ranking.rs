@@ -80,20 +80,9 @@ impl fmt::Display for Constraint {
     }
 }
 
-/// A host that no constraint excludes, and everything its place in the ranking comes from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Ranked {
-    /// Name of the host.
-    pub host: String,
-    /// Its region.
-    pub region: String,
-    /// Its zone.
-    pub zone: String,
-    /// What the policy ranks by within a region; less is better. For the start-time policy it is `seconds`; for a policy that gives
-    /// points it is how many are missing to the most that can be had.
-    pub cost: f64,
-    /// Seconds until the machine can start, the sum of all terms below that end in `seconds` but staleness.
-    pub seconds: f64,
+/// What a host still has to fetch for a machine, and how the time until the machine can start comes about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Terms {
     /// Bytes of image layers that are neither there nor on their way.
     pub image_bytes_missing: u64,
     /// Bytes of image layers that are still to come from fetches which others have begun.
@@ -112,6 +101,32 @@ pub struct Ranked {
     pub headroom_seconds: f64,
     /// What volumes of the same app in the zone cost.
     pub spread_seconds: f64,
+}
+
+impl Terms {
+    /// The sum of all terms that are times.
+    pub fn seconds(&self) -> f64 {
+        self.fetch_seconds + self.load_seconds + self.herd_seconds + self.headroom_seconds + self.spread_seconds
+    }
+}
+
+/// A host that no constraint excludes, and everything its place in the ranking comes from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Ranked {
+    /// Name of the host.
+    pub host: String,
+    /// Its region.
+    pub region: String,
+    /// Its zone.
+    pub zone: String,
+    /// What the policy ranks by within a region; less is better. For the start-time policy it is `seconds`; for a policy that gives
+    /// points it is how many are missing to the most that can be had.
+    pub cost: f64,
+    /// Seconds until the machine can start, the sum of the terms.
+    pub seconds: f64,
+    /// What the seconds come from.
+    #[serde(flatten)]
+    pub terms: Terms,
     /// Place of the host's region among the preferred ones, 0 being the first. A host of an earlier region always comes first.
     pub region_preference: u32,
     /// Age of what is known of the host.
@@ -124,18 +139,22 @@ impl fmt::Display for Ranked {
             0 => Ok(()),
             _ => write!(f, ", {} of {what}", format_bytes(count)),
         };
-        write!(f, "{} ({}, zone {}): {:.2} s = fetch {:.2}", self.host, self.region, self.zone, self.seconds, self.fetch_seconds)?;
-        for (seconds, what) in
-            [(self.load_seconds, "load"), (self.herd_seconds, "herd"), (self.headroom_seconds, "headroom"), (self.spread_seconds, "spread")]
-        {
+        let terms = &self.terms;
+        write!(f, "{} ({}, zone {}): {:.2} s = fetch {:.2}", self.host, self.region, self.zone, self.seconds, terms.fetch_seconds)?;
+        for (seconds, what) in [
+            (terms.load_seconds, "load"),
+            (terms.herd_seconds, "herd"),
+            (terms.headroom_seconds, "headroom"),
+            (terms.spread_seconds, "spread"),
+        ] {
             if seconds > 0.0 {
                 write!(f, " + {what} {seconds:.2}")?;
             }
         }
-        bytes(f, self.image_bytes_missing, "the image missing")?;
-        bytes(f, self.image_bytes_in_flight, "the image on their way")?;
-        bytes(f, self.snapshot_bytes_missing, "the snapshot missing")?;
-        bytes(f, self.snapshot_bytes_in_flight, "the snapshot on their way")
+        bytes(f, terms.image_bytes_missing, "the image missing")?;
+        bytes(f, terms.image_bytes_in_flight, "the image on their way")?;
+        bytes(f, terms.snapshot_bytes_missing, "the snapshot missing")?;
+        bytes(f, terms.snapshot_bytes_in_flight, "the snapshot on their way")
     }
 }
 

@@ -7,7 +7,7 @@ use super::fleet::Fleet;
 use super::inventory::HeldSnapshot;
 use super::need::Need;
 use super::policy::{Policy, Weights};
-use super::ranking::Constraint;
+use super::ranking::{Constraint, Terms};
 use super::request::{Request, SnapshotNeed};
 use super::rows::{Traffic, fnv, mix};
 use super::scores::{POINTS_MAX, balanced_allocation, image_locality, layer_score, least_allocated};
@@ -21,26 +21,6 @@ struct Underway {
     snapshot_bytes: u64,
     reported: Traffic,
     pending: Traffic,
-}
-
-/// Bytes and seconds of one host.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Terms {
-    pub image_bytes_missing: u64,
-    pub image_bytes_in_flight: u64,
-    pub snapshot_bytes_missing: u64,
-    pub snapshot_bytes_in_flight: u64,
-    pub fetch_seconds: f64,
-    pub load_seconds: f64,
-    pub herd_seconds: f64,
-    pub headroom_seconds: f64,
-    pub spread_seconds: f64,
-}
-
-impl Terms {
-    pub fn seconds(&self) -> f64 {
-        self.fetch_seconds + self.load_seconds + self.herd_seconds + self.headroom_seconds + self.spread_seconds
-    }
 }
 
 /// One request against all hosts.

@@ -1,6 +1,6 @@
 //! Agreeing with a client on an export and on the form of messages.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use super::export::{Export, Exports};
@@ -15,7 +15,7 @@ use crate::wire::constants::{
     REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
     REP_SERVER, STRING_BYTES_MAX,
 };
-use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter};
+use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter, read_by, time_left};
 
 /// Most options of one client.
 const OPTIONS_MAX: usize = 256;
@@ -77,30 +77,14 @@ pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration
 }
 
 impl Talk<'_> {
-    /// Limits the next transfer to the time that is left: a client that sends or takes a byte at a time has no more of it.
-    fn hurry(&self) -> io::Result<()> {
-        match self.deadline.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-            left => self.socket.set_patience(Some(left)),
-        }
-    }
-
-    fn read(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
-        while !buffer.is_empty() {
-            self.hurry()?;
-            match self.socket.read(buffer) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => buffer = &mut buffer[count..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        read_by(self.deadline, self.socket, buffer, |socket, left| socket.set_patience(Some(left)))
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            self.hurry()?;
+            // A client that takes a byte at a time has no more time either.
+            self.socket.set_patience(Some(time_left(self.deadline)?))?;
             match self.socket.write(bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

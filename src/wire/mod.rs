@@ -4,11 +4,13 @@
 //! - Decoders take untrusted bytes and return errors; they never panic and never reserve more than their input or a fixed limit.
 pub mod constants;
 mod cursor;
+mod deadline;
 mod option;
 mod reply;
 mod request;
 
 pub use cursor::{WireError, WireReader, WireWriter, foreign_text};
+pub use deadline::{read_by, time_left};
 pub use option::{ContextQuery, ExportInfo, GoRequest, OptionReply, OptionRequest, decode_export_info};
 pub use reply::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, StatusExtent, encode_chunk_header, encode_simple_reply};
 pub use request::{Request, StatusQuery};

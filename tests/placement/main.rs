@@ -241,28 +241,28 @@ fn fetches_for_one_start_count_for_the_next() {
     let request = Request { image: Some(image.clone()), ..memory(1 << 30) };
     let first = fleet.place(&request, &Policy::default(), NOW).placed.remove(0);
     let host = first.reservation.host.clone();
-    assert_eq!((first.ranked.image_bytes_missing, first.ranked.image_bytes_in_flight), (330_000_000, 0));
+    assert_eq!((first.ranked.terms.image_bytes_missing, first.ranked.terms.image_bytes_in_flight), (330_000_000, 0));
     let there = |fleet: &Fleet, request: &Request| {
         let hosts = fleet.rank(request, &Policy::default(), NOW).hosts;
         hosts.into_iter().zip(0..).find(|(ranked, _)| ranked.host == host).unwrap()
     };
     let (again, _) = there(&fleet, &request);
-    assert_eq!((again.image_bytes_missing, again.image_bytes_in_flight), (0, 330_000_000));
-    assert!((again.herd_seconds - 0.25).abs() < 1e-9, "the fetches are its own: {again}");
+    assert_eq!((again.terms.image_bytes_missing, again.terms.image_bytes_in_flight), (0, 330_000_000));
+    assert!((again.terms.herd_seconds - 0.25).abs() < 1e-9, "the fetches are its own: {again}");
     // Another image has to share the link until its 80 MB are there, and is better off elsewhere.
     let other = Request { id: "other".into(), image: Some(fleets::image(&[7])), ..memory(1 << 30) };
     let (beside, place) = there(&fleet, &other);
     assert_eq!(place, 2);
-    assert!((beside.herd_seconds - 0.25 - 240_000_000.0 / 125_000_000.0).abs() < 1e-9, "{beside}");
+    assert!((beside.terms.herd_seconds - 0.25 - 240_000_000.0 / 125_000_000.0).abs() < 1e-9, "{beside}");
 
     // The host reports the assignment, and that half of the bytes are there already: nobody else is as near.
     let in_flight = image.layers.iter().map(|layer| (layer.digest, InFlight { bytes: layer.bytes, remaining: layer.bytes / 2 }));
     let assignments = vec![first.reservation.id.clone()];
     fleet.report(HostInventory { generation: 6, assignments, in_flight: in_flight.collect(), ..plain(&host, 1 << 40) });
     let (again, place) = there(&fleet, &request);
-    assert_eq!((place, again.image_bytes_in_flight, again.herd_seconds), (0, 165_000_000, 0.0));
+    assert_eq!((place, again.terms.image_bytes_in_flight, again.terms.herd_seconds), (0, 165_000_000, 0.0));
     let (beside, _) = there(&fleet, &other);
-    assert!((beside.load_seconds - 165_000_000.0 / 125_000_000.0).abs() < 1e-9, "{beside}");
+    assert!((beside.terms.load_seconds - 165_000_000.0 / 125_000_000.0).abs() < 1e-9, "{beside}");
 }
 
 #[test]

@@ -95,10 +95,10 @@ mod tests {
     fn what_was_done_before_the_bar_began_is_no_progress() {
         let bar = Bar::new("hydrate", false);
         let begun = bar.begin(&Progress { unit: Unit::Bytes, done: 1 << 40, total: Some(1 << 41), note: None });
-        std::thread::sleep(std::time::Duration::from_millis(2));
         begun.set_position((1 << 40) + 1);
         begun.tick();
-        assert!(begun.per_sec() < 1e6, "{} bytes a second", begun.per_sec());
+        // One byte in a nanosecond at most; with what was done before it would be more, whatever the clock says.
+        assert!(begun.per_sec() <= 1e9, "{} bytes a second", begun.per_sec());
         assert_eq!(begun.position(), (1 << 40) + 1);
     }
 }

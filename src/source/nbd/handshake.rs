@@ -1,6 +1,6 @@
 //! Agreeing with a server: extended headers if it has them, else structured replies, else simple ones.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use super::address::{Address, Socket};
@@ -14,6 +14,7 @@ use crate::wire::constants::{
 };
 use crate::wire::{
     ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, decode_export_info, foreign_text,
+    read_by,
 };
 
 /// Most replies to one option: bounds a server that never ends.
@@ -90,22 +91,8 @@ struct Talk {
 }
 
 impl Talk {
-    /// A server that sends a byte at a time has no more time than another one.
-    fn read(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
-        while !buffer.is_empty() {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            self.socket.set_timeouts(left, left)?;
-            match self.socket.read(buffer) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => buffer = &mut buffer[count..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        read_by(self.deadline, &mut self.socket, buffer, |socket, left| socket.set_timeouts(left, left))
     }
 
     fn send(&mut self, option: u32, data: &[u8]) -> io::Result<()> {

@@ -123,10 +123,16 @@ fn ranked_table<'a>(hosts: impl Iterator<Item = &'a Ranked>, all: bool) -> Strin
     };
     let rows = hosts.map(|host| {
         let mut row = vec![host.host.clone(), host.region.clone(), host.zone.clone(), seconds(host.seconds)];
-        row.push(coming(host.image_bytes_missing, host.image_bytes_in_flight));
-        row.push(coming(host.snapshot_bytes_missing, host.snapshot_bytes_in_flight));
+        row.push(coming(host.terms.image_bytes_missing, host.terms.image_bytes_in_flight));
+        row.push(coming(host.terms.snapshot_bytes_missing, host.terms.snapshot_bytes_in_flight));
         if all {
-            let terms = [host.fetch_seconds, host.load_seconds, host.herd_seconds, host.headroom_seconds, host.spread_seconds];
+            let terms = [
+                host.terms.fetch_seconds,
+                host.terms.load_seconds,
+                host.terms.herd_seconds,
+                host.terms.headroom_seconds,
+                host.terms.spread_seconds,
+            ];
             row.extend(terms.map(seconds));
             row.push(format!("{:.2}", host.cost));
             row.push(format!("{} s", host.staleness_seconds));
