@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::{NbdOptions as NbdSourceOptions, SourceOpener, UriSources};
+use volfork::source::{Arrival, NbdOptions as NbdSourceOptions, ReadClass, SourceExt, SourceOpener, UriSources};
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -254,4 +255,27 @@ fn a_server_stops_although_its_readers_wait_for_a_source_that_hangs() {
     actor.release();
     a.finish("v");
     b.store.close().unwrap();
+}
+
+#[test]
+fn on_a_short_way_further_connections_are_made_when_there_is_work_for_them() {
+    let a = Host::new();
+    let data = a.fill("v", 71, 8 << 20);
+    let server = a.server.as_ref().unwrap();
+    let source = UriSources::default().open(&a.export("v@s")).unwrap();
+    for block in 0..50u64 {
+        let range = block * 4096..(block + 1) * 4096;
+        assert!(source.read_blocking(range.clone()).unwrap() == data[range.start as usize..range.end as usize]);
+        assert_eq!(server.connections(), 1, "a reader that waits shares the machine with handshakes");
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let ended = move |arrival| sender.send(matches!(arrival, Arrival::End(Ok(())))).expect("the test waits");
+    source.read(0..1 << 20, ReadClass::Ahead, Box::new(ended));
+    while !receiver.recv_timeout(PATIENCE).expect("the read ends") {}
+    let until = Instant::now() + PATIENCE;
+    while server.connections() <= NbdSourceOptions::default().connections {
+        assert!(Instant::now() < until, "bulk has {} connections", server.connections());
+        std::thread::yield_now();
+    }
+    source.close();
 }

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, mpsc};
 
-use volfork::ErrorKind;
+use parking_lot::Mutex;
+use volfork::source::ReadClass;
 use volfork::volume::{VolumeInfo, VolumeState};
+use volfork::{ErrorKind, Store};
 
-use crate::stage::{Actor, PATIENCE, Play};
-use crate::{Trial, pattern, resumed};
+use crate::stage::{Actor, PATIENCE, Play, Stage, nice};
+use crate::{Trial, options, pattern, read, resumed};
 
 #[test]
 fn a_fork_whose_source_is_still_asked_is_shown_and_has_its_name() {
@@ -70,4 +72,38 @@ fn a_fork_that_fails_gives_its_name_back() {
     sender.send(trial.store.show("v").unwrap()).unwrap();
     watching.join().unwrap();
     assert!(trial.store.wait_hydrated("v", PATIENCE).unwrap());
+}
+
+#[test]
+fn what_nobody_waits_for_gives_way_and_connections_do_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::default();
+    let data = pattern(54, 8 << 20);
+    let actor = stage.add(Actor::new("a://", &data));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&asked);
+    actor.play(move |_, class| {
+        noted.lock().push((class, nice()));
+        if class == ReadClass::Ahead { Play::Hang } else { Play::Answer }
+    });
+    let store = Store::create(dir.path(), options(&stage)).unwrap();
+    store.fork("a://", "v").unwrap();
+    store.close().unwrap();
+    // Backfill connects, since nobody else does.
+    let store = Store::open(dir.path(), options(&stage)).unwrap();
+    asked.lock().clear();
+    actor.await_read(|_, class| class == ReadClass::Ahead);
+    let volume = store.volume("v").unwrap();
+    assert!(read(&volume, 7 << 20, 4096).unwrap() == data[7 << 20..(7 << 20) + 4096]);
+    while !asked.lock().iter().any(|(class, _)| *class == ReadClass::Ahead) {
+        std::thread::yield_now();
+    }
+    let own = nice();
+    for (class, nice) in asked.lock().iter() {
+        assert_eq!(*nice, if *class == ReadClass::Ahead { (own + 10).min(19) } else { own }, "{class:?}");
+    }
+    assert_eq!(actor.nice_of_openers(), [own, own], "readers wait for what comes over these connections");
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    assert!(store.wait_hydrated("v", PATIENCE).unwrap());
 }

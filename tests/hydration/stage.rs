@@ -31,6 +31,11 @@ pub enum Play {
     Damage,
 }
 
+/// The `nice` level of this thread.
+pub fn nice() -> i32 {
+    rustix::process::getpriority_process(None).expect("a thread has a level")
+}
+
 pub type Script = Box<dyn Fn(&Range<u64>, ReadClass) -> Play + Send + Sync>;
 
 #[derive(Default)]
@@ -42,6 +47,8 @@ pub struct Seen {
     /// Whether connecting waits, and how often it was begun.
     open_hangs: bool,
     begun: usize,
+    /// The `nice` level of the threads that connected.
+    nice: Vec<i32>,
     /// Whether questions for zeros wait, and whether one came.
     extents_hang: bool,
     extents_asked: bool,
@@ -118,6 +125,10 @@ impl Actor {
 
     pub fn opened(&self) -> usize {
         self.seen.lock().opened
+    }
+
+    pub fn nice_of_openers(&self) -> Vec<i32> {
+        self.seen.lock().nice.clone()
     }
 
     pub fn reads(&self) -> Vec<(Range<u64>, ReadClass)> {
@@ -267,6 +278,7 @@ impl SourceOpener for Stage {
         let actor = actor.ok_or_else(invalid)?;
         let mut seen = actor.seen.lock();
         seen.begun += 1;
+        seen.nice.push(nice());
         actor.changed.notify_all();
         while seen.open_hangs {
             actor.changed.wait(&mut seen);
