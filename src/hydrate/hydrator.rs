@@ -305,6 +305,7 @@ impl Hydrator {
             errors: peer.errors,
             round_trip_micros: peer.stats().round_trip.map(|time| time.as_micros() as u64),
             last_error: peer.last_error.clone(),
+            refused: peer.refused,
         });
         Progress {
             status,

@@ -1,5 +1,6 @@
 //! The command line with the real binary: every command, its exit status, its JSON, alone and while a server owns the store.
 mod host;
+mod hydration;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

@@ -29,7 +29,7 @@ pub struct Arguments {
 }
 
 const EXIT_STATUS: &str = "\
-Exit status: 0 done, 1 failed (or 'check' or 'scrub' found damage), 2 wrong usage.
+Exit status: 0 done, 1 failed (or 'check' or 'scrub' found damage), 2 wrong usage, 3 the time of 'hydrate --timeout' ran out.
 While 'volfork serve' runs, every other command is carried out by the serving process.";
 
 /// The commands.
@@ -143,9 +143,13 @@ pub enum Command {
     Hydrate {
         /// Name of the volume
         name: String,
-        /// Wait until the volume needs its source no more
+        /// Wait until the volume needs its source no more. While no source answers that goes on, and says why; it fails at once
+        /// when every source has other bytes than those that were forked, or none at all
         #[arg(long, conflicts_with = "pause")]
         wait: bool,
+        /// With --wait: end with status 3 if the volume is not complete after so much time, as in 90s, 10m or 1h30m
+        #[arg(long, requires = "wait", value_parser = seconds, value_name = "TIME")]
+        timeout: Option<u64>,
         /// Stop background replication; reads still fetch what they need
         #[arg(long, conflicts_with = "resume")]
         pause: bool,

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
             print::failure(settings.json, &failure);
-            ExitCode::FAILURE
+            ExitCode::from(failure.status())
         }
     }
 }

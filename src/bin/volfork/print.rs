@@ -241,10 +241,11 @@ fn volume_table(info: &VolumeInfo) -> String {
 fn sources_table(hydration: &HydrationInfo) -> String {
     let rows = hydration.sources.iter().map(|source| {
         let round_trip = source.round_trip_micros.map_or_else(|| "-".into(), |micros| format!("{:.1} ms", micros as f64 / 1000.0));
-        let state = match (hydration.state, source.failing) {
-            (HydrationState::None, _) => "done",
-            (_, true) => "failing",
-            (_, false) => "ok",
+        let state = match (hydration.state, source.failing, source.refused) {
+            (HydrationState::None, _, _) => "done",
+            (_, true, true) => "refused",
+            (_, true, false) => "failing",
+            (_, false, _) => "ok",
         };
         vec![source.uri.clone(), state.into(), format_bytes(source.bytes_fetched), source.errors.to_string(), round_trip]
     });
@@ -359,6 +360,7 @@ mod tests {
             errors,
             round_trip_micros: Some(1500),
             last_error: None,
+            refused: false,
         };
         let sources = vec![source("nbd://a/v", 3 << 20, 0), source("nbd://b/v", 0, 7)];
         let mut info = info("v", 0);

@@ -51,7 +51,13 @@ pub enum Request {
     /// The end of a volume or snapshot; `recursive` includes a volume's snapshots.
     Destroy { target: Target, recursive: bool },
     /// Look at, steer or await background replication.
-    Hydrate { name: String, control: HydrationControl, wait: bool },
+    Hydrate {
+        name: String,
+        control: HydrationControl,
+        wait: bool,
+        #[serde(default)]
+        timeout_seconds: Option<u64>,
+    },
     /// Verify every stored block.
     Scrub { name: Option<String> },
     /// About container images.

@@ -113,7 +113,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
         Command::Destroy { target, recursive } => ("destroy", Plan::ask(Request::Destroy { target, recursive })),
-        Command::Hydrate { name, wait, pause, resume, rate, deadline, priority, add_source, remove_source } => {
+        Command::Hydrate { name, wait, timeout, pause, resume, rate, deadline, priority, add_source, remove_source } => {
             let control = HydrationControl {
                 paused: (pause || resume).then_some(pause),
                 rate_bytes_per_second: rate,
@@ -122,7 +122,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
                 add_sources: add_source,
                 remove_sources: remove_source,
             };
-            ("hydrate", Plan::ask(Request::Hydrate { name, control, wait }))
+            ("hydrate", Plan::ask(Request::Hydrate { name, control, wait, timeout_seconds: timeout }))
         }
         #[cfg(feature = "fleet")]
         Command::Place(place) => ("place", Plan::Place(Box::new(place))),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     fn hydrate(control: HydrationControl, wait: bool) -> Request {
-        Request::Hydrate { name: "v".into(), control, wait }
+        Request::Hydrate { name: "v".into(), control, wait, timeout_seconds: None }
     }
 
     #[test]
@@ -190,6 +190,10 @@ mod tests {
                 ),
             ),
             ("hydrate v --deadline 0", hydrate(HydrationControl { deadline_seconds: Some(0), ..HydrationControl::default() }, false)),
+            (
+                "hydrate v --wait --timeout 2m",
+                Request::Hydrate { name: "v".into(), control: HydrationControl::default(), wait: true, timeout_seconds: Some(120) },
+            ),
             ("scrub", Request::Scrub { name: None }),
             ("ls", Request::List),
         ];
@@ -226,6 +230,9 @@ mod tests {
             "hydrate v --pause --resume",
             "hydrate v --pause --wait",
             "hydrate v --deadline soon",
+            "hydrate v --timeout 10m",
+            "hydrate v --wait --timeout soon",
+            "hydrate v --wait --timeout -1s",
             "hydrate v --priority urgent",
             "export @s f",
             "demo image --size 1G",

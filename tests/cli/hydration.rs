@@ -1,0 +1,73 @@
+//! Waiting for hydration, when it goes well and when it does not.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::host::Host;
+
+/// Bytes that are nowhere zero, so many that a fork of them is not complete when the command that made it ends.
+const IMAGE_BYTES: u64 = 96 << 20;
+
+fn write_image(host: &Host, name: &str, seed: u64) {
+    let bytes: Vec<u8> = (0..IMAGE_BYTES).map(|at| ((at + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8).collect();
+    fs::write(host.path(name), bytes).unwrap();
+    host.ok(&["import", name, name]);
+    host.ok(&["snapshot", name, "s"]);
+}
+
+/// What a command that must fail says, and its status.
+fn failure(host: &Host, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = host.command(arguments).arg("--json").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let last: Value = serde_json::from_str(error.lines().last().unwrap_or_default()).unwrap_or_else(|wrong| panic!("{error:?}: {wrong}"));
+    let text = |key: &str| last["error"][key].as_str().unwrap().to_owned();
+    (output.status.code(), text("kind"), text("message"))
+}
+
+#[test]
+fn waiting_ends_when_the_time_is_over_and_when_no_source_will_ever_do() {
+    let origin = Host::new();
+    write_image(&origin, "v", 1);
+    write_image(&origin, "other", 2);
+    let listen = format!("unix:{}", origin.path("socket").display());
+    for served in [false, true] {
+        let server = origin.serve(&["--listen", &listen]);
+        let host = Host::new();
+        let owner = served.then(|| host.serve(&[]));
+        host.ok(&["fork", &server.uri("v@s"), "copy"]);
+        server.stop();
+
+        let (status, kind, message) = failure(&host, &["hydrate", "copy", "--wait", "--timeout", "2s"]);
+        assert_eq!((status, kind.as_str()), (Some(3), "timed_out"), "{message}");
+        // A connection that was lost a moment ago may come back yet.
+        assert!(message.contains("MiB are missing") && (served || message.contains("no source has what is missing")), "{message}");
+        let (status, kind, _) = failure(&host, &["hydrate", "copy", "--wait", "--timeout", "0"]);
+        assert_eq!((status, kind.as_str()), (Some(3), "timed_out"));
+
+        // The address has other bytes now.
+        origin.ok(&["rename", "v", "kept"]);
+        origin.ok(&["rename", "other", "v"]);
+        let server = origin.serve(&["--listen", &listen]);
+        let (status, kind, message) = failure(&host, &["hydrate", "copy", "--wait"]);
+        assert_eq!((status, kind.as_str()), (Some(1), "source_lost"), "{message}");
+        assert!(message.contains("cannot become complete") && message.contains("--add-source"), "{message}");
+        assert!(message.contains(&server.uri("v@s")), "{message}");
+        if served {
+            let info = host.json(&["show", "copy"]);
+            assert_eq!(info.pointer("/hydration/sources/0/refused"), Some(&Value::from(true)), "{info}");
+            assert!(host.ok(&["show", "copy"]).contains("refused"));
+        }
+        // Put right, it is taken again.
+        for (name, new) in [("v", "other"), ("kept", "v")] {
+            origin.ok(&["rename", name, new]);
+        }
+        let info = host.json(&["hydrate", "copy", "--wait", "--timeout", "1h"]);
+        assert_eq!(info["state"], "created", "{info}");
+        let fetched = info.pointer("/hydration/sources/0/bytes_fetched").and_then(Value::as_u64);
+        assert!(fetched > Some(0), "{info}");
+        assert!(host.bytes("copy") == fs::read(origin.path("v")).unwrap());
+        server.stop();
+        drop(owner);
+    }
+}
