@@ -1,10 +1,11 @@
 //! Waiting for hydration, when it goes well and when it does not.
 
 use std::fs;
+use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::host::Host;
+use crate::host::{Host, signal};
 
 /// Bytes that are nowhere zero, so many that a fork of them is not complete when the command that made it ends.
 const IMAGE_BYTES: u64 = 96 << 20;
@@ -70,4 +71,33 @@ fn waiting_ends_when_the_time_is_over_and_when_no_source_will_ever_do() {
         server.stop();
         drop(owner);
     }
+}
+
+#[test]
+fn the_patience_with_a_source_is_what_the_user_said() {
+    let origin = Host::new();
+    write_image(&origin, "v", 3);
+    let server = origin.serve(&["--listen", "127.0.0.1:0"]);
+    let fork = |patience: &str| {
+        let host = Host::new();
+        host.ok(&["fork", &server.uri("v@s"), "copy"]);
+        host.ok(&["hydrate", "copy", "--pause"]);
+        let owner = host.serve(&["--source-timeout", patience]);
+        assert_eq!(host.kind(&["list", "--source-timeout", "5s"]), "invalid_input");
+        (host, owner)
+    };
+    let ((hasty, _first), (patient, _second)) = (fork("2s"), fork("1h"));
+    let read = |host: &Host, name: &str| {
+        let mut command = host.command(&["--json", "export", name, "-"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    signal(&server.child, libc::SIGSTOP);
+    let mut waiting = read(&patient, "copy");
+    let failed = read(&hasty, "copy").wait_with_output().unwrap();
+    assert!(!failed.status.success());
+    let error: Value = serde_json::from_slice(&failed.stderr).unwrap();
+    assert_eq!(error.pointer("/error/kind"), Some(&Value::from("source_lost")), "{error}");
+    assert!(waiting.try_wait().unwrap().is_none(), "who has patience waits on");
+    signal(&server.child, libc::SIGCONT);
+    assert!(waiting.wait_with_output().unwrap().stdout == fs::read(origin.path("v")).unwrap());
 }

@@ -1,6 +1,8 @@
 //! The arguments as they are typed.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use volfork::{BlockSize, parse_bytes};
@@ -23,6 +25,10 @@ pub struct Arguments {
     /// Print no progress and no confirmations; of lists only the names
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// How long readers wait for a source that does not answer until they are told that it is lost, from 2s to 1h; for 'serve',
+    /// or the command that opens the store itself [default: 30s]
+    #[arg(long, global = true, value_parser = source_timeout, value_name = "TIME")]
+    pub source_timeout: Option<Duration>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -246,6 +252,17 @@ fn seconds(text: &str) -> Result<u64, String> {
     match text {
         "0" => Ok(0),
         _ => humantime::parse_duration(text).map(|time| time.as_secs().max(1)).map_err(|error| format!("{error}: use 90s, 10m or 1h30m")),
+    }
+}
+
+/// What a limit for sources may be: a far one takes its time to connect, and nobody waits for a day.
+const SOURCE_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
+
+fn source_timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| format!("{error}: use 10s, 90s or 2m"))?;
+    match SOURCE_TIMEOUTS.contains(&time) {
+        true => Ok(time),
+        false => Err("give at least 2s and at most 1h".into()),
     }
 }
 
