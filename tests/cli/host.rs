@@ -14,7 +14,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A store in a directory of its own, and the binary to use it with.
 pub struct Host {
-    directory: TempDir,
+    /// Removed at the end, with all in it.
+    pub directory: TempDir,
 }
 
 impl Host {

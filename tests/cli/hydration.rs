@@ -101,3 +101,41 @@ fn the_patience_with_a_source_is_what_the_user_said() {
     signal(&server.child, libc::SIGCONT);
     assert!(waiting.wait_with_output().unwrap().stdout == fs::read(origin.path("v")).unwrap());
 }
+
+#[test]
+fn an_export_that_was_killed_leaves_what_was_there() {
+    let origin = Host::new();
+    write_image(&origin, "v", 4);
+    let source = origin.serve(&["--listen", "127.0.0.1:0"]);
+    let host = Host::new();
+    let _owner = host.serve(&[]);
+    host.ok(&["fork", &source.uri("v@s"), "copy"]);
+    host.ok(&["hydrate", "copy", "--pause"]);
+    signal(&source.child, libc::SIGSTOP);
+    let waiting = || host.json(&["show", "copy"]).pointer("/hydration/readers_waiting").and_then(Value::as_u64).unwrap();
+    let files = || fs::read_dir(host.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let before = files();
+    for old in [None, Some("old bytes")] {
+        if let Some(old) = old {
+            fs::write(host.path("image"), old).unwrap();
+        }
+        let mut child = host.command(&["export", "copy", "image"]).stderr(Stdio::null()).spawn().unwrap();
+        while waiting() == 0 {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        match old {
+            None => assert_eq!(files(), before),
+            Some(old) => assert_eq!(fs::read(host.path("image")).unwrap(), old.as_bytes()),
+        }
+        while waiting() > 0 {
+            signal(&source.child, libc::SIGCONT);
+            std::thread::yield_now();
+        }
+        signal(&source.child, libc::SIGSTOP);
+    }
+    signal(&source.child, libc::SIGCONT);
+    host.ok(&["export", "copy", "image"]);
+    assert!(fs::read(host.path("image")).unwrap() == fs::read(origin.path("v")).unwrap());
+}

@@ -75,7 +75,7 @@ pub enum Command {
     Export {
         /// NAME or NAME@SNAP
         target: Target,
-        /// The image or block device to write, or - for standard output
+        /// The image or block device to write, or - for standard output. A file has its name when it is whole
         file: PathBuf,
     },
     /// List the volumes
