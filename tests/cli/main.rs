@@ -276,6 +276,21 @@ fn a_killed_server_is_replaced() {
 }
 
 #[test]
+fn a_server_that_was_stopped_is_not_waited_for() {
+    let host = Host::new();
+    let server = host.serve(&[]);
+    signal(&server.child, libc::SIGSTOP);
+    let error = host.fails(1, &["create", "v", "--size", "1M"]);
+    let number = server.child.id().to_string();
+    assert!(error.contains(&format!("process {number}")) && error.contains(&format!("kill -CONT {number}")), "{error}");
+    signal(&server.child, libc::SIGCONT);
+    // What was given up is not done afterwards.
+    host.ok(&["create", "w", "--size", "1M"]);
+    assert_eq!(host.volumes(), ["w"]);
+    server.stop();
+}
+
+#[test]
 fn a_lock_names_its_owner() {
     let host = Host::new();
     let server = host.serve(&[]);
