@@ -149,17 +149,11 @@ fn hopeless_text(name: &str, hydration: &HydrationInfo) -> String {
 }
 
 fn scrub(store: &Store, name: Option<&str>, watcher: &mut dyn Watcher) -> Result<Response> {
-    // The engine's scrub cannot be stopped from its callback, so a watcher that wants to end it is heard afterwards.
     let mut told = Ok(());
-    let report = store.scrub(name, &mut |progress| {
-        if told.is_ok() {
-            told = watcher.tell(Progress {
-                unit: Unit::Blocks,
-                done: progress.blocks_verified,
-                total: Some(progress.blocks_total),
-                note: None,
-            });
-        }
+    let report = store.scrub_while(name, &mut |progress| {
+        let note = progress.damage.map(|names| format!("damage found: {names}"));
+        told = watcher.tell(Progress { unit: Unit::Blocks, done: progress.blocks_verified, total: Some(progress.blocks_total), note });
+        told.is_ok()
     })?;
     told?;
     Ok(Response::Scrubbed(report))

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::json;
 use volfork::format_bytes;
-use volfork::store::ScrubReport;
+use volfork::store::{AffectedBlocks, ScrubReport};
 use volfork::volume::{Event, EventKind, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, VolumeInfo};
 
 use crate::date::format_time;
@@ -302,7 +302,15 @@ fn moved_text(verb: &str, moved: &Moved) -> String {
 
 fn scrub_text(report: &ScrubReport) -> String {
     let mut lines = report.errors.clone();
-    let verdict = if report.errors.is_empty() { "no damage left".into() } else { format!("{} damaged", report.errors.len()) };
+    if report.blocks_damaged > lines.len() as u64 {
+        lines.push(format!("{} further damaged blocks", report.blocks_damaged - lines.len() as u64));
+    }
+    for (name, AffectedBlocks { blocks_damaged, blocks_repaired }) in &report.affected {
+        let parts = [(blocks_damaged, "damaged"), (blocks_repaired, "repaired")];
+        let parts = parts.into_iter().filter(|(count, _)| **count > 0).map(|(count, what)| format!("{count} {what}"));
+        lines.push(format!("{name}: {}", parts.collect::<Vec<_>>().join(", ")));
+    }
+    let verdict = if report.blocks_damaged == 0 { "no damage left".into() } else { format!("{} damaged", report.blocks_damaged) };
     lines.push(format!("{} blocks verified, {} repaired, {verdict}", report.blocks_verified, report.blocks_repaired));
     lines.join("\n")
 }
