@@ -74,6 +74,8 @@ pub(super) struct State {
     pub given_up_at: Option<Duration>,
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
+    /// The latest pause for that.
+    pub stall: Duration,
     pub degraded: bool,
     /// Readers that wait, and when the latest one ended.
     pub demands: u32,
