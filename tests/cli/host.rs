@@ -113,7 +113,26 @@ impl Host {
     pub fn serve(&self, arguments: &[&str]) -> Server {
         let mut all = vec!["--json", "serve"];
         all.extend(arguments);
-        let mut child = self.command(&all).stdout(Stdio::piped()).spawn().unwrap();
+        self.served(self.command(&all))
+    }
+
+    /// As `serve`, by a process that may have so many descriptors open.
+    pub fn serve_with_descriptors(&self, descriptors: u32, arguments: &[&str]) -> Server {
+        let command = self.command(&[]);
+        let limited = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(limited).arg(command.get_program()).args(["--json", "serve"]).args(arguments).stdin(Stdio::null());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(key, value),
+                None => shell.env_remove(key),
+            };
+        }
+        self.served(shell)
+    }
+
+    fn served(&self, mut command: Command) -> Server {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let mut server = Server { child, uris: Vec::new() };

@@ -139,3 +139,34 @@ fn an_export_that_was_killed_leaves_what_was_there() {
     host.ok(&["export", "copy", "image"]);
     assert!(fs::read(host.path("image")).unwrap() == fs::read(origin.path("v")).unwrap());
 }
+
+#[test]
+fn a_server_with_few_descriptors_says_so_and_breaks_nothing() {
+    let origin = Host::new();
+    write_image(&origin, "v", 5);
+    let source = origin.serve(&["--listen", "127.0.0.1:0"]);
+    let host = Host::new();
+    let few = host.serve_with_descriptors(48, &[]);
+    let mut forked = Vec::new();
+    for number in 0..16 {
+        let name = format!("fork{number}");
+        let output = host.run(&["fork", &source.uri("v@s"), &name]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        match output.status.success() {
+            true => forked.push(name),
+            false => assert!(error.contains("ulimit -n"), "{error}"),
+        }
+        // Everything else works on.
+        host.ok(&["create", &format!("plain{number}"), "--size", "1M"]);
+    }
+    assert!(!forked.is_empty());
+    for name in &forked {
+        host.ok(&["hydrate", name, "--wait"]);
+    }
+    host.ok(&["fork", &source.uri("v@s"), "afterwards"]);
+    host.ok(&["hydrate", "afterwards", "--wait"]);
+    assert_eq!(host.volumes().len(), 16 + forked.len() + 1);
+    few.stop();
+    host.ok(&["check"]);
+    assert!(host.bytes("afterwards") == fs::read(origin.path("v")).unwrap());
+}

@@ -149,6 +149,8 @@ fn end_pulse(shared: &Shared) {
 }
 
 fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
+    // Kept for telling a client that there is no descriptor left for it.
+    let mut spare = File::open("/dev/null").ok();
     loop {
         let accepted = listener.accept();
         if shared.stopping.load(Ordering::SeqCst) {
@@ -156,8 +158,17 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
         }
         match accepted {
             Ok((stream, _)) => welcome(shared, stream),
-            // Out of descriptors or memory: clients wait in the backlog meanwhile.
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && spare.take().is_some() => {
+                if let Ok((stream, _)) = listener.accept() {
+                    refuse(stream, Failure::io("the process that serves the store cannot take the command", error));
+                }
+                spare = File::open("/dev/null").ok();
+            }
+            // Out of memory, or somebody was quicker: clients wait in the queue meanwhile.
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(50));
+                spare = spare.or_else(|| File::open("/dev/null").ok());
+            }
         }
     }
 }
@@ -193,7 +204,11 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
         (_, false) => Failure::new(ErrorKind::ReadOnly, "only the user that serves the store, and root, may do this"),
         (None, true) => Failure::new(ErrorKind::Busy, format!("{CLIENTS_MAX} commands are running on this store: try again later")),
     };
-    answer(&Session { stream, sending: Mutex::default() }, &Message::Failed(refused));
+    refuse(stream, refused);
+}
+
+fn refuse(stream: UnixStream, failure: Failure) {
+    answer(&Session { stream, sending: Mutex::default() }, &Message::Failed(failure));
 }
 
 /// The socket's mode keeps others out; this keeps them out when the mode was changed.
