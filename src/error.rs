@@ -110,6 +110,12 @@ impl Error {
         self.0.corruption.as_ref()
     }
 
+    /// Whether the process, or the machine, has no descriptor left: another time there may be one.
+    pub(crate) fn lacks_descriptors(&self) -> bool {
+        let number = self.0.cause.as_ref().and_then(std::io::Error::raw_os_error);
+        matches!(number, Some(libc::EMFILE | libc::ENFILE))
+    }
+
     /// The same error with `context` before its sentence.
     pub fn context(&self, context: impl fmt::Display) -> Self {
         Self(Arc::new(Inner {

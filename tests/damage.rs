@@ -158,6 +158,7 @@ fn examine(store: &Path, contents: &Contents, what: &str) -> (Verdict, bool) {
         }
     };
     let mut damaged = 0;
+    let mut by_name: BTreeMap<String, u64> = BTreeMap::new();
     for (name, expected) in contents {
         for (block, expected) in expected.chunks(BLOCK).enumerate() {
             let mut found = vec![0; BLOCK];
@@ -167,6 +168,8 @@ fn examine(store: &Path, contents: &Contents, what: &str) -> (Verdict, bool) {
                 Err(error) => {
                     assert_explained(&error, name, block, store, what);
                     damaged += 1;
+                    let kind = if name.contains('@') { "snapshot" } else { "volume" };
+                    *by_name.entry(format!("{kind} '{name}'")).or_default() += 1;
                 }
             }
         }
@@ -174,6 +177,10 @@ fn examine(store: &Path, contents: &Contents, what: &str) -> (Verdict, bool) {
     let scrubbed = opened.scrub(None, &mut |_| {});
     let found = scrubbed.as_ref().map_or(1, |report| report.errors.len());
     assert_eq!(damaged > 0, found > 0, "{what}: {damaged} blocks cannot be read, scrub says {scrubbed:?}");
+    if let Ok(report) = scrubbed {
+        let told: BTreeMap<_, _> = report.affected.iter().map(|(name, blocks)| (name.clone(), blocks.blocks_damaged)).collect();
+        assert_eq!(told, by_name, "{what}: scrub names those who show what is damaged: {:?}", report.errors);
+    }
     opened.close().unwrap();
     (if damaged == 0 { Verdict::Whole } else { Verdict::Damaged }, found_by_check)
 }
@@ -333,4 +340,19 @@ fn a_store_that_lost_its_superblock_is_not_made_anew() {
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::Corrupt);
     }
     assert!(files(&store).iter().any(|file| file.starts_with("layers")), "its layers were swept");
+}
+
+#[test]
+fn a_scrub_ends_when_it_is_told_to() {
+    let fixture = Fixture::new();
+    let store = Store::open(&fixture.copy("closed"), options()).unwrap();
+    let whole = store.scrub(None, &mut |_| {}).unwrap().blocks_verified;
+    let mut calls = 0;
+    let report = store.scrub_while(None, &mut |progress| {
+        calls += 1;
+        assert_eq!(progress.blocks_total, whole);
+        false
+    });
+    let verified = report.unwrap().blocks_verified;
+    assert!(calls == 1 && verified > 0 && verified < whole, "{verified} of {whole}");
 }

@@ -424,7 +424,7 @@ impl<'a> Backfill<'a> {
             return Some(LONG);
         }
         let retry_at = state.peers.all_failing().unwrap_or_default().max(state.stalled_until);
-        (now < retry_at).then(|| retry_at - now)
+        (now < retry_at).then(|| (retry_at - now).min(LONG))
     }
 
     /// Takes what has arrived, waiting for something to happen at most so long (`None`: until an arrival comes).

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::hydrator::{Hydrator, State};
 use super::progress::FetchClass;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Arrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 
 /// Longest request of a waiting reader.
@@ -23,6 +23,10 @@ const LONG_READ_PATIENCE: Duration = Duration::from_secs(1);
 const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// Who has waited so long for a request of somebody else has waited for it as for its own: it is not made again if it fails.
 const SHARED_PATIENCE: Duration = Duration::from_secs(10);
+/// First and longest pause after fetched blocks could not be stored.
+const STALLS: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(8);
+/// Longer than anybody waits.
+const FOR_EVER: Duration = Duration::from_secs(365 * 86_400);
 /// Failures that are kept for those who wait.
 const FAILURES_MAX: usize = 256;
 /// Ranges that wait to be fetched ahead, at most; the oldest are given up.
@@ -157,12 +161,17 @@ impl Hydrator {
         fetch.outcome
     }
 
-    /// Fetched blocks could not be stored: backfill pauses for a while, there may be space again later.
-    pub(super) fn note_unstored(&self, error: &crate::error::Error) {
+    /// Fetched blocks could not be stored: backfill pauses for a while, there may be space again later. What it fetches until that is
+    /// seen is lost, so it pauses longer each time. A store that refuses writes does so until it is opened again.
+    pub(super) fn note_unstored(&self, error: &Error) {
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
         state.last_error = Some(format!("fetched blocks cannot be stored: {error}"));
-        state.stalled_until = now + Duration::from_secs(1);
+        if now >= state.stalled_until {
+            let again = now - state.stalled_until < state.stall * 2;
+            state.stall = if again { (state.stall * 2).min(STALLS.end) } else { STALLS.start };
+        }
+        state.stalled_until = now + if error.kind() == ErrorKind::Poisoned { FOR_EVER } else { state.stall };
     }
 
     /// Nobody fetches the range any more: wakes those who wait for it.

@@ -74,6 +74,8 @@ pub(super) struct State {
     pub given_up_at: Option<Duration>,
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
+    /// The latest pause for that.
+    pub stall: Duration,
     pub degraded: bool,
     /// Readers that wait, and when others did.
     pub demands: u32,
@@ -305,6 +307,7 @@ impl Hydrator {
             errors: peer.errors,
             round_trip_micros: peer.stats().round_trip.map(|time| time.as_micros() as u64),
             last_error: peer.last_error.clone(),
+            refused: peer.refused,
         });
         Progress {
             status,

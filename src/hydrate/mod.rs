@@ -27,4 +27,4 @@ mod writes;
 
 pub use budget::Budget;
 pub use hydrator::{Hydrator, HydratorConfig};
-pub use progress::{FetchedBytes, HydratorStatus, SourceInfo};
+pub use progress::{FetchedBytes, HydratorStatus, Progress, SourceInfo};

@@ -28,6 +28,8 @@ pub struct Peer {
     pub failures: u32,
     pub retry_at: Duration,
     pub last_error: Option<String>,
+    /// It will not do however often it is tried, unless it becomes another one.
+    pub refused: bool,
     pub latency: Latency,
 }
 
@@ -81,6 +83,7 @@ impl Peer {
             failures: 0,
             retry_at: Duration::ZERO,
             last_error: None,
+            refused: false,
             latency: Latency::default(),
         }
     }
@@ -151,6 +154,7 @@ impl Peers {
     pub fn note_read(&mut self, uri: &str, waited: Option<Duration>) {
         if let Some(peer) = self.by_uri(uri) {
             peer.failures = 0;
+            peer.refused = false;
             if let Some(time) = waited {
                 peer.latency.note(time);
             }
@@ -174,6 +178,7 @@ impl Peers {
         let peer = self.by_uri(uri)?;
         peer.last_error = Some(error.message.clone());
         peer.errors += 1;
+        peer.refused = matches!(error.kind, SourceErrorKind::Changed | SourceErrorKind::Invalid);
         peer.failures = peer.failures.saturating_add(1);
         let pause = RETRY_PAUSES.start.saturating_mul(1 << (peer.failures - 1).min(8));
         peer.retry_at = now + pause.min(RETRY_PAUSES.end);

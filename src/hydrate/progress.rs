@@ -75,6 +75,10 @@ pub struct SourceInfo {
     pub round_trip_micros: Option<u64>,
     /// Its latest error.
     pub last_error: Option<String>,
+    /// That error is one that another try does not mend: it serves other bytes, has no such export, or does not speak NBD. It is
+    /// tried all the same, in case it is put right.
+    #[serde(default)]
+    pub refused: bool,
 }
 
 /// Counts of a hydrator.

@@ -12,11 +12,13 @@ use super::fill::Part;
 use super::hydrator::Hydrator;
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
-use crate::io::{Done, Op, Ring, RingWaker};
+use crate::io::{Done, Op, Ring, RingWaker, descriptors_left};
 use crate::limits::EXTENT_BLOCKS;
 
 /// Writes under way at once.
 const DEPTH: u32 = 64;
+/// Descriptors of a ring.
+const RING_DESCRIPTORS: usize = 2;
 
 /// A write that the ring has; its blocks are admitted.
 struct Write {
@@ -50,8 +52,11 @@ impl<'a> Writes<'a> {
     /// A ring for the writes.
     ///
     /// # Errors
-    /// The machine has no room for another one.
+    /// The machine has no room for another one, or the process is short of descriptors.
     pub fn ring() -> std::io::Result<Ring> {
+        if descriptors_left(2) < RING_DESCRIPTORS {
+            return Err(std::io::Error::from_raw_os_error(libc::EMFILE));
+        }
         Ring::new(DEPTH, None)
     }
 

@@ -1,11 +1,12 @@
 //! The operating system's files.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
@@ -15,6 +16,8 @@ use super::{Disk, DiskFile, IoMode, OpenMode};
 
 /// Syncs handed to the ring at once.
 const SYNCS_MAX: usize = 64;
+/// Directories that are kept open.
+const DIRECTORIES_MAX: usize = 16;
 /// Most bytes of the text that names a lock's owner.
 const OWNER_BYTES_MAX: u64 = 4096;
 
@@ -23,6 +26,8 @@ const OWNER_BYTES_MAX: u64 = 4096;
 pub struct SystemDisk {
     /// For syncing many files at once; made when first needed, `None` inside if the machine has no io_uring.
     syncs: Mutex<Option<Option<IoUring>>>,
+    /// Directories that were synced: they are synced again when there may be no descriptor left.
+    directories: Mutex<HashMap<PathBuf, Arc<File>>>,
 }
 
 struct SystemFile(File);
@@ -30,12 +35,6 @@ struct SystemFile(File);
 /// The result of a system call that answers a negative number for an error.
 fn checked(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// How many descriptors this process may have open.
-pub fn descriptors_max() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 /// Whoever opens a pipe waits for its other end, and a device may do anything.
@@ -50,6 +49,24 @@ impl SystemDisk {
     /// Opens nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The directory that has this name now.
+    fn directory(&self, path: &Path) -> io::Result<Arc<File>> {
+        let named = std::fs::metadata(path)?;
+        let mut directories = self.directories.lock();
+        if let Some(open) = directories.get(path) {
+            let meta = open.metadata()?;
+            if (meta.dev(), meta.ino()) == (named.dev(), named.ino()) {
+                return Ok(Arc::clone(open));
+            }
+        }
+        let open = Arc::new(File::open(path)?);
+        if directories.len() >= DIRECTORIES_MAX {
+            directories.clear();
+        }
+        directories.insert(path.to_owned(), Arc::clone(&open));
+        Ok(open)
     }
 
     /// Syncs a few files through the ring. `None`: there is no ring.
@@ -110,7 +127,7 @@ impl Disk for SystemDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        self.directory(path)?.sync_all()
     }
 
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
@@ -211,6 +228,22 @@ impl DiskFile for SystemFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_synced_by_the_name_it_has_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, path) = (SystemDisk::new(), dir.path().join("layers"));
+        let number = || disk.directory(&path).unwrap().metadata().unwrap().ino();
+        for _ in 0..2 {
+            disk.create_dir(&path).unwrap();
+            disk.sync_dir(&path).unwrap();
+            assert_eq!(number(), std::fs::metadata(&path).unwrap().ino());
+            assert!(Arc::ptr_eq(&disk.directory(&path).unwrap(), &disk.directory(&path).unwrap()), "it stays open");
+            // Its number is not given to the next one while it has another name.
+            std::fs::rename(&path, dir.path().join("old")).unwrap();
+            disk.sync_dir(&path).unwrap_err();
+        }
+    }
 
     #[test]
     fn a_ring_that_failed_is_not_used_again() {

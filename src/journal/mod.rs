@@ -69,13 +69,14 @@ impl Journal {
             let _ = disk.remove(&path);
         })?;
         disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+        let slots = Self::open_superblock(&*disk, &paths)?;
         // It is not known which journal counts then, so that is never a mere lack of space.
         let undecided = |error: Error| Error::new(ErrorKind::Io, error.to_string());
-        Self::write_superblock(&*disk, &paths, &next).map_err(undecided)?;
+        Self::write_superblock(&*disk, &paths, &*slots, &next).map_err(undecided)?;
         if superblock.journal == 0 {
             // A new store writes both slots: an empty one tells that a crash came before the store was there.
             next.generation += 1;
-            Self::write_superblock(&*disk, &paths, &next).map_err(undecided)?;
+            Self::write_superblock(&*disk, &paths, &*slots, &next).map_err(undecided)?;
         } else {
             // An older file left behind is swept when the store is opened.
             let _ = disk.remove(&paths.journal(superblock.journal));
@@ -115,9 +116,13 @@ impl Journal {
         Ok((file, sequence, tail))
     }
 
-    fn write_superblock(disk: &dyn Disk, paths: &StorePaths, superblock: &Superblock) -> Result<()> {
+    fn open_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Arc<dyn DiskFile>> {
         let path = paths.superblock();
-        let file = disk.open(&path, OpenMode::Create, IoMode::Buffered).map_err(io_error("open", &path))?;
+        disk.open(&path, OpenMode::Create, IoMode::Buffered).map_err(io_error("open", &path))
+    }
+
+    fn write_superblock(disk: &dyn Disk, paths: &StorePaths, file: &dyn DiskFile, superblock: &Superblock) -> Result<()> {
+        let path = paths.superblock();
         let fresh = file.size_bytes().map_err(io_error("read the size of", &path))? < 2 * SUPERBLOCK_BYTES as u64;
         file.write_all_at(&superblock.encode(), superblock.slot_offset()).map_err(io_error("write", &path))?;
         file.sync_data().map_err(io_error("sync", &path))?;

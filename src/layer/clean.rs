@@ -94,7 +94,7 @@ impl Layers {
     /// The caller keeps the shape from changing meanwhile.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NoSpace`] leaves everything as it was; any other error poisons the store.
+    /// [`crate::ErrorKind::NoSpace`], or a lack of descriptors, leaves everything as it was; any other error poisons the store.
     pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
         self.commit.exclusive(
             |ticket, gathered| self.run_round(ticket, gathered),

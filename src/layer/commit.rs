@@ -165,7 +165,7 @@ impl Commit {
                     self.ceiling.store(0, Ordering::Release);
                 }
                 // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
-                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                Err(error) if error.kind() == ErrorKind::NoSpace || error.lacks_descriptors() => {}
                 // Before anybody appends to a journal that may not count any more.
                 Err(error) => self.poison(error.clone()),
             }
@@ -270,10 +270,13 @@ mod tests {
         let commit = commit(dir.path());
         commit.reserve_blocks(1).unwrap();
         let (frame, ceiling) = (commit.latest_frame(), commit.ceiling.load(Ordering::Acquire));
-        let full = || Err(Error::new(ErrorKind::NoSpace, "full"));
-        assert_eq!(commit.exclusive(|_, _| Ok(()), full).unwrap_err().kind(), ErrorKind::NoSpace);
-        assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame, ceiling));
-        commit.healthy().unwrap();
+        // Nor is the store broken when the process may have no more files open.
+        for number in [libc::ENOSPC, libc::EMFILE, libc::ENFILE] {
+            let refused = || Err(Error::io("cannot make a journal", std::io::Error::from_raw_os_error(number)));
+            commit.exclusive(|_, _| Ok(()), refused).unwrap_err();
+            assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame, ceiling));
+            commit.healthy().unwrap();
+        }
         commit.exclusive(|_, _| Ok(()), || Ok(())).unwrap();
         assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame + 1, 0));
     }

@@ -130,8 +130,8 @@ impl Background {
             return Ok(false);
         }
         match self.core.checkpoint() {
-            Err(error) if error.kind() == ErrorKind::NoSpace => {
-                // The old journal goes on; tried again when space may have come back.
+            Err(error) if error.kind() == ErrorKind::NoSpace || error.lacks_descriptors() => {
+                // The old journal goes on; tried again when there may be room.
                 self.shared.state.lock().checkpoint_at = now + Duration::from_secs(1);
                 Ok(false)
             }

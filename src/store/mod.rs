@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use options::StoreOptions;
-pub use report::{CheckReport, HydrationControl, ScrubProgress, ScrubReport};
+pub use report::{AffectedBlocks, CheckReport, HydrationControl, ScrubProgress, ScrubReport};
 
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
@@ -306,6 +306,17 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`]; damage is reported, not an error.
     pub fn scrub(&self, volume: Option<&str>, progress: &mut dyn FnMut(ScrubProgress)) -> Result<ScrubReport> {
+        self.scrub_while(volume, &mut |so_far| {
+            progress(so_far);
+            true
+        })
+    }
+
+    /// As [`Store::scrub`]; ends when `progress` answers `false`, with what was found until then.
+    ///
+    /// # Errors
+    /// As [`Store::scrub`].
+    pub fn scrub_while(&self, volume: Option<&str>, progress: &mut dyn FnMut(ScrubProgress) -> bool) -> Result<ScrubReport> {
         scrub::scrub(&self.0.core, volume, progress)
     }
 

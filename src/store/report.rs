@@ -1,16 +1,29 @@
 //! What scrub, check and hydration control say and take.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::volume::HydrationPriority;
 
 /// How far a scrub has come, for progress bars.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ScrubProgress {
     /// Blocks verified so far.
     pub blocks_verified: u64,
     /// Blocks to verify in all.
     pub blocks_total: u64,
+    /// The volumes and snapshots in which damage was found that could not be repaired.
+    pub damage: Option<String>,
+}
+
+/// Damaged blocks that a volume or snapshot shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AffectedBlocks {
+    /// They could not be repaired.
+    pub blocks_damaged: u64,
+    /// They were fetched again from a source.
+    pub blocks_repaired: u64,
 }
 
 /// What a scrub found.
@@ -20,8 +33,14 @@ pub struct ScrubReport {
     pub blocks_verified: u64,
     /// Damaged blocks that were fetched again from a source.
     pub blocks_repaired: u64,
-    /// One sentence for each damaged block that could not be repaired.
+    /// Damaged blocks that could not be repaired.
+    #[serde(default)]
+    pub blocks_damaged: u64,
+    /// One sentence for each damaged block that could not be repaired, up to 1000 of them.
     pub errors: Vec<String>,
+    /// What shows damaged blocks: `volume 'NAME'` or `snapshot 'NAME@SNAP'`. A block that several of them share counts for each.
+    #[serde(default)]
+    pub affected: BTreeMap<String, AffectedBlocks>,
 }
 
 /// What `check` found in a closed store.

@@ -7,24 +7,33 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
 use crate::layer::Layer;
 use crate::limits::EXTENT_BLOCKS;
-use crate::volume::Core;
+use crate::volume::{Core, Viewers};
 
 /// Damaged blocks that are named in a report; further ones are only counted.
 const ERRORS_MAX: usize = 1000;
+/// Volumes and snapshots that one sentence names.
+const NAMES_MAX: usize = 4;
 
-pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: &mut dyn FnMut(ScrubProgress)) -> Result<ScrubReport> {
+/// Called with the progress; `false` ends the scrub.
+pub type OnProgress<'a> = &'a mut dyn FnMut(ScrubProgress) -> bool;
+
+pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -> Result<ScrubReport> {
     let layers = layers_of(core, volume)?;
     let count = |layer: &Arc<Layer>| layer.with_presence(|presence| presence.present.len());
-    let mut so_far = ScrubProgress { blocks_verified: 0, blocks_total: layers.iter().map(count).sum() };
+    let blocks_total = layers.iter().map(count).sum();
     let mut report = ScrubReport::default();
     for layer in layers {
         // Extents that a crash left unverified are hashed first: what they hold now is what counts.
         while core.layers().rehash_step(&layer)? {}
+        let mut scrubbed = LayerScrub { core, layer: &layer, viewers: None, report: &mut report };
         let mut next = layer.with_presence(|presence| presence.present.min());
         while let Some(block) = next {
             let extent = block / EXTENT_BLOCKS;
-            so_far.blocks_verified += scrub_extent(core, &layer, extent, volume, &mut report)?;
-            progress(so_far);
+            scrubbed.extent(extent)?;
+            let (blocks_verified, damage) = (scrubbed.report.blocks_verified, scrubbed.report.damage());
+            if !progress(ScrubProgress { blocks_verified, blocks_total, damage }) {
+                return Ok(report);
+            }
             let after = extent.checked_add(1).and_then(|extent| extent.checked_mul(EXTENT_BLOCKS));
             next = after.and_then(|from| layer.with_presence(|presence| presence.present.range(from..).next()));
         }
@@ -40,44 +49,89 @@ fn layers_of(core: &Arc<Core>, volume: Option<&str>) -> Result<Vec<Arc<Layer>>> 
     Ok(head.into_iter().flat_map(|head| catalog.chain(head)).filter_map(|(id, _)| core.layers().get(id)).collect())
 }
 
-fn scrub_extent(core: &Arc<Core>, layer: &Arc<Layer>, extent: u32, volume: Option<&str>, report: &mut ScrubReport) -> Result<u64> {
-    let block_bytes = core.block_size().bytes() as usize;
-    let mut seen = 0;
-    for run in layer.extent(extent).0.runs() {
-        let mut start = run.start;
-        while start < run.end {
-            let first = extent * EXTENT_BLOCKS + start;
-            let mut buffer = AlignedBuffer::zeroed((run.end - start) as usize * block_bytes);
-            let outcome = core.layers().scrub_blocks(layer, first, &mut buffer);
-            let damaged = match outcome {
-                Ok(()) => break,
-                Err(error) if error.kind() == ErrorKind::Corrupt => error,
-                Err(error) => return Err(error),
-            };
-            let Some(block) = damaged.corruption().map(|corruption| corruption.block as u32) else { return Err(damaged) };
-            note_damage(core, layer, block, volume, damaged, report);
-            start = block % EXTENT_BLOCKS + 1;
-        }
-        seen += run.len() as u64;
-    }
-    report.blocks_verified += seen;
-    Ok(seen)
+/// One layer on its way.
+struct LayerScrub<'a> {
+    core: &'a Arc<Core>,
+    layer: &'a Arc<Layer>,
+    /// Looked for at the first damage.
+    viewers: Option<Viewers>,
+    report: &'a mut ScrubReport,
 }
 
-fn note_damage(core: &Arc<Core>, layer: &Arc<Layer>, block: u32, volume: Option<&str>, damaged: Error, report: &mut ScrubReport) {
-    let mut buffer = vec![0; core.block_size().bytes() as usize];
-    match core.repair(layer, block, &mut buffer, damaged) {
-        Ok(()) => report.blocks_repaired += 1,
-        Err(error) => {
-            let mut error = error;
-            if let (Some(corruption), Some(volume)) = (error.corruption(), volume) {
-                let mut corruption = corruption.clone();
-                corruption.volume = Some(volume.to_owned());
-                error = Error::corrupt_block(corruption);
+impl LayerScrub<'_> {
+    fn extent(&mut self, extent: u32) -> Result<()> {
+        let block_bytes = self.core.block_size().bytes() as usize;
+        for run in self.layer.extent(extent).0.runs() {
+            let mut start = run.start;
+            while start < run.end {
+                let first = extent * EXTENT_BLOCKS + start;
+                let mut buffer = AlignedBuffer::zeroed((run.end - start) as usize * block_bytes);
+                let outcome = self.core.layers().scrub_blocks(self.layer, first, &mut buffer);
+                let damaged = match outcome {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => error,
+                    Err(error) => return Err(error),
+                };
+                let Some(block) = damaged.corruption().map(|corruption| corruption.block as u32) else { return Err(damaged) };
+                self.note_damage(block, damaged);
+                start = block % EXTENT_BLOCKS + 1;
             }
-            if report.errors.len() < ERRORS_MAX {
-                report.errors.push(error.to_string());
+            self.report.blocks_verified += run.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn note_damage(&mut self, block: u32, damaged: Error) {
+        let viewers = self.viewers.get_or_insert_with(|| self.core.viewers(self.layer.id));
+        let names = viewers.of(block);
+        let mut buffer = vec![0; self.core.block_size().bytes() as usize];
+        let outcome = self.core.repair(self.layer, block, &mut buffer, damaged);
+        for name in &names {
+            let affected = self.report.affected.entry((*name).to_owned()).or_default();
+            match outcome {
+                Ok(()) => affected.blocks_repaired += 1,
+                Err(_) => affected.blocks_damaged += 1,
             }
         }
+        match outcome {
+            Ok(()) => self.report.blocks_repaired += 1,
+            Err(error) => {
+                self.report.blocks_damaged += 1;
+                if self.report.errors.len() < ERRORS_MAX {
+                    self.report.errors.push(format!("{}: {error}", named(&names)));
+                }
+            }
+        }
+    }
+}
+
+/// The first of some volumes and snapshots, and how many there are beside them.
+fn named(names: &[&str]) -> String {
+    let first = names.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => "no volume or snapshot shows it".into(),
+        1..=NAMES_MAX => first,
+        count => format!("{first} and {} more", count - NAMES_MAX),
+    }
+}
+
+impl ScrubReport {
+    /// Where damage was found so far.
+    fn damage(&self) -> Option<String> {
+        let names: Vec<&str> =
+            self.affected.iter().filter(|(_, blocks)| blocks.blocks_damaged > 0).map(|(name, _)| name.as_str()).collect();
+        (self.blocks_damaged > 0).then(|| named(&names))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_names_a_few() {
+        assert_eq!(named(&[]), "no volume or snapshot shows it");
+        assert_eq!(named(&["volume 'a'", "volume 'b'"]), "volume 'a', volume 'b'");
+        assert_eq!(named(&["a", "b", "c", "d", "e", "f"]), "a, b, c, d and 2 more");
     }
 }

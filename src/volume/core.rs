@@ -17,7 +17,7 @@ use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, SourceRecord};
-use crate::hydrate::{Budget, Hydrator, HydratorConfig, HydratorStatus};
+use crate::hydrate::{Budget, Hydrator, HydratorConfig, HydratorStatus, Progress};
 use crate::ids::{BlockSize, LayerId, VolumeId};
 use crate::io::RingKind;
 use crate::layer::{Layer, Layers, Ticket};
@@ -60,6 +60,8 @@ pub struct Core {
     threads: bool,
     heads: Mutex<HashMap<VolumeId, Weak<Head>>>,
     hydrators: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
+    /// What the hydrations that are over had done, while their roots live and the store is open.
+    hydrated: Mutex<BTreeMap<LayerId, Progress>>,
     /// Reads so far that waited for a source.
     pub(super) demands: AtomicU64,
     /// What the hydrators share.
@@ -92,6 +94,7 @@ impl Core {
             threads: config.threads,
             heads: Mutex::default(),
             hydrators: Mutex::default(),
+            hydrated: Mutex::default(),
             demands: AtomicU64::new(0),
             budget: Arc::default(),
             on_event: config.on_event,
@@ -175,6 +178,7 @@ impl Core {
         if !freed.is_empty() {
             for layer in &freed {
                 self.layers.free(*layer);
+                self.hydrated.lock().remove(layer);
                 if let Some(hydrator) = self.hydrators.lock().remove(layer) {
                     hydrator.stop();
                 }
@@ -201,6 +205,11 @@ impl Core {
     /// The hydrator of a root layer, while it needs its source.
     pub fn hydrator(&self, layer: LayerId) -> Option<Arc<Hydrator>> {
         self.hydrators.lock().get(&layer).cloned()
+    }
+
+    /// What the hydration of a root layer had done when it was over, if that was since the store was opened.
+    pub(super) fn hydrated(&self, layer: LayerId) -> Option<Progress> {
+        self.hydrated.lock().get(&layer).cloned()
     }
 
     /// All hydrators.
@@ -269,6 +278,8 @@ impl Core {
             if catalog.layer(layer).is_none() {
                 return Ok(false);
             }
+            // Before the sources are closed, and with them their counters.
+            self.hydrated.lock().insert(layer, hydrator.progress());
             self.change(&mut catalog, None, vec![Record::Detach(layer)])?
         };
         self.layers.wait(ticket)?;

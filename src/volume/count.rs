@@ -1,7 +1,7 @@
 //! Describing volumes and snapshots.
 
 use super::core::Core;
-use super::info::{BlockCounts, HydrationInfo, HydrationState, SnapshotInfo, VolumeInfo, VolumeState};
+use super::info::{BlockCounts, HydrationInfo, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState};
 use super::tally::Tally;
 use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
@@ -65,7 +65,10 @@ impl Core {
         let source = tally.source.and_then(|layer| Some((layer, catalog.layer(layer)?.source.as_ref()?)));
         let blocks = tally.counts(self.block_size.blocks_for(entry.size_bytes));
         let hydrator = source.and_then(|(layer, _)| self.hydrator(layer));
-        let hydration = self.hydration_info(source.map(|(_, record)| record), hydrator.as_deref(), &blocks);
+        let mut hydration = self.hydration_info(source.map(|(_, record)| record), hydrator.as_deref(), &blocks);
+        if source.is_none() {
+            self.recall_hydration(catalog, entry, &mut hydration);
+        }
         let state = match hydration.state {
             HydrationState::None => VolumeState::Created,
             HydrationState::Degraded => VolumeState::Degraded,
@@ -85,6 +88,17 @@ impl Core {
             labels: entry.labels.clone(),
             blocks,
             hydration,
+        }
+    }
+
+    /// What the hydration that made a volume complete had done.
+    fn recall_hydration(&self, catalog: &Catalog, entry: &VolumeEntry, info: &mut HydrationInfo) {
+        let root = catalog.chain(entry.head).last();
+        if let Some(progress) = root.and_then(|(root, _)| self.hydrated(root)) {
+            info.bytes_fetched = progress.fetched.total();
+            info.fetched = progress.fetched;
+            // That one of them failed last harms nobody any more.
+            info.sources = progress.sources.into_iter().map(|source| SourceInfo { failing: false, ..source }).collect();
         }
     }
 

@@ -72,7 +72,7 @@ pub struct HydrationInfo {
     pub priority: HydrationPriority,
     /// Bytes received, by reason.
     pub fetched: FetchedBytes,
-    /// Where missing blocks can be had.
+    /// Where missing blocks can be had. Of a hydration that is over, where they were had, until the store is closed.
     pub sources: Vec<SourceInfo>,
     /// Reads that wait for the source now.
     #[serde(default)]

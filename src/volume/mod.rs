@@ -21,6 +21,7 @@ mod shape;
 mod tally;
 mod trace;
 mod view;
+mod viewers;
 
 pub(crate) use self::core::{Core, CoreConfig};
 pub use event::{Event, EventKind, OnEvent};
@@ -31,3 +32,4 @@ pub use info::{
 };
 pub use queue::Queue;
 pub use request::{Completion, Request, Run, RunKind};
+pub(crate) use viewers::Viewers;

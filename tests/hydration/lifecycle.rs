@@ -4,7 +4,7 @@ use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
 use volfork::source::ReadClass;
-use volfork::volume::{VolumeInfo, VolumeState};
+use volfork::volume::{HydrationState, VolumeInfo, VolumeState};
 use volfork::{ErrorKind, Store};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage, nice};
@@ -106,4 +106,35 @@ fn what_nobody_waits_for_gives_way_and_connections_do_not() {
     actor.play(|_, _| Play::Answer);
     actor.release();
     assert!(store.wait_hydrated("v", PATIENCE).unwrap());
+}
+
+#[test]
+fn what_came_from_where_stays_known_when_all_is_here() {
+    let trial = Trial::new();
+    let data = pattern(54, 8 << 20);
+    let actor = |uri: &str| Actor { identity: Some("host/54".into()), ..Actor::new(uri, &data) };
+    let (good, bad) = (trial.stage.add(actor("a://")), trial.stage.add(actor("b://")));
+    bad.play(|_, _| Play::Fail);
+    good.play(|_, _| Play::Hang);
+    trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    trial.store.fork("v", "above").unwrap();
+    while trial.store.show("v").unwrap().hydration.sources[1].errors == 0 {
+        std::thread::yield_now();
+    }
+    good.play(|_, _| Play::Answer);
+    good.release();
+    trial.finish("v");
+    for name in ["v", "above"] {
+        let info = trial.store.show(name).unwrap();
+        let hydration = &info.hydration;
+        assert_eq!((info.state, hydration.state, info.source.as_deref()), (VolumeState::Created, HydrationState::None, None));
+        let told: Vec<_> = hydration.sources.iter().map(|source| (source.uri.as_str(), source.bytes_fetched, source.failing)).collect();
+        assert_eq!(told, [("a://", 8 << 20, false), ("b://", 0, false)]);
+        assert!(hydration.sources[1].errors > 0 && hydration.sources[1].last_error.is_some(), "{hydration:?}");
+        assert_eq!((hydration.bytes_fetched, hydration.fetched.total()), (8 << 20, 8 << 20));
+        assert_eq!((hydration.rate_bytes_per_second, hydration.eta_seconds, hydration.last_error.as_deref()), (0, None, None));
+    }
+    // A volume that never had a source knows of none.
+    trial.store.create_volume("plain", 4096).unwrap();
+    assert_eq!(trial.store.show("plain").unwrap().hydration, Default::default());
 }

@@ -1,6 +1,8 @@
 //! The arguments as they are typed.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use volfork::{BlockSize, parse_bytes};
@@ -23,13 +25,17 @@ pub struct Arguments {
     /// Print no progress and no confirmations; of lists only the names
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// How long readers wait for a source that does not answer until they are told that it is lost, from 2s to 1h; for 'serve',
+    /// or the command that opens the store itself [default: 30s]
+    #[arg(long, global = true, value_parser = source_timeout, value_name = "TIME")]
+    pub source_timeout: Option<Duration>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
 }
 
 const EXIT_STATUS: &str = "\
-Exit status: 0 done, 1 failed (or 'check' or 'scrub' found damage), 2 wrong usage.
+Exit status: 0 done, 1 failed (or 'check' or 'scrub' found damage), 2 wrong usage, 3 the time of 'hydrate --timeout' ran out.
 While 'volfork serve' runs, every other command is carried out by the serving process.";
 
 /// The commands.
@@ -69,7 +75,7 @@ pub enum Command {
     Export {
         /// NAME or NAME@SNAP
         target: Target,
-        /// The image or block device to write, or - for standard output
+        /// The image or block device to write, or - for standard output. A file has its name when it is whole
         file: PathBuf,
     },
     /// List the volumes
@@ -143,9 +149,13 @@ pub enum Command {
     Hydrate {
         /// Name of the volume
         name: String,
-        /// Wait until the volume needs its source no more
+        /// Wait until the volume needs its source no more. While no source answers that goes on, and says why; it fails at once
+        /// when every source has other bytes than those that were forked, or none at all
         #[arg(long, conflicts_with = "pause")]
         wait: bool,
+        /// With --wait: end with status 3 if the volume is not complete after so much time, as in 90s, 10m or 1h30m
+        #[arg(long, requires = "wait", value_parser = seconds, value_name = "TIME")]
+        timeout: Option<u64>,
         /// Stop background replication; reads still fetch what they need
         #[arg(long, conflicts_with = "resume")]
         pause: bool,
@@ -242,6 +252,17 @@ fn seconds(text: &str) -> Result<u64, String> {
     match text {
         "0" => Ok(0),
         _ => humantime::parse_duration(text).map(|time| time.as_secs().max(1)).map_err(|error| format!("{error}: use 90s, 10m or 1h30m")),
+    }
+}
+
+/// What a limit for sources may be: a far one takes its time to connect, and nobody waits for a day.
+const SOURCE_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
+
+fn source_timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| format!("{error}: use 10s, 90s or 2m"))?;
+    match SOURCE_TIMEOUTS.contains(&time) {
+        true => Ok(time),
+        false => Err("give at least 2s and at most 1h".into()),
     }
 }
 

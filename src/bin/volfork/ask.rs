@@ -1,9 +1,9 @@
 //! A request from the command line, from the user's files to the printed answer.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use volfork::ErrorKind;
 
@@ -12,6 +12,7 @@ use crate::control;
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
 use crate::interrupt::{Interrupt, Interruptible};
+use crate::output::{self, Output};
 use crate::reach::{Reached, reach};
 use crate::request::{Request, Response};
 use crate::settings::{FileArgument, Settings};
@@ -32,21 +33,23 @@ pub fn ask(settings: &Settings, request: Request, file: FileArgument, makes_stor
             response
         }
     };
-    user_file.made = None;
+    if let Some(output) = user_file.output {
+        output.keep()?;
+    }
     Ok(response)
 }
 
-/// The file of an import or export; one that was made for a failed export is removed.
+/// The file of an import or export; that of an export has its name when it is whole.
 struct UserFile {
     file: Option<File>,
-    made: Option<PathBuf>,
+    output: Option<Output>,
 }
 
 impl UserFile {
     fn open(argument: FileArgument) -> Result<Self> {
         let is_standard = |path: &Path| path.as_os_str() == "-";
         match argument {
-            FileArgument::None => Ok(Self { file: None, made: None }),
+            FileArgument::None => Ok(Self { file: None, output: None }),
             FileArgument::Read(path) if is_standard(&path) => {
                 standard(io::stdin(), "standard input is a terminal: pipe an image into the command")
             }
@@ -58,31 +61,12 @@ impl UserFile {
                 if file.metadata().is_ok_and(|meta| meta.is_dir()) {
                     return Err(Failure::new(ErrorKind::InvalidInput, format!("{} is a directory: name an image", path.display())));
                 }
-                Ok(Self { file: Some(file), made: None })
+                Ok(Self { file: Some(file), output: None })
             }
-            FileArgument::Write(path) => Self::open_output(path),
-        }
-    }
-
-    /// Old bytes stay until the export begins, so that a wrong name costs nothing.
-    fn open_output(path: PathBuf) -> Result<Self> {
-        let wrong = |error| Failure::io(format!("write {}", path.display()), error);
-        match File::options().read(true).write(true).create_new(true).open(&path) {
-            Ok(file) => Ok(Self { file: Some(file), made: Some(path) }),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let file = File::options().write(true).open(&path).map_err(wrong)?;
-                Ok(Self { file: Some(file), made: None })
+            FileArgument::Write(path) => {
+                let (file, output) = output::open(&path)?;
+                Ok(Self { file: Some(file), output })
             }
-            Err(error) => Err(wrong(error)),
-        }
-    }
-}
-
-impl Drop for UserFile {
-    fn drop(&mut self) {
-        if let Some(path) = self.made.take() {
-            // The failure of the export is reported; this one would hide it.
-            let _ = fs::remove_file(path);
         }
     }
 }
@@ -92,7 +76,7 @@ fn standard(stream: impl AsFd + IsTerminal, refusal: &str) -> Result<UserFile> {
         return Err(Failure::new(ErrorKind::InvalidInput, refusal));
     }
     let file = stream.as_fd().try_clone_to_owned().map_err(|error| Failure::io("duplicate a standard stream", error))?;
-    Ok(UserFile { file: Some(file.into()), made: None })
+    Ok(UserFile { file: Some(file.into()), output: None })
 }
 
 #[cfg(test)]
@@ -100,14 +84,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_export_leaves_files_as_they_were() {
+    fn only_what_can_be_an_image_is_read() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("image");
-        drop(UserFile::open(FileArgument::Write(path.clone())).unwrap());
-        assert!(!path.exists());
-        fs::write(&path, "old").unwrap();
-        drop(UserFile::open(FileArgument::Write(path.clone())).unwrap());
-        assert_eq!(fs::read(&path).unwrap(), b"old");
         assert!(UserFile::open(FileArgument::Read(directory.path().join("none"))).is_err_and(|failure| failure.is(ErrorKind::NotFound)));
         assert!(UserFile::open(FileArgument::Read(directory.path().into())).is_err());
     }

@@ -2,10 +2,10 @@
 //! command exists once.
 
 use std::fs::File;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use volfork::volume::{HydrationState, SnapshotInfo, VolumeState};
-use volfork::{ErrorKind, Store};
+use volfork::volume::{HydrationInfo, HydrationState, SnapshotInfo, VolumeState};
+use volfork::{ErrorKind, Store, format_bytes};
 
 use crate::failure::{Failure, Result};
 use crate::origin::origin;
@@ -44,10 +44,10 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             shown(store, Done::Renamed, &new)
         }
         Request::Destroy { target, recursive } => destroy(store, target, recursive),
-        Request::Hydrate { name, control, wait } => {
+        Request::Hydrate { name, control, wait, timeout_seconds } => {
             store.control_hydration(&name, &control)?;
             if wait {
-                wait_hydrated(store, &name, watcher)?;
+                wait_hydrated(store, &name, timeout_seconds, watcher)?;
             }
             shown(store, Done::Hydrated, &name)
         }
@@ -97,36 +97,63 @@ fn destroy(store: &Store, target: Target, recursive: bool) -> Result<Response> {
     Ok(Response::Destroyed(target))
 }
 
-fn wait_hydrated(store: &Store, name: &str, watcher: &mut dyn Watcher) -> Result<()> {
-    while !store.wait_hydrated(name, TELL_EVERY)? {
+fn wait_hydrated(store: &Store, name: &str, timeout_seconds: Option<u64>, watcher: &mut dyn Watcher) -> Result<()> {
+    let begun = Instant::now();
+    // What failed before may have been put right since: each address is tried once more.
+    let before = store.show(name)?.hydration;
+    loop {
+        let left = timeout_seconds.map(|seconds| Duration::from_secs(seconds).saturating_sub(begun.elapsed()));
+        if store.wait_hydrated(name, left.unwrap_or(TELL_EVERY).min(TELL_EVERY))? {
+            return Ok(());
+        }
         let info = store.show(name)?;
-        let hydration = info.hydration;
+        let hydration = &info.hydration;
         if hydration.state == HydrationState::Paused {
             let message = format!("hydration of volume '{name}' is paused, so waiting has no end: run 'volfork hydrate {name} --resume'");
             return Err(Failure::new(ErrorKind::Busy, message));
         }
-        let note = match info.state {
-            VolumeState::Degraded => hydration.last_error.map(|error| format!("no source has what is missing, trying again: {error}")),
-            _ => None,
-        };
+        if is_hopeless(&before, hydration) {
+            return Err(Failure::new(ErrorKind::SourceLost, hopeless_text(name, hydration)));
+        }
+        let no_source = "no source has what is missing, trying again";
+        let error = hydration.last_error.as_ref().filter(|_| info.state == VolumeState::Degraded);
+        if left.is_some_and(|left| left.is_zero()) {
+            let missing = format_bytes(hydration.bytes_missing);
+            let why = error.map(|error| format!("; {no_source}: {error}")).unwrap_or_default();
+            let message = format!(
+                "volume '{name}' is not complete after {}: {missing} are missing{why}; what came is kept, so wait again",
+                humantime::format_duration(Duration::from_secs(begun.elapsed().as_secs()))
+            );
+            return Err(Failure::timed_out(message));
+        }
+        let note = error.map(|error| format!("{no_source}: {error}"));
         let done = info.size_bytes.saturating_sub(hydration.bytes_missing);
         watcher.tell(Progress { unit: Unit::Bytes, done, total: Some(info.size_bytes), note })?;
     }
-    Ok(())
+}
+
+/// Whether every address has failed since `before`, in a way that another try does not mend.
+fn is_hopeless(before: &HydrationInfo, now: &HydrationInfo) -> bool {
+    let errors_before = |uri: &str| before.sources.iter().find(|source| source.uri == uri).map_or(0, |source| source.errors);
+    !now.sources.is_empty() && now.sources.iter().all(|source| source.refused && source.errors > errors_before(&source.uri))
+}
+
+fn hopeless_text(name: &str, hydration: &HydrationInfo) -> String {
+    let errors: Vec<&str> = hydration.sources.iter().filter_map(|source| source.last_error.as_deref()).collect();
+    format!(
+        "volume '{name}' cannot become complete: {} are missing, and no source has them: {}; put it right, or name one that has \
+         the snapshot: 'volfork hydrate {name} --add-source URI'",
+        format_bytes(hydration.bytes_missing),
+        errors.join("; ")
+    )
 }
 
 fn scrub(store: &Store, name: Option<&str>, watcher: &mut dyn Watcher) -> Result<Response> {
-    // The engine's scrub cannot be stopped from its callback, so a watcher that wants to end it is heard afterwards.
     let mut told = Ok(());
-    let report = store.scrub(name, &mut |progress| {
-        if told.is_ok() {
-            told = watcher.tell(Progress {
-                unit: Unit::Blocks,
-                done: progress.blocks_verified,
-                total: Some(progress.blocks_total),
-                note: None,
-            });
-        }
+    let report = store.scrub_while(name, &mut |progress| {
+        let note = progress.damage.map(|names| format!("damage found: {names}"));
+        told = watcher.tell(Progress { unit: Unit::Blocks, done: progress.blocks_verified, total: Some(progress.blocks_total), note });
+        told.is_ok()
     })?;
     told?;
     Ok(Response::Scrubbed(report))

@@ -9,10 +9,12 @@ use volfork::{Error, ErrorKind};
 /// Result of everything in the binary.
 pub type Result<T> = std::result::Result<T, Failure>;
 
+const TIMED_OUT: &str = "timed_out";
+
 /// A kind for scripts and a sentence for people that says what to do next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The engine's [`ErrorKind`] in snake case, or `interrupted`, or `usage`.
+    /// The engine's [`ErrorKind`] in snake case, or `interrupted`, `timed_out` or `usage`.
     pub kind: String,
     /// The sentence.
     pub message: String,
@@ -36,6 +38,16 @@ impl Failure {
     /// The user, or the client's end, stopped the work.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { kind: "interrupted".into(), message: message.into() }
+    }
+
+    /// The time that the user gave ran out.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self { kind: TIMED_OUT.into(), message: message.into() }
+    }
+
+    /// The exit status of a command that ends with it.
+    pub fn status(&self) -> u8 {
+        if self.kind == TIMED_OUT { 3 } else { 1 }
     }
 
     /// Wrong usage: what the parser of the arguments says, in one line.

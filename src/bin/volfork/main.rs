@@ -1,7 +1,7 @@
 //! The command line of `volfork`.
 //!
 //! - `args`, `settings`, `target`, `hints`: what was typed, and what it means.
-//! - `request`, `execute`, `transfer`: what can be asked of an open store, and how it is done.
+//! - `request`, `execute`, `transfer`, `output`: what can be asked of an open store, and how it is done.
 //! - `reach`, `ask`, `control`: where that happens: here, or in the process that serves the store.
 //! - `serve`, `nbd`, `ready`: the serving process.
 //! - `fleet`, `origin`: many hosts, and what placement wants to know of a source.
@@ -25,6 +25,7 @@ mod image;
 mod interrupt;
 mod nbd;
 mod origin;
+mod output;
 mod print;
 mod reach;
 mod ready;
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
             print::failure(settings.json, &failure);
-            ExitCode::FAILURE
+            ExitCode::from(failure.status())
         }
     }
 }

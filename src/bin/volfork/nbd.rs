@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use volfork::Store;
 use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::{SourceOpener, UriSources};
+use volfork::source::{NbdOptions as SourceOptions, SourceOpener, UriSources};
 
 use crate::failure::Result;
+use crate::settings::Settings;
 
 /// How forks reach exports elsewhere.
-pub fn sources() -> Option<Arc<dyn SourceOpener>> {
-    Some(Arc::new(UriSources::default()))
+pub fn sources(settings: &Settings) -> Arc<dyn SourceOpener> {
+    let nbd = settings.source_timeout.map(SourceOptions::patient_for).unwrap_or_default();
+    Arc::new(UriSources { nbd })
 }
 
 /// A running NBD server.

@@ -7,8 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::json;
 use volfork::format_bytes;
-use volfork::store::ScrubReport;
-use volfork::volume::{Event, EventKind, FetchedBytes, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo};
+use volfork::store::{AffectedBlocks, ScrubReport};
+use volfork::volume::{Event, EventKind, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, VolumeInfo};
 
 use crate::date::format_time;
 use crate::failure::{Failure, Result};
@@ -233,15 +233,20 @@ fn volume_table(info: &VolumeInfo) -> String {
     table.load_style(presets::NOTHING).add_rows(rows.into_iter().map(|(key, value)| vec![key.to_string(), value]));
     let mut text = flush_left(table);
     if !hydration.sources.is_empty() {
-        text += &format!("\n\n{}", sources_table(&hydration.sources));
+        text += &format!("\n\n{}", sources_table(hydration));
     }
     text
 }
 
-fn sources_table(list: &[SourceInfo]) -> String {
-    let rows = list.iter().map(|source| {
+fn sources_table(hydration: &HydrationInfo) -> String {
+    let rows = hydration.sources.iter().map(|source| {
         let round_trip = source.round_trip_micros.map_or_else(|| "-".into(), |micros| format!("{:.1} ms", micros as f64 / 1000.0));
-        let state = if source.failing { "failing" } else { "ok" };
+        let state = match (hydration.state, source.failing, source.refused) {
+            (HydrationState::None, _, _) => "done",
+            (_, true, true) => "refused",
+            (_, true, false) => "failing",
+            (_, false, _) => "ok",
+        };
         vec![source.uri.clone(), state.into(), format_bytes(source.bytes_fetched), source.errors.to_string(), round_trip]
     });
     table(&["SOURCE", "STATE", "FETCHED", "ERRORS", "ROUND TRIP"], &[2, 3, 4], rows)
@@ -272,10 +277,17 @@ fn done_text(done: Done, info: &VolumeInfo) -> String {
         Done::Extended => format!("volume '{name}' has {size}"),
         Done::Renamed => format!("the volume's name is '{name}'"),
         Done::Hydrated if info.hydration.state == HydrationState::None => {
-            format!("volume '{name}' has all of its {size} and needs no source")
+            format!("volume '{name}' has all of its {size} and needs no source{}", origins_text(&info.hydration))
         }
         Done::Hydrated => format!("volume '{name}': {}", hydration_text(info)),
     }
+}
+
+/// What came from where, of a hydration that is over.
+fn origins_text(hydration: &HydrationInfo) -> String {
+    let used = hydration.sources.iter().filter(|source| source.bytes_fetched > 0);
+    let parts: Vec<_> = used.map(|source| format!("{} from {}", format_bytes(source.bytes_fetched), source.uri)).collect();
+    if parts.is_empty() { String::new() } else { format!("; fetched {}", parts.join(", ")) }
 }
 
 fn moved_text(verb: &str, moved: &Moved) -> String {
@@ -290,7 +302,15 @@ fn moved_text(verb: &str, moved: &Moved) -> String {
 
 fn scrub_text(report: &ScrubReport) -> String {
     let mut lines = report.errors.clone();
-    let verdict = if report.errors.is_empty() { "no damage left".into() } else { format!("{} damaged", report.errors.len()) };
+    if report.blocks_damaged > lines.len() as u64 {
+        lines.push(format!("{} further damaged blocks", report.blocks_damaged - lines.len() as u64));
+    }
+    for (name, AffectedBlocks { blocks_damaged, blocks_repaired }) in &report.affected {
+        let parts = [(blocks_damaged, "damaged"), (blocks_repaired, "repaired")];
+        let parts = parts.into_iter().filter(|(count, _)| **count > 0).map(|(count, what)| format!("{count} {what}"));
+        lines.push(format!("{name}: {}", parts.collect::<Vec<_>>().join(", ")));
+    }
+    let verdict = if report.blocks_damaged == 0 { "no damage left".into() } else { format!("{} damaged", report.blocks_damaged) };
     lines.push(format!("{} blocks verified, {} repaired, {verdict}", report.blocks_verified, report.blocks_repaired));
     lines.join("\n")
 }
@@ -301,7 +321,7 @@ fn percent(part: u64, whole: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use volfork::volume::{BlockCounts, HydrationInfo, VolumeState};
+    use volfork::volume::{BlockCounts, SourceInfo, VolumeState};
 
     use super::*;
 
@@ -337,6 +357,27 @@ mod tests {
     fn a_fork_that_hydrates_says_what_to_do() {
         assert!(done_text(Done::Forked, &info("new", 1 << 30)).contains("volfork hydrate new --wait"));
         assert_eq!(done_text(Done::Forked, &info("new", 0)), "forked 'new' of 10.0 GiB");
+    }
+
+    #[test]
+    fn a_hydration_that_is_over_says_what_came_from_where() {
+        let source = |uri: &str, bytes_fetched, errors| SourceInfo {
+            uri: uri.into(),
+            failing: false,
+            bytes_fetched,
+            errors,
+            round_trip_micros: Some(1500),
+            last_error: None,
+            refused: false,
+        };
+        let sources = vec![source("nbd://a/v", 3 << 20, 0), source("nbd://b/v", 0, 7)];
+        let mut info = info("v", 0);
+        info.hydration = HydrationInfo { bytes_fetched: 3 << 20, sources, ..HydrationInfo::default() };
+        let table = volume_table(&info);
+        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert!(lines.contains(&vec!["nbd://a/v", "done", "3.0", "MiB", "0", "1.5", "ms"]), "{table}");
+        assert!(lines.contains(&vec!["nbd://b/v", "done", "0", "B", "7", "1.5", "ms"]), "{table}");
+        assert!(done_text(Done::Hydrated, &info).ends_with("needs no source; fetched 3.0 MiB from nbd://a/v"));
     }
 
     #[test]

@@ -30,6 +30,12 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         if let Some(stream) = control::connect(&settings.store)? {
+            if settings.source_timeout.is_some() {
+                return Err(Failure::new(
+                    ErrorKind::InvalidInput,
+                    "'volfork serve' owns the store: give --source-timeout to that, and not here",
+                ));
+            }
             return Ok(Reached::Server(stream));
         }
         match open(settings) {
@@ -78,7 +84,7 @@ pub fn missing(store: &Path) -> Failure {
 pub fn options(settings: &Settings, block_size: BlockSize) -> StoreOptions {
     StoreOptions {
         block_size,
-        sources: nbd::sources(),
+        sources: Some(nbd::sources(settings)),
         owner: format!("volfork {} (process {})", settings.label, std::process::id()),
         ..StoreOptions::default()
     }

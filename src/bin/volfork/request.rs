@@ -51,7 +51,13 @@ pub enum Request {
     /// The end of a volume or snapshot; `recursive` includes a volume's snapshots.
     Destroy { target: Target, recursive: bool },
     /// Look at, steer or await background replication.
-    Hydrate { name: String, control: HydrationControl, wait: bool },
+    Hydrate {
+        name: String,
+        control: HydrationControl,
+        wait: bool,
+        #[serde(default)]
+        timeout_seconds: Option<u64>,
+    },
     /// Verify every stored block.
     Scrub { name: Option<String> },
     /// About container images.
@@ -166,10 +172,12 @@ pub trait Watcher {
     fn tell(&mut self, progress: Progress) -> Result<()>;
 }
 
-/// One line from the server to a client: any number of `Progress`, then one of the others.
+/// One line from the server to a client: any number of `Alive` and `Progress`, then one of the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
+    /// The server lives; said when there is nothing else to say, so that nobody waits for one that was stopped.
+    Alive,
     /// Work goes on.
     Progress(Progress),
     /// It is done.

@@ -1,6 +1,7 @@
 //! From arguments to what is to be done.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use volfork::BlockSize;
 use volfork::store::HydrationControl;
@@ -22,6 +23,8 @@ pub struct Settings {
     pub json: bool,
     /// Print no progress and no confirmations.
     pub quiet: bool,
+    /// How long readers wait for a source that does not answer; `None`: as long as the engine thinks right.
+    pub source_timeout: Option<Duration>,
     /// Name of the command, for the store's lock and for progress.
     pub label: String,
 }
@@ -84,7 +87,8 @@ impl Arguments {
     /// What holds for every command, and what is to be done.
     pub fn settle(self) -> (Settings, Plan) {
         let (label, plan) = plan(self.command);
-        (Settings { store: self.store, json: self.json, quiet: self.quiet, label: label.into() }, plan)
+        let Self { store, json, quiet, source_timeout, .. } = self;
+        (Settings { store, json, quiet, source_timeout, label: label.into() }, plan)
     }
 }
 
@@ -113,7 +117,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
         Command::Destroy { target, recursive } => ("destroy", Plan::ask(Request::Destroy { target, recursive })),
-        Command::Hydrate { name, wait, pause, resume, rate, deadline, priority, add_source, remove_source } => {
+        Command::Hydrate { name, wait, timeout, pause, resume, rate, deadline, priority, add_source, remove_source } => {
             let control = HydrationControl {
                 paused: (pause || resume).then_some(pause),
                 rate_bytes_per_second: rate,
@@ -122,7 +126,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
                 add_sources: add_source,
                 remove_sources: remove_source,
             };
-            ("hydrate", Plan::ask(Request::Hydrate { name, control, wait }))
+            ("hydrate", Plan::ask(Request::Hydrate { name, control, wait, timeout_seconds: timeout }))
         }
         #[cfg(feature = "fleet")]
         Command::Place(place) => ("place", Plan::Place(Box::new(place))),
@@ -164,7 +168,7 @@ mod tests {
     }
 
     fn hydrate(control: HydrationControl, wait: bool) -> Request {
-        Request::Hydrate { name: "v".into(), control, wait }
+        Request::Hydrate { name: "v".into(), control, wait, timeout_seconds: None }
     }
 
     #[test]
@@ -190,6 +194,10 @@ mod tests {
                 ),
             ),
             ("hydrate v --deadline 0", hydrate(HydrationControl { deadline_seconds: Some(0), ..HydrationControl::default() }, false)),
+            (
+                "hydrate v --wait --timeout 2m",
+                Request::Hydrate { name: "v".into(), control: HydrationControl::default(), wait: true, timeout_seconds: Some(120) },
+            ),
             ("scrub", Request::Scrub { name: None }),
             ("ls", Request::List),
         ];
@@ -215,6 +223,17 @@ mod tests {
     }
 
     #[test]
+    fn the_patience_with_sources_is_set_before_or_behind_the_command() {
+        for (line, seconds) in
+            [("serve", None), ("--source-timeout 2s serve", Some(2)), ("fork nbd://a/v w --source-timeout 1m30s", Some(90))]
+        {
+            let words = std::iter::once("volfork").chain(line.split_whitespace());
+            let settings = Arguments::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).settle().0;
+            assert_eq!(settings.source_timeout, seconds.map(Duration::from_secs), "{line}");
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for line in [
             "",
@@ -226,8 +245,16 @@ mod tests {
             "hydrate v --pause --resume",
             "hydrate v --pause --wait",
             "hydrate v --deadline soon",
+            "hydrate v --timeout 10m",
+            "hydrate v --wait --timeout soon",
+            "hydrate v --wait --timeout -1s",
             "hydrate v --priority urgent",
             "export @s f",
+            "serve --source-timeout 0",
+            "serve --source-timeout 1s",
+            "serve --source-timeout 2h",
+            "serve --source-timeout 30",
+            "fork nbd://a/v w --source-timeout never",
             "demo image --size 1G",
             "create v --size 1G --vm-gpu-kind a100",
             "create v --size 1G --vm-memory much",

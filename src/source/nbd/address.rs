@@ -3,9 +3,12 @@
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use url::Url;
 
 use crate::source::{SourceError, SourceErrorKind};
@@ -75,7 +78,7 @@ impl Address {
     /// Nobody answers within the time.
     pub fn connect(&self, timeout: Duration) -> io::Result<Socket> {
         match &self.place {
-            Place::Unix(path) => UnixStream::connect(path).map(Socket::Unix),
+            Place::Unix(path) => connect_unix(path, timeout).map(Socket::Unix),
             Place::Tcp(host, port) => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
                 for address in (host.as_str(), *port).to_socket_addrs()? {
@@ -90,6 +93,16 @@ impl Address {
                 Err(last)
             }
         }
+    }
+}
+
+/// Without a limit, connecting waits for a server that is stopped once so many clients as it wants to queue wait too.
+fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
     }
 }
 

@@ -9,8 +9,8 @@ use crate::source::{SourceError, SourceErrorKind};
 use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE, DESCRIPTION_OF_SNAPSHOT,
     EXPORT_BLOCK_STATUS_PAYLOAD, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, MAGIC_NBD, MAGIC_OPTION,
-    OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNKNOWN, REP_ERR_UNSUP,
-    REP_INFO, REP_META_CONTEXT,
+    OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_PLATFORM, REP_ERR_SHUTDOWN,
+    REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
 };
 use crate::wire::{
     ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, decode_export_info, foreign_text,
@@ -177,7 +177,11 @@ impl Talk {
             other => {
                 let text = replies.last().map(|(_, data)| foreign_text(data)).unwrap_or_default();
                 let what = format!("the server refuses export '{export}' (reply {other:#x}): {text}");
-                Err(Refusal::Never(SourceErrorKind::Invalid, what))
+                Err(match other {
+                    // It goes, or is in trouble: another time it may do.
+                    REP_ERR_SHUTDOWN | REP_ERR_PLATFORM => Refusal::Later(what),
+                    _ => Refusal::Never(SourceErrorKind::Invalid, what),
+                })
             }
         }
     }

@@ -34,14 +34,45 @@ pub struct NbdOptions {
     pub tries: u32,
 }
 
-impl Default for NbdOptions {
-    fn default() -> Self {
+/// How long whoever waits for a source waits at most, unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connecting and agreeing take some round trips, also of a far server.
+const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+impl NbdOptions {
+    /// Readers of a source that takes requests and answers none are told of its loss after about `patience`; one that is gone is
+    /// given up after a third of it.
+    pub fn patient_for(patience: Duration) -> Self {
         Self {
             connections: 4,
-            connect_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(15),
-            give_up_after: Duration::from_secs(10),
+            connect_timeout: (patience / 6).max(CONNECT_TIMEOUT_MIN),
+            // On another connection it is tried once more.
+            request_timeout: patience / 2,
+            give_up_after: patience / 3,
             tries: 4,
         }
+    }
+}
+
+impl Default for NbdOptions {
+    fn default() -> Self {
+        Self::patient_for(PATIENCE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_follow_the_patience() {
+        let seconds = |patience: u64| {
+            let options = NbdOptions::patient_for(Duration::from_secs(patience));
+            [options.connect_timeout, options.request_timeout, options.give_up_after].map(|time| time.as_secs())
+        };
+        assert_eq!(seconds(30), [5, 15, 10]);
+        assert_eq!(seconds(3), [1, 1, 1]);
+        assert_eq!(seconds(600), [100, 300, 200]);
+        assert_eq!(NbdOptions::default().request_timeout * 2, PATIENCE);
     }
 }

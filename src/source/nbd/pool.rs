@@ -12,7 +12,7 @@ use super::NbdOptions;
 use super::address::Address;
 use super::handshake::{Agreed, Contexts, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
-use crate::io::give_way;
+use crate::io::{descriptors_left, descriptors_max, give_way};
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX, STATE_ZERO};
 use crate::wire::{HeaderMode, StatusExtent};
@@ -21,6 +21,8 @@ use crate::wire::{HeaderMode, StatusExtent};
 const JOBS_MAX: usize = 64;
 /// From this round trip on, a source gets twice as many connections: a loss halves the window of one of them only.
 const FAR_ROUND_TRIP: Duration = Duration::from_millis(5);
+/// Descriptors of one connection.
+const LINK_DESCRIPTORS: usize = 3;
 /// First and longest pause between tries to connect.
 const PAUSES: Range<Duration> = Duration::from_millis(20)..Duration::from_secs(1);
 
@@ -83,6 +85,11 @@ impl NbdSource {
     /// [`SourceErrorKind::Invalid`] for a wrong address or export, [`SourceErrorKind::Lost`] if nobody answers.
     pub fn open(uri: &str, options: NbdOptions) -> Result<Arc<Self>, SourceError> {
         let address = Address::parse(uri)?;
+        if descriptors_left(3) < LINK_DESCRIPTORS {
+            let max = descriptors_max();
+            let message = format!("{uri}: of the {max} descriptors of this process hardly any is left: raise the limit ('ulimit -n')");
+            return Err(SourceError { kind: SourceErrorKind::Lost, message });
+        }
         let agreed = connect(&address, options.connect_timeout).map_err(|refusal| refusal.into_error(uri))?;
         let (align_bytes, read_bytes_max) = block_sizes(&agreed);
         let multi = agreed.info.flags & EXPORT_CAN_MULTI_CONN != 0;
@@ -381,9 +388,13 @@ impl Shared {
             match state.links.len() {
                 // Whether anybody answers is found out with one.
                 0 => 1,
-                count => self.links_wanted(&state).saturating_sub(count),
+                // Further ones make it faster, which others must not pay for.
+                count => self.links_wanted(&state).saturating_sub(count).min(descriptors_left(2) / LINK_DESCRIPTORS),
             }
         };
+        if missing == 0 {
+            return false;
+        }
         let results: Vec<_> = std::thread::scope(|scope| {
             // Where no further thread can be had, the others do.
             let connect = |_| std::thread::Builder::new().name("nbd-connect".into()).spawn_scoped(scope, || self.reconnect()).ok();

@@ -6,6 +6,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 const NAME: &str = "control.sock";
 const NAME_NEW: &str = "control.sock.new";
@@ -42,9 +47,10 @@ pub fn unbind(store: &Path) {
     let _ = fs::remove_file(store.join(NAME));
 }
 
-/// Connects to the owner of `store`; `None` if nobody listens.
-pub fn connect(store: &Path) -> io::Result<Option<UnixStream>> {
-    let connected = short(store).and_then(|(directory, _keeps)| UnixStream::connect(directory.join(NAME)));
+/// Connects to the owner of `store`; `None` if nobody listens. A server that does not come to take its clients is waited for no longer
+/// than `patience`.
+pub fn connect(store: &Path, patience: Duration) -> io::Result<Option<UnixStream>> {
+    let connected = short(store).and_then(|(directory, _keeps)| connect_within(&directory.join(NAME), patience));
     match connected {
         Ok(stream) => Ok(Some(stream)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
@@ -52,9 +58,38 @@ pub fn connect(store: &Path) -> io::Result<Option<UnixStream>> {
     }
 }
 
+fn connect_within(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        // The queue of clients is full.
+        Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn connect(store: &Path) -> io::Result<Option<UnixStream>> {
+        super::connect(store, Duration::from_millis(100))
+    }
+
+    #[test]
+    fn a_server_that_takes_no_clients_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let _listener = bind(directory.path()).unwrap();
+        let mut queued = Vec::new();
+        let refusal = loop {
+            match connect(directory.path()) {
+                Ok(stream) => queued.push(stream.unwrap()),
+                Err(error) => break error,
+            }
+            assert!(queued.len() < 10_000);
+        };
+        assert_eq!(refusal.kind(), io::ErrorKind::TimedOut);
+    }
 
     #[test]
     fn a_socket_is_private_replaced_and_found_by_a_long_path() {

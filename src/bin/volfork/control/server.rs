@@ -5,10 +5,11 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use volfork::ErrorKind;
@@ -23,6 +24,8 @@ const CLIENTS_MAX: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time for running requests to end when the server stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a client hears that the server lives.
+const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// Least time between two lines of progress.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
@@ -32,8 +35,34 @@ type Execute = dyn Fn(Request, Option<File>, &mut dyn Watcher) -> Result<Respons
 struct Shared {
     execute: Box<Execute>,
     stopping: AtomicBool,
+    /// Those who wait for an answer.
+    sessions: Mutex<Vec<Weak<Session>>>,
+    /// The last client has gone: no pulse is needed any more.
+    over: (Mutex<bool>, Condvar),
     clients: Mutex<usize>,
     client_left: Condvar,
+}
+
+/// The way to one client. Lines of several threads do not mix.
+struct Session {
+    stream: UnixStream,
+    sending: Mutex<()>,
+}
+
+impl Session {
+    /// Sends a short line if that needs no wait; `false` if the client has gone.
+    fn say(&self, message: &Message) -> bool {
+        let Ok(mut text) = serde_json::to_vec(message) else { return true };
+        text.push(b'\n');
+        // What another thread sends says as well that the server lives.
+        let Ok(_sending) = self.sending.try_lock() else { return true };
+        match rustix::net::send(&self.stream, &text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            // A client that was stopped for a while misses it; it must not stop the work.
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => true,
+            Ok(sent) => sent == text.len(),
+            Err(_) => false,
+        }
+    }
 }
 
 /// Listens until it is stopped.
@@ -41,7 +70,7 @@ pub struct ControlServer {
     shared: Arc<Shared>,
     listener: Arc<UnixListener>,
     directory: PathBuf,
-    thread: JoinHandle<()>,
+    threads: [JoinHandle<()>; 2],
 }
 
 impl ControlServer {
@@ -50,21 +79,36 @@ impl ControlServer {
     where
         E: Fn(Request, Option<File>, &mut dyn Watcher) -> Result<Response> + Send + Sync + 'static,
     {
-        let listener =
-            address::bind(directory).map_err(|error| Failure::io(format!("listen on {}/control.sock", directory.display()), error))?;
+        let listener = address::bind(directory);
+        let listener = listener.map_err(|error| Failure::io(format!("listen on {}/control.sock", directory.display()), error))?;
+        Self::listen(directory, listener, execute)
+    }
+
+    fn listen<E>(directory: &Path, listener: UnixListener, execute: E) -> Result<Self>
+    where
+        E: Fn(Request, Option<File>, &mut dyn Watcher) -> Result<Response> + Send + Sync + 'static,
+    {
         let listener = Arc::new(listener);
         let shared = Arc::new(Shared {
             execute: Box::new(execute),
             stopping: AtomicBool::new(false),
+            sessions: Mutex::default(),
+            over: Default::default(),
             clients: Mutex::new(0),
             client_left: Condvar::new(),
         });
+        let started = |error| Failure::io("start a thread", error);
+        let pulse = std::thread::Builder::new().name("control-pulse".into()).spawn({
+            let shared = shared.clone();
+            move || pulse(&shared)
+        });
+        let pulse = pulse.map_err(started)?;
         let thread = std::thread::Builder::new().name("control".into()).spawn({
             let (shared, listener) = (shared.clone(), listener.clone());
             move || accept(&shared, &listener)
         });
-        let thread = thread.map_err(|error| Failure::io("start a thread", error))?;
-        Ok(Self { shared, listener, directory: directory.to_path_buf(), thread })
+        let thread = thread.inspect_err(|_| end_pulse(&shared)).map_err(started)?;
+        Ok(Self { shared, listener, directory: directory.to_path_buf(), threads: [thread, pulse] })
     }
 
     /// Takes no further clients, ends long requests and waits for the others.
@@ -73,13 +117,40 @@ impl ControlServer {
         self.shared.stopping.store(true, Ordering::SeqCst);
         // A listener that is shut down wakes `accept` with an error.
         let _ = rustix::net::shutdown(&*self.listener, Shutdown::Both);
-        let _ = self.thread.join();
+        let [thread, pulse] = self.threads;
+        let _ = thread.join();
         let clients = self.shared.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = self.shared.client_left.wait_timeout_while(clients, STOP_PATIENCE, |clients| *clients > 0);
+        end_pulse(&self.shared);
+        let _ = pulse.join();
     }
 }
 
+/// Tells those who wait that the server lives.
+fn pulse(shared: &Shared) {
+    let (over, ended) = &shared.over;
+    let mut is_over = over.lock().unwrap_or_else(PoisonError::into_inner);
+    while !*is_over {
+        (is_over, _) = ended.wait_timeout_while(is_over, PULSE_EVERY, |over| !*over).unwrap_or_else(PoisonError::into_inner);
+        shared.sessions.lock().unwrap_or_else(PoisonError::into_inner).retain(|session| match session.upgrade() {
+            // Whether the client has gone shows where it matters.
+            Some(session) => {
+                session.say(&Message::Alive);
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+fn end_pulse(shared: &Shared) {
+    *shared.over.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    shared.over.1.notify_all();
+}
+
 fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
+    // Kept for telling a client that there is no descriptor left for it.
+    let mut spare = File::open("/dev/null").ok();
     loop {
         let accepted = listener.accept();
         if shared.stopping.load(Ordering::SeqCst) {
@@ -87,8 +158,17 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
         }
         match accepted {
             Ok((stream, _)) => welcome(shared, stream),
-            // Out of descriptors or memory: clients wait in the backlog meanwhile.
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && spare.take().is_some() => {
+                if let Ok((stream, _)) = listener.accept() {
+                    refuse(stream, Failure::io("the process that serves the store cannot take the command", error));
+                }
+                spare = File::open("/dev/null").ok();
+            }
+            // Out of memory, or somebody was quicker: clients wait in the queue meanwhile.
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(50));
+                spare = spare.or_else(|| File::open("/dev/null").ok());
+            }
         }
     }
 }
@@ -124,7 +204,11 @@ fn welcome(shared: &Arc<Shared>, stream: UnixStream) {
         (_, false) => Failure::new(ErrorKind::ReadOnly, "only the user that serves the store, and root, may do this"),
         (None, true) => Failure::new(ErrorKind::Busy, format!("{CLIENTS_MAX} commands are running on this store: try again later")),
     };
-    answer(&stream, &Message::Failed(refused));
+    refuse(stream, refused);
+}
+
+fn refuse(stream: UnixStream, failure: Failure) {
+    answer(&Session { stream, sending: Mutex::default() }, &Message::Failed(failure));
 }
 
 /// The socket's mode keeps others out; this keeps them out when the mode was changed.
@@ -134,15 +218,17 @@ fn may_ask(stream: &UnixStream) -> bool {
 }
 
 fn serve(shared: &Shared, stream: UnixStream) {
-    let message = match carry_out(shared, &stream) {
+    let session = Arc::new(Session { stream, sending: Mutex::default() });
+    shared.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&session));
+    let message = match carry_out(shared, &session) {
         Ok(message) => message,
         Err(failure) => Message::Failed(failure),
     };
-    answer(&stream, &message);
+    answer(&session, &message);
 }
 
-fn carry_out(shared: &Shared, stream: &UnixStream) -> Result<Message> {
-    let (text, file) = line::receive(stream, REQUEST_BYTES_MAX, PATIENCE)
+fn carry_out(shared: &Shared, session: &Session) -> Result<Message> {
+    let (text, file) = line::receive(&session.stream, REQUEST_BYTES_MAX, PATIENCE)
         .map_err(|error| Failure::new(ErrorKind::InvalidInput, format!("the request is not one line in time: {error}")))?;
     let request: Request = serde_json::from_slice(&text).map_err(|error| {
         Failure::new(ErrorKind::InvalidInput, format!("the request is not understood; use the volfork that serves the store: {error}"))
@@ -150,11 +236,23 @@ fn carry_out(shared: &Shared, stream: &UnixStream) -> Result<Message> {
     if request.needs_file() != file.is_some() {
         return Err(Failure::new(ErrorKind::InvalidInput, "a descriptor belongs to import and export, and to nothing else"));
     }
-    let mut watcher = RemoteWatcher { shared, stream, told: None };
+    if has_hung_up(&session.stream) {
+        return Err(Failure::interrupted("the client has gone before its request was begun"));
+    }
+    let mut watcher = RemoteWatcher { shared, session, told: None };
     (shared.execute)(request, file, &mut watcher).map(Message::Done)
 }
 
-fn answer(mut stream: &UnixStream, message: &Message) {
+/// Whether a client has given up: it was told then that nothing would be begun.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+}
+
+fn answer(session: &Session, message: &Message) {
+    let _sending = session.sending.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut stream = &session.stream;
     // A client that does not take its answer has gone; its request is done all the same.
     let _ = stream.set_write_timeout(Some(PATIENCE));
     if let Ok(mut text) = serde_json::to_vec(message) {
@@ -166,14 +264,14 @@ fn answer(mut stream: &UnixStream, message: &Message) {
 /// Sends progress to the client, and notices when it has gone.
 struct RemoteWatcher<'a> {
     shared: &'a Shared,
-    stream: &'a UnixStream,
+    session: &'a Session,
     told: Option<Instant>,
 }
 
 impl RemoteWatcher<'_> {
     /// A client sends nothing behind its request, so anything but "nothing yet" is the end.
     fn is_gone(&self) -> bool {
-        let peeked = rustix::net::recv(self.stream, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        let peeked = rustix::net::recv(&self.session.stream, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         !matches!(peeked, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR))
     }
 }
@@ -190,13 +288,9 @@ impl Watcher for RemoteWatcher<'_> {
         if self.is_gone() {
             return Err(Failure::interrupted("the client has gone; what was begun is undone"));
         }
-        let Ok(mut text) = serde_json::to_vec(&Message::Progress(progress)) else { return Ok(()) };
-        text.push(b'\n');
-        match rustix::net::send(self.stream, &text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            // A client that was stopped for a while misses progress; it must not stop the work.
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(()),
-            Ok(sent) if sent == text.len() => Ok(()),
-            _ => Err(Failure::interrupted("the client has gone; what was begun is undone")),
+        match self.session.say(&Message::Progress(progress)) {
+            true => Ok(()),
+            false => Err(Failure::interrupted("the client has gone; what was begun is undone")),
         }
     }
 }
@@ -237,6 +331,55 @@ mod tests {
             },
             _ => Ok(Response::Volumes(Vec::new())),
         }
+    }
+
+    fn next_message(reader: &mut impl io::BufRead) -> Message {
+        serde_json::from_slice(&line::next(reader, MESSAGE_BYTES_MAX).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn work_that_tells_nothing_gives_signs_of_life() {
+        let directory = tempfile::tempdir().unwrap();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let ended = Mutex::new(ended);
+        let silent = move |_: Request, _: Option<File>, _: &mut dyn Watcher| {
+            ended.lock().unwrap().recv().unwrap();
+            Ok(Response::Volumes(Vec::new()))
+        };
+        let server = ControlServer::start(directory.path(), silent).unwrap();
+        let mut stream = connect(directory.path()).unwrap().unwrap();
+        stream.write_all(b"\"list\"\n").unwrap();
+        let mut reader = BufReader::new(&stream);
+        for _ in 0..2 {
+            assert!(matches!(next_message(&mut reader), Message::Alive));
+        }
+        end.send(()).unwrap();
+        while let Message::Alive = next_message(&mut reader) {}
+        server.stop();
+    }
+
+    #[test]
+    fn a_request_whose_client_has_given_up_is_not_begun() {
+        let directory = tempfile::tempdir().unwrap();
+        let (tell, told) = std::sync::mpsc::channel::<Request>();
+        let tell = Mutex::new(tell);
+        let note = move |request: Request, _: Option<File>, _: &mut dyn Watcher| {
+            tell.lock().unwrap().send(request).unwrap();
+            Ok(Response::Volumes(Vec::new()))
+        };
+        // As if the server had been stopped: both clients are in its queue, and the first one has gone.
+        let listener = address::bind(directory.path()).unwrap();
+        let send = |request: Request| {
+            let stream = connect(directory.path()).unwrap().unwrap();
+            line::send(&stream, &serde_json::to_vec(&request).unwrap(), None).unwrap();
+            stream
+        };
+        drop(send(Request::Show { name: "gone".into() }));
+        let waiting = send(Request::List);
+        let server = ControlServer::listen(directory.path(), listener, note).unwrap();
+        assert!(matches!(next_message(&mut BufReader::new(&waiting)), Message::Done(_)));
+        server.stop();
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [Request::List]);
     }
 
     fn export() -> Request {

@@ -51,7 +51,7 @@ fn find_origin(settings: &Settings, arguments: &PlaceArguments) -> Result<Option
             _ => Err(Failure::new(ErrorKind::Unsupported, "the process that serves the store is another version of volfork")),
         };
     }
-    arguments.source.as_deref().map(origin_at).transpose()
+    arguments.source.as_deref().map(|uri| origin_at(settings, uri)).transpose()
 }
 
 fn find_image(settings: &Settings, arguments: &PlaceArguments, hints: &MachineHints) -> Result<Option<Image>> {
@@ -123,10 +123,9 @@ fn regions(named: &[String], view: &FleetView) -> Vec<String> {
 }
 
 /// Of an export elsewhere, which does not tell its labels.
-fn origin_at(uri: &str) -> Result<Origin> {
+fn origin_at(settings: &Settings, uri: &str) -> Result<Origin> {
     let wrong = |message: String| Failure::new(ErrorKind::SourceLost, message);
-    let opener = nbd::sources().ok_or_else(|| wrong(format!("no source can be opened: {uri}")))?;
-    let source = opener.open(uri).map_err(|error| wrong(error.to_string()))?;
+    let source = nbd::sources(settings).open(uri).map_err(|error| wrong(error.to_string()))?;
     let first = source.trace();
     let origin = Origin { identity: source.identity(), size_bytes: source.size_bytes(), ..Origin::default() };
     source.close();

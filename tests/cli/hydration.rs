@@ -1,0 +1,172 @@
+//! Waiting for hydration, when it goes well and when it does not.
+
+use std::fs;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::host::{Host, signal};
+
+/// Bytes that are nowhere zero, so many that a fork of them is not complete when the command that made it ends.
+const IMAGE_BYTES: u64 = 96 << 20;
+
+fn write_image(host: &Host, name: &str, seed: u64) {
+    let bytes: Vec<u8> = (0..IMAGE_BYTES).map(|at| ((at + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8).collect();
+    fs::write(host.path(name), bytes).unwrap();
+    host.ok(&["import", name, name]);
+    host.ok(&["snapshot", name, "s"]);
+}
+
+/// What a command that must fail says, and its status.
+fn failure(host: &Host, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = host.command(arguments).arg("--json").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let last: Value = serde_json::from_str(error.lines().last().unwrap_or_default()).unwrap_or_else(|wrong| panic!("{error:?}: {wrong}"));
+    let text = |key: &str| last["error"][key].as_str().unwrap().to_owned();
+    (output.status.code(), text("kind"), text("message"))
+}
+
+#[test]
+fn waiting_ends_when_the_time_is_over_and_when_no_source_will_ever_do() {
+    let origin = Host::new();
+    write_image(&origin, "v", 1);
+    write_image(&origin, "other", 2);
+    let listen = format!("unix:{}", origin.path("socket").display());
+    for served in [false, true] {
+        let server = origin.serve(&["--listen", &listen]);
+        let host = Host::new();
+        let owner = served.then(|| host.serve(&[]));
+        host.ok(&["fork", &server.uri("v@s"), "copy"]);
+        server.stop();
+
+        let (status, kind, message) = failure(&host, &["hydrate", "copy", "--wait", "--timeout", "2s"]);
+        assert_eq!((status, kind.as_str()), (Some(3), "timed_out"), "{message}");
+        // A connection that was lost a moment ago may come back yet.
+        assert!(message.contains("MiB are missing") && (served || message.contains("no source has what is missing")), "{message}");
+        let (status, kind, _) = failure(&host, &["hydrate", "copy", "--wait", "--timeout", "0"]);
+        assert_eq!((status, kind.as_str()), (Some(3), "timed_out"));
+
+        // The address has other bytes now.
+        origin.ok(&["rename", "v", "kept"]);
+        origin.ok(&["rename", "other", "v"]);
+        let server = origin.serve(&["--listen", &listen]);
+        let (status, kind, message) = failure(&host, &["hydrate", "copy", "--wait"]);
+        assert_eq!((status, kind.as_str()), (Some(1), "source_lost"), "{message}");
+        assert!(message.contains("cannot become complete") && message.contains("--add-source"), "{message}");
+        assert!(message.contains(&server.uri("v@s")), "{message}");
+        if served {
+            let info = host.json(&["show", "copy"]);
+            assert_eq!(info.pointer("/hydration/sources/0/refused"), Some(&Value::from(true)), "{info}");
+            assert!(host.ok(&["show", "copy"]).contains("refused"));
+        }
+        // Put right, it is taken again.
+        for (name, new) in [("v", "other"), ("kept", "v")] {
+            origin.ok(&["rename", name, new]);
+        }
+        let info = host.json(&["hydrate", "copy", "--wait", "--timeout", "1h"]);
+        assert_eq!(info["state"], "created", "{info}");
+        let fetched = info.pointer("/hydration/sources/0/bytes_fetched").and_then(Value::as_u64);
+        assert!(fetched > Some(0), "{info}");
+        assert!(host.bytes("copy") == fs::read(origin.path("v")).unwrap());
+        server.stop();
+        drop(owner);
+    }
+}
+
+#[test]
+fn the_patience_with_a_source_is_what_the_user_said() {
+    let origin = Host::new();
+    write_image(&origin, "v", 3);
+    let server = origin.serve(&["--listen", "127.0.0.1:0"]);
+    let fork = |patience: &str| {
+        let host = Host::new();
+        host.ok(&["fork", &server.uri("v@s"), "copy"]);
+        host.ok(&["hydrate", "copy", "--pause"]);
+        let owner = host.serve(&["--source-timeout", patience]);
+        assert_eq!(host.kind(&["list", "--source-timeout", "5s"]), "invalid_input");
+        (host, owner)
+    };
+    let ((hasty, _first), (patient, _second)) = (fork("2s"), fork("1h"));
+    let read = |host: &Host, name: &str| {
+        let mut command = host.command(&["--json", "export", name, "-"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    signal(&server.child, libc::SIGSTOP);
+    let mut waiting = read(&patient, "copy");
+    let failed = read(&hasty, "copy").wait_with_output().unwrap();
+    assert!(!failed.status.success());
+    let error: Value = serde_json::from_slice(&failed.stderr).unwrap();
+    assert_eq!(error.pointer("/error/kind"), Some(&Value::from("source_lost")), "{error}");
+    assert!(waiting.try_wait().unwrap().is_none(), "who has patience waits on");
+    signal(&server.child, libc::SIGCONT);
+    assert!(waiting.wait_with_output().unwrap().stdout == fs::read(origin.path("v")).unwrap());
+}
+
+#[test]
+fn an_export_that_was_killed_leaves_what_was_there() {
+    let origin = Host::new();
+    write_image(&origin, "v", 4);
+    let source = origin.serve(&["--listen", "127.0.0.1:0"]);
+    let host = Host::new();
+    let _owner = host.serve(&[]);
+    host.ok(&["fork", &source.uri("v@s"), "copy"]);
+    host.ok(&["hydrate", "copy", "--pause"]);
+    signal(&source.child, libc::SIGSTOP);
+    let waiting = || host.json(&["show", "copy"]).pointer("/hydration/readers_waiting").and_then(Value::as_u64).unwrap();
+    let files = || fs::read_dir(host.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let before = files();
+    for old in [None, Some("old bytes")] {
+        if let Some(old) = old {
+            fs::write(host.path("image"), old).unwrap();
+        }
+        let mut child = host.command(&["export", "copy", "image"]).stderr(Stdio::null()).spawn().unwrap();
+        while waiting() == 0 {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        match old {
+            None => assert_eq!(files(), before),
+            Some(old) => assert_eq!(fs::read(host.path("image")).unwrap(), old.as_bytes()),
+        }
+        while waiting() > 0 {
+            signal(&source.child, libc::SIGCONT);
+            std::thread::yield_now();
+        }
+        signal(&source.child, libc::SIGSTOP);
+    }
+    signal(&source.child, libc::SIGCONT);
+    host.ok(&["export", "copy", "image"]);
+    assert!(fs::read(host.path("image")).unwrap() == fs::read(origin.path("v")).unwrap());
+}
+
+#[test]
+fn a_server_with_few_descriptors_says_so_and_breaks_nothing() {
+    let origin = Host::new();
+    write_image(&origin, "v", 5);
+    let source = origin.serve(&["--listen", "127.0.0.1:0"]);
+    let host = Host::new();
+    let few = host.serve_with_descriptors(48, &[]);
+    let mut forked = Vec::new();
+    for number in 0..16 {
+        let name = format!("fork{number}");
+        let output = host.run(&["fork", &source.uri("v@s"), &name]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        match output.status.success() {
+            true => forked.push(name),
+            false => assert!(error.contains("ulimit -n"), "{error}"),
+        }
+        // Everything else works on.
+        host.ok(&["create", &format!("plain{number}"), "--size", "1M"]);
+    }
+    assert!(!forked.is_empty());
+    for name in &forked {
+        host.ok(&["hydrate", name, "--wait"]);
+    }
+    host.ok(&["fork", &source.uri("v@s"), "afterwards"]);
+    host.ok(&["hydrate", "afterwards", "--wait"]);
+    assert_eq!(host.volumes().len(), 16 + forked.len() + 1);
+    few.stop();
+    host.ok(&["check"]);
+    assert!(host.bytes("afterwards") == fs::read(origin.path("v")).unwrap());
+}
