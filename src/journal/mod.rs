@@ -64,11 +64,12 @@ impl Journal {
         next.journal += 1;
         next.generation += 1;
         let path = paths.journal(next.journal);
-        let (file, sequence, tail_bytes) = Self::write_state(&*disk, &path, &next, sequence, state).inspect_err(|_| {
-            // The half-written file is of no use to anybody, and its space may be needed.
+        let written = Self::write_state(&*disk, &path, &next, sequence, state)
+            .and_then(|written| disk.sync_dir(paths.root()).map(|()| written).map_err(io_error("sync", paths.root())));
+        let (file, sequence, tail_bytes) = written.inspect_err(|_| {
+            // A file that nothing will point at is of no use to anybody, and its space may be needed.
             let _ = disk.remove(&path);
         })?;
-        disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
         // It is not known which journal counts then, so that is never a mere lack of space.
         let undecided = |error: Error| Error::new(ErrorKind::Io, error.to_string());
         Self::write_superblock(&*disk, &paths, &next).map_err(undecided)?;

@@ -135,3 +135,26 @@ fn a_crash_at_any_operation_of_opening_and_of_a_checkpoint_loses_nothing() {
         }
     }
 }
+
+#[test]
+fn a_checkpoint_without_space_leaves_no_file_behind() {
+    let mut failed = false;
+    for k in 1.. {
+        let world = due(1);
+        let before = world.disk.operations();
+        world.disk.fail_at(before + k, Fault::Enospc);
+        let files = world.disk.files();
+        let stepped = world.store().step();
+        let reached = world.disk.operations() >= before + k;
+        if stepped.is_ok() {
+            let is_journal = |path: &&std::path::PathBuf| path.to_string_lossy().contains("journal.");
+            let journals: Vec<_> = world.disk.files().into_iter().filter(|path| is_journal(&path)).collect();
+            assert_eq!(journals.len(), 1, "no space at operation {k}: {journals:?}");
+            failed |= reached && files.contains(&journals[0]);
+        }
+        if !reached {
+            break;
+        }
+    }
+    assert!(failed, "no checkpoint was without space");
+}
