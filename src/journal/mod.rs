@@ -198,3 +198,29 @@ impl Journal {
         self.state_bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::BlockSize;
+    use crate::io::SystemDisk;
+
+    /// A try that ended before the superblock pointed at it used the same number, so its frames verify.
+    #[test]
+    fn a_new_journal_has_nothing_of_an_earlier_try_with_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
+        let paths = StorePaths::new(dir.path());
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let start = || Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, std::iter::empty()).unwrap();
+        let mut writer = Writer::default();
+        Record::Closed.encode(&mut writer);
+        let mut lost = start();
+        lost.append(&writer.bytes).unwrap();
+        assert_eq!(load(&*disk, &paths).unwrap().rounds, [[Record::Closed]]);
+        disk.remove(&paths.superblock()).unwrap();
+        let state_bytes = start().state_bytes();
+        assert_eq!(state_bytes, lost.state_bytes(), "the frame of the lost one is where the next frame will be");
+        assert!(load(&*disk, &paths).unwrap().rounds.is_empty());
+    }
+}
