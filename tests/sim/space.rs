@@ -1,5 +1,7 @@
 //! No space at each operation of a checkpoint: the store goes on as if it had not been tried, or refuses writes.
 
+use std::collections::BTreeMap;
+
 use volfork::ErrorKind;
 
 use crate::disk::Fault;
@@ -157,4 +159,38 @@ fn a_checkpoint_without_space_leaves_no_file_behind() {
         }
     }
     assert!(failed, "no checkpoint was without space");
+}
+
+/// What needs room in the journal takes none of what is kept for flushes and destroys, however much is asked for.
+#[test]
+fn flushes_and_destroys_have_room_in_the_journal_when_everything_else_is_refused() {
+    const VOLUMES: usize = 200;
+    let mut world = World::new(1);
+    world.open().unwrap();
+    for _ in 0..VOLUMES {
+        world.create().unwrap();
+    }
+    world.write_sectors("v1", 0..64).unwrap();
+    world.flush("v1").unwrap();
+    world.disk.set_capacity(Some(world.disk.used_pages()));
+    let mut number = 0;
+    let refused = loop {
+        let labels = BTreeMap::from([("k".to_owned(), format!("{number:01000}"))]);
+        match world.store().set_labels("v1", labels.clone()) {
+            Ok(()) => world.model.get_mut("v1").unwrap().labels = labels,
+            Err(error) => break error,
+        }
+        number += 1;
+        assert!(number < 100_000, "the journal has room for ever");
+    };
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    for number in 2..=VOLUMES {
+        world.destroy(&format!("v{number}")).unwrap();
+    }
+    for block in 0..8 {
+        world.discard_sectors("v1", 8 * block..8 * block + 8).unwrap();
+        world.flush("v1").unwrap();
+    }
+    world.disk.set_capacity(None);
+    world.crash();
 }
