@@ -194,3 +194,19 @@ fn flushes_and_destroys_have_room_in_the_journal_when_everything_else_is_refused
     world.disk.set_capacity(None);
     world.crash();
 }
+
+/// What a running store keeps for the next opening is enough for it.
+#[test]
+fn a_store_opens_on_a_disk_that_is_full_to_the_last_page() {
+    for seed in seeds(12) {
+        let _named = Named("opening on a full disk", seed);
+        let mut world = World::new(seed * 3 + 1);
+        world.open().unwrap();
+        world.create().unwrap();
+        world.write_sectors("v1", 0..64).unwrap();
+        world.flush("v1").unwrap();
+        world.disk.set_capacity(Some(world.disk.used_pages()));
+        world.random = Random::new(seed);
+        if seed % 2 == 0 { world.kill() } else { world.crash() }
+    }
+}
