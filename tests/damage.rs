@@ -334,3 +334,22 @@ fn a_store_that_lost_its_superblock_is_not_made_anew() {
     }
     assert!(files(&store).iter().any(|file| file.starts_with("layers")), "its layers were swept");
 }
+
+/// What is behind it would fit as well: a volume that was written before and flushed would have lost that in silence.
+#[test]
+fn a_frame_that_is_gone_from_the_middle_is_noticed() {
+    let fixture = Fixture::new();
+    let frames = frames(&journal(&fixture.path("killed")));
+    let rounds = 1..frames.len() - 1;
+    assert!(rounds.len() > 3, "{frames:?}");
+    for number in rounds {
+        let store = fixture.copy("killed");
+        let path = journal(&store);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.drain(frames[number].start..frames[number + 1].start);
+        fs::write(&path, bytes).unwrap();
+        let refused = Store::open(&store, options()).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "frame {number}: {refused}");
+        assert!(refused.to_string().contains("has number"), "frame {number}: {refused}");
+    }
+}
