@@ -353,3 +353,24 @@ fn a_frame_that_is_gone_from_the_middle_is_noticed() {
         assert!(refused.to_string().contains("has number"), "frame {number}: {refused}");
     }
 }
+
+#[test]
+fn either_slot_of_a_store_that_was_never_closed_is_enough() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let store = Store::create(&path("store"), options()).unwrap();
+    let bytes = pattern(1, BLOCK);
+    let volume = store.create_volume("v", SIZE as u64).unwrap();
+    volume.write_at(&bytes, 0).unwrap();
+    volume.flush().unwrap();
+    for slot in 0..2 {
+        let killed = path(&format!("killed{slot}"));
+        copy(&path("store"), &killed);
+        assert_eq!(Store::check(&killed, options()).unwrap().violations, Vec::<String>::new());
+        flip(&killed.join("superblock"), slot * 4096 + 20);
+        let opened = Store::open(&killed, options()).unwrap_or_else(|error| panic!("slot {slot}: {error}"));
+        let mut found = vec![0; BLOCK];
+        opened.volume("v").unwrap().read_at(&mut found, 0).unwrap();
+        assert!(found == bytes, "slot {slot}");
+    }
+}
