@@ -1,6 +1,8 @@
 //! Requests through queues: forced ones (FUA) are durable when they complete, although nobody flushes; a flush of one queue makes
 //! durable what others of the volume completed, as several connections to one export (NBD: multi-conn) are promised.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use volfork::volume::{Queue, Request};
 
@@ -9,6 +11,9 @@ use crate::model::WINDOW_START;
 use crate::random::Random;
 use crate::world::World;
 use crate::{Named, seeds};
+
+/// A flush that does not wait for its own round may take longer, and is missed then.
+const SOON: Duration = Duration::from_millis(20);
 
 /// Every way that a forced request takes: on the caller's thread, by a worker, through the ring; zeroes and discards.
 fn requests(fua: bool) -> [(Request, u64, usize, u8); 7] {
@@ -114,6 +119,9 @@ fn a_flush_of_one_queue_waits_for_no_less_than_its_own_round() {
         let (request, offset, bytes, byte) = requests(false)[3].clone();
         perform(&mut writing, request);
         flushing.submit(1, Request::Flush).unwrap();
+        let mut done = Vec::new();
+        flushing.wait(&mut done, Some(SOON)).unwrap();
+        assert!(done.is_empty(), "it ends before a round of its own began");
         world.disk.holds.release();
         end(&mut flushing);
         // The other one may still be on its way to whoever asked for it.
