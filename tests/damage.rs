@@ -356,3 +356,43 @@ fn a_scrub_ends_when_it_is_told_to() {
     let verified = report.unwrap().blocks_verified;
     assert!(calls == 1 && verified > 0 && verified < whole, "{verified} of {whole}");
 }
+
+/// What is behind it would fit as well: a volume that was written before and flushed would have lost that in silence.
+#[test]
+fn a_frame_that_is_gone_from_the_middle_is_noticed() {
+    let fixture = Fixture::new();
+    let frames = frames(&journal(&fixture.path("killed")));
+    let rounds = 1..frames.len() - 1;
+    assert!(rounds.len() > 3, "{frames:?}");
+    for number in rounds {
+        let store = fixture.copy("killed");
+        let path = journal(&store);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.drain(frames[number].start..frames[number + 1].start);
+        fs::write(&path, bytes).unwrap();
+        let refused = Store::open(&store, options()).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "frame {number}: {refused}");
+        assert!(refused.to_string().contains("has number"), "frame {number}: {refused}");
+    }
+}
+
+#[test]
+fn either_slot_of_a_store_that_was_never_closed_is_enough() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let store = Store::create(&path("store"), options()).unwrap();
+    let bytes = pattern(1, BLOCK);
+    let volume = store.create_volume("v", SIZE as u64).unwrap();
+    volume.write_at(&bytes, 0).unwrap();
+    volume.flush().unwrap();
+    for slot in 0..2 {
+        let killed = path(&format!("killed{slot}"));
+        copy(&path("store"), &killed);
+        assert_eq!(Store::check(&killed, options()).unwrap().violations, Vec::<String>::new());
+        flip(&killed.join("superblock"), slot * 4096 + 20);
+        let opened = Store::open(&killed, options()).unwrap_or_else(|error| panic!("slot {slot}: {error}"));
+        let mut found = vec![0; BLOCK];
+        opened.volume("v").unwrap().read_at(&mut found, 0).unwrap();
+        assert!(found == bytes, "slot {slot}");
+    }
+}

@@ -64,12 +64,14 @@ impl Journal {
         next.journal += 1;
         next.generation += 1;
         let path = paths.journal(next.journal);
-        let (file, sequence, tail_bytes) = Self::write_state(&*disk, &path, &next, sequence, state).inspect_err(|_| {
-            // The half-written file is of no use to anybody, and its space may be needed.
+        let written = Self::write_state(&*disk, &path, &next, sequence, state).and_then(|written| {
+            disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+            Ok((written, Self::open_superblock(&*disk, &paths)?))
+        });
+        let ((file, sequence, tail_bytes), slots) = written.inspect_err(|_| {
+            // A file that nothing will point at is of no use to anybody, and its space may be needed.
             let _ = disk.remove(&path);
         })?;
-        disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
-        let slots = Self::open_superblock(&*disk, &paths)?;
         // It is not known which journal counts then, so that is never a mere lack of space.
         let undecided = |error: Error| Error::new(ErrorKind::Io, error.to_string());
         Self::write_superblock(&*disk, &paths, &*slots, &next).map_err(undecided)?;
@@ -200,5 +202,31 @@ impl Journal {
     /// Bytes of the state at the last checkpoint.
     pub fn state_bytes(&self) -> u64 {
         self.state_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::BlockSize;
+    use crate::io::SystemDisk;
+
+    /// A try that ended before the superblock pointed at it used the same number, so its frames verify.
+    #[test]
+    fn a_new_journal_has_nothing_of_an_earlier_try_with_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
+        let paths = StorePaths::new(dir.path());
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let start = || Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, std::iter::empty()).unwrap();
+        let mut writer = Writer::default();
+        Record::Closed.encode(&mut writer);
+        let mut lost = start();
+        lost.append(&writer.bytes).unwrap();
+        assert_eq!(load(&*disk, &paths).unwrap().rounds, [[Record::Closed]]);
+        disk.remove(&paths.superblock()).unwrap();
+        let state_bytes = start().state_bytes();
+        assert_eq!(state_bytes, lost.state_bytes(), "the frame of the lost one is where the next frame will be");
+        assert!(load(&*disk, &paths).unwrap().rounds.is_empty());
     }
 }

@@ -160,8 +160,7 @@ impl Background {
         let directory = self.paths.layers();
         for name in list(&directory)? {
             let Some((layer, _)) = StorePaths::parse_layer(&name) else { continue };
-            // Asked under the catalogue's lock: a layer is in the table before its file is made.
-            if self.core.catalog().layer(layer).is_none() && self.core.layers().get(layer).is_none() {
+            if self.core.is_unknown(layer) {
                 self.remove(&directory.join(&name))?;
             }
         }

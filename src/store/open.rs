@@ -269,6 +269,21 @@ mod tests {
     use super::*;
     use crate::format::{BlockRun, LayerRecord, SnapshotRecord, VolumeRecord};
     use crate::ids::{BlockSize, VolumeId};
+    use crate::store::Store;
+
+    #[test]
+    fn layers_that_no_volume_writes_to_are_sealed_when_a_store_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = || StoreOptions { threads: false, ..StoreOptions::default() };
+        let store = Store::create(dir.path(), options()).unwrap();
+        store.create_volume("v", 1 << 20).unwrap().write_at(&[1; 4096], 0).unwrap();
+        store.create_snapshot("v", "s").unwrap();
+        store.fork("v@s", "f").unwrap();
+        let sealed = |store: &Store| -> Vec<_> { store.0.core.layers().all().iter().map(|layer| layer.is_sealed()).collect() };
+        assert_eq!(sealed(&store), [true, false, false]);
+        store.close().unwrap();
+        assert_eq!(sealed(&Store::open(dir.path(), options()).unwrap()), [true, false, false]);
+    }
 
     /// What the last round says, when one of its blocks is not on disk.
     #[test]

@@ -189,6 +189,14 @@ impl Core {
         Ok(ticket)
     }
 
+    /// Whether nothing refers to a layer, nor will after a crash: files that it may have can go. Those of a layer that was freed
+    /// a moment ago wait for the end of the round that has its record; they go in [`Core::unlink_step`].
+    pub fn is_unknown(&self, layer: LayerId) -> bool {
+        // Under the catalogue's lock, with which layers are added (before their files are made) and freed.
+        let catalog = self.catalog();
+        catalog.layer(layer).is_none() && self.layers.get(layer).is_none() && self.freed.lock().iter().all(|(_, freed)| *freed != layer)
+    }
+
     /// Removes the files of one layer that is durably free. Answers whether there was one.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! No space at each operation of a checkpoint: the store goes on as if it had not been tried, or refuses writes.
 
+use std::collections::BTreeMap;
+
 use volfork::ErrorKind;
 
 use crate::disk::Fault;
@@ -133,5 +135,78 @@ fn a_crash_at_any_operation_of_opening_and_of_a_checkpoint_loses_nothing() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_checkpoint_without_space_leaves_no_file_behind() {
+    let mut failed = false;
+    for k in 1.. {
+        let world = due(1);
+        let before = world.disk.operations();
+        world.disk.fail_at(before + k, Fault::Enospc);
+        let files = world.disk.files();
+        let stepped = world.store().step();
+        let reached = world.disk.operations() >= before + k;
+        if stepped.is_ok() {
+            let is_journal = |path: &&std::path::PathBuf| path.to_string_lossy().contains("journal.");
+            let journals: Vec<_> = world.disk.files().into_iter().filter(|path| is_journal(&path)).collect();
+            assert_eq!(journals.len(), 1, "no space at operation {k}: {journals:?}");
+            failed |= reached && files.contains(&journals[0]);
+        }
+        if !reached {
+            break;
+        }
+    }
+    assert!(failed, "no checkpoint was without space");
+}
+
+/// What needs room in the journal takes none of what is kept for flushes and destroys, however much is asked for.
+#[test]
+fn flushes_and_destroys_have_room_in_the_journal_when_everything_else_is_refused() {
+    const VOLUMES: usize = 200;
+    let mut world = World::new(1);
+    world.open().unwrap();
+    for _ in 0..VOLUMES {
+        world.create().unwrap();
+    }
+    world.write_sectors("v1", 0..64).unwrap();
+    world.flush("v1").unwrap();
+    world.disk.set_capacity(Some(world.disk.used_pages()));
+    let mut number = 0;
+    let refused = loop {
+        let labels = BTreeMap::from([("k".to_owned(), format!("{number:01000}"))]);
+        match world.store().set_labels("v1", labels.clone()) {
+            Ok(()) => world.model.get_mut("v1").unwrap().labels = labels,
+            Err(error) => break error,
+        }
+        number += 1;
+        assert!(number < 100_000, "the journal has room for ever");
+    };
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    for number in 2..=VOLUMES {
+        world.destroy(&format!("v{number}")).unwrap();
+    }
+    for block in 0..8 {
+        world.discard_sectors("v1", 8 * block..8 * block + 8).unwrap();
+        world.flush("v1").unwrap();
+    }
+    world.disk.set_capacity(None);
+    world.crash();
+}
+
+/// What a running store keeps for the next opening is enough for it.
+#[test]
+fn a_store_opens_on_a_disk_that_is_full_to_the_last_page() {
+    for seed in seeds(12) {
+        let _named = Named("opening on a full disk", seed);
+        let mut world = World::new(seed * 3 + 1);
+        world.open().unwrap();
+        world.create().unwrap();
+        world.write_sectors("v1", 0..64).unwrap();
+        world.flush("v1").unwrap();
+        world.disk.set_capacity(Some(world.disk.used_pages()));
+        world.random = Random::new(seed);
+        if seed % 2 == 0 { world.kill() } else { world.crash() }
     }
 }

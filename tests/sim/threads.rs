@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use volfork::Store;
+use volfork::io::Disk as _;
 
 use crate::hold::{Beside, Kind, beside};
 use crate::model::{SECTOR, SnapshotModel, VolumeModel, WINDOW_START, sector_bytes};
@@ -208,5 +209,37 @@ fn writers_of_parts_of_one_block_take_turns() {
         world.compare();
         world.flush("v1").unwrap();
         world.crash();
+    }
+}
+
+/// The record may be lost with the power, and then the volume is still there.
+#[test]
+fn files_of_a_destroyed_volume_stay_until_its_end_is_durable() {
+    for seed in seeds(12) {
+        let _named = Named("a destroy that is not durable", seed);
+        let mut world = marked(seed);
+        if seed % 2 == 1 {
+            // Files that nothing refers to are looked for after an opening.
+            world.restart_without_looking(false);
+        }
+        let (disk, files) = (world.disk.clone(), world.layer_files());
+        let mut left = 0;
+        let mut after = world.model.clone();
+        after.remove("v1");
+        let ended = world.change("destroy v1".into(), after, |store| {
+            disk.holds.hold(Kind::Sync, "journal");
+            let destroying = store.clone();
+            let destroy = beside(move || destroying.destroy_volume("v1", true));
+            disk.holds.await_held();
+            let stepped = store.step();
+            // Any other round may make names durable now.
+            disk.sync_dir(&World::root().join("layers")).unwrap();
+            left = disk.files().iter().filter(|path| path.starts_with(World::root().join("layers"))).count();
+            disk.power_off();
+            destroy.join().and(stepped.map(drop))
+        });
+        assert!(ended.is_err(), "the power was off");
+        world.crash();
+        assert_eq!(left, files, "{}", world.story());
     }
 }
