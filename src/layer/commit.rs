@@ -103,10 +103,10 @@ impl Commit {
         Ticket(queue.started + 1)
     }
 
-    /// Whether no round is under way and no record waits for one.
+    /// Whether no round is under way, and nothing waits for one.
     pub fn is_idle(&self) -> bool {
         let queue = self.queue.lock();
-        !queue.leading && queue.next.records.is_empty()
+        !queue.leading && queue.next.records.is_empty() && queue.next.layers.is_empty()
     }
 
     /// Lets the next round make the completed writes of `layers` durable.

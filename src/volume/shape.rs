@@ -36,7 +36,6 @@ struct Base {
     layer: Option<LayerId>,
     view: View,
     records: Vec<Record>,
-    sync: Option<LayerId>,
 }
 
 fn check_size(size_bytes: u64) -> Result<()> {
@@ -109,8 +108,7 @@ impl Core {
             records.push(Record::Labels(volume, labels));
         }
         let layer = self.layers.add(head, parent, None);
-        let sync = base.as_ref().and_then(|base| base.sync);
-        let ticket = self.change(catalog, sync, records)?;
+        let ticket = self.change(catalog, None, records)?;
         let head = match base {
             None => Head::new(self, volume, layer, size_bytes),
             Some(base) => Head::with_view(self, volume, View { layer, size_bytes, owners: base.view.owners }),
@@ -125,13 +123,16 @@ impl Core {
         let mut view = head.view.write();
         let old = Arc::clone(&view.layer);
         if old.is_blank() && !always {
-            return Ok(Base { layer: old.parent, view: view.clone(), records: Vec::new(), sync: None });
+            return Ok(Base { layer: old.parent, view: view.clone(), records: Vec::new() });
         }
         let layer = catalog.next_layer()?;
         old.seal();
+        // What was written to the old head is durable with the records that follow. The next round takes it before anybody sees
+        // the new head: whoever flushes that has to find that there is something to wait for.
+        self.layers.enqueue_with_sync(Some(old.id), []);
         view.layer = self.layers.add(layer, Some(old.id), None);
         let records = vec![Record::Layer(LayerRecord::over(Some(old.id), layer)), Record::Seal { volume: head.id, head: layer }];
-        Ok(Base { layer: Some(old.id), view: view.clone(), records, sync: Some(old.id) })
+        Ok(Base { layer: Some(old.id), view: view.clone(), records })
     }
 
     /// Forks a volume as it is now. The fork has the labels of its source, changed by `change`, from the first moment.
@@ -304,7 +305,7 @@ impl Core {
                 records.push(Record::Snapshot(SnapshotRecord { volume: head.id, layer, size_bytes, created_at, name }));
                 records.extend(held.map(|held| Record::Held(HeldRecord { layer, size_bytes, held })));
             }
-            self.change(&mut catalog, base.sync, records)?
+            self.change(&mut catalog, None, records)?
         };
         self.layers.wait(ticket)
     }

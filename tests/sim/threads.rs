@@ -243,3 +243,23 @@ fn files_of_a_destroyed_volume_stay_until_its_end_is_durable() {
         assert_eq!(left, files, "{}", world.story());
     }
 }
+
+/// A volume has its new head a moment before that is recorded: whoever flushes then is told nothing of the layer below.
+#[test]
+fn a_flush_makes_durable_what_was_written_before_although_the_head_is_replaced() {
+    for seed in seeds(16) {
+        let _named = Named("a flush in the middle of a fork", seed);
+        let mut world = marked(seed);
+        // In place, or a new block.
+        world.write_sectors("v1", if seed % 4 < 2 { 40..48 } else { 0..8 }).unwrap();
+        let (volume, disk) = (world.store().volume("v1").unwrap(), world.disk.clone());
+        world.clock.at_next_date(move || {
+            volume.flush().unwrap();
+            disk.power_off();
+        });
+        let ended = if seed % 2 == 0 { world.fork("v1") } else { world.snapshot("v1") };
+        assert!(ended.is_err() && world.disk.is_off(), "the store asks for no date");
+        world.model.get_mut("v1").unwrap().flush();
+        world.crash();
+    }
+}

@@ -4,30 +4,16 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use volfork::content::Digest;
-use volfork::{Clock, ErrorKind, Store, StoreOptions};
+use volfork::{ErrorKind, Store, StoreOptions};
 
+use crate::clock::SimClock;
 use crate::disk::{Fault, SimDisk};
 use crate::model::{Model, SECTOR, SnapshotModel, VOLUME_BYTES, VolumeModel, WINDOW_SECTORS, WINDOW_START, sector_bytes};
 use crate::random::Random;
 use crate::source::{MOODY, STEADY, SimSources, source_tags};
-
-#[derive(Default)]
-pub struct SimClock(AtomicU64);
-
-impl Clock for SimClock {
-    fn monotonic(&self) -> Duration {
-        // Every look at the clock lets time pass.
-        Duration::from_millis(self.0.fetch_add(20, Ordering::SeqCst))
-    }
-
-    fn unix(&self) -> Duration {
-        Duration::from_secs(1_000_000)
-    }
-}
 
 /// Name, size, snapshots and labels of a volume.
 type Shape = (String, u64, Vec<String>, BTreeMap<String, String>);
@@ -45,7 +31,7 @@ pub struct World {
     /// Journal bytes after which the state is written anew.
     checkpoint_bytes: u64,
     store: Option<Store>,
-    clock: Arc<SimClock>,
+    pub clock: Arc<SimClock>,
     next_tag: u64,
     next_name: u64,
     alternative: Alternative,
