@@ -1,0 +1,229 @@
+//! Hydrators over a layer in a directory, with sources that do what a test tells them and a clock that stands still.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use roaring::RoaringBitmap;
+
+use super::{Budget, Hydrator, HydratorConfig};
+use crate::clock::Clock;
+use crate::format::{HydrationSettings, SourceRecord, StorePaths, Superblock};
+use crate::ids::{BlockSize, LayerId};
+use crate::io::{IoMode, SystemDisk};
+use crate::journal::Journal;
+use crate::layer::{BlockRead, Layer, LayerConfig, Layers, Recovery};
+use crate::limits::EXTENT_BLOCKS;
+use crate::source::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+
+const BLOCK: usize = 4096;
+const URI: &str = "far://x";
+
+/// A clock that goes on when a test says so.
+#[derive(Default)]
+struct Still(Mutex<Duration>);
+
+impl Still {
+    fn go_on(&self, time: Duration) {
+        *self.0.lock() += time;
+    }
+}
+
+impl Clock for Still {
+    fn monotonic(&self) -> Duration {
+        *self.0.lock()
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_000_000) + self.monotonic()
+    }
+}
+
+/// What is at the source.
+struct Far {
+    data: Bytes,
+    /// How reads fail; `None`: they do not.
+    fails: Mutex<Option<SourceErrorKind>>,
+    /// Blocks that were asked for.
+    reads: Mutex<Vec<Range<u64>>>,
+    opened: AtomicUsize,
+    closed: Mutex<Vec<usize>>,
+}
+
+/// A connection, by its number from 1 on.
+struct Way(Arc<Far>, usize);
+
+struct Ways(Arc<Far>);
+
+impl SourceOpener for Ways {
+    fn open(&self, _uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        Ok(Arc::new(Way(Arc::clone(&self.0), self.0.opened.fetch_add(1, Ordering::SeqCst) + 1)))
+    }
+}
+
+impl Source for Way {
+    fn size_bytes(&self) -> u64 {
+        self.0.data.len() as u64
+    }
+
+    fn read_bytes_max(&self) -> u32 {
+        4 << 20
+    }
+
+    fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
+        self.0.reads.lock().push(range.start / BLOCK as u64..range.end.div_ceil(BLOCK as u64));
+        if let Some(kind) = *self.0.fails.lock() {
+            return arrival(Arrival::End(Err(SourceError { kind, message: format!("{URI} fails") })));
+        }
+        arrival(Arrival::Part(Part::new(range.start, self.0.data.slice(range.start as usize..range.end as usize))));
+        arrival(Arrival::End(Ok(())));
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
+    }
+
+    fn describe(&self) -> String {
+        URI.into()
+    }
+
+    fn stats(&self) -> SourceStats {
+        SourceStats::default()
+    }
+
+    fn close(&self) {
+        self.0.closed.lock().push(self.1);
+    }
+}
+
+/// A hydrator, without a thread of its own, and all that it works with.
+struct Scene {
+    layers: Arc<Layers>,
+    layer: Arc<Layer>,
+    clock: Arc<Still>,
+    far: Arc<Far>,
+    hydrator: Arc<Hydrator>,
+    _dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(data: Vec<u8>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = StorePaths::new(dir.path());
+        std::fs::create_dir(paths.layers()).unwrap();
+        let config = LayerConfig {
+            disk: Arc::new(SystemDisk::new()),
+            paths: paths.clone(),
+            block_size: BlockSize::DEFAULT,
+            io_mode: IoMode::Buffered,
+            checksum_cache_bytes: 1 << 20,
+            checkpoint_bytes: 1 << 20,
+        };
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let start = |state: &mut dyn Iterator<Item = _>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state);
+        let layers = Arc::new(Recovery::new(config).finish(|_| (None, None), start).unwrap());
+        let size_bytes = data.len() as u64;
+        let layer = layers.add(LayerId(1), None, Some(size_bytes.div_ceil(BLOCK as u64)));
+        layer.seal();
+        let clock = Arc::<Still>::default();
+        clock.go_on(Duration::from_secs(100));
+        let (reads, opened) = (Mutex::default(), AtomicUsize::new(0));
+        let far = Arc::new(Far { data: data.into(), fails: Mutex::default(), reads, opened, closed: Mutex::default() });
+        let config = HydratorConfig {
+            layers: Arc::clone(&layers),
+            layer: Arc::clone(&layer),
+            record: SourceRecord { uris: vec![URI.into()], size_bytes, settings: HydrationSettings::default() },
+            origin: String::new(),
+            opener: Arc::new(Ways(Arc::clone(&far))),
+            clock: Arc::clone(&clock) as _,
+            block_size: BlockSize::DEFAULT,
+            budget: Arc::<Budget>::default(),
+            on_change: Box::new(|_, _| {}),
+        };
+        Self { layers, layer, clock, far, hydrator: Hydrator::new(config, None), _dir: dir }
+    }
+
+    /// Blocks that are nowhere zero.
+    fn with_blocks(count: usize) -> Self {
+        Self::new((0..count).flat_map(|block| [block as u8 % 255 + 1; BLOCK]).collect())
+    }
+
+    /// What the layer has of a block; `None`: it is missing.
+    fn block(&self, block: u32) -> Option<Vec<u8>> {
+        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+        if self.layer.missing(extent).contains(within) {
+            return None;
+        }
+        let mut bytes = vec![0; BLOCK];
+        if self.layer.extent(extent).0.contains(within) {
+            assert!(matches!(self.layers.read_blocks(&self.layer, block, &mut bytes), Ok(BlockRead::Verified)), "block {block}");
+        }
+        Some(bytes)
+    }
+
+    /// Bytes of the source.
+    fn far_bytes(&self, blocks: Range<u64>) -> Bytes {
+        let at = |block: u64| (block as usize * BLOCK).min(self.far.data.len());
+        self.far.data.slice(at(blocks.start)..at(blocks.end))
+    }
+
+    /// Backfill, as far as it comes while the clock stands still.
+    fn backfill(&self) -> bool {
+        (0..100).any(|_| !self.hydrator.backfill_step())
+    }
+
+    /// Requests since the last look.
+    fn requests(&self) -> usize {
+        std::mem::take(&mut *self.far.reads.lock()).len()
+    }
+
+    fn set(&self, change: impl FnOnce(&mut HydrationSettings)) {
+        let mut settings = self.hydrator.settings();
+        change(&mut settings);
+        self.hydrator.set_settings(settings);
+    }
+}
+
+/// Every arrangement of zeros and data in a window of blocks, some of them over the end of an extent, and the last one at the end
+/// of the source; the blocks between the windows are not here yet.
+#[test]
+fn exactly_the_blocks_that_came_as_zeros_are_zero() {
+    const WINDOW: usize = 8;
+    const STRIDE: usize = WINDOW + 3;
+    const BLOCKS: usize = 255 * STRIDE + WINDOW;
+    for last_is_data in [false, true] {
+        let mut data = vec![0; BLOCKS * BLOCK];
+        for block in 0..BLOCKS {
+            // The blocks between are data: one that becomes zero with its neighbours is damage.
+            let (pattern, at) = (block / STRIDE, block % STRIDE);
+            if at >= WINDOW || pattern >> at & 1 == 1 {
+                // Zero but for one byte, which may be the last one.
+                data[(block + 1) * BLOCK - 1 - block % 2 * 4000] = block as u8 | 1;
+            }
+        }
+        data.truncate(BLOCKS * BLOCK - 1000);
+        *data.last_mut().unwrap() = u8::from(last_is_data);
+        let scene = Scene::new(data);
+        let expected = |block: usize| {
+            let mut bytes = scene.far_bytes(block as u64..block as u64 + 1).to_vec();
+            bytes.resize(BLOCK, 0);
+            bytes
+        };
+        for pattern in 0..256 {
+            let window = (pattern * STRIDE) as u64..(pattern * STRIDE + WINDOW) as u64;
+            scene.hydrator.fill(window.clone(), &scene.far_bytes(window)).unwrap();
+        }
+        for block in 0..BLOCKS {
+            let found = scene.block(block as u32);
+            let (pattern, at) = (block / STRIDE, block % STRIDE);
+            let wanted = (at < WINDOW).then(|| expected(block));
+            assert!(found == wanted, "block {at} of window {pattern:#b}: here {}, wanted {}", found.is_some(), wanted.is_some());
+        }
+        // What came before does not change what comes later.
+        assert!(scene.backfill());
+        assert!((0..BLOCKS).all(|block| scene.block(block as u32).is_some_and(|found| found == expected(block))));
+    }
+}
