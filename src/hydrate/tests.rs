@@ -227,3 +227,25 @@ fn exactly_the_blocks_that_came_as_zeros_are_zero() {
         assert!((0..BLOCKS).all(|block| scene.block(block as u32).is_some_and(|found| found == expected(block))));
     }
 }
+
+#[test]
+fn a_block_is_never_filled_over_another_fill() {
+    let scene = Scene::with_blocks(8);
+    let hydrator = &scene.hydrator;
+    let late = hydrator.parts_to_fill(0..6, &scene.far_bytes(0..6)).pop().unwrap();
+    assert_eq!((late.extent, late.range.clone()), (0, 0..6));
+    // Meanwhile two of them come from elsewhere.
+    hydrator.fill(1..2, &Bytes::from(vec![0; BLOCK])).unwrap();
+    hydrator.fill(3..4, &Bytes::from(vec![200; BLOCK])).unwrap();
+    assert!(!hydrator.admit_part(&late).unwrap(), "two blocks would be written twice");
+    let left = hydrator.parts_left(&late);
+    assert_eq!(left.iter().map(|part| part.range.clone()).collect::<Vec<_>>(), [0..1, 2..3, 4..6]);
+    for part in left {
+        assert!(hydrator.admit_part(&part).unwrap());
+        scene.layers.write_admitted(&scene.layer, part.extent, part.range, &part.bytes).unwrap();
+    }
+    let found: Vec<_> = (0..8).map(|block| scene.block(block).map(|bytes| bytes[0])).collect();
+    assert_eq!(found, [Some(1), Some(0), Some(3), Some(200), Some(5), Some(6), None, None]);
+    // Nothing is held any more: its blocks can be taken again.
+    assert!(!hydrator.admit_part(&late).unwrap());
+}
