@@ -249,3 +249,14 @@ fn a_block_is_never_filled_over_another_fill() {
     // Nothing is held any more: its blocks can be taken again.
     assert!(!hydrator.admit_part(&late).unwrap());
 }
+
+#[test]
+fn a_hydration_is_not_complete_before_its_requests_have_ended() {
+    let scene = Scene::with_blocks(8);
+    // A reader asks for a block, and while it waits everything is overwritten above.
+    assert_eq!(scene.hydrator.claim(5..6, 1 << 20).len(), 1);
+    scene.hydrator.set_hidden((0..8).collect());
+    assert!(!scene.hydrator.is_complete(), "the source would be closed under a reader");
+    scene.hydrator.end_claim(&(5..6));
+    assert!(scene.hydrator.is_complete());
+}
