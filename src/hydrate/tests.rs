@@ -260,3 +260,15 @@ fn a_hydration_is_not_complete_before_its_requests_have_ended() {
     scene.hydrator.end_claim(&(5..6));
     assert!(scene.hydrator.is_complete());
 }
+
+#[test]
+fn blocks_that_nobody_needs_are_neither_fetched_nor_missed() {
+    let scene = Scene::with_blocks(1000);
+    let hidden: RoaringBitmap = (100..200).chain(500..501).chain(900..1000).collect();
+    scene.hydrator.set_hidden(hidden.clone());
+    assert!(scene.backfill(), "it is never complete");
+    for block in 0..1000 {
+        assert_eq!(scene.block(block).is_none(), hidden.contains(block), "block {block}");
+        assert_eq!(scene.far.reads.lock().iter().any(|run| run.contains(&u64::from(block))), !hidden.contains(block), "block {block}");
+    }
+}
