@@ -272,3 +272,19 @@ fn blocks_that_nobody_needs_are_neither_fetched_nor_missed() {
         assert_eq!(scene.far.reads.lock().iter().any(|run| run.contains(&u64::from(block))), !hidden.contains(block), "block {block}");
     }
 }
+
+#[test]
+fn what_readers_will_want_is_not_guessed_during_a_pause() {
+    for paused in [false, true] {
+        let scene = Scene::with_blocks(2000);
+        scene.set(|settings| settings.paused = paused);
+        for block in 1000..1010 {
+            scene.hydrator.demand(block..block + 1).unwrap();
+        }
+        // Guesses are fetched whatever the cap: those of a pause would all come at once at its end.
+        scene.set(|settings| settings.paused = false);
+        assert!(scene.backfill());
+        let fetched = scene.hydrator.progress().fetched;
+        assert_eq!((fetched.demand, fetched.ahead > 0), (10 * BLOCK as u64, !paused), "paused: {paused}");
+    }
+}
