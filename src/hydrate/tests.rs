@@ -288,3 +288,20 @@ fn what_readers_will_want_is_not_guessed_during_a_pause() {
         assert_eq!((fetched.demand, fetched.ahead > 0), (10 * BLOCK as u64, !paused), "paused: {paused}");
     }
 }
+
+#[test]
+fn an_address_that_failed_is_asked_again_at_once_when_somebody_says_so() {
+    let scene = Scene::with_blocks(100);
+    *scene.far.fails.lock() = Some(SourceErrorKind::Lost);
+    assert!(scene.hydrator.backfill_step() && scene.requests() > 0);
+    *scene.far.fails.lock() = None;
+    assert!(!scene.backfill() && scene.requests() == 0, "an address that failed a moment ago is let be");
+    scene.hydrator.retry_now();
+    assert!(scene.backfill());
+    // Nor is it waited for space any longer.
+    let scene = Scene::with_blocks(100);
+    scene.hydrator.note_unstored(&crate::error::Error::new(crate::error::ErrorKind::NoSpace, "full"));
+    assert!(!scene.backfill() && scene.requests() == 0);
+    scene.hydrator.retry_now();
+    assert!(scene.backfill());
+}
