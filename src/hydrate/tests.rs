@@ -305,3 +305,18 @@ fn an_address_that_failed_is_asked_again_at_once_when_somebody_says_so() {
     scene.hydrator.retry_now();
     assert!(scene.backfill());
 }
+
+#[test]
+fn a_source_that_changed_is_closed_and_connected_to_again() {
+    for (kind, connections) in [(SourceErrorKind::Changed, 2), (SourceErrorKind::Lost, 1), (SourceErrorKind::Failed, 1)] {
+        let scene = Scene::with_blocks(100);
+        *scene.far.fails.lock() = Some(kind);
+        assert!(scene.hydrator.backfill_step());
+        // What changed may be the right one again; what is lost connects by itself.
+        assert_eq!(scene.far.closed.lock().len(), connections - 1, "{kind:?}");
+        *scene.far.fails.lock() = None;
+        scene.clock.go_on(Duration::from_secs(5));
+        assert!(scene.backfill(), "{kind:?}");
+        assert_eq!(scene.far.opened.load(Ordering::SeqCst), connections, "{kind:?}");
+    }
+}
