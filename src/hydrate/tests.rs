@@ -320,3 +320,27 @@ fn a_source_that_changed_is_closed_and_connected_to_again() {
         assert_eq!(scene.far.opened.load(Ordering::SeqCst), connections, "{kind:?}");
     }
 }
+
+#[test]
+fn a_deadline_goes_before_readers_that_wait() {
+    let (near, far) = (1_000_000 + 110, u64::MAX);
+    for (deadline, comes) in [(0, true), (0, false), (near, true), (near, false), (far, true), (far, false)] {
+        let scene = Scene::with_blocks(4096);
+        if comes {
+            // A quarter of a MiB a second, as far as it is known.
+            for _ in 0..3 {
+                scene.hydrator.note_bytes(URI, super::progress::FetchClass::Demand, 256 << 10);
+                scene.clock.go_on(Duration::from_secs(1));
+            }
+        }
+        scene.set(|settings| settings.deadline = deadline);
+        scene.hydrator.state.lock().demands = 1;
+        scene.hydrator.backfill_step();
+        // As many requests as there is room for; otherwise one, and the next a while later.
+        let is_due = deadline == near || (deadline == far && !comes);
+        assert_eq!(scene.requests() > 1, is_due, "deadline {deadline}, bytes come: {comes}");
+        scene.hydrator.state.lock().demands = 0;
+        scene.hydrator.backfill_step();
+        assert!(scene.requests() > 1, "nobody waits");
+    }
+}
