@@ -22,6 +22,8 @@ mod pace;
 mod peers;
 mod plan;
 mod progress;
+#[cfg(test)]
+mod tests;
 mod window;
 mod writes;
 

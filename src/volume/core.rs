@@ -293,6 +293,8 @@ impl Core {
         self.layers.wait(ticket)?;
         self.hydrators.lock().remove(&layer);
         hydrator.finish();
+        // Every patch above can be merged now, those that were passed over as well.
+        *self.next_patch.lock() = (LayerId(0), 0);
         self.tell(layer, EventKind::Hydrated, None);
         Ok(true)
     }

@@ -5,6 +5,7 @@ mod hosts;
 mod lifecycle;
 mod patches;
 mod stage;
+mod steps;
 mod traces;
 mod waiting;
 

@@ -1,0 +1,346 @@
+//! Hydrators over a layer in a directory, with sources that do what a test tells them and a clock that stands still.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use roaring::RoaringBitmap;
+
+use super::{Budget, Hydrator, HydratorConfig};
+use crate::clock::Clock;
+use crate::format::{HydrationSettings, SourceRecord, StorePaths, Superblock};
+use crate::ids::{BlockSize, LayerId};
+use crate::io::{IoMode, SystemDisk};
+use crate::journal::Journal;
+use crate::layer::{BlockRead, Layer, LayerConfig, Layers, Recovery};
+use crate::limits::EXTENT_BLOCKS;
+use crate::source::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+
+const BLOCK: usize = 4096;
+const URI: &str = "far://x";
+
+/// A clock that goes on when a test says so.
+#[derive(Default)]
+struct Still(Mutex<Duration>);
+
+impl Still {
+    fn go_on(&self, time: Duration) {
+        *self.0.lock() += time;
+    }
+}
+
+impl Clock for Still {
+    fn monotonic(&self) -> Duration {
+        *self.0.lock()
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_000_000) + self.monotonic()
+    }
+}
+
+/// What is at the source.
+struct Far {
+    data: Bytes,
+    /// How reads fail; `None`: they do not.
+    fails: Mutex<Option<SourceErrorKind>>,
+    /// Blocks that were asked for.
+    reads: Mutex<Vec<Range<u64>>>,
+    opened: AtomicUsize,
+    closed: Mutex<Vec<usize>>,
+}
+
+/// A connection, by its number from 1 on.
+struct Way(Arc<Far>, usize);
+
+struct Ways(Arc<Far>);
+
+impl SourceOpener for Ways {
+    fn open(&self, _uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        Ok(Arc::new(Way(Arc::clone(&self.0), self.0.opened.fetch_add(1, Ordering::SeqCst) + 1)))
+    }
+}
+
+impl Source for Way {
+    fn size_bytes(&self) -> u64 {
+        self.0.data.len() as u64
+    }
+
+    fn read_bytes_max(&self) -> u32 {
+        4 << 20
+    }
+
+    fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
+        self.0.reads.lock().push(range.start / BLOCK as u64..range.end.div_ceil(BLOCK as u64));
+        if let Some(kind) = *self.0.fails.lock() {
+            return arrival(Arrival::End(Err(SourceError { kind, message: format!("{URI} fails") })));
+        }
+        arrival(Arrival::Part(Part::new(range.start, self.0.data.slice(range.start as usize..range.end as usize))));
+        arrival(Arrival::End(Ok(())));
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
+    }
+
+    fn describe(&self) -> String {
+        URI.into()
+    }
+
+    fn stats(&self) -> SourceStats {
+        SourceStats::default()
+    }
+
+    fn close(&self) {
+        self.0.closed.lock().push(self.1);
+    }
+}
+
+/// A hydrator, without a thread of its own, and all that it works with.
+struct Scene {
+    layers: Arc<Layers>,
+    layer: Arc<Layer>,
+    clock: Arc<Still>,
+    far: Arc<Far>,
+    hydrator: Arc<Hydrator>,
+    _dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(data: Vec<u8>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = StorePaths::new(dir.path());
+        std::fs::create_dir(paths.layers()).unwrap();
+        let config = LayerConfig {
+            disk: Arc::new(SystemDisk::new()),
+            paths: paths.clone(),
+            block_size: BlockSize::DEFAULT,
+            io_mode: IoMode::Buffered,
+            checksum_cache_bytes: 1 << 20,
+            checkpoint_bytes: 1 << 20,
+        };
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let start = |state: &mut dyn Iterator<Item = _>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state);
+        let layers = Arc::new(Recovery::new(config).finish(|_| (None, None), start).unwrap());
+        let size_bytes = data.len() as u64;
+        let layer = layers.add(LayerId(1), None, Some(size_bytes.div_ceil(BLOCK as u64)));
+        layer.seal();
+        let clock = Arc::<Still>::default();
+        clock.go_on(Duration::from_secs(100));
+        let (reads, opened) = (Mutex::default(), AtomicUsize::new(0));
+        let far = Arc::new(Far { data: data.into(), fails: Mutex::default(), reads, opened, closed: Mutex::default() });
+        let config = HydratorConfig {
+            layers: Arc::clone(&layers),
+            layer: Arc::clone(&layer),
+            record: SourceRecord { uris: vec![URI.into()], size_bytes, settings: HydrationSettings::default() },
+            origin: String::new(),
+            opener: Arc::new(Ways(Arc::clone(&far))),
+            clock: Arc::clone(&clock) as _,
+            block_size: BlockSize::DEFAULT,
+            budget: Arc::<Budget>::default(),
+            on_change: Box::new(|_, _| {}),
+        };
+        Self { layers, layer, clock, far, hydrator: Hydrator::new(config, None), _dir: dir }
+    }
+
+    /// Blocks that are nowhere zero.
+    fn with_blocks(count: usize) -> Self {
+        Self::new((0..count).flat_map(|block| [block as u8 % 255 + 1; BLOCK]).collect())
+    }
+
+    /// What the layer has of a block; `None`: it is missing.
+    fn block(&self, block: u32) -> Option<Vec<u8>> {
+        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+        if self.layer.missing(extent).contains(within) {
+            return None;
+        }
+        let mut bytes = vec![0; BLOCK];
+        if self.layer.extent(extent).0.contains(within) {
+            assert!(matches!(self.layers.read_blocks(&self.layer, block, &mut bytes), Ok(BlockRead::Verified)), "block {block}");
+        }
+        Some(bytes)
+    }
+
+    /// Bytes of the source.
+    fn far_bytes(&self, blocks: Range<u64>) -> Bytes {
+        let at = |block: u64| (block as usize * BLOCK).min(self.far.data.len());
+        self.far.data.slice(at(blocks.start)..at(blocks.end))
+    }
+
+    /// Backfill, as far as it comes while the clock stands still.
+    fn backfill(&self) -> bool {
+        (0..100).any(|_| !self.hydrator.backfill_step())
+    }
+
+    /// Requests since the last look.
+    fn requests(&self) -> usize {
+        std::mem::take(&mut *self.far.reads.lock()).len()
+    }
+
+    fn set(&self, change: impl FnOnce(&mut HydrationSettings)) {
+        let mut settings = self.hydrator.settings();
+        change(&mut settings);
+        self.hydrator.set_settings(settings);
+    }
+}
+
+/// Every arrangement of zeros and data in a window of blocks, some of them over the end of an extent, and the last one at the end
+/// of the source; the blocks between the windows are not here yet.
+#[test]
+fn exactly_the_blocks_that_came_as_zeros_are_zero() {
+    const WINDOW: usize = 8;
+    const STRIDE: usize = WINDOW + 3;
+    const BLOCKS: usize = 255 * STRIDE + WINDOW;
+    for last_is_data in [false, true] {
+        let mut data = vec![0; BLOCKS * BLOCK];
+        for block in 0..BLOCKS {
+            // The blocks between are data: one that becomes zero with its neighbours is damage.
+            let (pattern, at) = (block / STRIDE, block % STRIDE);
+            if at >= WINDOW || pattern >> at & 1 == 1 {
+                // Zero but for one byte, which may be the last one.
+                data[(block + 1) * BLOCK - 1 - block % 2 * 4000] = block as u8 | 1;
+            }
+        }
+        data.truncate(BLOCKS * BLOCK - 1000);
+        *data.last_mut().unwrap() = u8::from(last_is_data);
+        let scene = Scene::new(data);
+        let expected = |block: usize| {
+            let mut bytes = scene.far_bytes(block as u64..block as u64 + 1).to_vec();
+            bytes.resize(BLOCK, 0);
+            bytes
+        };
+        for pattern in 0..256 {
+            let window = (pattern * STRIDE) as u64..(pattern * STRIDE + WINDOW) as u64;
+            scene.hydrator.fill(window.clone(), &scene.far_bytes(window)).unwrap();
+        }
+        for block in 0..BLOCKS {
+            let found = scene.block(block as u32);
+            let (pattern, at) = (block / STRIDE, block % STRIDE);
+            let wanted = (at < WINDOW).then(|| expected(block));
+            assert!(found == wanted, "block {at} of window {pattern:#b}: here {}, wanted {}", found.is_some(), wanted.is_some());
+        }
+        // What came before does not change what comes later.
+        assert!(scene.backfill());
+        assert!((0..BLOCKS).all(|block| scene.block(block as u32).is_some_and(|found| found == expected(block))));
+    }
+}
+
+#[test]
+fn a_block_is_never_filled_over_another_fill() {
+    let scene = Scene::with_blocks(8);
+    let hydrator = &scene.hydrator;
+    let late = hydrator.parts_to_fill(0..6, &scene.far_bytes(0..6)).pop().unwrap();
+    assert_eq!((late.extent, late.range.clone()), (0, 0..6));
+    // Meanwhile two of them come from elsewhere.
+    hydrator.fill(1..2, &Bytes::from(vec![0; BLOCK])).unwrap();
+    hydrator.fill(3..4, &Bytes::from(vec![200; BLOCK])).unwrap();
+    assert!(!hydrator.admit_part(&late).unwrap(), "two blocks would be written twice");
+    let left = hydrator.parts_left(&late);
+    assert_eq!(left.iter().map(|part| part.range.clone()).collect::<Vec<_>>(), [0..1, 2..3, 4..6]);
+    for part in left {
+        assert!(hydrator.admit_part(&part).unwrap());
+        scene.layers.write_admitted(&scene.layer, part.extent, part.range, &part.bytes).unwrap();
+    }
+    let found: Vec<_> = (0..8).map(|block| scene.block(block).map(|bytes| bytes[0])).collect();
+    assert_eq!(found, [Some(1), Some(0), Some(3), Some(200), Some(5), Some(6), None, None]);
+    // Nothing is held any more: its blocks can be taken again.
+    assert!(!hydrator.admit_part(&late).unwrap());
+}
+
+#[test]
+fn a_hydration_is_not_complete_before_its_requests_have_ended() {
+    let scene = Scene::with_blocks(8);
+    // A reader asks for a block, and while it waits everything is overwritten above.
+    assert_eq!(scene.hydrator.claim(5..6, 1 << 20).len(), 1);
+    scene.hydrator.set_hidden((0..8).collect());
+    assert!(!scene.hydrator.is_complete(), "the source would be closed under a reader");
+    scene.hydrator.end_claim(&(5..6));
+    assert!(scene.hydrator.is_complete());
+}
+
+#[test]
+fn blocks_that_nobody_needs_are_neither_fetched_nor_missed() {
+    let scene = Scene::with_blocks(1000);
+    let hidden: RoaringBitmap = (100..200).chain(500..501).chain(900..1000).collect();
+    scene.hydrator.set_hidden(hidden.clone());
+    assert!(scene.backfill(), "it is never complete");
+    for block in 0..1000 {
+        assert_eq!(scene.block(block).is_none(), hidden.contains(block), "block {block}");
+        assert_eq!(scene.far.reads.lock().iter().any(|run| run.contains(&u64::from(block))), !hidden.contains(block), "block {block}");
+    }
+}
+
+#[test]
+fn what_readers_will_want_is_not_guessed_during_a_pause() {
+    for paused in [false, true] {
+        let scene = Scene::with_blocks(2000);
+        scene.set(|settings| settings.paused = paused);
+        for block in 1000..1010 {
+            scene.hydrator.demand(block..block + 1).unwrap();
+        }
+        // Guesses are fetched whatever the cap: those of a pause would all come at once at its end.
+        scene.set(|settings| settings.paused = false);
+        assert!(scene.backfill());
+        let fetched = scene.hydrator.progress().fetched;
+        assert_eq!((fetched.demand, fetched.ahead > 0), (10 * BLOCK as u64, !paused), "paused: {paused}");
+    }
+}
+
+#[test]
+fn an_address_that_failed_is_asked_again_at_once_when_somebody_says_so() {
+    let scene = Scene::with_blocks(100);
+    *scene.far.fails.lock() = Some(SourceErrorKind::Lost);
+    assert!(scene.hydrator.backfill_step() && scene.requests() > 0);
+    *scene.far.fails.lock() = None;
+    assert!(!scene.backfill() && scene.requests() == 0, "an address that failed a moment ago is let be");
+    scene.hydrator.retry_now();
+    assert!(scene.backfill());
+    // Nor is it waited for space any longer.
+    let scene = Scene::with_blocks(100);
+    scene.hydrator.note_unstored(&crate::error::Error::new(crate::error::ErrorKind::NoSpace, "full"));
+    assert!(!scene.backfill() && scene.requests() == 0);
+    scene.hydrator.retry_now();
+    assert!(scene.backfill());
+}
+
+#[test]
+fn a_source_that_changed_is_closed_and_connected_to_again() {
+    for (kind, connections) in [(SourceErrorKind::Changed, 2), (SourceErrorKind::Lost, 1), (SourceErrorKind::Failed, 1)] {
+        let scene = Scene::with_blocks(100);
+        *scene.far.fails.lock() = Some(kind);
+        assert!(scene.hydrator.backfill_step());
+        // What changed may be the right one again; what is lost connects by itself.
+        assert_eq!(scene.far.closed.lock().len(), connections - 1, "{kind:?}");
+        *scene.far.fails.lock() = None;
+        scene.clock.go_on(Duration::from_secs(5));
+        assert!(scene.backfill(), "{kind:?}");
+        assert_eq!(scene.far.opened.load(Ordering::SeqCst), connections, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_deadline_goes_before_readers_that_wait() {
+    let (near, far) = (1_000_000 + 110, u64::MAX);
+    for (deadline, comes) in [(0, true), (0, false), (near, true), (near, false), (far, true), (far, false)] {
+        let scene = Scene::with_blocks(4096);
+        if comes {
+            // A quarter of a MiB a second, as far as it is known.
+            for _ in 0..3 {
+                scene.hydrator.note_bytes(URI, super::progress::FetchClass::Demand, 256 << 10);
+                scene.clock.go_on(Duration::from_secs(1));
+            }
+        }
+        scene.set(|settings| settings.deadline = deadline);
+        scene.hydrator.state.lock().demands = 1;
+        scene.hydrator.backfill_step();
+        // As many requests as there is room for; otherwise one, and the next a while later.
+        let is_due = deadline == near || (deadline == far && !comes);
+        assert_eq!(scene.requests() > 1, is_due, "deadline {deadline}, bytes come: {comes}");
+        scene.hydrator.state.lock().demands = 0;
+        scene.hydrator.backfill_step();
+        assert!(scene.requests() > 1, "nobody waits");
+    }
+}

@@ -1,0 +1,126 @@
+//! Background work that a test does step by step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use volfork::volume::VolumeState;
+use volfork::{Clock, Store, StoreOptions};
+
+use crate::stage::{Actor, Play, Stage};
+use crate::{options, pattern, paused, read, resumed};
+
+const BLOCK: usize = 4096;
+
+/// Time stands still.
+struct Still;
+
+impl Clock for Still {
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(1000)
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_000_000)
+    }
+}
+
+/// A store that does nothing by itself.
+fn store(directory: &std::path::Path, stage: &Stage) -> Store {
+    Store::create(directory, StoreOptions { threads: false, ..options(stage) }).unwrap()
+}
+
+/// Does what there is to do.
+fn settle(store: &Store) {
+    assert!((0..10_000).any(|_| !store.step().unwrap()), "there is always more to do");
+}
+
+/// A fork that fetches nothing before it is told to.
+fn paused_fork(store: &Store, actor: &Actor, name: &str) -> volfork::Volume {
+    let volume = store.fork(&actor.uri, name).unwrap();
+    store.control_hydration(name, &paused()).unwrap();
+    volume
+}
+
+#[test]
+fn what_every_fork_has_overwritten_is_not_fetched() {
+    let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
+    let store = store(dir.path(), &stage);
+    let data = pattern(61, 4 << 20);
+    let actor = stage.add(Actor::new("a://", &data));
+    let volume = paused_fork(&store, &actor, "v");
+    let fork = volume.fork("w").unwrap();
+    // One needs the first MiB, the other the third; the second is needed by nobody, of the fourth each has a part.
+    let (mut expected, mut forked) = (data.clone(), data.clone());
+    for (volume, expected, seed, range) in
+        [(&volume, &mut expected, 62, 1 << 20..(3 << 20) + (512 << 10)), (&fork, &mut forked, 63, 0..2 << 20)]
+    {
+        let bytes = pattern(seed, range.len());
+        volume.write_at(&bytes, range.start as u64).unwrap();
+        expected[range].copy_from_slice(&bytes);
+        volume.flush().unwrap();
+    }
+    store.control_hydration("v", &resumed()).unwrap();
+    settle(&store);
+    let mut fetched = vec![0; data.len() / BLOCK];
+    for (range, _) in actor.reads() {
+        fetched[range.start as usize / BLOCK..range.end as usize / BLOCK].iter_mut().for_each(|count| *count += 1);
+    }
+    let is_needed = |block: usize| !(256..512).contains(&block);
+    assert!((0..fetched.len()).all(|block| fetched[block] == usize::from(is_needed(block))), "{:?}", actor.reads());
+    for (name, volume, expected) in [("v", &volume, expected), ("w", &fork, forked)] {
+        let info = store.show(name).unwrap();
+        assert_eq!((info.blocks.missing, info.source), (0, None), "{name}");
+        assert!(read(volume, 0, data.len()).unwrap() == expected, "{name}");
+    }
+}
+
+#[test]
+fn parts_of_blocks_give_back_their_room_although_nobody_reads() {
+    /// As many as there is room for.
+    const PATCHES: u64 = 4096;
+    let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
+    let store = store(dir.path(), &stage);
+    let data = pattern(64, (PATCHES as usize + 1) * BLOCK);
+    let actor = stage.add(Actor::new("a://", &data));
+    actor.play(|_, _| Play::Fail);
+    let volume = paused_fork(&store, &actor, "v");
+    let patch = |volume: &volfork::Volume, block: u64| volume.write_at(&[9; 3], block * BLOCK as u64 + 5);
+    (0..PATCHES).for_each(|block| patch(&volume, block).unwrap());
+    assert!(patch(&volume, PATCHES).is_err(), "there is room for more of them than this test fills");
+    actor.play(|_, _| Play::Answer);
+    store.control_hydration("v", &resumed()).unwrap();
+    settle(&store);
+    volume.flush().unwrap();
+    settle(&store);
+    assert_eq!(store.show("v").unwrap().source, None);
+    actor.play(|_, _| Play::Fail);
+    let other = paused_fork(&store, &actor, "w");
+    for block in 0..PATCHES {
+        patch(&other, block).unwrap_or_else(|error| panic!("block {block}: merged parts take room still: {error}"));
+    }
+    let mut expected = data.clone();
+    expected.chunks_mut(BLOCK).take(PATCHES as usize).for_each(|block| block[5..8].fill(9));
+    assert!(read(&volume, 0, data.len()).unwrap() == expected);
+}
+
+#[test]
+fn a_hydration_that_is_resumed_asks_an_address_that_failed_at_once() {
+    let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
+    let options = StoreOptions { threads: false, clock: Arc::new(Still), ..options(&stage) };
+    let store = Store::create(dir.path(), options).unwrap();
+    let data = pattern(65, 4 << 20);
+    let actor = stage.add(Actor::new("a://", &data));
+    actor.play(|_, _| Play::Fail);
+    let volume = store.fork("a://", "v").unwrap();
+    let try_again = || assert!((0..20).all(|_| store.step().unwrap()), "it is not complete");
+    try_again();
+    let asked = actor.reads().len();
+    assert!(asked > 0 && store.show("v").unwrap().state == VolumeState::Degraded);
+    actor.play(|_, _| Play::Answer);
+    try_again();
+    assert_eq!(actor.reads().len(), asked, "an address that failed a moment ago is let be");
+    store.control_hydration("v", &resumed()).unwrap();
+    settle(&store);
+    assert_eq!(store.show("v").unwrap().source, None);
+    assert!(read(&volume, 0, data.len()).unwrap() == data);
+}
