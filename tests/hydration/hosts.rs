@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::{NbdOptions as NbdSourceOptions, SourceOpener, UriSources};
+use volfork::source::{NbdOptions as NbdSourceOptions, NbdSource, Source, SourceOpener, UriSources};
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -254,4 +254,21 @@ fn a_server_stops_although_its_readers_wait_for_a_source_that_hangs() {
     actor.release();
     a.finish("v");
     b.store.close().unwrap();
+}
+
+#[test]
+fn a_source_that_is_closed_while_it_still_connects_leaves_no_connection() {
+    let host = Host::new();
+    host.fill("v", 61, 1 << 20);
+    for round in 0..200 {
+        let source = NbdSource::open(&host.export("v@s"), NbdSourceOptions::default()).unwrap();
+        // Its further connections are made meanwhile, in any order with this.
+        std::thread::sleep(std::time::Duration::from_micros(round * 10));
+        source.close();
+    }
+    let begun = std::time::Instant::now();
+    while host.server.as_ref().unwrap().connections() > 0 {
+        assert!(begun.elapsed() < PATIENCE, "{} connections stay", host.server.as_ref().unwrap().connections());
+        std::thread::yield_now();
+    }
 }

@@ -140,6 +140,10 @@ impl Shared {
         let (shared, reading) = (Arc::clone(self), Arc::clone(&link));
         {
             let mut state = self.state.lock();
+            if state.closed {
+                // It was closed meanwhile, and nobody would ever end this connection.
+                return Err(self.error(SourceErrorKind::Closed, "it was closed"));
+            }
             state.stats.round_trip = state.stats.round_trip.map(|shortest| shortest.min(round_trip));
             state.links.push(Arc::clone(&link));
             state.reserve_one();
