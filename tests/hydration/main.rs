@@ -4,6 +4,7 @@ mod holdings;
 mod hosts;
 mod lifecycle;
 mod patches;
+mod refusals;
 mod stage;
 mod traces;
 mod waiting;
