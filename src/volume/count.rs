@@ -117,14 +117,16 @@ impl Core {
                 HydratorStatus::Degraded => HydrationState::Degraded,
             };
             info.bytes_fetched = progress.fetched.total();
-            info.rate_bytes_per_second = progress.rate_bytes_per_second;
+            // The rate of the last seconds says nothing while nothing moves.
+            let rate = if info.state == HydrationState::Running { progress.rate_bytes_per_second } else { 0 };
+            info.rate_bytes_per_second = rate;
             info.rate_limit_bytes_per_second = Some(progress.settings.rate_bytes_per_second).filter(|rate| *rate > 0);
             info.deadline = Some(progress.settings.deadline).filter(|deadline| *deadline > 0);
             info.priority = progress.settings.priority;
             info.fetched = progress.fetched;
             info.sources = progress.sources;
             info.readers_waiting = progress.readers_waiting;
-            info.eta_seconds = bytes_missing.checked_div(progress.rate_bytes_per_second);
+            info.eta_seconds = bytes_missing.checked_div(rate);
             info.last_error = progress.last_error;
         }
         info

@@ -62,7 +62,7 @@ pub struct HydrationInfo {
     pub bytes_fetched: u64,
     /// Bytes still only at the source.
     pub bytes_missing: u64,
-    /// Bytes a second, over the last seconds.
+    /// Bytes a second, over the last seconds; 0 unless it runs.
     pub rate_bytes_per_second: u64,
     /// Cap set by `hydrate --rate`.
     pub rate_limit_bytes_per_second: Option<u64>,
@@ -77,7 +77,7 @@ pub struct HydrationInfo {
     /// Reads that wait for the source now.
     #[serde(default)]
     pub readers_waiting: u64,
-    /// Estimated seconds to the end, if there is a rate.
+    /// Estimated seconds to the end, while it runs and there is a rate.
     pub eta_seconds: Option<u64>,
     /// The latest error of the source.
     pub last_error: Option<String>,

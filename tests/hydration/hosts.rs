@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::{Arrival, NbdOptions as NbdSourceOptions, ReadClass, SourceExt, SourceOpener, UriSources};
+use volfork::source::{Arrival, NbdOptions as NbdSourceOptions, NbdSource, ReadClass, Source, SourceExt, SourceOpener, UriSources};
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -278,4 +278,22 @@ fn on_a_short_way_further_connections_are_made_when_there_is_work_for_them() {
         std::thread::yield_now();
     }
     source.close();
+}
+
+#[test]
+fn a_source_that_is_closed_while_it_still_connects_leaves_no_connection() {
+    let host = Host::new();
+    host.fill("v", 61, 1 << 20);
+    for round in 0..200 {
+        let source = NbdSource::open(&host.export("v@s"), NbdSourceOptions::default()).unwrap();
+        // Further connections are made for bulk meanwhile, in any order with this.
+        source.read(0..4096, ReadClass::Ahead, Box::new(drop));
+        (0..round).for_each(|_| std::thread::yield_now());
+        source.close();
+    }
+    let until = Instant::now() + PATIENCE;
+    while host.server.as_ref().unwrap().connections() > 0 {
+        assert!(Instant::now() < until, "{} connections stay", host.server.as_ref().unwrap().connections());
+        std::thread::yield_now();
+    }
 }

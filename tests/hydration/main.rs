@@ -4,6 +4,7 @@ mod holdings;
 mod hosts;
 mod lifecycle;
 mod patches;
+mod refusals;
 mod stage;
 mod steps;
 mod traces;
@@ -419,6 +420,10 @@ fn pace_can_be_changed_while_it_runs() {
     let before = actor.reads().len();
     assert!(read(&volume, 4 << 20, 4096).unwrap() == data[4 << 20..(4 << 20) + 4096], "readers are served all the same");
     assert!(actor.reads().len() > before);
+    // More than one, so that there is a rate.
+    read(&volume, 6 << 20, 4096).unwrap();
+    let paused = trial.store.show("v").unwrap().hydration;
+    assert_eq!((paused.rate_bytes_per_second, paused.eta_seconds), (0, None), "what is paused has no end");
     let control = HydrationControl {
         rate_bytes_per_second: Some(100 << 20),
         deadline_seconds: Some(600),

@@ -141,6 +141,10 @@ impl Shared {
         let round_trip = agreed.round_trip;
         let (link, socket) = {
             let mut state = self.state.lock();
+            if state.closed {
+                // It was closed meanwhile, and nobody would ever end this connection.
+                return Err(self.error(SourceErrorKind::Closed, "it was closed"));
+            }
             // One of them is for those who wait, the others are for bulk.
             let in_background = state.links.iter().any(|link| !link.in_background);
             let (link, socket) = Link::new(agreed, self.options.request_timeout, in_background).map_err(lost)?;
