@@ -1,11 +1,13 @@
 //! The event loop of one connection: requests in, replies out, in any order.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use super::budget::{Budget, Held};
 use super::export::Export;
@@ -21,8 +23,10 @@ use crate::wire::constants::{
 };
 use crate::wire::{HeaderMode, Request, StatusQuery};
 
-/// Bytes taken from the socket at once.
+/// Bytes taken from the socket at once, about.
 const INPUT_BYTES: usize = 256 << 10;
+/// With less room than this, a buffer is not read into any more.
+const INPUT_BYTES_MIN: usize = 16 << 10;
 /// Bytes of requests under way and of replies that wait for the client; beyond, no further requests are taken.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
@@ -132,7 +136,7 @@ impl Connection {
             wanted |= libc::POLLOUT;
         }
         let mut fds = [
-            libc::pollfd { fd: if self.gone { -1 } else { self.socket.as_raw_fd() }, events: wanted, revents: 0 },
+            libc::pollfd { fd: if self.gone { -1 } else { self.socket.as_fd().as_raw_fd() }, events: wanted, revents: 0 },
             libc::pollfd { fd: self.queue.as_raw_fd(), events: libc::POLLIN, revents: 0 },
             libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown }, events: libc::POLLIN, revents: 0 },
         ];
@@ -161,19 +165,20 @@ impl Connection {
 
     fn fill_input(&mut self) -> io::Result<()> {
         // A large payload is read to its end; otherwise what one read gives is enough for a round.
-        let wanted = self.missing_bytes().max(INPUT_BYTES);
-        let before = self.input.len();
-        self.input.resize(before + wanted, 0);
-        let result = self.socket.read(&mut self.input[before..]);
-        self.input.truncate(before + *result.as_ref().unwrap_or(&0));
-        match result {
-            Ok(0) => {
-                self.sent_all = true;
+        let least = self.missing_bytes().max(INPUT_BYTES_MIN);
+        if self.input.capacity() - self.input.len() < least {
+            self.input.reserve(least.max(INPUT_BYTES));
+        }
+        match recv(&self.socket, self.input.spare_capacity_mut(), RecvFlags::empty()) {
+            Ok(((received, _), _)) => {
+                let length = received.len();
+                self.sent_all = length == 0;
+                // SAFETY: so many bytes behind the length were received, and so are initialised.
+                unsafe { self.input.set_len(self.input.len() + length) };
                 Ok(())
             }
-            Ok(_) => Ok(()),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
-            Err(error) => Err(error),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
