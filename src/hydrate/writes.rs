@@ -12,7 +12,7 @@ use super::fill::Part;
 use super::hydrator::Hydrator;
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
-use crate::io::{Done, Op, Ring, RingWaker, descriptors_left};
+use crate::io::{Done, Op, Reservation, Ring, RingWaker};
 use crate::limits::EXTENT_BLOCKS;
 
 /// Writes under way at once.
@@ -54,9 +54,9 @@ impl<'a> Writes<'a> {
     /// # Errors
     /// The machine has no room for another one, or the process is short of descriptors.
     pub fn ring() -> std::io::Result<Ring> {
-        if descriptors_left(2) < RING_DESCRIPTORS {
+        let Some(_reserved) = Reservation::take(RING_DESCRIPTORS, 2) else {
             return Err(std::io::Error::from_raw_os_error(libc::EMFILE));
-        }
+        };
         Ring::new(DEPTH, None)
     }
 

@@ -1,10 +1,16 @@
-//! How many descriptors this process has left. What can do with fewer takes none when they are scarce, so that those who cannot do
-//! without still get theirs.
+//! How many descriptors this process may have open. What can do with fewer takes none when they are scarce, so that those who cannot
+//! do without still get theirs.
 
-use std::os::fd::AsRawFd;
+use std::path::Path;
 
-use rustix::event::{EventfdFlags, eventfd};
+use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
+
+/// Where the kernel tells what this process has open.
+const OPEN: &str = "/proc/self/fd";
+
+/// Reserved by those who are about to open them.
+static RESERVED: Mutex<usize> = Mutex::new(0);
 
 /// How many descriptors this process may have open.
 pub fn descriptors_max() -> usize {
@@ -12,21 +18,60 @@ pub fn descriptors_max() -> usize {
     limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
-/// How many can be opened, at most, before so many quarters of all are in use. Numbers are given from below, so the next one tells how
-/// many there are, about.
-pub fn descriptors_left(quarters: usize) -> usize {
-    let used = eventfd(0, EventfdFlags::CLOEXEC).map_or(usize::MAX, |descriptor| descriptor.as_raw_fd().unsigned_abs() as usize);
-    (descriptors_max() / 4 * quarters).saturating_sub(used)
+/// How many this process has open; 0 where the kernel does not tell.
+fn descriptors_open() -> usize {
+    let open = Path::new(OPEN);
+    match open.metadata().map_or(0, |metadata| metadata.len()) {
+        // Before Linux 6.2 it has no size (proc_pid_fd(5)).
+        0 => open.read_dir().map_or(0, Iterator::count),
+        size => usize::try_from(size).unwrap_or(usize::MAX),
+    }
+}
+
+/// Descriptors that are about to be opened. Kept until they are open.
+pub struct Reservation(usize);
+
+impl Reservation {
+    /// Room for `count` descriptors within so many quarters of all, beside those that are open and those that others reserved.
+    pub fn take(count: usize, quarters: usize) -> Option<Self> {
+        let mut reserved = RESERVED.lock();
+        let room = (descriptors_max() / 4).saturating_mul(quarters);
+        (descriptors_open() + *reserved + count <= room).then(|| {
+            *reserved += count;
+            Self(count)
+        })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        *RESERVED.lock() -= self.0;
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
-    fn what_is_open_is_not_left() {
-        assert!(descriptors_left(4) <= descriptors_max());
-        assert!(descriptors_left(2) <= descriptors_left(3));
-        assert_eq!(descriptors_left(0), 0);
+    fn what_is_open_is_counted_above_holes_as_well() {
+        let mut files: Vec<File> = (0..40).map(|_| File::open("/dev/null").unwrap()).collect();
+        assert!(descriptors_open() >= 40);
+        files.drain(..10);
+        // Other tests open and close some meanwhile.
+        assert!(descriptors_open() >= 30);
+    }
+
+    #[test]
+    fn what_is_reserved_is_no_room_for_others() {
+        // Little, because other tests need some meanwhile.
+        let much = descriptors_max() / 4 / 2;
+        assert!(Reservation::take(1, 0).is_none());
+        let first = Reservation::take(much, 1).unwrap();
+        assert!(Reservation::take(much, 1).is_none());
+        drop(first);
+        assert!(Reservation::take(much, 1).is_some());
     }
 }

@@ -9,7 +9,7 @@ mod threads;
 mod uring;
 
 pub use buffer::AlignedBuffer;
-pub use descriptors::{descriptors_left, descriptors_max};
+pub use descriptors::{Reservation, descriptors_max};
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
 pub use priority::give_way;
 pub use ring::{Done, Op, Ring, RingKind, RingWaker};

@@ -1,7 +1,7 @@
 //! A store, the binary, and a serving process.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A store in a directory of its own, and the binary to use it with.
 pub struct Host {
@@ -157,6 +157,13 @@ impl Server {
         assert!(wait(&mut self.child).success());
     }
 
+    /// Whether it carries out a command.
+    pub fn has_a_command(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let name = |thread: io::Result<fs::DirEntry>| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap_or_default();
+        threads.map(name).any(|name| name.trim() == "control-client")
+    }
+
     /// The address of an export.
     pub fn uri(&self, export: &str) -> String {
         let uri = &self.uris[0];
@@ -180,13 +187,20 @@ pub fn signal(child: &Child, signal: i32) {
 }
 
 pub fn wait(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    until("the process ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
+/// Waits for what another process does.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        assert!(begun.elapsed() < PATIENCE, "the process does not end");
-        std::thread::sleep(Duration::from_millis(10));
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "in {PATIENCE:?} it does not come to this: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::host::{Host, signal};
+use crate::host::{Host, Server, signal, until};
 
 /// Bytes that are nowhere zero, so many that a fork of them is not complete when the command that made it ends.
 const IMAGE_BYTES: u64 = 96 << 20;
@@ -15,6 +15,16 @@ fn write_image(host: &Host, name: &str, seed: u64) {
     fs::write(host.path(name), bytes).unwrap();
     host.ok(&["import", name, name]);
     host.ok(&["snapshot", name, "s"]);
+}
+
+/// A host that serves a fork, `copy`, of which hardly anything is there, and nothing comes by itself.
+fn paused_fork(source: &Server, arguments: &[&str]) -> (Host, Server) {
+    let host = Host::new();
+    // It hydrates only while these commands run.
+    host.ok(&["fork", &source.uri("v@s"), "copy"]);
+    host.ok(&["hydrate", "copy", "--pause"]);
+    let owner = host.serve(arguments);
+    (host, owner)
 }
 
 /// What a command that must fail says, and its status.
@@ -78,15 +88,9 @@ fn the_patience_with_a_source_is_what_the_user_said() {
     let origin = Host::new();
     write_image(&origin, "v", 3);
     let server = origin.serve(&["--listen", "127.0.0.1:0"]);
-    let fork = |patience: &str| {
-        let host = Host::new();
-        host.ok(&["fork", &server.uri("v@s"), "copy"]);
-        host.ok(&["hydrate", "copy", "--pause"]);
-        let owner = host.serve(&["--source-timeout", patience]);
-        assert_eq!(host.kind(&["list", "--source-timeout", "5s"]), "invalid_input");
-        (host, owner)
-    };
-    let ((hasty, _first), (patient, _second)) = (fork("2s"), fork("1h"));
+    let (hasty, _first) = paused_fork(&server, &["--source-timeout", "2s"]);
+    let (patient, _second) = paused_fork(&server, &["--source-timeout", "1h"]);
+    assert_eq!(hasty.kind(&["list", "--source-timeout", "5s"]), "invalid_input");
     let read = |host: &Host, name: &str| {
         let mut command = host.command(&["--json", "export", name, "-"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -107,37 +111,28 @@ fn an_export_that_was_killed_leaves_what_was_there() {
     let origin = Host::new();
     write_image(&origin, "v", 4);
     let source = origin.serve(&["--listen", "127.0.0.1:0"]);
-    let host = Host::new();
-    let _owner = host.serve(&[]);
-    host.ok(&["fork", &source.uri("v@s"), "copy"]);
-    host.ok(&["hydrate", "copy", "--pause"]);
-    signal(&source.child, libc::SIGSTOP);
-    let waiting = || host.json(&["show", "copy"]).pointer("/hydration/readers_waiting").and_then(Value::as_u64).unwrap();
-    let files = || fs::read_dir(host.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
-    let before = files();
     for old in [None, Some("old bytes")] {
+        let (host, _owner) = paused_fork(&source, &[]);
+        let files = || fs::read_dir(host.directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        let before = files();
         if let Some(old) = old {
             fs::write(host.path("image"), old).unwrap();
         }
+        signal(&source.child, libc::SIGSTOP);
         let mut child = host.command(&["export", "copy", "image"]).stderr(Stdio::null()).spawn().unwrap();
-        while waiting() == 0 {
-            std::thread::yield_now();
-        }
+        until("the export waits for the source", || {
+            host.json(&["show", "copy"]).pointer("/hydration/readers_waiting").and_then(Value::as_u64) > Some(0)
+        });
         child.kill().unwrap();
         child.wait().unwrap();
         match old {
             None => assert_eq!(files(), before),
             Some(old) => assert_eq!(fs::read(host.path("image")).unwrap(), old.as_bytes()),
         }
-        while waiting() > 0 {
-            signal(&source.child, libc::SIGCONT);
-            std::thread::yield_now();
-        }
-        signal(&source.child, libc::SIGSTOP);
+        signal(&source.child, libc::SIGCONT);
+        host.ok(&["export", "copy", "image"]);
+        assert!(fs::read(host.path("image")).unwrap() == fs::read(origin.path("v")).unwrap());
     }
-    signal(&source.child, libc::SIGCONT);
-    host.ok(&["export", "copy", "image"]);
-    assert!(fs::read(host.path("image")).unwrap() == fs::read(origin.path("v")).unwrap());
 }
 
 #[test]

@@ -6,9 +6,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
-use host::{Host, PATIENCE, make_image, names, signal, wait};
+use host::{Host, make_image, names, signal, until, wait};
 use serde_json::Value;
 
 #[test]
@@ -190,15 +189,16 @@ fn an_interrupted_import_is_undone() {
         let mut child = host.command(&["import", "v", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(&vec![1; bytes]).unwrap();
-        std::thread::sleep(Duration::from_millis(300));
+        let owner = format!("(process {})", child.id());
+        until("the import begins", || match (&server, bytes) {
+            (None, _) => fs::read_to_string(host.store().join("lock")).unwrap().contains(&owner),
+            (Some(server), 0) => server.has_a_command(),
+            (Some(_), _) => !host.volumes().is_empty(),
+        });
         signal(&child, libc::SIGINT);
         assert!(!wait(&mut child).success());
         // The pipe is still open: the end of the client is enough.
-        let begun = Instant::now();
-        while !host.volumes().is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "the half-made volume stays");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        until("the half-made volume goes", || host.volumes().is_empty());
         drop(stdin);
         host.import("v", 1);
         drop(server);
@@ -212,11 +212,7 @@ fn an_import_that_was_killed_is_swept_by_the_next_command() {
     let mut child = host.command(&["import", "v", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&vec![1; 4 << 20]).unwrap();
-    let begun = Instant::now();
-    while fs::read_dir(host.store().join("layers")).unwrap().count() == 0 {
-        assert!(begun.elapsed() < PATIENCE, "nothing is written");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("something is written", || fs::read_dir(host.store().join("layers")).unwrap().count() > 0);
     child.kill().unwrap();
     wait(&mut child);
     assert_eq!(host.volumes(), ["mine.importing"]);

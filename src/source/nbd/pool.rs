@@ -12,7 +12,7 @@ use super::NbdOptions;
 use super::address::Address;
 use super::handshake::{Agreed, Contexts, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
-use crate::io::{descriptors_left, descriptors_max, give_way};
+use crate::io::{Reservation, descriptors_max, give_way};
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX, STATE_ZERO};
 use crate::wire::{HeaderMode, StatusExtent};
@@ -85,11 +85,11 @@ impl NbdSource {
     /// [`SourceErrorKind::Invalid`] for a wrong address or export, [`SourceErrorKind::Lost`] if nobody answers.
     pub fn open(uri: &str, options: NbdOptions) -> Result<Arc<Self>, SourceError> {
         let address = Address::parse(uri)?;
-        if descriptors_left(3) < LINK_DESCRIPTORS {
+        let Some(_reserved) = Reservation::take(LINK_DESCRIPTORS, 3) else {
             let max = descriptors_max();
             let message = format!("{uri}: of the {max} descriptors of this process hardly any is left: raise the limit ('ulimit -n')");
             return Err(SourceError { kind: SourceErrorKind::Lost, message });
-        }
+        };
         let agreed = connect(&address, options.connect_timeout).map_err(|refusal| refusal.into_error(uri))?;
         let (align_bytes, read_bytes_max) = block_sizes(&agreed);
         let multi = agreed.info.flags & EXPORT_CAN_MULTI_CONN != 0;
@@ -387,15 +387,15 @@ fn keep(shared: &Weak<Shared>) {
 impl Shared {
     /// Makes the connections that are missing, all at once: each takes some round trips. Answers whether one was made.
     fn connect_missing(self: &Arc<Self>) -> bool {
-        let missing = {
+        let (there, wanted) = {
             let state = self.state.lock();
-            match state.links.len() {
-                // Whether anybody answers is found out with one.
-                0 => 1,
-                // Further ones make it faster, which others must not pay for.
-                count => self.links_wanted(&state).saturating_sub(count).min(descriptors_left(2) / LINK_DESCRIPTORS),
-            }
+            let there = state.links.len();
+            // Whether anybody answers is found out with one.
+            (there, if there == 0 { 1 } else { self.links_wanted(&state) })
         };
+        // Further ones make it faster, which others must not pay for.
+        let reserved: Vec<_> = (there..wanted).map_while(|_| Reservation::take(LINK_DESCRIPTORS, 2)).collect();
+        let missing = reserved.len().max(usize::from(there == 0));
         if missing == 0 {
             return false;
         }

@@ -49,7 +49,11 @@ fn ask_patiently(
     let text = serde_json::to_vec(request).map_err(|error| Failure::io("write the request", error))?;
     let limited = stream.set_write_timeout(Some(silence_max)).and_then(|()| stream.set_read_timeout(Some(silence_max)));
     limited.map_err(|error| Failure::io("talk to the process that serves the store", error))?;
-    line::send(stream, &text, file).map_err(lost)?;
+    match line::send(stream, &text, file) {
+        // A server that takes no more commands says why, and hangs up.
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+        sent => sent.map_err(lost)?,
+    }
     let mut reader = BufReader::new(stream);
     loop {
         let text = line::next(&mut reader, MESSAGE_BYTES_MAX).map_err(lost)?;
@@ -101,5 +105,19 @@ mod tests {
         let own = std::process::id();
         assert!(failure.message.contains(&format!("(process {own})")) && failure.message.contains("kill -CONT"), "{failure:?}");
         drop(theirs);
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_before_it_was_asked_may_have_said_why() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let refusal = Message::Failed(Failure::new(ErrorKind::Busy, "come again"));
+        line::send(&theirs, &serde_json::to_vec(&refusal).unwrap(), None).unwrap();
+        drop(theirs);
+        let failure = ask(&ours, &Request::List, None, &mut Deaf).unwrap_err();
+        assert_eq!(failure.message, "come again");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let failure = ask(&ours, &Request::List, None, &mut Deaf).unwrap_err();
+        assert!(failure.message.contains("ended before it answered"), "{failure:?}");
     }
 }
