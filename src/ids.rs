@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, EXTENT_BLOCKS};
 
 /// Number of a layer within a store. Never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerId(pub u32);
 
 impl fmt::Display for LayerId {

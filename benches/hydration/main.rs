@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench hydration -- [--size 256M] [--rtt 0.2,20,100] [--loss 0,0.1] [--rate 1000M] [--runs 3]
-//! cargo bench --bench hydration -- --forks 50        many forks of one snapshot at once
+//! cargo bench --bench hydration -- --forks 50        many forks of one snapshot, or of one volume, at once
 //! cargo bench --bench hydration -- --load            what hydration does to reads of another volume
 //! cargo bench --bench hydration -- --trace           what a recorded order of touches does to a machine that starts
 //! ```

@@ -25,6 +25,8 @@ const SERVER: &str = "10.77.0.1";
 const CLIENT: &str = "10.77.0.2";
 /// The image, as a client names it.
 pub const URI: &str = "nbd://10.77.0.1:10809/disk@s";
+/// The same bytes, without an identity.
+pub const VOLUME_URI: &str = "nbd://10.77.0.1:10809/disk";
 /// The same bytes in a snapshot of which nothing is recorded.
 pub const UNRECORDED_URI: &str = "nbd://10.77.0.1:10809/disk@t";
 const ADDRESS: &str = "10.77.0.1:10809";

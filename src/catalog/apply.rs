@@ -23,7 +23,11 @@ impl Catalog {
             Record::Resize { volume, size_bytes } => self.volume_mut(*volume)?.size_bytes = *size_bytes,
             Record::DestroyVolume(volume) => return self.remove_volume(*volume),
             Record::DestroySnapshot { volume, name } => return self.remove_snapshot(*volume, name),
-            Record::Detach(layer) => self.layer_mut(*layer)?.source = None,
+            Record::Detach(layer) => {
+                let entry = self.layer_mut(*layer)?;
+                entry.needed_from = LayerId::default();
+                entry.detached = entry.source.take();
+            }
             Record::Hydration(layer, settings) => {
                 if let Some(source) = &mut self.layer_mut(*layer)?.source {
                     source.settings = *settings;
@@ -33,6 +37,11 @@ impl Catalog {
                 if let Some(source) = &mut self.layer_mut(*layer)?.source {
                     source.uris.clone_from(uris);
                 }
+            }
+            Record::Attach(layer, needed_from, source) => {
+                let entry = self.layer_mut(*layer)?;
+                entry.needed_from = *needed_from;
+                (entry.source, entry.detached) = (Some(source.clone()), None);
             }
             Record::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
             Record::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),

@@ -29,8 +29,19 @@ pub struct LayerEntry {
     pub origin: String,
     /// The source it stands for, while that is needed.
     pub source: Option<SourceRecord>,
+    /// The source it stood for, when that is not needed any more.
+    pub detached: Option<SourceRecord>,
+    /// The layers above with smaller numbers do not need it: their chains were complete before it was attached again.
+    pub needed_from: LayerId,
     /// Layers of images that its view is, each with the size of the volume it was sealed in.
     pub held: Vec<(HeldLayer, u64)>,
+}
+
+impl LayerEntry {
+    /// Whether it stands for a source that the chain of a layer directly above needs.
+    pub fn is_needed_by(&self, above: LayerId) -> bool {
+        self.source.is_some() && above >= self.needed_from
+    }
 }
 
 /// A snapshot of a volume.
@@ -119,7 +130,15 @@ pub struct Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{LayerRecord, Record, VolumeRecord};
+    use crate::format::{HydrationSettings, LayerRecord, Record, VolumeRecord};
+
+    fn written_anew(catalog: &Catalog) -> Catalog {
+        let mut again = Catalog::default();
+        for record in catalog.records() {
+            again.apply(&record).unwrap();
+        }
+        again
+    }
 
     /// Blocks and frames of a number that was used before may still be on disk, and would verify.
     #[test]
@@ -133,11 +152,39 @@ mod tests {
             catalog.apply(&Record::Volume(volume)).unwrap();
         }
         assert_eq!(catalog.apply(&Record::DestroyVolume(VolumeId(1))).unwrap(), [LayerId(1)]);
-        let mut again = Catalog::default();
-        for record in catalog.records() {
-            again.apply(&record).unwrap();
-        }
+        let again = written_anew(&catalog);
         assert_eq!(again, catalog);
         assert_eq!((again.next_volume(), again.next_layer().unwrap()), (VolumeId(2), LayerId(2)));
+    }
+
+    #[test]
+    fn a_source_that_was_attached_again_is_needed_by_later_layers() {
+        let root = LayerId(3);
+        let source = SourceRecord { uris: vec!["nbd://h/v@s".into()], size_bytes: 1 << 20, settings: HydrationSettings::default() };
+        let mut catalog = Catalog::default();
+        let layer = LayerRecord { layer: root, parent: None, origin: "h/1".into(), source: Some(source.clone()) };
+        catalog.apply(&Record::Layer(layer)).unwrap();
+        let add = |catalog: &mut Catalog, parent: LayerId, layer| {
+            catalog.apply(&Record::Layer(LayerRecord::over(Some(parent), LayerId(layer)))).unwrap();
+        };
+        add(&mut catalog, root, 4);
+        let needs = |catalog: &Catalog, layers: &[u32]| {
+            let again = written_anew(catalog);
+            assert_eq!(again, *catalog);
+            layers.iter().map(|layer| again.needed_root(LayerId(*layer)) == Some(root)).collect::<Vec<bool>>()
+        };
+        assert_eq!(needs(&catalog, &[3, 4]), [true, true]);
+        catalog.apply(&Record::Detach(root)).unwrap();
+        add(&mut catalog, LayerId(4), 5);
+        assert_eq!(needs(&catalog, &[3, 4, 5]), [false; 3]);
+        catalog.apply(&Record::Attach(root, LayerId(6), source)).unwrap();
+        for (parent, layer) in [(root, 6), (LayerId(4), 7), (LayerId(6), 8)] {
+            add(&mut catalog, parent, layer);
+        }
+        assert_eq!(needs(&catalog, &[3, 4, 5, 6, 7, 8]), [true, false, false, true, false, true]);
+        assert_eq!(catalog.roots_of("h/1").map(|(id, _)| id).collect::<Vec<_>>(), [root]);
+        assert_eq!(catalog.roots_of("").count(), 0);
+        catalog.apply(&Record::Detach(root)).unwrap();
+        assert_eq!(needs(&catalog, &[3, 6, 8]), [false; 3]);
     }
 }

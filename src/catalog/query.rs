@@ -73,10 +73,27 @@ impl Catalog {
         self.layers.iter().filter_map(found).min()
     }
 
+    /// Layers that stand for the bytes of this identity, in no order.
+    pub fn roots_of<'a>(&'a self, identity: &'a str) -> impl Iterator<Item = (LayerId, &'a LayerEntry)> {
+        self.layers().filter(move |(_, entry)| !identity.is_empty() && entry.origin == identity)
+    }
+
     /// A layer and its ancestors, from the top down.
     pub fn chain(&self, layer: LayerId) -> impl Iterator<Item = (LayerId, &LayerEntry)> {
         let first = self.layers.get(&layer).map(|entry| (layer, entry));
         std::iter::successors(first, |(_, entry)| entry.parent.and_then(|parent| Some((parent, self.layers.get(&parent)?))))
+    }
+
+    /// The root below a layer that stands for a source which the layer's chain needs.
+    pub fn needed_root(&self, layer: LayerId) -> Option<LayerId> {
+        let mut above = None;
+        for (id, entry) in self.chain(layer) {
+            if entry.source.is_some() {
+                return above.is_none_or(|above| entry.is_needed_by(above)).then_some(id);
+            }
+            above = Some(id);
+        }
+        None
     }
 
     /// The next unused layer number.
@@ -102,8 +119,13 @@ impl Catalog {
         // A child always has a larger number than its parent.
         layers.sort_unstable_by_key(|(id, _)| **id);
         for (id, entry) in layers {
-            let LayerEntry { parent, origin, source, held, .. } = entry;
-            records.push(Record::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: source.clone() }));
+            let LayerEntry { parent, origin, source, detached, needed_from, held, .. } = entry;
+            let first = source.clone().or_else(|| detached.clone());
+            records.push(Record::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: first }));
+            records.extend(detached.is_some().then_some(Record::Detach(*id)));
+            if let (Some(source), true) = (source, *needed_from > LayerId::default()) {
+                records.push(Record::Attach(*id, *needed_from, source.clone()));
+            }
             let record = |(held, size_bytes): &_| Record::Held(HeldRecord { layer: *id, size_bytes: *size_bytes, held: *held });
             records.extend(held.iter().map(record));
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tag  record          fields
-//!   1  layer           layer u32, parent u32 (u32::MAX: none), origin blob, source? (flag u8, uris, size u64, settings)
+//!   1  layer           layer u32, parent u32 (u32::MAX: none), origin blob, source? (flag u8, source)
 //!   2  volume          volume u64, head u32, size u64, created_at u64, name blob, parent blob
 //!   3  snapshot        volume u64, layer u32, size u64, created_at u64, name blob
 //!   4  counters        next volume u64, next layer u32
@@ -16,6 +16,7 @@
 //!  12  sources         layer u32, uris
 //!  13  labels          volume u64, labels
 //!  14  held            layer u32, size u64, blob digest 32 bytes, blob size u64, chain 32 bytes
+//!  15  attach          layer u32, first layer that needs it u32, source
 //!  20  present         layer u32, block u32, n u32, n checksums u32
 //!  21  zero            layer u32, first block u32, last block u32 (inclusive)
 //!  22  drop            layer u32, first block u32, last block u32 (inclusive)
@@ -26,7 +27,7 @@
 //!  30  presence        layer u32, present blob, zeroed blob, marked blob (portable roaring bitmaps)
 //!  31  closed          -
 //! ```
-//! The layout of `uris` and `settings` is in `source`, that of `labels` in `label`.
+//! The layout of `source`, `uris` and `settings` is in `source`, that of `labels` in `label`.
 
 use roaring::RoaringBitmap;
 
@@ -146,6 +147,8 @@ pub enum Record {
     Hydration(LayerId, HydrationSettings),
     /// An operator says where the bytes of a root layer can be had.
     Sources(LayerId, Vec<String>),
+    /// A root layer needs a source again, for the layers above it with this number or a larger one.
+    Attach(LayerId, LayerId, SourceRecord),
     /// What users note about a volume; all of it.
     Labels(VolumeId, Labels),
     /// A sealed layer holds a layer of an image.
@@ -219,9 +222,7 @@ impl LayerRecord {
         writer.blob(self.origin.as_bytes());
         writer.u8(u8::from(self.source.is_some()));
         if let Some(source) = &self.source {
-            write_uris(writer, &source.uris);
-            writer.u64(source.size_bytes);
-            write_settings(writer, source.settings);
+            source.encode(writer);
         }
     }
 
@@ -231,7 +232,7 @@ impl LayerRecord {
         let origin = reader.text()?;
         let source = match reader.flag()? {
             false => None,
-            true => Some(SourceRecord { uris: read_uris(reader)?, size_bytes: reader.u64()?, settings: read_settings(reader)? }),
+            true => Some(SourceRecord::decode(reader)?),
         };
         Ok(Self { layer, parent, origin, source })
     }
@@ -293,6 +294,12 @@ impl Record {
                 writer.u8(12);
                 writer.u32(layer.0);
                 write_uris(writer, uris);
+            }
+            Self::Attach(layer, needed_from, source) => {
+                writer.u8(15);
+                writer.u32(layer.0);
+                writer.u32(needed_from.0);
+                source.encode(writer);
             }
             Self::Labels(volume, labels) => {
                 writer.u8(13);
@@ -372,6 +379,7 @@ impl Record {
             12 => Self::Sources(LayerId(reader.u32()?), read_uris(reader)?),
             13 => Self::Labels(VolumeId(reader.u64()?), read_labels(reader)?),
             14 => Self::Held(HeldRecord::decode(reader)?),
+            15 => Self::Attach(LayerId(reader.u32()?), LayerId(reader.u32()?), SourceRecord::decode(reader)?),
             _ => return Self::decode_presence(tag, reader),
         })
     }
@@ -431,6 +439,7 @@ impl Record {
                 | Self::Detach(_)
                 | Self::Hydration(..)
                 | Self::Sources(..)
+                | Self::Attach(..)
                 | Self::Labels(..)
                 | Self::Held(_)
         )
@@ -452,7 +461,7 @@ mod tests {
         let held = HeldLayer { layer: ImageLayer { digest: Digest::of(b"l"), bytes: 9 }, chain: Digest::of(b"c") };
         vec![
             Record::Layer(LayerRecord { layer: LayerId(1), parent: Some(LayerId(0)), origin: String::new(), source: None }),
-            Record::Layer(LayerRecord { layer: LayerId(2), parent: None, origin: "a/1".into(), source: Some(source) }),
+            Record::Layer(LayerRecord { layer: LayerId(2), parent: None, origin: "a/1".into(), source: Some(source.clone()) }),
             Record::Volume(VolumeRecord {
                 volume: VolumeId(1),
                 head: LayerId(1),
@@ -471,6 +480,7 @@ mod tests {
             Record::Detach(LayerId(2)),
             Record::Hydration(LayerId(2), HydrationSettings { rate_bytes_per_second: 100, ..settings }),
             Record::Sources(LayerId(2), uris()),
+            Record::Attach(LayerId(2), LayerId(7), source.clone()),
             Record::Labels(VolumeId(1), [("k".to_owned(), "v".to_owned())].into()),
             Record::Held(HeldRecord { layer: LayerId(1), size_bytes: 7, held }),
             Record::Present(run()),

@@ -1,6 +1,7 @@
 //! What is kept of a source and of how its bytes are fetched.
 //!
 //! ```text
+//! source    uris, size u64, settings
 //! uris      n u32, n blobs
 //! settings  paused u8, rate u64, deadline u64, priority u8
 //! ```
@@ -45,6 +46,18 @@ pub struct SourceRecord {
     pub size_bytes: u64,
     /// Pause and pace.
     pub settings: HydrationSettings,
+}
+
+impl SourceRecord {
+    pub(super) fn encode(&self, writer: &mut Writer) {
+        write_uris(writer, &self.uris);
+        writer.u64(self.size_bytes);
+        write_settings(writer, self.settings);
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        Ok(Self { uris: read_uris(reader)?, size_bytes: reader.u64()?, settings: read_settings(reader)? })
+    }
 }
 
 pub(super) fn write_settings(writer: &mut Writer, settings: HydrationSettings) {

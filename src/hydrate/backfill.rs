@@ -65,20 +65,24 @@ struct Backfill<'a> {
 
 impl Hydrator {
     /// Starts backfill in a thread of its own; it ends when nothing is missing, or by [`Hydrator::stop`].
-    /// `complete` is called once at the end if nothing is missing.
+    /// When nothing is missing, `finish` is called; `false` says that there is more to do.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start_backfill(self: &Arc<Self>, complete: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    pub fn start_backfill(self: &Arc<Self>, finish: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
         self.state.lock().backfill_running = true;
         let hydrator = Arc::clone(self);
         let started = std::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(move || {
-            hydrator.backfill_in_background();
-            let done = hydrator.is_complete() && !hydrator.state.lock().stopped;
-            if done {
-                complete();
+            loop {
+                hydrator.backfill_in_background();
+                if hydrator.state.lock().stopped || (hydrator.is_complete() && finish()) {
+                    break;
+                }
             }
-            hydrator.config.budget.leave(hydrator.config.layer.id);
+            // One that has finished has left, and another one may stand there by now.
+            if !hydrator.state.lock().complete {
+                hydrator.config.budget.leave(hydrator.config.layer.id);
+            }
             let mut state = hydrator.state.lock();
             state.waker = None;
             state.backfill_running = false;

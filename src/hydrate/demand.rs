@@ -134,7 +134,7 @@ impl Hydrator {
 
     /// Guesses what will be read next, and lets it be fetched.
     fn look_ahead(&self, blocks: &Range<u64>) {
-        let end = self.config.layer.source_blocks.unwrap_or(0);
+        let end = self.config.layer.source_blocks().unwrap_or(0);
         let mut state = self.state.lock();
         if state.settings.paused {
             return;

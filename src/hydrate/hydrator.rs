@@ -229,6 +229,13 @@ impl Hydrator {
         self.notify(&state);
     }
 
+    /// One more fork stands on the layer, and shows all of it. These are the addresses from now on; all are tried at once.
+    pub fn add_fork(&self, uris: &[String]) {
+        self.state.lock().hidden.clear();
+        self.set_uris(uris);
+        self.retry_now();
+    }
+
     /// Changes pause and pace.
     pub fn set_settings(&self, settings: HydrationSettings) {
         let mut state = self.state.lock();
@@ -261,6 +268,8 @@ impl Hydrator {
     /// Fetches these blocks before the rest, in this order.
     pub fn follow(&self, runs: impl IntoIterator<Item = Range<u64>>) {
         let mut state = self.state.lock();
+        // Nobody else has to be asked for an order.
+        state.followed = true;
         state.trace.extend(runs);
         self.notify(&state);
     }
@@ -275,7 +284,7 @@ impl Hydrator {
 
     /// Blocks that are missing and needed.
     pub(super) fn missing(&self) -> RoaringBitmap {
-        let blocks = self.config.layer.source_blocks.unwrap_or(0);
+        let blocks = self.config.layer.source_blocks().unwrap_or(0);
         let mut missing = RoaringBitmap::new();
         if blocks > 0 {
             missing.insert_range(0..=(blocks - 1) as u32);

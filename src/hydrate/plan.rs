@@ -61,7 +61,7 @@ impl Plan {
             }
         }
         let config = &hydrator.config;
-        let blocks = config.layer.source_blocks.unwrap_or(0);
+        let blocks = config.layer.source_blocks().unwrap_or(0);
         let step = config.block_size.block_of(bytes_max).max(1);
         while self.cursor < blocks {
             self.map_zeros(hydrator, peer, self.cursor);

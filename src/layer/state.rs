@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex};
 use roaring::RoaringBitmap;
@@ -26,9 +26,9 @@ pub struct Layer {
     pub id: LayerId,
     /// The layer below.
     pub parent: Option<LayerId>,
-    /// Stands for a source (or did when the store was opened) of so many blocks: its presence grows under its readers, so it is
+    /// Stands for a source (or did since the store was opened) of so many blocks: its presence grows under its readers, so it is
     /// asked at each read.
-    pub source_blocks: Option<u64>,
+    source_blocks: OnceLock<u64>,
     /// No further write is admitted, other than fills.
     sealed: AtomicBool,
     /// Some extent is unverified.
@@ -107,13 +107,24 @@ impl Layer {
         Arc::new(Self {
             id,
             parent,
-            source_blocks,
+            source_blocks: source_blocks.map_or_else(OnceLock::new, OnceLock::from),
             state: Mutex::default(),
             changed: Condvar::new(),
             sealed: AtomicBool::new(false),
             unverified: AtomicBool::new(false),
             patched: AtomicBool::new(false),
         })
+    }
+
+    /// Of how many blocks the source is that it stands for, or did since the store was opened.
+    pub fn source_blocks(&self) -> Option<u64> {
+        self.source_blocks.get().copied()
+    }
+
+    /// Stands for a source of so many blocks again, as it did in the beginning. Answers whether it has all of them.
+    pub fn attach(&self, blocks: u64) -> bool {
+        self.source_blocks.get_or_init(|| blocks);
+        self.with_presence(|presence| presence.present.len() + presence.zeroed.len()) >= blocks
     }
 
     /// Ends writing: from now on the layer's meaning never changes.
@@ -153,7 +164,7 @@ impl Layer {
     /// Blocks of the extent that the source has.
     pub fn source_bits(&self, extent: u32) -> BlockBits {
         let first = u64::from(extent) * u64::from(EXTENT_BLOCKS);
-        let blocks = self.source_blocks.unwrap_or(0).saturating_sub(first).min(u64::from(EXTENT_BLOCKS));
+        let blocks = self.source_blocks().unwrap_or(0).saturating_sub(first).min(u64::from(EXTENT_BLOCKS));
         BlockBits::of(0..blocks as u32)
     }
 }

@@ -145,7 +145,8 @@ impl Store {
     }
 
     /// Forks `source` (`NAME` or `NAME@SNAP` of this store, or the URI of a remote export) into the new volume `name`.
-    /// One journal record group and one barrier round; no data moves.
+    /// One journal record group and one barrier round; no data moves. Forks of the same remote snapshot, as far as its identity
+    /// tells, share what is fetched of it, and how it is.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::SourceLost`],

@@ -74,6 +74,9 @@ pub struct Core {
     freed: Mutex<Vec<(Ticket, LayerId)>>,
     /// Where the next look for patches to merge begins.
     pub(super) next_patch: Mutex<(LayerId, u32)>,
+    /// Held while what nobody above a root can see is looked for and acted on, and while a fork is put on a root that stands
+    /// already, which shows all of it again. Locked before the catalogue.
+    pub(super) roots: Mutex<()>,
     /// Volumes that are on their way. Locked after the catalogue.
     pub(super) births: Mutex<BTreeMap<String, Coming>>,
     /// Something was hidden or freed: blocks may be dead.
@@ -102,6 +105,7 @@ impl Core {
             recorders: Mutex::default(),
             freed: Mutex::default(),
             next_patch: Mutex::new((LayerId(0), 0)),
+            roots: Mutex::default(),
             births: Mutex::default(),
             reclaim: std::sync::atomic::AtomicBool::new(true),
         })
@@ -235,13 +239,29 @@ impl Core {
     /// # Errors
     /// There is no way to reach sources, or no thread can be started.
     pub fn hydrate(self: &Arc<Self>, layer: &Arc<Layer>, record: SourceRecord, source: Option<Arc<dyn Source>>) -> Result<()> {
-        let opener = self.sources.clone().ok_or_else(no_sources)?;
         let origin = self.catalog().layer(layer.id).map(|entry| entry.origin.clone()).unwrap_or_default();
+        let hydrator = self.add_hydrator(layer, record, origin, source)?;
+        self.start_hydration(&hydrator)
+    }
+
+    /// Makes the hydrator of a root layer, so that what is missing can be read. `origin` is the identity of the bytes, or empty.
+    ///
+    /// # Errors
+    /// There is no way to reach sources.
+    pub(super) fn add_hydrator(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        record: SourceRecord,
+        origin: String,
+        source: Option<Arc<dyn Source>>,
+    ) -> Result<Arc<Hydrator>> {
+        let opener = self.sources.clone().ok_or_else(no_sources)?;
         let (this, id) = (Arc::downgrade(self), layer.id);
         let on_change = move |status, error: Option<String>| {
             let kind = if status == HydratorStatus::Degraded { EventKind::Degraded } else { EventKind::Recovered };
             if let Some(core) = this.upgrade() {
-                core.tell(id, kind, error);
+                let volumes = volumes_over(&core.catalog(), id);
+                core.tell(volumes, kind, error);
             }
         };
         let hydrator = Hydrator::new(
@@ -259,18 +279,21 @@ impl Core {
             source,
         );
         self.hydrators.lock().insert(layer.id, Arc::clone(&hydrator));
-        if self.threads {
-            let core = Arc::downgrade(self);
-            let id = layer.id;
-            let complete = move || {
-                if let Some(core) = core.upgrade() {
-                    // A failure shows at the next write; hydration is finished again at the next open.
-                    let _ = core.finish_hydration(id);
-                }
-            };
-            hydrator.start_backfill(complete).map_err(|error| Error::io("cannot start a thread for hydration", error))?;
+        Ok(hydrator)
+    }
+
+    /// Begins to fetch what nobody waits for.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(super) fn start_hydration(self: &Arc<Self>, hydrator: &Arc<Hydrator>) -> Result<()> {
+        if !self.threads {
+            return Ok(());
         }
-        Ok(())
+        let (core, id) = (Arc::downgrade(self), hydrator.layer().id);
+        // A failure shows at the next write; hydration is finished again at the next open.
+        let finish = move || core.upgrade().is_none_or(|core| core.finish_hydration(id).unwrap_or(true));
+        hydrator.start_backfill(finish).map_err(|error| Error::io("cannot start a thread for hydration", error))
     }
 
     /// Makes a complete root layer independent of its source, durably. `false` if blocks are still missing.
@@ -278,36 +301,37 @@ impl Core {
     /// # Errors
     /// The barrier failed.
     pub fn finish_hydration(&self, layer: LayerId) -> Result<bool> {
-        let Some(hydrator) = self.hydrator(layer).filter(|hydrator| hydrator.is_complete()) else { return Ok(false) };
-        // The blocks are durable before the record that says nobody needs the source.
-        self.layers.sync([layer])?;
-        let ticket = {
+        let Some(hydrator) = self.hydrator(layer) else { return Ok(false) };
+        let (volumes, ticket) = {
+            // A fork that comes meanwhile may show blocks that nobody needed.
+            let _roots = self.roots.lock();
+            if !hydrator.is_complete() {
+                return Ok(false);
+            }
+            // The blocks are durable before the record that says nobody needs the source. Backfill has seen to most of them.
+            self.layers.sync([layer])?;
             let mut catalog = self.catalog();
             if catalog.layer(layer).is_none() {
                 return Ok(false);
             }
             // Before the sources are closed, and with them their counters.
             self.hydrated.lock().insert(layer, hydrator.progress());
-            self.change(&mut catalog, None, vec![Record::Detach(layer)])?
+            let volumes = volumes_over(&catalog, layer);
+            (volumes, self.change(&mut catalog, None, vec![Record::Detach(layer)])?)
         };
         self.layers.wait(ticket)?;
-        self.hydrators.lock().remove(&layer);
         hydrator.finish();
+        self.hydrators.lock().remove(&layer);
         // Every patch above can be merged now, those that were passed over as well.
         *self.next_patch.lock() = (LayerId(0), 0);
-        self.tell(layer, EventKind::Hydrated, None);
+        self.tell(volumes, EventKind::Hydrated, None);
         Ok(true)
     }
 
-    /// Tells of what happened to the volumes above a root layer.
-    fn tell(&self, root: LayerId, kind: EventKind, error: Option<String>) {
-        let Some(on_event) = &self.on_event else { return };
-        let volumes = {
-            let catalog = self.catalog();
-            let above = |head| catalog.chain(head).any(|(layer, _)| layer == root);
-            catalog.volumes().filter(|(_, volume)| above(volume.head)).map(|(_, volume)| volume.name.clone()).collect()
-        };
-        on_event(&Event { kind, volumes, error });
+    fn tell(&self, volumes: Vec<String>, kind: EventKind, error: Option<String>) {
+        if let Some(on_event) = &self.on_event {
+            on_event(&Event { kind, volumes, error });
+        }
     }
 
     /// Whether sources can be reached.
@@ -373,6 +397,12 @@ impl Core {
             }
         }
     }
+}
+
+/// Names of the volumes that need the source of a root.
+fn volumes_over(catalog: &Catalog, root: LayerId) -> Vec<String> {
+    let over = catalog.volumes().filter(|(_, volume)| catalog.needed_root(volume.head) == Some(root));
+    over.map(|(_, volume)| volume.name.clone()).collect()
 }
 
 /// The error for a volume that was destroyed while somebody had it open.

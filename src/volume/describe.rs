@@ -137,7 +137,7 @@ impl Core {
                 data |= &presence.present - &zero;
                 zero |= &presence.zeroed - &data;
             });
-            if let Some(blocks @ 1..) = layer.source_blocks {
+            if let Some(blocks @ 1..) = layer.source_blocks() {
                 // What is still at the source may be data.
                 let mut missing = RoaringBitmap::new();
                 missing.insert_range(0..=(blocks - 1) as u32);

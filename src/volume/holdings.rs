@@ -42,7 +42,12 @@ impl Core {
             let blocks = u64::from(present.max().map_or(0, |last| last + 1));
             let size_bytes = entry.source.as_ref().map_or(self.block_size.offset_of(blocks), |source| source.size_bytes);
             let holding = Holding { size_bytes, present: Some(present), ..Holding::default() };
-            holdings.insert(entry.origin.clone(), (id, holding));
+            // Of several layers the one that has most.
+            let has = |holding: &Holding| holding.present.as_ref().map_or(u64::MAX, RoaringBitmap::len);
+            match holdings.get(&entry.origin) {
+                Some((_, other)) if has(other) >= has(&holding) => {}
+                _ => drop(holdings.insert(entry.origin.clone(), (id, holding))),
+            }
         }
         for (_, volume) in catalog.volumes() {
             for snapshot in volume.snapshots.iter() {
@@ -105,7 +110,8 @@ fn layers_over_sources(catalog: &Catalog) -> HashMap<LayerId, bool> {
     order.sort_unstable_by_key(|(id, _)| *id);
     let mut over: HashMap<LayerId, bool> = HashMap::with_capacity(order.len());
     for (id, entry) in order {
-        let below = entry.parent.is_some_and(|parent| over.get(&parent).copied().unwrap_or(false));
+        let needs = |parent: &LayerId| catalog.layer(*parent).is_some_and(|parent| parent.source.is_none() || parent.is_needed_by(id));
+        let below = entry.parent.filter(needs).is_some_and(|parent| over.get(&parent).copied().unwrap_or(false));
         over.insert(id, below || entry.source.is_some());
     }
     over

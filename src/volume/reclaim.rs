@@ -57,6 +57,7 @@ impl Core {
         if !self.reclaim.swap(false, Ordering::AcqRel) {
             return Ok(false);
         }
+        let _roots = self.roots.lock();
         let found = self.find_dead();
         self.tell_hidden(|layer| found.hidden.get(&layer).cloned());
         for (id, dead) in &found.dead {

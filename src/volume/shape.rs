@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::core::{Core, no_sources};
 use super::head::Head;
 use super::view::View;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, LayerEntry};
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
@@ -36,6 +36,17 @@ struct Base {
     layer: Option<LayerId>,
     view: View,
     records: Vec<Record>,
+}
+
+/// The layer that stands for a source, below a new fork.
+struct Root {
+    layer: LayerId,
+    /// What there is to note of it.
+    records: Vec<Record>,
+    /// What is to fetch its blocks from now on, if nobody does.
+    hydrator: Option<Arc<Hydrator>>,
+    /// The number of the fork's own layer.
+    next_layer: LayerId,
 }
 
 fn check_size(size_bytes: u64) -> Result<()> {
@@ -208,7 +219,7 @@ impl Core {
     }
 
     /// Forks what a source has, which can be had at each of these addresses: a root layer that stands for it, and an open layer
-    /// above. No data moves.
+    /// above. No data moves. Forks of the same snapshot stand on the same root, so that its blocks are fetched and kept once.
     ///
     /// # Errors
     /// [`ErrorKind::SourceLost`] if none can be reached; as [`Core::fork_volume`].
@@ -227,7 +238,11 @@ impl Core {
             match opener.open(&order[0]) {
                 Ok(source) => {
                     birth.opened(source.size_bytes());
-                    return self.fork_opened(order, name, labels, &source).inspect_err(|_| source.close());
+                    let forked = self.fork_opened(order, name, labels, &source);
+                    if !matches!(forked, Ok((_, true))) {
+                        source.close();
+                    }
+                    return forked.map(|(head, _)| head);
                 }
                 Err(error) => failure = failure.or(Some(source_error(&error))),
             }
@@ -235,33 +250,82 @@ impl Core {
         Err(failure.unwrap_or_else(no_sources))
     }
 
-    fn fork_opened(self: &Arc<Self>, uris: Vec<String>, name: &str, labels: Labels, source: &Arc<dyn Source>) -> Result<Arc<Head>> {
-        let size_bytes = source.size_bytes();
-        check_size(size_bytes)?;
+    /// The fork, and whether it uses the source.
+    fn fork_opened(self: &Arc<Self>, uris: Vec<String>, name: &str, labels: Labels, source: &Arc<dyn Source>) -> Result<(Arc<Head>, bool)> {
+        check_size(source.size_bytes())?;
         self.layers.reserve_shape()?;
         let label = uris[0].clone();
-        let record = SourceRecord { uris, size_bytes, settings: HydrationSettings::default() };
-        let (head, root, ticket) = {
+        let birth = Birth { name, size_bytes: source.size_bytes(), parent: &label, labels };
+        let (head, Root { layer: root, hydrator, .. }, ticket) = {
+            let _roots = self.roots.lock();
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
-            let root = catalog.next_layer()?;
-            let layer = LayerId(root.0 + 1);
-            let entry = self.layers.add(root, None, Some(self.block_size.blocks_for(size_bytes)));
-            entry.seal();
-            let origin = source.identity().unwrap_or_default();
-            let records = vec![
-                Record::Layer(LayerRecord { layer: root, parent: None, origin, source: Some(record.clone()) }),
-                Record::Layer(LayerRecord::over(Some(root), layer)),
-            ];
-            let birth = Birth { name, size_bytes, parent: &label, labels };
-            let (head, ticket) = self.add_volume(&mut catalog, records, Some(root), birth, None)?;
-            (head, entry, ticket)
+            let mut root = match self.standing_root(&catalog, source) {
+                Some(root) => self.join_root(&catalog, root, uris, source)?,
+                None => self.new_root(&catalog, uris, source)?,
+            };
+            let mut records = std::mem::take(&mut root.records);
+            records.push(Record::Layer(LayerRecord::over(Some(root.layer), root.next_layer)));
+            let (head, ticket) = self.add_volume(&mut catalog, records, Some(root.layer), birth, None)?;
+            (head, root, ticket)
         };
         self.layers.wait(ticket)?;
-        self.inherit_trace(root.id);
-        self.record_fork(&head, root.id);
-        self.hydrate(&root, record, Some(Arc::clone(source)))?;
-        Ok(head)
+        if hydrator.is_some() {
+            self.inherit_trace(root);
+        }
+        self.record_fork(&head, root);
+        if let Some(hydrator) = &hydrator {
+            self.start_hydration(hydrator)?;
+        }
+        Ok((head, hydrator.is_some()))
+    }
+
+    fn source_record(&self, uris: Vec<String>, source: &Arc<dyn Source>) -> SourceRecord {
+        SourceRecord { uris, size_bytes: source.size_bytes(), settings: HydrationSettings::default() }
+    }
+
+    fn new_root(self: &Arc<Self>, catalog: &Catalog, uris: Vec<String>, source: &Arc<dyn Source>) -> Result<Root> {
+        let record = self.source_record(uris, source);
+        let layer = catalog.next_layer()?;
+        let entry = self.layers.add(layer, None, Some(self.block_size.blocks_for(record.size_bytes)));
+        entry.seal();
+        let origin = source.identity().unwrap_or_default();
+        // Others may join it from now on.
+        let hydrator = self.add_hydrator(&entry, record.clone(), origin.clone(), Some(Arc::clone(source)))?;
+        let records = vec![Record::Layer(LayerRecord { layer, parent: None, origin, source: Some(record) })];
+        Ok(Root { layer, records, hydrator: Some(hydrator), next_layer: LayerId(layer.0 + 1) })
+    }
+
+    /// A layer that stands for the bytes of a source, of the same size.
+    fn standing_root(&self, catalog: &Catalog, source: &Arc<dyn Source>) -> Option<LayerId> {
+        let (identity, size_bytes) = (source.identity()?, source.size_bytes());
+        let fits = |root, entry: &LayerEntry| {
+            let record = entry.source.as_ref().or(entry.detached.as_ref());
+            // Not one whose hydration is just about to end.
+            record.is_some_and(|record| record.size_bytes == size_bytes) && self.hydrator(root).is_some() == entry.source.is_some()
+        };
+        catalog.roots_of(&identity).filter(|(root, entry)| fits(*root, entry)).map(|(root, _)| root).min()
+    }
+
+    /// Lets one more fork stand on a root: what it lacks is needed again, also of that which nobody needed any more.
+    fn join_root(self: &Arc<Self>, catalog: &Catalog, root: LayerId, uris: Vec<String>, source: &Arc<dyn Source>) -> Result<Root> {
+        let next_layer = catalog.next_layer()?;
+        let joined = |records, hydrator| Root { layer: root, records, hydrator, next_layer };
+        let (layer, entry) = (self.layers.require(root)?, catalog.layer(root));
+        if let (Some(hydrator), Some(record)) = (self.hydrator(root), entry.and_then(|entry| entry.source.as_ref())) {
+            let mut all = record.uris.clone();
+            all.extend(uris.into_iter().filter(|uri| !record.uris.contains(uri)));
+            all.truncate(SOURCE_URIS_MAX);
+            hydrator.add_fork(&all);
+            return Ok(joined(vec![Record::Sources(root, all)], None));
+        }
+        let record = self.source_record(uris, source);
+        if layer.attach(self.block_size.blocks_for(record.size_bytes)) {
+            return Ok(joined(Vec::new(), None));
+        }
+        let origin = source.identity().unwrap_or_default();
+        let hydrator = self.add_hydrator(&layer, record.clone(), origin, Some(Arc::clone(source)))?;
+        Ok(joined(vec![Record::Attach(root, next_layer, record)], Some(hydrator)))
     }
 
     /// Notes in which order a new fork touches the blocks of the layer it stands on; and if an earlier one did, lets what is
@@ -272,8 +336,11 @@ impl Core {
             let _ = head.recorder.set(recorder);
             return;
         }
-        let root = self.catalog().chain(layer).find(|(_, entry)| entry.source.is_some()).map(|(root, _)| root);
-        if let (Some(hydrator), Some(trace)) = (root.and_then(|root| self.hydrator(root)), self.layers.load_trace(layer)) {
+        let root = self.catalog().needed_root(layer);
+        let Some(hydrator) = root.and_then(|root| self.hydrator(root)) else { return };
+        // The latest recording is on its way to the file.
+        let _ = self.save_traces();
+        if let Some(trace) = self.layers.load_trace(layer) {
             hydrator.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
         }
     }
@@ -442,7 +509,7 @@ impl Core {
     fn hydrator_of(&self, catalog: &Catalog, name: &str) -> Result<Option<Arc<Hydrator>>> {
         let id = catalog.volume_id(name)?;
         let head = catalog.volume(id).map(|entry| entry.head);
-        let root = head.and_then(|head| catalog.chain(head).find(|(_, entry)| entry.source.is_some())).map(|(layer, _)| layer);
+        let root = head.and_then(|head| catalog.needed_root(head));
         Ok(root.and_then(|root| self.hydrator(root)))
     }
 

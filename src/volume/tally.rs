@@ -93,7 +93,7 @@ struct Shown {
 
 impl Shown {
     fn add(&mut self, layer: &Layer, entry: &LayerEntry) {
-        if let (Some(_), Some(blocks)) = (&entry.source, layer.source_blocks) {
+        if let (Some(_), Some(blocks)) = (&entry.source, layer.source_blocks()) {
             self.source = Some((layer.id, blocks));
         }
         // Looked at before presence, so that a block merged meanwhile is not counted twice. Its rest may still be missing.
@@ -129,6 +129,13 @@ impl Core {
         let mut next: Vec<(LayerId, u64, Rc<Shown>)> = forest.bases.iter().map(|base| (*base, 1, Rc::default())).collect();
         while let Some((id, depth, below)) = next.pop() {
             let mut shown = below;
+            if let (Some((root, _)), Some(parent)) = (shown.source, catalog.layer(id).and_then(|entry| entry.parent))
+                && root == parent
+                && !catalog.layer(root).is_some_and(|root| root.is_needed_by(id))
+            {
+                let shown = Rc::make_mut(&mut shown);
+                (shown.source, shown.covered) = (None, RoaringBitmap::new());
+            }
             if let (Some(layer), Some(entry)) = (self.layers.get(id), catalog.layer(id))
                 && (entry.source.is_some() || !layer.is_blank())
             {

@@ -99,11 +99,13 @@ impl Core {
 
     /// What was recorded of the same snapshot at an earlier fork from elsewhere holds for a new root layer, too.
     pub(super) fn inherit_trace(&self, root: LayerId) {
+        if self.layers.load_trace(root).is_some() {
+            return;
+        }
         let same: Vec<LayerId> = {
             let catalog = self.catalog();
             let origin = catalog.layer(root).map(|entry| entry.origin.clone()).unwrap_or_default();
-            let same = catalog.layers().filter(|(layer, entry)| *layer != root && !origin.is_empty() && entry.origin == origin);
-            same.map(|(layer, _)| layer).collect()
+            catalog.roots_of(&origin).map(|(layer, _)| layer).filter(|layer| *layer != root).collect()
         };
         // The latest recording is on its way to the file.
         let _ = if same.is_empty() { Ok(()) } else { self.save_traces() };

@@ -78,7 +78,7 @@ impl Core {
         let mut below;
         let mut layer = top;
         loop {
-            if layer.source_blocks.is_some() {
+            if layer.source_blocks().is_some() {
                 // Its presence grows under its readers: it answers for all it may ever have.
                 give(&mut open, &layer.source_bits(extent), Owner::Layer(layer.id));
             } else {
@@ -112,7 +112,7 @@ impl Core {
                 Owner::Zero => answers.push((run, Answer::Zero)),
                 Owner::Layer(id) => {
                     let layer = if id == view.layer.id { Arc::clone(&view.layer) } else { self.layers.require(id)? };
-                    match layer.source_blocks {
+                    match layer.source_blocks() {
                         None if layer.has_patches() => Self::split_patched(&layer, extent, run, &mut answers),
                         None => answers.push((run, Answer::Held(layer))),
                         Some(_) => Self::split_root(&layer, extent, run, &mut answers),

@@ -5,6 +5,7 @@ mod hosts;
 mod lifecycle;
 mod patches;
 mod refusals;
+mod shared;
 mod stage;
 mod steps;
 mod traces;
@@ -99,18 +100,24 @@ fn a_block_is_fetched_once_however_many_readers_want_it() {
 }
 
 #[test]
-fn fifty_forks_of_one_snapshot_fetch_each_block_once_each() {
-    let trial = Trial::new();
+fn fifty_forks_of_one_snapshot_fetch_each_block_once() {
     let data = pattern(2, 2 << 20);
-    let actor = trial.stage.add(Actor::new("a://", &data));
-    for number in 0..50 {
-        trial.store.fork("a://", &format!("v{number}")).unwrap();
+    // Whether two addresses have the same bytes only an identity tells.
+    for (identity, times) in [(Some("host/7".to_owned()), 1), (None, 50)] {
+        let trial = Trial::new();
+        let actor = trial.stage.add(Actor { identity, ..Actor::new("a://", &data) });
+        std::thread::scope(|scope| {
+            for number in 0..50 {
+                let store = &trial.store;
+                scope.spawn(move || store.fork("a://", &format!("v{number}")).unwrap());
+            }
+        });
+        for number in 0..50 {
+            trial.finish(&format!("v{number}"));
+            assert!(read(&trial.store.volume(&format!("v{number}")).unwrap(), 0, 2 << 20).unwrap() == data);
+        }
+        assert_eq!(actor.bytes_read(), times * (2 << 20));
     }
-    for number in 0..50 {
-        trial.finish(&format!("v{number}"));
-        assert!(read(&trial.store.volume(&format!("v{number}")).unwrap(), 0, 2 << 20).unwrap() == data);
-    }
-    assert_eq!(actor.bytes_read(), 50 * (2 << 20));
     // Forks of a fork share what it has.
     let trial = Trial::new();
     let actor = trial.stage.add(Actor::new("a://", &data));

@@ -1,12 +1,12 @@
 //! Background work that a test does step by step.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use volfork::volume::VolumeState;
 use volfork::{Clock, Store, StoreOptions};
 
-use crate::stage::{Actor, Play, Stage};
+use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{options, pattern, paused, read, resumed};
 
 const BLOCK: usize = 4096;
@@ -25,17 +25,20 @@ impl Clock for Still {
 }
 
 /// A store that does nothing by itself.
-fn store(directory: &std::path::Path, stage: &Stage) -> Store {
+pub fn store(directory: &std::path::Path, stage: &Stage) -> Store {
     Store::create(directory, StoreOptions { threads: false, ..options(stage) }).unwrap()
 }
 
 /// Does what there is to do.
-fn settle(store: &Store) {
-    assert!((0..10_000).any(|_| !store.step().unwrap()), "there is always more to do");
+pub fn settle(store: &Store) {
+    let begun = Instant::now();
+    while store.step().unwrap() {
+        assert!(begun.elapsed() < PATIENCE, "there is always more to do");
+    }
 }
 
 /// A fork that fetches nothing before it is told to.
-fn paused_fork(store: &Store, actor: &Actor, name: &str) -> volfork::Volume {
+pub fn paused_fork(store: &Store, actor: &Actor, name: &str) -> volfork::Volume {
     let volume = store.fork(&actor.uri, name).unwrap();
     store.control_hydration(name, &paused()).unwrap();
     volume

@@ -13,6 +13,7 @@ mod overwrites;
 mod patches;
 mod random;
 mod refusals;
+mod shared;
 mod source;
 mod space;
 mod threads;

@@ -44,7 +44,7 @@ fn flush_beside(world: &World, name: &str) -> Beside<Outcome> {
 }
 
 /// Background work until it is told to stop.
-fn work_beside(world: &World) -> (Arc<AtomicBool>, Beside<()>) {
+pub fn work_beside(world: &World) -> (Arc<AtomicBool>, Beside<()>) {
     let stop = Arc::new(AtomicBool::new(false));
     let (stopped, store): (_, Store) = (Arc::clone(&stop), world.store().clone());
     let work = move || {

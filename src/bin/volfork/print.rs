@@ -269,10 +269,15 @@ fn done_text(done: Done, info: &VolumeInfo) -> String {
     match done {
         Done::Shown => volume_table(info),
         Done::Created => format!("created volume '{name}' of {size}"),
-        Done::Forked if info.hydration.bytes_missing > 0 => format!(
-            "forked '{name}' of {size}; usable now, {} to fetch: keep 'volfork serve' or 'volfork hydrate {name} --wait' running",
-            format_bytes(info.hydration.bytes_missing)
-        ),
+        Done::Forked if info.hydration.bytes_missing > 0 => {
+            let missing = format_bytes(info.hydration.bytes_missing);
+            let next = match info.hydration.state {
+                // It shares its blocks with a fork of the same snapshot.
+                HydrationState::Paused => format!("paused with the others of this snapshot, 'volfork hydrate {name} --resume' goes on"),
+                _ => format!("keep 'volfork serve' or 'volfork hydrate {name} --wait' running"),
+            };
+            format!("forked '{name}' of {size}; usable now, {missing} to fetch: {next}")
+        }
         Done::Forked => format!("forked '{name}' of {size}"),
         Done::Extended => format!("volume '{name}' has {size}"),
         Done::Renamed => format!("the volume's name is '{name}'"),
@@ -357,6 +362,9 @@ mod tests {
     fn a_fork_that_hydrates_says_what_to_do() {
         assert!(done_text(Done::Forked, &info("new", 1 << 30)).contains("volfork hydrate new --wait"));
         assert_eq!(done_text(Done::Forked, &info("new", 0)), "forked 'new' of 10.0 GiB");
+        let mut paused = info("new", 1 << 30);
+        paused.hydration.state = HydrationState::Paused;
+        assert!(done_text(Done::Forked, &paused).contains("volfork hydrate new --resume"));
     }
 
     #[test]
