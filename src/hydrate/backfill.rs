@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hydrator::Hydrator;
-use super::pace::{Waits, start_pause};
+use super::pace::{Waits, is_late, start_pause};
 use super::plan::{Asked, Plan};
 use super::progress::FetchClass;
 use super::window::Sent;
@@ -414,10 +414,8 @@ impl<'a> Backfill<'a> {
         }
         if now.saturating_sub(self.due.1) >= DEADLINE_INTERVAL || self.due.1 == Duration::ZERO {
             let left_bytes = config.block_size.offset_of(self.hydrator.missing().len());
-            let left_time = deadline.saturating_sub(config.clock.unix().as_secs()).max(1);
-            // A tenth faster than needed, so that it is not missed by a moment.
-            let needed = left_bytes / left_time / 10 * 11;
-            self.due = (self.hydrator.progress().rate_bytes_per_second <= needed, now);
+            let left = Duration::from_secs(deadline).saturating_sub(config.clock.unix());
+            self.due = (is_late(left_bytes, left, self.hydrator.progress().rate_bytes_per_second), now);
         }
         self.due.0
     }

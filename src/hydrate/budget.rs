@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //! - Bytes under way to a host are counted in one window, however many volumes come from there.
-//! - Of the hydrations that wait, the one that had the least (relative to its share) goes on first: start-time fair queuing
-//!   (Goyal, Vin and Cheng, 1996).
+//! - Of the hydrations that wait for the way to a host, those go on first that have a deadline to keep, and of them, as of the others,
+//!   the one that had the least (relative to its share): start-time fair queuing (Goyal, Vin and Cheng, 1996).
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::format::HydrationPriority;
 use crate::ids::LayerId;
 use crate::io::RingWaker;
 
-/// A hydration that wants to go on and was told to wait is waited for at most so long.
+/// A hydration that was told to wait asks again after so long; one that does not is not waited for any more.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// A hydration may be so many bytes ahead of one that waits.
 const LEAD_BYTES: u64 = 4 << 20;
@@ -27,8 +27,23 @@ struct Share {
     /// Bytes so far, relative to its share.
     used: u64,
     weight: u64,
-    waiting_since: Option<Duration>,
+    /// It has a deadline to keep, and is late.
+    is_due: bool,
+    /// The host that it was last told to wait for, and when.
+    waits: Option<(String, Duration)>,
     waker: Option<RingWaker>,
+}
+
+impl Share {
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
+    }
+
+    fn waits_for(&self, host: &str, now: Duration) -> bool {
+        self.waits.as_ref().is_some_and(|(waits, asked)| waits == host && now.saturating_sub(*asked) < PATIENCE * 2)
+    }
 }
 
 #[derive(Default)]
@@ -77,7 +92,7 @@ impl Budget {
         let mut state = self.state.lock();
         let others = state.shares.iter().filter(|(other, _)| **other != layer);
         let used = others.map(|(_, share)| share.used).min().unwrap_or(0);
-        state.shares.insert(layer, Share { used, weight: weight(priority), waiting_since: None, waker });
+        state.shares.insert(layer, Share { used, weight: weight(priority), waker, ..Share::default() });
         self.latencies.watch(true);
     }
 
@@ -86,7 +101,7 @@ impl Budget {
         let mut state = self.state.lock();
         state.shares.remove(&layer);
         self.latencies.watch(!state.shares.is_empty());
-        state.wake_next();
+        state.shares.values().filter(|share| share.waits.is_some()).for_each(Share::wake);
     }
 
     /// A hydration gets another share.
@@ -111,21 +126,25 @@ impl Budget {
         self.state.lock().window(host).begin(now, bytes)
     }
 
-    /// Asks to begin a request that nobody waits for. `is_due`: its hydration has a deadline to keep, so that the foreground's
-    /// patience does not count.
+    /// Asks to begin a request that nobody waits for. `is_due`: its hydration has a deadline to keep, so that it goes before others
+    /// and the foreground's patience does not count.
     pub fn begin(&self, now: Duration, layer: LayerId, host: &str, bytes: u64, is_due: bool) -> Result<Sent, Wait> {
         let mut state = self.state.lock();
         let state = &mut *state;
+        state.set_due(layer, is_due);
         let own = state.shares.get(&layer).map_or(0, |share| share.used);
-        let waits = |share: &Share| share.waiting_since.is_some_and(|since| now.saturating_sub(since) < PATIENCE);
-        let behind = |(id, share): (&LayerId, &Share)| *id != layer && waits(share) && share.used + LEAD_BYTES < own;
-        let unfair = state.shares.iter().any(behind);
+        let goes_before = |share: &Share| match (share.is_due, is_due) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => share.used + LEAD_BYTES < own,
+        };
+        let unfair = state.shares.iter().any(|(id, share)| *id != layer && share.waits_for(host, now) && goes_before(share));
         if unfair || !state.window(host).has_room(bytes) {
             if let Some(share) = state.shares.get_mut(&layer) {
-                share.waiting_since.get_or_insert(now);
+                share.waits = Some((host.to_owned(), now));
             }
             if unfair {
-                state.wake_next();
+                state.wake_next(host);
             }
             return Err(Wait { pause: PATIENCE });
         }
@@ -136,7 +155,7 @@ impl Budget {
         }
         if let Some(share) = state.shares.get_mut(&layer) {
             share.used += bytes * 4 / share.weight.max(1);
-            share.waiting_since = None;
+            share.waits = None;
         }
         Ok(state.window(host).begin(now, bytes))
     }
@@ -145,7 +164,7 @@ impl Budget {
     pub fn end(&self, now: Duration, host: &str, sent: Sent, succeeded: bool) {
         let mut state = self.state.lock();
         state.window(host).end(now, sent, succeeded);
-        state.wake_next();
+        state.wake_next(host);
     }
 }
 
@@ -154,11 +173,20 @@ impl State {
         self.windows.entry(host.to_owned()).or_default()
     }
 
-    /// Wakes the hydration that had the least of those that wait.
-    fn wake_next(&self) {
-        let waiting = self.shares.values().filter(|share| share.waiting_since.is_some());
-        if let Some(waker) = waiting.min_by_key(|share| share.used).and_then(|share| share.waker.as_ref()) {
-            waker.wake();
+    /// Wakes the hydration that goes first of those that wait for a host.
+    fn wake_next(&self, host: &str) {
+        let waiting = self.shares.values().filter(|share| share.waits.as_ref().is_some_and(|(waits, _)| waits == host));
+        waiting.min_by_key(|share| (!share.is_due, share.used)).into_iter().for_each(Share::wake);
+    }
+
+    /// Notes whether a hydration is late. One that is not any more does not have to give back what it had before others.
+    fn set_due(&mut self, layer: LayerId, is_due: bool) {
+        let most = self.shares.iter().filter(|(other, _)| **other != layer).map(|(_, share)| share.used).max();
+        if let Some(share) = self.shares.get_mut(&layer) {
+            if share.is_due && !is_due {
+                share.used = share.used.min(most.unwrap_or(share.used));
+            }
+            share.is_due = is_due;
         }
     }
 }
@@ -191,6 +219,67 @@ mod tests {
         }
         let normal = had[1] as f64;
         assert!((had[0] as f64 / normal - 0.25).abs() < 0.1 && (had[2] as f64 / normal - 4.0).abs() < 0.8, "{had:?}");
+    }
+
+    /// Who makes the requests of a way that carries one each 100 ms, when everybody asks each 200 ms or when something ended, the
+    /// greedy one first.
+    fn turns(budget: &Budget, rounds: std::ops::Range<u64>, ids: &[(LayerId, bool)]) -> Vec<LayerId> {
+        let mut turns = Vec::new();
+        let mut under_way = std::collections::VecDeque::new();
+        for round in rounds.clone() {
+            let now = Duration::from_millis(100 * round);
+            under_way.pop_front().into_iter().for_each(|sent| budget.end(now, "host", sent, true));
+            for (id, is_due) in ids {
+                while let Ok(sent) = budget.begin(now, *id, "host", 1 << 20, *is_due) {
+                    under_way.push_back(sent);
+                    turns.push(*id);
+                }
+            }
+        }
+        under_way.drain(..).for_each(|sent| budget.end(Duration::from_millis(100 * rounds.end), "host", sent, true));
+        turns
+    }
+
+    #[test]
+    fn a_small_share_of_a_slow_way_is_not_forgotten() {
+        let budget = Budget::default();
+        let (greedy, small) = (LayerId(1), LayerId(2));
+        budget.join(greedy, HydrationPriority::Normal, None);
+        budget.join(small, HydrationPriority::Low, None);
+        let turns = turns(&budget, 0..200, &[(greedy, false), (small, false)]);
+        // Each of the small one counts four times; nobody is more than the lead ahead.
+        let longest = turns.split(|id| *id == small).map(<[LayerId]>::len).max().unwrap();
+        assert!(longest <= 12, "{longest} in a row of {turns:?}");
+        let small = turns.iter().filter(|id| **id == small).count();
+        assert!((turns.len() / 6..turns.len() / 4).contains(&small), "{small} of {}", turns.len());
+    }
+
+    #[test]
+    fn one_that_is_late_goes_before_others() {
+        let budget = Budget::default();
+        let (greedy, late) = (LayerId(1), LayerId(2));
+        budget.join(greedy, HydrationPriority::High, None);
+        budget.join(late, HydrationPriority::Low, None);
+        let before = turns(&budget, 0..200, &[(greedy, false), (late, true)]);
+        let others = before.iter().skip(4).filter(|id| **id == greedy).count();
+        assert!(others <= 4, "{before:?}");
+        // In time again, it does not wait until the others have as much.
+        let after = turns(&budget, 200..400, &[(greedy, false), (late, false)]);
+        assert!(after.iter().take(60).any(|id| *id == late), "{after:?}");
+    }
+
+    #[test]
+    fn one_that_waits_for_a_slow_host_holds_up_nobody_at_another() {
+        let budget = Budget::default();
+        for layer in [LayerId(1), LayerId(2)] {
+            budget.join(layer, HydrationPriority::Normal, None);
+        }
+        let ahead = budget.begin(Duration::ZERO, LayerId(1), "fast", 64 << 20, false).unwrap();
+        budget.end(Duration::from_millis(1), "fast", ahead, true);
+        budget.begin(Duration::from_millis(1), LayerId(2), "slow", 64 << 10, false).unwrap();
+        assert!(budget.begin(Duration::from_millis(1), LayerId(2), "slow", 64 << 20, false).is_err());
+        assert!(budget.begin(Duration::from_millis(2), LayerId(1), "fast", 1 << 20, false).is_ok());
+        assert!(budget.begin(Duration::from_millis(2), LayerId(1), "slow", 1 << 10, false).is_err());
     }
 
     #[test]

@@ -136,9 +136,36 @@ impl Rate {
     }
 }
 
+/// Whether so many bytes come too late at this rate, when so much time is left. It aims at an earlier end: by a tenth, and by the time
+/// that a rate looks back, for it tells of a slower pace only afterwards.
+pub fn is_late(left_bytes: u64, left: Duration, bytes_per_second: u64) -> bool {
+    let left = (left - left / 10).saturating_sub(RATE_WINDOW);
+    bytes_per_second as f64 * left.as_secs_f64() <= left_bytes as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deadline_is_met_by_one_that_is_fast_while_it_is_late() {
+        const FAST: u64 = 50 << 20;
+        for (total_bytes, deadline) in [(800u64 << 20, 24u64), (2 << 30, 120), (1 << 30, 3600)] {
+            let (mut left_bytes, mut rate, mut fast) = (total_bytes, Rate::default(), 0);
+            let mut now = Duration::ZERO;
+            while left_bytes > 0 && now < Duration::from_secs(deadline) {
+                rate.note(now, total_bytes - left_bytes);
+                let is_fast =
+                    is_late(left_bytes, Duration::from_secs(deadline) - now, rate.bytes_per_second(now, total_bytes - left_bytes));
+                fast += u64::from(is_fast);
+                left_bytes = left_bytes.saturating_sub(if is_fast { FAST } else { 1 << 20 });
+                now += Duration::from_secs(1);
+            }
+            assert_eq!(left_bytes, 0, "{total_bytes} bytes in {deadline} s");
+            assert!(fast <= total_bytes / FAST + 1, "{fast} s of {deadline}");
+        }
+        assert!(is_late(1, Duration::ZERO, u64::MAX >> 12), "what is too late already is not slowed down");
+    }
 
     #[test]
     fn the_share_grows_until_readers_feel_it() {

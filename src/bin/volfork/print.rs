@@ -1,7 +1,7 @@
 //! Everything that goes to standard output, for people or for scripts.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -215,7 +215,8 @@ fn volume_table(info: &VolumeInfo) -> String {
         rows.push(("rate limit", format!("{}/s", format_bytes(limit))));
     }
     if let Some(deadline) = hydration.deadline {
-        rows.push(("deadline", format_time(deadline)));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        rows.push(("deadline", deadline_text(deadline, now, hydration)));
     }
     if hydration.priority != HydrationPriority::Normal {
         rows.push(("priority", word(&hydration.priority)));
@@ -262,6 +263,15 @@ fn hydration_text(info: &VolumeInfo) -> String {
         text += &format!(", {} left", humantime::format_duration(Duration::from_secs(eta)));
     }
     text
+}
+
+fn deadline_text(deadline: u64, now: u64, hydration: &HydrationInfo) -> String {
+    let time = format_time(deadline);
+    match hydration.eta_seconds {
+        _ if hydration.bytes_missing > 0 && now > deadline => format!("{time}, missed"),
+        Some(eta) if now + eta > deadline => format!("{time}, not in time at this rate"),
+        _ => time,
+    }
 }
 
 fn done_text(done: Done, info: &VolumeInfo) -> String {
@@ -365,6 +375,16 @@ mod tests {
         let mut paused = info("new", 1 << 30);
         paused.hydration.state = HydrationState::Paused;
         assert!(done_text(Done::Forked, &paused).contains("volfork hydrate new --resume"));
+    }
+
+    #[test]
+    fn a_deadline_that_will_not_be_met_says_so() {
+        let mut hydration = HydrationInfo { bytes_missing: 1, eta_seconds: Some(50), ..HydrationInfo::default() };
+        assert_eq!(deadline_text(1050, 1000, &hydration), format_time(1050));
+        assert!(deadline_text(1049, 1000, &hydration).ends_with("not in time at this rate"));
+        assert!(deadline_text(999, 1000, &hydration).ends_with("missed"));
+        (hydration.bytes_missing, hydration.eta_seconds) = (0, None);
+        assert_eq!(deadline_text(999, 1000, &hydration), format_time(999));
     }
 
     #[test]
