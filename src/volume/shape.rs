@@ -315,7 +315,8 @@ impl Core {
         if let (Some(hydrator), Some(record)) = (self.hydrator(root), entry.and_then(|entry| entry.source.as_ref())) {
             let mut all = record.uris.clone();
             all.extend(uris.into_iter().filter(|uri| !record.uris.contains(uri)));
-            all.truncate(SOURCE_URIS_MAX);
+            // The oldest make room, but for the origin: the new ones have just been seen.
+            all.drain(1..1 + all.len().saturating_sub(SOURCE_URIS_MAX));
             hydrator.add_fork(&all);
             return Ok(joined(vec![Record::Sources(root, all)], None));
         }

@@ -167,6 +167,23 @@ fn every_fork_adds_its_addresses_and_other_bytes_are_kept_apart() {
 }
 
 #[test]
+fn new_addresses_are_taken_although_there_are_many() {
+    let trial = Trial::new();
+    let data = pattern(76, MIB);
+    let (a, _b) = (snapshot(&trial.stage, "a://", &data), snapshot(&trial.stage, "b://", &data));
+    a.play(|_, _| Play::Fail);
+    let mut uris = vec![a.uri.clone()];
+    uris.extend((1..64).map(|number| format!("nobody://{number}")));
+    trial.store.fork_from(&uris, "first").unwrap();
+    trial.store.fork("b://", "second").unwrap();
+    let sources = trial.store.show("first").unwrap().hydration.sources;
+    let known: Vec<&str> = sources.iter().map(|source| source.uri.as_str()).collect();
+    assert_eq!((known.len(), known[0], known[1], known[63]), (64, "a://", "nobody://2", "b://"));
+    trial.finish("first");
+    assert!(read(&trial.store.volume("first").unwrap(), 0, MIB).unwrap() == data);
+}
+
+#[test]
 fn forks_that_come_and_go_while_their_root_becomes_complete_have_the_bytes_of_the_source() {
     const ROUNDS: usize = 60;
     const FORKS: usize = 4;
