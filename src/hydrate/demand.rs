@@ -38,8 +38,14 @@ impl Hydrator {
     /// # Errors
     /// [`crate::ErrorKind::SourceLost`] after the bounded retries of every source; an I/O error of the layer's file.
     pub fn demand(&self, blocks: Range<u64>) -> Result<()> {
-        self.state.lock().demands += 1;
-        let result = self.demand_counted(blocks);
+        let began = self.config.clock.monotonic();
+        // Who is seen to wait can be given up: both at once.
+        let waiter = {
+            let mut state = self.state.lock();
+            state.demands += 1;
+            Waiter { began, given_up: state.given_up }
+        };
+        let result = self.demand_counted(blocks, waiter);
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
         state.demands -= 1;
@@ -50,19 +56,18 @@ impl Hydrator {
         result
     }
 
-    fn demand_counted(&self, blocks: Range<u64>) -> Result<()> {
+    fn demand_counted(&self, blocks: Range<u64>, waiter: Waiter) -> Result<()> {
         let mut is_first = true;
-        let began = self.config.clock.monotonic();
         // What was missing at the latest change, and when that was.
         let mut latest = (Vec::new(), Duration::ZERO);
         loop {
-            self.check_failures(&blocks, began)?;
+            self.check_failures(&blocks, waiter)?;
             let claimed = self.claim(blocks.clone(), REQUEST_BYTES);
             if std::mem::take(&mut is_first) {
                 self.look_ahead(&blocks);
             }
             if !claimed.is_empty() {
-                self.fetch_waited(claimed, true)?;
+                self.fetch_waited(claimed, waiter, true)?;
                 continue;
             }
             let now = self.config.clock.monotonic();
@@ -71,7 +76,7 @@ impl Hydrator {
             if missing.is_empty() {
                 return Ok(());
             }
-            if !missing.iter().any(|run| state.is_under_way(run)) {
+            if state.has_given_up(waiter) || !missing.iter().any(|run| state.is_under_way(run)) {
                 continue;
             }
             if missing != latest.0 {
@@ -84,29 +89,29 @@ impl Hydrator {
                     drop(state);
                     let first = latest.0[0].clone();
                     let end = first.end.min(first.start + self.config.block_size.block_of(REQUEST_BYTES).max(1));
-                    self.fetch_waited(std::iter::once(first.start..end).collect(), false)?;
+                    self.fetch_waited(std::iter::once(first.start..end).collect(), waiter, false)?;
                 }
                 Some(left) => drop(self.changed.wait_for(&mut state, left)),
             }
         }
     }
 
-    /// Fails who has waited for blocks since `began` in vain: otherwise those who wait for one block would ask one after the other,
+    /// Fails who has waited for blocks in vain: otherwise those who wait for one block would ask one after the other,
     /// and the last of them would wait many times as long as the first.
-    fn check_failures(&self, blocks: &Range<u64>, began: Duration) -> Result<()> {
-        let is_patient = self.config.clock.monotonic().saturating_sub(began) < SHARED_PATIENCE;
+    fn check_failures(&self, blocks: &Range<u64>, waiter: Waiter) -> Result<()> {
+        let is_patient = self.config.clock.monotonic().saturating_sub(waiter.began) < SHARED_PATIENCE;
         let state = self.state.lock();
-        let given_up = state.given_up_since(began);
+        let given_up = state.has_given_up(waiter);
         if !given_up && (is_patient || state.failures.is_empty()) {
             return Ok(());
         }
         let missing = self.missing_runs(blocks.clone());
         let is_missing = |run: &Range<u64>| missing.iter().any(|other| other.start < run.end && run.start < other.end);
-        if missing.is_empty() || !(given_up || state.failures.iter().any(|(run, at)| *at >= began && is_missing(run))) {
+        if missing.is_empty() || !(given_up || state.failures.iter().any(|(run, at)| *at >= waiter.began && is_missing(run))) {
             return Ok(());
         }
-        let message = state.last_error.clone().unwrap_or_else(|| "it is not waited for any longer".into());
-        Err(self.lost(&SourceError { kind: SourceErrorKind::Lost, message }))
+        Err(self
+            .lost(&state.last_error.clone().map_or_else(given_up_error, |message| SourceError { kind: SourceErrorKind::Lost, message })))
     }
 
     /// Keeps in mind that a request brought nothing.
@@ -121,10 +126,9 @@ impl Hydrator {
 
     /// Fails everybody who waits for a source now; later reads connect again.
     pub fn give_up_waiting(&self) {
-        let now = self.config.clock.monotonic();
         let sources = {
             let mut state = self.state.lock();
-            state.given_up_at = Some(now);
+            state.given_up += 1;
             let sources = state.peers.take_sources();
             self.notify(&state);
             sources
@@ -149,10 +153,9 @@ impl Hydrator {
     }
 
     /// Fetches ranges, and ends their claims if they are `claimed` by the caller.
-    fn fetch_waited(&self, runs: Vec<Range<u64>>, claimed: bool) -> Result<()> {
+    fn fetch_waited(&self, runs: Vec<Range<u64>>, waiter: Waiter, claimed: bool) -> Result<()> {
         let (sender, receiver) = channel();
-        let began = self.config.clock.monotonic();
-        let mut fetch = WaitedFetch { hydrator: self, began, sender, reads: Vec::new(), attempts: Vec::new(), outcome: Ok(()) };
+        let mut fetch = WaitedFetch { hydrator: self, waiter, sender, reads: Vec::new(), attempts: Vec::new(), outcome: Ok(()) };
         for run in runs {
             fetch.reads.push(WaitedRead { run, claimed, tried: Vec::new(), active: 0, damaged: 0, over: false });
             fetch.ask(fetch.reads.len() - 1, None);
@@ -203,6 +206,14 @@ impl Hydrator {
     }
 }
 
+/// A reader that waits.
+#[derive(Clone, Copy)]
+struct Waiter {
+    began: Duration,
+    /// [`State::given_up`] when it began.
+    given_up: u64,
+}
+
 /// One claimed range that somebody waits for.
 struct WaitedRead {
     run: Range<u64>,
@@ -231,7 +242,7 @@ struct Attempt {
 
 struct WaitedFetch<'a> {
     hydrator: &'a Hydrator,
-    began: Duration,
+    waiter: Waiter,
     sender: Sender<(usize, Arrival)>,
     reads: Vec<WaitedRead>,
     attempts: Vec<Attempt>,
@@ -261,13 +272,17 @@ impl WaitedFetch<'_> {
         let mut failure = None;
         let mut next = again;
         loop {
-            let given_up = hydrator.state.lock().given_up_since(self.began);
-            let next = next.take().or_else(|| hydrator.next_waited(&self.reads[number].tried));
-            let Some(uri) = next.filter(|_| !given_up) else {
+            let has_given_up = || hydrator.state.lock().has_given_up(self.waiter);
+            if has_given_up() {
+                return self.fail(number, failure.or_else(|| Some(given_up_error())));
+            }
+            let Some(uri) = next.take().or_else(|| hydrator.next_waited(&self.reads[number].tried)) else {
                 return self.fail(number, failure);
             };
             self.reads[number].tried.push(uri.clone());
             match hydrator.source(&uri) {
+                // This connection may be a new one, which was not closed with the others.
+                Ok(_) if has_given_up() => {}
                 Err(error) => {
                     hydrator.note_error(&uri, &error);
                     failure = Some(error);
@@ -406,6 +421,10 @@ impl WaitedRead {
     }
 }
 
+fn given_up_error() -> SourceError {
+    SourceError { kind: SourceErrorKind::Lost, message: "it is not waited for any longer".into() }
+}
+
 impl State {
     /// If the block is under way, the block after its range.
     fn end_of_under_way(&self, block: u64) -> Option<u64> {
@@ -417,9 +436,9 @@ impl State {
         self.under_way.range(block + 1..).next().map_or(u64::MAX, |(start, _)| *start)
     }
 
-    /// Whether who waits since `began` is not to wait any longer.
-    fn given_up_since(&self, began: Duration) -> bool {
-        self.given_up_at.is_some_and(|at| at >= began)
+    /// Whether it was said that nobody is to wait any longer since this reader began to.
+    fn has_given_up(&self, waiter: Waiter) -> bool {
+        self.given_up != waiter.given_up
     }
 
     fn is_under_way(&self, run: &Range<u64>) -> bool {

@@ -70,8 +70,8 @@ pub(super) struct State {
     pub last_error: Option<String>,
     /// Ranges whose requests failed, and when: for those who waited for them.
     pub failures: VecDeque<(Range<u64>, Duration)>,
-    /// Who waits since before then is not to wait any longer.
-    pub given_up_at: Option<Duration>,
+    /// How often it was said that nobody who waits now is to wait any longer.
+    pub given_up: u64,
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
     /// The latest pause for that.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -176,8 +177,8 @@ impl Actor {
     }
 }
 
-/// A connection to an [`Actor`].
-struct Connection(Arc<Actor>);
+/// A connection to an [`Actor`], and whether it was closed.
+struct Connection(Arc<Actor>, AtomicBool);
 
 impl Source for Connection {
     fn size_bytes(&self) -> u64 {
@@ -193,6 +194,10 @@ impl Source for Connection {
         let play = (self.0.script.lock())(&range, class);
         {
             let mut seen = self.0.seen.lock();
+            if self.1.load(Ordering::SeqCst) {
+                drop(seen);
+                return arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Closed, "was closed"))));
+            }
             seen.reads.push((range.clone(), class));
             self.0.changed.notify_all();
             if play == Play::Stall {
@@ -252,7 +257,11 @@ impl Source for Connection {
     }
 
     fn close(&self) {
-        let held = std::mem::take(&mut self.0.seen.lock().held);
+        let held = {
+            let mut seen = self.0.seen.lock();
+            self.1.store(true, Ordering::SeqCst);
+            std::mem::take(&mut seen.held)
+        };
         for (_, mut arrival) in held {
             arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Closed, "was closed"))));
         }
@@ -288,6 +297,6 @@ impl SourceOpener for Stage {
         }
         seen.opened += 1;
         drop(seen);
-        Ok(Arc::new(Connection(actor)))
+        Ok(Arc::new(Connection(actor, AtomicBool::new(false))))
     }
 }

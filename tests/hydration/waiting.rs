@@ -76,6 +76,27 @@ fn who_waits_can_be_given_up_and_later_readers_ask_again() {
 }
 
 #[test]
+fn who_is_given_up_while_an_address_is_connected_does_not_ask_it() {
+    let trial = Trial::new();
+    let data = pattern(44, 8 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    actor.play(|_, _| Play::Hang);
+    trial.store.give_up_waiting();
+    let opened = actor.opened();
+    actor.hang_open(true);
+    let reader = begin(&volume, 4 << 20, 4096);
+    actor.await_open(opened + 1);
+    trial.store.give_up_waiting();
+    actor.hang_open(false);
+    assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
+    // The connection is as good as any for who comes later.
+    actor.play(|_, _| Play::Answer);
+    assert!(read(&volume, 4 << 20, 4096).unwrap() == data[4 << 20..(4 << 20) + 4096]);
+    assert_eq!(actor.opened(), opened + 1);
+}
+
+#[test]
 fn a_source_that_hangs_stops_nothing_but_reads_of_its_own_blocks() {
     const READS: u64 = 200;
     let trial = Trial::new();
