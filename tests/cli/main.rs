@@ -199,6 +199,7 @@ fn an_interrupted_import_is_undone() {
         assert!(!wait(&mut child).success());
         // The pipe is still open: the end of the client is enough.
         until("the half-made volume goes", || host.volumes().is_empty());
+        until("the server has undone it", || server.as_ref().is_none_or(|server| !server.has_a_command()));
         drop(stdin);
         host.import("v", 1);
         drop(server);
