@@ -191,9 +191,10 @@ impl Source for Connection {
 
     fn read(&self, range: Range<u64>, class: ReadClass, mut arrival: OnArrival) {
         assert!(range.start < range.end && range.end <= self.size_bytes() && range.end - range.start <= 1 << 20, "{range:?}");
-        let play = (self.0.script.lock())(&range, class);
-        {
+        let play = {
+            // Behind the lock, so that a read which is to hang is held before anybody releases those that are.
             let mut seen = self.0.seen.lock();
+            let play = (self.0.script.lock())(&range, class);
             if self.1.load(Ordering::SeqCst) {
                 drop(seen);
                 return arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Closed, "was closed"))));
@@ -214,7 +215,8 @@ impl Source for Connection {
                 drop(seen);
                 return arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Lost, "is gone"))));
             }
-        }
+            play
+        };
         match play {
             Play::Fail => arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Failed, "cannot read")))),
             _ => self.0.answer(&range, arrival, play == Play::Damage),
