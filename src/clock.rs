@@ -1,6 +1,8 @@
 //! Time as a seam: the simulator replaces it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::sync::time::Instant;
 
 /// Where the engine gets the time from.
 pub trait Clock: Send + Sync + 'static {

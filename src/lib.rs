@@ -57,7 +57,7 @@
 //! Imports point down only, and modules of one floor do not import one another; `tests/tidy.rs` keeps it so.
 //!
 //! ```text
-//! 0  bits clock content error ids limits units   words
+//! 0  bits clock content error ids limits sync units   words; locks, threads and time
 //! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
 //! 2  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
 //! 3  layer                                 presence, checksums, commit order
@@ -86,6 +86,7 @@ pub mod placement;
 pub mod serve;
 pub mod source;
 pub mod store;
+mod sync;
 mod units;
 pub mod volume;
 pub mod wire;

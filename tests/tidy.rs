@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor; imports point down only.
 const FLOORS: [&[&str]; 8] = [
-    &["bits", "clock", "content", "error", "ids", "limits", "units"],
+    &["bits", "clock", "content", "error", "ids", "limits", "sync", "units"],
     &["io", "format", "wire", "owners"],
     &["journal", "source", "catalog"],
     &["layer"],
@@ -134,6 +134,27 @@ fn unsafe_code_says_why_it_is_sound() {
         }
     }
     assert!(blocks > 10, "only {blocks} unsafe blocks were seen: this test does not look where it should");
+}
+
+/// Modules of the engine, which take locks, threads and time from `sync` alone.
+const ENGINE: [&str; 22] = [
+    "bits", "catalog", "clock", "content", "error", "format", "hydrate", "ids", "io", "journal", "layer", "limits", "owners", "serve",
+    "source", "store", "units", "volume", "wire", "lib", "fuzzing", "sync",
+];
+
+#[test]
+fn the_engine_takes_locks_threads_and_time_from_one_module() {
+    let foreign = ["parking_lot::", "std::sync::atomic", "std::sync::mpsc", "std::sync::Mutex", "std::thread", "time::Instant", "Instant}"];
+    let mut files = 0;
+    for (path, text) in all_files() {
+        let Some(module) = module_of(&path).filter(|module| ENGINE.contains(&module.as_str()) && module != "sync") else { continue };
+        files += 1;
+        for line in text.lines().map(str::trim).filter(|line| !line.starts_with("//") && !line.contains("crate::sync::")) {
+            let found = foreign.iter().find(|word| line.contains(**word));
+            assert!(found.is_none(), "{}: module {module} uses {} without `crate::sync`", path.display(), found.unwrap_or(&""));
+        }
+    }
+    assert!(files > 100, "only {files} files were seen: this test does not look where it should");
 }
 
 #[test]

@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hydrator::Hydrator;
@@ -16,6 +14,8 @@ use super::writes::Writes;
 use crate::format::Trace;
 use crate::io::{Ring, give_way};
 use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
+use crate::sync::mpsc::{Receiver, Sender, channel};
+use crate::sync::thread::JoinHandle;
 
 /// Without anything to do, it is looked again after so long; wakes come before.
 const IDLE_INTERVAL: Duration = Duration::from_millis(20);
@@ -72,7 +72,7 @@ impl Hydrator {
     pub fn start_backfill(self: &Arc<Self>, finish: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
         self.state.lock().backfill_running = true;
         let hydrator = Arc::clone(self);
-        let started = std::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(move || {
+        let started = crate::sync::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(move || {
             loop {
                 hydrator.backfill_in_background();
                 if hydrator.state.lock().stopped || (hydrator.is_complete() && finish()) {
@@ -103,13 +103,14 @@ impl Hydrator {
             backfill.begin();
             while backfill.round(true) {}
         };
-        std::thread::scope(|scope| {
+        crate::sync::thread::scope(|scope| {
             let (connect, to_connect) = channel();
             let in_background = move || {
                 give_way();
                 backfill(Some(connect));
             };
-            match std::thread::Builder::new().name(format!("backfill-{}", self.config.layer.id)).spawn_scoped(scope, in_background) {
+            match crate::sync::thread::Builder::new().name(format!("backfill-{}", self.config.layer.id)).spawn_scoped(scope, in_background)
+            {
                 Ok(_) => to_connect.into_iter().for_each(|uri| self.connect_aside(uri)),
                 Err(_) => backfill(None),
             }
@@ -176,7 +177,7 @@ impl Hydrator {
             hydrator.notify(&state);
         };
         // Without a thread it is tried again later.
-        let _ = std::thread::Builder::new().name("hydrate-connect".into()).spawn(connect);
+        let _ = crate::sync::thread::Builder::new().name("hydrate-connect".into()).spawn(connect);
     }
 }
 
@@ -214,7 +215,7 @@ impl<'a> Backfill<'a> {
         let pause = start_pause(budget.hydrations(), random);
         let mut state = hydrator.state.lock();
         state.waker.clone_from(&waker);
-        let until = std::time::Instant::now() + pause;
+        let until = crate::sync::time::Instant::now() + pause;
         while !state.stopped && !state.waits.any() && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
         let priority = state.settings.priority;
         drop(state);
@@ -247,7 +248,7 @@ impl<'a> Backfill<'a> {
                 // Nobody listens any more if it took long.
                 let _ = sender.send(());
             };
-            std::thread::Builder::new().name("hydrate-trace".into()).spawn(ask).ok().map(|_| receiver)
+            crate::sync::thread::Builder::new().name("hydrate-trace".into()).spawn(ask).ok().map(|_| receiver)
         });
         match aside {
             // An address that does not answer must not hold up the others; what comes late is followed from then on.
@@ -501,7 +502,7 @@ impl<'a> Backfill<'a> {
         let Some(hydrator) = self.hydrator.this.upgrade() else { return };
         self.unrecorded_bytes = 0;
         let record = move || drop(hydrator.config.layers.sync([hydrator.config.layer.id]));
-        self.recording = std::thread::Builder::new().name("hydrate-record".into()).spawn(record).ok();
+        self.recording = crate::sync::thread::Builder::new().name("hydrate-record".into()).spawn(record).ok();
         if self.recording.is_none() {
             self.record();
         }

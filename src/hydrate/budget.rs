@@ -8,13 +8,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::foreground::{Guard, Latencies};
 use super::window::{Sent, Window};
 use crate::format::HydrationPriority;
 use crate::ids::LayerId;
 use crate::io::RingWaker;
+use crate::sync::Mutex;
 
 /// A hydration that was told to wait asks again after so long; one that does not is not waited for any more.
 const PATIENCE: Duration = Duration::from_millis(200);

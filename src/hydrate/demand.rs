@@ -5,13 +5,13 @@
 //! brings nothing does not wait for its end, but asks another address.
 
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::hydrator::{Hydrator, State};
 use super::progress::FetchClass;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::{Arrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
+use crate::sync::mpsc::{Receiver, Sender, channel};
 
 /// Longest request of a waiting reader.
 const REQUEST_BYTES: u64 = 4 << 20;

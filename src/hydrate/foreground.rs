@@ -4,8 +4,9 @@
 //! more while backfill runs, backfill slows down by a third; if not, it speeds up by a tenth (AIMD, as congestion control does).
 //! A floor is never taken away, so that constant load does not stop hydration.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
+
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Buckets of the histogram: sixteen for each power of two of microseconds, up to some hours.
 const OCTAVE_BUCKETS: usize = 16;

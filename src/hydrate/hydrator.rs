@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use roaring::RoaringBitmap;
 
 use super::ahead::Readers;
@@ -20,6 +19,7 @@ use crate::ids::BlockSize;
 use crate::io::RingWaker;
 use crate::layer::{Layer, Layers};
 use crate::source::{Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
+use crate::sync::{Condvar, Mutex};
 
 /// Called when hydration fails at every address, and when it goes on again.
 pub type OnChange = Box<dyn Fn(HydratorStatus, Option<String>) + Send + Sync>;
@@ -201,7 +201,7 @@ impl Hydrator {
     }
 
     /// Tells of degradation and recovery.
-    fn look_at_health(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+    fn look_at_health(&self, mut state: crate::sync::MutexGuard<'_, State>) {
         let degraded = state.peers.all_failing().is_some();
         if degraded != state.degraded {
             state.degraded = degraded;
@@ -380,7 +380,7 @@ impl Hydrator {
 
     /// Waits until nothing is missing any more; `false` at the timeout, or when it was stopped before.
     pub fn wait_finished(&self, timeout: Duration) -> bool {
-        let until = std::time::Instant::now().checked_add(timeout);
+        let until = crate::sync::time::Instant::now().checked_add(timeout);
         let mut state = self.state.lock();
         while !state.complete && !state.stopped {
             match until {

@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hydrator::Hydrator;
 use super::progress::FetchClass;
 use crate::source::{Source, SourceError};
+use crate::sync::mpsc::{RecvTimeoutError, channel};
+use crate::sync::thread::JoinHandle;
 
 /// Bytes whose zero ranges are asked for at once, of a server that has to look for them.
 const MAP_BYTES: u64 = 1 << 30;
@@ -122,7 +122,7 @@ impl Plan {
                 // Nobody listens any more if it took long.
                 let _ = sender.send(result.is_ok());
             };
-            std::thread::Builder::new().name("hydrate-zeros".into()).spawn(ask).ok()
+            crate::sync::thread::Builder::new().name("hydrate-zeros".into()).spawn(ask).ok()
         });
         let Some(thread) = aside else {
             return hydrator.take_zeros(&**peer.source, range).inspect_err(|error| hydrator.note_error(peer.uri, error)).is_ok();

@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
 use super::{Budget, Hydrator, HydratorConfig};
@@ -18,6 +16,8 @@ use crate::journal::Journal;
 use crate::layer::{BlockRead, Layer, LayerConfig, Layers, Recovery};
 use crate::limits::EXTENT_BLOCKS;
 use crate::source::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 const BLOCK: usize = 4096;
 const URI: &str = "far://x";

@@ -88,7 +88,7 @@ impl<'a> Writes<'a> {
             // A read that was tried again brings the same blocks again: nobody but this thread ends their writes.
             while self.is_writing(&part) {
                 if self.wait(Duration::from_millis(100)).is_err() {
-                    std::thread::yield_now();
+                    crate::sync::thread::yield_now();
                 }
             }
             match self.hydrator.admit_part(&part) {
@@ -190,7 +190,7 @@ impl Drop for Writes<'_> {
         // Latches and claims end only with the writes.
         while !self.writes.is_empty() {
             if self.wait(Duration::from_millis(100)).is_err() {
-                std::thread::yield_now();
+                crate::sync::thread::yield_now();
             }
         }
     }

@@ -5,7 +5,8 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+
+use crate::sync::Mutex;
 
 /// Direct I/O wants memory on such boundaries.
 const ALIGN_BYTES: usize = 4096;

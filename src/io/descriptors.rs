@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
+
+use crate::sync::Mutex;
 
 /// Where the kernel tells what this process has open.
 const OPEN: &str = "/proc/self/fd";

@@ -242,7 +242,7 @@ mod tests {
                 assert_eq!(ring.wait(&mut Vec::new(), None).unwrap(), 0);
             }
             let waker = ring.waker();
-            let thread = std::thread::spawn(move || waker.wake());
+            let thread = crate::sync::thread::spawn(move || waker.wake());
             ring.wait(&mut Vec::new(), None).unwrap();
             thread.join().unwrap();
             assert_eq!(ring.wait(&mut Vec::new(), Some(Duration::from_millis(1))).unwrap(), 0);

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
-use parking_lot::Mutex;
 
 use super::{Disk, DiskFile, IoMode, OpenMode};
+use crate::sync::Mutex;
 
 /// Syncs handed to the ring at once.
 const SYNCS_MAX: usize = 64;

@@ -3,13 +3,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
-
-use parking_lot::Mutex;
 
 use super::ring::{Done, Op, RingWaker};
 use super::uring::run;
+use crate::sync::Mutex;
+use crate::sync::mpsc::{Receiver, Sender, channel};
+use crate::sync::thread::JoinHandle;
 
 /// Threads of one ring.
 const THREADS_MAX: usize = 8;
@@ -55,7 +54,7 @@ impl ThreadRing {
         self.in_flight += 1;
         if self.threads.len() < THREADS_MAX.min(self.in_flight) {
             let (receiver, ended, waker) = (Arc::clone(&self.receiver), Arc::clone(&self.ended), self.waker.clone());
-            let started = std::thread::Builder::new().name("volfork-ring".into()).spawn(move || {
+            let started = crate::sync::thread::Builder::new().name("volfork-ring".into()).spawn(move || {
                 loop {
                     let Ok((token, op)) = receiver.lock().recv() else { return };
                     let done = run(token, op);

@@ -219,7 +219,7 @@ impl Drop for UringRing {
         let mut done = Vec::new();
         while self.entries > 0 {
             if self.ring.submit_and_wait(1).is_err() {
-                std::thread::yield_now();
+                crate::sync::thread::yield_now();
             }
             self.take(&mut done);
             for slot in std::mem::take(&mut self.waiting) {

@@ -145,7 +145,7 @@ impl Layers {
         self.commit.release_blocks(bits.minus(&present).count());
         if present.intersects(bits) {
             state.unverified.insert(extent);
-            layer.unverified.store(true, std::sync::atomic::Ordering::Release);
+            layer.unverified.store(true, crate::sync::atomic::Ordering::Release);
         }
         Self::unlatch(layer, &mut state, extent, bits);
         drop(state);

@@ -3,7 +3,6 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -15,6 +14,7 @@ use crate::error::{Corruption, Error, Result};
 use crate::format::{LayerFile, StorePaths};
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt, IoMode};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+use crate::sync::atomic::Ordering;
 
 /// How a read of blocks ended.
 #[derive(Debug, PartialEq, Eq)]

@@ -10,9 +10,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use super::files::LayerFiles;
@@ -20,6 +18,8 @@ use crate::format::LayerFile;
 use crate::ids::LayerId;
 use crate::io::{DiskFile, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 const PAGE_BYTES: usize = EXTENT_BLOCKS as usize * 4;
 const SHARDS: usize = 16;

@@ -1,7 +1,6 @@
 //! Cleaning: giving marked extents verifiable checksums on disk again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::checksums::block_checksum;
 use super::set::Layers;
@@ -11,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PresenceRecord, Record};
 use crate::io::AlignedBuffer;
 use crate::limits::EXTENT_BLOCKS;
+use crate::sync::atomic::Ordering;
 
 impl Layers {
     /// Clears the marks of extents that were not written since the last call for the layer. Answers how many remain marked.

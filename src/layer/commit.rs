@@ -3,16 +3,15 @@
 //! Whoever waits for a round that nobody leads leads it. While it is under way, later callers gather for the next one.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, frame_bytes};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::journal::Journal;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex};
 
 /// A place in a barrier round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,7 +188,7 @@ impl Commit {
     }
 
     /// The journal, for appending and for its file.
-    pub fn journal(&self) -> parking_lot::MutexGuard<'_, Journal> {
+    pub fn journal(&self) -> crate::sync::MutexGuard<'_, Journal> {
         self.journal.lock()
     }
 

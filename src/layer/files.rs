@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use crate::format::{LayerFile, StorePaths};
 use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode, descriptors_max};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Files that are kept open at most, where the process may have many.
 const OPEN_FILES_MAX: usize = 2048;

@@ -17,7 +17,6 @@
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use roaring::RoaringBitmap;
 
@@ -29,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PatchRecord, Record};
 use crate::ids::LayerId;
 use crate::limits::{EXTENT_BLOCKS, PATCH_BYTES_MAX};
+use crate::sync::atomic::Ordering;
 
 /// Separate ranges that one patch may have; bounds the records of a checkpoint.
 const RANGES_MAX: usize = 64;

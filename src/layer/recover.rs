@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use roaring::RoaringBitmap;
 use rustc_hash::FxHashMap;
@@ -21,6 +20,7 @@ use crate::ids::LayerId;
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::journal::Journal;
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+use crate::sync::atomic::Ordering;
 
 #[derive(Default)]
 struct RecoveredLayer {

@@ -99,7 +99,7 @@ impl Layers {
             // Writers of draining blocks were admitted before; nobody new is, so this ends.
             while state.hot.get(&extent).is_some_and(|hot| hot.draining.intersects(&hot.latched)) {
                 layer.changed.wait_for(&mut state, HELP_INTERVAL);
-                parking_lot::MutexGuard::unlocked(&mut state, || self.help());
+                crate::sync::MutexGuard::unlocked(&mut state, || self.help());
             }
             let Some(hot) = state.hot.get_mut(&extent) else { continue };
             // Blocks that became fresh meanwhile wait for the next round if a writer holds them.

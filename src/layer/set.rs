@@ -1,11 +1,9 @@
 //! All layers of a store, and what they share.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 
 use super::checksums::{ChecksumCache, ChecksumPage, ContentChecksums};
@@ -18,6 +16,8 @@ use crate::ids::{BlockSize, LayerId};
 use crate::io::{Disk, IoMode};
 use crate::journal::Journal;
 use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 
 /// How long a waiter sleeps before it looks again whether it can help.
 pub(super) const HELP_INTERVAL: Duration = Duration::from_millis(1);

@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Condvar, Mutex};
 use roaring::RoaringBitmap;
 
 use super::checksums::ChecksumPage;
@@ -16,6 +14,8 @@ use crate::bits::BlockBits;
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::limits::EXTENT_BLOCKS;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex};
 
 /// A set of blocks over a parent.
 ///

@@ -1,7 +1,8 @@
 //! Memory of all connections together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes that the connections of a server hold together before each gets only one request at a time.
 const TOTAL_BYTES_MAX: usize = 1 << 30;

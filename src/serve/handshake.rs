@@ -1,12 +1,13 @@
 //! Agreeing with a client on an export and on the form of messages.
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::export::{Export, Exports};
 use super::listener::ClientSocket;
 use super::status::Context;
 use crate::error::{Error, ErrorKind};
+use crate::sync::time::Instant;
 use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN, EXPORT_HAS_FLAGS,
     EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF, EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA, EXPORT_SEND_TRIM,

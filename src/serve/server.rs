@@ -3,10 +3,6 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Instant;
-
-use parking_lot::{Condvar, Mutex};
 
 use super::NbdOptions;
 use super::budget::Budget;
@@ -16,6 +12,9 @@ use super::handshake::agree;
 use super::listener::{ClientSocket, Listener};
 use crate::error::{Error, Result};
 use crate::io::{RingWaker, descriptors_max};
+use crate::sync::thread::JoinHandle;
+use crate::sync::time::Instant;
+use crate::sync::{Condvar, Mutex};
 
 /// Descriptors of one connection: two handles to its socket, its ring and what wakes it.
 const CONNECTION_DESCRIPTORS: usize = 4;
@@ -58,7 +57,7 @@ impl NbdServer {
         let shared =
             Arc::new(Shared { exports, options, clients: Mutex::default(), left: Condvar::new(), budget: Arc::default(), shutdown });
         let accepting = Arc::clone(&shared);
-        let acceptor = std::thread::Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
+        let acceptor = crate::sync::thread::Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
         Ok(Self { shared, acceptor: Some(acceptor) })
     }
@@ -119,7 +118,7 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
                 Ok(socket) => shared.admit(socket),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 // Out of descriptors, or the client is gone already: leaves the processor to those who are connected.
-                Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+                Err(_) => crate::sync::thread::sleep(std::time::Duration::from_millis(10)),
             }
         }
     }
@@ -139,7 +138,7 @@ impl Shared {
             number
         };
         let shared = Arc::clone(self);
-        let started = std::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
+        let started = crate::sync::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
             shared.serve(number, socket);
             shared.leave(number);
         });

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
 use super::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A local file, read on the caller's thread.
 pub struct FileSource {

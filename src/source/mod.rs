@@ -220,7 +220,7 @@ struct Pieces {
 impl<S: Source + ?Sized> SourceExt for S {
     fn read_blocking(&self, range: Range<u64>) -> Result<Bytes, SourceError> {
         let mut all = bytes::BytesMut::zeroed((range.end - range.start) as usize);
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = crate::sync::mpsc::channel();
         self.read_any(range.clone(), ReadClass::Waited, Box::new(move |arrival| drop(sender.send(arrival))));
         loop {
             match receiver.recv() {
@@ -251,7 +251,7 @@ impl<S: Source + ?Sized> SourceExt for S {
         if cuts.is_empty() {
             return self.read(start..end, class, arrival);
         }
-        let pieces = Arc::new(parking_lot::Mutex::new(Pieces { arrival, left: cuts.len() + 1, result: Ok(()) }));
+        let pieces = Arc::new(crate::sync::Mutex::new(Pieces { arrival, left: cuts.len() + 1, result: Ok(()) }));
         let bounds: Vec<u64> = [start].into_iter().chain(cuts).chain([end]).collect();
         for piece in bounds.windows(2) {
             let pieces = Arc::clone(&pieces);

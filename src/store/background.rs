@@ -3,17 +3,16 @@
 //! Each step is bounded, and every one can be done again after a crash.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::StorePaths;
 use crate::io::Disk;
 use crate::layer::Layer;
+use crate::sync::atomic::Ordering;
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Condvar, Mutex};
 use crate::volume::Core;
 
 /// How often the thread looks for work when it had none.
@@ -76,7 +75,7 @@ impl Background {
             clock: Arc::clone(&self.clock),
             shared: Arc::clone(&self.shared),
         };
-        let thread = std::thread::Builder::new().name("volfork-background".into()).spawn(move || worker.run());
+        let thread = crate::sync::thread::Builder::new().name("volfork-background".into()).spawn(move || worker.run());
         self.shared.state.lock().thread = Some(thread.map_err(|error| Error::io("cannot start the background thread", error))?);
         Ok(())
     }

@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::background::Background;
 use super::options::StoreOptions;
 use crate::catalog::Catalog;
@@ -14,6 +12,7 @@ use crate::ids::LayerId;
 use crate::io::{Disk, IoMode, OpenMode};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
+use crate::sync::Mutex;
 use crate::volume::{Core, CoreConfig};
 
 /// Bytes kept for opening the store on a full disk.

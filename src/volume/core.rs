@@ -1,11 +1,9 @@
 //! What the volumes of a store share.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
 use roaring::RoaringBitmap;
 
 use super::births::Coming;
@@ -22,6 +20,8 @@ use crate::ids::{BlockSize, LayerId, VolumeId};
 use crate::io::RingKind;
 use crate::layer::{Layer, Layers, Ticket};
 use crate::source::{Source, SourceOpener};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Freed layers whose files a store that is being closed removes.
 const UNLINKED_AT_END: usize = 4096;
@@ -80,7 +80,7 @@ pub struct Core {
     /// Volumes that are on their way. Locked after the catalogue.
     pub(super) births: Mutex<BTreeMap<String, Coming>>,
     /// Something was hidden or freed: blocks may be dead.
-    pub(super) reclaim: std::sync::atomic::AtomicBool,
+    pub(super) reclaim: crate::sync::atomic::AtomicBool,
 }
 
 impl Core {
@@ -107,7 +107,7 @@ impl Core {
             next_patch: Mutex::new((LayerId(0), 0)),
             roots: Mutex::default(),
             births: Mutex::default(),
-            reclaim: std::sync::atomic::AtomicBool::new(true),
+            reclaim: crate::sync::atomic::AtomicBool::new(true),
         })
     }
 
@@ -340,7 +340,7 @@ impl Core {
     }
 
     /// Set when blocks may have become invisible.
-    pub fn reclaim_flag(&self) -> &std::sync::atomic::AtomicBool {
+    pub fn reclaim_flag(&self) -> &crate::sync::atomic::AtomicBool {
         &self.reclaim
     }
 

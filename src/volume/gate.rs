@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
@@ -58,7 +58,7 @@ impl Gate {
         }
         state.closed = true;
         while state.inside > 0 {
-            parking_lot::MutexGuard::unlocked(&mut state, &help);
+            crate::sync::MutexGuard::unlocked(&mut state, &help);
             if state.inside > 0 {
                 self.changed.wait_for(&mut state, Duration::from_millis(1));
             }

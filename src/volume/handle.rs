@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
-
 use super::core::Core;
 use super::head::Head;
 use super::holdings::identity_in;
@@ -14,6 +12,7 @@ use super::request::Run;
 use super::view::View;
 use crate::error::{Error, Result};
 use crate::ids::VolumeId;
+use crate::sync::RwLock;
 
 /// A named, sized, writable head. Cheap to clone; all clones are the same volume.
 ///

@@ -3,8 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
-
 use super::core::Core;
 use super::view::{Answer, Piece, View};
 use crate::bits::BlockBits;
@@ -13,6 +11,7 @@ use crate::ids::LayerId;
 use crate::io::AlignedBuffer;
 use crate::layer::{Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
+use crate::sync::RwLock;
 
 /// Patches that one background step looks at.
 const STEP_BLOCKS: usize = 256;

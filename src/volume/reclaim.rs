@@ -5,7 +5,6 @@
 //! below it is still needed.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 
 use roaring::RoaringBitmap;
 
@@ -13,6 +12,7 @@ use super::core::Core;
 use crate::catalog::{Catalog, LayerEntry};
 use crate::error::Result;
 use crate::ids::LayerId;
+use crate::sync::atomic::Ordering;
 
 /// What a look at all nameless layers found.
 #[derive(Default)]

@@ -3,14 +3,13 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use parking_lot::RwLock;
-
 use super::core::Core;
 use super::request::{Run, RunKind};
 use super::view::{Answer, Piece, View};
 use crate::error::Result;
 use crate::ids::LayerId;
 use crate::limits::EXTENT_BLOCKS;
+use crate::sync::RwLock;
 
 /// Adds a run, joined to the last one if it says the same.
 fn push(runs: &mut Vec<Run>, bytes: u64, kind: RunKind) {

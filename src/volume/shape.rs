@@ -4,7 +4,6 @@
 //! next round there (so the journal has changes in the order in which they were made), and waited for outside all locks.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::core::{Core, no_sources};
 use super::head::Head;
@@ -21,6 +20,7 @@ use crate::ids::{LayerId, VolumeId};
 use crate::layer::Ticket;
 use crate::limits::VOLUME_BYTES_MAX;
 use crate::source::{Source, SourceError, SourceErrorKind};
+use crate::sync::atomic::Ordering;
 
 /// What a new volume is called, and where it comes from.
 struct Birth<'a> {

@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 
 use super::core::Core;
@@ -13,6 +11,8 @@ use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
 use crate::format::{TRACE_RUNS_MAX, Trace};
 use crate::ids::{LayerId, VolumeId};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Blocks of one touch: a touch is noted in units, so that a trace stays short.
 const UNIT_BLOCKS: u32 = 16;

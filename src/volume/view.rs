@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
 use smallvec::SmallVec;
 
 use super::core::Core;
@@ -13,6 +12,7 @@ use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
 use crate::owners::{Leaf, Owner, OwnerMap, OwnerRuns};
+use crate::sync::RwLock;
 
 /// A layer with its chain, as a reader sees it.
 #[derive(Clone)]
@@ -145,7 +145,7 @@ impl Core {
 
     /// Brings missing blocks of a root layer. A layer that was detached has none that can be seen.
     pub(super) fn demand(&self, layer: &Layer, blocks: Range<u64>) -> Result<()> {
-        self.demands.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.demands.fetch_add(1, crate::sync::atomic::Ordering::Relaxed);
         match self.hydrator(layer.id) {
             Some(hydrator) => hydrator.demand(blocks),
             None if layer.missing((blocks.start / u64::from(EXTENT_BLOCKS)) as u32).is_empty() => Ok(()),

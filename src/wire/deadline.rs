@@ -1,7 +1,9 @@
 //! Transfers that end by a deadline.
 
 use std::io::{self, Read};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::sync::time::Instant;
 
 /// The time until a deadline.
 ///

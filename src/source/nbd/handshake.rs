@@ -1,11 +1,12 @@
 //! Agreeing with a server: extended headers if it has them, else structured replies, else simple ones.
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::address::{Address, Socket};
 use crate::limits::BLOCK_BYTES_MAX;
 use crate::source::{SourceError, SourceErrorKind};
+use crate::sync::time::Instant;
 use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE, DESCRIPTION_OF_SNAPSHOT,
     EXPORT_BLOCK_STATUS_PAYLOAD, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, MAGIC_NBD, MAGIC_OPTION,

@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use super::address::Socket;
 use super::assembly::Assembly;
 use super::handshake::{Agreed, Contexts};
 use crate::source::{Arrival, Checksums, OnArrival, ReadClass, SourceError};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::time::Instant;
 use crate::wire::constants::{
     CHECKSUM_KNOWN, CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, ESHUTDOWN, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE,
 };

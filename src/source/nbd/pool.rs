@@ -2,11 +2,8 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak, mpsc};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use super::NbdOptions;
 use super::address::Address;
@@ -14,6 +11,10 @@ use super::handshake::{Agreed, Contexts, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
 use crate::io::{Reservation, descriptors_max, give_way};
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::sync::atomic::Ordering;
+use crate::sync::mpsc;
+use crate::sync::time::Instant;
+use crate::sync::{Condvar, Mutex};
 use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX, STATE_ZERO};
 use crate::wire::{HeaderMode, StatusExtent};
 
@@ -122,7 +123,7 @@ impl NbdSource {
         });
         shared.adopt(agreed)?;
         let keeper = Arc::downgrade(&shared);
-        std::thread::Builder::new()
+        crate::sync::thread::Builder::new()
             .name("nbd-keeper".into())
             .spawn(move || keep(&keeper))
             .map_err(|error| shared.error(SourceErrorKind::Lost, format!("cannot start a thread: {error}")))?;
@@ -155,7 +156,7 @@ impl Shared {
             (link, socket)
         };
         let (shared, reading) = (Arc::clone(self), Arc::clone(&link));
-        let reader = std::thread::Builder::new().name("nbd-reader".into()).spawn(move || {
+        let reader = crate::sync::thread::Builder::new().name("nbd-reader".into()).spawn(move || {
             if reading.in_background {
                 give_way();
             }
@@ -399,9 +400,9 @@ impl Shared {
         if missing == 0 {
             return false;
         }
-        let results: Vec<_> = std::thread::scope(|scope| {
+        let results: Vec<_> = crate::sync::thread::scope(|scope| {
             // Where no further thread can be had, the others do.
-            let connect = |_| std::thread::Builder::new().name("nbd-connect".into()).spawn_scoped(scope, || self.reconnect()).ok();
+            let connect = |_| crate::sync::thread::Builder::new().name("nbd-connect".into()).spawn_scoped(scope, || self.reconnect()).ok();
             let threads: Vec<_> = (1..missing).filter_map(connect).collect();
             let own = self.reconnect();
             [own].into_iter().chain(threads.into_iter().filter_map(|thread| thread.join().ok())).collect()

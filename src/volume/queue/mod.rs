@@ -12,11 +12,9 @@ mod write;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
 
 pub use workers::Workers;
 
@@ -28,6 +26,8 @@ use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Done, Ring, RingKind, RingWaker};
 use crate::limits::QUEUE_DEPTH_MAX;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Mutex, RwLock};
 use read::{CacheGuess, PendingRead};
 use write::PendingWrite;
 
@@ -204,10 +204,10 @@ impl Queue {
     /// # Errors
     /// The ring failed.
     pub fn wait(&mut self, completions: &mut Vec<Completion>, timeout: Option<Duration>) -> Result<usize> {
-        let until = timeout.map(|timeout| std::time::Instant::now() + timeout);
+        let until = timeout.map(|timeout| crate::sync::time::Instant::now() + timeout);
         loop {
             let count = self.reap(completions)?;
-            let left = until.map(|until| until.saturating_duration_since(std::time::Instant::now()));
+            let left = until.map(|until| until.saturating_duration_since(crate::sync::time::Instant::now()));
             if count > 0 || self.in_flight == 0 || left == Some(Duration::ZERO) {
                 return Ok(count);
             }
@@ -239,7 +239,7 @@ impl Drop for Queue {
         while inner.ring.in_flight() > 0 {
             // Latches are released only by completions, so they are waited for even if the ring complains.
             if self.shared.take_ring(&mut inner, |ring, done| ring.wait(done, Some(Duration::from_millis(100)))).is_err() {
-                std::thread::yield_now();
+                crate::sync::thread::yield_now();
             }
         }
         drop(inner);

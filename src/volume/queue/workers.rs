@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 /// Threads at most; further jobs wait for one.
 const THREADS_MAX: usize = 64;
@@ -55,7 +55,7 @@ impl Workers {
         }
         state.threads += 1;
         let shared = Arc::clone(&self.shared);
-        let started = std::thread::Builder::new().name("volfork-worker".into()).spawn(move || work(&shared));
+        let started = crate::sync::thread::Builder::new().name("volfork-worker".into()).spawn(move || work(&shared));
         if started.is_err() {
             state.threads -= 1;
             // Without another thread the job waits for those there are; without any it is done here, late but done.
@@ -73,7 +73,7 @@ fn work((state, woken): &(Mutex<State>, Condvar)) {
     let mut state = state.lock();
     loop {
         if let Some(job) = state.jobs.pop_front() {
-            parking_lot::MutexGuard::unlocked(&mut state, job);
+            crate::sync::MutexGuard::unlocked(&mut state, job);
             continue;
         }
         state.idle += 1;
