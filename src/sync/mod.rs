@@ -17,6 +17,8 @@ pub mod mpsc {
 
 /// Threads.
 pub mod thread {
+    #[cfg(test)]
+    pub use std::thread::spawn;
     pub use std::thread::{Builder, JoinHandle, scope, sleep, yield_now};
 }
 
