@@ -103,6 +103,9 @@ pub mod fuzzing {
 pub use clock::{Clock, SystemClock};
 pub use error::{Corruption, Error, ErrorKind, Result};
 pub use ids::{BlockSize, LayerId, VolumeId};
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub use limits::Limits;
 pub use store::{Store, StoreOptions};
 pub use units::{format_bytes, parse_bytes};
 pub use volume::{Queue, Snapshot, Volume};

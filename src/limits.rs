@@ -15,9 +15,64 @@ pub const QUEUE_DEPTH_MAX: u32 = 4096;
 /// Bytes of one layer data file; a longer layer continues in further files (ext4 ends a file at 16 TiB less one block).
 pub const SEGMENT_BYTES: u64 = 8 << 40;
 
-/// Bytes of blocks in memory of which only a part was written while the rest is at a source; beyond, such a write waits.
-pub const PATCH_BYTES_MAX: u64 = 16 << 20;
+/// Limits that no format depends on. Every store has them; the proof system opens stores with smaller ones, so that a short
+/// history reaches them (`StoreOptions::limits`, feature `sim`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of blocks in memory of which only a part was written while the rest is at a source; beyond, such a write waits.
+    pub patch_bytes_max: u64,
+    /// Journal bytes of patches without a record; beyond, a writer starts a barrier round first.
+    pub patch_bytes_queued_max: u64,
+    /// Blocks that may be present without a record: bounds what recovery has to verify, and what the journal must have room for.
+    pub fresh_blocks_max: u64,
+    /// Overwritten blocks of sealed layers that a frame names at most; beyond, their files are synced before the frame is written.
+    pub expect_blocks_max: usize,
+    /// Journal bytes taken in advance for blocks that will become present.
+    pub reserve_step_bytes: u64,
+    /// The journal takes space from the file system in steps of this many bytes.
+    pub journal_grow_bytes: u64,
+    /// Allocated journal bytes that only flush, discard and destroy may use, so that they work when no space is left.
+    pub journal_reserve_bytes: u64,
+    /// The state is cut into frames of about this many bytes.
+    pub state_frame_bytes: usize,
+    /// Largest payload of a frame: bounds what a reader reserves. At most that of the format.
+    pub frame_payload_bytes_max: usize,
+    /// Bytes kept for opening the store on a full disk.
+    pub opening_reserve_bytes: u64,
+    /// Extents whose space is given back in one step.
+    pub punch_extents: usize,
+    /// A queue's transfers up to this size through the page cache are made by the thread that submits them.
+    pub inline_bytes_max: usize,
+}
 
-const _: () = assert!(PATCH_BYTES_MAX >= BLOCK_BYTES_MAX as u64);
+impl Limits {
+    /// Those of a store outside of the proof system.
+    pub const DEFAULT: Self = Self {
+        patch_bytes_max: 16 << 20,
+        patch_bytes_queued_max: 256 << 10,
+        fresh_blocks_max: 64 << 10,
+        expect_blocks_max: 16 << 10,
+        reserve_step_bytes: 256 << 10,
+        journal_grow_bytes: 1 << 20,
+        journal_reserve_bytes: 1 << 20,
+        state_frame_bytes: 4 << 20,
+        frame_payload_bytes_max: FRAME_PAYLOAD_BYTES_MAX,
+        opening_reserve_bytes: 4 << 20,
+        punch_extents: 256,
+        inline_bytes_max: 256 << 10,
+    };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Largest payload of a journal frame that any program writes.
+pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 << 20;
+
+const _: () = assert!(Limits::DEFAULT.patch_bytes_max >= BLOCK_BYTES_MAX as u64);
+const _: () = assert!(Limits::DEFAULT.state_frame_bytes < FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_BYTES_MIN as u64 == 1 << 32);
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(EXTENT_BLOCKS as u64 * BLOCK_BYTES_MAX as u64));

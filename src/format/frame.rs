@@ -13,11 +13,10 @@
 //! The identity in the checksum keeps frames of an older file, whose blocks were reused, from being believed.
 
 use super::bytes::{FormatError, Reader, Writer};
+use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 
 /// Bytes before the payload.
 pub const FRAME_HEADER_BYTES: usize = 24;
-/// Largest payload: bounds what a reader reserves.
-pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
 /// First bytes of a frame.
 pub const FRAME_MAGIC: &[u8; 4] = b"vfj1";

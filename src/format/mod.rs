@@ -15,7 +15,7 @@ mod trace;
 
 pub use blocks::{BlockRun, PatchRecord};
 pub use bytes::{FormatError, Reader, Writer};
-pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, Frame, FrameKind, decode_frame, encode_frame, frame_bytes};
+pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameKind, decode_frame, encode_frame, frame_bytes};
 pub use label::{HeldRecord, LabelChange, Labels, changed_labels, valid_labels};
 pub use names::{LayerFile, StorePaths, valid_name};
 pub use record::{LayerRecord, PresenceRecord, Record, SnapshotRecord, VolumeRecord};

@@ -14,7 +14,7 @@ use crate::ids::{BlockSize, LayerId};
 use crate::io::{IoMode, SystemDisk};
 use crate::journal::Journal;
 use crate::layer::{BlockRead, Layer, LayerConfig, Layers, Recovery};
-use crate::limits::EXTENT_BLOCKS;
+use crate::limits::{EXTENT_BLOCKS, Limits};
 use crate::source::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
@@ -121,9 +121,11 @@ impl Scene {
             io_mode: IoMode::Buffered,
             checksum_cache_bytes: 1 << 20,
             checkpoint_bytes: 1 << 20,
+            limits: Limits::DEFAULT,
         };
         let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
-        let start = |state: &mut dyn Iterator<Item = _>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state);
+        let start =
+            |state: &mut dyn Iterator<Item = _>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state, Limits::DEFAULT);
         let layers = Arc::new(Recovery::new(config).finish(|_| (None, None), start).unwrap());
         let size_bytes = data.len() as u64;
         let layer = layers.add(LayerId(1), None, Some(size_bytes.div_ceil(BLOCK as u64)));

@@ -6,10 +6,10 @@ use std::path::Path;
 use super::torn::whole_frame_behind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, SuperblockSlot,
-    decode_frame, frame_bytes,
+    FRAME_HEADER_BYTES, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, SuperblockSlot, decode_frame, frame_bytes,
 };
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
+use crate::limits::Limits;
 
 /// What the superblock and the journal say.
 pub struct Loaded {
@@ -38,13 +38,13 @@ impl Loaded {
 ///
 /// # Errors
 /// [`ErrorKind::NotFound`] where there is no store, [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`] with what is wrong.
-pub fn load(disk: &dyn Disk, paths: &StorePaths) -> Result<Loaded> {
+pub fn load(disk: &dyn Disk, paths: &StorePaths, limits: &Limits) -> Result<Loaded> {
     let Slots { superblock, both, warnings } = load_superblock(disk, paths)?;
-    let pointed = load_journal(disk, paths, superblock)?;
+    let pointed = load_journal(disk, paths, superblock, limits)?;
     // The power failed while a slot was written: its journal is there, and so is the one before.
     let is_crash = |found: &Loaded| found.superblock.journal != superblock.journal;
     let was_there = pointed.is_some();
-    let found = if both { pointed } else { follow_up(disk, paths, superblock, pointed)? };
+    let found = if both { pointed } else { follow_up(disk, paths, superblock, pointed, limits)? };
     let mut loaded = found.ok_or_else(|| {
         let path = paths.journal(superblock.journal);
         Error::new(ErrorKind::Corrupt, format!("the journal {} is gone; restore the store from a backup", path.display()))
@@ -57,7 +57,13 @@ pub fn load(disk: &dyn Disk, paths: &StorePaths) -> Result<Loaded> {
 
 /// With one slot lost, the other one may point at a journal that was replaced: its successor goes on where it ended. The
 /// successor that a crash left without a superblock has the same state, so either may be taken then.
-fn follow_up(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, pointed: Option<Loaded>) -> Result<Option<Loaded>> {
+fn follow_up(
+    disk: &dyn Disk,
+    paths: &StorePaths,
+    superblock: Superblock,
+    pointed: Option<Loaded>,
+    limits: &Limits,
+) -> Result<Option<Loaded>> {
     let names = disk.list(paths.root()).map_err(|error| Error::io(format!("cannot list {}", paths.root().display()), error))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| StorePaths::journal_number(name)).collect();
     numbers.retain(|number| *number > superblock.journal);
@@ -65,7 +71,7 @@ fn follow_up(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, pointe
     let mut found = pointed;
     for journal in numbers {
         // The generation stays, so that the next superblock goes into the lost slot.
-        match (load_journal(disk, paths, Superblock { journal, ..superblock }), &found) {
+        match (load_journal(disk, paths, Superblock { journal, ..superblock }, limits), &found) {
             (Ok(Some(next)), Some(before)) if next.first == before.sequence + 1 => found = Some(next),
             (Ok(Some(next)), None) => found = Some(next),
             (Err(error), None) => return Err(error),
@@ -76,7 +82,7 @@ fn follow_up(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, pointe
 }
 
 /// The journal that a superblock points at; `None` if there is no such file.
-fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock) -> Result<Option<Loaded>> {
+fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, limits: &Limits) -> Result<Option<Loaded>> {
     let path = paths.journal(superblock.journal);
     let damaged = |what: String| Error::new(ErrorKind::Corrupt, format!("{}: {what}; restore the store from a backup", path.display()));
     let file = match disk.open(&path, OpenMode::Read, IoMode::Buffered) {
@@ -88,7 +94,7 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock) -> 
     let mut offset = 0;
     let mut complete = false;
     loop {
-        let bytes = read_frame(&*file, offset).map_err(unreadable)?;
+        let bytes = read_frame(&*file, offset, limits.frame_payload_bytes_max).map_err(unreadable)?;
         let frame = match decode_frame(&superblock.store_id, superblock.journal, &bytes) {
             Ok(frame) => frame,
             Err(error) if !complete => return Err(damaged(format!("state at offset {offset} {error}"))),
@@ -122,8 +128,8 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock) -> 
     }
 }
 
-/// Header and payload at `offset`, as far as the file has them.
-pub(super) fn read_frame(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> {
+/// Header and payload at `offset`, as far as the file has them. Only the header, if it claims a longer payload than that.
+pub(super) fn read_frame(file: &dyn DiskFile, offset: u64, payload_bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; FRAME_HEADER_BYTES];
     let available = file.size_bytes()?.saturating_sub(offset);
     if available < FRAME_HEADER_BYTES as u64 {
@@ -132,7 +138,7 @@ pub(super) fn read_frame(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>
     file.read_exact_at(&mut bytes, offset)?;
     let length = Reader::new(&bytes[4..]).u32().unwrap_or(0) as usize;
     let whole = FRAME_HEADER_BYTES + length;
-    if length <= FRAME_PAYLOAD_BYTES_MAX && whole as u64 <= available {
+    if length <= payload_bytes_max && whole as u64 <= available {
         bytes.resize(whole, 0);
         file.read_exact_at(&mut bytes[FRAME_HEADER_BYTES..], offset + FRAME_HEADER_BYTES as u64)?;
     }

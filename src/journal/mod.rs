@@ -18,17 +18,9 @@ use std::sync::Arc;
 pub use load::{Loaded, load, no_store};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{
-    FRAME_PAYLOAD_BYTES_MAX, Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, Writer, encode_frame, frame_bytes,
-};
+use crate::format::{Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, Writer, encode_frame, frame_bytes};
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
-
-/// Space is taken from the file system in steps of this many bytes.
-const GROW_BYTES: u64 = 1 << 20;
-/// Allocated bytes that only flush, discard and destroy may use, so that they work when no space is left.
-const RESERVE_BYTES: u64 = 1 << 20;
-/// The state is cut into frames of about this many bytes.
-const STATE_FRAME_BYTES: usize = 4 << 20;
+use crate::limits::Limits;
 
 /// The current journal file, open for appending.
 pub struct Journal {
@@ -40,6 +32,7 @@ pub struct Journal {
     tail_bytes: u64,
     capacity_bytes: u64,
     state_bytes: u64,
+    limits: Limits,
 }
 
 fn io_error(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -59,12 +52,13 @@ impl Journal {
         superblock: Superblock,
         sequence: u64,
         state: impl Iterator<Item = Record>,
+        limits: Limits,
     ) -> Result<Self> {
         let mut next = superblock;
         next.journal += 1;
         next.generation += 1;
         let path = paths.journal(next.journal);
-        let written = Self::write_state(&*disk, &path, &next, sequence, state).and_then(|written| {
+        let written = Self::write_state(&*disk, &path, &next, sequence, state, &limits).and_then(|written| {
             disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
             Ok((written, Self::open_superblock(&*disk, &paths)?))
         });
@@ -83,8 +77,8 @@ impl Journal {
             // An older file left behind is swept when the store is opened.
             let _ = disk.remove(&paths.journal(superblock.journal));
         }
-        let capacity_bytes = tail_bytes + RESERVE_BYTES;
-        Ok(Self { disk, paths, superblock: next, file, sequence, tail_bytes, capacity_bytes, state_bytes: tail_bytes })
+        let capacity_bytes = tail_bytes + limits.journal_reserve_bytes;
+        Ok(Self { disk, paths, superblock: next, file, sequence, tail_bytes, capacity_bytes, state_bytes: tail_bytes, limits })
     }
 
     fn write_state(
@@ -93,6 +87,7 @@ impl Journal {
         superblock: &Superblock,
         mut sequence: u64,
         state: impl Iterator<Item = Record>,
+        limits: &Limits,
     ) -> Result<(Arc<dyn DiskFile>, u64, u64)> {
         let file = disk.open(path, OpenMode::Create, IoMode::Buffered).map_err(io_error("create", path))?;
         file.set_size(0).map_err(io_error("truncate", path))?;
@@ -107,13 +102,13 @@ impl Journal {
         let mut writer = Writer::default();
         for record in state {
             record.encode(&mut writer);
-            if writer.bytes.len() >= STATE_FRAME_BYTES {
+            if writer.bytes.len() >= limits.state_frame_bytes {
                 put(&writer.bytes, FrameKind::State)?;
                 writer.bytes.clear();
             }
         }
         put(&writer.bytes, FrameKind::StateEnd)?;
-        file.allocate(tail..tail + RESERVE_BYTES).map_err(io_error("reserve space for", path))?;
+        file.allocate(tail..tail + limits.journal_reserve_bytes).map_err(io_error("reserve space for", path))?;
         file.sync_data().map_err(io_error("sync", path))?;
         Ok((file, sequence, tail))
     }
@@ -139,7 +134,7 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::NoSpace`] leaves the old file in use; after any other error nothing more may be appended.
     pub fn checkpoint(&mut self, state: impl Iterator<Item = Record>) -> Result<()> {
-        let next = Self::start(Arc::clone(&self.disk), self.paths.clone(), self.superblock, self.sequence, state)?;
+        let next = Self::start(Arc::clone(&self.disk), self.paths.clone(), self.superblock, self.sequence, state, self.limits)?;
         *self = next;
         Ok(())
     }
@@ -149,7 +144,7 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::NoSpace`] when even the reserve is used up.
     pub fn append(&mut self, payload: &[u8]) -> Result<()> {
-        if payload.len() > FRAME_PAYLOAD_BYTES_MAX {
+        if payload.len() > self.limits.frame_payload_bytes_max {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "a barrier round has too many changes for one journal frame; flush more often",
@@ -170,13 +165,14 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::NoSpace`]; nothing has changed then.
     pub fn reserve(&mut self, bytes: u64) -> Result<()> {
-        self.make_room(bytes + RESERVE_BYTES)
+        self.make_room(bytes + self.limits.journal_reserve_bytes)
     }
 
     fn make_room(&mut self, bytes: u64) -> Result<()> {
         let needed = self.tail_bytes + bytes;
         if needed > self.capacity_bytes {
-            let capacity = (needed + GROW_BYTES).next_multiple_of(GROW_BYTES);
+            let grow = self.limits.journal_grow_bytes;
+            let capacity = (needed + grow).next_multiple_of(grow);
             let path = self.paths.journal(self.superblock.journal);
             self.file.allocate(self.capacity_bytes..capacity).map_err(io_error("reserve space for", &path))?;
             self.capacity_bytes = capacity;
@@ -218,15 +214,15 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
         let paths = StorePaths::new(dir.path());
         let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
-        let start = || Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, std::iter::empty()).unwrap();
+        let start = || Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, std::iter::empty(), Limits::DEFAULT).unwrap();
         let mut writer = Writer::default();
         Record::Closed.encode(&mut writer);
         let mut lost = start();
         lost.append(&writer.bytes).unwrap();
-        assert_eq!(load(&*disk, &paths).unwrap().rounds, [[Record::Closed]]);
+        assert_eq!(load(&*disk, &paths, &Limits::DEFAULT).unwrap().rounds, [[Record::Closed]]);
         disk.remove(&paths.superblock()).unwrap();
         let state_bytes = start().state_bytes();
         assert_eq!(state_bytes, lost.state_bytes(), "the frame of the lost one is where the next frame will be");
-        assert!(load(&*disk, &paths).unwrap().rounds.is_empty());
+        assert!(load(&*disk, &paths, &Limits::DEFAULT).unwrap().rounds.is_empty());
     }
 }

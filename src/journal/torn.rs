@@ -3,8 +3,9 @@
 use std::io;
 
 use super::load::read_frame;
-use crate::format::{FRAME_HEADER_BYTES, FRAME_MAGIC, FRAME_PAYLOAD_BYTES_MAX, FrameKind, Reader, Superblock, decode_frame, frame_bytes};
+use crate::format::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameKind, Reader, Superblock, decode_frame, frame_bytes};
 use crate::io::{DiskFile, DiskFileExt};
+use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 
 /// Bytes looked through at once.
 const STEP_BYTES: u64 = 1 << 20;
@@ -56,7 +57,7 @@ fn ends_at(file: &dyn DiskFile, superblock: &Superblock, offset: u64, end: u64) 
 /// Where the bytes behind the frame begin. As far as its header makes sense they begin behind its payload: that may have
 /// been chosen by somebody who knows what frames look like.
 fn end_of(file: &dyn DiskFile, offset: u64, sequence: u64) -> io::Result<u64> {
-    let bytes = read_frame(file, offset)?;
+    let bytes = read_frame(file, offset, FRAME_PAYLOAD_BYTES_MAX)?;
     let mut reader = Reader::new(&bytes);
     let header = (reader.array::<4>(), reader.u32(), reader.u64());
     let (Ok(magic), Ok(length), Ok(number)) = header else { return Ok(offset + FRAME_ALIGN_BYTES) };
@@ -66,7 +67,7 @@ fn end_of(file: &dyn DiskFile, offset: u64, sequence: u64) -> io::Result<u64> {
 }
 
 fn is_later_round(file: &dyn DiskFile, superblock: &Superblock, offset: u64, sequence: u64) -> io::Result<bool> {
-    let bytes = read_frame(file, offset)?;
+    let bytes = read_frame(file, offset, FRAME_PAYLOAD_BYTES_MAX)?;
     let frame = decode_frame(&superblock.store_id, superblock.journal, &bytes);
     Ok(frame.is_ok_and(|frame| frame.kind == FrameKind::Round && frame.sequence > sequence))
 }

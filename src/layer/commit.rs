@@ -10,6 +10,7 @@ use crate::format::{Record, frame_bytes};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::journal::Journal;
+use crate::limits::Limits;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex};
 
@@ -17,8 +18,6 @@ use crate::sync::{Condvar, Mutex};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub(super) u64);
 
-/// Journal bytes taken in advance for blocks that will become present.
-const RESERVE_STEP_BYTES: u64 = 256 << 10;
 /// Most that the record of one new block costs: a run header of 13 bytes and its checksum.
 const NEW_BLOCK_BYTES: u64 = 17;
 
@@ -52,10 +51,12 @@ pub struct Commit {
     /// Journal bytes that are allocated for them.
     ceiling: AtomicU64,
     poison: OnceLock<Error>,
+    /// [`Limits::reserve_step_bytes`].
+    reserve_step_bytes: u64,
 }
 
 impl Commit {
-    pub fn new(journal: Journal) -> Self {
+    pub fn new(journal: Journal, limits: &Limits) -> Self {
         Self {
             queue: Mutex::default(),
             ended: Condvar::new(),
@@ -65,6 +66,7 @@ impl Commit {
             outstanding: AtomicU64::new(0),
             ceiling: AtomicU64::new(0),
             poison: OnceLock::new(),
+            reserve_step_bytes: limits.reserve_step_bytes,
         }
     }
 
@@ -210,9 +212,9 @@ impl Commit {
             return Ok(());
         }
         let mut journal = self.journal.lock();
-        let taken = journal.reserve(outstanding + RESERVE_STEP_BYTES);
+        let taken = journal.reserve(outstanding + self.reserve_step_bytes);
         match taken {
-            Ok(()) => self.ceiling.store(outstanding + RESERVE_STEP_BYTES, Ordering::Release),
+            Ok(()) => self.ceiling.store(outstanding + self.reserve_step_bytes, Ordering::Release),
             Err(_) => self.release(bytes),
         }
         taken
@@ -260,7 +262,8 @@ mod tests {
     fn commit(dir: &std::path::Path) -> Commit {
         let superblock = Superblock { block_size: BlockSize::new(4096).unwrap(), generation: 0, store_id: [1; 16], journal: 0 };
         let paths = StorePaths::new(dir);
-        Commit::new(Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, std::iter::empty()).unwrap())
+        let limits = Limits::DEFAULT;
+        Commit::new(Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, std::iter::empty(), limits).unwrap(), &limits)
     }
 
     #[test]
@@ -287,7 +290,7 @@ mod tests {
         let state = || (commit.outstanding.load(Ordering::Acquire), commit.ceiling.load(Ordering::Acquire));
         commit.reserve_blocks(3).unwrap();
         let (outstanding, ceiling) = state();
-        assert_eq!((outstanding, ceiling), (3 * NEW_BLOCK_BYTES, 3 * NEW_BLOCK_BYTES + RESERVE_STEP_BYTES));
+        assert_eq!((outstanding, ceiling), (3 * NEW_BLOCK_BYTES, 3 * NEW_BLOCK_BYTES + Limits::DEFAULT.reserve_step_bytes));
         commit.reserve(1 << 60).unwrap_err();
         assert_eq!(state(), (outstanding, ceiling), "what was refused takes no room");
         commit.append(&[0; 100]).unwrap();

@@ -27,7 +27,7 @@ use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PatchRecord, Record};
 use crate::ids::LayerId;
-use crate::limits::{EXTENT_BLOCKS, PATCH_BYTES_MAX};
+use crate::limits::EXTENT_BLOCKS;
 use crate::sync::atomic::Ordering;
 
 /// Separate ranges that one patch may have; bounds the records of a checkpoint.
@@ -203,7 +203,7 @@ impl Layers {
             let patch = state.patch(block);
             (patch.is_none(), patch.map_or(1, |patch| patch.ranges_with(range.clone()).len()))
         };
-        let blocks_max = self.block_size.block_of(PATCH_BYTES_MAX);
+        let blocks_max = self.block_size.block_of(self.limits.patch_bytes_max);
         if ranges > RANGES_MAX {
             return Ok(None);
         }

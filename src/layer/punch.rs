@@ -14,8 +14,6 @@ use crate::error::{Error, Result};
 use crate::format::Record;
 use crate::limits::EXTENT_BLOCKS;
 
-/// Extents whose space is given back in one step.
-const PUNCH_EXTENTS: usize = 256;
 /// Steps in which a store that is being closed gives back space.
 const PUNCH_STEPS_AT_END: usize = 1024;
 
@@ -134,7 +132,7 @@ impl Layers {
         {
             let state = layer.state.lock();
             let mut next = state.garbage.min();
-            while let Some(block) = next.filter(|_| extents.len() < PUNCH_EXTENTS) {
+            while let Some(block) = next.filter(|_| extents.len() < self.limits.punch_extents) {
                 let extent = block / EXTENT_BLOCKS;
                 extents.push(extent);
                 next = extent

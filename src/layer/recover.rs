@@ -317,6 +317,7 @@ mod tests {
     use crate::format::{LayerRecord, StorePaths};
     use crate::ids::BlockSize;
     use crate::io::{IoMode, SystemDisk};
+    use crate::limits::Limits;
 
     fn recovery(directory: &std::path::Path) -> Recovery {
         let config = LayerConfig {
@@ -326,6 +327,7 @@ mod tests {
             io_mode: IoMode::Buffered,
             checksum_cache_bytes: 1 << 20,
             checkpoint_bytes: 1 << 20,
+            limits: Limits::DEFAULT,
         };
         let mut recovery = Recovery::new(config);
         recovery.apply(&Record::Layer(LayerRecord::over(Some(LayerId(0)), LayerId(1)))).unwrap();
@@ -367,7 +369,9 @@ mod tests {
         let paths = StorePaths::new(dir.path());
         std::fs::create_dir(paths.layers()).unwrap();
         let superblock = crate::format::Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
-        let start = |state: &mut dyn Iterator<Item = Record>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state);
+        let start = |state: &mut dyn Iterator<Item = Record>| {
+            Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state, Limits::DEFAULT)
+        };
         let layers = recovery(dir.path()).finish(|_| (Some(LayerId(0)), None), start).unwrap();
         let layer = layers.get(LayerId(1)).unwrap();
         let bits = crate::bits::BlockBits::of(0..3);

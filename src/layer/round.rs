@@ -13,9 +13,6 @@ use crate::format::{BlockRun, Record, Writer};
 use crate::io::DiskFile;
 use crate::limits::EXTENT_BLOCKS;
 
-/// Overwritten blocks of sealed layers that a frame names at most; beyond, their files are synced before the frame is written.
-const EXPECT_BLOCKS_MAX: usize = 16 << 10;
-
 /// What one layer brings to a round.
 #[derive(Default)]
 struct Contribution {
@@ -60,7 +57,7 @@ impl Layers {
         }
         self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
         let sync = |files: &[Arc<dyn DiskFile>]| self.disk.sync_all(files).map_err(|error| Error::io("cannot sync", error));
-        if total.expect.iter().map(|run| run.checksums.len()).sum::<usize>() > EXPECT_BLOCKS_MAX {
+        if total.expect.iter().map(|run| run.checksums.len()).sum::<usize>() > self.limits.expect_blocks_max {
             sync(&files)?;
             total.expect.clear();
         }

@@ -15,16 +15,12 @@ use crate::format::{Record, StorePaths};
 use crate::ids::{BlockSize, LayerId};
 use crate::io::{Disk, IoMode};
 use crate::journal::Journal;
-use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
+use crate::limits::{Limits, SEGMENT_BYTES, VOLUME_BYTES_MAX};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 
 /// How long a waiter sleeps before it looks again whether it can help.
 pub(super) const HELP_INTERVAL: Duration = Duration::from_millis(1);
-/// Blocks that may be present without a record: bounds what recovery has to verify, and what the journal must have room for.
-const FRESH_BLOCKS_MAX: u64 = 64 << 10;
-/// The same for the records of patches.
-const PATCH_BYTES_QUEUED_MAX: u64 = 256 << 10;
 
 /// What the layers need to know of their store.
 #[derive(Clone)]
@@ -41,6 +37,8 @@ pub struct LayerConfig {
     pub checksum_cache_bytes: u64,
     /// Journal bytes since the last checkpoint after which another one is due.
     pub checkpoint_bytes: u64,
+    /// Limits.
+    pub limits: Limits,
 }
 
 /// Somebody who can complete writes that the kernel has finished: a queue whose owner may be waiting elsewhere.
@@ -59,6 +57,7 @@ pub struct Layers {
     pub(super) contents: ContentChecksums,
     pub(super) commit: Commit,
     pub(super) checkpoint_bytes: u64,
+    pub(super) limits: Limits,
     /// Patches in memory, and those for which there is room.
     pub(super) patch_blocks: AtomicU64,
     /// Journal bytes of patches that no frame has yet.
@@ -89,8 +88,9 @@ impl Layers {
             io_mode: config.io_mode,
             files,
             checksums,
-            commit: Commit::new(journal),
+            commit: Commit::new(journal, &config.limits),
             checkpoint_bytes: config.checkpoint_bytes,
+            limits: config.limits,
             patch_blocks: AtomicU64::new(patches),
             patch_bytes_queued: AtomicU64::new(0),
             patched_layers: Mutex::new(patched),
@@ -195,6 +195,11 @@ impl Layers {
         self.io_mode
     }
 
+    /// Limits of the store.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Lets a queue help waiters along.
     pub fn register(&self, reaper: Weak<dyn Reap>) {
         let mut reapers = self.reapers.lock();
@@ -242,8 +247,8 @@ impl Layers {
 
     /// Whether so many blocks wait for their record that writers have to make some durable first.
     pub fn under_pressure(&self) -> bool {
-        self.fresh_blocks.load(Ordering::Relaxed) > FRESH_BLOCKS_MAX
-            || self.patch_bytes_queued.load(Ordering::Relaxed) > PATCH_BYTES_QUEUED_MAX
+        self.fresh_blocks.load(Ordering::Relaxed) > self.limits.fresh_blocks_max
+            || self.patch_bytes_queued.load(Ordering::Relaxed) > self.limits.patch_bytes_queued_max
     }
 
     pub(super) fn count_barrier(&self) {

@@ -20,7 +20,7 @@ pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
     let mut report = CheckReport::default();
     // Only a directory that holds a store gets a lock file.
     let _lock = if has_superblock(&*options.disk, &paths) { Some(lock(&*options.disk, &paths, &options.owner)?) } else { None };
-    let loaded = match load(&*options.disk, &paths) {
+    let loaded = match load(&*options.disk, &paths, &options.limits()) {
         Ok(loaded) => loaded,
         Err(error) if error.kind() == ErrorKind::Corrupt => {
             report.violations.push(error.to_string());

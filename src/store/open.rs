@@ -15,9 +15,6 @@ use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::sync::Mutex;
 use crate::volume::{Core, CoreConfig};
 
-/// Bytes kept for opening the store on a full disk.
-const RESERVE_BYTES: u64 = 4 << 20;
-
 /// A store that this process owns.
 pub struct OpenStore {
     pub(super) core: Arc<Core>,
@@ -54,6 +51,7 @@ pub(super) fn layer_config(paths: &StorePaths, options: &StoreOptions, superbloc
         io_mode: options.io_mode,
         checksum_cache_bytes: options.checksum_cache_bytes,
         checkpoint_bytes: options.checkpoint_bytes,
+        limits: options.limits(),
     }
 }
 
@@ -131,7 +129,7 @@ impl OpenStore {
                 format!("there is a store in {} already: use it, or choose another directory", path.display()),
             )),
         };
-        exists(load(&*disk, &paths).err())?;
+        exists(load(&*disk, &paths, &options.limits()).err())?;
         let mut store_id = [0; 16];
         getrandom::fill(&mut store_id).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
         let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0 };
@@ -146,7 +144,7 @@ impl OpenStore {
             return Err(no_store(&*options.disk, &paths));
         }
         let lock = lock(&*options.disk, &paths, &options.owner)?;
-        let loaded = load(&*options.disk, &paths)?;
+        let loaded = load(&*options.disk, &paths, &options.limits())?;
         let replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
         if let Some(violation) = replayed.catalog.violations().first() {
             return Err(Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {violation}; run 'volfork check'")));
@@ -178,8 +176,10 @@ impl OpenStore {
         // On a full disk this makes the room that the new journal needs; taken again below.
         let _ = options.disk.remove(&paths.reserve());
         // The new journal makes the decisions of this recovery durable, before anything can be written on top of them.
-        let layers = recovery
-            .finish(entry, move |presence| Journal::start(disk, start_paths, superblock, sequence, shape.into_iter().chain(presence)))?;
+        let limits = options.limits();
+        let layers = recovery.finish(entry, move |presence| {
+            Journal::start(disk, start_paths, superblock, sequence, shape.into_iter().chain(presence), limits)
+        })?;
         let layers = Arc::new(layers);
         Self::seal_all(&catalog, &layers);
         let core = Core::new(CoreConfig {
@@ -193,7 +193,7 @@ impl OpenStore {
             threads: options.threads,
             on_event: options.on_event,
         });
-        take_reserve(&*options.disk, &paths);
+        take_reserve(&*options.disk, &paths, limits.opening_reserve_bytes);
         let background = Background::new(Arc::clone(&core), paths, options.disk, options.clock);
         let store = Arc::new(Self { core, background, lock: Mutex::new(Some(lock)) });
         store.resume_hydration()?;
@@ -250,9 +250,9 @@ impl Drop for OpenStore {
 }
 
 /// Takes space for opening the store on a full disk. Without it everything works, except that.
-fn take_reserve(disk: &dyn Disk, paths: &StorePaths) {
+fn take_reserve(disk: &dyn Disk, paths: &StorePaths, bytes: u64) {
     let file = disk.open(&paths.reserve(), OpenMode::Create, IoMode::Buffered);
-    let taken = file.and_then(|file| file.allocate(0..RESERVE_BYTES));
+    let taken = file.and_then(|file| file.allocate(0..bytes));
     if taken.is_err() {
         let _ = disk.remove(&paths.reserve());
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::clock::{Clock, SystemClock};
 use crate::ids::BlockSize;
 use crate::io::{Disk, IoMode, RingKind, SystemDisk};
+use crate::limits::Limits;
 use crate::source::SourceOpener;
 use crate::volume::OnEvent;
 
@@ -33,6 +34,19 @@ pub struct StoreOptions {
     pub on_event: Option<OnEvent>,
     /// Background work (giving back space, checkpoints, hydration) runs in threads; otherwise [`crate::Store::step`] does it.
     pub threads: bool,
+    /// Limits that the proof system makes small.
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    pub limits: Limits,
+}
+
+impl StoreOptions {
+    pub(super) fn limits(&self) -> Limits {
+        #[cfg(feature = "sim")]
+        return self.limits;
+        #[cfg(not(feature = "sim"))]
+        Limits::DEFAULT
+    }
 }
 
 impl Default for StoreOptions {
@@ -49,6 +63,8 @@ impl Default for StoreOptions {
             clock: Arc::new(SystemClock::default()),
             on_event: None,
             threads: true,
+            #[cfg(feature = "sim")]
+            limits: Limits::DEFAULT,
         }
     }
 }

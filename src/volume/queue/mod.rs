@@ -31,9 +31,6 @@ use crate::sync::{Mutex, RwLock};
 use read::{CacheGuess, PendingRead};
 use write::PendingWrite;
 
-/// Transfers with the page cache up to this size are done on the caller's thread: a copy costs less than a way through the ring.
-const INLINE_BYTES_MAX: usize = 256 << 10;
-
 /// What a queue is open on.
 #[derive(Clone)]
 enum Target {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::{INLINE_BYTES_MAX, Inner, Pending, Shared, Target};
+use super::{Inner, Pending, Shared, Target};
 use crate::io::{AlignedBuffer, Done, IoMode, Op};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
@@ -64,7 +64,7 @@ impl Shared {
     pub(super) fn start_read(&self, inner: &mut Inner, token: u64, offset: u64, bytes: u32) -> bool {
         let (began, core) = (self.began(), self.target.core());
         let Some(mut parts) = self.plan_read(offset, bytes) else { return false };
-        let may_be_cached = core.layers.io_mode() == IoMode::Buffered && bytes as usize <= INLINE_BYTES_MAX;
+        let may_be_cached = core.layers.io_mode() == IoMode::Buffered && bytes as usize <= core.layers.limits().inline_bytes_max;
         let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
         for (number, part) in parts.iter_mut().enumerate() {
             let Some(layer) = &part.layer else { continue };

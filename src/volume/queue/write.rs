@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{INLINE_BYTES_MAX, Inner, Pending, Shared, Target};
+use super::{Inner, Pending, Shared, Target};
 use crate::bits::BlockBits;
 use crate::error::Error;
 use crate::io::{Done, IoMode, Op};
@@ -76,7 +76,7 @@ impl Shared {
             at += piece.bytes;
             pieces.push(piece);
         }
-        if core.layers.io_mode() == IoMode::Buffered && data.len() <= INLINE_BYTES_MAX {
+        if core.layers.io_mode() == IoMode::Buffered && data.len() <= core.layers.limits().inline_bytes_max {
             let began = self.began();
             self.write_inline(inner, head, token, &layer, &pieces, data, fua);
             core.note_latency(began);
