@@ -86,7 +86,11 @@ pub mod placement;
 pub mod serve;
 pub mod source;
 pub mod store;
+#[cfg(not(feature = "sim"))]
 mod sync;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod sync;
 mod units;
 pub mod volume;
 pub mod wire;

@@ -1,21 +1,35 @@
 //! Every lock, condition variable, atomic, channel, thread and clock reading of the engine.
 //!
-//! The engine takes these from here and from nowhere else (a test reads the sources and keeps this rule), so that the proof
-//! system can put them under a scheduler of its own.
+//! The engine takes these from here and from nowhere else; `tests/tidy.rs` keeps this rule. Without the feature `sim` they are those
+//! of `parking_lot` and the standard library. With it they are those of `sim`, which puts the threads of a simulated run under a
+//! seeded scheduler and leaves all other threads alone.
 
+mod poll;
+
+pub use poll::{poll, recv, send};
+
+#[cfg(feature = "sim")]
+pub mod sim;
+#[cfg(feature = "sim")]
+pub use sim::{Condvar, Mutex, MutexGuard, RwLock, atomic, mpsc, thread, time};
+
+#[cfg(not(feature = "sim"))]
 pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 /// Atomic numbers.
+#[cfg(not(feature = "sim"))]
 pub mod atomic {
     pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 }
 
 /// Channels.
+#[cfg(not(feature = "sim"))]
 pub mod mpsc {
     pub use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 }
 
 /// Threads.
+#[cfg(not(feature = "sim"))]
 pub mod thread {
     #[cfg(test)]
     pub use std::thread::spawn;
@@ -23,6 +37,7 @@ pub mod thread {
 }
 
 /// Time that passes.
+#[cfg(not(feature = "sim"))]
 pub mod time {
     pub use std::time::Instant;
 }

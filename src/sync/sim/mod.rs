@@ -1,0 +1,102 @@
+//! The seeded scheduler of the project's own proof: one run, one seed, one order of events.
+//!
+//! [`run`] starts a task, which starts others. Each task is a thread of the machine, but one of them runs at a time: the holder of
+//! the baton. Before every lock, wait, notification, atomic operation, message, start, join and sleep the holder passes a *point*,
+//! where the scheduler may hand the baton to another task. All choices come from the seed, so a run can be repeated.
+//!
+//! Time is virtual. It advances a little with every step, and jumps to the next timer when no task can run; some runs fire timers
+//! early now and then, as if every other thread were slow. (`shuttle` 0.9 has no time: its `Condvar::wait_timeout` never times out.)
+//!
+//! # Invariants
+//! - A task that does not hold the baton is inside a call of this module. A task never blocks for the other tasks except here.
+//! - Threads outside a run, and threads that the standard library starts for itself, see real primitives.
+//! - Nothing of a choice depends on addresses, hashes or real time.
+//!
+//! # How a run ends
+//! - When all tasks have ended. The value of the first one is the result.
+//! - As a failure: no task can run and no timer is set (deadlock, or a task that outlives the run); the budget of steps is spent
+//!   (livelock); a panic leaves a task; or a task blocks outside this module for a minute. The tasks of a failed run stay where they
+//!   are for ever, with their memory: a failure is the end of a test, and unwinding them would run code of the engine in states that
+//!   the engine never has. To end tasks early in a run that goes on, let the disk or the source fail, as after a loss of power.
+//!
+//! # Limits
+//! - Memory is sequentially consistent: a wrong `Ordering` is not found. Counts of `Arc` and `OnceLock` are no points.
+//! - Statics live on from one run to the next.
+
+pub mod atomic;
+mod channel;
+mod condvar;
+mod lock;
+mod report;
+mod rwlock;
+mod state;
+mod strategy;
+pub mod thread;
+pub mod time;
+mod wait;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+pub use condvar::{Condvar, WaitTimeoutResult};
+pub use lock::{Mutex, MutexGuard};
+pub use report::{Failure, FailureKind, Outcome};
+pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use strategy::{Config, Early, Strategy};
+pub(super) use wait::send_now;
+pub(super) use world::current;
+pub use world::run;
+
+/// Channels.
+pub mod mpsc {
+    pub use super::channel::{Receiver, Sender, channel};
+    pub use std::sync::mpsc::{RecvError, RecvTimeoutError, SendError, TryRecvError};
+}
+
+use std::time::Duration;
+
+/// Whether the present thread belongs to a simulated run.
+pub fn is_running() -> bool {
+    current().is_some()
+}
+
+/// A place where another task may go on. Nothing outside a run.
+#[track_caller]
+pub fn point() {
+    if let Some(task) = current() {
+        task.point("point");
+    }
+}
+
+/// A number from the seed of the run.
+///
+/// # Panics
+/// Outside a run.
+pub fn random() -> u64 {
+    current().expect("a simulated run").random()
+}
+
+/// A number from the seed of the run, less than `end`.
+///
+/// # Panics
+/// Outside a run, or if `end` is zero.
+pub fn below(end: u64) -> u64 {
+    assert!(end > 0, "there is no number below zero");
+    random() % end
+}
+
+/// Virtual time since the run began.
+///
+/// # Panics
+/// Outside a run.
+pub fn now() -> Duration {
+    current().expect("a simulated run").now()
+}
+
+/// Adds a line to the events that the report of a failure shows. Nothing outside a run.
+pub fn note(text: impl FnOnce() -> String) {
+    if let Some(task) = current() {
+        task.note(text());
+    }
+}

@@ -1,0 +1,143 @@
+//! How a run ended.
+
+use std::backtrace::Backtrace;
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use super::state::{Event, On, State, Status};
+use super::strategy::Strategy;
+
+/// Frames of a backtrace that are shown.
+const FRAMES_MAX: usize = 12;
+
+/// Why a run failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No task can run, and no timer is set.
+    Deadlock,
+    /// The budget of steps is spent.
+    Livelock,
+    /// A panic left a task.
+    Panic,
+    /// A task blocks outside the scheduler.
+    Stall,
+}
+
+/// A run that failed.
+#[derive(Clone)]
+pub struct Failure {
+    /// The kind.
+    pub kind: FailureKind,
+    /// The seed that repeats it.
+    pub seed: u64,
+    /// Every task with what it waits for and where, and the last events.
+    pub report: String,
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.report)
+    }
+}
+
+/// The end of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome<T> {
+    /// What the first task gave.
+    pub result: Result<T, Failure>,
+    /// Its seed.
+    pub seed: u64,
+    /// Its strategy.
+    pub strategy: Strategy,
+    /// Points passed.
+    pub steps: u64,
+    /// How often the baton was passed.
+    pub switches: u64,
+    /// A hash of all steps: equal for equal runs.
+    pub trace: u64,
+    /// Virtual time.
+    pub elapsed: Duration,
+}
+
+impl<T> Outcome<T> {
+    /// The value of the first task.
+    ///
+    /// # Panics
+    /// With the report, if the run failed.
+    #[track_caller]
+    pub fn unwrap(self) -> T {
+        match self.result {
+            Ok(value) => value,
+            Err(failure) => panic!("{}", failure.report),
+        }
+    }
+}
+
+/// Where the present thread is: the frames between this module and the runtime.
+pub(super) fn backtrace() -> String {
+    let text = Backtrace::force_capture().to_string();
+    let mut shown = String::new();
+    let mut frames = 0;
+    let mut keep = false;
+    for line in text.lines() {
+        let trimmed = line.trim_start();
+        if trimmed.starts_with("at ") {
+            if keep {
+                let _ = writeln!(shown, "            {trimmed}");
+            }
+            continue;
+        }
+        let name = trimmed.split_once(": ").map_or(trimmed, |(_, name)| name);
+        let foreign = ["std::", "core::", "alloc::", "<core::", "<alloc::", "<std::", "__", "_start", "clone", "start_thread"];
+        keep = !foreign.iter().any(|prefix| name.starts_with(prefix))
+            && (!name.contains("sync::sim::") || name.contains("::tests::"))
+            && frames < FRAMES_MAX;
+        if keep {
+            frames += 1;
+            let _ = writeln!(shown, "        {name}");
+        }
+    }
+    shown
+}
+
+fn waits_for(state: &State, status: &Status) -> String {
+    let (on, until) = match status {
+        Status::Ready => return "can run".into(),
+        Status::Ended => return "has ended".into(),
+        Status::Waits { on, until } => (on, until),
+    };
+    let on = match on {
+        On::Lock(address) => format!("waits for the lock {address:#x}"),
+        On::Notification(address) => format!("waits for a notification of {address:#x}"),
+        On::End(task) => format!("waits for the end of task {task} ({})", state.tasks[*task].name),
+        On::Time => "sleeps".into(),
+        On::Descriptors(fds) => format!("waits for descriptors {:?}", fds.iter().map(|fd| fd.fd).collect::<Vec<_>>()),
+    };
+    match until {
+        None => on,
+        Some(until) => format!("{on}, until {:?}", Duration::from_nanos(*until)),
+    }
+}
+
+/// The report of a failure.
+pub(super) fn describe(seed: u64, kind: FailureKind, text: &str, state: &State) -> String {
+    let mut out = format!("{kind:?} under seed {seed}: {text}\n");
+    let _ =
+        writeln!(out, "{:?}, {:?}, {} steps, virtual time {:?}", state.strategy, state.early, state.steps, Duration::from_nanos(state.now));
+    let _ = writeln!(out, "last events:");
+    for event in &state.events {
+        let _ = match event {
+            Event::Step { task, what, place } => writeln!(out, "  {task:>3} {what:<12} {}:{}", place.file(), place.line()),
+            Event::Note { task, text } => writeln!(out, "  {task:>3} -- {text}"),
+        };
+    }
+    let _ = writeln!(out, "tasks:");
+    for task in &state.live {
+        let state_of = &state.tasks[*task];
+        let status = waits_for(state, &state_of.status);
+        let (name, what, place) = (&state_of.name, state_of.what, state_of.place);
+        let _ = writeln!(out, "  {task:>3} {name}: {status} ({what} at {}:{})", place.file(), place.line());
+        out.push_str(state_of.backtrace.as_deref().unwrap_or_default());
+    }
+    out
+}

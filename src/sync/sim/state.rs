@@ -1,0 +1,295 @@
+//! What the scheduler knows of a run, and how it chooses. Pure but for looking at descriptors.
+
+use std::collections::VecDeque;
+use std::panic::Location;
+
+use super::report::FailureKind;
+use super::strategy::{Config, Early, Random, Strategy, step_nanos};
+use crate::sync::poll::poll_now;
+
+/// Events kept for the report of a failure.
+const EVENTS_MAX: usize = 200;
+/// A task of the highest priority that takes so many steps in a row waits for something that another one does.
+const STREAK_MAX: u64 = 2_000;
+/// With tasks that wait for descriptors, the descriptors are looked at once in so many steps.
+const LOOK_ONE_IN: u32 = 8;
+
+pub(super) type Place = &'static Location<'static>;
+
+/// What a task waits for.
+#[derive(Clone, Debug)]
+pub(super) enum On {
+    Lock(usize),
+    Notification(usize),
+    End(usize),
+    Time,
+    Descriptors(Vec<libc::pollfd>),
+}
+
+pub(super) enum Status {
+    Ready,
+    Waits { on: On, until: Option<u64> },
+    Ended,
+}
+
+pub(super) struct TaskState {
+    pub name: String,
+    pub status: Status,
+    /// The last wait ended by time.
+    pub timed_out: bool,
+    pub place: Place,
+    pub what: &'static str,
+    pub thread: Option<std::thread::Thread>,
+    pub priority: u64,
+    pub backtrace: Option<String>,
+}
+
+pub(super) enum Event {
+    Step { task: usize, what: &'static str, place: Place },
+    Note { task: usize, text: String },
+}
+
+pub(super) struct State {
+    pub random: Random,
+    pub strategy: Strategy,
+    pub early: Early,
+    pub config: Config,
+    pub tasks: Vec<TaskState>,
+    /// Tasks that have not ended, in the order of their start.
+    pub live: Vec<usize>,
+    pub now: u64,
+    pub steps: u64,
+    pub switches: u64,
+    pub trace: u64,
+    pub events: VecDeque<Event>,
+    pub failure: Option<(FailureKind, String)>,
+    /// Tasks of a scope, by its address, that were not waited for.
+    pub scoped: Vec<(usize, usize)>,
+    step_nanos: u64,
+    changes: Vec<u64>,
+    lowest: u64,
+    streak: u64,
+    ready: Vec<usize>,
+}
+
+impl State {
+    pub fn new(seed: u64, config: Config) -> Self {
+        let mut random = Random::new(seed);
+        let (strategy, early) = (Strategy::of(&mut random), Early::of(&mut random));
+        let (strategy, early) = (config.strategy.unwrap_or(strategy), config.early.unwrap_or(early));
+        let step_nanos = step_nanos(&config, &mut random);
+        let changes = strategy.change_steps(&mut random);
+        Self {
+            random,
+            strategy,
+            early,
+            config,
+            tasks: Vec::new(),
+            live: Vec::new(),
+            now: 0,
+            steps: 0,
+            switches: 0,
+            trace: 0,
+            events: VecDeque::with_capacity(EVENTS_MAX),
+            failure: None,
+            scoped: Vec::new(),
+            step_nanos,
+            changes,
+            lowest: 1 << 62,
+            streak: 0,
+            ready: Vec::new(),
+        }
+    }
+
+    /// A new task, ready; answers its number.
+    pub fn add(&mut self, name: String, place: Place) -> usize {
+        let task = self.tasks.len();
+        let priority = (1 << 63) | self.random.next();
+        self.tasks.push(TaskState {
+            name,
+            status: Status::Ready,
+            timed_out: false,
+            place,
+            what: "start",
+            thread: None,
+            priority,
+            backtrace: None,
+        });
+        self.live.push(task);
+        task
+    }
+
+    pub fn event(&mut self, event: Event) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Counts a step of a task; false if the budget is spent.
+    pub fn step(&mut self, task: usize, what: &'static str, place: Place) -> bool {
+        self.steps += 1;
+        self.streak += 1;
+        self.now += self.step_nanos;
+        let seen = (task as u64) << 40 ^ u64::from(place.line()) << 8 ^ u64::from(place.column()) ^ (what.len() as u64) << 32;
+        self.trace = (self.trace.rotate_left(5) ^ seen).wrapping_mul(0x517c_c1b7_2722_0a95);
+        self.event(Event::Step { task, what, place });
+        let state = &mut self.tasks[task];
+        (state.what, state.place) = (what, place);
+        if matches!(self.strategy, Strategy::Priorities { .. }) {
+            let changes = self.changes.last().is_some_and(|step| *step <= self.steps);
+            if changes {
+                self.changes.pop();
+            }
+            if changes || self.streak > STREAK_MAX {
+                self.give_way(task);
+            }
+        }
+        self.steps <= self.config.steps_max
+    }
+
+    /// Gives a task the lowest priority.
+    pub fn give_way(&mut self, task: usize) {
+        self.lowest -= 1;
+        self.streak = 0;
+        self.tasks[task].priority = self.lowest;
+    }
+
+    /// Makes a task that waits ready.
+    pub fn wake(&mut self, task: usize, timed_out: bool) {
+        let task = &mut self.tasks[task];
+        if matches!(task.status, Status::Waits { .. }) {
+            task.status = Status::Ready;
+            task.timed_out = timed_out;
+        }
+    }
+
+    fn waiters(&self, matches: impl Fn(&On) -> bool) -> Vec<usize> {
+        let waits = |task: &usize| matches!(&self.tasks[*task].status, Status::Waits { on, .. } if matches(on));
+        self.live.iter().copied().filter(waits).collect()
+    }
+
+    pub fn wake_lock(&mut self, address: usize) {
+        for task in self.waiters(|on| matches!(on, On::Lock(lock) if *lock == address)) {
+            self.wake(task, false);
+        }
+    }
+
+    /// Ends the wait of one drawn task, or of all.
+    pub fn notify(&mut self, address: usize, all: bool) -> usize {
+        let mut waiters = self.waiters(|on| matches!(on, On::Notification(condvar) if *condvar == address));
+        if !all && !waiters.is_empty() {
+            waiters = vec![waiters[self.random.below(waiters.len())]];
+        }
+        waiters.iter().for_each(|task| self.wake(*task, false));
+        waiters.len()
+    }
+
+    /// Ends a task and the waits for it.
+    pub fn end(&mut self, ended: usize) {
+        self.tasks[ended].status = Status::Ended;
+        self.tasks[ended].thread = None;
+        self.live.retain(|task| *task != ended);
+        for task in self.waiters(|on| matches!(on, On::End(task) if *task == ended)) {
+            self.wake(task, false);
+        }
+    }
+
+    fn is_ready(&self, task: usize) -> bool {
+        matches!(self.tasks[task].status, Status::Ready)
+    }
+
+    /// The next timer: its time and task.
+    fn next_timer(&self) -> Option<(u64, usize)> {
+        let until = |task: &usize| match self.tasks[*task].status {
+            Status::Waits { until: Some(until), .. } => Some((until, *task)),
+            _ => None,
+        };
+        self.live.iter().filter_map(until).min()
+    }
+
+    fn fire_timers(&mut self) {
+        while let Some((until, task)) = self.next_timer() {
+            if until > self.now {
+                return;
+            }
+            self.wake(task, true);
+        }
+    }
+
+    /// Wakes the tasks whose descriptors are ready.
+    fn look_at_descriptors(&mut self) {
+        let mut all = Vec::new();
+        for task in &self.live {
+            if let Status::Waits { on: On::Descriptors(fds), .. } = &self.tasks[*task].status {
+                all.extend(fds.iter().map(|fd| (*task, *fd)));
+            }
+        }
+        let mut fds: Vec<libc::pollfd> = all.iter().map(|(_, fd)| *fd).collect();
+        if fds.is_empty() || !matches!(poll_now(&mut fds, Some(std::time::Duration::ZERO)), Ok(1..)) {
+            return;
+        }
+        for ((task, _), fd) in all.iter().zip(&fds) {
+            if fd.revents != 0 {
+                self.wake(*task, false);
+            }
+        }
+    }
+
+    fn polls(&self) -> bool {
+        self.live.iter().any(|task| matches!(self.tasks[*task].status, Status::Waits { on: On::Descriptors(_), .. }))
+    }
+
+    /// The task that runs next; `None` if none can. `me` is the one that has run.
+    pub fn choose(&mut self, me: usize, stays: bool) -> Option<usize> {
+        self.fire_timers();
+        if self.random.one_in(self.early.one_in)
+            && let Some((until, task)) = self.next_timer()
+            && until <= self.now + self.early.within.as_nanos() as u64
+        {
+            self.now = self.now.max(until);
+            self.wake(task, true);
+        }
+        if self.polls() && self.random.one_in(LOOK_ONE_IN) {
+            self.look_at_descriptors();
+        }
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
+        ready.extend(self.live.iter().copied().filter(|task| self.is_ready(*task)));
+        if ready.is_empty() {
+            self.look_at_descriptors();
+            if !self.live.iter().any(|task| self.is_ready(*task))
+                && let Some((until, _)) = self.next_timer()
+            {
+                self.now = self.now.max(until);
+                self.fire_timers();
+            }
+            ready.extend(self.live.iter().copied().filter(|task| self.is_ready(*task)));
+        }
+        let chosen = self.pick(me, stays, &ready);
+        self.ready = ready;
+        if chosen.is_some_and(|chosen| chosen != me) {
+            self.switches += 1;
+            self.streak = 0;
+        }
+        chosen
+    }
+
+    fn pick(&mut self, me: usize, stays: bool, ready: &[usize]) -> Option<usize> {
+        if ready.len() <= 1 {
+            return ready.first().copied();
+        }
+        match self.strategy {
+            Strategy::Priorities { .. } => ready.iter().copied().max_by_key(|task| self.tasks[*task].priority),
+            Strategy::Random { switch_one_in } => {
+                let here = ready.iter().position(|task| *task == me);
+                match here {
+                    Some(_) if stays && !self.random.one_in(switch_one_in) => Some(me),
+                    // One of the others.
+                    Some(here) => Some(ready[(here + 1 + self.random.below(ready.len() - 1)) % ready.len()]),
+                    None => Some(ready[self.random.below(ready.len())]),
+                }
+            }
+        }
+    }
+}

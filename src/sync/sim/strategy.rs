@@ -1,0 +1,113 @@
+//! How a run chooses.
+
+use std::time::Duration;
+
+/// How the scheduler chooses the next task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// At one point in so many, another task is drawn; all are equal.
+    Random {
+        /// 1: at every point.
+        switch_one_in: u32,
+    },
+    /// The ready task of the highest priority runs. Priorities are random, and at some random steps that of the running task becomes
+    /// the lowest (probabilistic concurrency testing): finds orders that need few switches at rare places.
+    Priorities {
+        /// Steps at which a priority changes.
+        changes: u32,
+        /// The changes are among so many first steps.
+        horizon: u64,
+    },
+}
+
+/// Timers that fire although other tasks could run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Early {
+    /// At one point in so many; 0: never.
+    pub one_in: u32,
+    /// Only timers that are due so soon.
+    pub within: Duration,
+}
+
+/// What a run may do. `None`: chosen from the seed.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Points after which a run counts as one that never ends.
+    pub steps_max: u64,
+    /// The choice of tasks.
+    pub strategy: Option<Strategy>,
+    /// Early timers.
+    pub early: Option<Early>,
+    /// Virtual time of a step.
+    pub step: Option<Duration>,
+    /// Of so many starts of threads one fails; 0: none.
+    pub spawn_failure_one_in: u32,
+    /// A task that holds the baton for so long, in real time and without a step, blocks outside the scheduler.
+    pub stall: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { steps_max: 2_000_000, strategy: None, early: None, step: None, spawn_failure_one_in: 0, stall: Duration::from_secs(60) }
+    }
+}
+
+/// Numbers from a seed (SplitMix64).
+#[derive(Clone, Debug)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed ^ 0x5851_f42d_4c95_7f2d)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end.max(1) as u64) as usize
+    }
+
+    /// True once in `many`; never for 0.
+    pub fn one_in(&mut self, many: u32) -> bool {
+        many != 0 && self.next().is_multiple_of(u64::from(many))
+    }
+}
+
+impl Strategy {
+    pub(super) fn of(random: &mut Random) -> Self {
+        match random.below(3) {
+            0 => {
+                let (changes, horizon) = (1 + random.below(8) as u32, 1 << (8 + random.below(10)));
+                Self::Priorities { changes, horizon }
+            }
+            _ => Self::Random { switch_one_in: 2 << random.below(6) },
+        }
+    }
+
+    /// The steps at which a priority changes, the last one first.
+    pub(super) fn change_steps(self, random: &mut Random) -> Vec<u64> {
+        let Self::Priorities { changes, horizon } = self else { return Vec::new() };
+        let mut steps: Vec<u64> = (0..changes).map(|_| random.next() % horizon.max(1)).collect();
+        steps.sort_unstable_by(|a, b| b.cmp(a));
+        steps
+    }
+}
+
+impl Early {
+    pub(super) fn of(random: &mut Random) -> Self {
+        let one_in = [0, 0, 4096, 512, 64][random.below(5)];
+        Self { one_in, within: Duration::from_secs(2) }
+    }
+}
+
+/// Virtual nanoseconds of a step.
+pub(super) fn step_nanos(config: &Config, random: &mut Random) -> u64 {
+    let drawn = [100, 1_000, 10_000, 100_000][random.below(4)];
+    config.step.map_or(drawn, |step| step.as_nanos() as u64)
+}
