@@ -32,6 +32,8 @@ pub enum ErrorKind {
     SourceLost,
     /// An earlier write-back failed, so writes are refused until the store is reopened.
     Poisoned,
+    /// The store was closed: open it again.
+    Closed,
     /// Another process owns the store.
     Locked,
     /// The bytes were made by a newer or different program: use that one.
@@ -136,6 +138,7 @@ impl Error {
             ErrorKind::Busy | ErrorKind::Locked => libc::EBUSY,
             ErrorKind::NoSpace => libc::ENOSPC,
             ErrorKind::Unsupported => libc::ENOTSUP,
+            ErrorKind::Closed => libc::ESHUTDOWN,
             ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::SourceLost | ErrorKind::Poisoned => libc::EIO,
         }
     }

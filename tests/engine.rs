@@ -41,7 +41,7 @@ fn bytes_survive_flush_close_and_open() {
     };
     check(&store);
     store.close().unwrap();
-    assert_eq!(volume.write_at(&[1], 0).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(volume.write_at(&[1], 0).unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(Store::check(dir.path(), StoreOptions::default()).unwrap().violations, Vec::<String>::new());
     let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
     check(&store);

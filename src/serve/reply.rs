@@ -6,7 +6,7 @@ use std::io::{self, IoSlice, Write};
 use bytes::{Buf, Bytes};
 
 use crate::error::{Error, ErrorKind};
-use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, REPLY_OFFSET_DATA};
+use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN, REPLY_OFFSET_DATA};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, Request, StatusExtent, encode_chunk_header, encode_simple_reply};
 
 /// Holes shorter than this are sent as data.
@@ -29,6 +29,8 @@ pub fn wire_error(error: &Error) -> u32 {
         ErrorKind::InvalidInput | ErrorKind::OutOfRange => EINVAL,
         ErrorKind::Unsupported => ENOTSUP,
         ErrorKind::Busy => ENOMEM,
+        // What the client has open is gone, or its store is.
+        ErrorKind::NotFound | ErrorKind::Closed => ESHUTDOWN,
         _ => EIO,
     }
 }

@@ -11,7 +11,7 @@ use crate::format::StorePaths;
 use crate::io::Disk;
 use crate::layer::Layer;
 use crate::sync::atomic::Ordering;
-use crate::sync::thread::JoinHandle;
+use crate::sync::thread::{JoinHandle, current};
 use crate::sync::{Condvar, Mutex};
 use crate::volume::Core;
 
@@ -81,6 +81,7 @@ impl Background {
     }
 
     fn run(&self) {
+        let _own = self.core.fence.adopt_thread();
         loop {
             // An error shows at the next write, which the store then refuses, or is tried again: no step loses anything.
             let busy = self.step().unwrap_or(false);
@@ -104,7 +105,8 @@ impl Background {
             state.thread.take()
         };
         self.shared.woken.notify_all();
-        if let Some(thread) = thread {
+        // A callback on the thread itself may close the store; the thread looks at `stopping` when that is done.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != current().id()) {
             // A panic in the thread was printed there; nothing here depends on how it ended.
             let _ = thread.join();
         }

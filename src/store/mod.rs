@@ -79,6 +79,7 @@ impl Store {
     /// # Errors
     /// As [`Store::create_volume`].
     pub fn create_volume_labeled(&self, name: &str, size_bytes: u64, labels: BTreeMap<String, String>) -> Result<Volume> {
+        let _pass = self.0.core.enter()?;
         self.0.core.create_volume(name, size_bytes, labels).map(Volume::of)
     }
 
@@ -87,6 +88,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub fn volume(&self, name: &str) -> Result<Volume> {
+        let _pass = self.0.core.enter()?;
         self.0.core.head(name).map(Volume::of)
     }
 
@@ -95,6 +97,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub fn snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot> {
+        let _pass = self.0.core.enter()?;
         Snapshot::open(&self.0.core, volume, snapshot)
     }
 
@@ -103,6 +106,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::NoSpace`].
     pub fn create_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.create_snapshot(volume, snapshot, None)
     }
 
@@ -112,12 +116,14 @@ impl Store {
     /// # Errors
     /// As [`Store::create_snapshot`].
     pub fn snapshot_image(&self, volume: &str, snapshot: &str, held: HeldLayer) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.create_snapshot(volume, snapshot, Some(held))
     }
 
     /// What this store holds of snapshots, by the identity of their bytes ([`Snapshot::identity`]): its own ones, and those of
-    /// other stores that its forks stand on.
+    /// other stores that its forks stand on. Nothing, when the store is closed.
     pub fn holdings(&self) -> BTreeMap<String, Holding> {
+        let Ok(_pass) = self.0.core.enter() else { return BTreeMap::new() };
         self.0.core.holdings()
     }
 
@@ -135,6 +141,7 @@ impl Store {
     /// # Errors
     /// As [`Store::fork`].
     pub fn fork_held(&self, chain: &Digest, name: &str) -> Result<Option<Volume>> {
+        let _pass = self.0.core.enter()?;
         Ok(self.0.core.fork_held(chain, name)?.map(Volume::of))
     }
 
@@ -143,6 +150,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn set_labels(&self, name: &str, labels: BTreeMap<String, String>) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.set_labels(name, labels)
     }
 
@@ -173,12 +181,14 @@ impl Store {
     /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large.
     pub fn fork_labeled(&self, sources: &[String], name: &str, labels: &BTreeMap<String, Option<String>>) -> Result<Volume> {
         let core = &self.0.core;
-        let head = match sources {
-            [source] if !source.contains("://") => match source.split_once('@') {
-                Some((volume, snapshot)) => core.fork_snapshot(volume, snapshot, name, labels),
-                None => core.fork_volume(source, name, labels),
-            },
-            uris => core.fork_source(uris, name, labels),
+        let [source] = sources else { return core.fork_source(sources, name, labels).map(Volume::of) };
+        if source.contains("://") {
+            return core.fork_source(sources, name, labels).map(Volume::of);
+        }
+        let _pass = core.enter()?;
+        let head = match source.split_once('@') {
+            Some((volume, snapshot)) => core.fork_snapshot(volume, snapshot, name, labels),
+            None => core.fork_volume(source, name, labels),
         };
         head.map(Volume::of)
     }
@@ -186,8 +196,9 @@ impl Store {
     /// All volumes, by name.
     ///
     /// # Errors
-    /// None at present.
+    /// [`crate::ErrorKind::Closed`].
     pub fn list(&self) -> Result<Vec<VolumeInfo>> {
+        let _pass = self.0.core.enter()?;
         Ok(self.0.core.list())
     }
 
@@ -207,6 +218,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub fn snapshot_names(&self, volume: &str) -> Result<Vec<String>> {
+        let _pass = self.0.core.enter()?;
         let catalog = self.0.core.catalog();
         let id = catalog.volume_id(volume)?;
         Ok(catalog.volume(id).map_or_else(Vec::new, |entry| entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect()))
@@ -217,6 +229,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub fn show(&self, name: &str) -> Result<VolumeInfo> {
+        let _pass = self.0.core.enter()?;
         self.0.core.volume_info(name)
     }
 
@@ -225,6 +238,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub fn snapshots(&self, volume: &str) -> Result<Vec<SnapshotInfo>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.snapshot_infos(volume)
     }
 
@@ -233,6 +247,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, name: &str, size_bytes: u64, force: bool) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.resize(name, size_bytes, force)
     }
 
@@ -241,6 +256,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`].
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.rename(name, new)
     }
 
@@ -250,6 +266,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`].
     pub fn destroy_volume(&self, name: &str, recursive: bool) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.destroy_volume(name, recursive)
     }
 
@@ -258,6 +275,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub fn destroy_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.destroy_snapshot(volume, snapshot)
     }
 
@@ -272,6 +290,7 @@ impl Store {
         }
         let settings_only = HydrationControl { add_sources: Vec::new(), remove_sources: Vec::new(), ..control.clone() };
         if settings_only != HydrationControl::default() {
+            let _pass = core.enter()?;
             let now = core.unix_seconds();
             core.set_hydration(name, |settings| {
                 settings.paused = control.paused.unwrap_or(settings.paused);
@@ -297,10 +316,17 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub fn wait_hydrated(&self, name: &str, timeout: Duration) -> Result<bool> {
-        match self.0.core.volume_hydrator(name)? {
-            Some(hydrator) => Ok(hydrator.wait_finished(timeout)),
-            None => Ok(true),
+        let core = &self.0.core;
+        let hydrator = {
+            let _pass = core.enter()?;
+            core.volume_hydrator(name)?
+        };
+        // Without a pass: a store that is being closed does not wait for somebody who waits.
+        let finished = hydrator.is_none_or(|hydrator| hydrator.wait_finished(timeout));
+        if !finished {
+            core.fence.check()?;
         }
+        Ok(finished)
     }
 
     /// Reads and verifies every stored block of a volume's chain, or of the store. Damaged blocks of a layer whose source is
@@ -329,6 +355,7 @@ impl Store {
     /// # Errors
     /// An I/O error.
     pub fn step(&self) -> Result<bool> {
+        let _pass = self.0.core.enter()?;
         self.0.step()
     }
 
@@ -337,7 +364,12 @@ impl Store {
         self.0.core.layers().barriers()
     }
 
-    /// Makes everything durable, ends background work and releases the lock. Volumes that are still held refuse to work.
+    /// Refuses every later call with [`crate::ErrorKind::Closed`], reads included, waits for those that are under way, makes
+    /// everything durable, ends background work, and then releases the lock. Nothing of a closed store touches its files.
+    ///
+    /// The calls that cannot fail ([`Store::labels`], [`Store::volume_names`], [`Store::held_layers`], [`Volume::name`],
+    /// [`Volume::size_bytes`]) go on to tell what was there. A second `close` waits for the first and has its result; one
+    /// that a callback of the engine makes while another is under way does not wait for it.
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe, and the store recovers at the next open.

@@ -19,7 +19,13 @@ use crate::volume::{Core, CoreConfig};
 pub struct OpenStore {
     pub(super) core: Arc<Core>,
     background: Background,
-    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    ownership: Mutex<Ownership>,
+}
+
+/// Whether the store's lock is held, or how closing it went.
+enum Ownership {
+    Held { _lock: Box<dyn Send + Sync> },
+    Released(Result<()>),
 }
 
 /// Takes the store's lock.
@@ -195,7 +201,7 @@ impl OpenStore {
         });
         take_reserve(&*options.disk, &paths, limits.opening_reserve_bytes);
         let background = Background::new(Arc::clone(&core), paths, options.disk, options.clock);
-        let store = Arc::new(Self { core, background, lock: Mutex::new(Some(lock)) });
+        let store = Arc::new(Self { core, background, ownership: Mutex::new(Ownership::Held { _lock: lock }) });
         store.resume_hydration()?;
         if options.threads {
             store.background.start()?;
@@ -228,7 +234,31 @@ impl OpenStore {
     }
 
     pub fn close(&self) -> Result<()> {
-        let Some(lock) = self.lock.lock().take() else { return Ok(()) };
+        // From here on every call is refused, whoever does the rest.
+        self.core.fence.shut();
+        let mut ownership = match self.core.fence.is_own_thread() {
+            false => self.ownership.lock(),
+            // Another close is under way, and waits for this very thread.
+            true => match self.ownership.try_lock() {
+                Some(ownership) => ownership,
+                None => return Ok(()),
+            },
+        };
+        if let Ownership::Released(result) = &*ownership {
+            return result.clone();
+        }
+        // Readers that wait for a source fail now, so that the calls that are under way end.
+        self.stop_threads();
+        self.core.fence.wait_empty(|| self.core.layers().help());
+        // The last of them may have begun to hydrate a fork.
+        self.stop_threads();
+        let result = self.core.shut_down(self.background.is_swept());
+        // The lock goes last.
+        *ownership = Ownership::Released(result.clone());
+        result
+    }
+
+    fn stop_threads(&self) {
         self.background.stop();
         for hydrator in self.core.hydrators() {
             hydrator.stop();
@@ -236,9 +266,6 @@ impl OpenStore {
         for hydrator in self.core.hydrators() {
             hydrator.join();
         }
-        let result = self.core.shut_down(self.background.is_swept());
-        drop(lock);
-        result
     }
 }
 

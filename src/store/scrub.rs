@@ -18,18 +18,22 @@ const NAMES_MAX: usize = 4;
 pub type OnProgress<'a> = &'a mut dyn FnMut(ScrubProgress) -> bool;
 
 pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -> Result<ScrubReport> {
-    let layers = layers_of(core, volume)?;
+    let layers = core.enter().and_then(|_pass| layers_of(core, volume))?;
     let count = |layer: &Arc<Layer>| layer.with_presence(|presence| presence.present.len());
     let blocks_total = layers.iter().map(count).sum();
     let mut report = ScrubReport::default();
     for layer in layers {
         // Extents that a crash left unverified are hashed first: what they hold now is what counts.
-        while core.layers().rehash_step(&layer)? {}
+        while core.enter().and_then(|_pass| core.layers().rehash_step(&layer))? {}
         let mut scrubbed = LayerScrub { core, layer: &layer, viewers: None, report: &mut report };
         let mut next = layer.with_presence(|presence| presence.present.min());
         while let Some(block) = next {
             let extent = block / EXTENT_BLOCKS;
-            scrubbed.extent(extent)?;
+            {
+                // Not across `progress`, which may close the store.
+                let _pass = core.enter()?;
+                scrubbed.extent(extent)?;
+            }
             let (blocks_verified, damage) = (scrubbed.report.blocks_verified, scrubbed.report.damage());
             if !progress(ScrubProgress { blocks_verified, blocks_total, damage }) {
                 return Ok(report);

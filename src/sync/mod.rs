@@ -33,7 +33,7 @@ pub mod mpsc {
 pub mod thread {
     #[cfg(test)]
     pub use std::thread::spawn;
-    pub use std::thread::{Builder, JoinHandle, scope, sleep, yield_now};
+    pub use std::thread::{Builder, JoinHandle, ThreadId, current, scope, sleep, yield_now};
 }
 
 /// Time that passes.

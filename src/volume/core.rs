@@ -8,6 +8,7 @@ use roaring::RoaringBitmap;
 
 use super::births::Coming;
 use super::event::{Event, EventKind, OnEvent};
+use super::fence::{Fence, Pass};
 use super::head::Head;
 use super::queue::Workers;
 use super::trace::Recorder;
@@ -50,6 +51,8 @@ pub struct CoreConfig {
 
 /// The shared state of the volumes of a store.
 pub struct Core {
+    /// Every public call passes it.
+    pub(crate) fence: Arc<Fence>,
     pub(super) layers: Arc<Layers>,
     catalog: Mutex<Catalog>,
     pub(super) block_size: BlockSize,
@@ -87,6 +90,7 @@ impl Core {
     /// Starts with a recovered shape.
     pub fn new(config: CoreConfig) -> Arc<Self> {
         Arc::new(Self {
+            fence: Arc::default(),
             layers: config.layers,
             catalog: Mutex::new(config.catalog),
             block_size: config.block_size,
@@ -109,6 +113,14 @@ impl Core {
             births: Mutex::default(),
             reclaim: crate::sync::atomic::AtomicBool::new(true),
         })
+    }
+
+    /// Lets a public call in, until it ends.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    pub fn enter(&self) -> Result<Pass<&Fence>> {
+        self.fence.enter()
     }
 
     /// The shape, locked. Taken before any layer's state, after any owner map.

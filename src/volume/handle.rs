@@ -48,6 +48,7 @@ impl Volume {
     /// [`crate::ErrorKind::Corrupt`] for damaged blocks, [`crate::ErrorKind::SourceLost`] for blocks that are still only at a
     /// source that does not answer.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.read(buffer, offset)
     }
 
@@ -60,6 +61,7 @@ impl Volume {
     /// [`crate::ErrorKind::NoSpace`] (nothing has changed then), [`crate::ErrorKind::Poisoned`]; when it has to wait for a source,
     /// [`crate::ErrorKind::SourceLost`].
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.write(data, offset)
     }
 
@@ -68,6 +70,7 @@ impl Volume {
     /// # Errors
     /// An I/O error; the store refuses writes from then on.
     pub fn flush(&self) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.flush()
     }
 
@@ -76,6 +79,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::write_at`].
     pub fn discard(&self, offset: u64, bytes: u64) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.zero(offset, bytes)
     }
 
@@ -84,6 +88,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::write_at`].
     pub fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.zero(offset, bytes)
     }
 
@@ -92,6 +97,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, name: &str) -> Result<Self> {
+        let _pass = self.0.core.enter()?;
         self.0.core.fork_volume(&self.name(), name, &BTreeMap::new()).map(Self)
     }
 
@@ -100,6 +106,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::fork`].
     pub fn snapshot(&self, name: &str) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.create_snapshot(&self.name(), name, None)
     }
 
@@ -108,6 +115,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.resize(&self.name(), size_bytes, force)
     }
 
@@ -116,6 +124,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::OutOfRange`].
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.runs(&self.0.look(), range, runs_max)
     }
 
@@ -124,6 +133,7 @@ impl Volume {
     /// # Errors
     /// As there.
     pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.allocation(&self.0.look(), range, runs_max)
     }
 
@@ -138,6 +148,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] unless the volume stands on the snapshot; [`crate::ErrorKind::OutOfRange`].
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.changed_since(&self.0.look(), (self.0.id, snapshot), range, runs_max)
     }
 
@@ -146,6 +157,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::SourceLost`].
     pub fn prefetch(&self, offset: u64, bytes: u64) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.prefetch(&self.0.view, offset, bytes)
     }
 
@@ -154,6 +166,7 @@ impl Volume {
     /// # Errors
     /// The machine has no room for another ring.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
+        let _pass = self.0.core.enter()?;
         Queue::for_volume(&self.0, depth)
     }
 }
@@ -225,6 +238,7 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let _pass = self.0.core.enter()?;
         self.0.core.read(&self.0.view, offset, buffer).map_err(|error| self.0.name_damage(error))
     }
 
@@ -233,6 +247,7 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.runs(&self.0.look(), range, runs_max)
     }
 
@@ -246,6 +261,7 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.changed_since(&self.0.look(), (self.0.volume, snapshot), range, runs_max)
     }
 
@@ -262,11 +278,13 @@ impl Snapshot {
     /// # Errors
     /// [`crate::ErrorKind::OutOfRange`]; the checksums cannot be read.
     pub fn checksums(&self, range: Range<u64>) -> Result<Vec<Option<u32>>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.content_checksums(&self.0.look(), range)
     }
 
-    /// Runs of bytes in the order in which a fork first touched them; empty if that was not recorded.
+    /// Runs of bytes in the order in which a fork first touched them; empty if that was not recorded, or the store is closed.
     pub fn trace(&self) -> Vec<Range<u64>> {
+        let Ok(_pass) = self.0.core.enter() else { return Vec::new() };
         let layer = self.0.view.read().layer.id;
         let block_size = self.0.core.block_size;
         let size_bytes = self.size_bytes();
@@ -282,6 +300,7 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        let _pass = self.0.core.enter()?;
         self.0.core.allocation(&self.0.look(), range, runs_max)
     }
 
@@ -290,6 +309,7 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
+        let _pass = self.0.core.enter()?;
         Queue::for_snapshot(&self.0, depth)
     }
 }

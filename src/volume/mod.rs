@@ -6,6 +6,7 @@ mod core;
 mod count;
 mod describe;
 mod event;
+mod fence;
 mod gate;
 mod handle;
 mod head;

@@ -224,12 +224,13 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::SourceLost`] if none can be reached; as [`Core::fork_volume`].
     pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+        self.fence.check()?;
         valid_name(name)?;
         check_uris(uris)?;
         let labels = changed_labels(Labels::new(), change)?;
         let opener = self.sources.clone().ok_or_else(no_sources)?;
         // Asking may take long: meanwhile the name is taken, and shown.
-        let birth = self.announce(name, &uris[0])?;
+        let birth = self.enter().and_then(|_pass| self.announce(name, &uris[0]))?;
         let mut failure = None;
         // The first that answers is the origin: it says how large the fork is, and whose bytes they are.
         for number in 0..uris.len() {
@@ -237,6 +238,8 @@ impl Core {
             order[..=number].rotate_right(1);
             match opener.open(&order[0]) {
                 Ok(source) => {
+                    // No pass is held while the source is asked; the store may have been closed meanwhile.
+                    let _pass = self.enter().inspect_err(|_| source.close())?;
                     birth.opened(source.size_bytes());
                     let forked = self.fork_opened(order, name, labels, &source);
                     if !matches!(forked, Ok((_, true))) {
@@ -546,7 +549,7 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`].
     pub fn set_sources(&self, name: &str, add: &[String], remove: &[String]) -> Result<()> {
-        let Some(hydrator) = self.volume_hydrator(name)? else { return Ok(()) };
+        let Some(hydrator) = self.enter().and_then(|_pass| self.volume_hydrator(name))? else { return Ok(()) };
         let opener = self.sources.clone().ok_or_else(no_sources)?;
         for uri in add {
             let checked = opener.open(uri).and_then(|source| {
@@ -560,6 +563,7 @@ impl Core {
                 Err(error) => return Err(Error::new(ErrorKind::InvalidInput, error.message)),
             }
         }
+        let _pass = self.enter()?;
         let ticket = {
             let mut catalog = self.catalog();
             let mut uris = hydrator.uris();

@@ -88,6 +88,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Io => "io",
         ErrorKind::SourceLost => "source_lost",
         ErrorKind::Poisoned => "poisoned",
+        ErrorKind::Closed => "closed",
         ErrorKind::Locked => "locked",
         ErrorKind::Unsupported => "unsupported",
         _ => "other",
