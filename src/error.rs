@@ -112,6 +112,12 @@ impl Error {
         self.0.corruption.as_ref()
     }
 
+    /// Whether it is only a lack of space, descriptors or memory: nothing is broken, and another time there may be enough.
+    pub(crate) fn is_shortage(&self) -> bool {
+        let number = self.0.cause.as_ref().and_then(std::io::Error::raw_os_error);
+        self.kind() == ErrorKind::NoSpace || self.lacks_descriptors() || number == Some(libc::ENOMEM)
+    }
+
     /// Whether the process, or the machine, has no descriptor left: another time there may be one.
     pub(crate) fn lacks_descriptors(&self) -> bool {
         let number = self.0.cause.as_ref().and_then(std::io::Error::raw_os_error);

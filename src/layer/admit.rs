@@ -7,7 +7,7 @@ use super::commit::Ticket;
 use super::set::Layers;
 use super::state::{Hot, Layer, State};
 use crate::bits::BlockBits;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::Record;
 use crate::io::DiskFile;
 
@@ -37,6 +37,9 @@ impl Layers {
         self.commit.healthy()?;
         let mut state = layer.state.lock();
         let state = &mut *state;
+        if state.freed {
+            return Err(Self::gone(layer));
+        }
         if let Some(ticket) = state.dying(extent, bits) {
             return Ok(Admission::Wait(Wait::Round(ticket)));
         }
@@ -55,7 +58,7 @@ impl Layers {
         let overwrites = present.and(bits).minus(&hot.fresh);
         if !overwrites.is_empty() {
             // Crash ordering 2: the mark, and a frame after the one that names these blocks, is durable before the overwrite.
-            let unproven = hot.recorded.1 == self.commit.latest_frame() && hot.recorded.0.intersects(&overwrites);
+            let unproven = hot.recorded.0.intersects(&overwrites) && !self.commit.is_proven(hot.recorded.1);
             let waiting = hot.marking.is_some_and(|ticket| !self.commit.is_done(ticket));
             if (!marked || unproven) && !waiting {
                 hot.marking = Some(self.commit.enqueue([Record::Mark(layer.id, extent)]));
@@ -115,12 +118,22 @@ impl Layers {
         let mut state = layer.state.lock();
         let state = &mut *state;
         let new = bits.minus(&state.presence.present_bits(extent));
+        if state.freed {
+            // Nobody will name or sync these blocks: only what the writer holds is given back.
+            self.commit.release_blocks(new.count());
+            return Self::unlatch(layer, state, extent, bits);
+        }
         let over_zeros = new.and(&state.presence.zeroed_bits(extent));
         if !new.is_empty() {
             state.presence.insert(extent, &new);
+            if !state.garbage.is_empty() {
+                // Space that was to be given back is somebody's data again.
+                super::presence::remove_bits(&mut state.garbage, extent, &new);
+            }
             state.fresh_blocks += u64::from(new.count());
             self.count_fresh(u64::from(new.count()));
             state.fresh_extents.insert(extent);
+            self.note_fresh(layer);
         }
         if let Some(hot) = state.hot.get_mut(&extent) {
             for (block, checksum) in bits.runs().flatten().zip(checksums) {
@@ -138,18 +151,27 @@ impl Layers {
         Self::unlatch(layer, state, extent, bits);
     }
 
-    /// The write failed: releases the latch. Blocks that were absent stay absent; the content of others is not known.
+    /// The write failed: releases the latch. Blocks that were absent stay absent, and what they may have got of space is given
+    /// back. Others hold old or new bytes, sector by sector. After a mere shortage they are hashed as they are now, so that the next
+    /// frame or page names what the file has; after any other error nobody knows what reaches the disk, and the store refuses writes.
     pub fn abort_write(&self, layer: &Layer, extent: u32, bits: &BlockBits, error: &Error) {
+        // Behind the latch nothing else changes what is present.
+        let present = layer.extent(extent).0.and(bits);
+        let known = present.is_empty() || self.hash_again(layer, extent, &present).is_ok();
+        let new = bits.minus(&present);
         let mut state = layer.state.lock();
-        let present = state.presence.present_bits(extent);
-        self.commit.release_blocks(bits.minus(&present).count());
-        if present.intersects(bits) {
+        self.commit.release_blocks(new.count());
+        if !known {
             state.unverified.insert(extent);
             layer.unverified.store(true, crate::sync::atomic::Ordering::Release);
         }
+        if !new.is_empty() && !state.freed {
+            super::presence::insert_bits(&mut state.garbage, extent, &new);
+            self.note_garbage(layer);
+        }
         Self::unlatch(layer, &mut state, extent, bits);
         drop(state);
-        if present.intersects(bits) || error.kind() != ErrorKind::NoSpace {
+        if !known || !error.is_shortage() {
             self.commit.poison(error.clone());
         }
     }
@@ -188,7 +210,8 @@ impl Layers {
             {
                 let mut state = layer.state.lock();
                 let hot: &mut Hot = state.hot(extent, &page);
-                if !hot.latched.intersects(bits) {
+                // A round that waits for blocks to be given back is not kept waiting by others.
+                if !hot.latched.or(&hot.draining).intersects(bits) {
                     hot.latched = hot.latched.or(bits);
                     return Ok(());
                 }

@@ -223,17 +223,12 @@ impl Layers {
     pub fn write_admitted(&self, layer: &Layer, extent: u32, range: Range<u32>, data: &[u8]) -> Result<()> {
         let first = extent * EXTENT_BLOCKS + range.start;
         let bits = BlockBits::of(range);
-        if let Err(error) = self.allocate_mixed(layer, extent, &bits) {
-            self.withdraw_write(layer, extent, &bits);
-            return Err(error);
-        }
-        let result = self.data_file_to_write(layer, first).and_then(|file| {
-            self.put(&*file, self.place(first).1, data)
-                .map_err(|error| Error::io(format!("cannot write layer {} at block {first}", layer.id), error))?;
-            Ok(file)
-        });
-        match result {
-            Ok(file) => {
+        // Nothing is written before the file is open and the space is taken: an error so far changes nothing.
+        let opened = self.allocate_mixed(layer, extent, &bits).and_then(|()| self.data_file_to_write(layer, first));
+        let file = opened.inspect_err(|_| self.withdraw_write(layer, extent, &bits))?;
+        let written = self.put(&*file, self.place(first).1, data);
+        match written.map_err(|error| Error::io(format!("cannot write layer {} at block {first}", layer.id), error)) {
+            Ok(()) => {
                 self.finish_write(layer, extent, &bits, &self.checksums_of(layer, first, data), (self.place(first).0, &file));
                 Ok(())
             }

@@ -100,8 +100,24 @@ impl ChecksumPage {
 }
 
 type Key = (LayerId, u32);
-/// Hashed without a random seed, so that a simulated run can be repeated.
-type Pages = FxHashMap<Key, Arc<ChecksumPage>>;
+
+/// Pages in memory.
+#[derive(Default)]
+struct Pages {
+    /// Hashed without a random seed, so that a simulated run can be repeated.
+    pages: FxHashMap<Key, Arc<ChecksumPage>>,
+    /// How often pages were taken out. A page that was read from the file before is not put in after: it may be older than
+    /// the one that was taken out.
+    removals: u64,
+}
+
+impl Pages {
+    fn retain(&mut self, mut keep: impl FnMut(&Key, &Arc<ChecksumPage>) -> bool) {
+        let before = self.pages.len();
+        self.pages.retain(|key, page| keep(key, page));
+        self.removals += u64::from(self.pages.len() < before);
+    }
+}
 
 /// A bounded cache of pages. Changed pages and pages in use are never dropped.
 pub struct ChecksumCache {
@@ -123,14 +139,34 @@ impl ChecksumCache {
 
     /// The page, if it is in memory.
     pub fn cached(&self, layer: LayerId, extent: u32) -> Option<Arc<ChecksumPage>> {
-        self.shard((layer, extent)).lock().get(&(layer, extent)).cloned()
+        self.shard((layer, extent)).lock().pages.get(&(layer, extent)).cloned()
     }
 
     /// The page, from memory or from the file; pages that the file does not have are zero.
     pub fn page(&self, files: &LayerFiles, layer: LayerId, extent: u32) -> io::Result<Arc<ChecksumPage>> {
-        if let Some(page) = self.cached(layer, extent) {
+        loop {
+            let removals = {
+                let shard = self.shard((layer, extent)).lock();
+                if let Some(page) = shard.pages.get(&(layer, extent)) {
+                    return Ok(Arc::clone(page));
+                }
+                shard.removals
+            };
+            let page = Self::read_page(files, layer, extent)?;
+            let mut shard = self.shard((layer, extent)).lock();
+            if shard.removals != removals && !shard.pages.contains_key(&(layer, extent)) {
+                continue;
+            }
+            // Another thread may have loaded it meanwhile, and changed it: its page counts.
+            let page = Arc::clone(shard.pages.entry((layer, extent)).or_insert(page));
+            if shard.pages.len() > self.shard_pages_max {
+                shrink(&mut shard, self.shard_pages_max / 4 * 3);
+            }
             return Ok(page);
         }
+    }
+
+    fn read_page(files: &LayerFiles, layer: LayerId, extent: u32) -> io::Result<Arc<ChecksumPage>> {
         let page = ChecksumPage::zeroed();
         if let Some(file) = files.get(layer, LayerFile::Checksums)? {
             let mut bytes = [0; PAGE_BYTES];
@@ -142,19 +178,13 @@ impl ChecksumCache {
                 checksum.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
             }
         }
-        let mut shard = self.shard((layer, extent)).lock();
-        // Another thread may have loaded it meanwhile, and changed it: its page counts.
-        let page = Arc::clone(shard.entry((layer, extent)).or_insert(page));
-        if shard.len() > self.shard_pages_max {
-            shrink(&mut shard, self.shard_pages_max / 4 * 3);
-        }
         Ok(page)
     }
 
     /// Changed pages in memory.
     pub fn changed_pages(&self) -> usize {
         let changed = |page: &&Arc<ChecksumPage>| page.changed.load(Ordering::Relaxed);
-        self.shards.iter().map(|shard| shard.lock().values().filter(changed).count()).sum()
+        self.shards.iter().map(|shard| shard.lock().pages.values().filter(changed).count()).sum()
     }
 
     /// Writes a page to its file. The caller keeps the order: the journal, or a mark, still stands for what it holds.
@@ -179,7 +209,7 @@ impl ChecksumCache {
         let mut changed = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let pages = shard.iter().filter(|(_, page)| page.changed.load(Ordering::Relaxed));
+            let pages = shard.pages.iter().filter(|(_, page)| page.changed.load(Ordering::Relaxed));
             changed.extend(pages.map(|(key, page)| (*key, Arc::clone(page))));
         }
         changed.sort_unstable_by_key(|(key, _)| *key);
@@ -198,7 +228,9 @@ impl ChecksumCache {
 
     /// Drops a page, changed or not: the file has a newer one.
     pub fn drop_page(&self, layer: LayerId, extent: u32) {
-        self.shard((layer, extent)).lock().remove(&(layer, extent));
+        let mut shard = self.shard((layer, extent)).lock();
+        let removed = shard.pages.remove(&(layer, extent)).is_some();
+        shard.removals += u64::from(removed);
     }
 
     /// Forgets a layer that is gone.
@@ -211,7 +243,7 @@ impl ChecksumCache {
 }
 
 fn shrink(shard: &mut Pages, pages: usize) {
-    let mut surplus = shard.len().saturating_sub(pages);
+    let mut surplus = shard.pages.len().saturating_sub(pages);
     // The order of a hash map is as good as random, and random replacement is good enough for pages of 4 MiB of data each.
     shard.retain(|_, page| {
         let keep = surplus == 0 || Arc::strong_count(page) > 1 || page.changed.load(Ordering::Relaxed);

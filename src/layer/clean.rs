@@ -8,7 +8,7 @@ use super::state::Layer;
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{PresenceRecord, Record};
-use crate::io::AlignedBuffer;
+use crate::io::{AlignedBuffer, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
 use crate::sync::atomic::Ordering;
 
@@ -76,13 +76,23 @@ impl Layers {
     }
 
     fn rehash_extent(&self, layer: &Layer, extent: u32) -> Result<()> {
+        self.hash_again(layer, extent, &layer.extent(extent).0)
+    }
+
+    /// Makes the checksums of present blocks those of the bytes in the file. The caller holds the blocks' latch.
+    ///
+    /// # Errors
+    /// The blocks cannot be read, or the file ends before them.
+    pub(super) fn hash_again(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
         let page = self.page(layer, extent)?;
         let first = extent * EXTENT_BLOCKS;
         let block_bytes = self.block_size.bytes() as usize;
-        for run in layer.extent(extent).0.runs() {
+        for run in bits.runs() {
+            let block = first + run.start;
+            let unreadable = |error| Error::io(format!("cannot read layer {} at block {block}", layer.id), error);
+            let file = self.data_file(layer, block)?.ok_or_else(|| unreadable(std::io::ErrorKind::NotFound.into()))?;
             let mut buffer = AlignedBuffer::zeroed(run.len() * block_bytes);
-            // The extent is unverified, so that only the transfer itself can fail.
-            self.read_blocks(layer, first + run.start, &mut buffer)?;
+            file.read_exact_at(&mut buffer, self.place(block).1).map_err(unreadable)?;
             for (bytes, block) in buffer.chunks(block_bytes).zip(run) {
                 page.set(block, block_checksum(layer.id, first + block, bytes));
             }
@@ -96,18 +106,15 @@ impl Layers {
     /// # Errors
     /// [`crate::ErrorKind::NoSpace`], or a lack of descriptors, leaves everything as it was; any other error poisons the store.
     pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
-        self.commit.exclusive(
-            |ticket, gathered| self.run_round(ticket, gathered),
-            || {
-                // Crash ordering 5.
-                self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
-                self.sync_pages()?;
-                // Gathered before the journal is locked: a writer with a layer's lock may be waiting for the journal's. What changes
-                // meanwhile is in the next frame.
-                let presence: Vec<Record> = self.all().iter().flat_map(|layer| self.presence_records(layer)).collect();
-                self.commit.journal().checkpoint(shape.into_iter().chain(presence))
-            },
-        )
+        self.commit.exclusive(self, || {
+            // Crash ordering 5.
+            self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
+            self.sync_pages()?;
+            // Gathered before the journal is locked: a writer with a layer's lock may be waiting for the journal's. What changes
+            // meanwhile is in the next frame.
+            let presence: Vec<Record> = self.all().iter().flat_map(|layer| self.presence_records(layer)).collect();
+            self.commit.journal().checkpoint(shape.into_iter().chain(presence))
+        })
     }
 
     /// What the journal may say of a layer: fresh blocks are left out, for they have no durable bytes yet; the zeros and patches

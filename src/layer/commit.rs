@@ -1,6 +1,14 @@
 //! Group commit: many callers' records and syncs in one barrier round.
 //!
-//! Whoever waits for a round that nobody leads leads it. While it is under way, later callers gather for the next one.
+//! The first waiter of an idle queue becomes the leader and runs the round. Callers that arrive meanwhile gather for the next one.
+//!
+//! # Invariants
+//! - A frame is *proven* once a later frame is durable: `Commit::is_proven`. "Appended" is not "durable".
+//! - What a discard takes out of a layer and the record that says so are in the same round: discards hold `Commit::beginning` for
+//!   reading, and a leader holds it for writing from the gathering of the records until every layer has begun.
+//! - A round that could not append its frame (no space, no descriptors) is undone: its records and blocks are in the next one, and
+//!   only the callers that waited for it see the error. After its frame may have reached the disk, an error poisons the store.
+//! - A leader that panics poisons the store and gives up leading, so that nobody waits for it.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -12,7 +20,7 @@ use crate::io::DiskFile;
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, RwLock};
 
 /// A place in a barrier round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +38,27 @@ pub struct Gathered {
     pub layers: BTreeSet<LayerId>,
 }
 
+/// What the leader of a round does.
+pub trait Rounds {
+    /// What a round took from its layers.
+    type Begun;
+    /// Takes what completed writes and discards left to be made durable.
+    fn begin(&self, ticket: Ticket, gathered: Gathered) -> Self::Begun;
+    /// Makes it durable.
+    ///
+    /// # Errors
+    /// Either everything is as before `begin`, or the store refuses writes from now on.
+    fn carry_out(&self, begun: Self::Begun) -> std::result::Result<(), RoundError>;
+}
+
+/// How a round failed.
+pub enum RoundError {
+    /// Nothing was appended. These records belong to the next round.
+    Undone(Gathered, Error),
+    /// Some of it may have reached the disk.
+    Lost(Error),
+}
+
 #[derive(Default)]
 struct Queue {
     next: Gathered,
@@ -43,8 +72,12 @@ pub struct Commit {
     queue: Mutex<Queue>,
     ended: Condvar,
     done: AtomicU64,
-    /// Frames written so far, and states.
+    /// Frames appended so far, and states.
     frames: AtomicU64,
+    /// Those of them that are durable.
+    durable: AtomicU64,
+    /// Held for reading by discards, for writing by a leader while its round begins.
+    beginning: RwLock<()>,
     journal: Mutex<Journal>,
     /// Journal bytes that new blocks and patches without a record will need.
     outstanding: AtomicU64,
@@ -62,6 +95,8 @@ impl Commit {
             ended: Condvar::new(),
             done: AtomicU64::new(0),
             frames: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            beginning: RwLock::new(()),
             journal: Mutex::new(journal),
             outstanding: AtomicU64::new(0),
             ceiling: AtomicU64::new(0),
@@ -122,8 +157,16 @@ impl Commit {
         self.done.load(Ordering::Acquire) >= ticket.0
     }
 
+    /// Keeps a round from beginning while a discard changes a layer and queues its record. Taken before the layer's state.
+    pub fn hold_beginning(&self) -> impl Drop + '_ {
+        self.beginning.read()
+    }
+
     /// Waits until the round has ended; runs it if nobody does.
-    pub fn wait(&self, ticket: Ticket, mut run: impl FnMut(Ticket, Gathered) -> Result<()>) -> Result<()> {
+    ///
+    /// # Errors
+    /// The caller led a round that was undone; or the store refuses writes.
+    pub fn wait(&self, ticket: Ticket, rounds: &impl Rounds) -> Result<()> {
         let mut queue = self.queue.lock();
         loop {
             if self.is_done(ticket) {
@@ -135,58 +178,59 @@ impl Commit {
                 continue;
             }
             queue.leading = true;
-            let round = Self::start(&mut queue);
             drop(queue);
-            let result = run(round.0, round.1);
+            let leader = Leader(self);
+            let (led, result) = self.run(rounds);
+            leader.end(led, result)?;
             queue = self.queue.lock();
-            self.end(&mut queue, round.0, result);
         }
     }
 
     /// Runs a round, and then `then`, which starts a new journal, before any other round may start. After an error of `then` other
-    /// than [`ErrorKind::NoSpace`], which leaves everything as it was, every later write is refused.
-    pub fn exclusive(&self, mut run: impl FnMut(Ticket, Gathered) -> Result<()>, then: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// than a lack of space or descriptors, which leaves everything as it was, every later write is refused.
+    ///
+    /// # Errors
+    /// Those of the round and of `then`.
+    pub fn exclusive(&self, rounds: &impl Rounds, then: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut queue = self.queue.lock();
         while queue.leading {
             self.ended.wait(&mut queue);
         }
         self.healthy()?;
         queue.leading = true;
-        let (ticket, gathered) = Self::start(&mut queue);
         drop(queue);
-        let result = run(ticket, gathered);
-        let failed = result.is_err();
-        let mut outcome = result.clone();
-        if !failed {
-            outcome = then();
-            match &outcome {
-                Ok(()) => {
-                    // The state is a frame, and space in the new file is counted anew.
-                    self.frames.fetch_add(1, Ordering::AcqRel);
-                    self.ceiling.store(0, Ordering::Release);
-                }
-                // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
-                Err(error) if error.kind() == ErrorKind::NoSpace || error.lacks_descriptors() => {}
-                // Before anybody appends to a journal that may not count any more.
-                Err(error) => self.poison(error.clone()),
-            }
+        let leader = Leader(self);
+        let (led, result) = self.run(rounds);
+        if result.is_err() {
+            return leader.end(led, result);
         }
-        self.end(&mut self.queue.lock(), ticket, result);
+        let outcome = then();
+        match &outcome {
+            Ok(()) => {
+                // The state is a frame, and space in the new file is counted anew.
+                self.frames.fetch_add(1, Ordering::AcqRel);
+                self.ceiling.store(0, Ordering::Release);
+            }
+            // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
+            Err(error) if error.kind() == ErrorKind::NoSpace || error.lacks_descriptors() => {}
+            // Before anybody appends to a journal that may not count any more.
+            Err(error) => self.poison(error.clone()),
+        }
+        leader.end(led, result)?;
         outcome
     }
 
-    fn start(queue: &mut Queue) -> (Ticket, Gathered) {
-        queue.started += 1;
-        (Ticket(queue.started), std::mem::take(&mut queue.next))
-    }
-
-    fn end(&self, queue: &mut Queue, ticket: Ticket, result: Result<()>) {
-        queue.leading = false;
-        match result {
-            Ok(()) => self.done.store(ticket.0, Ordering::Release),
-            Err(error) => drop(self.poison.set(error)),
-        }
-        self.ended.notify_all();
+    fn run(&self, rounds: &impl Rounds) -> (Ticket, std::result::Result<(), RoundError>) {
+        let (ticket, begun) = {
+            let _beginning = self.beginning.write();
+            let (ticket, gathered) = {
+                let mut queue = self.queue.lock();
+                queue.started += 1;
+                (Ticket(queue.started), std::mem::take(&mut queue.next))
+            };
+            (ticket, rounds.begin(ticket, gathered))
+        };
+        (ticket, rounds.carry_out(begun))
     }
 
     /// The journal, for appending and for its file.
@@ -220,9 +264,14 @@ impl Commit {
         taken
     }
 
-    /// Number of the latest frame. Everything that earlier ones name is known to be durable.
+    /// Number of the latest frame.
     pub fn latest_frame(&self) -> u64 {
         self.frames.load(Ordering::Acquire)
+    }
+
+    /// Whether a later frame is durable: recovery believes all that this one names, whatever the bytes are by then.
+    pub fn is_proven(&self, frame: u64) -> bool {
+        frame < self.durable.load(Ordering::Acquire)
     }
 
     /// Gives back what was taken for blocks that are not new after all, or whose record was written.
@@ -252,6 +301,45 @@ impl Commit {
     }
 }
 
+/// The leader of a round. If it unwinds, the round may be half done: the store refuses writes, and nobody waits for its end.
+struct Leader<'a>(&'a Commit);
+
+impl Leader<'_> {
+    fn end(self, ticket: Ticket, result: std::result::Result<(), RoundError>) -> Result<()> {
+        let commit = self.0;
+        std::mem::forget(self);
+        let mut queue = commit.queue.lock();
+        queue.leading = false;
+        let outcome = match result {
+            Ok(()) => {
+                commit.durable.store(commit.latest_frame(), Ordering::Release);
+                commit.done.store(ticket.0, Ordering::Release);
+                Ok(())
+            }
+            Err(RoundError::Undone(gathered, error)) => {
+                let later = std::mem::replace(&mut queue.next, gathered);
+                queue.next.records.extend(later.records);
+                queue.next.layers.extend(later.layers);
+                Err(error)
+            }
+            Err(RoundError::Lost(error)) => {
+                let _ = commit.poison.set(error.clone());
+                Err(error)
+            }
+        };
+        commit.ended.notify_all();
+        outcome
+    }
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        self.0.poison(Error::new(ErrorKind::Io, "a barrier round did not come to its end"));
+        self.0.queue.lock().leading = false;
+        self.0.ended.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +354,73 @@ mod tests {
         Commit::new(Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, std::iter::empty(), limits).unwrap(), &limits)
     }
 
+    /// Rounds that do nothing.
+    struct Idle;
+
+    impl Rounds for Idle {
+        type Begun = ();
+        fn begin(&self, _: Ticket, _: Gathered) {}
+        fn carry_out(&self, (): ()) -> std::result::Result<(), RoundError> {
+            Ok(())
+        }
+    }
+
+    /// Rounds that end as they are told.
+    struct Ends(std::cell::RefCell<Vec<fn(Gathered) -> RoundError>>);
+
+    impl Rounds for Ends {
+        type Begun = Gathered;
+        fn begin(&self, _: Ticket, gathered: Gathered) -> Gathered {
+            gathered
+        }
+        fn carry_out(&self, begun: Gathered) -> std::result::Result<(), RoundError> {
+            self.0.borrow_mut().pop().map_or(Ok(()), |end| Err(end(begun)))
+        }
+    }
+
+    #[test]
+    fn an_undone_round_is_in_the_next_one_and_poisons_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = commit(dir.path());
+        let full = |gathered| RoundError::Undone(gathered, Error::new(ErrorKind::NoSpace, "full"));
+        let rounds = Ends(vec![full as fn(Gathered) -> RoundError].into());
+        let first = commit.enqueue([Record::Mark(LayerId(1), 0)]);
+        assert_eq!(commit.wait(first, &rounds).unwrap_err().kind(), ErrorKind::NoSpace);
+        commit.healthy().unwrap();
+        assert!(!commit.is_done(first) && !commit.is_idle());
+        let second = commit.enqueue([Record::Mark(LayerId(2), 0)]);
+        let records = commit.queue.lock().next.records.clone();
+        assert_eq!(records, [Record::Mark(LayerId(1), 0), Record::Mark(LayerId(2), 0)], "in the order in which they were made");
+        commit.wait(second, &rounds).unwrap();
+        assert!(commit.is_done(first) && commit.is_idle());
+    }
+
+    #[test]
+    fn a_leader_that_panics_leaves_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = commit(dir.path());
+        let rounds = Ends(vec![(|_| panic!("a disk that panics")) as fn(Gathered) -> RoundError].into());
+        let ticket = commit.enqueue([]);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commit.wait(ticket, &rounds))).unwrap_err();
+        assert_eq!(commit.wait(ticket, &Idle).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(commit.exclusive(&Idle, || Ok(())).unwrap_err().kind(), ErrorKind::Poisoned);
+    }
+
+    #[test]
+    fn a_frame_is_proven_by_a_later_one_that_is_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let commit = commit(dir.path());
+        let round = || commit.wait(commit.enqueue([]), &Idle).unwrap();
+        commit.append(&[0; 8]).unwrap();
+        let frame = commit.latest_frame();
+        round();
+        assert!(!commit.is_proven(frame), "it is the last one");
+        commit.append(&[0; 8]).unwrap();
+        assert!(!commit.is_proven(frame), "the later one is not durable yet");
+        round();
+        assert!(commit.is_proven(frame));
+    }
+
     #[test]
     fn a_checkpoint_without_space_leaves_the_last_frame_the_last() {
         let dir = tempfile::tempdir().unwrap();
@@ -275,11 +430,11 @@ mod tests {
         // Nor is the store broken when the process may have no more files open.
         for number in [libc::ENOSPC, libc::EMFILE, libc::ENFILE] {
             let refused = || Err(Error::io("cannot make a journal", std::io::Error::from_raw_os_error(number)));
-            commit.exclusive(|_, _| Ok(()), refused).unwrap_err();
+            commit.exclusive(&Idle, refused).unwrap_err();
             assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame, ceiling));
             commit.healthy().unwrap();
         }
-        commit.exclusive(|_, _| Ok(()), || Ok(())).unwrap();
+        commit.exclusive(&Idle, || Ok(())).unwrap();
         assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame + 1, 0));
     }
 
@@ -304,10 +459,11 @@ mod tests {
         let commit = commit(dir.path());
         let waiting = commit.enqueue([]);
         let broken = || Err(Error::new(ErrorKind::Io, "broken"));
-        assert_eq!(commit.exclusive(|_, _| Ok(()), broken).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(commit.exclusive(&Idle, broken).unwrap_err().kind(), ErrorKind::Io);
         assert!(commit.is_done(waiting), "the round itself was fine");
         assert_eq!(commit.healthy().unwrap_err().kind(), ErrorKind::Poisoned);
         let later = commit.enqueue([]);
-        assert_eq!(commit.wait(later, |_, _| panic!("nothing may be appended any more")).unwrap_err().kind(), ErrorKind::Poisoned);
+        let rounds = Ends(vec![(|_| panic!("nothing may be appended any more")) as fn(Gathered) -> RoundError].into());
+        assert_eq!(commit.wait(later, &rounds).unwrap_err().kind(), ErrorKind::Poisoned);
     }
 }

@@ -26,11 +26,16 @@ impl Layers {
     pub fn zero(&self, layer: &Layer, blocks: RangeInclusive<u32>, hides: bool) -> Result<Option<Ticket>> {
         self.commit.healthy()?;
         loop {
-            let mut state = layer.state.lock();
-            if !state.is_latched(&blocks) {
-                return Ok(self.zero_locked(layer, &mut state, blocks, hides));
+            {
+                let _beginning = self.commit.hold_beginning();
+                let mut state = layer.state.lock();
+                if state.freed {
+                    return Err(Self::gone(layer));
+                }
+                if !state.is_latched(&blocks) {
+                    return Ok(self.zero_locked(layer, &mut state, blocks, hides));
+                }
             }
-            drop(state);
             self.wait_for(layer, Wait::Latch)?;
         }
     }
@@ -79,7 +84,11 @@ impl Layers {
         self.commit.healthy()?;
         let mut runs = dead.iter();
         while let Some(run) = runs.next_range() {
+            let _beginning = self.commit.hold_beginning();
             let mut state = layer.state.lock();
+            if state.freed {
+                return Ok(());
+            }
             // A fill under way wins; the next look at this layer takes its blocks.
             if state.is_latched(&run) {
                 continue;
@@ -92,6 +101,7 @@ impl Layers {
     }
 
     /// Takes present blocks out of every list of blocks to be made durable, and remembers those the journal still calls present.
+    /// The caller holds [`super::commit::Commit::hold_beginning`]: a round has both the blocks' end and its record, or neither.
     fn retire(&self, layer: &Layer, state: &mut State, blocks: RangeInclusive<u32>, record: Record) -> Ticket {
         let mut gone = RoaringBitmap::new();
         gone.insert_range(blocks.clone());
@@ -170,7 +180,12 @@ impl Layers {
         let gone = {
             let mut state = layer.state.lock();
             super::presence::remove_bits(&mut state.garbage, extent, &bits);
-            bits.minus(&state.presence.present_bits(extent))
+            let mut gone = bits.minus(&state.presence.present_bits(extent));
+            // The journal calls these present until the record of their end is durable (crash ordering 4).
+            for dying in &state.dying {
+                gone = gone.minus(&extent_bits(&dying.gone, extent));
+            }
+            gone
         };
         let result = self.punch_blocks(layer, extent, &gone);
         self.release(layer, extent, &bits);

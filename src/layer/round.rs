@@ -3,31 +3,72 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::commit::{Gathered, Ticket};
+use super::commit::{Gathered, RoundError, Rounds, Ticket};
 use super::patches::record_bytes;
 use super::set::{HELP_INTERVAL, Layers};
 use super::state::{Layer, State};
 use crate::bits::BlockBits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockRun, Record, Writer};
 use crate::io::DiskFile;
 use crate::limits::EXTENT_BLOCKS;
+use crate::sync::MutexGuard;
 
 /// What one layer brings to a round.
 #[derive(Default)]
 struct Contribution {
     present: Vec<BlockRun>,
+    /// Overwritten blocks of a sealed layer.
     expect: Vec<BlockRun>,
+    /// Blocks overwritten in place, by extent: they are a later round's if this one is undone.
+    overwritten: Vec<(u32, BlockBits)>,
     files: BTreeMap<u32, Arc<dyn DiskFile>>,
+}
+
+impl Contribution {
+    fn new_blocks(&self) -> u64 {
+        self.present.iter().map(|run| run.checksums.len() as u64).sum()
+    }
+}
+
+/// A round that has begun in all its layers.
+pub struct Begun {
+    ticket: Ticket,
+    gathered: Gathered,
+    members: Vec<(Arc<Layer>, Contribution)>,
+}
+
+impl Rounds for Layers {
+    type Begun = Begun;
+
+    fn begin(&self, ticket: Ticket, gathered: Gathered) -> Begun {
+        let layers: Vec<Arc<Layer>> = gathered.layers.iter().filter_map(|id| self.get(*id)).collect();
+        let begin = |layer: Arc<Layer>| {
+            let part = self.begin_round(&layer, ticket);
+            (layer, part)
+        };
+        Begun { ticket, gathered, members: layers.into_iter().map(begin).collect() }
+    }
+
+    fn carry_out(&self, begun: Begun) -> std::result::Result<(), RoundError> {
+        match self.append_round(&begun) {
+            Ok(files) => self.end_rounds(begun, &files).map_err(RoundError::Lost),
+            Err(error) if error.is_shortage() => {
+                begun.members.into_iter().for_each(|(layer, part)| self.undo_round(&layer, part));
+                Err(RoundError::Undone(begun.gathered, error))
+            }
+            Err(error) => Err(RoundError::Lost(error)),
+        }
+    }
 }
 
 impl Layers {
     /// Waits for a round; runs it if nobody does.
     ///
     /// # Errors
-    /// The round failed, and the store refuses writes from now on.
+    /// This caller led a round that found no room; or the round failed, and the store refuses writes from now on.
     pub fn wait(&self, ticket: Ticket) -> Result<()> {
-        self.commit.wait(ticket, |ticket, gathered| self.run_round(ticket, gathered))
+        self.commit.wait(ticket, self)
     }
 
     /// Makes all completed writes of `layers`, and all records so far, durable.
@@ -38,80 +79,104 @@ impl Layers {
         self.wait(self.commit.enqueue_sync(layers))
     }
 
+    /// Makes every block durable that waits for its record, of whichever layer.
+    ///
+    /// # Errors
+    /// As [`Layers::wait`].
+    pub fn sync_fresh(&self) -> Result<()> {
+        self.sync(self.fresh_layers())
+    }
+
     /// Whether a flush of this layer has anything to make durable.
     pub fn needs_sync(&self, layer: &Layer) -> bool {
         let state = layer.state.lock();
         !state.written.is_empty() || !state.dying.is_empty() || state.round.is_some() || !state.fresh_extents.is_empty()
     }
 
-    pub(super) fn run_round(&self, ticket: Ticket, gathered: Gathered) -> Result<()> {
+    fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
+        self.disk.sync_all(files).map_err(|error| Error::io("cannot sync", error))
+    }
+
+    /// Writes the frame of a round; answers the files to sync. A shortage leaves the journal as it was.
+    fn append_round(&self, begun: &Begun) -> Result<Vec<Arc<dyn DiskFile>>> {
         self.commit.healthy()?;
-        let members: Vec<Arc<Layer>> = gathered.layers.iter().filter_map(|id| self.get(*id)).collect();
-        let mut total = Contribution::default();
-        let mut files: Vec<Arc<dyn DiskFile>> = Vec::new();
-        for layer in &members {
-            let part = self.begin_round(layer, ticket);
-            total.present.extend(part.present);
-            total.expect.extend(part.expect);
-            files.extend(part.files.into_values());
-        }
+        let parts = || begun.members.iter().map(|(_, part)| part);
+        let mut files: Vec<Arc<dyn DiskFile>> = parts().flat_map(|part| part.files.values().cloned()).collect();
         self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
-        let sync = |files: &[Arc<dyn DiskFile>]| self.disk.sync_all(files).map_err(|error| Error::io("cannot sync", error));
-        if total.expect.iter().map(|run| run.checksums.len()).sum::<usize>() > self.limits.expect_blocks_max {
-            sync(&files)?;
-            total.expect.clear();
+        let expected: usize = parts().flat_map(|part| &part.expect).map(|run| run.checksums.len()).sum();
+        let names_expected = expected <= self.limits.expect_blocks_max;
+        if !names_expected {
+            // After a failed sync the pages are clean and the bytes may be gone: never a mere shortage.
+            self.sync_files(&files).map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
         }
-        let patch_bytes = gathered.records.iter().map(patch_bytes).sum();
         let mut writer = Writer::default();
-        let expected = total.expect.into_iter().map(Record::Expect);
-        let records = gathered.records.into_iter().chain(total.present.into_iter().map(Record::Present)).chain(expected);
-        for record in records {
-            record.encode(&mut writer);
+        begun.gathered.records.iter().for_each(|record| record.encode(&mut writer));
+        parts().flat_map(|part| &part.present).for_each(|run| Record::Present(run.clone()).encode(&mut writer));
+        if names_expected {
+            parts().flat_map(|part| &part.expect).for_each(|run| Record::Expect(run.clone()).encode(&mut writer));
         }
         if !writer.bytes.is_empty() {
             files.push(self.commit.append(&writer.bytes)?);
         }
-        self.count_patches_recorded(patch_bytes);
+        Ok(files)
+    }
+
+    /// Syncs what a round wrote, and ends it in its layers.
+    fn end_rounds(&self, begun: Begun, files: &[Arc<dyn DiskFile>]) -> Result<()> {
+        // The frame is written: what was reserved for it is used up.
+        self.count_patches_recorded(begun.gathered.records.iter().map(patch_bytes).sum());
+        self.count_recorded(begun.members.iter().map(|(_, part)| part.new_blocks()).sum());
         if !files.is_empty() {
-            sync(&files)?;
+            self.sync_files(files)?;
             self.count_barrier();
         }
-        for layer in &members {
+        for (layer, _) in &begun.members {
             self.end_round(layer);
         }
-        self.end_dying(ticket);
+        self.end_dying(begun.ticket);
         Ok(())
     }
 
     /// Takes what completed writes left to be made durable. From here on, blocks of the frame are not overwritten.
+    ///
+    /// 1. No writer is admitted any more to any block that is fresh now: a flush names every write that completed before it, also
+    ///    one whose block somebody wants to write again (`draining`).
+    /// 2. Writers that have such a block already end; meanwhile the lock is released, and the layer may be freed.
+    /// 3. What is fresh and held by nobody is named. A block that became fresh after step 1 and is held is a later round's.
     fn begin_round(&self, layer: &Layer, ticket: Ticket) -> Contribution {
         let mut state = layer.state.lock();
-        let extents: Vec<u32> = std::mem::take(&mut state.fresh_extents).into_iter().collect();
         let mut part = Contribution::default();
+        if state.freed {
+            return part;
+        }
+        let extents: Vec<u32> = std::mem::take(&mut state.fresh_extents).into_iter().collect();
+        self.note_named(layer);
         state.round = Some(ticket);
         for &extent in &extents {
             if let Some(hot) = state.hot.get_mut(&extent) {
-                hot.draining = hot.fresh.and(&hot.latched);
+                hot.draining = hot.fresh;
             }
-            // Writers of draining blocks were admitted before; nobody new is, so this ends.
             while state.hot.get(&extent).is_some_and(|hot| hot.draining.intersects(&hot.latched)) {
                 layer.changed.wait_for(&mut state, HELP_INTERVAL);
-                crate::sync::MutexGuard::unlocked(&mut state, || self.help());
+                MutexGuard::unlocked(&mut state, || self.help());
             }
+            // Writers that ended meanwhile have put the extent back.
+            state.fresh_extents.remove(&extent);
             let Some(hot) = state.hot.get_mut(&extent) else { continue };
-            // Blocks that became fresh meanwhile wait for the next round if a writer holds them.
             let ready = hot.fresh.minus(&hot.latched);
             hot.draining = BlockBits::EMPTY;
             hot.round = ready;
             hot.fresh = hot.fresh.minus(&ready);
             part.present.extend(runs(layer, extent, &ready, |block| hot.page.get(block)));
-            if !hot.fresh.is_empty() {
+            let is_left = !hot.fresh.is_empty();
+            state.fresh_blocks -= u64::from(ready.count());
+            if is_left {
                 state.fresh_extents.insert(extent);
+                self.note_fresh(layer);
             }
         }
-        let named: u64 = part.present.iter().map(|run| run.checksums.len() as u64).sum();
-        state.fresh_blocks -= named;
-        self.count_recorded(named);
+        // Those that wait for an extent to be drained.
+        layer.changed.notify_all();
         state.round_extents = extents;
         self.take_overwritten(layer, &mut state, &mut part);
         part.files = std::mem::take(&mut state.written);
@@ -124,7 +189,7 @@ impl Layers {
             if layer.is_sealed() {
                 part.expect.extend(runs(layer, extent, &hot.overwritten, |block| hot.page.get(block)));
             }
-            hot.overwritten = BlockBits::EMPTY;
+            part.overwritten.push((extent, std::mem::replace(&mut hot.overwritten, BlockBits::EMPTY)));
             state.cool(extent);
         }
     }
@@ -136,7 +201,10 @@ impl Layers {
         for extent in std::mem::take(&mut state.round_extents) {
             if let Some(hot) = state.hot.get_mut(&extent) {
                 let named = std::mem::replace(&mut hot.round, BlockBits::EMPTY);
-                hot.recorded = (named, frame);
+                // A round that named nothing here may have appended no frame: what the latest one names is not proven by it.
+                if !named.is_empty() {
+                    hot.recorded = (named, frame);
+                }
                 for run in named.runs() {
                     // What the frame names is durable now, and so supersedes its patches for good.
                     let first = extent * EXTENT_BLOCKS;
@@ -144,6 +212,43 @@ impl Layers {
                 }
             }
             state.cool(extent);
+        }
+        layer.changed.notify_all();
+    }
+
+    /// Gives back what `begin_round` took, as far as it was not discarded meanwhile: nothing was appended.
+    fn undo_round(&self, layer: &Layer, part: Contribution) {
+        let mut state = layer.state.lock();
+        let state = &mut *state;
+        state.round = None;
+        let mut left = 0;
+        for extent in std::mem::take(&mut state.round_extents) {
+            let present = state.presence.present_bits(extent);
+            let Some(hot) = state.hot.get_mut(&extent) else { continue };
+            let again = std::mem::replace(&mut hot.round, BlockBits::EMPTY).and(&present);
+            if !again.is_empty() && !state.freed {
+                hot.fresh = hot.fresh.or(&again);
+                left += u64::from(again.count());
+                state.fresh_extents.insert(extent);
+            }
+        }
+        state.fresh_blocks += left;
+        if left > 0 {
+            self.note_fresh(layer);
+        }
+        // Discarded meanwhile, or freed: no frame will name them.
+        self.count_recorded(part.new_blocks() - left);
+        if !state.freed {
+            for (extent, bits) in part.overwritten {
+                let still = bits.and(&state.presence.present_bits(extent));
+                if let Some(hot) = state.hot.get_mut(&extent).filter(|_| !still.is_empty()) {
+                    hot.overwritten = hot.overwritten.or(&still);
+                    state.overwritten_extents.insert(extent);
+                }
+            }
+            for (segment, file) in part.files {
+                state.written.entry(segment).or_insert(file);
+            }
         }
         layer.changed.notify_all();
     }

@@ -10,6 +10,7 @@ use super::checksums::{ChecksumCache, ChecksumPage, ContentChecksums};
 use super::commit::{Commit, Ticket};
 use super::files::LayerFiles;
 use super::state::Layer;
+use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths};
 use crate::ids::{BlockSize, LayerId};
@@ -66,6 +67,8 @@ pub struct Layers {
     table: RwLock<FxHashMap<LayerId, Arc<Layer>>>,
     reapers: Mutex<Vec<Weak<dyn Reap>>>,
     fresh_blocks: AtomicU64,
+    /// Layers with blocks that wait for their record.
+    fresh: Mutex<BTreeSet<LayerId>>,
     barriers: AtomicU64,
     dying: Mutex<BTreeSet<LayerId>>,
     garbage: Mutex<BTreeSet<LayerId>>,
@@ -97,6 +100,7 @@ impl Layers {
             table: RwLock::new(table),
             reapers: Mutex::default(),
             fresh_blocks: AtomicU64::new(0),
+            fresh: Mutex::default(),
             barriers: AtomicU64::new(0),
             dying: Mutex::default(),
             garbage: Mutex::default(),
@@ -130,17 +134,28 @@ impl Layers {
         all
     }
 
-    /// Takes a layer out of the table: the catalogue has freed it. Its files go with [`Layers::remove_files`].
+    /// Takes a layer out of the table: the catalogue has freed it. Its files go with [`Layers::remove_files`]. A round that has
+    /// begun, or a writer that was admitted, may still be in it: they find `freed`, and count nothing any more.
     pub fn free(&self, layer: LayerId) {
-        if let Some(entry) = self.table.write().remove(&layer) {
-            let mut state = entry.state.lock();
-            state.freed = true;
-            self.count_recorded(state.fresh_blocks);
-            state.fresh_blocks = 0;
-            // They stay for readers that are still in the layer, but no longer count.
-            self.patch_blocks.fetch_sub(state.patches.len() as u64, Ordering::AcqRel);
-            self.patched_layers.lock().remove(&layer);
+        // A statement of its own: the table is not locked while the layer's state is taken.
+        let removed = self.table.write().remove(&layer);
+        let Some(entry) = removed else { return };
+        let mut state = entry.state.lock();
+        state.freed = true;
+        self.count_recorded(std::mem::take(&mut state.fresh_blocks));
+        state.fresh_extents.clear();
+        state.overwritten_extents.clear();
+        for hot in state.hot.values_mut() {
+            (hot.fresh, hot.over_zeros, hot.overwritten) = (BlockBits::EMPTY, BlockBits::EMPTY, BlockBits::EMPTY);
         }
+        state.written.clear();
+        state.dying.clear();
+        state.garbage.clear();
+        self.fresh.lock().remove(&layer);
+        // They stay for readers that are still in the layer, but no longer count.
+        self.patch_blocks.fetch_sub(state.patches.len() as u64, Ordering::AcqRel);
+        self.patched_layers.lock().remove(&layer);
+        entry.changed.notify_all();
     }
 
     /// Removes the files of a freed layer. Only after the record that freed it is durable.
@@ -230,6 +245,25 @@ impl Layers {
         self.checksums.cached(layer.id, extent)
     }
 
+    /// Notes that a layer has blocks that wait for their record. The layer's state is locked.
+    pub(super) fn note_fresh(&self, layer: &Layer) {
+        self.fresh.lock().insert(layer.id);
+    }
+
+    /// A round names all that waits in the layer. The layer's state is locked.
+    pub(super) fn note_named(&self, layer: &Layer) {
+        self.fresh.lock().remove(&layer.id);
+    }
+
+    pub(super) fn fresh_layers(&self) -> Vec<LayerId> {
+        self.fresh.lock().iter().copied().collect()
+    }
+
+    /// The error of a write to a layer that was freed meanwhile.
+    pub(super) fn gone(layer: &Layer) -> Error {
+        Error::new(ErrorKind::NotFound, format!("layer {} is gone: the volume was destroyed meanwhile", layer.id))
+    }
+
     pub(super) fn count_fresh(&self, blocks: u64) {
         self.fresh_blocks.fetch_add(blocks, Ordering::Relaxed);
     }
@@ -266,10 +300,19 @@ impl Layers {
 
     /// Layers with blocks whose end is not durable yet. Freed ones are dropped from the list.
     pub(super) fn dying_layers(&self) -> Vec<Arc<Layer>> {
-        let mut dying = self.dying.lock();
-        let table = self.table.read();
-        dying.retain(|id| table.contains_key(id));
-        dying.iter().filter_map(|id| table.get(id).cloned()).collect()
+        // Copied, so that the list and the table are never locked together.
+        let listed: Vec<LayerId> = self.dying.lock().iter().copied().collect();
+        let (mut found, mut freed) = (Vec::new(), Vec::new());
+        for id in listed {
+            match self.get(id) {
+                Some(layer) => found.push(layer),
+                None => freed.push(id),
+            }
+        }
+        if !freed.is_empty() {
+            self.dying.lock().retain(|id| !freed.contains(id));
+        }
+        found
     }
 
     pub(super) fn forget_dying(&self, layer: &Layer) {

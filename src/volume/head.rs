@@ -132,11 +132,8 @@ impl Head {
 
     /// Makes room when too many blocks wait for their record.
     pub(super) fn relieve(&self) -> Result<()> {
-        if self.core.layers.under_pressure() {
-            let layer = self.view.read().layer.id;
-            self.core.layers.sync([layer])?;
-        }
-        Ok(())
+        // Of whichever volume they are: an idle one must not make every write of the others a barrier.
+        if self.core.layers.under_pressure() { self.core.layers.sync_fresh() } else { Ok(()) }
     }
 
     /// `bounded`: the piece's offset, if it must not lie behind the end of the volume.

@@ -177,7 +177,7 @@ impl Core {
                 _ => {}
             }
             if self.layers.under_pressure() {
-                self.layers.sync([layer.id])?;
+                self.layers.sync_fresh()?;
             }
         }
         if !busy {

@@ -104,32 +104,6 @@ fn a_flush_waits_for_the_writer_of_a_block_that_no_frame_has() {
 }
 
 #[test]
-fn a_block_that_is_written_again_while_a_round_begins_is_named_by_the_next() {
-    for seed in seeds(6) {
-        let _named = Named("a fresh block and two rounds", seed);
-        let mut world = marked(seed);
-        world.write_sectors("v1", 40..56).unwrap();
-        world.disk.holds.hold(Kind::Write, ".data");
-        let first = write_beside(&mut world, 40..48, 9_000);
-        world.disk.holds.await_held();
-        let flush = flush_beside(&world, "v1");
-        flush.ends_soon();
-        // The round waits for the first writer; somebody has the other block when it begins.
-        world.disk.holds.hold(Kind::Write, ".data");
-        let second = write_beside(&mut world, 48..56, 9_001);
-        world.disk.holds.await_held();
-        world.disk.holds.release();
-        first.join().unwrap();
-        flush.ends_soon();
-        world.disk.holds.release();
-        second.join().unwrap();
-        flush.join().unwrap();
-        world.flush("v1").unwrap();
-        world.crash();
-    }
-}
-
-#[test]
 fn a_writer_waits_for_the_round_that_names_its_block() {
     for seed in seeds(12) {
         let _named = Named("a write in a round", seed);

@@ -1,0 +1,284 @@
+//! Barrier rounds beside writers, discards and destroys: what a completed flush promised is there after the power was lost.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use volfork::{Store, StoreOptions, Volume};
+
+use crate::clock::SimClock;
+use crate::disk::SimDisk;
+use crate::hold::{Beside, Kind, beside};
+use crate::random::Random;
+use crate::world::Outcome;
+use crate::{Named, seeds};
+
+const BLOCK: u64 = 4096;
+
+fn options(disk: &SimDisk) -> StoreOptions {
+    StoreOptions { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::default()), threads: false, ..StoreOptions::default() }
+}
+
+/// A store with volumes whose first extent is marked.
+fn marked(disk: &SimDisk, names: &[&str]) -> (Store, Vec<Volume>) {
+    let store = Store::create(Path::new("store"), options(disk)).unwrap();
+    let volumes: Vec<Volume> = names.iter().map(|name| store.create_volume(name, 8 << 20).unwrap()).collect();
+    for volume in volumes.iter().cycle().take(2 * names.len()) {
+        write(volume, 0, 1);
+        volume.flush().unwrap();
+    }
+    (store, volumes)
+}
+
+fn write(volume: &Volume, block: u64, byte: u8) {
+    volume.write_at(&[byte; BLOCK as usize], block * BLOCK).unwrap();
+}
+
+fn write_beside(volume: &Volume, block: u64, bytes: Vec<u8>) -> Beside<Outcome> {
+    let volume = volume.clone();
+    beside(move || volume.write_at(&bytes, block * BLOCK))
+}
+
+fn flush_beside(volume: &Volume) -> Beside<Outcome> {
+    let volume = volume.clone();
+    beside(move || volume.flush())
+}
+
+fn lose_power(disk: &SimDisk, store: Store, seed: u64) -> Store {
+    disk.power_off();
+    drop(store);
+    disk.crash(&mut Random::new(seed));
+    Store::open(Path::new("store"), options(disk)).unwrap()
+}
+
+/// Every sector of the block holds one of these bytes.
+fn assert_holds(store: &Store, name: &str, block: u64, allowed: &[u8]) {
+    let mut bytes = [0xee; BLOCK as usize];
+    store.volume(name).unwrap().read_at(&mut bytes, block * BLOCK).unwrap();
+    let holds = |sector: &[u8]| allowed.iter().any(|byte| sector.iter().all(|found| found == byte));
+    assert!(bytes.chunks(512).all(holds), "block {block} of {name} holds {}, allowed are {allowed:?}", bytes[0]);
+}
+
+/// F1: other blocks of the extent are admitted to a second writer while a round waits for a first one.
+#[test]
+fn a_flush_names_a_completed_write_whose_block_is_wanted_again() {
+    for seed in seeds(12) {
+        let _named = Named("two writers and a flush", seed);
+        let disk = SimDisk::default();
+        let (store, volumes) = marked(&disk, &["v"]);
+        let v = &volumes[0];
+        write(v, 10, 2);
+        write(v, 11, 3);
+        disk.holds.hold(Kind::Write, ".data");
+        let first = write_beside(v, 10, vec![4; BLOCK as usize]);
+        disk.holds.await_held();
+        let flush = flush_beside(v);
+        assert!(!flush.ends_soon(), "it waits for the writer");
+        let second = write_beside(v, 11, vec![5; BLOCK as usize]);
+        assert!(!second.ends_soon(), "it waits for the round");
+        disk.holds.hold(Kind::Sync, "journal");
+        disk.holds.release();
+        first.join().unwrap();
+        disk.holds.await_held();
+        disk.holds.release();
+        flush.join().unwrap();
+        disk.power_off();
+        let _ = second.join();
+        drop(volumes);
+        let store = lose_power(&disk, store, seed);
+        assert_holds(&store, "v", 11, &[3, 5]);
+        assert_holds(&store, "v", 10, &[4]);
+    }
+}
+
+/// F2: a block that the last frame names is overwritten in place only when a later frame is durable, not when it is appended.
+#[test]
+fn a_block_of_the_last_frame_stays_until_a_later_one_is_durable() {
+    for seed in seeds(40) {
+        let _named = Named("an overwrite beside a flush", seed);
+        let disk = SimDisk::default();
+        let (store, volumes) = marked(&disk, &["v", "w"]);
+        let (v, w) = (&volumes[0], &volumes[1]);
+        write(v, 1, 2);
+        // One frame has the block and a fork.
+        write(w, 1, 7);
+        disk.holds.hold(Kind::Sync, "journal");
+        let first = flush_beside(w);
+        disk.holds.await_held();
+        let flush = flush_beside(v);
+        let fork = {
+            let store = store.clone();
+            beside(move || store.fork("w", "fork").map(drop))
+        };
+        assert!(!flush.ends_soon() && !fork.ends_soon());
+        disk.holds.release();
+        first.join().unwrap();
+        flush.join().unwrap();
+        fork.join().unwrap();
+        write(w, 2, 8);
+        disk.holds.hold(Kind::Sync, "journal");
+        let next = flush_beside(w);
+        disk.holds.await_held();
+        let overwrite = write_beside(v, 1, vec![3; BLOCK as usize]);
+        overwrite.ends_soon();
+        disk.power_off();
+        let _ = (next.join(), overwrite.join());
+        drop(volumes);
+        let store = lose_power(&disk, store, seed);
+        assert_holds(&store, "v", 1, &[2, 3]);
+        assert_holds(&store, "fork", 1, &[7]);
+    }
+}
+
+/// F3: space that is garbage from an earlier life of a block is not punched before its second end is durable.
+#[test]
+fn a_block_that_was_discarded_twice_is_punched_after_the_second_discard_is_durable() {
+    for seed in seeds(40) {
+        let _named = Named("two discards of a block", seed);
+        let disk = SimDisk::default();
+        let (store, volumes) = marked(&disk, &["v"]);
+        let v = &volumes[0];
+        v.discard(0, BLOCK).unwrap();
+        v.flush().unwrap();
+        write(v, 0, 2);
+        v.flush().unwrap();
+        write(v, 5, 3);
+        v.flush().unwrap();
+        v.discard(0, BLOCK).unwrap();
+        store.step().unwrap();
+        drop(volumes);
+        let store = lose_power(&disk, store, seed);
+        assert_holds(&store, "v", 0, &[2, 0]);
+    }
+}
+
+/// F31: a round that names nothing and appends no frame proves nothing of what the latest frame names.
+#[test]
+fn an_empty_round_does_not_prove_the_blocks_of_the_last_frame() {
+    for seed in seeds(40) {
+        let _named = Named("an empty round", seed);
+        let disk = SimDisk::default();
+        let (store, volumes) = marked(&disk, &["v"]);
+        let v = &volumes[0];
+        write(v, 10, 2);
+        disk.holds.hold(Kind::Write, ".data");
+        // A fresh block and a new one.
+        let both = write_beside(v, 10, vec![3; 2 * BLOCK as usize]);
+        disk.holds.await_held();
+        let flush = flush_beside(v);
+        assert!(!flush.ends_soon(), "its round waits for that writer");
+        disk.holds.release();
+        both.join().unwrap();
+        flush.join().unwrap();
+        v.flush().unwrap();
+        write(v, 10, 4);
+        v.flush().unwrap();
+        drop(volumes);
+        if seed % 2 == 0 {
+            let store = lose_power(&disk, store, seed);
+            assert_holds(&store, "v", 10, &[4]);
+        } else {
+            // The process is killed, and the page cache stays.
+            disk.power_off();
+            drop(store);
+            disk.restart();
+            assert_holds(&Store::open(Path::new("store"), options(&disk)).unwrap(), "v", 10, &[4]);
+        }
+    }
+}
+
+/// F32: a discard between the gathering of a round and its beginning in the layer.
+#[test]
+fn a_discard_beside_a_round_brings_back_nothing_older_than_the_flush() {
+    for seed in seeds(20) {
+        let _named = Named("a discard beside a round", seed);
+        let disk = SimDisk::default();
+        let (store, volumes) = marked(&disk, &["a", "v", "c"]);
+        let [a, v, c] = &volumes[..] else { panic!("three volumes") };
+        write(v, 10, 1);
+        v.flush().unwrap();
+        v.snapshot("s").unwrap();
+        write(v, 0, 1);
+        v.flush().unwrap();
+        write(v, 10, 2);
+        write(a, 10, 1);
+        write(c, 10, 1);
+        disk.holds.hold(Kind::Sync, "journal");
+        let flush_c = flush_beside(c);
+        disk.holds.await_held();
+        let (flush_a, flush_v) = (flush_beside(a), flush_beside(v));
+        assert!(!flush_a.ends_soon() && !flush_v.ends_soon());
+        disk.holds.hold(Kind::Write, ".data");
+        let again = write_beside(a, 10, vec![2; BLOCK as usize]);
+        disk.holds.await_held();
+        // The round of c ends; the next one, of a and v, waits for the writer of a.
+        disk.holds.release();
+        flush_c.join().unwrap();
+        let discard = {
+            let v = v.clone();
+            beside(move || v.discard(10 * BLOCK, BLOCK))
+        };
+        discard.ends_soon();
+        disk.holds.release();
+        again.join().unwrap();
+        flush_a.join().unwrap();
+        flush_v.join().unwrap();
+        disk.power_off();
+        let _ = discard.join();
+        drop(volumes);
+        assert_holds(&lose_power(&disk, store, seed), "v", 10, &[2, 0]);
+    }
+}
+
+/// F16: a volume is destroyed between the beginning of a round that has it and its turn in it.
+#[test]
+fn a_destroy_in_the_middle_of_a_round_leaves_the_accounts_right() {
+    let disk = SimDisk::default();
+    let (store, volumes) = marked(&disk, &["a", "z", "c"]);
+    let [a, z, c] = &volumes[..] else { panic!("three volumes") };
+    write(a, 10, 1);
+    z.write_at(&vec![1; 4 << 20], 0).unwrap();
+    write(c, 10, 1);
+    disk.holds.hold(Kind::Sync, "journal");
+    let flush_c = flush_beside(c);
+    disk.holds.await_held();
+    let (flush_a, flush_z) = (flush_beside(a), flush_beside(z));
+    assert!(!flush_a.ends_soon() && !flush_z.ends_soon());
+    disk.holds.hold(Kind::Write, ".data");
+    let again = write_beside(a, 10, vec![2; BLOCK as usize]);
+    disk.holds.await_held();
+    disk.holds.release();
+    flush_c.join().unwrap();
+    let destroy = {
+        let store = store.clone();
+        beside(move || store.destroy_volume("z", true))
+    };
+    destroy.ends_soon();
+    disk.holds.release();
+    again.join().unwrap();
+    flush_a.join().unwrap();
+    let _ = flush_z.join();
+    destroy.join().unwrap();
+    let before = store.barriers();
+    for block in 100..200 {
+        write(a, block, 3);
+    }
+    assert_eq!(store.barriers(), before, "a write is no barrier");
+}
+
+/// F24: blocks of idle volumes that wait for their record are made durable by whoever feels the pressure, once.
+#[test]
+fn blocks_of_idle_volumes_do_not_make_every_write_a_barrier() {
+    let disk = SimDisk::default();
+    let store = Store::create(Path::new("store"), options(&disk)).unwrap();
+    let volumes: Vec<Volume> = (0..20).map(|number| store.create_volume(&format!("v{number}"), 64 << 20).unwrap()).collect();
+    for volume in &volumes {
+        for extent in 0..4 {
+            volume.write_at(&vec![1; 4 << 20], extent << 22).unwrap();
+        }
+    }
+    let before = store.barriers();
+    for block in 0..200 {
+        write(&volumes[19], (32 << 20) / BLOCK + block, 2);
+    }
+    assert!(store.barriers() - before <= 1, "{} barriers for 200 writes that nobody flushed", store.barriers() - before);
+}
