@@ -158,6 +158,17 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_files_without_a_record_are_not_given_again() {
+        let mut catalog = Catalog::default();
+        catalog.skip_layers([]);
+        assert_eq!(catalog.next_layer().unwrap(), LayerId(0));
+        catalog.skip_layers([LayerId(4), LayerId(7), LayerId(u32::MAX)]);
+        assert_eq!(catalog.next_layer().unwrap(), LayerId(8));
+        catalog.skip_layers([LayerId(3)]);
+        assert_eq!(written_anew(&catalog).next_layer().unwrap(), LayerId(8));
+    }
+
+    #[test]
     fn a_source_that_was_attached_again_is_needed_by_later_layers() {
         let root = LayerId(3);
         let source = SourceRecord { uris: vec!["nbd://h/v@s".into()], size_bytes: 1 << 20, settings: HydrationSettings::default() };

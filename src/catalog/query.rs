@@ -107,6 +107,16 @@ impl Catalog {
         }
     }
 
+    /// Never gives out the numbers of these layers, whose files a crash left without a record: a file that is about to be removed
+    /// is never that of a new layer. Numbers that this store cannot have reached are of no concern.
+    pub fn skip_layers(&mut self, files: impl IntoIterator<Item = LayerId>) {
+        /// More layers than are ever made between two barrier rounds.
+        const UNRECORDED_MAX: u32 = 1 << 20;
+        let reached = self.next_layer.saturating_add(UNRECORDED_MAX);
+        let last = files.into_iter().map(|layer| layer.0).filter(|layer| *layer < reached).max();
+        self.next_layer = last.map_or(self.next_layer, |last| self.next_layer.max(last.saturating_add(1)));
+    }
+
     /// The next unused volume number.
     pub fn next_volume(&self) -> VolumeId {
         VolumeId(self.next_volume)

@@ -151,7 +151,10 @@ impl OpenStore {
         }
         let lock = lock(&*options.disk, &paths, &options.owner)?;
         let loaded = load(&*options.disk, &paths, &options.limits())?;
-        let replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
+        let mut replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
+        let names = options.disk.list(&paths.layers());
+        let names = names.map_err(|error| Error::io(format!("cannot list {}", paths.layers().display()), error))?;
+        replayed.catalog.skip_layers(names.iter().filter_map(|name| StorePaths::parse_layer(name)).map(|(layer, _)| layer));
         if let Some(violation) = replayed.catalog.violations().first() {
             return Err(Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {violation}; run 'volfork check'")));
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use volfork::io::Disk as _;
 use volfork::{Store, StoreOptions, Volume};
 
 use crate::clock::SimClock;
@@ -281,4 +282,40 @@ fn blocks_of_idle_volumes_do_not_make_every_write_a_barrier() {
         write(&volumes[19], (32 << 20) / BLOCK + block, 2);
     }
     assert!(store.barriers() - before <= 1, "{} barriers for 200 writes that nobody flushed", store.barriers() - before);
+}
+
+/// F15: a crash undoes a fork and leaves the file of its layer; the number is not given to a new layer, whose file a sweep would
+/// remove.
+#[test]
+fn the_number_of_a_layer_that_a_crash_undid_is_not_given_again() {
+    let mut shown = false;
+    for seed in seeds(60) {
+        let _named = Named("a fork that a crash undid", seed);
+        let disk = SimDisk::default();
+        let (store, volumes) = marked(&disk, &["v"]);
+        disk.holds.hold(Kind::Sync, "journal");
+        let fork = {
+            let store = store.clone();
+            beside(move || store.fork("v", "f").map(drop))
+        };
+        disk.holds.await_held();
+        // The new head gets a file, and something makes its name durable.
+        write(&volumes[0], 1, 2);
+        disk.sync_dir(Path::new("store/layers")).unwrap();
+        disk.power_off();
+        let _ = fork.join();
+        drop(volumes);
+        let store = lose_power(&disk, store, seed);
+        let left: Vec<_> = disk.files().into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "data")).collect();
+        if left.len() < 2 || store.volume("f").is_ok() {
+            continue;
+        }
+        shown = true;
+        write(&store.create_volume("c", 8 << 20).unwrap(), 0, 9);
+        let made: Vec<_> = disk.files().into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "data")).collect();
+        assert_eq!(made.len(), left.len() + 1, "the new volume has a file of its own");
+        while store.step().unwrap() {}
+        assert_holds(&store, "c", 0, &[9]);
+    }
+    assert!(shown, "no crash left a file without a record");
 }
