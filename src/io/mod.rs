@@ -4,6 +4,8 @@ mod descriptors;
 mod disk;
 mod priority;
 mod ring;
+#[cfg(feature = "sim")]
+mod simulated;
 mod system;
 mod threads;
 mod uring;

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+#[cfg(feature = "sim")]
+use super::simulated::SimulatedRing;
 use super::threads::ThreadRing;
 use super::uring::UringRing;
 use super::{AlignedBuffer, DiskFile};
@@ -95,6 +97,7 @@ impl RingWaker {
 
     /// Makes the ring's descriptor readable and its `wait` return.
     pub fn wake(&self) {
+        crate::sync::point("wake");
         let one = 1u64.to_ne_bytes();
         // SAFETY: `one` is 8 bytes and lives past the call. The counter cannot overflow before it is read.
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
@@ -102,6 +105,7 @@ impl RingWaker {
 
     /// Takes all wakes so far; answers whether there were any.
     pub(super) fn clear(&self) -> bool {
+        crate::sync::point("clear");
         let mut count = [0u8; 8];
         // SAFETY: `count` is 8 bytes and lives past the call; without a wake the call fails and changes nothing.
         unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) > 0 }
@@ -117,6 +121,8 @@ impl AsRawFd for RingWaker {
 enum Backend {
     Uring(Box<UringRing>),
     Threads(ThreadRing),
+    #[cfg(feature = "sim")]
+    Simulated(SimulatedRing),
 }
 
 /// Many transfers at once, for one thread at a time.
@@ -129,6 +135,10 @@ impl Ring {
     /// The machine refuses what was asked for.
     pub fn new(depth: u32, kind: Option<RingKind>) -> io::Result<Self> {
         let threads = || ThreadRing::new().map(|ring| Self(Backend::Threads(ring)));
+        #[cfg(feature = "sim")]
+        if kind != Some(RingKind::Threads) && crate::sync::sim::is_running() {
+            return SimulatedRing::new().map(|ring| Self(Backend::Simulated(ring)));
+        }
         match kind {
             Some(RingKind::Threads) => threads(),
             Some(RingKind::Uring) => UringRing::new(depth).map(|ring| Self(Backend::Uring(Box::new(ring)))),
@@ -141,6 +151,8 @@ impl Ring {
         match &self.0 {
             Backend::Uring(_) => RingKind::Uring,
             Backend::Threads(_) => RingKind::Threads,
+            #[cfg(feature = "sim")]
+            Backend::Simulated(_) => RingKind::Uring,
         }
     }
 
@@ -149,6 +161,8 @@ impl Ring {
         match &self.0 {
             Backend::Uring(ring) => ring.in_flight(),
             Backend::Threads(ring) => ring.in_flight(),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.in_flight(),
         }
     }
 
@@ -157,6 +171,8 @@ impl Ring {
         match &mut self.0 {
             Backend::Uring(ring) => ring.push(token, op),
             Backend::Threads(ring) => ring.push(token, op),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.push(token, op),
         }
     }
 
@@ -168,6 +184,8 @@ impl Ring {
         match &mut self.0 {
             Backend::Uring(ring) => ring.reap(done),
             Backend::Threads(ring) => Ok(ring.reap(done)),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => Ok(ring.reap(done)),
         }
     }
 
@@ -181,11 +199,14 @@ impl Ring {
         let woken = match &mut self.0 {
             Backend::Uring(ring) => ring.take_woken(),
             Backend::Threads(ring) => ring.take_woken(),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.take_woken(),
         };
         if taken > 0 || woken {
             return Ok(taken);
         }
-        poll_readable(self.as_raw_fd(), timeout)?;
+        let mut readable = [libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        crate::sync::poll(&mut readable, timeout)?;
         self.reap(done)
     }
 
@@ -194,6 +215,8 @@ impl Ring {
         match &self.0 {
             Backend::Uring(ring) => ring.waker(),
             Backend::Threads(ring) => ring.waker(),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.waker(),
         }
     }
 }
@@ -203,25 +226,9 @@ impl AsRawFd for Ring {
         match &self.0 {
             Backend::Uring(ring) => ring.as_raw_fd(),
             Backend::Threads(ring) => ring.as_raw_fd(),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.as_raw_fd(),
         }
-    }
-}
-
-fn poll_readable(fd: RawFd, timeout: Option<Duration>) -> io::Result<()> {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let timeout = timeout.map(|timeout| libc::timespec {
-        tv_sec: timeout.as_secs().min(1 << 32) as libc::time_t,
-        tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
-    });
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: `poll` and `timeout` live past the call; no signal mask is passed.
-    let result = unsafe { libc::ppoll(&raw mut poll, 1, timeout, std::ptr::null()) };
-    match result {
-        0.. => Ok(()),
-        _ => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            error => Err(error),
-        },
     }
 }
 

@@ -140,11 +140,7 @@ impl Connection {
             libc::pollfd { fd: self.queue.as_raw_fd(), events: libc::POLLIN, revents: 0 },
             libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown }, events: libc::POLLIN, revents: 0 },
         ];
-        // SAFETY: `fds` lives past the call and its length is passed.
-        if unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) } < 0 {
-            let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
-        }
+        crate::sync::poll(&mut fds, None)?;
         if fds[2].revents != 0 {
             self.shutting_down = true;
         }

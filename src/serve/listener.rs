@@ -198,8 +198,8 @@ impl ClientSocket {
 impl Read for ClientSocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
+            Self::Tcp(stream) => crate::sync::recv(stream, buffer),
+            Self::Unix(stream) => crate::sync::recv(stream, buffer),
         }
     }
 }
@@ -211,8 +211,8 @@ impl io::Write for ClientSocket {
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.write_vectored(buffers),
-            Self::Unix(stream) => stream.write_vectored(buffers),
+            Self::Tcp(stream) => crate::sync::send(stream, buffers),
+            Self::Unix(stream) => crate::sync::send(stream, buffers),
         }
     }
 

@@ -108,8 +108,8 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
     let fds: Vec<RawFd> = listeners.iter().map(|listener| listener.as_fd().as_raw_fd()).chain([shared.shutdown.as_raw_fd()]).collect();
     loop {
         let mut polls: Vec<libc::pollfd> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
-        // SAFETY: `polls` lives past the call and its length is passed.
-        unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, -1) };
+        // After an error no descriptor counts as ready.
+        let _ = crate::sync::poll(&mut polls, None);
         if shared.clients.lock().stopping {
             return;
         }

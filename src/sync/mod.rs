@@ -8,6 +8,17 @@ mod poll;
 
 pub use poll::{poll, recv, send};
 
+/// A place where another task of a simulated run may go on: before what other threads see and no primitive of this module does.
+#[track_caller]
+#[inline]
+#[cfg_attr(not(feature = "sim"), expect(unused_variables, reason = "nothing to say without a scheduler"))]
+pub fn point(what: &'static str) {
+    #[cfg(feature = "sim")]
+    if let Some(task) = sim::current() {
+        task.point(what);
+    }
+}
+
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "sim")]

@@ -135,8 +135,8 @@ impl Socket {
 impl io::Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
+            Self::Tcp(stream) => crate::sync::recv(stream, buffer),
+            Self::Unix(stream) => crate::sync::recv(stream, buffer),
         }
     }
 }
@@ -144,8 +144,8 @@ impl io::Read for Socket {
 impl io::Write for Socket {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.write(buffer),
-            Self::Unix(stream) => stream.write(buffer),
+            Self::Tcp(stream) => crate::sync::send(stream, &[io::IoSlice::new(buffer)]),
+            Self::Unix(stream) => crate::sync::send(stream, &[io::IoSlice::new(buffer)]),
         }
     }
 

@@ -101,7 +101,7 @@ impl Task {
 
     /// Lets another task go first, perhaps.
     #[track_caller]
-    pub(super) fn point(&self, what: &'static str) {
+    pub(in crate::sync) fn point(&self, what: &'static str) {
         let state = self.step(what);
         self.reschedule(state, true);
     }
