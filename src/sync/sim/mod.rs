@@ -26,6 +26,7 @@
 pub mod atomic;
 mod channel;
 mod condvar;
+mod entropy;
 mod lock;
 mod report;
 mod rwlock;

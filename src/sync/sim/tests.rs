@@ -324,6 +324,18 @@ fn sockets_and_polls_wait_in_virtual_time() {
 }
 
 #[test]
+fn hash_tables_and_random_bytes_come_from_the_seed() {
+    let order = |seed| {
+        let order = run(seed, exact(), || {
+            let table: std::collections::HashSet<u32> = (0..100).collect();
+            table.into_iter().collect::<Vec<u32>>()
+        });
+        order.unwrap()
+    };
+    assert!(order(1) == order(1) && order(1) != order(2));
+}
+
+#[test]
 fn threads_outside_a_run_see_real_primitives() {
     let shared = Arc::new((Mutex::new(false), Condvar::new()));
     let other = Arc::clone(&shared);

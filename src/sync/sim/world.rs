@@ -236,16 +236,21 @@ impl World {
     }
 }
 
-/// Keeps the thread, and those that it starts, on the processor where it is: the baton passes faster within one.
+/// Keeps the thread, and those that it starts, on one processor: there the baton passes without waking another one. Runs beside one
+/// another get different ones.
 fn stay_on_one_processor() {
-    // SAFETY: `set` is plain data for which zeros are an empty set, and lives past the call; 0 means the present thread.
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    const BYTES: usize = size_of::<libc::cpu_set_t>();
+    // SAFETY: the sets are plain data for which zeros are an empty set, and live past the calls; 0 means the present thread.
     unsafe {
-        let cpu = libc::sched_getcpu();
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if let Ok(cpu) = usize::try_from(cpu) {
-            libc::CPU_SET(cpu, &mut set);
-            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, BYTES, &raw mut allowed) != 0 {
+            return;
         }
+        let cpus: Vec<usize> = (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &allowed)).collect();
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpus[RUNS.fetch_add(1, Ordering::Relaxed) % cpus.len()], &mut one);
+        libc::sched_setaffinity(0, BYTES, &raw const one);
     }
 }
 
