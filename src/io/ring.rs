@@ -4,7 +4,10 @@
 //! - A buffer and its file belong to the ring from [`Ring::push`] until their own completion was taken; nothing else frees them.
 //! - A transfer is whole: short ones are continued inside; a read that ends the file is `UnexpectedEof`, a write of nothing
 //!   `WriteZero`.
-//! - [`AsRawFd`] becomes readable when [`Ring::reap`] would give something, or after a wake.
+//! - The descriptor ([`AsRawFd`]) is readable while [`Ring::reap`] would give something that the kernel or a thread has ended, and
+//!   after a wake or a nudge. `reap` takes wakes and nudges as well: a thread that reaps for another one has to wake it again
+//!   ([`Ring::take_woken`]).
+//! - Every transfer ends. If the ring itself fails, `reap` ends the transfers first, and then answers with the error.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -166,6 +169,37 @@ impl Ring {
         }
     }
 
+    /// Whether a wake or a nudge was taken since the last call.
+    pub fn take_woken(&mut self) -> bool {
+        match &mut self.0 {
+            Backend::Uring(ring) => ring.take_woken(),
+            Backend::Threads(ring) => ring.take_woken(),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.take_woken(),
+        }
+    }
+
+    /// Whether the next `reap` has something to do that the descriptor does not tell of: transfers to hand over, or transfers that
+    /// ended in [`Ring::push`].
+    pub fn has_unseen(&self) -> bool {
+        match &self.0 {
+            Backend::Uring(ring) => ring.has_unseen(),
+            Backend::Threads(_) => false,
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.has_unseen(),
+        }
+    }
+
+    /// Makes the descriptor readable until the next `reap`. For the thread that has the ring; other threads take a waker.
+    pub fn nudge(&mut self) {
+        match &mut self.0 {
+            Backend::Uring(ring) => ring.nudge(),
+            Backend::Threads(ring) => ring.waker().wake(),
+            #[cfg(feature = "sim")]
+            Backend::Simulated(ring) => ring.waker().wake(),
+        }
+    }
+
     /// Takes a transfer; the kernel may see it only at the next `reap` or `wait`.
     pub fn push(&mut self, token: u64, op: Op) {
         match &mut self.0 {
@@ -179,7 +213,7 @@ impl Ring {
     /// Hands everything to the kernel and takes what has ended, without waiting. Answers how many.
     ///
     /// # Errors
-    /// The kernel refuses the ring; transfers under way remain so.
+    /// The kernel refuses the ring for good, and nothing has ended meanwhile. Transfers under way end nevertheless.
     pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
         match &mut self.0 {
             Backend::Uring(ring) => ring.reap(done),
@@ -196,13 +230,7 @@ impl Ring {
     pub fn wait(&mut self, done: &mut Vec<Done>, timeout: Option<Duration>) -> io::Result<usize> {
         let taken = self.reap(done)?;
         // A wake that came with nothing else ends the wait as well: what it announces is not in the ring.
-        let woken = match &mut self.0 {
-            Backend::Uring(ring) => ring.take_woken(),
-            Backend::Threads(ring) => ring.take_woken(),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.take_woken(),
-        };
-        if taken > 0 || woken {
+        if taken > 0 || self.take_woken() {
             return Ok(taken);
         }
         let mut readable = [libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLIN, revents: 0 }];

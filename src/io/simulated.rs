@@ -53,6 +53,11 @@ impl SimulatedRing {
         std::mem::take(&mut self.woken)
     }
 
+    /// Whether the next `reap` has something to do that the descriptor does not tell of.
+    pub fn has_unseen(&self) -> bool {
+        !self.pushed.is_empty()
+    }
+
     pub fn push(&mut self, token: u64, op: Op) {
         self.in_flight += 1;
         self.pushed.push((token, op));

@@ -1,22 +1,54 @@
 //! The ring over io_uring.
 //!
 //! A plain ring, without deferred task work: its descriptor has to become readable although the owner is not in the kernel.
+//!
+//! # Invariants
+//! - The poll on the waker is armed from the first moment on, so that a wake makes the descriptor readable even before the first
+//!   `reap`, and is armed again in the call that takes its completion.
+//! - Nothing stays in the submission queue unless a transfer is with the kernel: its completion makes the descriptor readable, and the
+//!   `reap` that takes it submits the rest.
+//! - A transfer that the kernel interrupts or cancels (it cancels those of a thread that ends) has not failed: it is done again.
+//! - A ring that refuses to submit for good is *broken*, and submits nothing any more. What the kernel has not seen is done on the
+//!   calling thread; what it has seen ends with its own completion. Then every call answers with the error.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
+use super::AlignedBuffer;
 use super::ring::{Done, Op, RingWaker};
+use crate::sync::time::Instant;
 
 /// Marks completions of the poll on the waker.
 const WAKE: u64 = u64::MAX;
+/// Marks completions that only make the descriptor readable.
+const NUDGE: u64 = u64::MAX - 1;
+/// How often the ring tries a transfer that was interrupted or cancelled, before the calling thread does it.
+const TRIES_MAX: u32 = 8;
+/// How often a busy kernel is asked again while no completion can be waited for.
+const SUBMITS_MAX: u32 = 1000;
+/// The pause between two such attempts.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+/// How long a broken ring waits for what the kernel has; then the memory of these transfers is never freed.
+const BROKEN_PATIENCE: Duration = Duration::from_secs(10);
 
 struct InFlight {
     token: u64,
     op: Op,
     transferred: usize,
+    tries: u32,
+}
+
+/// Why the ring submits nothing any more, and since when.
+#[derive(Clone, Copy)]
+struct Broken {
+    number: i32,
+    since: Instant,
 }
 
 pub struct UringRing {
@@ -26,12 +58,15 @@ pub struct UringRing {
     free: Vec<u32>,
     /// Do not fit into the ring yet.
     waiting: VecDeque<u32>,
+    /// In the submission queue, not seen by the kernel yet.
+    queued: VecDeque<u64>,
     /// Entries that the kernel has or will get: bounded, so that no completion is lost.
     entries: usize,
     waker: RingWaker,
     armed: bool,
     closing: bool,
     woken: bool,
+    broken: Option<Broken>,
     /// Ended without the kernel.
     ended: Vec<Done>,
 }
@@ -41,19 +76,26 @@ impl UringRing {
         let entries = depth.clamp(8, 4096).next_power_of_two();
         let ring = IoUring::builder().setup_submit_all().setup_cqsize(entries * 2).dontfork().build(entries);
         let ring = ring.or_else(|_| IoUring::new(entries))?;
-        let waker = RingWaker::new()?;
-        Ok(Self {
+        let mut ring = Self {
             ring,
             in_flight: Vec::new(),
             free: Vec::new(),
             waiting: VecDeque::new(),
+            queued: VecDeque::new(),
             entries: 0,
-            waker,
+            waker: RingWaker::new()?,
             armed: false,
             closing: false,
             woken: false,
+            broken: None,
             ended: Vec::new(),
-        })
+        };
+        ring.fill();
+        ring.submit();
+        match ring.failure() {
+            Some(error) => Err(error),
+            None => Ok(ring),
+        }
     }
 
     pub fn in_flight(&self) -> usize {
@@ -69,15 +111,38 @@ impl UringRing {
         std::mem::take(&mut self.woken)
     }
 
+    /// Whether the next `reap` has something to do that the descriptor does not tell of.
+    pub fn has_unseen(&self) -> bool {
+        !self.waiting.is_empty() || !self.ended.is_empty()
+    }
+
+    /// Makes the descriptor readable until the next `reap`. Cheaper than a wake: it needs no poll.
+    pub fn nudge(&mut self) {
+        if self.broken.is_some() || self.entries >= self.room() {
+            self.waker.wake();
+            return;
+        }
+        self.queue(opcode::Nop::new().build().user_data(NUDGE));
+        self.submit();
+    }
+
+    fn room(&self) -> usize {
+        self.ring.params().sq_entries() as usize
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        self.broken.map(|broken| io::Error::from_raw_os_error(broken.number))
+    }
+
     pub fn push(&mut self, token: u64, op: Op) {
         let (file, offset) = match &op {
             Op::Read { file, offset, .. } | Op::Write { file, offset, .. } => (file, offset),
         };
-        if file.raw_fd().is_none() || *offset > i64::MAX as u64 {
+        if file.raw_fd().is_none() || *offset > i64::MAX as u64 || op.bytes() == 0 || self.broken.is_some() {
             self.ended.push(run(token, op));
             return;
         }
-        let entry = InFlight { token, op, transferred: 0 };
+        let entry = InFlight { token, op, transferred: 0, tries: 0 };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.in_flight[slot as usize] = Some(entry);
@@ -93,28 +158,74 @@ impl UringRing {
 
     /// Moves waiting transfers into the submission queue as far as they fit.
     fn fill(&mut self) {
-        let room = self.ring.params().sq_entries() as usize;
-        let mut entries = Vec::new();
-        if !self.armed {
-            self.armed = true;
-            entries.push(opcode::PollAdd::new(types::Fd(self.waker.as_raw_fd()), libc::POLLIN as u32).build().user_data(WAKE));
+        if self.broken.is_some() {
+            return;
         }
-        while self.entries + entries.len() < room
+        if !self.armed && !self.closing && self.entries < self.room() {
+            self.armed = true;
+            self.queue(opcode::PollAdd::new(types::Fd(self.waker.as_raw_fd()), libc::POLLIN as u32).build().user_data(WAKE));
+        }
+        // One entry stays free for the poll, which must never wait for a transfer.
+        while self.entries + usize::from(!self.armed) < self.room()
             && let Some(slot) = self.waiting.pop_front()
         {
-            if let Some(entry) = self.in_flight[slot as usize].as_mut().and_then(|entry| entry.entry()) {
-                entries.push(entry.user_data(u64::from(slot)));
+            match self.in_flight[slot as usize].as_mut().and_then(|entry| entry.entry()) {
+                Some(entry) => self.queue(entry.user_data(u64::from(slot))),
+                None => {
+                    let mut ended = std::mem::take(&mut self.ended);
+                    self.end_here(slot, &mut ended);
+                    self.ended = ended;
+                }
             }
         }
-        self.entries += entries.len();
-        for entry in &entries {
-            // SAFETY: buffer and file of the entry are owned by its slot of `in_flight` until its own completion was taken; the
-            // ring is not dropped before (see `drop`).
-            if unsafe { self.ring.submission().push(entry) }.is_err() {
-                // `entries` counts what the kernel has, and is kept below the size of the queue.
-                debug_assert!(false, "the submission queue is full");
+    }
+
+    /// Puts an entry into the submission queue. There is room: `entries` is below the size of the queue.
+    fn queue(&mut self, entry: squeue::Entry) {
+        // SAFETY: buffer and file of the entry are owned by its slot of `in_flight` until its own completion was taken; the ring is
+        // not dropped before (see `drop`).
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            debug_assert!(false, "the submission queue is full");
+            return;
+        }
+        self.queued.push_back(entry.get_user_data());
+        self.entries += 1;
+    }
+
+    /// Hands the submission queue to the kernel. If the kernel is busy, the rest stays in the queue until a completion was taken.
+    fn submit(&mut self) {
+        let mut busy = 0;
+        while !self.queued.is_empty() && self.broken.is_none() {
+            let submitted = self.ring.submit();
+            let left = self.ring.submission().len();
+            let seen = self.queued.len().saturating_sub(left);
+            self.queued.drain(..seen);
+            let number = match submitted {
+                Ok(_) if seen > 0 => continue,
+                Ok(_) => libc::EBUSY,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            match number {
+                libc::EINTR => {}
+                libc::EBUSY | libc::EAGAIN => {
+                    let with_kernel = self.entries - self.queued.len();
+                    if with_kernel > usize::from(self.armed) {
+                        return;
+                    }
+                    // Nothing will end: nobody would look at the queue again.
+                    busy += 1;
+                    if busy > SUBMITS_MAX {
+                        self.fail(number);
+                    }
+                    crate::sync::thread::sleep(BUSY_PAUSE);
+                }
+                _ => self.fail(number),
             }
         }
+    }
+
+    fn fail(&mut self, number: i32) {
+        self.broken.get_or_insert_with(|| Broken { number, since: Instant::now() });
     }
 
     pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
@@ -122,59 +233,136 @@ impl UringRing {
         done.append(&mut self.ended);
         loop {
             self.fill();
-            let submitted = if self.ring.submission().is_empty() { Ok(0) } else { self.ring.submit() };
-            match submitted {
-                // Busy: completions have to be taken first.
-                Err(error) if !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => return Err(error),
-                _ => {}
+            self.submit();
+            let taken = self.take(done);
+            if self.broken.is_some() {
+                self.end_unseen(done);
+                break;
             }
-            self.take(done);
-            if self.waiting.is_empty() || self.entries >= self.ring.params().sq_entries() as usize {
-                return Ok(done.len() - before);
+            let more = !self.waiting.is_empty() && self.entries < self.room();
+            let busy = !self.queued.is_empty() && taken > 0;
+            if !more && !busy && (self.armed || self.closing) {
+                break;
+            }
+        }
+        match (done.len() - before, self.failure()) {
+            (0, Some(error)) => Err(error),
+            (count, _) => Ok(count),
+        }
+    }
+
+    /// Takes the completions there are; answers how many.
+    fn take(&mut self, done: &mut Vec<Done>) -> usize {
+        let completions: Vec<(u64, i32)> = self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+        let count = completions.len();
+        for (slot, result) in completions {
+            // Those of abandoned transfers do not count any more.
+            self.entries = self.entries.saturating_sub(1);
+            match slot {
+                WAKE => {
+                    self.woken |= self.waker.clear();
+                    self.armed = false;
+                    if result < 0 && !matches!(-result, libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
+                        self.fail(-result);
+                    }
+                }
+                NUDGE => self.woken = true,
+                _ => self.end(slot as u32, result, done),
+            }
+        }
+        count
+    }
+
+    fn end(&mut self, slot: u32, result: i32, done: &mut Vec<Done>) {
+        let Some(entry) = self.in_flight[slot as usize].as_mut() else { return };
+        let ended = match result {
+            0 => Some(Err(entry.op.stuck())),
+            1.. => {
+                entry.transferred += result as usize;
+                (entry.transferred >= entry.op.bytes()).then_some(Ok(()))
+            }
+            _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => {
+                entry.tries += 1;
+                if entry.tries > TRIES_MAX {
+                    self.end_here(slot, done);
+                    return;
+                }
+                None
+            }
+            _ => Some(Err(io::Error::from_raw_os_error(-result))),
+        };
+        match ended {
+            None => self.waiting.push_back(slot),
+            Some(result) => {
+                if let Some(InFlight { token, op, .. }) = self.release(slot) {
+                    done.push(Done { token, op, result });
+                }
             }
         }
     }
 
-    fn take(&mut self, done: &mut Vec<Done>) {
-        let completions: Vec<(u64, i32)> = self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
-        for (slot, result) in completions {
+    fn release(&mut self, slot: u32) -> Option<InFlight> {
+        let entry = self.in_flight[slot as usize].take();
+        if entry.is_some() {
+            self.free.push(slot);
+        }
+        entry
+    }
+
+    /// Does a transfer that the kernel does not have on this thread, from its beginning.
+    fn end_here(&mut self, slot: u32, done: &mut Vec<Done>) {
+        if let Some(InFlight { token, op, .. }) = self.release(slot) {
+            done.push(run(token, op));
+        }
+    }
+
+    /// The ring is broken: ends what the kernel has not seen, and in the end what it never answers for.
+    fn end_unseen(&mut self, done: &mut Vec<Done>) {
+        let before = done.len();
+        for user_data in std::mem::take(&mut self.queued) {
             self.entries -= 1;
-            if slot == WAKE {
-                self.woken |= self.waker.clear();
-                self.armed = false;
-                continue;
+            match user_data {
+                WAKE => self.armed = false,
+                NUDGE => self.woken = true,
+                slot => self.end_here(slot as u32, done),
             }
-            let slot = slot as u32;
-            let Some(entry) = self.in_flight[slot as usize].as_mut() else { continue };
-            let ended = match result {
-                0 => Some(Err(entry.op.stuck())),
-                1.. => {
-                    entry.transferred += result as usize;
-                    (entry.transferred >= entry.op.bytes()).then_some(Ok(()))
+        }
+        for slot in std::mem::take(&mut self.waiting) {
+            self.end_here(slot, done);
+        }
+        if done.len() > before || self.in_flight.len() == self.free.len() {
+            return;
+        }
+        match self.broken {
+            Some(broken) if broken.since.elapsed() >= BROKEN_PATIENCE => self.abandon(broken.number, done),
+            // There is nothing to wait for these completions with.
+            _ => crate::sync::thread::sleep(BUSY_PAUSE),
+        }
+    }
+
+    /// Ends transfers whose completion never came. The kernel may still use their files and buffers, which therefore stay for ever.
+    fn abandon(&mut self, number: i32, done: &mut Vec<Done>) {
+        for slot in 0..self.in_flight.len() as u32 {
+            let Some(InFlight { token, op, .. }) = self.release(slot) else { continue };
+            let op = match op {
+                Op::Read { file, buffer, offset } => {
+                    std::mem::forget((Arc::clone(&file), buffer));
+                    Op::Read { file, buffer: AlignedBuffer::new(0), offset }
                 }
-                _ if matches!(-result, libc::EINTR | libc::EAGAIN) => None,
-                _ => Some(Err(io::Error::from_raw_os_error(-result))),
+                Op::Write { file, data, offset } => {
+                    std::mem::forget((Arc::clone(&file), data.clone()));
+                    Op::Write { file, data, offset }
+                }
             };
-            match ended {
-                None => self.waiting.push_back(slot),
-                Some(result) => {
-                    if let Some(InFlight { token, op, .. }) = self.in_flight[slot as usize].take() {
-                        self.free.push(slot);
-                        done.push(Done { token, op, result });
-                    }
-                }
-            }
+            done.push(Done { token, op, result: Err(io::Error::from_raw_os_error(number)) });
         }
-        // Arms the poll on the waker again, so that no later wake is missed.
-        if !self.armed && !self.closing {
-            self.fill();
-            let _ = self.ring.submit();
-        }
+        self.entries = 0;
+        self.armed = false;
     }
 }
 
 impl InFlight {
-    /// The entry for what is left. `None` cannot happen for files of the operating system.
+    /// The entry for what is left. `None`: the file has no descriptor any more.
     fn entry(&mut self) -> Option<squeue::Entry> {
         let done = self.transferred;
         Some(match &mut self.op {
@@ -192,13 +380,14 @@ impl InFlight {
     }
 }
 
-/// Does a transfer here and now.
+/// Does a transfer here and now. A file that panics fails the transfer.
 pub(super) fn run(token: u64, mut op: Op) -> Done {
     use super::DiskFileExt;
-    let result = match &mut op {
+    let transfer = AssertUnwindSafe(|| match &mut op {
         Op::Read { file, buffer, offset } => file.read_exact_at(buffer, *offset),
         Op::Write { file, data, offset } => file.write_all_at(data, *offset),
-    };
+    });
+    let result = catch_unwind(transfer).unwrap_or_else(|_| Err(io::Error::other("the file's code panicked")));
     Done { token, op, result }
 }
 
@@ -211,20 +400,136 @@ impl AsRawFd for UringRing {
 impl Drop for UringRing {
     fn drop(&mut self) {
         // What the kernel has not seen can go; for the rest, its own completion is the only end.
-        for slot in std::mem::take(&mut self.waiting) {
-            self.in_flight[slot as usize] = None;
-        }
+        self.waiting.clear();
         self.closing = true;
         self.waker.wake();
         let mut done = Vec::new();
         while self.entries > 0 {
-            if self.ring.submit_and_wait(1).is_err() {
-                crate::sync::thread::yield_now();
+            self.submit();
+            if self.broken.is_some() {
+                for user_data in std::mem::take(&mut self.queued) {
+                    self.entries -= 1;
+                    self.armed &= user_data != WAKE;
+                }
+                self.take(&mut done);
+                self.waiting.clear();
+                if self.entries <= usize::from(self.armed) {
+                    // The poll refers to no memory of ours.
+                    return;
+                }
+                self.end_unseen(&mut done);
+                continue;
+            }
+            if let Err(error) = self.ring.submit_and_wait(1)
+                && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+            {
+                self.fail(error.raw_os_error().unwrap_or(libc::EIO));
             }
             self.take(&mut done);
-            for slot in std::mem::take(&mut self.waiting) {
-                self.in_flight[slot as usize] = None;
-            }
+            self.waiting.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::io::{Disk, DiskFile, IoMode, OpenMode, SystemDisk};
+
+    fn file(dir: &tempfile::TempDir) -> Arc<dyn DiskFile> {
+        SystemDisk::new().open(&dir.path().join("f"), OpenMode::Create, IoMode::Buffered).unwrap()
+    }
+
+    fn write(file: &Arc<dyn DiskFile>, number: u64) -> Op {
+        Op::Write { file: Arc::clone(file), data: Bytes::from(vec![number as u8; 8192]), offset: number * 8192 }
+    }
+
+    fn check(file: &Arc<dyn DiskFile>, count: u64) {
+        for number in 0..count {
+            let mut bytes = [0; 8192];
+            file.read_at(&mut bytes, number * 8192).unwrap();
+            assert!(bytes.iter().all(|byte| u64::from(*byte) == number), "transfer {number}");
+        }
+    }
+
+    /// From here on the kernel refuses the ring, as it does when the process has put itself under a stricter seccomp filter.
+    fn break_for_good(ring: &UringRing) {
+        let null = File::open("/dev/null").unwrap();
+        // SAFETY: both descriptors are open, and nobody but this ring, which is made to fail here, uses the second one.
+        assert!(unsafe { libc::dup2(null.as_raw_fd(), ring.as_raw_fd()) } >= 0);
+    }
+
+    #[test]
+    fn interrupted_cancelled_and_short_transfers_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok(mut ring) = UringRing::new(8) else { return println!("this machine has no io_uring") };
+        let (file, mut done) = (file(&dir), Vec::new());
+        for number in 0..5 {
+            ring.push(number, write(&file, number));
+        }
+        for (slot, result) in [-libc::EINTR, -libc::EAGAIN, -libc::ECANCELED, 4096].into_iter().enumerate() {
+            assert_eq!(ring.waiting.pop_front(), Some(slot as u32));
+            if result > 0 {
+                file.write_at(&[slot as u8; 4096], slot as u64 * 8192).unwrap();
+            }
+            ring.end(slot as u32, result, &mut done);
+        }
+        // It is never left to chance whether a transfer ends that the kernel cancels again and again.
+        assert_eq!(ring.waiting.pop_front(), Some(4));
+        for _ in 0..TRIES_MAX {
+            ring.end(4, -libc::ECANCELED, &mut done);
+            assert_eq!(ring.waiting.pop_back(), Some(4));
+        }
+        ring.end(4, -libc::ECANCELED, &mut done);
+        assert!(done.len() == 1 && done[0].token == 4 && done[0].result.is_ok());
+        while ring.in_flight() > 0 {
+            ring.reap(&mut done).unwrap();
+        }
+        assert!(done.len() == 5 && done.iter().all(|done| done.result.is_ok()));
+        check(&file, 5);
+    }
+
+    #[test]
+    fn a_ring_that_breaks_ends_every_transfer_before_it_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok(mut ring) = UringRing::new(8) else { return println!("this machine has no io_uring") };
+        let (file, mut done) = (file(&dir), Vec::new());
+        for number in 0..6 {
+            ring.push(number, write(&file, number));
+        }
+        ring.reap(&mut done).unwrap();
+        for number in 6..20 {
+            ring.push(number, write(&file, number));
+        }
+        break_for_good(&ring);
+        while ring.in_flight() > 0 {
+            ring.reap(&mut done).unwrap_or_default();
+        }
+        assert!(done.len() == 20 && done.iter().all(|done| done.result.is_ok()));
+        check(&file, 20);
+        ring.reap(&mut done).unwrap_err();
+        ring.push(20, write(&file, 20));
+        assert_eq!(ring.reap(&mut done).unwrap(), 1);
+        ring.push(21, write(&file, 21));
+        drop(ring);
+        check(&file, 22);
+    }
+
+    #[test]
+    fn a_ring_that_breaks_with_transfers_under_way_can_be_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok(mut ring) = UringRing::new(8) else { return println!("this machine has no io_uring") };
+        let file = file(&dir);
+        let data = Bytes::from(vec![5; 8 << 20]);
+        ring.push(0, Op::Write { file: Arc::clone(&file), data: data.clone(), offset: 0 });
+        ring.reap(&mut Vec::new()).unwrap();
+        ring.push(1, write(&file, 1));
+        break_for_good(&ring);
+        drop(ring);
+        assert!(data.is_unique(), "the ring has given its buffer back");
     }
 }
