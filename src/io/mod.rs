@@ -14,6 +14,5 @@ pub use buffer::AlignedBuffer;
 pub use descriptors::{Reservation, descriptors_max};
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
 pub use priority::give_way;
-pub(crate) use ring::poll_readable;
 pub use ring::{Done, Op, Ring, RingKind, RingWaker};
 pub use system::SystemDisk;

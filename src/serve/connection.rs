@@ -137,7 +137,7 @@ impl Connection {
         }
         let mut fds = [
             libc::pollfd { fd: if self.gone { -1 } else { self.socket.as_fd().as_raw_fd() }, events: wanted, revents: 0 },
-            libc::pollfd { fd: self.queue.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+            libc::pollfd { fd: self.queue.descriptor(), events: libc::POLLIN, revents: 0 },
             libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown }, events: libc::POLLIN, revents: 0 },
         ];
         crate::sync::poll(&mut fds, None)?;

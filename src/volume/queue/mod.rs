@@ -4,13 +4,27 @@
 //! are admitted at once. Everything else (a fetch, a mark, a partial block, a flush, a second look at a block) is done by a
 //! worker with the blocking calls, and completes through the same queue.
 //!
+//! # Invariants
+//! - The owner's descriptor is readable while [`Queue::reap`] has something to give or to hand over. So whoever makes the first such
+//!   thing tells the owner: a worker wakes it after it put its completion into `finished`; `submit` nudges the ring (once until the next
+//!   `reap`, and only if somebody ever asked for the descriptor: a caller of [`Queue::wait`] needs no telling).
+//! - A thread that waits for a latch or the gate reaps foreign queues, because their owner may be waiting elsewhere. It takes the
+//!   owner's completions and wakes with them. Therefore it wakes the owner again if it took anything and left anything behind.
+//! - The owner takes wakes before it takes `finished`, and a worker pushes before it wakes: no order of the two loses a completion.
+//! - No request is done by the calling thread while `inner` is locked: it might wait for writes that only a `reap` can end. `later` has
+//!   them until the lock is released, and a thread that reaps for somebody else leaves them to the owner.
+//!
 //! # Cancellation
 //! A request ends only with its completion. Dropping the queue waits for what the kernel has; what workers have ends unseen.
 mod read;
 mod workers;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +40,9 @@ use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Done, Ring, RingKind, RingWaker};
 use crate::limits::QUEUE_DEPTH_MAX;
-use crate::sync::atomic::Ordering;
-use crate::sync::{Mutex, RwLock};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::time::Instant;
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use read::{CacheGuess, PendingRead};
 use write::PendingWrite;
 
@@ -115,8 +130,12 @@ struct Inner {
     pending: Vec<Option<Pending>>,
     free: Vec<u32>,
     ready: Vec<Completion>,
+    /// Go on with a worker.
+    later: Vec<(u64, Request)>,
     done: Vec<Done>,
     cached: CacheGuess,
+    /// The descriptor was made readable since the last `reap`.
+    nudged: bool,
 }
 
 struct Shared {
@@ -125,10 +144,13 @@ struct Shared {
     /// Ended by workers.
     finished: Mutex<Vec<Completion>>,
     waker: RingWaker,
+    /// Somebody has the descriptor, and may poll it.
+    polled: AtomicBool,
     this: std::sync::Weak<Self>,
 }
 
-/// Many requests at once from one thread. `as_raw_fd` is readable (for `poll`) when [`Queue::reap`] has something to give.
+/// Many requests at once from one thread. `as_raw_fd` is readable (for `poll`) while [`Queue::reap`] has something to give, or
+/// requests to hand to the kernel.
 pub struct Queue {
     shared: Arc<Shared>,
     depth: usize,
@@ -153,13 +175,22 @@ impl Queue {
         }
         let ring = Ring::new(depth, target.core().ring).map_err(|error| Error::io("cannot make a ring", error))?;
         let (fd, kind, waker) = (ring.as_raw_fd(), ring.kind(), ring.waker());
-        let inner =
-            Inner { ring, pending: Vec::new(), free: Vec::new(), ready: Vec::new(), done: Vec::new(), cached: CacheGuess::default() };
+        let inner = Inner {
+            ring,
+            pending: Vec::new(),
+            free: Vec::new(),
+            ready: Vec::new(),
+            later: Vec::new(),
+            done: Vec::new(),
+            cached: CacheGuess::default(),
+            nudged: false,
+        };
         let make = |this: &std::sync::Weak<Shared>| Shared {
             target,
             inner: Mutex::new(inner),
             finished: Mutex::default(),
             waker,
+            polled: AtomicBool::new(false),
             this: this.clone(),
         };
         let shared = Arc::new_cyclic(make);
@@ -187,13 +218,17 @@ impl Queue {
     /// Hands submitted requests to the kernel and takes the completions that are ready, without waiting. Answers how many.
     ///
     /// # Errors
-    /// The ring failed.
+    /// The ring failed, and no completion is left to be taken.
     pub fn reap(&mut self, completions: &mut Vec<Completion>) -> Result<usize> {
         let mut inner = self.shared.inner.lock();
-        self.shared.take_ring(&mut inner, |ring, done| ring.reap(done))?;
+        let reaped = self.shared.take_ring(&mut inner, |ring, done| ring.reap(done));
+        inner.nudged = false;
+        // What it announces is taken below.
+        inner.ring.take_woken();
         let count = self.shared.take_ready(&mut inner, completions);
-        self.in_flight -= count;
-        Ok(count)
+        self.shared.send_later(inner);
+        self.in_flight = self.in_flight.saturating_sub(count);
+        reaped.map_or_else(|error| if count > 0 { Ok(count) } else { Err(error) }, |()| Ok(count))
     }
 
     /// Like [`Queue::reap`], but waits for at least one completion (if any request is under way), at most `timeout`.
@@ -201,15 +236,17 @@ impl Queue {
     /// # Errors
     /// The ring failed.
     pub fn wait(&mut self, completions: &mut Vec<Completion>, timeout: Option<Duration>) -> Result<usize> {
-        let until = timeout.map(|timeout| crate::sync::time::Instant::now() + timeout);
+        // A time that no clock reaches is no limit.
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             let count = self.reap(completions)?;
-            let left = until.map(|until| until.saturating_duration_since(crate::sync::time::Instant::now()));
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if count > 0 || self.in_flight == 0 || left == Some(Duration::ZERO) {
                 return Ok(count);
             }
-            let mut inner = self.shared.inner.lock();
-            self.shared.take_ring(&mut inner, |ring, done| ring.wait(done, left))?;
+            // Without the lock: others may reap for this thread meanwhile.
+            let mut readable = [libc::pollfd { fd: self.fd, events: libc::POLLIN, revents: 0 }];
+            crate::sync::poll(&mut readable, left).map_err(|error| Error::io("cannot wait for the queue", error))?;
         }
     }
 
@@ -224,22 +261,27 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// The descriptor, for a caller that reaps after it has submitted and before it polls: nothing is left then that the descriptor
+    /// would not tell of.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.fd
+    }
+}
+
 impl AsRawFd for Queue {
     fn as_raw_fd(&self) -> RawFd {
+        if !self.shared.polled.swap(true, Ordering::Relaxed) {
+            // What was submitted before.
+            self.shared.nudge(&mut self.shared.inner.lock());
+        }
         self.fd
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        let mut inner = self.shared.inner.lock();
-        while inner.ring.in_flight() > 0 {
-            // Latches are released only by completions, so they are waited for even if the ring complains.
-            if self.shared.take_ring(&mut inner, |ring, done| ring.wait(done, Some(Duration::from_millis(100)))).is_err() {
-                crate::sync::thread::yield_now();
-            }
-        }
-        drop(inner);
+        self.shared.drain(&mut self.shared.inner.lock());
         if let Target::Volume(head) = &self.shared.target {
             head.queues.fetch_sub(1, Ordering::AcqRel);
         }
@@ -271,18 +313,46 @@ impl Shared {
     fn start(self: &Arc<Self>, token: u64, request: Request) {
         let mut inner = self.inner.lock();
         let left = match request {
-            Request::Read { offset, bytes } => match self.start_read(&mut inner, token, offset, bytes) {
-                true => return,
-                false => Request::Read { offset, bytes },
-            },
-            Request::Write { offset, data, fua } => match self.start_write(&mut inner, token, offset, &data, fua) {
-                true => return,
-                false => Request::Write { offset, data, fua },
-            },
-            other => other,
+            Request::Read { offset, bytes } => {
+                let started = self.start_read(&mut inner, token, offset, bytes);
+                (!started).then_some(Request::Read { offset, bytes })
+            }
+            Request::Write { offset, data, fua } => {
+                let started = self.start_write(&mut inner, token, offset, &data, fua);
+                (!started).then_some(Request::Write { offset, data, fua })
+            }
+            other => Some(other),
         };
+        inner.later.extend(left.map(|request| (token, request)));
+        self.nudge(&mut inner);
+        self.send_later(inner);
+    }
+
+    /// Makes the descriptor readable if it would not tell of what the next `reap` has to do.
+    fn nudge(&self, inner: &mut Inner) {
+        if !inner.nudged && self.polled.load(Ordering::Relaxed) && (!inner.ready.is_empty() || inner.ring.has_unseen()) {
+            inner.nudged = true;
+            inner.ring.nudge();
+        }
+    }
+
+    /// Takes everything that the ring has, however long the kernel takes.
+    fn drain(self: &Arc<Self>, inner: &mut Inner) {
+        while inner.ring.in_flight() > 0 {
+            // Latches are released only by completions, so they are waited for even if the ring complains: it ends them all the same.
+            if self.take_ring(inner, |ring, done| ring.wait(done, Some(Duration::from_millis(100)))).is_err() {
+                crate::sync::thread::yield_now();
+            }
+        }
+    }
+
+    /// Gives requests that need a worker to one.
+    fn send_later(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>) {
+        let later = std::mem::take(&mut inner.later);
         drop(inner);
-        self.delegate(token, left);
+        for (token, request) in later {
+            self.delegate(token, request);
+        }
     }
 
     /// The time, if hydrations want to know how long requests take.
@@ -290,11 +360,12 @@ impl Shared {
         self.target.core().began()
     }
 
-    /// Lets a worker do it.
+    /// Lets a worker do it. May do it on this thread if no other one can be started.
     fn delegate(self: &Arc<Self>, token: u64, request: Request) {
         let shared = Arc::clone(self);
         self.target.workers(&request).run(Box::new(move || {
-            let result = shared.target.perform(request);
+            let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(request)));
+            let result = performed.unwrap_or_else(|_| Err(panicked()));
             shared.finished.lock().push(Completion { token, result });
             shared.waker.wake();
         }));
@@ -332,12 +403,20 @@ impl crate::layer::Reap for Shared {
         // If the owner is inside, it takes them itself.
         let Some(shared) = self.inner.try_lock().map(|inner| (inner, self.this.upgrade())) else { return };
         if let (mut inner, Some(this)) = shared {
-            let before = inner.ready.len();
+            let before = inner.ready.len() + inner.later.len();
             // An error shows when the owner reaps.
-            let _ = this.take_ring(&mut inner, |ring, done| ring.reap(done));
-            if inner.ready.len() > before {
+            let failed = this.take_ring(&mut inner, |ring, done| ring.reap(done)).is_err();
+            inner.nudged = false;
+            let took = inner.ring.take_woken() || inner.ready.len() + inner.later.len() > before;
+            let left = || !inner.ready.is_empty() || !inner.later.is_empty() || !self.finished.lock().is_empty();
+            if failed || took && left() {
                 self.waker.wake();
             }
         }
     }
+}
+
+/// The error of a request whose code, or that of its disk or source, panicked.
+fn panicked() -> Error {
+    Error::new(ErrorKind::Io, "the request panicked, which is a bug of the program or of its disk or source: see its standard error")
 }

@@ -150,7 +150,7 @@ impl Shared {
         if read.failed {
             let (token, offset, bytes) = (read.token, read.offset, read.bytes);
             inner.remove(slot);
-            self.delegate(token, Request::Read { offset, bytes });
+            inner.later.push((token, Request::Read { offset, bytes }));
             return;
         }
         if let Some(Pending::Read(read)) = inner.remove(slot) {

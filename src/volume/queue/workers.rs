@@ -3,8 +3,13 @@
 //! Reads may wait for a source, and with them writes for which there is no room otherwise: for as long as it hangs. So each volume
 //! has threads of its own for its reads and for its writes, and those of the store are for what waits for its disk alone. Otherwise
 //! one source that does not answer would stop the flushes of all volumes.
+//!
+//! # Invariants
+//! - A job runs once, in the order of the queue, whatever becomes of the others: a job that panics ends neither its thread nor the count.
+//! - While jobs wait, there is a thread: if none can be started and none is there, the calling thread does the job.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +68,7 @@ impl Workers {
                 && let Some(job) = state.jobs.pop_back()
             {
                 drop(state);
-                job();
+                let _ = catch_unwind(AssertUnwindSafe(job));
             }
         }
     }
@@ -73,7 +78,8 @@ fn work((state, woken): &(Mutex<State>, Condvar)) {
     let mut state = state.lock();
     loop {
         if let Some(job) = state.jobs.pop_front() {
-            crate::sync::MutexGuard::unlocked(&mut state, job);
+            // A job that panics has told so; the thread is there for the next one.
+            let _ = crate::sync::MutexGuard::unlocked(&mut state, || catch_unwind(AssertUnwindSafe(job)));
             continue;
         }
         state.idle += 1;

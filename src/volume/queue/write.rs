@@ -120,7 +120,7 @@ impl Shared {
         }
         head.gate.leave();
         match outcome {
-            Ok(_) if fua => self.delegate(token, Request::Flush),
+            Ok(_) if fua => inner.later.push((token, Request::Flush)),
             result => inner.ready.push(Completion { token, result }),
         }
     }
@@ -155,7 +155,7 @@ impl Shared {
         head.gate.leave();
         head.core.note_latency(write.began);
         match result {
-            Ok(_) if write.fua => self.delegate(write.token, Request::Flush),
+            Ok(_) if write.fua => inner.later.push((write.token, Request::Flush)),
             result => inner.ready.push(Completion { token: write.token, result }),
         }
     }

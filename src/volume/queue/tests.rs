@@ -1,0 +1,276 @@
+//! Queues over a store in a directory, whose files do what a test tells them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use super::*;
+use crate::catalog::Catalog;
+use crate::clock::SystemClock;
+use crate::format::{Record, StorePaths, Superblock};
+use crate::ids::{BlockSize, LayerId};
+use crate::io::{Disk, DiskFile, IoMode, OpenMode, SystemDisk};
+use crate::journal::Journal;
+use crate::layer::{LayerConfig, Reap, Recovery};
+use crate::limits::Limits;
+use crate::volume::core::CoreConfig;
+
+const BLOCK: usize = 4096;
+const EXTENT: usize = 4 << 20;
+/// Longer than anything takes that ends at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What happens to the data files.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Fault {
+    #[default]
+    None,
+    /// No write adds a block, and no space can be taken.
+    Full,
+    /// Writes panic.
+    Panics,
+}
+
+/// The machine's disk, whose data files have a fault. Its files tell no descriptor while `plain` is set, so that every transfer
+/// passes through here.
+struct Faulty {
+    disk: SystemDisk,
+    fault: Arc<Mutex<Fault>>,
+    plain: bool,
+}
+
+struct FaultyFile {
+    file: Arc<dyn DiskFile>,
+    fault: Arc<Mutex<Fault>>,
+    plain: bool,
+}
+
+impl FaultyFile {
+    /// Whether all bytes of a range are allocated.
+    fn has(&self, range: Range<u64>) -> bool {
+        matches!(self.file.next_allocated(range.start), Ok(Some(found)) if found.start <= range.start && found.end >= range.end)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
+        // A file system takes space block by block.
+        let bytes = buffer.len().min(BLOCK);
+        match *self.fault.lock() {
+            Fault::Full if !self.has(offset..offset + bytes as u64) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            Fault::Full => self.file.write_at(&buffer[..bytes], offset),
+            Fault::Panics => panic!("the disk panics, as it was told"),
+            Fault::None => self.file.write_at(buffer, offset),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        self.file.size_bytes()
+    }
+
+    fn set_size(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_size(bytes)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        match *self.fault.lock() {
+            Fault::Full => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            _ => self.file.allocate(range),
+        }
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.punch(range)
+    }
+
+    fn next_allocated(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.file.next_allocated(offset)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        self.file.raw_fd().filter(|_| !self.plain)
+    }
+}
+
+impl Disk for Faulty {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.disk.open(path, mode, io)?;
+        Ok(match path.extension().is_some_and(|kind| kind == "data") {
+            true => Arc::new(FaultyFile { file, fault: Arc::clone(&self.fault), plain: self.plain }),
+            false => file,
+        })
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.sync_dir(path)
+    }
+
+    fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
+        self.disk.sync_all(files)
+    }
+
+    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
+        self.disk.lock(path, owner)
+    }
+}
+
+struct Scene {
+    core: Arc<Core>,
+    fault: Arc<Mutex<Fault>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(ring: RingKind, plain: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = StorePaths::new(dir.path());
+        std::fs::create_dir(paths.layers()).unwrap();
+        let fault = Arc::new(Mutex::new(Fault::None));
+        let disk: Arc<dyn Disk> = Arc::new(Faulty { disk: SystemDisk::new(), fault: Arc::clone(&fault), plain });
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let config = LayerConfig {
+            disk: Arc::clone(&disk),
+            paths: paths.clone(),
+            block_size: BlockSize::DEFAULT,
+            io_mode: IoMode::Buffered,
+            checksum_cache_bytes: 1 << 20,
+            checkpoint_bytes: 8 << 20,
+            limits: Limits::DEFAULT,
+        };
+        let start = |state: &mut dyn Iterator<Item = Record>| Journal::start(disk, paths, superblock, 0, state, Limits::DEFAULT);
+        let layers = Recovery::new(config).finish(|_: LayerId| (None, None), start).unwrap();
+        let core = Core::new(CoreConfig {
+            layers: Arc::new(layers),
+            catalog: Catalog::default(),
+            block_size: BlockSize::DEFAULT,
+            store_id: String::new(),
+            ring: Some(ring),
+            sources: None,
+            clock: Arc::new(SystemClock::default()),
+            threads: false,
+            on_event: None,
+        });
+        Self { core, fault, _dir: dir }
+    }
+
+    fn volume(&self, name: &str) -> Arc<Head> {
+        self.core.create_volume(name, 16 << 20, BTreeMap::new()).unwrap()
+    }
+}
+
+const KINDS: [RingKind; 2] = [RingKind::Uring, RingKind::Threads];
+
+fn readable(queue: &Queue, timeout: Duration) -> bool {
+    let mut poll = libc::pollfd { fd: queue.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `poll` lives past the call.
+    unsafe { libc::poll(&raw mut poll, 1, timeout.as_millis() as i32) > 0 }
+}
+
+fn take(queue: &mut Queue) -> Vec<Completion> {
+    let mut done = Vec::new();
+    while queue.in_flight() > 0 {
+        assert!(readable(queue, PATIENCE), "nothing tells the owner");
+        queue.reap(&mut done).unwrap();
+    }
+    done
+}
+
+fn write(offset: usize, bytes: usize, byte: u8) -> Request {
+    Request::Write { offset: offset as u64, data: vec![byte; bytes].into(), fua: false }
+}
+
+#[test]
+fn whoever_takes_the_wake_of_a_worker_passes_it_on() {
+    for kind in KINDS {
+        let scene = Scene::new(kind, false);
+        let mut queue = Queue::for_volume(&scene.volume("v"), 8).unwrap();
+        for round in 0..3 {
+            // A part of a block: a worker does it.
+            queue.submit(round, write(100, 100, 7)).unwrap();
+            assert!(readable(&queue, PATIENCE));
+            assert_eq!(queue.shared.finished.lock().len(), 1);
+            queue.shared.reap_finished();
+            assert!(readable(&queue, Duration::ZERO), "{kind:?}: a helper took the wake of a completion that it left");
+            assert_eq!(take(&mut queue).len(), 1);
+            queue.reap(&mut Vec::new()).unwrap();
+            assert!(!readable(&queue, Duration::ZERO), "{kind:?}: there is nothing");
+        }
+    }
+}
+
+#[test]
+fn whoever_takes_the_completion_of_a_transfer_wakes_its_owner() {
+    for kind in KINDS {
+        let scene = Scene::new(kind, false);
+        let head = scene.volume("v");
+        head.write(&vec![1; 512 << 10], 0).unwrap();
+        let mut queue = Queue::for_volume(&head, 8).unwrap();
+        queue.submit(0, write(0, 512 << 10, 2)).unwrap();
+        assert_eq!(queue.shared.inner.lock().ring.in_flight(), 1);
+        while queue.shared.inner.lock().ring.in_flight() > 0 {
+            queue.shared.reap_finished();
+        }
+        assert!(readable(&queue, Duration::ZERO), "{kind:?}");
+        queue.shared.reap_finished();
+        assert!(readable(&queue, Duration::ZERO), "{kind:?}: the second helper took the wake of the first");
+        assert!(take(&mut queue).pop().unwrap().result.is_ok());
+    }
+}
+
+#[test]
+fn the_descriptor_tells_of_what_ended_in_submit_and_of_what_the_kernel_has_not_seen() {
+    for kind in KINDS {
+        let scene = Scene::new(kind, false);
+        let head = scene.volume("v");
+        head.write(&vec![1; 512 << 10], 0).unwrap();
+        let mut queue = Queue::for_volume(&head, 8).unwrap();
+        let requests = [
+            Request::Read { offset: 8 << 20, bytes: 4096 },
+            Request::Read { offset: 0, bytes: 4096 },
+            write(0, BLOCK, 2),
+            write(0, 512 << 10, 3),
+            Request::Read { offset: 0, bytes: 512 << 10 },
+            Request::Flush,
+        ];
+        for (token, request) in requests.into_iter().enumerate() {
+            queue.submit(token as u64, request.clone()).unwrap();
+            // As an owner would that never reaps without being told.
+            let done = take(&mut queue);
+            assert!(matches!(&done[..], [Completion { result: Ok(_), .. }]), "{kind:?}: {request:?}: {done:?}");
+        }
+        // Asked for after the request has ended.
+        let mut queue = Queue::for_volume(&head, 8).unwrap();
+        queue.submit(0, Request::Read { offset: 8 << 20, bytes: 4096 }).unwrap();
+        assert_eq!(take(&mut queue).len(), 1);
+    }
+}
+
+#[test]
+fn a_time_that_no_clock_reaches_is_no_limit() {
+    let scene = Scene::new(RingKind::Threads, false);
+    let mut queue = Queue::for_volume(&scene.volume("v"), 8).unwrap();
+    queue.submit(0, Request::Flush).unwrap();
+    assert_eq!(queue.wait(&mut Vec::new(), Some(Duration::MAX)).unwrap(), 1);
+}
