@@ -4,9 +4,11 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use super::current;
+use super::current as present;
 use super::state::On;
 use super::world::Task;
+
+pub use std::thread::{Thread, ThreadId, current};
 
 /// As `std::thread::Builder`.
 #[derive(Debug)]
@@ -40,7 +42,7 @@ pub struct Scope<'scope, 'env: 'scope>(std::thread::Scope<'scope, 'env>);
 /// A task for a new thread, if the present one belongs to a run.
 #[track_caller]
 fn prepare(name: &str) -> io::Result<Option<Task>> {
-    let Some(task) = current() else { return Ok(None) };
+    let Some(task) = present() else { return Ok(None) };
     task.point("spawn");
     let fails = {
         let mut state = task.world.state.lock();
@@ -128,7 +130,7 @@ pub fn scope<'env, T>(f: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) ->
     std::thread::scope(|real| {
         // SAFETY: `Scope` is a transparent wrapper, and the reference lives as long as the one that it is made of.
         let scope = unsafe { &*std::ptr::from_ref(real).cast::<Scope<'_, 'env>>() };
-        let Some(task) = current() else { return f(scope) };
+        let Some(task) = present() else { return f(scope) };
         let result = catch_unwind(AssertUnwindSafe(|| f(scope)));
         // The standard library would wait for real.
         while let Some(other) = task.take_scoped(scope.address()) {
@@ -190,14 +192,14 @@ impl<T> ScopedJoinHandle<'_, T> {
 
 #[track_caller]
 fn wait_for(task: Option<&Task>) {
-    if let (Some(task), Some(me)) = (task, current()) {
+    if let (Some(task), Some(me)) = (task, present()) {
         me.join(task.id);
     }
 }
 
 #[track_caller]
 fn has_ended(task: Option<&Task>) -> Option<bool> {
-    let (task, me) = (task?, current()?);
+    let (task, me) = (task?, present()?);
     me.point("is_finished");
     Some(me.has_ended(task.id))
 }
@@ -205,7 +207,7 @@ fn has_ended(task: Option<&Task>) -> Option<bool> {
 /// Waits for some time.
 #[track_caller]
 pub fn sleep(duration: Duration) {
-    match current() {
+    match present() {
         None => std::thread::sleep(duration),
         Some(task) => drop(task.wait("sleep", On::Time, task.after(duration))),
     }
@@ -214,7 +216,7 @@ pub fn sleep(duration: Duration) {
 /// Lets others run.
 #[track_caller]
 pub fn yield_now() {
-    match current() {
+    match present() {
         None => std::thread::yield_now(),
         Some(task) => task.yield_now(),
     }
