@@ -37,6 +37,9 @@ pub struct Limits {
     pub state_frame_bytes: usize,
     /// Largest payload of a frame: bounds what a reader reserves. At most that of the format.
     pub frame_payload_bytes_max: usize,
+    /// Largest record of a set of blocks (presence of a layer, blocks to forget); a larger set is cut into several records. At
+    /// least [`SET_RECORD_BYTES_MIN`].
+    pub set_record_bytes_max: usize,
     /// Bytes kept for opening the store on a full disk.
     pub opening_reserve_bytes: u64,
     /// Extents whose space is given back in one step.
@@ -57,6 +60,7 @@ impl Limits {
         journal_reserve_bytes: 1 << 20,
         state_frame_bytes: 4 << 20,
         frame_payload_bytes_max: FRAME_PAYLOAD_BYTES_MAX,
+        set_record_bytes_max: 128 << 10,
         opening_reserve_bytes: 4 << 20,
         punch_extents: 256,
         inline_bytes_max: 256 << 10,
@@ -71,8 +75,14 @@ impl Default for Limits {
 
 /// Largest payload of a journal frame that any program writes.
 pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// Largest payload of a frame of the state that is read: older programs wrote the presence of a layer whole, up to two sets of
+/// 2^32 blocks.
+pub const STATE_PAYLOAD_BYTES_MAX: usize = 1 << 31;
+/// A record of a set is not cut below one extent, which takes at most this in two sets of blocks and one of marks.
+pub const SET_RECORD_BYTES_MIN: usize = 2 * (EXTENT_BLOCKS as usize * 2 + 32) + 64;
 
 const _: () = assert!(Limits::DEFAULT.patch_bytes_max >= BLOCK_BYTES_MAX as u64);
-const _: () = assert!(Limits::DEFAULT.state_frame_bytes < FRAME_PAYLOAD_BYTES_MAX);
+const _: () = assert!(Limits::DEFAULT.state_frame_bytes + Limits::DEFAULT.set_record_bytes_max <= FRAME_PAYLOAD_BYTES_MAX);
+const _: () = assert!(Limits::DEFAULT.set_record_bytes_max >= SET_RECORD_BYTES_MIN);
 const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_BYTES_MIN as u64 == 1 << 32);
 const _: () = assert!(SEGMENT_BYTES.is_multiple_of(EXTENT_BLOCKS as u64 * BLOCK_BYTES_MAX as u64));

@@ -13,7 +13,7 @@
 //! The identity in the checksum keeps frames of an older file, whose blocks were reused, from being believed.
 
 use super::bytes::{FormatError, Reader, Writer};
-use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
+use crate::limits::{FRAME_PAYLOAD_BYTES_MAX, STATE_PAYLOAD_BYTES_MAX};
 
 /// Bytes before the payload.
 pub const FRAME_HEADER_BYTES: usize = 24;
@@ -45,11 +45,16 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
-fn checksum(identity: &[u8; 16], journal: u64, header: &[u8], payload: &[u8]) -> u32 {
+fn hasher(identity: &[u8; 16], journal: u64, header: &[u8]) -> crc32fast::Hasher {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(identity);
     hasher.update(&journal.to_le_bytes());
     hasher.update(header);
+    hasher
+}
+
+fn checksum(identity: &[u8; 16], journal: u64, header: &[u8], payload: &[u8]) -> u32 {
+    let mut hasher = hasher(identity, journal, header);
     hasher.update(payload);
     hasher.finalize()
 }
@@ -77,6 +82,39 @@ pub fn encode_frame(identity: &[u8; 16], journal: u64, frame: Frame<'_>) -> Vec<
     writer.bytes
 }
 
+fn is_state(kind: u32) -> bool {
+    kind < 2
+}
+
+/// Verifies a frame in pieces.
+pub struct FrameCheck {
+    hasher: crc32fast::Hasher,
+    crc: u32,
+    /// Bytes of the payload that the header claims.
+    pub payload_bytes: usize,
+}
+
+impl FrameCheck {
+    /// Begins with the header of a part of the state. `None`: it is another frame, or claims more than any program wrote.
+    pub fn of_state(identity: &[u8; 16], journal: u64, header: &[u8; FRAME_HEADER_BYTES]) -> Option<Self> {
+        let mut reader = Reader::new(header);
+        let (magic, length) = (reader.array::<4>().ok()?, reader.u32().ok()? as usize);
+        let (_, kind, crc) = (reader.u64().ok()?, reader.u32().ok()?, reader.u32().ok()?);
+        let sensible = magic == *FRAME_MAGIC && is_state(kind) && length <= STATE_PAYLOAD_BYTES_MAX;
+        sensible.then(|| Self { hasher: hasher(identity, journal, &header[..CRC_AT]), crc, payload_bytes: length })
+    }
+
+    /// The next piece of the payload.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.hasher.update(piece);
+    }
+
+    /// Whether the pieces were the payload.
+    pub fn matches(self) -> bool {
+        self.hasher.finalize() == self.crc
+    }
+}
+
 /// Takes the frame at the start of `bytes`.
 ///
 /// # Errors
@@ -87,11 +125,12 @@ pub fn decode_frame<'a>(identity: &[u8; 16], journal: u64, bytes: &'a [u8]) -> R
         return Err(FormatError("frame has no magic number".into()));
     }
     let length = reader.u32()? as usize;
-    if length > FRAME_PAYLOAD_BYTES_MAX {
-        return Err(FormatError(format!("frame claims {length} bytes, at most {FRAME_PAYLOAD_BYTES_MAX} are allowed")));
-    }
     let sequence = reader.u64()?;
     let kind = reader.u32()?;
+    let length_max = if is_state(kind) { STATE_PAYLOAD_BYTES_MAX } else { FRAME_PAYLOAD_BYTES_MAX };
+    if length > length_max {
+        return Err(FormatError(format!("frame claims {length} bytes, at most {length_max} are allowed")));
+    }
     let crc = reader.u32()?;
     let payload = reader.take(length)?;
     if checksum(identity, journal, &bytes[..CRC_AT], payload) != crc {

@@ -24,16 +24,20 @@
 //!  24  clear           layer u32, extent u32
 //!  25  expect          as 20
 //!  26  patch           layer u32, block u32, offset within the block u32, bytes blob (1 byte to the end of the largest block)
-//!  30  presence        layer u32, present blob, zeroed blob, marked blob (portable roaring bitmaps)
+//!  30  presence        layer u32, present blob, zeroed blob, marked blob (portable roaring bitmaps); replaces those before it
 //!  31  closed          -
+//!  32  more presence   as 30; adds to those before it
+//!  33  forget          layer u32, blocks blob (a portable roaring bitmap)
 //! ```
 //! The layout of `source`, `uris` and `settings` is in `source`, that of `labels` in `label`.
-
-use roaring::RoaringBitmap;
+//!
+//! # Invariants
+//! - Every record has a bound far below that of a frame: what could be larger (presence, blocks to forget) is cut into several.
 
 use super::blocks::{BlockRun, PatchRecord};
 use super::bytes::{FormatError, Reader, Writer};
 use super::label::{HeldRecord, Labels, read_labels, write_labels};
+use super::presence::{ForgetRecord, PresenceRecord};
 use super::source::{HydrationSettings, SourceRecord, read_settings, read_uris, write_settings, write_uris};
 use crate::ids::{LayerId, VolumeId};
 
@@ -80,19 +84,6 @@ pub struct SnapshotRecord {
     pub created_at: u64,
     /// Name within the volume.
     pub name: String,
-}
-
-/// Presence of a whole layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PresenceRecord {
-    /// The layer.
-    pub layer: LayerId,
-    /// Blocks it holds.
-    pub present: RoaringBitmap,
-    /// Blocks that it hides with zeros.
-    pub zeroed: RoaringBitmap,
-    /// Extents with a dirty mark.
-    pub marked: RoaringBitmap,
 }
 
 /// One change, or one part of the state.
@@ -181,25 +172,15 @@ pub enum Record {
     Expect(BlockRun),
     /// Part of a block that the layer does not hold is written. It counts until the block is present, zero or dropped.
     Patch(PatchRecord),
-    /// Presence of a whole layer.
+    /// Presence of a layer, or of a part of its blocks.
     Presence(PresenceRecord),
+    /// Blocks that nobody can see are forgotten.
+    Forget(ForgetRecord),
     /// The store was closed in order: there is nothing to verify.
     Closed,
 }
 
 const NO_PARENT: u32 = u32::MAX;
-
-fn write_bitmap(writer: &mut Writer, bitmap: &RoaringBitmap) {
-    writer.u32(bitmap.serialized_size() as u32);
-    // Writing to memory cannot fail.
-    let _ = bitmap.serialize_into(&mut writer.bytes);
-}
-
-fn read_bitmap(reader: &mut Reader<'_>) -> Result<RoaringBitmap, FormatError> {
-    let bytes = reader.blob()?;
-    // Each container costs at least a few bytes of input, so the input bounds what this reserves.
-    RoaringBitmap::deserialize_from(bytes).map_err(|error| FormatError(format!("bitmap is damaged: {error}")))
-}
 
 fn range(reader: &mut Reader<'_>) -> Result<(LayerId, u32, u32), FormatError> {
     let (layer, first, last) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
@@ -320,13 +301,8 @@ impl Record {
             Self::Clear(layer, extent) => Self::encode_three(writer, 24, [layer.0, *extent]),
             Self::Expect(run) => run.encode(25, writer),
             Self::Patch(patch) => patch.encode(writer),
-            Self::Presence(presence) => {
-                writer.u8(30);
-                writer.u32(presence.layer.0);
-                write_bitmap(writer, &presence.present);
-                write_bitmap(writer, &presence.zeroed);
-                write_bitmap(writer, &presence.marked);
-            }
+            Self::Presence(presence) => presence.encode(writer),
+            Self::Forget(forget) => forget.encode(writer),
             Self::Closed => writer.u8(31),
             _ => {}
         }
@@ -399,13 +375,10 @@ impl Record {
             24 => Self::Clear(LayerId(reader.u32()?), reader.u32()?),
             25 => Self::Expect(BlockRun::decode(reader)?),
             26 => Self::Patch(PatchRecord::decode(reader)?),
-            30 => Self::Presence(PresenceRecord {
-                layer: LayerId(reader.u32()?),
-                present: read_bitmap(reader)?,
-                zeroed: read_bitmap(reader)?,
-                marked: read_bitmap(reader)?,
-            }),
+            30 => Self::Presence(PresenceRecord::decode(false, reader)?),
             31 => Self::Closed,
+            32 => Self::Presence(PresenceRecord::decode(true, reader)?),
+            33 => Self::Forget(ForgetRecord::decode(reader)?),
             other => return Err(FormatError(format!("record type {other} is unknown: use a newer program"))),
         })
     }
@@ -448,10 +421,22 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use roaring::RoaringBitmap;
+
     use super::*;
     use crate::content::{Digest, HeldLayer, ImageLayer};
     use crate::format::HydrationPriority;
     use crate::limits::BLOCK_BYTES_MAX;
+
+    fn presence(more: bool) -> PresenceRecord {
+        PresenceRecord {
+            layer: LayerId(1),
+            more,
+            present: (0..5000).collect(),
+            zeroed: RoaringBitmap::new(),
+            marked: [7].into_iter().collect(),
+        }
+    }
 
     fn examples() -> Vec<Record> {
         let run = || BlockRun { layer: LayerId(3), block: 9, checksums: vec![1, 0xffff_ffff] };
@@ -490,12 +475,9 @@ mod tests {
             Record::Clear(LayerId(1), 6),
             Record::Expect(run()),
             Record::Patch(PatchRecord { layer: LayerId(1), block: 9, offset: BLOCK_BYTES_MAX - 2, bytes: vec![5, 6] }),
-            Record::Presence(PresenceRecord {
-                layer: LayerId(1),
-                present: (0..5000).collect(),
-                zeroed: RoaringBitmap::new(),
-                marked: [7].into_iter().collect(),
-            }),
+            Record::Presence(presence(false)),
+            Record::Presence(presence(true)),
+            Record::Forget(ForgetRecord { layer: LayerId(1), blocks: (0..5000).collect() }),
             Record::Closed,
         ]
     }

@@ -20,7 +20,10 @@ use crate::ids::BlockSize;
 /// Bytes of one slot.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 /// Names of the feature bits this program knows, lowest bit first.
-pub const FEATURES_KNOWN: [&str; 0] = [];
+///
+/// `split records`: records 32 and 33, which cut presence and blocks to forget into bounded parts. The journal that comes after the
+/// state may have them at any time, so every superblock says so.
+pub const FEATURES_KNOWN: [&str; 1] = ["split records"];
 
 const MAGIC: &[u8; 8] = b"volfork\0";
 const VERSION: u32 = 1;
@@ -108,10 +111,19 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let slot = example().encode();
-        let head = b"volfork\0\x01\0\0\0\0\x10\0\0\x03\0\0\0\0\0\0\x000123456789abcdef\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let head = b"volfork\0\x01\0\0\0\0\x10\0\0\x03\0\0\0\0\0\0\x000123456789abcdef\x07\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0";
         assert_eq!(&slot[..FIELDS_BYTES], head);
         assert_eq!(SuperblockSlot(&slot).verify(), Ok(example()));
         assert_eq!(example().slot_offset(), 4096);
+    }
+
+    #[test]
+    fn a_store_of_a_program_without_these_features_is_read() {
+        let mut old = example().encode();
+        old[48] = 0;
+        let crc = crc32fast::hash(&old[..CRC_AT]);
+        old[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(SuperblockSlot(&old).verify(), Ok(example()));
     }
 
     #[test]

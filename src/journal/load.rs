@@ -6,10 +6,11 @@ use std::path::Path;
 use super::torn::whole_frame_behind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    FRAME_HEADER_BYTES, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, SuperblockSlot, decode_frame, frame_bytes,
+    FRAME_HEADER_BYTES, FormatError, Frame, FrameCheck, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths, Superblock,
+    SuperblockSlot, decode_frame, frame_bytes,
 };
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
-use crate::limits::Limits;
+use crate::limits::{Limits, STATE_PAYLOAD_BYTES_MAX};
 
 /// What the superblock and the journal say.
 pub struct Loaded {
@@ -25,6 +26,8 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// Number of the first frame.
     pub first: u64,
+    /// Bytes of the state, and of all frames.
+    pub bytes: (u64, u64),
 }
 
 impl Loaded {
@@ -90,12 +93,15 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
         other => other.map_err(|error| Error::io(format!("cannot open the journal {}", path.display()), error))?,
     };
     let unreadable = |error| Error::io(format!("cannot read {}", path.display()), error);
-    let mut loaded = Loaded { superblock, state: Vec::new(), rounds: Vec::new(), sequence: 0, warnings: Vec::new(), first: 0 };
+    let mut loaded =
+        Loaded { superblock, state: Vec::new(), rounds: Vec::new(), sequence: 0, warnings: Vec::new(), first: 0, bytes: (0, 0) };
     let mut offset = 0;
     let mut complete = false;
     loop {
-        let bytes = read_frame(&*file, offset, limits.frame_payload_bytes_max).map_err(unreadable)?;
-        let frame = match decode_frame(&superblock.store_id, superblock.journal, &bytes) {
+        loaded.bytes.1 = offset;
+        let bytes = read_any_frame(&*file, &superblock, offset, limits.frame_payload_bytes_max).map_err(unreadable)?;
+        let frame = decode_frame(&superblock.store_id, superblock.journal, &bytes);
+        let frame = match frame.and_then(|frame| if complete { not_left_over(frame, loaded.sequence) } else { Ok(frame) }) {
             Ok(frame) => frame,
             Err(error) if !complete => return Err(damaged(format!("state at offset {offset} {error}"))),
             Err(error) => {
@@ -116,6 +122,7 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
             (FrameKind::StateEnd, false) => {
                 loaded.state.extend(records);
                 complete = true;
+                loaded.bytes.0 = offset + frame_bytes(frame.payload.len());
             }
             (FrameKind::Round, true) => loaded.rounds.push(records),
             _ => return Err(damaged(format!("frame at offset {offset} is out of order"))),
@@ -126,6 +133,35 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
         loaded.sequence = frame.sequence;
         offset += frame_bytes(frame.payload.len());
     }
+}
+
+/// The file may have held an earlier try to write this journal, which failed before the superblock pointed at it: behind the
+/// frames that count may be parts of that state. A round was never written to it.
+fn not_left_over(frame: Frame<'_>, sequence: u64) -> std::result::Result<Frame<'_>, FormatError> {
+    match frame.kind == FrameKind::Round && frame.sequence > sequence {
+        true => Ok(frame),
+        false => Err(FormatError("frame is left over from an earlier try".into())),
+    }
+}
+
+/// Header and payload at `offset`, as far as the file has them. A part of the state may be larger than this program writes
+/// it: it is verified in pieces before there is memory for it.
+fn read_any_frame(file: &dyn DiskFile, superblock: &Superblock, offset: u64, payload_bytes_max: usize) -> io::Result<Vec<u8>> {
+    const PIECE_BYTES: usize = 1 << 20;
+    let bytes = read_frame(file, offset, payload_bytes_max)?;
+    let Ok(header) = <&[u8; FRAME_HEADER_BYTES]>::try_from(&bytes[..]) else { return Ok(bytes) };
+    let Some(mut check) = FrameCheck::of_state(&superblock.store_id, superblock.journal, header) else { return Ok(bytes) };
+    let payload = offset + FRAME_HEADER_BYTES as u64..offset + (FRAME_HEADER_BYTES + check.payload_bytes) as u64;
+    if payload.end > file.size_bytes()? {
+        return Ok(bytes);
+    }
+    let mut piece = vec![0; PIECE_BYTES];
+    for start in payload.clone().step_by(PIECE_BYTES) {
+        let length = (payload.end - start).min(PIECE_BYTES as u64) as usize;
+        file.read_exact_at(&mut piece[..length], start)?;
+        check.update(&piece[..length]);
+    }
+    if check.matches() { read_frame(file, offset, STATE_PAYLOAD_BYTES_MAX) } else { Ok(bytes) }
 }
 
 /// Header and payload at `offset`, as far as the file has them. Only the header, if it claims a longer payload than that.

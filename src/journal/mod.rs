@@ -93,6 +93,10 @@ impl Journal {
         file.set_size(0).map_err(io_error("truncate", path))?;
         let mut tail = 0;
         let mut put = |payload: &[u8], kind| -> Result<()> {
+            if payload.len() > limits.frame_payload_bytes_max {
+                let message = format!("a part of the state has {} bytes, which no program would read again", payload.len());
+                return Err(Error::new(ErrorKind::InvalidInput, message));
+            }
             sequence += 1;
             let bytes = encode_frame(&superblock.store_id, superblock.journal, Frame { sequence, kind, payload });
             file.write_all_at(&bytes, tail).map_err(io_error("write", path))?;
@@ -224,5 +228,35 @@ mod tests {
         let state_bytes = start().state_bytes();
         assert_eq!(state_bytes, lost.state_bytes(), "the frame of the lost one is where the next frame will be");
         assert!(load(&*disk, &paths, &Limits::DEFAULT).unwrap().rounds.is_empty());
+    }
+
+    /// As a program wrote it that did not cut the presence of a layer.
+    #[test]
+    fn a_state_in_a_frame_larger_than_any_that_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
+        let paths = StorePaths::new(dir.path());
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let present = (0..100_000u32).map(|block| block * 3).collect();
+        let (zeroed, marked) = Default::default();
+        let state =
+            [Record::Presence(crate::format::PresenceRecord { layer: crate::ids::LayerId(1), more: false, present, zeroed, marked })];
+        let old = Limits { state_frame_bytes: usize::MAX, ..Limits::DEFAULT };
+        let mut journal = Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, state.clone().into_iter(), old).unwrap();
+        let mut writer = Writer::default();
+        Record::Closed.encode(&mut writer);
+        journal.append(&writer.bytes).unwrap();
+        let small = Limits { frame_payload_bytes_max: 1 << 10, ..Limits::DEFAULT };
+        let loaded = load(&*disk, &paths, &small).unwrap();
+        assert_eq!((&loaded.state[..], &loaded.rounds[..]), (&state[..], &[vec![Record::Closed]][..]));
+        assert_eq!(loaded.bytes, (journal.state_bytes(), journal.state_bytes() + journal.log_bytes()));
+        let path = paths.journal(1);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[5000] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let refused = load(&*disk, &paths, &small).err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+        let refused = Journal::start(disk, paths, superblock, 0, state.into_iter(), small).err().unwrap();
+        assert!(refused.to_string().contains("no program would read"), "{refused}");
     }
 }

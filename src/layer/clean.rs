@@ -132,8 +132,10 @@ impl Layers {
         let patches: Vec<Record> = state.patches_to_keep(&present).flat_map(|(block, patch)| patch.records(layer.id, block)).collect();
         present.optimize();
         zeroed.optimize();
-        let presence = Record::Presence(PresenceRecord { layer: layer.id, present, zeroed, marked: state.marked.clone() });
-        std::iter::once(presence).chain(patches).collect()
+        let marked = state.marked.clone();
+        drop(state);
+        let presence = PresenceRecord { layer: layer.id, more: false, present, zeroed, marked };
+        presence.split(self.limits.set_record_bytes_max).into_iter().map(Record::Presence).chain(patches).collect()
     }
 
     /// Layers with marked extents.

@@ -15,7 +15,7 @@ use super::presence::Presence;
 use super::set::{LayerConfig, Layers};
 use super::state::Layer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BlockRun, LayerFile, PatchRecord, Record};
+use crate::format::{BlockRun, LayerFile, PatchRecord, PresenceRecord, Record};
 use crate::ids::LayerId;
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::journal::Journal;
@@ -80,9 +80,19 @@ impl Recovery {
                 // The page in the file is newer than the checksums of all records before this one.
                 self.checksums.drop_page(*layer, *extent);
             }
+            Record::Forget(record) => self.with(record.layer, |layer| {
+                let mut runs = record.blocks.iter();
+                while let Some(run) = runs.next_range() {
+                    layer.forget(run);
+                }
+            }),
             Record::Presence(record) => self.with(record.layer, |layer| {
-                layer.presence = Presence { present: record.present.clone(), zeroed: record.zeroed.clone() };
-                layer.marked = record.marked.clone();
+                if !record.more {
+                    (layer.presence, layer.marked) = (Presence::default(), RoaringBitmap::new());
+                }
+                layer.presence.present |= &record.present;
+                layer.presence.zeroed |= &record.zeroed;
+                layer.marked |= &record.marked;
             }),
             _ => {}
         }
@@ -249,11 +259,12 @@ impl Recovery {
         let named = self.config.disk.sync_dir(&self.config.paths.layers());
         let synced = named.and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
         synced.map_err(|error| Error::io("cannot sync checksums", error))?;
+        let bytes_max = self.config.limits.set_record_bytes_max;
         let records = self.layers.iter().flat_map(|(id, layer)| {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());
-            let presence = crate::format::PresenceRecord { layer: *id, present, zeroed, marked: layer.marked.clone() };
+            let presence = PresenceRecord { layer: *id, more: false, present, zeroed, marked: layer.marked.clone() };
             let patches = layer.patches.iter().flat_map(|(block, patch)| patch.records(*id, *block));
-            std::iter::once(Record::Presence(presence)).chain(patches)
+            presence.split(bytes_max).into_iter().map(Record::Presence).chain(patches)
         });
         let journal = start(&mut records.chain(kept))?;
         let table: FxHashMap<LayerId, Arc<Layer>> = self

@@ -8,6 +8,8 @@ mod open;
 mod options;
 mod report;
 mod scrub;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -109,7 +109,7 @@ impl Replayed {
         let whole = self.lost_blocks == 0;
         let plain = |record: &&Record| match record {
             Record::Present(_) | Record::Expect(_) => false,
-            Record::Drop { .. } => whole,
+            Record::Drop { .. } | Record::Forget(_) => whole,
             other => whole || !other.is_shape(),
         };
         for record in records.iter().filter(plain).chain(&present) {
@@ -339,7 +339,7 @@ mod tests {
             // There is no file that could have this block.
             last.extend(torn.then(|| present(head, 6)));
             let rounds = vec![vec![present(base, 5)], last];
-            let loaded = Loaded { superblock, state: state.clone(), rounds, sequence: 3, warnings: Vec::new(), first: 1 };
+            let loaded = Loaded { superblock, state: state.clone(), rounds, sequence: 3, warnings: Vec::new(), first: 1, bytes: (0, 0) };
             let replayed = replay(config.clone(), &loaded).unwrap();
             assert_eq!(replayed.lost_blocks, u64::from(torn));
             assert_eq!(replayed.catalog.snapshot("v", "v").is_ok(), torn);

@@ -35,16 +35,16 @@ pub struct StoreOptions {
     /// Background work (giving back space, checkpoints, hydration) runs in threads; otherwise [`crate::Store::step`] does it.
     pub threads: bool,
     /// Limits that the proof system makes small.
-    #[cfg(feature = "sim")]
+    #[cfg(any(test, feature = "sim"))]
     #[doc(hidden)]
     pub limits: Limits,
 }
 
 impl StoreOptions {
     pub(super) fn limits(&self) -> Limits {
-        #[cfg(feature = "sim")]
+        #[cfg(any(test, feature = "sim"))]
         return self.limits;
-        #[cfg(not(feature = "sim"))]
+        #[cfg(not(any(test, feature = "sim")))]
         Limits::DEFAULT
     }
 }
@@ -63,7 +63,7 @@ impl Default for StoreOptions {
             clock: Arc::new(SystemClock::default()),
             on_event: None,
             threads: true,
-            #[cfg(feature = "sim")]
+            #[cfg(any(test, feature = "sim"))]
             limits: Limits::DEFAULT,
         }
     }
