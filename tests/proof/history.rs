@@ -1,0 +1,107 @@
+//! A history: some lives of one store, each with many threads; and the states that were set aside in it, each opened again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::disk::Medium;
+use crate::oracle::Oracle;
+use crate::plan::Plan;
+use crate::random::Random;
+use crate::shaper::Shaper;
+use crate::threads::{sleep, spawn};
+use crate::verify::{Case, verify};
+use crate::world::World;
+use crate::writer::Writer;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub histories: u64,
+    pub states: u64,
+    pub operations: u64,
+    pub points: u64,
+}
+
+/// One life: opens the store, lets all threads make their calls, and ends. Answers what was set aside.
+fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<Case> {
+    let world = World::open(plan, medium, oracle, random);
+    let missing = plan.volumes.saturating_sub(world.oracle().volumes.len() as u64);
+    for _ in 0..missing {
+        world.create(plan.window as u64 - random.below(8));
+    }
+    let mut threads = Vec::new();
+    let mut seed = || random.below(u64::MAX);
+    for number in 0..plan.writers {
+        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        threads.push(spawn("writer", move || {
+            let mut writer = Writer { world: &world, random, hot: number % 3 != 2 };
+            (0..calls).for_each(|_| writer.act());
+        }));
+    }
+    for _ in 0..plan.flushers {
+        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        threads.push(spawn("flusher", move || {
+            let mut writer = Writer { world: &world, random, hot: false };
+            for _ in 0..calls {
+                if let Some((key, volume)) = world.some_volume(&mut writer.random) {
+                    writer.flush(key, &volume);
+                }
+            }
+        }));
+    }
+    for _ in 0..plan.shapers {
+        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        threads.push(spawn("shaper", move || {
+            let mut shaper = Shaper { world: &world, random };
+            (0..calls).for_each(|_| shaper.act());
+        }));
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let stepper = (!plan.threads).then(|| {
+        let (world, over) = (Arc::clone(&world), Arc::clone(&over));
+        spawn("stepper", move || {
+            while !over.load(Ordering::Acquire) {
+                match world.store.step() {
+                    Ok(true) => {}
+                    Ok(false) => sleep(std::time::Duration::from_millis(5)),
+                    Err(error) => world.excuse("background", &error, &[]),
+                }
+            }
+        })
+    });
+    for thread in threads {
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+    over.store(true, Ordering::Release);
+    if let Some(stepper) = stepper {
+        stepper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+    world.compare();
+    world.end(random.below(3) == 0)
+}
+
+/// Runs a history. Answers what was wrong, as text.
+pub fn run(seed: u64) -> Result<Tally, String> {
+    let plan = Plan::new(seed);
+    let mut random = Random::new(seed);
+    let mut tally = Tally { histories: 1, ..Tally::default() };
+    let mut case = Case { medium: Medium::new(seed), oracle: Oracle::new(plan.window) };
+    for life in 0..1 + random.below(2) {
+        let (begun, plan_of_life, mut random_of_life) = (case.clone(), plan.clone(), Random::new(random.below(u64::MAX)));
+        let lived = crate::threads::run(seed * 16 + life, move || live(&plan_of_life, begun, &mut random_of_life));
+        let (kept, steps) = lived.map_err(|error| format!("seed {seed}, life {life}: {error}\n{plan:?}"))?;
+        tally.points += steps;
+        tally.operations += kept.last().map_or(0, |case| case.medium.operations);
+        let next = random.below(kept.len() as u64) as usize;
+        for (number, kept) in kept.into_iter().enumerate() {
+            for _ in 0..2 {
+                let end = verify(&plan, kept.clone(), &mut random).map_err(|error| format!("seed {seed}: {error}\n{plan:?}"))?;
+                tally.states += 1;
+                if number == next {
+                    case = end;
+                }
+            }
+        }
+    }
+    Ok(tally)
+}

@@ -1,0 +1,114 @@
+//! What a history is made of, drawn from its seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use volfork::io::RingKind;
+use volfork::{BlockSize, Clock, Limits, StoreOptions};
+
+use crate::disk::SimDisk;
+use crate::image::SECTOR;
+use crate::random::Random;
+
+/// Time that passes when it is looked at.
+#[derive(Default)]
+pub struct SimClock(std::sync::atomic::AtomicU64);
+
+impl Clock for SimClock {
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.fetch_add(50, std::sync::atomic::Ordering::SeqCst))
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_000_000)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Sectors that are written and compared; an extent ends in the middle of them.
+    pub window: usize,
+    pub block_bytes: u32,
+    pub volumes: u64,
+    pub writers: u64,
+    pub flushers: u64,
+    pub shapers: u64,
+    /// Calls that each thread makes.
+    pub calls: u64,
+    /// Most sectors of a write.
+    pub sectors_max: u64,
+    pub limits: Limits,
+    pub checkpoint_bytes: u64,
+    pub checksum_cache_bytes: u64,
+    /// Background work has a thread of its own in the store; otherwise a thread of the history steps it.
+    pub threads: bool,
+    /// Disk operations between two states that are set aside, on average.
+    pub apart: u64,
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x706c_616e);
+        let mut below = |end: u64| random.below(end);
+        let small = below(3) > 0;
+        let limits = Limits {
+            fresh_blocks_max: [8, 24, 64 << 10][below(3) as usize],
+            expect_blocks_max: [2, 16 << 10][below(2) as usize],
+            reserve_step_bytes: [64, 4 << 10, 256 << 10][below(3) as usize],
+            journal_grow_bytes: [4 << 10, 1 << 20][below(2) as usize],
+            journal_reserve_bytes: [32 << 10, 1 << 20][below(2) as usize],
+            state_frame_bytes: [256, 4 << 20][below(2) as usize],
+            opening_reserve_bytes: 64 << 10,
+            punch_extents: [1, 256][below(2) as usize],
+            inline_bytes_max: [0, 4 << 10, 256 << 10][below(3) as usize],
+            ..Limits::DEFAULT
+        };
+        Self {
+            window: if small { 64 + 64 * below(3) as usize } else { 512 },
+            block_bytes: if below(8) == 0 { 16 << 10 } else { 4 << 10 },
+            volumes: 1 + below(3),
+            writers: 2 + below(4),
+            flushers: 1 + below(2),
+            shapers: below(3),
+            calls: 12 + below(40),
+            sectors_max: if small { 40 } else { 2048 },
+            limits,
+            checkpoint_bytes: [1 << 10, 4 << 10, 8 << 20][below(3) as usize],
+            checksum_cache_bytes: [1, 1 << 20][below(2) as usize],
+            threads: below(2) == 0,
+            apart: 5 + below(60),
+        }
+    }
+
+    /// First byte of the window.
+    pub fn start(&self) -> u64 {
+        u64::from(self.block_bytes) * 1024 - (self.window / 2 * SECTOR) as u64
+    }
+
+    pub fn offset(&self, sector: usize) -> u64 {
+        self.start() + (sector * SECTOR) as u64
+    }
+
+    pub fn size_bytes(&self, sectors: u64) -> u64 {
+        self.start() + sectors * SECTOR as u64
+    }
+
+    /// Sectors of the window within a size.
+    pub fn sectors(&self, size_bytes: u64) -> u64 {
+        size_bytes.saturating_sub(self.start()) / SECTOR as u64
+    }
+
+    pub fn options(&self, disk: &SimDisk, threads: bool) -> StoreOptions {
+        StoreOptions {
+            block_size: BlockSize::new(self.block_bytes).expect("a power of two"),
+            ring: Some(RingKind::Threads),
+            disk: Arc::new(disk.clone()),
+            clock: Arc::new(SimClock::default()),
+            checksum_cache_bytes: self.checksum_cache_bytes,
+            checkpoint_bytes: self.checkpoint_bytes,
+            limits: self.limits,
+            threads,
+            ..StoreOptions::default()
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Threads that change the shape of a store: create, fork, snapshot, resize, rename, destroy.
+
+use volfork::{Error, ErrorKind};
+
+use crate::oracle::{Origin, VolumeKey};
+use crate::random::Random;
+use crate::world::World;
+
+/// Volumes beyond which none is made.
+const VOLUMES_MAX: usize = 6;
+/// The same for snapshots.
+const SNAPSHOTS_MAX: usize = 10;
+
+pub struct Shaper<'a> {
+    pub world: &'a World,
+    pub random: Random,
+}
+
+/// After a failed write to the disk nobody knows what the next opening finds.
+fn perhaps(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io)
+}
+
+impl Shaper<'_> {
+    /// One call.
+    pub fn act(&mut self) {
+        let volumes = self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+        let snapshots = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+        match self.random.below(100) {
+            0..=4 if volumes < VOLUMES_MAX => {
+                let size = 1 + self.random.below(self.world.plan.window as u64);
+                self.world.create(size);
+            }
+            5..=24 if volumes < VOLUMES_MAX => self.fork(),
+            25..=34 if volumes < VOLUMES_MAX => self.fork_snapshot(),
+            35..=54 if snapshots < SNAPSHOTS_MAX => self.snapshot(),
+            55..=64 => self.resize(),
+            65..=69 => self.rename(),
+            70..=77 if volumes > 1 => self.destroy(),
+            78..=85 => self.destroy_snapshot(),
+            _ => {
+                if let Some((key, open)) = self.world.some_snapshot(&mut self.random) {
+                    self.world.look_at_snapshot(key, &open);
+                }
+            }
+        }
+    }
+
+    /// A volume that stays until `end_birth`, with its name.
+    fn source(&mut self) -> Option<(VolumeKey, String)> {
+        let (key, _) = self.world.some_volume(&mut self.random)?;
+        let oracle = self.world.oracle();
+        let model = oracle.volumes.get(&key)?;
+        (!model.dying && model.renaming.is_none()).then(|| (key, model.name.clone()))
+    }
+
+    fn fork(&mut self) {
+        let Some((key, source)) = self.source() else { return };
+        let (name, asked) = {
+            let mut oracle = self.world.oracle();
+            if oracle.volumes.get(&key).is_none_or(|model| model.dying || model.renaming.is_some()) {
+                return;
+            }
+            let name = oracle.new_name('f');
+            let asked = oracle.begin_birth(name.clone(), None, Origin::Volume(key));
+            oracle.note(format!("fork {source} ({key}) {name}"));
+            (name, asked)
+        };
+        let made = self.world.store.fork(&source, &name);
+        self.forked(&format!("fork {name} of {source}"), asked, made);
+    }
+
+    fn forked(&mut self, what: &str, asked: u64, made: Result<volfork::Volume, Error>) {
+        let size = made.as_ref().map_or(0, |open| self.world.plan.sectors(open.size_bytes()));
+        self.world.born(what, asked, made, |volume, key| {
+            if let Some(model) = self.world.oracle().volume(key) {
+                model.content.settle_size(size);
+            }
+            self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, volume);
+        });
+    }
+
+    fn fork_snapshot(&mut self) {
+        let Some((snapshot, _)) = self.world.some_snapshot(&mut self.random) else { return };
+        let (source, name, asked) = {
+            let mut oracle = self.world.oracle();
+            let model = &oracle.snapshots[&snapshot];
+            let Some(volume) = oracle.volumes.get(&model.volume) else { return };
+            if model.gone || model.dying || volume.dying || volume.renaming.is_some() {
+                return;
+            }
+            let source = format!("{}@{}", volume.name, model.name);
+            let name = oracle.new_name('g');
+            let asked = oracle.begin_birth(name.clone(), None, Origin::Snapshot(snapshot));
+            oracle.note(format!("fork {source} ({snapshot}) {name}"));
+            (source, name, asked)
+        };
+        let made = self.world.store.fork(&source, &name);
+        self.forked(&format!("fork {name} of {source}"), asked, made);
+    }
+
+    fn snapshot(&mut self) {
+        let Some((key, volume)) = self.source() else { return };
+        let (name, asked) = {
+            let mut oracle = self.world.oracle();
+            if oracle.volumes.get(&key).is_none_or(|model| model.dying || model.renaming.is_some()) {
+                return;
+            }
+            let name = oracle.new_name('s');
+            let asked = oracle.begin_birth(name.clone(), Some(key), Origin::Volume(key));
+            oracle.note(format!("snapshot {volume}@{name} ({key})"));
+            (name, asked)
+        };
+        let made = self.world.store.create_snapshot(&volume, &name).and_then(|()| self.world.store.snapshot(&volume, &name));
+        let look = self.random.below(4) > 0;
+        self.world.born(&format!("snapshot {volume}@{name}"), asked, made, |open, key| {
+            self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, open.clone());
+            if look {
+                self.world.look_at_snapshot(key, &open);
+            }
+        });
+    }
+
+    fn resize(&mut self) {
+        let Some((key, _)) = self.source() else { return };
+        let size = 1 + self.random.below(self.world.plan.window as u64);
+        let (name, asked) = {
+            let mut oracle = self.world.oracle();
+            let Some(model) = oracle.volume(key).filter(|model| model.renaming.is_none() && model.resizing.is_none() && !model.dying)
+            else {
+                return;
+            };
+            model.claims += 1;
+            let name = model.name.clone();
+            let asked = oracle.begin_resize(key, size);
+            oracle.note(format!("resize {name} ({key}) to {size}"));
+            (name, asked)
+        };
+        let outcome = self.world.store.resize(&name, self.world.plan.size_bytes(size), true);
+        let mut oracle = self.world.oracle();
+        oracle.end_resize(key, asked, outcome.is_ok());
+        if let Some(model) = oracle.volume(key) {
+            model.claims -= 1;
+        }
+        oracle.note(format!("resize {name} ends: {outcome:?}"));
+        drop(oracle);
+        if let Err(error) = outcome {
+            self.world.excuse("resize", &error, &[]);
+        }
+    }
+
+    fn rename(&mut self) {
+        let Some((key, _)) = self.source() else { return };
+        let (name, new) = {
+            let mut oracle = self.world.oracle();
+            let new = oracle.new_name('r');
+            let Some(model) = oracle.volume(key).filter(|model| model.is_free()) else { return };
+            model.renaming = Some(new.clone());
+            let name = model.name.clone();
+            oracle.note(format!("rename {name} ({key}) {new}"));
+            (name, new)
+        };
+        let outcome = self.world.store.rename(&name, &new);
+        let mut oracle = self.world.oracle();
+        oracle.note(format!("rename {name} ends: {outcome:?}"));
+        if let Some(model) = oracle.volume(key) {
+            match &outcome {
+                Ok(()) => (model.name, model.renaming) = (new, None),
+                Err(error) if perhaps(error) => {}
+                Err(_) => model.renaming = None,
+            }
+        }
+        drop(oracle);
+        if let Err(error) = outcome {
+            self.world.excuse("rename", &error, &[]);
+        }
+    }
+
+    fn destroy(&mut self) {
+        let Some((key, _)) = self.source() else { return };
+        let name = {
+            let mut oracle = self.world.oracle();
+            if !oracle.begin_destroy(key) {
+                return;
+            }
+            let name = oracle.volumes[&key].name.clone();
+            oracle.note(format!("destroy {name} ({key})"));
+            name
+        };
+        let outcome = self.world.store.destroy_volume(&name, true);
+        let mut oracle = self.world.oracle();
+        oracle.end_destroy(key, outcome.is_ok(), outcome.as_ref().is_err_and(perhaps));
+        oracle.note(format!("destroy {name} ends: {outcome:?}"));
+        drop(oracle);
+        match outcome {
+            Ok(()) => drop(self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key)),
+            Err(error) => self.world.excuse("destroy", &error, &[ErrorKind::Busy]),
+        }
+    }
+
+    fn destroy_snapshot(&mut self) {
+        let Some((key, _)) = self.world.some_snapshot(&mut self.random) else { return };
+        let (volume, owner, name) = {
+            let mut oracle = self.world.oracle();
+            let model = &oracle.snapshots[&key];
+            let (owner, name) = (model.volume, model.name.clone());
+            let free = !model.dying && !model.gone && oracle.volumes.get(&owner).is_some_and(|volume| volume.is_free());
+            if !free {
+                return;
+            }
+            oracle.snapshot(key).dying = true;
+            let model = oracle.volume(owner).expect("it was there a moment ago");
+            model.claims += 1;
+            let volume = model.name.clone();
+            oracle.note(format!("destroy {volume}@{name} ({key})"));
+            (volume, owner, name)
+        };
+        let outcome = self.world.store.destroy_snapshot(&volume, &name);
+        let mut oracle = self.world.oracle();
+        let snapshot = oracle.snapshot(key);
+        snapshot.gone |= outcome.is_ok();
+        snapshot.dying = outcome.as_ref().map_or_else(perhaps, |()| true);
+        if let Some(model) = oracle.volume(owner) {
+            model.claims -= 1;
+        }
+        oracle.note(format!("destroy {volume}@{name} ends: {outcome:?}"));
+        drop(oracle);
+        // The handle of a destroyed snapshot stays open for a while.
+        let forget = self.random.below(3) == 0;
+        match outcome {
+            Ok(()) if forget => drop(self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key)),
+            Ok(()) => {}
+            Err(error) => self.world.excuse("destroy snapshot", &error, &[ErrorKind::Busy]),
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Threads of the simulated world: those of the engine's seeded scheduler.
+
+pub use volfork::sync::sim::point;
+use volfork::sync::sim::{self, Config};
+pub use volfork::sync::thread::{JoinHandle, sleep};
+
+/// Scheduling points of one life; one that takes more never ends.
+const STEPS_MAX: u64 = 3_000_000;
+
+/// A line for the report of a failure.
+pub fn note(text: impl FnOnce() -> String) {
+    sim::note(text);
+}
+
+pub fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    volfork::sync::thread::Builder::new().name(name.into()).spawn(run).expect("a thread can be started")
+}
+
+/// Runs something and its threads under the scheduler. Answers what was wrong, and how many points were passed.
+pub fn run<T: Send + 'static>(seed: u64, run: impl FnOnce() -> T + Send + 'static) -> Result<(T, u64), String> {
+    let outcome = sim::run(seed, Config { steps_max: STEPS_MAX, ..Config::default() }, run);
+    outcome.result.map(|value| (value, outcome.steps)).map_err(|failure| failure.report)
+}

@@ -1,0 +1,235 @@
+//! One store that many threads use, and what they share.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use volfork::{Error, ErrorKind, Snapshot, Store, Volume};
+
+use crate::disk::{Medium, SimDisk, Watch};
+use crate::oracle::{Content, Oracle, Origin, SnapshotKey, VolumeKey};
+use crate::plan::Plan;
+use crate::random::Random;
+use crate::survey::read_tags;
+use crate::verify::{Case, ROOT};
+
+/// States of the disk that are set aside in one life of a store.
+const CASES_MAX: usize = 48;
+
+pub struct World {
+    pub plan: Plan,
+    pub store: Store,
+    pub disk: SimDisk,
+    oracle: Arc<Mutex<Oracle>>,
+    cases: Arc<Mutex<Cases>>,
+    /// Handles that stay open.
+    pub volumes: Mutex<BTreeMap<VolumeKey, Volume>>,
+    pub snapshots: Mutex<BTreeMap<SnapshotKey, Snapshot>>,
+}
+
+struct Cases {
+    random: Random,
+    left: u64,
+    kept: Vec<Case>,
+}
+
+/// Sets the disk and the oracle aside at some operations. The oracle is locked first: nothing begins or ends meanwhile.
+fn watch(oracle: Arc<Mutex<Oracle>>, cases: Arc<Mutex<Cases>>, apart: u64) -> Watch {
+    Arc::new(move |disk| {
+        let mut cases = cases.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        cases.left = cases.left.saturating_sub(1);
+        if cases.left > 0 || cases.kept.len() == CASES_MAX {
+            return;
+        }
+        cases.left = 1 + cases.random.below(2 * apart);
+        let oracle = oracle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let medium = disk.medium().clone();
+        cases.kept.push(Case { medium, oracle: oracle.clone() });
+    })
+}
+
+/// What a lock protects, although a thread has failed with it: the first failure is the one to report.
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl World {
+    /// Opens the store of a disk, or makes it.
+    pub fn open(plan: &Plan, medium: Medium, oracle: Oracle, random: &mut Random) -> Arc<Self> {
+        let disk = SimDisk::new(medium);
+        let is_new = disk.files().is_empty();
+        let oracle = Arc::new(Mutex::new(oracle));
+        let kept = Cases { random: Random::new(random.below(u64::MAX)), left: u64::MAX, kept: Vec::new() };
+        let cases = Arc::new(Mutex::new(kept));
+        let disk = disk.watched(watch(Arc::clone(&oracle), Arc::clone(&cases), plan.apart));
+        let options = plan.options(&disk, plan.threads);
+        let opened = if is_new { Store::create(Path::new(ROOT), options) } else { Store::open(Path::new(ROOT), options) };
+        let store = opened.unwrap_or_else(|error| panic!("opening: {error}\n{}", held(&oracle).story()));
+        let world = Self { plan: plan.clone(), store, disk, oracle, cases, volumes: Mutex::default(), snapshots: Mutex::default() };
+        world.open_handles();
+        held(&world.cases).left = 1 + random.below(2 * plan.apart);
+        Arc::new(world)
+    }
+
+    fn open_handles(&self) {
+        let oracle = self.oracle();
+        let names: Vec<_> = oracle.volumes.iter().map(|(key, model)| (*key, model.name.clone())).collect();
+        let snapshots: Vec<_> = oracle.snapshots.iter().map(|(key, model)| (*key, model.volume, model.name.clone())).collect();
+        drop(oracle);
+        let by_key: BTreeMap<_, _> = names.iter().cloned().collect();
+        for (key, name) in names {
+            let open = self.store.volume(&name).unwrap_or_else(|error| self.fail(&format!("volume {name}: {error}")));
+            held(&self.volumes).insert(key, open);
+        }
+        for (key, volume, name) in snapshots {
+            let open = self.store.snapshot(&by_key[&volume], &name).unwrap_or_else(|error| self.fail(&format!("snapshot {name}: {error}")));
+            held(&self.snapshots).insert(key, open);
+        }
+    }
+
+    pub fn oracle(&self) -> MutexGuard<'_, Oracle> {
+        held(&self.oracle)
+    }
+
+    /// Ends the run.
+    pub fn fail(&self, what: &str) -> ! {
+        let story = self.oracle().story();
+        panic!("{what}\n{story}")
+    }
+
+    /// A call has failed: with an error that may come, in this weather and with what others do meanwhile?
+    pub fn excuse(&self, what: &str, error: &Error, excused: &[ErrorKind]) {
+        let (harmed, fair, tight) = {
+            let medium = self.disk.medium();
+            (medium.harmed, medium.weather.is_fair(), medium.space.capacity_pages.is_some() || medium.weather.space > 0)
+        };
+        let known = match error.kind() {
+            kind if excused.contains(&kind) => true,
+            ErrorKind::NoSpace => tight,
+            ErrorKind::Poisoned => harmed,
+            ErrorKind::Io => harmed || (!fair && lacks(error)),
+            _ => false,
+        };
+        if !known {
+            self.fail(&format!("{what}: {error} ({:?})", error.kind()));
+        }
+    }
+
+    pub fn some_volume(&self, random: &mut Random) -> Option<(VolumeKey, Volume)> {
+        let volumes = held(&self.volumes);
+        let at = random.below(volumes.len().max(1) as u64) as usize;
+        volumes.iter().nth(at).map(|(key, volume)| (*key, volume.clone()))
+    }
+
+    pub fn some_snapshot(&self, random: &mut Random) -> Option<(SnapshotKey, Snapshot)> {
+        let snapshots = held(&self.snapshots);
+        let at = random.below(snapshots.len().max(1) as u64) as usize;
+        snapshots.iter().nth(at).map(|(key, snapshot)| (*key, snapshot.clone()))
+    }
+
+    /// Makes a volume, and opens it.
+    pub fn create(&self, size: u64) {
+        let (name, asked) = {
+            let mut oracle = self.oracle();
+            let name = oracle.new_name('v');
+            let asked = oracle.begin_birth(name.clone(), None, Origin::Blank(size));
+            oracle.note(format!("create {name} of {size}"));
+            (name, asked)
+        };
+        let made = self.store.create_volume(&name, self.plan.size_bytes(size));
+        self.born(&format!("create {name}"), asked, made, |volume, key| {
+            held(&self.volumes).insert(key, volume);
+        });
+    }
+
+    /// A birth has ended.
+    pub fn born<T: Sized>(&self, what: &str, asked: u64, made: Result<T, Error>, keep: impl FnOnce(T, u64)) {
+        match made {
+            Ok(open) => {
+                let key = self.oracle().end_birth(asked, None);
+                self.oracle().note(format!("{what} ends: {key}"));
+                keep(open, key);
+            }
+            Err(error) => {
+                // What could not be made durable may be there after all.
+                self.oracle().refuse_birth(asked, matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io));
+                self.oracle().note(format!("{what} fails: {error}"));
+                self.excuse(what, &error, &[]);
+            }
+        }
+    }
+
+    /// Reads all of a snapshot and compares it.
+    pub fn look_at_snapshot(&self, key: SnapshotKey, open: &Snapshot) {
+        let sectors = self.plan.sectors(open.size_bytes());
+        let asked = self.oracle().begin();
+        let mut bytes = vec![0xee; sectors as usize * crate::image::SECTOR];
+        let outcome = open.read_at(&mut bytes, self.plan.start());
+        self.oracle().end(asked);
+        if let Err(error) = outcome {
+            let going = self.oracle().snapshots.get(&key).is_none_or(|model| model.dying || model.gone);
+            let excused: &[ErrorKind] = if going { &[ErrorKind::NotFound, ErrorKind::Busy] } else { &[] };
+            return self.excuse(&format!("reading snapshot {}", open.name()), &error, excused);
+        }
+        let seen = crate::bytes::tags_of(&bytes, 0).and_then(|tags| {
+            let mut oracle = self.oracle();
+            let model = oracle.snapshots.get_mut(&key).map(Arc::make_mut);
+            model.map_or(Ok(()), |model| see_fixed(&mut model.content, sectors, &tags, asked))
+        });
+        if let Err(error) = seen {
+            self.fail(&format!("snapshot {}: {error}", open.name()));
+        }
+    }
+
+    /// Everything that is open is compared, while nobody else does anything.
+    pub fn compare(&self) {
+        let volumes: Vec<_> = held(&self.volumes).iter().map(|(key, volume)| (*key, volume.clone())).collect();
+        for (key, volume) in volumes {
+            let asked = self.oracle().begin();
+            let size = self.plan.sectors(volume.size_bytes());
+            let tags = read_tags(&self.plan, size, |buffer, offset| volume.read_at(buffer, offset));
+            self.oracle().end(asked);
+            let seen = tags.and_then(|tags| {
+                let mut oracle = self.oracle();
+                oracle.volume(key).map_or(Ok(()), |model| model.content.see(0, &tags, asked))
+            });
+            if let Err(error) = seen {
+                self.fail(&format!("at the end, volume {}: {error}", volume.name()));
+            }
+        }
+        let snapshots: Vec<_> = held(&self.snapshots).iter().map(|(key, snapshot)| (*key, snapshot.clone())).collect();
+        for (key, snapshot) in snapshots {
+            self.look_at_snapshot(key, &snapshot);
+        }
+    }
+
+    /// Closes the store, in order or by a loss of power. Answers what was set aside; the last one is the end.
+    pub fn end(self: Arc<Self>, in_order: bool) -> Vec<Case> {
+        let world = Arc::into_inner(self).expect("all threads have ended");
+        held(&world.volumes).clear();
+        held(&world.snapshots).clear();
+        if in_order {
+            world.store.close().unwrap_or_else(|error| world.fail(&format!("close: {error}")));
+            world.oracle().everything_is_durable();
+        }
+        let last = Case { medium: world.disk.medium().clone(), oracle: world.oracle().clone() };
+        world.disk.power_off();
+        let mut kept = std::mem::take(&mut held(&world.cases).kept);
+        kept.push(last);
+        kept
+    }
+}
+
+/// The process had no more descriptors or no more memory.
+fn lacks(error: &Error) -> bool {
+    let numbers = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    numbers.iter().any(|number| error.to_string().contains(&std::io::Error::from_raw_os_error(*number).to_string()))
+}
+
+fn see_fixed(content: &mut Content, sectors: u64, tags: &[u64], asked: u64) -> Result<(), String> {
+    if !content.size.survivors().contains(&sectors) {
+        return Err(format!("has {sectors} sectors; sizes: {}", content.size.describe()));
+    }
+    content.settle_size(sectors);
+    content.see(0, tags, asked)
+}

@@ -1,0 +1,175 @@
+//! Threads that write, flush, discard and read.
+
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use bytes::Bytes;
+use volfork::volume::Request;
+use volfork::{Error, ErrorKind, Volume};
+
+use crate::bytes::{run_bytes, tags_of};
+use crate::image::SECTOR;
+use crate::oracle::VolumeKey;
+use crate::random::Random;
+use crate::world::World;
+
+/// Sectors of a block that many writers write at the same time.
+const HOT_SECTORS: usize = 8;
+
+/// Errors of a volume that others destroy or shrink meanwhile.
+const MEANWHILE: &[ErrorKind] = &[ErrorKind::NotFound, ErrorKind::OutOfRange];
+
+pub struct Writer<'a> {
+    pub world: &'a World,
+    pub random: Random,
+    /// Mostly whole blocks, and the same ones.
+    pub hot: bool,
+}
+
+impl Writer<'_> {
+    /// One call.
+    pub fn act(&mut self) {
+        let Some((key, volume)) = self.world.some_volume(&mut self.random) else { return };
+        match self.random.below(100) {
+            0..=54 => self.write(key, &volume, false),
+            55..=62 => self.write(key, &volume, true),
+            63..=74 => self.zero(key, &volume),
+            75..=86 => self.read(key, &volume),
+            _ => self.flush(key, &volume),
+        }
+    }
+
+    /// Sectors of the window within the volume, or none.
+    fn some_sectors(&mut self, volume: &Volume) -> Range<usize> {
+        let size = self.world.plan.sectors(volume.size_bytes()) as usize;
+        let block = (self.world.plan.block_bytes as usize / SECTOR).min(size.max(1));
+        let (start, count) = if self.hot && self.random.below(4) > 0 {
+            let middle = self.world.plan.window / 2 / HOT_SECTORS * HOT_SECTORS;
+            (middle - block + block * self.random.below(3) as usize, block * (1 + self.random.below(2) as usize))
+        } else {
+            let start = self.random.below(size.max(1) as u64) as usize;
+            match self.random.below(2) {
+                0 => (start / block * block, block * (1 + self.random.below(4) as usize)),
+                _ => (start, 1 + self.random.below(self.world.plan.sectors_max) as usize),
+            }
+        };
+        start.min(size)..(start + count).min(size)
+    }
+
+    fn write(&mut self, key: VolumeKey, volume: &Volume, fua: bool) {
+        let sectors = self.some_sectors(volume);
+        if sectors.is_empty() {
+            return;
+        }
+        let (tag, asked) = {
+            let mut oracle = self.world.oracle();
+            let tag = oracle.new_tag();
+            let asked = oracle.begin_write(key, sectors.clone(), tag);
+            let fua = if fua { " fua" } else { "" };
+            oracle.note(format!("write {key} {sectors:?} = {tag}{fua}"));
+            (tag, asked)
+        };
+        let data = run_bytes(tag, sectors.start, sectors.len());
+        let offset = self.world.plan.offset(sectors.start);
+        let polls = fua && self.random.below(2) == 0;
+        let outcome = if fua { write_durably(volume, data, offset, polls) } else { volume.write_at(&data, offset) };
+        self.end(key, sectors, asked, &format!("write {tag}"), outcome, fua);
+    }
+
+    fn end(&self, key: VolumeKey, sectors: Range<usize>, asked: u64, what: &str, outcome: Result<(), Error>, durable: bool) {
+        let mut oracle = self.world.oracle();
+        oracle.end_write(key, sectors, asked, outcome.is_ok(), durable);
+        oracle.note(format!("{what} (of {asked}) ends: {outcome:?}"));
+        drop(oracle);
+        if let Err(error) = outcome {
+            self.world.excuse(what, &error, MEANWHILE);
+        }
+    }
+
+    fn zero(&mut self, key: VolumeKey, volume: &Volume) {
+        let size_bytes = volume.size_bytes();
+        let (sectors, range) = match self.random.below(8) {
+            // The whole volume, or all from somewhere to its end.
+            0 => (0..self.world.plan.sectors(size_bytes) as usize, 0..size_bytes),
+            1 => {
+                let first = self.some_sectors(volume).start;
+                (first..self.world.plan.sectors(size_bytes) as usize, self.world.plan.offset(first)..size_bytes)
+            }
+            _ => {
+                let sectors = self.some_sectors(volume);
+                (sectors.clone(), self.world.plan.offset(sectors.start)..self.world.plan.offset(sectors.end))
+            }
+        };
+        if sectors.is_empty() || range.is_empty() {
+            return;
+        }
+        let asked = {
+            let mut oracle = self.world.oracle();
+            let asked = oracle.begin_write(key, sectors.clone(), 0);
+            oracle.note(format!("zero {key} {sectors:?}"));
+            asked
+        };
+        let bytes = range.end - range.start;
+        let outcome = match self.random.below(3) {
+            0 => volume.write_zeroes(range.start, bytes),
+            _ => volume.discard(range.start, bytes),
+        };
+        self.end(key, sectors, asked, "zero", outcome, false);
+    }
+
+    pub fn flush(&mut self, key: VolumeKey, volume: &Volume) {
+        let asked = {
+            let mut oracle = self.world.oracle();
+            let asked = oracle.begin();
+            oracle.note(format!("flush {key}"));
+            asked
+        };
+        let outcome = volume.flush();
+        let mut oracle = self.world.oracle();
+        oracle.end(asked);
+        oracle.note(format!("flush {key} of {asked} ends: {outcome:?}"));
+        match outcome {
+            Ok(()) => oracle.flushed(key, asked),
+            Err(error) => {
+                drop(oracle);
+                self.world.excuse("flush", &error, MEANWHILE);
+            }
+        }
+    }
+
+    fn read(&mut self, key: VolumeKey, volume: &Volume) {
+        let sectors = self.some_sectors(volume);
+        let asked = self.world.oracle().begin();
+        let mut bytes = vec![0xee; sectors.len() * SECTOR];
+        let outcome = volume.read_at(&mut bytes, self.world.plan.offset(sectors.start));
+        let mut oracle = self.world.oracle();
+        oracle.end(asked);
+        if let Err(error) = outcome {
+            drop(oracle);
+            return self.world.excuse("read", &error, MEANWHILE);
+        }
+        let seen = tags_of(&bytes, sectors.start)
+            .and_then(|tags| oracle.volume(key).map_or(Ok(()), |model| model.content.see(sectors.start, &tags, asked)));
+        drop(oracle);
+        if let Err(error) = seen {
+            self.world.fail(&format!("reading volume {key}: {error}"));
+        }
+    }
+}
+
+/// A write that is durable when it ends, through a queue.
+fn write_durably(volume: &Volume, data: Vec<u8>, offset: u64, polls: bool) -> Result<(), Error> {
+    let mut queue = volume.queue(4)?;
+    queue.submit(0, Request::Write { offset, data: Bytes::from(data), fua: true })?;
+    let mut ended = Vec::new();
+    while ended.is_empty() {
+        if polls {
+            let mut readable = [libc::pollfd { fd: queue.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+            volfork::sync::poll(&mut readable, None).expect("a descriptor can be polled");
+            queue.reap(&mut ended)?;
+        } else {
+            queue.wait(&mut ended, None)?;
+        }
+    }
+    ended.remove(0).result.map(drop)
+}
