@@ -11,7 +11,7 @@
 //! - A leader that panics poisons the store and gives up leading, so that nobody waits for it.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, frame_bytes};
@@ -20,7 +20,7 @@ use crate::io::DiskFile;
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, RwLock};
+use crate::sync::{Condvar, Mutex, OnceLock, RwLock};
 
 /// A place in a barrier round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

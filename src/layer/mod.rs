@@ -43,6 +43,8 @@ mod commit;
 mod files;
 mod patches;
 mod presence;
+#[cfg(all(test, feature = "sim"))]
+mod proof;
 mod punch;
 mod recover;
 mod round;

@@ -10,9 +10,11 @@
 mod leaf;
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 pub use leaf::{Leaf, Owner, OwnerRuns};
+
+use crate::sync::OnceLock;
 
 /// log2 of the children of an inner node.
 const FANOUT_BITS: u32 = 6;

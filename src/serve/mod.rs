@@ -14,6 +14,8 @@ mod connection;
 mod export;
 mod handshake;
 mod listener;
+#[cfg(all(test, feature = "sim"))]
+mod proof;
 mod reply;
 mod server;
 mod status;

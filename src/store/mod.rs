@@ -6,6 +6,8 @@ mod background;
 mod check;
 mod open;
 mod options;
+#[cfg(all(test, feature = "sim"))]
+pub(crate) mod proof;
 mod report;
 mod scrub;
 #[cfg(test)]

@@ -22,10 +22,12 @@ pub fn point(what: &'static str) {
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "sim")]
-pub use sim::{Condvar, Mutex, MutexGuard, RwLock, atomic, mpsc, thread, time};
+pub use sim::{Condvar, Mutex, MutexGuard, OnceLock, RwLock, atomic, mpsc, thread, time};
 
 #[cfg(not(feature = "sim"))]
 pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+#[cfg(not(feature = "sim"))]
+pub use std::sync::OnceLock;
 
 /// Atomic numbers.
 #[cfg(not(feature = "sim"))]

@@ -1,7 +1,7 @@
 //! A volume that is open: its view, its gate, and writing.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::core::{Core, gone};
 use super::gate::{Closed, Gate};
@@ -15,7 +15,7 @@ use crate::layer::{Layer, Layers};
 use crate::limits::{EXTENT_BLOCKS, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, OnceLock, RwLock};
 
 /// The open head of a volume, shared by everybody who has it open.
 pub struct Head {

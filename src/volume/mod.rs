@@ -14,6 +14,8 @@ mod holdings;
 mod info;
 mod merge;
 mod partial;
+#[cfg(all(test, feature = "sim"))]
+mod proof;
 mod queue;
 mod reclaim;
 mod request;

@@ -20,7 +20,7 @@
 //!   the engine never has. To end tasks early in a run that goes on, let the disk or the source fail, as after a loss of power.
 //!
 //! # Limits
-//! - Memory is sequentially consistent: a wrong `Ordering` is not found. Counts of `Arc` and `OnceLock` are no points.
+//! - Memory is sequentially consistent: a wrong `Ordering` is not found. Counts of `Arc` are no points, nor is a look at a `OnceLock`.
 //! - Statics live on from one run to the next.
 
 pub mod atomic;
@@ -28,6 +28,7 @@ mod channel;
 mod condvar;
 mod entropy;
 mod lock;
+mod once;
 mod report;
 mod rwlock;
 mod state;
@@ -42,6 +43,7 @@ mod tests;
 
 pub use condvar::{Condvar, WaitTimeoutResult};
 pub use lock::{Mutex, MutexGuard};
+pub use once::OnceLock;
 pub use report::{Failure, FailureKind, Outcome};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub use strategy::{Config, Early, Strategy};
@@ -55,6 +57,7 @@ pub mod mpsc {
     pub use std::sync::mpsc::{RecvError, RecvTimeoutError, SendError, TryRecvError};
 }
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// Whether the present thread belongs to a simulated run.
@@ -99,5 +102,25 @@ pub fn now() -> Duration {
 pub fn note(text: impl FnOnce() -> String) {
     if let Some(task) = current() {
         task.note(text());
+    }
+}
+
+/// From now on, of so many starts of threads one fails; 0: none. Nothing outside a run.
+pub fn fail_starts_of_threads(one_in: u32) {
+    if let Some(task) = current() {
+        task.world.state.lock().config.spawn_failure_one_in = one_in;
+    }
+}
+
+/// The seeds of a test: the first `count`, or those that `VOLFORK_SEEDS` names (`7`, or `1000..2000`).
+///
+/// # Panics
+/// The variable names no seeds.
+pub fn seeds(count: u64) -> Range<u64> {
+    let Ok(text) = std::env::var("VOLFORK_SEEDS") else { return 0..count };
+    let number = |text: &str| text.parse::<u64>().expect("VOLFORK_SEEDS is a number, or two with '..' between");
+    match text.split_once("..") {
+        Some((from, to)) => number(from)..number(to),
+        None => number(&text)..number(&text) + 1,
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::mpsc::{RecvTimeoutError, channel};
 use super::time::Instant;
-use super::{Condvar, Config, Early, FailureKind, Mutex, MutexGuard, Outcome, RwLock, Strategy, run, thread};
+use super::{Condvar, Config, Early, FailureKind, Mutex, MutexGuard, OnceLock, Outcome, RwLock, Strategy, run, thread};
 
 /// Without early timers: the tests of time know what it is.
 fn exact() -> Config {
@@ -233,6 +233,33 @@ fn an_unlocked_guard_lets_others_in_and_comes_back_after_a_panic() {
                 MutexGuard::unlocked(&mut guard, || std::panic::resume_unwind(Box::new("a panic")));
             }));
             assert!(panicked.is_err() && *guard == 1 && lock.try_lock().is_none());
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_value_is_made_once_while_others_wait_and_again_after_a_panic() {
+    for seed in 0..50 {
+        run(seed, random(), || {
+            let (cell, made) = (OnceLock::new(), AtomicU64::new(0));
+            let make = |fails: bool| {
+                let make = || {
+                    assert_eq!(made.fetch_add(1, Ordering::SeqCst), 0, "two tasks make it");
+                    thread::yield_now();
+                    made.fetch_sub(1, Ordering::SeqCst);
+                    if fails { std::panic::resume_unwind(Box::new("a panic")) } else { 7 }
+                };
+                *cell.get_or_init(make)
+            };
+            thread::scope(|scope| {
+                scope.spawn(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| make(true))).unwrap_or(7));
+                let values = [scope.spawn(|| make(false)), scope.spawn(|| make(false))];
+                for value in values {
+                    assert_eq!(value.join().unwrap(), 7);
+                }
+            });
+            assert_eq!(cell.get(), Some(&7));
         })
         .unwrap();
     }

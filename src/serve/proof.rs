@@ -1,0 +1,62 @@
+//! Two stores and the NBD protocol between them under the seeded scheduler.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Listener, NbdOptions, NbdServer};
+use crate::source::UriSources;
+use crate::store::{Store, proof};
+use crate::sync::{sim, thread};
+
+const BYTES: usize = 1 << 20;
+
+fn history(path: &Path) {
+    let options = proof::options;
+    let near = Store::create(&path.join("near"), options()).unwrap();
+    let origin = near.create_volume("origin", BYTES as u64).unwrap();
+    let written: Vec<u8> = (0..BYTES).map(|byte| (byte / 4096) as u8).collect();
+    origin.write_at(&written[..BYTES / 2], 0).unwrap();
+    origin.snapshot("base").unwrap();
+    let socket = path.join("socket");
+    let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
+    let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdOptions::default()).unwrap();
+
+    let far =
+        Store::create(&path.join("far"), crate::StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() }).unwrap();
+    let uri = format!("nbd+unix:///origin@base?socket={}", socket.display());
+    let fork = far.fork_from(&[uri], "fork").unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..4 {
+                let offset = sim::below(BYTES as u64 / 2 - 8192);
+                let mut buffer = [0; 8192];
+                fork.read_at(&mut buffer, offset).unwrap();
+                assert!(buffer == written[offset as usize..offset as usize + 8192], "other bytes than at the source");
+            }
+        });
+        scope.spawn(|| {
+            for _ in 0..4 {
+                let offset = BYTES as u64 / 2 + sim::below(BYTES as u64 / 2 - 100);
+                fork.write_at(&[200; 100], offset).unwrap();
+            }
+            fork.flush().unwrap();
+        });
+    });
+    assert!(far.wait_hydrated("fork", Duration::from_secs(3600)).unwrap(), "hydration does not end");
+    let mut buffer = vec![0; BYTES / 2];
+    fork.read_at(&mut buffer, 0).unwrap();
+    assert!(buffer == written[..BYTES / 2], "other bytes than at the source");
+    far.close().unwrap();
+    server.shutdown();
+    near.close().unwrap();
+}
+
+#[test]
+fn a_fork_from_elsewhere_is_read_written_and_hydrated() {
+    for seed in sim::seeds(15) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        sim::run(seed, sim::Config::default(), move || history(&path)).unwrap();
+    }
+}

@@ -1,0 +1,48 @@
+//! The gate and the workers under the seeded scheduler.
+
+use super::gate::Gate;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{sim, thread};
+
+#[test]
+fn a_gate_lets_writes_in_or_one_change() {
+    for seed in sim::seeds(300) {
+        sim::run(seed, sim::Config::default(), || {
+            let (gate, inside, changes) = (Gate::default(), AtomicUsize::new(0), AtomicBool::new(false));
+            let write = || {
+                inside.fetch_add(1, Ordering::SeqCst);
+                assert!(!changes.load(Ordering::SeqCst), "a write is inside during a change");
+                inside.fetch_sub(1, Ordering::SeqCst);
+                gate.leave();
+            };
+            let change = || {
+                let closed = gate.close(|| {});
+                assert!(!changes.swap(true, Ordering::SeqCst), "two changes at a time");
+                assert_eq!(inside.load(Ordering::SeqCst), 0, "a write is inside during a change");
+                changes.store(false, Ordering::SeqCst);
+                drop(closed);
+            };
+            thread::scope(|scope| {
+                let (gate, write) = (&gate, &write);
+                for writer in 0..3 {
+                    scope.spawn(move || {
+                        for _ in 0..3 {
+                            if writer == 0 {
+                                while !gate.try_enter() {
+                                    thread::yield_now();
+                                }
+                            } else {
+                                gate.enter();
+                            }
+                            write();
+                        }
+                    });
+                }
+                for _ in 0..2 {
+                    scope.spawn(|| (0..2).for_each(|_| change()));
+                }
+            });
+        })
+        .unwrap();
+    }
+}
