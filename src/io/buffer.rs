@@ -20,7 +20,8 @@ const _: () = assert!(1 << (KEPT_SHIFTS.end - 1) == KEPT_BYTES_MAX && 1 << KEPT_
 
 struct Memory {
     start: NonNull<u8>,
-    capacity: usize,
+    /// Of the allocation as it was made: its size is the capacity.
+    layout: Layout,
 }
 
 // SAFETY: the memory is owned by one `Memory`, like a `Box<[u8]>`; nothing about it belongs to a thread.
@@ -32,23 +33,17 @@ static KEPT: [Mutex<Vec<Memory>>; KEPT_SHIFTS.end - KEPT_SHIFTS.start] =
     [const { Mutex::new(Vec::new()) }; KEPT_SHIFTS.end - KEPT_SHIFTS.start];
 
 impl Memory {
-    fn layout(capacity: usize) -> Layout {
-        // A power of two and a size rounded up to it: the only failure is a size near `isize::MAX`, which no caller can name.
-        Layout::from_size_align(capacity, ALIGN_BYTES).unwrap_or(Layout::new::<[u8; ALIGN_BYTES]>())
-    }
-
-    fn new(capacity: usize) -> Self {
-        let layout = Self::layout(capacity);
-        // SAFETY: the capacity is at least one page, so the layout is not empty.
+    fn new(layout: Layout) -> Self {
+        // SAFETY: the layout is at least one page, so it is not empty.
         let start = unsafe { alloc_zeroed(layout) };
-        Self { start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), capacity }
+        Self { start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), layout }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with the same layout, and owned by `self` alone.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
 
@@ -58,18 +53,27 @@ pub struct AlignedBuffer {
     length: usize,
 }
 
+/// The memory of a buffer: whole pages, and a power of two where buffers are kept. `None`: there is no such memory.
+fn layout_for(length: usize) -> Option<Layout> {
+    let mut capacity = length.checked_next_multiple_of(ALIGN_BYTES)?.max(ALIGN_BYTES);
+    if capacity <= KEPT_BYTES_MAX {
+        capacity = capacity.next_power_of_two();
+    }
+    Layout::from_size_align(capacity, ALIGN_BYTES).ok()
+}
+
 fn kept(capacity: usize) -> Option<&'static Mutex<Vec<Memory>>> {
     capacity.is_power_of_two().then(|| KEPT.get((capacity.trailing_zeros() as usize).wrapping_sub(KEPT_SHIFTS.start)))?
 }
 
 impl AlignedBuffer {
     /// A buffer of `length` bytes with some content: zeros, or what an earlier buffer of this process held.
+    ///
+    /// # Panics
+    /// If no memory can have so many bytes (more than about `isize::MAX`), as `Vec` does.
     pub fn new(length: usize) -> Self {
-        let mut capacity = length.next_multiple_of(ALIGN_BYTES).max(ALIGN_BYTES);
-        if capacity <= KEPT_BYTES_MAX {
-            capacity = capacity.next_power_of_two();
-        }
-        let memory = kept(capacity).and_then(|kept| kept.lock().pop()).unwrap_or_else(|| Memory::new(capacity));
+        let Some(layout) = layout_for(length) else { panic!("no memory can have {length} bytes") };
+        let memory = kept(layout.size()).and_then(|kept| kept.lock().pop()).unwrap_or_else(|| Memory::new(layout));
         Self { memory: Some(memory), length }
     }
 
@@ -93,7 +97,7 @@ impl AlignedBuffer {
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take() else { return };
-        if let Some(kept) = kept(memory.capacity) {
+        if let Some(kept) = kept(memory.layout.size()) {
             let mut kept = kept.lock();
             if kept.len() < KEPT_MAX {
                 kept.push(memory);
@@ -136,6 +140,17 @@ mod tests {
             buffer.fill(7);
             drop(buffer.into_bytes());
             assert!(AlignedBuffer::zeroed(length).iter().all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_memory_has_is_refused() {
+        for length in [isize::MAX as usize - 4094, isize::MAX as usize, usize::MAX - 4095, usize::MAX] {
+            std::panic::catch_unwind(|| drop(AlignedBuffer::new(length))).unwrap_err();
+        }
+        for length in [0, 1, 4096, 4097, KEPT_BYTES_MAX, KEPT_BYTES_MAX + 1] {
+            let buffer = AlignedBuffer::new(length);
+            assert!(buffer.memory.as_ref().is_some_and(|memory| memory.layout.size() >= length.max(1)) && buffer.len() == length);
         }
     }
 }

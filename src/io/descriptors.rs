@@ -37,7 +37,7 @@ impl Reservation {
     pub fn take(count: usize, quarters: usize) -> Option<Self> {
         let mut reserved = RESERVED.lock();
         let room = (descriptors_max() / 4).saturating_mul(quarters);
-        (descriptors_open() + *reserved + count <= room).then(|| {
+        (descriptors_open().saturating_add(*reserved).saturating_add(count) <= room).then(|| {
             *reserved += count;
             Self(count)
         })
