@@ -1,4 +1,9 @@
 //! The operating system's files.
+//!
+//! # Invariants
+//! - A sync that the kernel cancelled before it began (it cannot make the thread for it while signals come) has not failed: it is done
+//!   again by this thread. A sync that ran and failed is never done again.
+//! - The lock ends with its guard, also if a child of this process (fork(2) without exec) still has the descriptor.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -32,6 +37,17 @@ pub struct SystemDisk {
 
 struct SystemFile(File);
 
+/// The lock of a file, until this is dropped.
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Closing the descriptor would leave the lock to a child that was forked meanwhile.
+        // SAFETY: the descriptor belongs to `self`.
+        unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_UN) };
+    }
+}
+
 /// The result of a system call that answers a negative number for an error.
 fn checked(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -43,6 +59,18 @@ fn refuse_other_than_files(path: &Path) -> io::Result<()> {
         Ok(metadata) if !metadata.is_file() => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
         _ => Ok(()),
     }
+}
+
+/// The outcome of a sync in the ring. One that did not run is done here.
+fn synced(fd: RawFd, mut result: i32) -> io::Result<()> {
+    while matches!(-result, libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
+        // SAFETY: the caller keeps the file of the descriptor open; no memory is passed.
+        result = match checked(i64::from(unsafe { libc::fdatasync(fd) })) {
+            Ok(_) => 0,
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        };
+    }
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
 impl SystemDisk {
@@ -81,24 +109,22 @@ impl SystemDisk {
                 return None;
             }
         }
-        let (mut left, mut outcome) = (fds.len(), Ok(()));
-        while left > 0 {
+        let mut ended = Vec::new();
+        while ended.len() < fds.len() {
             match ring.submit_and_wait(1) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR)) => {}
+                // The kernel lacks something for a moment.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => crate::sync::thread::yield_now(),
+                Err(error) => {
                     // Nobody may take completions of these syncs for those of later ones.
                     *guard = None;
                     return Some(Err(error));
                 }
-                _ => {}
             }
-            for completion in ring.completion() {
-                left -= 1;
-                if completion.result() < 0 {
-                    outcome = Err(io::Error::from_raw_os_error(-completion.result()));
-                }
-            }
+            ended.extend(ring.completion().map(|completion| (completion.user_data() as usize, completion.result())));
         }
-        Some(outcome)
+        Some(ended.into_iter().map(|(number, result)| synced(fds[number], result)).fold(Ok(()), Result::and))
     }
 }
 
@@ -146,7 +172,7 @@ impl Disk for SystemDisk {
 
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
         refuse_other_than_files(path)?;
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         // SAFETY: the descriptor belongs to `file`, which lives past the call.
         let locked = checked(i64::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }));
         match locked {
@@ -157,9 +183,10 @@ impl Disk for SystemDisk {
             }
             Err(error) => Err(error),
             Ok(_) => {
-                file.set_len(0)?;
-                file.write_all(owner.as_bytes())?;
-                Ok(Box::new(file))
+                let mut locked = Locked(file);
+                locked.0.set_len(0)?;
+                locked.0.write_all(owner.as_bytes())?;
+                Ok(Box::new(locked))
             }
         }
     }
@@ -263,5 +290,33 @@ mod tests {
         assert!(disk.syncs.lock().is_none(), "the next syncs would take what is left in the ring for their own");
         disk.sync_all(&files).unwrap();
         assert!(matches!(&*disk.syncs.lock(), Some(Some(_))));
+    }
+
+    #[test]
+    fn a_sync_that_was_cancelled_is_done_and_one_that_failed_is_not_done_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("f")).unwrap();
+        for cancelled in [libc::ECANCELED, libc::EINTR, libc::EAGAIN] {
+            synced(file.as_raw_fd(), -cancelled).unwrap();
+            // It is really done: this one has nothing that could be synced.
+            assert_eq!(synced(-1, -cancelled).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        }
+        assert_eq!(synced(file.as_raw_fd(), -libc::EIO).unwrap_err().raw_os_error(), Some(libc::EIO));
+        synced(-1, 0).unwrap();
+    }
+
+    #[test]
+    fn a_lock_ends_with_its_guard_although_a_copy_of_the_descriptor_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, path) = (SystemDisk::new(), dir.path().join("lock"));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).unwrap();
+        // What a child of fork(2) has: another descriptor of the same open file.
+        let child = file.try_clone().unwrap();
+        // SAFETY: the descriptor belongs to `file`.
+        checked(i64::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) })).unwrap();
+        assert_eq!(disk.lock(&path, "me").map(drop).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(Locked(file));
+        disk.lock(&path, "me").map(drop).unwrap();
+        drop(child);
     }
 }
