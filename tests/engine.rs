@@ -1,6 +1,8 @@
 //! The engine through its public calls, on real files.
 
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use volfork::io::{IoMode, RingKind};
 use volfork::volume::Request;
 use volfork::{ErrorKind, Store, StoreOptions};
@@ -163,6 +165,46 @@ fn queue_over_threads() {
 #[test]
 fn queue_with_direct_io() {
     queue_agrees_with_a_model(RingKind::Uring, IoMode::Direct, 13);
+}
+
+/// What a front end does that polls the queue's descriptor, beside threads that reap all queues while they wait for one another.
+#[test]
+fn whoever_polls_a_queue_is_told_of_every_completion() {
+    for kind in [RingKind::Uring, RingKind::Threads] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path(), StoreOptions { ring: Some(kind), ..StoreOptions::default() }).unwrap();
+        let [busy, quiet] = ["busy", "quiet"].map(|name| store.create_volume(name, 64 << 20).unwrap());
+        busy.write_at(&vec![1; 1 << 20], 0).unwrap();
+        quiet.write_at(&vec![1; 1 << 20], 0).unwrap();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for number in 0..3 {
+                let (busy, stop) = (&busy, &stop);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        busy.write_at(&vec![number; 1 << 20], 0).unwrap();
+                    }
+                });
+            }
+            let mut queue = quiet.queue(8).unwrap();
+            let told = (0..500).all(|token| {
+                // A part of a block: a worker does it.
+                queue.submit(token, Request::Write { offset: 100, data: vec![7; 100].into(), fua: false }).unwrap();
+                let mut done = Vec::new();
+                while done.is_empty() {
+                    let mut fds = [rustix::event::PollFd::new(&queue, rustix::event::PollFlags::IN)];
+                    let timeout = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
+                    if rustix::event::poll(&mut fds, Some(&timeout)).unwrap() == 0 {
+                        return false;
+                    }
+                    queue.reap(&mut done).unwrap();
+                }
+                true
+            });
+            stop.store(true, Ordering::Relaxed);
+            assert!(told, "{kind:?}: a completion that nobody was told of");
+        });
+    }
 }
 
 #[test]

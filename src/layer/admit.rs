@@ -1,13 +1,15 @@
 //! Admission of writes to blocks of an extent, and what a finished write changes.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::admitted::Latched;
 use super::checksums::ChecksumPage;
 use super::commit::Ticket;
 use super::set::Layers;
 use super::state::{Hot, Layer, State};
 use crate::bits::BlockBits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::Record;
 use crate::io::DiskFile;
 
@@ -147,17 +149,37 @@ impl Layers {
                 state.overwritten_extents.insert(extent);
             }
         }
+        if state.written.is_empty() {
+            self.note_written(layer);
+        }
         state.written.entry(file.0).or_insert_with(|| Arc::clone(file.1));
         Self::unlatch(layer, state, extent, bits);
+    }
+
+    /// The writer went away in the middle, by a panic: as [`Layers::abort_write`] after a shortage.
+    pub(super) fn abandon_write(&self, layer: &Layer, extent: u32, bits: &BlockBits) {
+        if !self.settle_write(layer, extent, bits) {
+            self.commit.poison(Error::new(ErrorKind::Io, format!("a write to layer {} was given up in the middle", layer.id)));
+        }
     }
 
     /// The write failed: releases the latch. Blocks that were absent stay absent, and what they may have got of space is given
     /// back. Others hold old or new bytes, sector by sector. After a mere shortage they are hashed as they are now, so that the next
     /// frame or page names what the file has; after any other error nobody knows what reaches the disk, and the store refuses writes.
     pub fn abort_write(&self, layer: &Layer, extent: u32, bits: &BlockBits, error: &Error) {
+        let known = self.settle_write(layer, extent, bits);
+        if !known || !error.is_shortage() {
+            self.commit.poison(error.clone());
+        }
+    }
+
+    /// Gives back the blocks of a failed write. Answers whether it is known what the file has.
+    fn settle_write(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> bool {
         // Behind the latch nothing else changes what is present.
         let present = layer.extent(extent).0.and(bits);
-        let known = present.is_empty() || self.hash_again(layer, extent, &present).is_ok();
+        // The disk's code may panic again.
+        let hash_again = || catch_unwind(AssertUnwindSafe(|| self.hash_again(layer, extent, &present)));
+        let known = present.is_empty() || matches!(hash_again(), Ok(Ok(())));
         let new = bits.minus(&present);
         let mut state = layer.state.lock();
         self.commit.release_blocks(new.count());
@@ -170,21 +192,12 @@ impl Layers {
             self.note_garbage(layer);
         }
         Self::unlatch(layer, &mut state, extent, bits);
-        drop(state);
-        if !known || !error.is_shortage() {
-            self.commit.poison(error.clone());
-        }
+        known
     }
 
     /// Releases a latch that changed nothing.
     pub(super) fn release(&self, layer: &Layer, extent: u32, bits: &BlockBits) {
         Self::unlatch(layer, &mut layer.state.lock(), extent, bits);
-    }
-
-    /// Whether a write of these blocks overwrites some and adds others.
-    pub fn is_mixed(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> bool {
-        let present = layer.extent(extent).0.and(bits);
-        !present.is_empty() && present != *bits
     }
 
     /// Gives back blocks that were admitted but will not be written after all.
@@ -204,7 +217,7 @@ impl Layers {
     }
 
     /// Takes blocks for oneself without meaning to write them: no writer, fill or punch touches them meanwhile.
-    pub(super) fn latch_wait(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
+    pub(super) fn latch_wait<'a>(&'a self, layer: &'a Layer, extent: u32, bits: &BlockBits) -> Result<Latched<'a>> {
         let page = self.page(layer, extent)?;
         loop {
             {
@@ -213,7 +226,7 @@ impl Layers {
                 // A round that waits for blocks to be given back is not kept waiting by others.
                 if !hot.latched.or(&hot.draining).intersects(bits) {
                     hot.latched = hot.latched.or(bits);
-                    return Ok(());
+                    return Ok(Latched::of(self, layer, extent, *bits));
                 }
             }
             self.wait_for(layer, Wait::Latch)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::admitted::Admitted;
 use super::checksums::{ChecksumPage, block_checksum};
 use super::set::Layers;
 use super::state::Layer;
@@ -169,10 +170,10 @@ impl Layers {
     pub fn read_settled(&self, layer: &Layer, block: u32, buffer: &mut [u8]) -> Result<Option<()>> {
         let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
         let bits = BlockBits::of(within..within + 1);
-        self.latch_wait(layer, extent, &bits)?;
+        let latched = self.latch_wait(layer, extent, &bits)?;
         let held = layer.extent(extent).0.contains(within);
         let result = if held { self.read_blocks(layer, block, buffer) } else { Ok(BlockRead::Verified) };
-        self.release(layer, extent, &bits);
+        drop(latched);
         match result? {
             BlockRead::Verified => Ok(held.then_some(())),
             BlockRead::Mismatch(_) => Err(self.corruption(layer, block, "its bytes do not match their checksum")),
@@ -200,9 +201,9 @@ impl Layers {
     pub fn repair_block(&self, layer: &Layer, block: u32, bytes: &[u8]) -> Result<()> {
         let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
         let bits = BlockBits::of(within..within + 1);
-        self.latch_wait(layer, extent, &bits)?;
+        let latched = self.latch_wait(layer, extent, &bits)?;
         let result = self.repair_latched(layer, block, bytes);
-        self.release(layer, extent, &bits);
+        drop(latched);
         result
     }
 
@@ -223,17 +224,20 @@ impl Layers {
     pub fn write_admitted(&self, layer: &Layer, extent: u32, range: Range<u32>, data: &[u8]) -> Result<()> {
         let first = extent * EXTENT_BLOCKS + range.start;
         let bits = BlockBits::of(range);
+        let mut admitted = Admitted::of(self, layer, extent, bits);
         // Nothing is written before the file is open and the space is taken: an error so far changes nothing.
-        let opened = self.allocate_mixed(layer, extent, &bits).and_then(|()| self.data_file_to_write(layer, first));
-        let file = opened.inspect_err(|_| self.withdraw_write(layer, extent, &bits))?;
+        self.allocate_mixed(layer, extent, &bits)?;
+        let file = self.data_file_to_write(layer, first)?;
+        let checksums = self.checksums_of(layer, first, data);
+        admitted.touch();
         let written = self.put(&*file, self.place(first).1, data);
         match written.map_err(|error| Error::io(format!("cannot write layer {} at block {first}", layer.id), error)) {
             Ok(()) => {
-                self.finish_write(layer, extent, &bits, &self.checksums_of(layer, first, data), (self.place(first).0, &file));
+                admitted.finish(&checksums, (self.place(first).0, &file));
                 Ok(())
             }
             Err(error) => {
-                self.abort_write(layer, extent, &bits, &error);
+                admitted.fail(&error);
                 Err(error)
             }
         }
@@ -243,16 +247,40 @@ impl Layers {
     /// takes the space of the new ones before.
     fn allocate_mixed(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
         let new = bits.minus(&layer.extent(extent).0);
-        if new.is_empty() || new == *bits {
-            return Ok(());
+        if new.is_empty() || new == *bits { Ok(()) } else { self.take_space(layer, extent, &new) }
+    }
+
+    /// Takes the space of blocks that are not there yet, so that a write of them cannot fail for lack of it.
+    ///
+    /// # Errors
+    /// An I/O error, no space; what was taken is given back later.
+    pub fn take_space(&self, layer: &Layer, extent: u32, new: &BlockBits) -> Result<()> {
+        self.commit.healthy()?;
+        if layer.state.lock().freed {
+            return Err(Self::gone(layer));
         }
+        // A hint for the journal: room that is there once stays there.
+        self.commit.reserve_blocks(new.count()).map(|()| self.commit.release_blocks(new.count()))?;
         let file = self.data_file_to_write(layer, extent * EXTENT_BLOCKS)?;
         for run in new.runs() {
             let start = self.place(extent * EXTENT_BLOCKS + run.start).1;
             let range = start..start + run.len() as u64 * self.block_size.bytes();
-            file.allocate(range).map_err(|error| Error::io(format!("cannot take space for layer {}", layer.id), error))?;
+            if let Err(error) = file.allocate(range) {
+                self.give_back(layer, extent, new);
+                return Err(Error::io(format!("cannot take space for layer {}", layer.id), error));
+            }
         }
         Ok(())
+    }
+
+    /// Lets the background give back the space of blocks that were not written after all.
+    pub fn give_back(&self, layer: &Layer, extent: u32, bits: &BlockBits) {
+        let mut state = layer.state.lock();
+        let unused = bits.minus(&state.presence.present_bits(extent));
+        if !unused.is_empty() && !state.freed {
+            super::presence::insert_bits(&mut state.garbage, extent, &unused);
+            self.note_garbage(layer);
+        }
     }
 
     fn put(&self, file: &dyn DiskFile, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -63,7 +63,7 @@ impl Layers {
     /// The blocks cannot be read; the extent stays unverified.
     pub fn rehash_step(&self, layer: &Layer) -> Result<bool> {
         let Some(extent) = layer.state.lock().unverified.min() else { return Ok(false) };
-        self.latch_wait(layer, extent, &BlockBits::FULL)?;
+        let latched = self.latch_wait(layer, extent, &BlockBits::FULL)?;
         let result = self.rehash_extent(layer, extent);
         let mut state = layer.state.lock();
         if result.is_ok() {
@@ -71,7 +71,7 @@ impl Layers {
             layer.unverified.store(!state.unverified.is_empty(), Ordering::Release);
         }
         drop(state);
-        self.release(layer, extent, &BlockBits::FULL);
+        drop(latched);
         result.map(|()| true)
     }
 

@@ -43,6 +43,11 @@ impl LayerFiles {
         Self { disk, paths, mode, open: Mutex::default(), open_max, new_names: AtomicBool::new(false), naming: Mutex::default() }
     }
 
+    /// Files that may stay open beside those because they were written and not synced; beyond, writers have them synced.
+    pub fn pinned_max(&self) -> usize {
+        self.open_max / 2
+    }
+
     /// The file, if it exists.
     pub fn get(&self, layer: LayerId, file: LayerFile) -> io::Result<Option<Arc<dyn DiskFile>>> {
         match self.open(layer, file, OpenMode::Write) {

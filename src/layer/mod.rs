@@ -36,6 +36,7 @@
 //! beginning round waits for writers of its blocks, which need none of them. The table of layers is never locked while another lock
 //! is waited for.
 mod admit;
+mod admitted;
 mod blocks;
 mod checksums;
 mod clean;
@@ -52,7 +53,7 @@ mod set;
 mod state;
 mod trace;
 
-pub use admit::Admission;
+pub use admitted::Admitted;
 pub use blocks::BlockRead;
 pub use commit::Ticket;
 pub use patches::{Merged, PatchRoom};

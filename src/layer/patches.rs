@@ -83,12 +83,20 @@ pub(super) fn record_bytes(bytes: usize) -> u64 {
     PatchRecord::HEADER_BYTES + bytes as u64
 }
 
-/// Room in memory and in the journal for a patch that is about to be made. It is used or given back.
+/// Room in memory and in the journal for a patch that is about to be made. Dropping it gives it back.
 #[must_use]
-pub struct PatchRoom {
+pub struct PatchRoom<'a> {
+    layers: &'a Layers,
     /// The block had no patch.
     new: bool,
     journal_bytes: u64,
+}
+
+impl Drop for PatchRoom<'_> {
+    fn drop(&mut self) {
+        self.layers.commit.release(self.journal_bytes);
+        self.layers.patch_blocks.fetch_sub(u64::from(self.new), Ordering::AcqRel);
+    }
 }
 
 /// How a merge ended.
@@ -197,7 +205,7 @@ impl Layers {
     ///
     /// # Errors
     /// [`ErrorKind::NoSpace`]; nothing has changed then.
-    pub fn reserve_patch(&self, layer: &Layer, block: u32, range: &Range<u32>) -> Result<Option<PatchRoom>> {
+    pub fn reserve_patch(&self, layer: &Layer, block: u32, range: &Range<u32>) -> Result<Option<PatchRoom<'_>>> {
         let (new, ranges) = {
             let state = layer.state.lock();
             let patch = state.patch(block);
@@ -211,9 +219,9 @@ impl Layers {
             self.patch_blocks.fetch_sub(1, Ordering::AcqRel);
             return Ok(None);
         }
-        let room = PatchRoom { new, journal_bytes: record_bytes(range.len()) };
-        match self.commit.reserve(room.journal_bytes) {
-            Ok(()) => Ok(Some(room)),
+        let journal_bytes = record_bytes(range.len());
+        match self.commit.reserve(journal_bytes) {
+            Ok(()) => Ok(Some(PatchRoom { layers: self, new, journal_bytes })),
             Err(error) => {
                 self.patch_blocks.fetch_sub(u64::from(new), Ordering::AcqRel);
                 Err(error)
@@ -221,15 +229,11 @@ impl Layers {
         }
     }
 
-    /// Gives back room for a patch that is not made after all.
-    pub fn release_patch(&self, room: PatchRoom) {
-        self.commit.release(room.journal_bytes);
-        self.patch_blocks.fetch_sub(u64::from(room.new), Ordering::AcqRel);
-    }
-
     /// Makes `bytes` (from `offset` on) part of an admitted block that the layer does not hold, and releases the block.
     /// Durable with the next round.
-    pub fn patch_admitted(&self, layer: &Layer, block: u32, offset: u32, bytes: &[u8], room: PatchRoom) {
+    pub fn patch_admitted(&self, layer: &Layer, block: u32, offset: u32, bytes: &[u8], room: PatchRoom<'_>) {
+        // The patch and its record have it from now on.
+        let room = std::mem::ManuallyDrop::new(room);
         {
             let mut state = layer.state.lock();
             state.patches.entry(block).or_insert_with(|| Patch::new(self.block_size.bytes())).put(offset, bytes);

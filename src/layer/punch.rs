@@ -175,7 +175,7 @@ impl Layers {
 
     fn punch_extent(&self, layer: &Layer, extent: u32) -> Result<()> {
         let bits = extent_bits(&layer.state.lock().garbage, extent);
-        self.latch_wait(layer, extent, &bits)?;
+        let latched = self.latch_wait(layer, extent, &bits)?;
         // Behind the latch nobody makes these blocks present; those that became so meanwhile are somebody's data again.
         let gone = {
             let mut state = layer.state.lock();
@@ -188,7 +188,7 @@ impl Layers {
             gone
         };
         let result = self.punch_blocks(layer, extent, &gone);
-        self.release(layer, extent, &bits);
+        drop(latched);
         result
     }
 

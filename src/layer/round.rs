@@ -84,7 +84,7 @@ impl Layers {
     /// # Errors
     /// As [`Layers::wait`].
     pub fn sync_fresh(&self) -> Result<()> {
-        self.sync(self.fresh_layers())
+        self.sync(self.unsynced_layers())
     }
 
     /// Whether a flush of this layer has anything to make durable.
@@ -180,6 +180,7 @@ impl Layers {
         state.round_extents = extents;
         self.take_overwritten(layer, &mut state, &mut part);
         part.files = std::mem::take(&mut state.written);
+        self.note_synced(layer);
         part
     }
 
@@ -248,6 +249,7 @@ impl Layers {
             }
             for (segment, file) in part.files {
                 state.written.entry(segment).or_insert(file);
+                self.note_written(layer);
             }
         }
         layer.changed.notify_all();

@@ -17,7 +17,7 @@ use crate::ids::{BlockSize, LayerId};
 use crate::io::{Disk, IoMode};
 use crate::journal::Journal;
 use crate::limits::{Limits, SEGMENT_BYTES, VOLUME_BYTES_MAX};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
 
 /// How long a waiter sleeps before it looks again whether it can help.
@@ -69,6 +69,9 @@ pub struct Layers {
     fresh_blocks: AtomicU64,
     /// Layers with blocks that wait for their record.
     fresh: Mutex<BTreeSet<LayerId>>,
+    /// Layers with files that were written and not synced, which keeps them open; and how many there are.
+    written: Mutex<BTreeSet<LayerId>>,
+    written_layers: AtomicUsize,
     barriers: AtomicU64,
     dying: Mutex<BTreeSet<LayerId>>,
     garbage: Mutex<BTreeSet<LayerId>>,
@@ -101,6 +104,8 @@ impl Layers {
             reapers: Mutex::default(),
             fresh_blocks: AtomicU64::new(0),
             fresh: Mutex::default(),
+            written: Mutex::default(),
+            written_layers: AtomicUsize::new(0),
             barriers: AtomicU64::new(0),
             dying: Mutex::default(),
             garbage: Mutex::default(),
@@ -152,6 +157,7 @@ impl Layers {
         state.dying.clear();
         state.garbage.clear();
         self.fresh.lock().remove(&layer);
+        self.note_synced(&entry);
         // They stay for readers that are still in the layer, but no longer count.
         self.patch_blocks.fetch_sub(state.patches.len() as u64, Ordering::AcqRel);
         self.patched_layers.lock().remove(&layer);
@@ -255,8 +261,25 @@ impl Layers {
         self.fresh.lock().remove(&layer.id);
     }
 
-    pub(super) fn fresh_layers(&self) -> Vec<LayerId> {
-        self.fresh.lock().iter().copied().collect()
+    /// Notes that a file of a layer stays open until a round syncs it: a file that was closed might lose the error of its
+    /// write-back. The layer's state is locked.
+    pub(super) fn note_written(&self, layer: &Layer) {
+        let mut written = self.written.lock();
+        written.insert(layer.id);
+        self.written_layers.store(written.len(), Ordering::Relaxed);
+    }
+
+    /// A round syncs, or nobody needs any more, what was written to a layer. The layer's state is locked.
+    pub(super) fn note_synced(&self, layer: &Layer) {
+        let mut written = self.written.lock();
+        written.remove(&layer.id);
+        self.written_layers.store(written.len(), Ordering::Relaxed);
+    }
+
+    /// Layers whose blocks wait for their record, or whose files for a sync.
+    pub(super) fn unsynced_layers(&self) -> BTreeSet<LayerId> {
+        let fresh = self.fresh.lock().clone();
+        fresh.union(&self.written.lock()).copied().collect()
     }
 
     /// The error of a write to a layer that was freed meanwhile.
@@ -283,6 +306,7 @@ impl Layers {
     pub fn under_pressure(&self) -> bool {
         self.fresh_blocks.load(Ordering::Relaxed) > self.limits.fresh_blocks_max
             || self.patch_bytes_queued.load(Ordering::Relaxed) > self.limits.patch_bytes_queued_max
+            || self.written_layers.load(Ordering::Relaxed) > self.files.pinned_max()
     }
 
     pub(super) fn count_barrier(&self) {

@@ -55,7 +55,6 @@ impl Fence {
         self.count().map(|shard| Pass { fence: self, shard })
     }
 
-    #[allow(dead_code, reason = "queues take it for their transfers")]
     /// Lets a transfer in, which ends after the present call.
     ///
     /// # Errors

@@ -11,11 +11,14 @@ use super::view::{Piece, View};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::ids::VolumeId;
-use crate::layer::{Layer, Layers};
+use crate::layer::{Admitted, Layer, Layers};
 use crate::limits::{EXTENT_BLOCKS, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock};
+
+/// Space of blocks that a write is going to add to a layer, by extent.
+type Taken = (Arc<Layer>, Vec<(u32, BlockBits)>);
 
 /// The open head of a volume, shared by everybody who has it open.
 pub struct Head {
@@ -119,15 +122,56 @@ impl Head {
     /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
     fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool) -> Result<()> {
         let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
+        let taken = self.take_space(offset, data.len() as u64)?;
         while !data.is_empty() {
             let piece = Piece::at(self.core.block_size, offset, data.len() as u64);
             let (part, rest) = data.split_at(piece.bytes as usize);
-            self.write_piece(&piece, part, bounded.then_some(offset)).map_err(|error| self.name_damage(error))?;
+            let written = self.write_piece(&piece, part, bounded.then_some(offset));
+            written.inspect_err(|_| self.give_back(&taken)).map_err(|error| self.name_damage(error))?;
             offset += piece.bytes;
             data = rest;
         }
+        if taken.as_ref().is_some_and(|(layer, _)| layer.id != self.view.read().layer.id) {
+            // A fork came in between: the new head has got the bytes.
+            self.give_back(&taken);
+        }
         self.core.note_latency(began.filter(|_| self.core.demands.load(Ordering::Relaxed) == demands));
         self.relieve()
+    }
+
+    /// A write over several extents that overwrites blocks and adds others takes the space of the new ones before it begins, so that
+    /// a full disk refuses all of it. (Within one extent, writing does so behind the latch.)
+    fn take_space(&self, mut offset: u64, bytes: u64) -> Result<Option<Taken>> {
+        let (block_size, end) = (self.core.block_size, offset + bytes);
+        if offset / block_size.extent_bytes() == end.saturating_sub(1) / block_size.extent_bytes() {
+            return Ok(None);
+        }
+        let layer = Arc::clone(&self.view.read().layer);
+        let (mut overwrites, mut taken) = (false, (layer, Vec::new()));
+        while offset < end {
+            let piece = Piece::at(block_size, offset, end - offset);
+            let bits = BlockBits::of(piece.blocks);
+            let new = bits.minus(&taken.0.extent(piece.extent).0);
+            overwrites |= new != bits;
+            if !new.is_empty() {
+                taken.1.push((piece.extent, new));
+            }
+            offset += piece.bytes;
+        }
+        if !overwrites || taken.1.is_empty() {
+            return Ok(None);
+        }
+        let mut extents = taken.1.iter();
+        let space = extents.try_for_each(|(extent, new)| self.core.layers.take_space(&taken.0, *extent, new));
+        let taken = Some(taken);
+        space.inspect_err(|_| self.give_back(&taken))?;
+        Ok(taken)
+    }
+
+    fn give_back(&self, taken: &Option<Taken>) {
+        for (layer, (extent, bits)) in taken.iter().flat_map(|(layer, extents)| extents.iter().map(move |extent| (layer, extent))) {
+            self.core.layers.give_back(layer, *extent, bits);
+        }
     }
 
     /// Makes room when too many blocks wait for their record.
@@ -140,10 +184,10 @@ impl Head {
     fn write_piece(&self, piece: &Piece, data: &[u8], bounded: Option<u64>) -> Result<()> {
         let partial = self.partial_blocks(piece);
         loop {
-            self.gate.enter();
+            let inside = self.gate.enter();
             let in_range = bounded.map_or(Ok(()), |offset| self.view.read().check_range(offset, piece.bytes));
             let result = in_range.and_then(|()| self.write_inside(piece, data, &partial));
-            self.gate.leave();
+            drop(inside);
             match result? {
                 None => return Ok(()),
                 // Outside of the gate, so that a fork never waits for a network.
@@ -158,11 +202,12 @@ impl Head {
         let layer = Arc::clone(&self.view.read().layer);
         let layers = &self.core.layers;
         let bits = BlockBits::of(piece.blocks.clone());
-        layers.admit_wait(&layer, piece.extent, &bits)?;
+        let admitted = Admitted::wait(&**layers, &*layer, piece.extent, bits)?;
         let owned = self.is_owner(&layer, piece.extent, piece.blocks.clone());
         if partial.is_empty() {
+            admitted.release();
             layers.write_admitted(&layer, piece.extent, piece.blocks.clone(), data)?;
-        } else if let Some(block) = self.write_partial(&layer, piece, data, partial)? {
+        } else if let Some(block) = self.write_partial(admitted, &layer, piece, data, partial)? {
             return Ok(Some(block));
         }
         if !owned {

@@ -8,27 +8,26 @@ use std::sync::Arc;
 
 use super::head::Head;
 use super::view::{Answer, Piece};
-use crate::bits::BlockBits;
 use crate::error::Result;
 use crate::io::AlignedBuffer;
-use crate::layer::{BlockRead, Layer, PatchRoom};
+use crate::layer::{Admitted, BlockRead, Layer, Layers, PatchRoom};
 use crate::limits::EXTENT_BLOCKS;
 
 /// What a piece of a write does: whole blocks, and patches of the first and the last block.
-struct Plan {
+struct Plan<'a> {
     /// Blocks that are written whole.
     whole: Range<u32>,
     /// Old bytes of all blocks of the piece, as far as they are needed, with the new ones over them.
     merged: AlignedBuffer,
-    patches: Vec<PlannedPatch>,
+    patches: Vec<PlannedPatch<'a>>,
 }
 
-struct PlannedPatch {
+struct PlannedPatch<'a> {
     /// Within the extent.
     block: u32,
     /// Bytes of the block.
     range: Range<u32>,
-    room: PatchRoom,
+    room: PatchRoom<'a>,
 }
 
 impl Head {
@@ -51,41 +50,40 @@ impl Head {
     ///
     /// # Errors
     /// Damage, no space, an I/O error.
-    pub(super) fn write_partial(&self, layer: &Arc<Layer>, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<Option<u32>> {
+    pub(super) fn write_partial(
+        &self,
+        mut admitted: Admitted<&Layers, &Layer>,
+        layer: &Arc<Layer>,
+        piece: &Piece,
+        data: &[u8],
+        partial: &[u32],
+    ) -> Result<Option<u32>> {
         let layers = &self.core.layers;
         let block_bytes = self.core.block_size.bytes() as usize;
-        let withdraw = |blocks: Range<u32>| layers.withdraw_write(layer, piece.extent, &BlockBits::of(blocks));
         let merged = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes);
         let mut plan = Plan { whole: piece.blocks.clone(), merged, patches: Vec::new() };
         for block in partial {
-            let planned = self.plan_block(layer, piece, *block, &mut plan);
-            if !matches!(planned, Ok(true)) {
-                plan.patches.into_iter().for_each(|patch| layers.release_patch(patch.room));
-                withdraw(piece.blocks.clone());
-                return planned.map(|_| Some(*block));
+            if !self.plan_block(layer, piece, *block, &mut plan)? {
+                return Ok(Some(*block));
             }
         }
         plan.merged[piece.skip as usize..][..data.len()].copy_from_slice(data);
         let at = |block: u32| (block - piece.blocks.start) as usize * block_bytes;
         if !plan.whole.is_empty() {
             let bytes = &plan.merged[at(plan.whole.start)..at(plan.whole.end)];
-            if let Err(error) = layers.write_admitted(layer, piece.extent, plan.whole.clone(), bytes) {
-                for patch in plan.patches {
-                    layers.release_patch(patch.room);
-                    withdraw(patch.block..patch.block + 1);
-                }
-                return Err(error);
-            }
+            admitted.split(plan.whole.clone()).release();
+            layers.write_admitted(layer, piece.extent, plan.whole.clone(), bytes)?;
         }
         for PlannedPatch { block, range, room } in plan.patches {
             let bytes = &plan.merged[at(block)..][range.start as usize..range.end as usize];
+            admitted.split(block..block + 1).release();
             layers.patch_admitted(layer, piece.extent * EXTENT_BLOCKS + block, range.start, bytes, room);
         }
         Ok(None)
     }
 
     /// Decides how a block is written in part: reads its old bytes, or takes room for a patch. `false`: there is no room.
-    fn plan_block(&self, layer: &Arc<Layer>, piece: &Piece, block: u32, plan: &mut Plan) -> Result<bool> {
+    fn plan_block<'a>(&'a self, layer: &Arc<Layer>, piece: &Piece, block: u32, plan: &mut Plan<'a>) -> Result<bool> {
         let block_bytes = self.core.block_size.bytes();
         let number = piece.extent * EXTENT_BLOCKS + block;
         let at = u64::from(block - piece.blocks.start) * block_bytes;

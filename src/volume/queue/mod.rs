@@ -14,6 +14,10 @@
 //! - No request is done by the calling thread while `inner` is locked: it might wait for writes that only a `reap` can end. `later` has
 //!   them until the lock is released, and a thread that reaps for somebody else leaves them to the owner.
 //!
+//! - Every request holds a pass of the store's fence until it has ended: closing the store waits for it, and reaps the queue of an owner
+//!   that is elsewhere. Then `submit` answers [`ErrorKind::Closed`]; completions can still be taken.
+//! - A request that panics, in the code of a disk or a source, ends with an error and gives back its blocks and the gate.
+//!
 //! # Cancellation
 //! A request ends only with its completion. Dropping the queue waits for what the kernel has; what workers have ends unseen.
 mod read;
@@ -23,7 +27,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +37,7 @@ use bytes::Bytes;
 pub use workers::Workers;
 
 use super::core::Core;
+use super::fence::Fence;
 use super::handle::OpenSnapshot;
 use super::head::Head;
 use super::request::{Completion, Request};
@@ -119,6 +124,16 @@ impl Target {
     }
 }
 
+/// Held by a request that outlives the call that started it.
+type Pass = super::fence::Pass<Arc<Fence>>;
+
+/// A request that a worker does.
+struct Later {
+    token: u64,
+    request: Request,
+    pass: Pass,
+}
+
 /// A request that the ring has.
 enum Pending {
     Read(PendingRead),
@@ -131,7 +146,7 @@ struct Inner {
     free: Vec<u32>,
     ready: Vec<Completion>,
     /// Go on with a worker.
-    later: Vec<(u64, Request)>,
+    later: Vec<Later>,
     done: Vec<Done>,
     cached: CacheGuess,
     /// The descriptor was made readable since the last `reap`.
@@ -196,22 +211,23 @@ impl Queue {
         let shared = Arc::new_cyclic(make);
         if let Target::Volume(head) = &shared.target {
             head.queues.fetch_add(1, Ordering::AcqRel);
-            let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
-            head.core.layers.register(Arc::downgrade(&reaper));
         }
+        let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
+        shared.target.core().layers.register(Arc::downgrade(&reaper));
         Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind })
     }
 
     /// Starts a request. The kernel sees it at the next [`Queue::reap`] or [`Queue::wait`], together with others.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when `depth` requests are under way. Errors of the request itself come with its completion.
+    /// [`ErrorKind::Busy`] when `depth` requests are under way, [`ErrorKind::Closed`] when the store is closed. Errors of the request
+    /// itself come with its completion.
     pub fn submit(&mut self, token: u64, request: Request) -> Result<()> {
         if self.in_flight >= self.depth {
             return Err(Error::new(ErrorKind::Busy, format!("{} requests are under way already: reap some first", self.depth)));
         }
+        self.shared.start(token, request)?;
         self.in_flight += 1;
-        self.shared.start(token, request);
         Ok(())
     }
 
@@ -279,9 +295,19 @@ impl AsRawFd for Queue {
     }
 }
 
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor belongs to the ring, which lives as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+    }
+}
+
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.shared.drain(&mut self.shared.inner.lock());
+        let mut inner = self.shared.inner.lock();
+        self.shared.drain(&mut inner);
+        inner.later.clear();
+        drop(inner);
         if let Target::Volume(head) = &self.shared.target {
             head.queues.fetch_sub(1, Ordering::AcqRel);
         }
@@ -310,22 +336,31 @@ impl Inner {
 }
 
 impl Shared {
-    fn start(self: &Arc<Self>, token: u64, request: Request) {
+    fn start(self: &Arc<Self>, token: u64, request: Request) -> Result<()> {
+        let _pass = self.target.core().enter()?;
         let mut inner = self.inner.lock();
-        let left = match request {
-            Request::Read { offset, bytes } => {
-                let started = self.start_read(&mut inner, token, offset, bytes);
-                (!started).then_some(Request::Read { offset, bytes })
+        let begin = AssertUnwindSafe(|| match &request {
+            Request::Read { offset, bytes } => self.start_read(&mut inner, token, *offset, *bytes),
+            Request::Write { offset, data, fua } => self.start_write(&mut inner, token, *offset, data, *fua),
+            _ => false,
+        });
+        match catch_unwind(begin) {
+            Ok(true) => {}
+            Ok(false) => {
+                let pass = self.hold(&mut inner, token);
+                inner.later.extend(pass.map(|pass| Later { token, request, pass }));
             }
-            Request::Write { offset, data, fua } => {
-                let started = self.start_write(&mut inner, token, offset, &data, fua);
-                (!started).then_some(Request::Write { offset, data, fua })
-            }
-            other => Some(other),
-        };
-        inner.later.extend(left.map(|request| (token, request)));
+            Err(_) => inner.ready.push(Completion { token, result: Err(panicked()) }),
+        }
         self.nudge(&mut inner);
         self.send_later(inner);
+        Ok(())
+    }
+
+    /// A pass for a request that does not end in the present call. Without one the request has ended.
+    fn hold(&self, inner: &mut Inner, token: u64) -> Option<Pass> {
+        let held = self.target.core().fence.hold();
+        held.map_err(|error| inner.ready.push(Completion { token, result: Err(error) })).ok()
     }
 
     /// Makes the descriptor readable if it would not tell of what the next `reap` has to do.
@@ -350,8 +385,8 @@ impl Shared {
     fn send_later(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>) {
         let later = std::mem::take(&mut inner.later);
         drop(inner);
-        for (token, request) in later {
-            self.delegate(token, request);
+        for later in later {
+            self.delegate(later);
         }
     }
 
@@ -361,12 +396,13 @@ impl Shared {
     }
 
     /// Lets a worker do it. May do it on this thread if no other one can be started.
-    fn delegate(self: &Arc<Self>, token: u64, request: Request) {
+    fn delegate(self: &Arc<Self>, Later { token, request, pass }: Later) {
         let shared = Arc::clone(self);
         self.target.workers(&request).run(Box::new(move || {
             let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(request)));
             let result = performed.unwrap_or_else(|_| Err(panicked()));
             shared.finished.lock().push(Completion { token, result });
+            drop(pass);
             shared.waker.wake();
         }));
     }
@@ -407,6 +443,11 @@ impl crate::layer::Reap for Shared {
             // An error shows when the owner reaps.
             let failed = this.take_ring(&mut inner, |ring, done| ring.reap(done)).is_err();
             inner.nudged = false;
+            if let Err(closed) = this.target.core().fence.check() {
+                // The owner may be the one that closes the store, and waits for these.
+                let Inner { later, ready, .. } = &mut *inner;
+                ready.extend(later.drain(..).map(|later| Completion { token: later.token, result: Err(closed.clone()) }));
+            }
             let took = inner.ring.take_woken() || inner.ready.len() + inner.later.len() > before;
             let left = || !inner.ready.is_empty() || !inner.later.is_empty() || !self.finished.lock().is_empty();
             if failed || took && left() {

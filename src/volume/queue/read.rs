@@ -1,13 +1,14 @@
 //! Reads through the ring, or at once from the page cache.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::{Inner, Pending, Shared, Target};
+use super::{Inner, Later, Pass, Pending, Shared, Target};
 use crate::io::{AlignedBuffer, Done, IoMode, Op};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
@@ -34,6 +35,8 @@ pub struct PendingRead {
     under_way: usize,
     failed: bool,
     began: Option<Duration>,
+    /// `None`: it ends in the call that started it.
+    pass: Option<Pass>,
 }
 
 /// Whether the page cache is asked first: not for every read while it has nothing.
@@ -83,12 +86,13 @@ impl Shared {
             }
             ops.push((number, Op::Read { file, buffer, offset }));
         }
-        let read = PendingRead { token, offset, bytes, parts, under_way: ops.len(), failed: false, began };
+        let read = PendingRead { token, offset, bytes, parts, under_way: ops.len(), failed: false, began, pass: None };
         if ops.is_empty() {
             self.finish_read(inner, read);
             return true;
         }
-        let slot = inner.insert(Pending::Read(read));
+        let Some(pass) = self.hold(inner, token) else { return true };
+        let slot = inner.insert(Pending::Read(PendingRead { pass: Some(pass), ..read }));
         for (number, op) in ops {
             inner.ring.push(u64::from(slot) << 32 | number as u64, op);
         }
@@ -137,7 +141,11 @@ impl Shared {
         let layers = &self.target.core().layers;
         match (done.result, done.op, &part.layer) {
             (Ok(()), Op::Read { buffer, .. }, Some(layer))
-                if matches!(layers.verify_blocks(layer, part.blocks.start as u32, &buffer), Ok(BlockRead::Verified)) =>
+                if matches!(
+                    // The disk's code may panic, and other completions wait to be taken.
+                    catch_unwind(AssertUnwindSafe(|| layers.verify_blocks(layer, part.blocks.start as u32, &buffer))),
+                    Ok(Ok(BlockRead::Verified))
+                ) =>
             {
                 part.bytes = Some(buffer.into_bytes());
             }
@@ -148,9 +156,9 @@ impl Shared {
             return;
         }
         if read.failed {
-            let (token, offset, bytes) = (read.token, read.offset, read.bytes);
+            let (token, request, pass) = (read.token, Request::Read { offset: read.offset, bytes: read.bytes }, read.pass.take());
             inner.remove(slot);
-            inner.later.push((token, Request::Read { offset, bytes }));
+            inner.later.extend(pass.map(|pass| Later { token, request, pass }));
             return;
         }
         if let Some(Pending::Read(read)) = inner.remove(slot) {

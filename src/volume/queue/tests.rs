@@ -274,3 +274,136 @@ fn a_time_that_no_clock_reaches_is_no_limit() {
     queue.submit(0, Request::Flush).unwrap();
     assert_eq!(queue.wait(&mut Vec::new(), Some(Duration::MAX)).unwrap(), 1);
 }
+
+/// A queue write that goes to the ring.
+const LARGE: usize = 512 << 10;
+
+#[test]
+fn a_full_disk_refuses_a_write_over_extents_before_it_changes_anything() {
+    for (kind, plain) in [(RingKind::Uring, true), (RingKind::Threads, true), (RingKind::Threads, false)] {
+        let scene = Scene::new(kind, plain);
+        let head = scene.volume("v");
+        // Blocks that are there to the end of an extent, then one that is not, then some that are.
+        head.write(&vec![1; EXTENT], 0).unwrap();
+        head.write(&vec![1; EXTENT / 2], EXTENT as u64 + BLOCK as u64).unwrap();
+        head.flush().unwrap();
+        *scene.fault.lock() = Fault::Full;
+        let offset = EXTENT - LARGE / 2;
+        let mut queue = Queue::for_volume(&head, 8).unwrap();
+        queue.submit(0, write(offset, LARGE, 2)).unwrap();
+        queue.submit(1, write(offset, BLOCK * 8, 3)).unwrap();
+        // Only new blocks: as far as it gets, nobody sees them.
+        queue.submit(2, write(3 * EXTENT - LARGE / 2, LARGE, 4)).unwrap();
+        for done in take(&mut queue) {
+            match done.token {
+                1 => assert!(done.result.is_ok(), "what overwrites needs no space: {done:?}"),
+                _ => assert_eq!(done.result.unwrap_err().kind(), ErrorKind::NoSpace),
+            }
+        }
+        assert_eq!(head.write(&vec![5; LARGE], offset as u64).unwrap_err().kind(), ErrorKind::NoSpace);
+        head.flush().unwrap();
+        head.zero(2 * EXTENT as u64, EXTENT as u64).unwrap();
+        let mut bytes = vec![9; LARGE];
+        head.read(&mut bytes, offset as u64).unwrap();
+        let expected = |at: usize| match at {
+            at if at < BLOCK * 8 => 3,
+            at if (LARGE / 2..LARGE / 2 + BLOCK).contains(&at) => 0,
+            _ => 1,
+        };
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == expected(at)), "{kind:?}, {plain}");
+        head.read(&mut bytes, (3 * EXTENT - LARGE / 2) as u64).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0));
+        *scene.fault.lock() = Fault::None;
+        queue.submit(0, write(offset, LARGE, 6)).unwrap();
+        assert!(take(&mut queue).pop().unwrap().result.is_ok());
+        head.flush().unwrap();
+    }
+}
+
+#[test]
+fn a_write_that_panics_in_the_disk_stops_nobody() {
+    for kind in KINDS {
+        for present in [false, true] {
+            let scene = Scene::new(kind, true);
+            let head = scene.volume("v");
+            if present {
+                head.write(&vec![1; 2 * LARGE], 0).unwrap();
+            }
+            let mut queue = Queue::for_volume(&head, 8).unwrap();
+            // Inline, through the ring, and in part of a block, which a worker does.
+            let requests = [write(0, BLOCK, 2), write(BLOCK, LARGE, 2), write(LARGE + 2 * BLOCK + 100, 100, 2)];
+            for (token, request) in requests.iter().enumerate() {
+                *scene.fault.lock() = Fault::Panics;
+                queue.submit(token as u64, request.clone()).unwrap();
+                let done = take(&mut queue).pop().unwrap();
+                assert!(done.result.is_err(), "{kind:?}: {request:?}");
+                let blocking = || head.write(&vec![2; BLOCK + 100], 0);
+                let outcome = catch_unwind(AssertUnwindSafe(blocking));
+                assert!(!matches!(outcome, Ok(Ok(()))));
+                *scene.fault.lock() = Fault::None;
+                // A ring's transfer that overwrote blocks may have reached the disk in part.
+                if scene.core.layers().healthy().is_ok() {
+                    scene.core.create_snapshot("v", &format!("s{token}"), None).unwrap();
+                    head.write(&vec![1; BLOCK], 0).unwrap();
+                    head.flush().unwrap();
+                } else {
+                    assert!(token > 0, "{kind:?}, {present}: {request:?}");
+                    drop(head.close());
+                }
+            }
+            let mut bytes = vec![0; 2 * LARGE];
+            head.read(&mut bytes, 0).unwrap();
+        }
+    }
+}
+
+#[test]
+fn closing_waits_for_what_a_queue_has_and_refuses_the_rest() {
+    for kind in KINDS {
+        let scene = Scene::new(kind, false);
+        let head = scene.volume("v");
+        head.write(&vec![1; LARGE], 0).unwrap();
+        let mut queue = Queue::for_volume(&head, 8).unwrap();
+        queue.submit(0, write(0, LARGE, 2)).unwrap();
+        queue.submit(1, Request::Write { offset: LARGE as u64, data: vec![2; LARGE].into(), fua: true }).unwrap();
+        queue.submit(2, write(100, 100, 2)).unwrap();
+        queue.submit(3, Request::Read { offset: 0, bytes: LARGE as u32 }).unwrap();
+        // By the queue's owner, who cannot reap meanwhile.
+        scene.core.fence.shut();
+        scene.core.fence.wait_empty(|| scene.core.layers().help());
+        assert_eq!(queue.submit(4, write(0, BLOCK, 3)).unwrap_err().kind(), ErrorKind::Closed);
+        let ended = queue.in_flight();
+        let mut done = Vec::new();
+        assert_eq!((queue.reap(&mut done).unwrap(), queue.in_flight()), (ended, 0), "{kind:?}");
+        for done in done {
+            // A write with FUA may have been caught before its flush.
+            assert!(done.result.is_ok() || done.token == 1, "{kind:?}: {done:?}");
+        }
+        let mut bytes = vec![0; LARGE];
+        head.read(&mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 2), "{kind:?}");
+    }
+}
+
+#[test]
+fn numbers_near_the_end_of_all_numbers_are_out_of_range() {
+    let scene = Scene::new(RingKind::Threads, false);
+    let head = scene.volume("v");
+    let mut queue = Queue::for_volume(&head, 64).unwrap();
+    for offset in [u64::MAX, u64::MAX - 4095, u64::MAX - 4096, i64::MAX as u64, 16 << 20, (16 << 20) - 4095] {
+        let requests = [
+            Request::Read { offset, bytes: 4096 },
+            Request::Write { offset, data: vec![1; 4096].into(), fua: false },
+            Request::Discard { offset, bytes: u64::MAX, fua: false },
+            Request::WriteZeroes { offset, bytes: 4096, fua: true },
+            Request::Prefetch { offset, bytes: u64::MAX },
+        ];
+        for request in requests {
+            queue.submit(0, request.clone()).unwrap();
+            let done = take(&mut queue).pop().unwrap();
+            if !matches!(request, Request::Prefetch { .. }) {
+                assert_eq!(done.result.unwrap_err().kind(), ErrorKind::OutOfRange, "{request:?}");
+            }
+        }
+    }
+}

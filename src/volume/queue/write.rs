@@ -1,162 +1,179 @@
 //! Writes through the ring.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-use super::{Inner, Pending, Shared, Target};
+use super::{Inner, Later, Pass, Pending, Shared, Target};
 use crate::bits::BlockBits;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::io::{Done, IoMode, Op};
-use crate::layer::{Admission, Layer};
+use crate::layer::{Admitted, Layer, Layers};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+use crate::volume::gate::{Gate, Inside};
 use crate::volume::head::Head;
 use crate::volume::request::{Completion, Request};
 use crate::volume::view::Piece;
 
-/// A write that the ring has. Its blocks are latched and the gate is passed.
+/// The gate of a head that is kept alive.
+struct HeadGate(Arc<Head>);
+
+impl Deref for HeadGate {
+    type Target = Gate;
+
+    fn deref(&self) -> &Gate {
+        &self.0.gate
+    }
+}
+
+/// The part of a write that lies in one extent, and its blocks.
+struct Part<S: Deref<Target = Layers>, L: Deref<Target = Layer>> {
+    piece: Piece,
+    admitted: Admitted<S, L>,
+    /// The head answered for it before.
+    owned: bool,
+}
+
+/// Most writes lie in one extent.
+type Parts<'a> = SmallVec<[Part<&'a Layers, &'a Layer>; 1]>;
+
+/// A write that the ring has. The guards give back blocks, gate and fence, in this order, whatever becomes of it.
 pub struct PendingWrite {
     token: u64,
     fua: bool,
     layer: Arc<Layer>,
-    pieces: Vec<Piece>,
+    parts: Vec<Part<Arc<Layers>, Arc<Layer>>>,
     checksums: Vec<u32>,
-    /// For each piece, whether the head answered for it before.
-    owned: Vec<bool>,
     segment: u32,
     began: Option<Duration>,
+    inside: Inside<HeadGate>,
+    pass: Pass,
 }
 
 impl Shared {
     /// Starts a write. `false`: it needs a worker.
     pub(super) fn start_write(self: &Arc<Self>, inner: &mut Inner, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
         let Target::Volume(head) = &self.target else { return false };
-        let core = &head.core;
-        let block_bytes = core.block_size.bytes();
+        let block_bytes = head.core.block_size.bytes();
         let bytes = data.len() as u64;
         let whole = offset.is_multiple_of(block_bytes) && bytes.is_multiple_of(block_bytes) && bytes > 0;
-        let one_file = offset / SEGMENT_BYTES == (offset + bytes.max(1) - 1) / SEGMENT_BYTES;
-        if !whole || !one_file || core.layers.under_pressure() || head.check_alive().is_err() || !head.gate.try_enter() {
+        // A range that wraps is refused where ranges are checked.
+        let one_file = offset.checked_add(bytes).is_some_and(|end| offset / SEGMENT_BYTES == end.saturating_sub(1) / SEGMENT_BYTES);
+        if !whole || !one_file || head.core.layers.under_pressure() || head.check_alive().is_err() {
             return false;
         }
-        let started = self.admit_write(inner, head, token, offset, data, fua);
-        if !started {
-            head.gate.leave();
-        }
-        started
-    }
-
-    fn admit_write(self: &Arc<Self>, inner: &mut Inner, head: &Arc<Head>, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
-        let core = &head.core;
+        let Some(inside) = Gate::try_enter(&head.gate) else { return false };
         let layer = {
             let view = head.view.read();
-            if view.check_range(offset, data.len() as u64).is_err() {
+            if view.check_range(offset, bytes).is_err() {
                 return false;
             }
             Arc::clone(&view.layer)
         };
-        let block = core.block_size.block_of(offset) as u32;
-        let Ok(file) = core.layers.data_file_to_write(&layer, block) else { return false };
-        let mut pieces: Vec<Piece> = Vec::with_capacity(1);
-        let (mut at, end) = (offset, offset + data.len() as u64);
-        while at < end {
-            let piece = Piece::at(core.block_size, at, end - at);
-            let bits = BlockBits::of(piece.blocks.clone());
-            let page = core.layers.cached_page(&layer, piece.extent);
-            let granted = page
-                .filter(|_| !core.layers.is_mixed(&layer, piece.extent, &bits))
-                .is_some_and(|page| matches!(core.layers.admit(&layer, piece.extent, &bits, &page), Ok(Admission::Granted)));
-            if !granted {
-                for piece in pieces {
-                    core.layers.withdraw_write(&layer, piece.extent, &BlockBits::of(piece.blocks));
-                }
-                return false;
-            }
-            at += piece.bytes;
-            pieces.push(piece);
-        }
-        if core.layers.io_mode() == IoMode::Buffered && data.len() <= core.layers.limits().inline_bytes_max {
+        let Some(parts) = admit(head, &layer, offset, bytes) else { return false };
+        if head.core.layers.io_mode() == IoMode::Buffered && data.len() <= head.core.layers.limits().inline_bytes_max {
             let began = self.began();
-            self.write_inline(inner, head, token, &layer, &pieces, data, fua);
-            core.note_latency(began);
+            let result = write_inline(head, &layer, parts, data);
+            drop(inside);
+            head.core.note_latency(began);
+            self.end_request(inner, token, fua, result, None);
             return true;
         }
-        let owned = pieces.iter().map(|piece| head.is_owner(&layer, piece.extent, piece.blocks.clone())).collect();
-        let checksums = core.layers.checksums_of(&layer, block, data);
-        let (segment, place) = core.layers.place(block);
-        let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, pieces, checksums, owned, segment, began: self.began() }));
-        inner.ring.push(u64::from(slot) << 32, Op::Write { file, data: core.layers.for_disk(data), offset: place });
+        let block = head.core.block_size.block_of(offset) as u32;
+        let Ok(file) = head.core.layers.data_file_to_write(&layer, block) else { return false };
+        let checksums = head.core.layers.checksums_of(&layer, block, data);
+        let (segment, place) = head.core.layers.place(block);
+        let Some(pass) = self.hold(inner, token) else { return true };
+        let keep = |part: Part<&Layers, &Layer>| {
+            let mut admitted = part.admitted.keep(Arc::clone(&head.core.layers), Arc::clone(&layer));
+            admitted.touch();
+            Part { piece: part.piece, admitted, owned: part.owned }
+        };
+        let parts = parts.into_iter().map(keep).collect();
+        let (began, inside) = (self.began(), inside.keep(HeadGate(Arc::clone(head))));
+        let op = Op::Write { file, data: head.core.layers.for_disk(data), offset: place };
+        let layer = Arc::clone(&layer);
+        let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, parts, checksums, segment, began, inside, pass }));
+        inner.ring.push(u64::from(slot) << 32, op);
         true
-    }
-
-    /// Writes admitted pieces here and now.
-    #[allow(clippy::too_many_arguments, reason = "they are what one request is made of")]
-    fn write_inline(
-        self: &Arc<Self>,
-        inner: &mut Inner,
-        head: &Arc<Head>,
-        token: u64,
-        layer: &Arc<Layer>,
-        pieces: &[Piece],
-        data: &Bytes,
-        fua: bool,
-    ) {
-        let layers = &head.core.layers;
-        let (mut at, mut outcome) = (0, Ok(Bytes::new()));
-        for piece in pieces {
-            let part = &data[at..at + piece.bytes as usize];
-            at += piece.bytes as usize;
-            if outcome.is_err() {
-                layers.withdraw_write(layer, piece.extent, &BlockBits::of(piece.blocks.clone()));
-                continue;
-            }
-            let owned = head.is_owner(layer, piece.extent, piece.blocks.clone());
-            match layers.write_admitted(layer, piece.extent, piece.blocks.clone(), part) {
-                Ok(()) if !owned => head.take_over(layer, piece.extent, piece.blocks.clone()),
-                Ok(()) => {}
-                Err(error) => outcome = Err(error),
-            }
-        }
-        head.gate.leave();
-        match outcome {
-            Ok(_) if fua => inner.later.push((token, Request::Flush)),
-            result => inner.ready.push(Completion { token, result }),
-        }
     }
 
     pub(super) fn end_write(self: &Arc<Self>, inner: &mut Inner, slot: u32, done: Done) {
         let (Some(Pending::Write(write)), Target::Volume(head)) = (inner.remove(slot), &self.target) else { return };
-        let layers = &head.core.layers;
         let result = match (done.result, done.op) {
             (Ok(()), Op::Write { file, .. }) => {
                 let mut checksums = &write.checksums[..];
-                for (piece, owned) in write.pieces.iter().zip(&write.owned) {
+                for Part { piece, admitted, owned } in write.parts {
                     let (these, rest) = checksums.split_at(piece.blocks.len());
                     checksums = rest;
-                    let bits = BlockBits::of(piece.blocks.clone());
-                    layers.finish_write(&write.layer, piece.extent, &bits, these, (write.segment, &file));
+                    admitted.finish(these, (write.segment, &file));
                     if !owned {
-                        head.take_over(&write.layer, piece.extent, piece.blocks.clone());
+                        head.take_over(&write.layer, piece.extent, piece.blocks);
                     }
                 }
                 Ok(Bytes::new())
             }
             (result, _) => {
                 let cause = result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
-                let first = write.pieces.first().map_or(0, |piece| piece.extent * EXTENT_BLOCKS + piece.blocks.start);
+                let first = write.parts.first().map_or(0, |part| part.piece.extent * EXTENT_BLOCKS + part.piece.blocks.start);
                 let error = Error::io(format!("cannot write layer {} at block {first}", write.layer.id), cause);
-                for piece in write.pieces {
-                    layers.abort_write(&write.layer, piece.extent, &BlockBits::of(piece.blocks), &error);
-                }
+                write.parts.into_iter().for_each(|part| part.admitted.fail(&error));
                 Err(error)
             }
         };
-        head.gate.leave();
+        drop(write.inside);
         head.core.note_latency(write.began);
-        match result {
-            Ok(_) if write.fua => inner.later.push((write.token, Request::Flush)),
-            result => inner.ready.push(Completion { token: write.token, result }),
+        self.end_request(inner, write.token, write.fua, result, Some(write.pass));
+    }
+
+    /// Ends a write, or lets a flush end it.
+    fn end_request(&self, inner: &mut Inner, token: u64, fua: bool, result: Result<Bytes>, pass: Option<Pass>) {
+        if !fua || result.is_err() {
+            inner.ready.push(Completion { token, result });
+        } else if let Some(pass) = pass.or_else(|| self.hold(inner, token)) {
+            inner.later.push(Later { token, request: Request::Flush, pass });
         }
     }
+}
+
+/// Takes the blocks of a write, if they can be had at once. A write that overwrites some blocks and adds others is left to a worker,
+/// which takes the space of the new ones first: the disk must not be full when the others are overwritten.
+fn admit<'a>(head: &'a Head, layer: &'a Layer, offset: u64, bytes: u64) -> Option<Parts<'a>> {
+    let layers: &Layers = &head.core.layers;
+    let (mut at, end) = (offset, offset + bytes);
+    let mut parts = Parts::new();
+    let (mut overwrites, mut adds) = (false, false);
+    while at < end {
+        let piece = Piece::at(head.core.block_size, at, end - at);
+        at += piece.bytes;
+        let page = layers.cached_page(layer, piece.extent)?;
+        let bits = BlockBits::of(piece.blocks.clone());
+        let admitted = Admitted::now(layers, layer, piece.extent, bits, &page).ok()?.ok()?;
+        let found = admitted.overwrites_and_adds();
+        (overwrites, adds) = (overwrites || found.0, adds || found.1);
+        if overwrites && adds {
+            return None;
+        }
+        let owned = head.is_owner(layer, piece.extent, piece.blocks.clone());
+        parts.push(Part { piece, admitted, owned });
+    }
+    Some(parts)
+}
+
+/// Writes admitted parts here and now.
+fn write_inline(head: &Head, layer: &Layer, parts: Parts<'_>, data: &[u8]) -> Result<Bytes> {
+    let mut at = 0;
+    for Part { piece, admitted, owned } in parts {
+        let part = &data[at..at + piece.bytes as usize];
+        at += piece.bytes as usize;
+        admitted.release();
+        head.core.layers.write_admitted(layer, piece.extent, piece.blocks.clone(), part)?;
+        if !owned {
+            head.take_over(layer, piece.extent, piece.blocks);
+        }
+    }
+    Ok(Bytes::new())
 }
