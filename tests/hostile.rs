@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use volfork::serve::{Listener, NbdOptions, NbdServer};
 use volfork::source::{
-    Arrival, Checksums, NbdOptions as SourceOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent,
+    Checksums, NbdOptions as SourceOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent,
     SourceOpener, SourceStats,
 };
 use volfork::wire::constants::{
@@ -312,16 +312,60 @@ fn servers_that_never_come_to_an_end_are_given_up() {
             next_request(socket)?;
         }
     };
+    let stops_in_a_reply: Act = |socket| {
+        agree(socket)?;
+        let request = next_request(socket)?;
+        let header = ChunkHeader { done: true, kind: 1, cookie: request.cookie, length: request.length + 8 };
+        socket.write_all(&[encode_chunk_header(HeaderMode::Extended, header, 0), vec![0; 108]].concat())?;
+        loop {
+            next_request(socket)?;
+        }
+    };
     for (name, act) in [
         ("greets slowly", greets_slowly),
         ("options without end", options_without_end),
         ("chunks without end", chunks_without_end),
         ("errors without end", errors_without_end),
         ("single bytes", single_bytes),
+        ("stops in a reply", stops_in_a_reply),
     ] {
         let error = outcome(act).expect_err(name);
         assert!(error.message.contains("nbd+unix"), "{name}: {error:?}");
     }
+}
+
+/// One request is never answered, and all others are at once.
+#[test]
+fn a_request_that_is_never_answered_beside_others_is_given_up() {
+    let act: Act = |socket| {
+        agree(socket)?;
+        loop {
+            let request = next_request(socket)?;
+            if request.offset > 0 {
+                let (kind, payload) = Chunk::Data(request.offset, &vec![1; request.length as usize]).encode(true);
+                let header = ChunkHeader { done: true, kind, cookie: request.cookie, length: payload.len() as u64 };
+                socket.write_all(&[encode_chunk_header(HeaderMode::Extended, header, request.offset), payload].concat())?;
+            }
+        }
+    };
+    let (_directory, uri) = evil(act);
+    let short = Duration::from_millis(300);
+    let options = SourceOptions { request_timeout: short, give_up_after: short, tries: 2, ..SourceOptions::default() };
+    let source = NbdSource::open(&uri, options).unwrap();
+    let (sender, receiver) = channel();
+    let asked = Arc::clone(&source);
+    std::thread::spawn(move || drop(sender.send(asked.read_blocking(0..4096).map(drop))));
+    let begin = Instant::now();
+    let error = loop {
+        match receiver.try_recv() {
+            Ok(outcome) => break outcome.unwrap_err(),
+            // Traffic that never pauses; what was under way when a connection is given up is asked again, or fails too.
+            Err(_) => drop(source.read_blocking(65536..131_072)),
+        }
+        assert!(begin.elapsed() < PATIENCE, "it is waited for without end");
+    };
+    assert!(error.message.contains("does not answer"), "{error:?}");
+    source.close();
 }
 
 #[test]
@@ -365,9 +409,9 @@ impl Source for Repeats {
     fn read(&self, range: Range<u64>, _: ReadClass, mut arrival: OnArrival) {
         for _ in 0..3 {
             let bytes = self.0.slice(range.start as usize..range.end as usize);
-            arrival(Arrival::Part(Part { offset: range.start, bytes, checksums: Checksums::default() }));
+            arrival.part(Part { offset: range.start, bytes, checksums: Checksums::default() });
         }
-        arrival(Arrival::End(Ok(())));
+        arrival.end(Ok(()));
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {

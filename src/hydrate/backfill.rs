@@ -2,18 +2,23 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::hydrator::Hydrator;
+use super::budget::Sending;
+use super::claim::Claim;
+use super::hydrator::{Hydrator, State};
 use super::pace::{Waits, is_late, start_pause};
 use super::plan::{Asked, Plan};
 use super::progress::FetchClass;
+use super::wake::Waker;
 use super::window::Sent;
 use super::writes::Writes;
 use crate::format::Trace;
 use crate::io::{Ring, give_way};
-use crate::source::{Arrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
+use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc::{Receiver, Sender, channel};
 use crate::sync::thread::JoinHandle;
 
@@ -23,8 +28,8 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(60);
 /// Fetched bytes after which progress is made durable: a crash costs at most so much twice, beside what is under way.
 const RECORD_BYTES: u64 = 16 << 20;
-/// So long is waited for a trace, so that what it tells comes first.
-const TRACE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait after a panic before backfill goes on.
+const PANIC_PAUSE: Duration = Duration::from_secs(5);
 /// How often the rate that a deadline needs is worked out.
 const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -33,12 +38,21 @@ fn random() -> Option<u64> {
     getrandom::fill(&mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
 }
 
+/// What backfill waits for.
+pub(super) enum Message {
+    /// Something arrived for the request of this number.
+    Arrived(u64, Arrival),
+    /// There may be something else to do.
+    Wake,
+}
+
 /// One request under way.
-struct Request {
+struct Request<'a> {
     run: Range<u64>,
+    /// `None`: the writes have it.
+    claim: Option<Claim<'a>>,
     uri: String,
-    host: Arc<str>,
-    sent: Sent,
+    sending: Sending,
     class: FetchClass,
     damage: Option<SourceError>,
 }
@@ -47,7 +61,7 @@ struct Request {
 struct Backfill<'a> {
     hydrator: &'a Hydrator,
     plan: Plan,
-    requests: HashMap<u64, Request>,
+    requests: HashMap<u64, Request<'a>>,
     next: u64,
     last_request: Duration,
     unrecorded_bytes: u64,
@@ -55,8 +69,10 @@ struct Backfill<'a> {
     recording: Option<JoinHandle<()>>,
     /// Whether the deadline needs a faster pace than it has, and when that was worked out.
     due: (bool, Duration),
-    sender: Sender<(u64, Arrival)>,
-    receiver: Receiver<(u64, Arrival)>,
+    sender: Sender<Message>,
+    receiver: Receiver<Message>,
+    /// A [`Message::Wake`] is on its way.
+    is_woken: Arc<AtomicBool>,
     /// `None`: fetched bytes are stored on this thread, one after the other.
     writes: Option<Writes<'a>>,
     /// Takes addresses that are to be connected to meanwhile. `None`: everything is done on this thread.
@@ -71,27 +87,33 @@ impl Hydrator {
     /// The thread cannot be started.
     pub fn start_backfill(self: &Arc<Self>, finish: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
         self.state.lock().backfill_running = true;
-        let hydrator = Arc::clone(self);
-        let started = crate::sync::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(move || {
-            loop {
+        let running = Running(Arc::clone(self));
+        let run = move || {
+            let hydrator = &running.0;
+            let is_over = || {
                 hydrator.backfill_in_background();
-                if hydrator.state.lock().stopped || (hydrator.is_complete() && finish()) {
-                    break;
+                hydrator.state.lock().stopped || (hydrator.is_complete() && finish())
+            };
+            loop {
+                match catch_unwind(AssertUnwindSafe(is_over)) {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    // It was printed. Everything that was held was given back, so the next try may do better.
+                    Err(_) if hydrator.pause_after_panic() => {}
+                    Err(_) => return,
                 }
             }
-            // One that has finished has left, and another one may stand there by now.
-            if !hydrator.state.lock().complete {
-                hydrator.config.budget.leave(hydrator.config.layer.id);
-            }
-            let mut state = hydrator.state.lock();
-            state.waker = None;
-            state.backfill_running = false;
-            hydrator.changed.notify_all();
-        });
-        if started.is_err() {
-            self.state.lock().backfill_running = false;
-        }
-        started.map(drop)
+        };
+        crate::sync::thread::Builder::new().name(format!("hydrate-{}", self.config.layer.id)).spawn(run).map(drop)
+    }
+
+    /// `false`: it was stopped.
+    fn pause_after_panic(&self) -> bool {
+        let until = crate::sync::time::Instant::now() + PANIC_PAUSE;
+        let mut state = self.state.lock();
+        state.last_error = Some("fetching in the background panicked".into());
+        while !state.stopped && !self.changed.wait_until(&mut state, until).timed_out() {}
+        !state.stopped
     }
 
     /// Backfill, in a thread that gives way to whoever else wants the processor. The caller's thread does not: it connects to
@@ -121,8 +143,7 @@ impl Hydrator {
     /// left to do.
     pub fn backfill_step(&self) -> bool {
         let mut backfill = Backfill::new(self, None, None);
-        let source = self.state.lock().peers.list.first().and_then(|peer| peer.source.clone());
-        backfill.follow_source(source.as_ref());
+        backfill.follow_first();
         backfill.round(false);
         while !backfill.requests.is_empty() {
             backfill.take_arrival(None);
@@ -130,22 +151,7 @@ impl Hydrator {
         !self.is_complete()
     }
 
-    /// What a source has recorded, kept for later forks.
-    fn ask_trace(&self, source: &dyn Source) -> Trace {
-        let config = &self.config;
-        let block = |offset| config.block_size.block_of(offset) as u32;
-        let blocks = |run: Range<u64>| block(run.start)..config.block_size.blocks_for(run.end) as u32;
-        // What fails here shows at the first read.
-        let runs = source.trace().unwrap_or_default().into_iter().map(blocks).filter(|run| !run.is_empty());
-        let trace = Trace { runs: runs.collect() };
-        if !trace.runs.is_empty() {
-            // Advice: without the file, a later fork has to do without.
-            let _ = config.layers.save_trace(config.layer.id, &trace);
-        }
-        trace
-    }
-
-    fn follow_trace(&self, trace: Trace) {
+    pub(super) fn follow_trace(&self, trace: Trace) {
         self.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
     }
 
@@ -167,17 +173,47 @@ impl Hydrator {
 
     /// Connects to an address in a thread of its own, so that one that does not answer holds up nobody.
     fn connect_aside(self: &Arc<Self>, uri: String) {
+        let connecting = Connecting { hydrator: Arc::clone(self), uri };
         let hydrator = Arc::clone(self);
         let connect = move || {
-            if let Err(error) = hydrator.source(&uri) {
-                hydrator.note_error(&uri, &error);
+            let connecting = connecting;
+            if let Err(error) = hydrator.source(&connecting.uri) {
+                hydrator.note_error(&connecting.uri, &error);
             }
-            let mut state = hydrator.state.lock();
-            state.connecting.retain(|other| *other != uri);
-            hydrator.notify(&state);
         };
         // Without a thread it is tried again later.
         let _ = crate::sync::thread::Builder::new().name("hydrate-connect".into()).spawn(connect);
+    }
+}
+
+/// An address that is being connected to, until this is dropped.
+struct Connecting {
+    hydrator: Arc<Hydrator>,
+    uri: String,
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        let mut state = self.hydrator.state.lock();
+        state.connecting.retain(|other| *other != self.uri);
+        self.hydrator.notify(&state);
+    }
+}
+
+/// Backfill runs until this is dropped.
+struct Running(Arc<Hydrator>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let hydrator = &self.0;
+        // One that has finished has left, and another one may stand there by now.
+        if !hydrator.state.lock().complete {
+            hydrator.config.budget.leave(hydrator.config.layer.id);
+        }
+        let mut state = hydrator.state.lock();
+        state.waker = None;
+        state.backfill_running = false;
+        hydrator.changed.notify_all();
     }
 }
 
@@ -196,6 +232,7 @@ impl<'a> Backfill<'a> {
             due: (false, Duration::ZERO),
             sender,
             receiver,
+            is_woken: Arc::default(),
             writes,
             connect,
         }
@@ -205,7 +242,7 @@ impl<'a> Backfill<'a> {
     /// bulk would be in its way.
     fn begin(&mut self) {
         let hydrator = self.hydrator;
-        let waker = self.writes.as_ref().map(Writes::waker);
+        let waker = self.waker();
         let (layer, budget) = (hydrator.config.layer.id, &hydrator.config.budget);
         let priority = hydrator.settings().priority;
         // Counted from now on, so that of many that begin at once each sees the others.
@@ -214,46 +251,44 @@ impl<'a> Backfill<'a> {
         let random = random().unwrap_or(u64::from(layer.0).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let pause = start_pause(budget.hydrations(), random);
         let mut state = hydrator.state.lock();
-        state.waker.clone_from(&waker);
+        state.waker = Some(waker.clone());
         let until = crate::sync::time::Instant::now() + pause;
         while !state.stopped && !state.waits.any() && !hydrator.changed.wait_until(&mut state, until).timed_out() {}
         let priority = state.settings.priority;
         drop(state);
-        budget.join(layer, priority, waker);
-        let source = hydrator.state.lock().peers.list.first().and_then(|peer| peer.source.clone());
-        self.follow_source(source.as_ref());
+        budget.join(layer, priority, Some(waker));
+        self.follow_first();
+    }
+
+    fn waker(&self) -> Waker {
+        match &self.writes {
+            Some(writes) => writes.waker(),
+            None => Waker::Channel(self.sender.clone(), Arc::clone(&self.is_woken)),
+        }
+    }
+
+    fn follow_first(&mut self) {
+        let first = |state: &State| state.peers.list.first().map(|peer| (peer.uri.clone(), peer.source.clone()));
+        let first = first(&self.hydrator.state.lock());
+        let (uri, source) = first.unwrap_or_default();
+        self.follow_source(&uri, source.as_ref());
     }
 
     /// The order in which an earlier fork touched its blocks: as it is known here, or as the source has recorded it. Until one is
     /// connected it stays open.
-    fn follow_source(&self, source: Option<&Arc<dyn Source>>) {
+    fn follow_source(&mut self, uri: &str, source: Option<&Arc<dyn Source>>) {
         let hydrator = self.hydrator;
-        let known = {
-            let state = hydrator.state.lock();
-            if state.followed {
-                return;
-            }
-            drop(state);
-            hydrator.config.layers.load_trace(hydrator.config.layer.id)
-        };
+        if hydrator.state.lock().followed {
+            return;
+        }
+        let known = hydrator.config.layers.load_trace(hydrator.config.layer.id);
         if known.is_none() && source.is_none() {
             return;
         }
         hydrator.state.lock().followed = true;
-        let (Some(source), None) = (source, &known) else { return hydrator.follow_trace(known.unwrap_or_default()) };
-        let aside = hydrator.this.upgrade().filter(|_| self.connect.is_some()).and_then(|this| {
-            let (source, (sender, receiver)) = (Arc::clone(source), channel());
-            let ask = move || {
-                this.follow_trace(this.ask_trace(&*source));
-                // Nobody listens any more if it took long.
-                let _ = sender.send(());
-            };
-            crate::sync::thread::Builder::new().name("hydrate-trace".into()).spawn(ask).ok().map(|_| receiver)
-        });
-        match aside {
-            // An address that does not answer must not hold up the others; what comes late is followed from then on.
-            Some(receiver) => drop(receiver.recv_timeout(TRACE_PATIENCE)),
-            None => hydrator.follow_trace(hydrator.ask_trace(&**source)),
+        match (known, source) {
+            (None, Some(source)) => self.plan.questions.ask_trace(hydrator, uri, source, self.connect.is_some()),
+            (known, _) => hydrator.follow_trace(known.unwrap_or_default()),
         }
     }
 
@@ -270,6 +305,7 @@ impl<'a> Backfill<'a> {
             }
             return false;
         }
+        self.plan.questions.take_answers(hydrator);
         let mut pause = self.request_more();
         if self.is_idle() {
             if hydrator.is_complete() {
@@ -298,7 +334,7 @@ impl<'a> Backfill<'a> {
             }
             let mut began = false;
             for (uri, host, source) in self.sources(now) {
-                self.follow_source(Some(&source));
+                self.follow_source(&uri, Some(&source));
                 match self.request(now, &uri, &host, &source) {
                     Ok(requested) => began |= requested,
                     Err(pause) => shortest = Some(shortest.map_or(pause, |shortest| shortest.min(pause))),
@@ -351,7 +387,8 @@ impl<'a> Backfill<'a> {
         let config = &hydrator.config;
         let bytes_max = config.budget.request_bytes(host);
         let peer = Asked { uri, source, aside: self.connect.is_some() };
-        let Some((run, class)) = self.plan.claim_next(hydrator, peer, bytes_max) else { return Ok(false) };
+        let Some((claim, class)) = self.plan.claim_next(hydrator, peer, bytes_max) else { return Ok(false) };
+        let run = claim.run.clone();
         let range = hydrator.byte_range(&run);
         let bytes = range.end - range.start;
         let sent = match class {
@@ -361,25 +398,27 @@ impl<'a> Backfill<'a> {
         let sent = match sent {
             Ok(sent) => sent,
             Err(pause) => {
-                self.plan.put_back(hydrator, run, class);
+                self.plan.put_back(hydrator, claim, class);
                 return Err(pause);
             }
         };
         let number = self.next;
         self.next += 1;
         self.last_request = now;
+        let sending = Sending::new(&config.budget, &config.clock, host, sent);
+        let mut claim = Some(claim);
         if let Some(writes) = &mut self.writes {
-            writes.expect(run.clone());
+            claim.take().into_iter().for_each(|claim| writes.expect(claim));
         }
-        self.requests.insert(number, Request { run, uri: uri.to_owned(), host: Arc::clone(host), sent, class, damage: None });
+        self.requests.insert(number, Request { run, claim, uri: uri.to_owned(), sending, class, damage: None });
         let (sender, waker) = (self.sender.clone(), self.writes.as_ref().map(Writes::waker));
         let arrived = move |arrival| {
-            drop(sender.send((number, arrival)));
+            drop(sender.send(Message::Arrived(number, arrival)));
             if let Some(waker) = &waker {
                 waker.wake();
             }
         };
-        source.read_any(range, ReadClass::Ahead, Box::new(arrived));
+        source.read_any(range, ReadClass::Ahead, OnArrival::new(arrived));
         Ok(true)
     }
 
@@ -432,26 +471,23 @@ impl<'a> Backfill<'a> {
 
     /// Takes what has arrived, waiting for something to happen at most so long (`None`: until an arrival comes).
     fn take_arrival(&mut self, wait: Option<Duration>) {
-        let Some(writes) = &mut self.writes else {
-            let arrival = match wait {
-                None => self.receiver.recv().ok(),
-                Some(wait) => self.receiver.recv_timeout(wait).ok(),
-            };
-            return arrival.into_iter().for_each(|(number, arrival)| self.take(number, arrival));
+        let first = match (&mut self.writes, wait) {
+            (None, None) => self.receiver.recv().ok(),
+            (None, Some(wait)) => self.receiver.recv_timeout(wait).ok(),
+            (Some(_), _) => self.receiver.try_recv().ok(),
         };
-        let mut took = false;
-        if let Ok((number, arrival)) = self.receiver.try_recv() {
-            took = true;
-            self.take(number, arrival);
-            while let Ok((number, arrival)) = self.receiver.try_recv() {
-                self.take(number, arrival);
+        let took = first.is_some();
+        let mut next = first;
+        while let Some(message) = next {
+            match message {
+                Message::Arrived(number, arrival) => self.take(number, arrival),
+                Message::Wake => self.is_woken.store(false, Ordering::Release),
             }
-        } else {
-            // Whoever sends an arrival wakes the ring behind it. An error of the ring leaves its writes to the next round.
-            let _ = writes.wait(wait.unwrap_or(Duration::from_millis(100)));
+            next = self.receiver.try_recv().ok();
         }
-        if let (true, Some(writes)) = (took, &mut self.writes) {
-            let _ = writes.wait(Duration::ZERO);
+        if let Some(writes) = &mut self.writes {
+            // A sender of an arrival wakes the ring behind it. An error of the ring leaves its writes to the next round.
+            let _ = writes.wait(if took { Duration::ZERO } else { wait.unwrap_or(Duration::from_millis(100)) });
         }
         if self.hydrator.config.layers.under_pressure() {
             self.record();
@@ -480,18 +516,20 @@ impl<'a> Backfill<'a> {
             Arrival::End(result) => {
                 let Some(request) = self.requests.remove(&number) else { return };
                 let result = result.and_then(|()| request.damage.map_or(Ok(()), Err));
-                let now = hydrator.config.clock.monotonic();
-                hydrator.config.budget.end(now, &request.host, request.sent, result.is_ok());
                 match result {
-                    Ok(()) => hydrator.note_read(&request.uri, None),
+                    Ok(()) => {
+                        request.sending.succeed();
+                        hydrator.note_read(&request.uri, None);
+                    }
                     Err(error) => {
+                        drop(request.sending);
                         hydrator.note_error(&request.uri, &error);
                         hydrator.note_failed(&request.run);
                     }
                 }
-                match &mut self.writes {
-                    Some(writes) => writes.finish(request.run.start),
-                    None => hydrator.end_claim(&request.run),
+                drop(request.claim);
+                if let Some(writes) = &mut self.writes {
+                    writes.finish(request.run.start);
                 }
             }
         }

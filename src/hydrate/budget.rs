@@ -6,13 +6,15 @@
 //!   the one that had the least (relative to its share): start-time fair queuing (Goyal, Vin and Cheng, 1996).
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::foreground::{Guard, Latencies};
+use super::wake::Waker;
 use super::window::{Sent, Window};
+use crate::clock::Clock;
 use crate::format::HydrationPriority;
 use crate::ids::LayerId;
-use crate::io::RingWaker;
 use crate::sync::Mutex;
 
 /// A hydration that was told to wait asks again after so long; one that does not is not waited for any more.
@@ -30,7 +32,7 @@ struct Share {
     is_due: bool,
     /// The host that it was last told to wait for, and when.
     waits: Option<(String, Duration)>,
-    waker: Option<RingWaker>,
+    waker: Option<Waker>,
 }
 
 impl Share {
@@ -87,7 +89,7 @@ impl Budget {
     }
 
     /// A hydration begins, or begins anew beside the others; `waker` tells it that it may go on.
-    pub fn join(&self, layer: LayerId, priority: HydrationPriority, waker: Option<RingWaker>) {
+    pub(super) fn join(&self, layer: LayerId, priority: HydrationPriority, waker: Option<Waker>) {
         let mut state = self.state.lock();
         let others = state.shares.iter().filter(|(other, _)| **other != layer);
         let used = others.map(|(_, share)| share.used).min().unwrap_or(0);
@@ -164,6 +166,37 @@ impl Budget {
         let mut state = self.state.lock();
         state.window(host).end(now, sent, succeeded);
         state.wake_next(host);
+    }
+}
+
+/// Bytes under way to a host. They count until they have come, or the guard is dropped: then the request has failed.
+pub struct Sending {
+    budget: Arc<Budget>,
+    clock: Arc<dyn Clock>,
+    host: Arc<str>,
+    sent: Option<Sent>,
+}
+
+impl Sending {
+    pub fn new(budget: &Arc<Budget>, clock: &Arc<dyn Clock>, host: &Arc<str>, sent: Sent) -> Self {
+        Self { budget: Arc::clone(budget), clock: Arc::clone(clock), host: Arc::clone(host), sent: Some(sent) }
+    }
+
+    /// The bytes have come.
+    pub fn succeed(mut self) {
+        self.end(true);
+    }
+
+    fn end(&mut self, succeeded: bool) {
+        if let Some(sent) = self.sent.take() {
+            self.budget.end(self.clock.monotonic(), &self.host, sent, succeeded);
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.end(false);
     }
 }
 

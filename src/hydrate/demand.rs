@@ -7,10 +7,11 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use super::claim::Claim;
 use super::hydrator::{Hydrator, State};
 use super::progress::FetchClass;
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::{Arrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
+use crate::source::{Arrival, OnArrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::mpsc::{Receiver, Sender, channel};
 
 /// Longest request of a waiting reader.
@@ -45,15 +46,8 @@ impl Hydrator {
             state.demands += 1;
             Waiter { began, given_up: state.given_up }
         };
-        let result = self.demand_counted(blocks, waiter);
-        let now = self.config.clock.monotonic();
-        let mut state = self.state.lock();
-        state.demands -= 1;
-        state.waits.note(now);
-        if state.demands == 0 {
-            self.notify(&state);
-        }
-        result
+        let _counted = Counted(self);
+        self.demand_counted(blocks, waiter)
     }
 
     fn demand_counted(&self, blocks: Range<u64>, waiter: Waiter) -> Result<()> {
@@ -67,7 +61,14 @@ impl Hydrator {
                 self.look_ahead(&blocks);
             }
             if !claimed.is_empty() {
-                self.fetch_waited(claimed, waiter, true)?;
+                let runs: Vec<_> = claimed.iter().map(|claim| claim.run.clone()).collect();
+                self.fetch_waited(claimed.into_iter().map(|claim| (claim.run.clone(), Some(claim))), waiter)?;
+                if runs.iter().any(|run| self.missing_runs(run.clone()) == [run.clone()]) {
+                    // The layer takes no blocks any more, or forgot them at once: asking again and again would bring nothing.
+                    return Err(
+                        self.lost(&SourceError { kind: SourceErrorKind::Closed, message: "what came is not needed any more".into() })
+                    );
+                }
                 continue;
             }
             let now = self.config.clock.monotonic();
@@ -89,7 +90,7 @@ impl Hydrator {
                     drop(state);
                     let first = latest.0[0].clone();
                     let end = first.end.min(first.start + self.config.block_size.block_of(REQUEST_BYTES).max(1));
-                    self.fetch_waited(std::iter::once(first.start..end).collect(), waiter, false)?;
+                    self.fetch_waited(std::iter::once((first.start..end, None)), waiter)?;
                 }
                 Some(left) => drop(self.changed.wait_for(&mut state, left)),
             }
@@ -129,6 +130,7 @@ impl Hydrator {
         let sources = {
             let mut state = self.state.lock();
             state.given_up += 1;
+            self.connector.give_up();
             let sources = state.peers.take_sources();
             self.notify(&state);
             sources
@@ -152,13 +154,14 @@ impl Hydrator {
         self.notify(&state);
     }
 
-    /// Fetches ranges, and ends their claims if they are `claimed` by the caller.
-    fn fetch_waited(&self, runs: Vec<Range<u64>>, waiter: Waiter, claimed: bool) -> Result<()> {
+    /// Fetches ranges, each with its claim if the caller has one. Claims are given back as their reads end.
+    fn fetch_waited<'a>(&'a self, runs: impl Iterator<Item = (Range<u64>, Option<Claim<'a>>)>, waiter: Waiter) -> Result<()> {
         let (sender, receiver) = channel();
-        let mut fetch = WaitedFetch { hydrator: self, waiter, sender, reads: Vec::new(), attempts: Vec::new(), outcome: Ok(()) };
-        for run in runs {
-            fetch.reads.push(WaitedRead { run, claimed, tried: Vec::new(), active: 0, damaged: 0, over: false });
-            fetch.ask(fetch.reads.len() - 1, None);
+        // All are under its care before the first is asked for: whatever happens then gives them all back.
+        let reads = runs.map(|(run, claim)| WaitedRead { run, claim, tried: Vec::new(), active: 0, damaged: 0, over: false }).collect();
+        let mut fetch = WaitedFetch { hydrator: self, waiter, sender, reads, attempts: Vec::new(), outcome: Ok(()) };
+        for number in 0..fetch.reads.len() {
+            fetch.ask(number, None);
         }
         fetch.run(&receiver);
         fetch.outcome
@@ -176,34 +179,6 @@ impl Hydrator {
         }
         state.stalled_until = now + if error.kind() == ErrorKind::Poisoned { FOR_EVER } else { state.stall };
     }
-
-    /// Nobody fetches the range any more: wakes those who wait for it.
-    pub(super) fn end_claim(&self, run: &Range<u64>) {
-        self.state.lock().under_way.remove(&run.start);
-        self.changed.notify_all();
-    }
-
-    /// Takes the missing parts of the range that nobody fetches yet, in pieces of at most `bytes_max`.
-    pub(super) fn claim(&self, blocks: Range<u64>, bytes_max: u64) -> Vec<Range<u64>> {
-        let blocks_max = self.config.block_size.block_of(bytes_max).max(1);
-        let mut state = self.state.lock();
-        let mut claimed = Vec::new();
-        // Looked at under the lock: a block that is not under way here was stored before, or not at all.
-        for run in self.missing_runs(blocks) {
-            let mut start = run.start;
-            while start < run.end {
-                if let Some(end) = state.end_of_under_way(start) {
-                    start = end;
-                    continue;
-                }
-                let end = state.next_under_way(start).min(run.end).min(start + blocks_max);
-                state.under_way.insert(start, end);
-                claimed.push(start..end);
-                start = end;
-            }
-        }
-        claimed
-    }
 }
 
 /// A reader that waits.
@@ -214,11 +189,26 @@ struct Waiter {
     given_up: u64,
 }
 
-/// One claimed range that somebody waits for.
-struct WaitedRead {
+/// Counts a reader that waits until it is dropped.
+struct Counted<'a>(&'a Hydrator);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let now = self.0.config.clock.monotonic();
+        let mut state = self.0.state.lock();
+        state.demands -= 1;
+        state.waits.note(now);
+        if state.demands == 0 {
+            self.0.notify(&state);
+        }
+    }
+}
+
+/// One range that somebody waits for.
+struct WaitedRead<'a> {
     run: Range<u64>,
-    /// Not by somebody else, who has not brought it so far.
-    claimed: bool,
+    /// `None` if another fetch holds the claim and this one only races it, and when the read has ended.
+    claim: Option<Claim<'a>>,
     /// Addresses that were asked.
     tried: Vec<String>,
     /// Attempts under way.
@@ -244,7 +234,7 @@ struct WaitedFetch<'a> {
     hydrator: &'a Hydrator,
     waiter: Waiter,
     sender: Sender<(usize, Arrival)>,
-    reads: Vec<WaitedRead>,
+    reads: Vec<WaitedRead<'a>>,
     attempts: Vec<Attempt>,
     outcome: Result<()>,
 }
@@ -280,7 +270,7 @@ impl WaitedFetch<'_> {
                 return self.fail(number, failure);
             };
             self.reads[number].tried.push(uri.clone());
-            match hydrator.source(&uri) {
+            match hydrator.source_since(&uri, Some(self.waiter.given_up)) {
                 // This connection may be a new one, which was not closed with the others.
                 Ok(_) if has_given_up() => {}
                 Err(error) => {
@@ -298,7 +288,7 @@ impl WaitedFetch<'_> {
                     self.attempts.push(Attempt { read: number, uri, began, hedge_at, hedge_after, damage: None, over: false });
                     self.reads[number].active += 1;
                     let (sender, attempt) = (self.sender.clone(), self.attempts.len() - 1);
-                    source.read_any(range, ReadClass::Waited, Box::new(move |arrival| drop(sender.send((attempt, arrival)))));
+                    source.read_any(range, ReadClass::Waited, OnArrival::new(move |arrival| drop(sender.send((attempt, arrival)))));
                     return;
                 }
             }
@@ -412,12 +402,10 @@ impl WaitedFetch<'_> {
     }
 }
 
-impl WaitedRead {
-    fn end(&self, hydrator: &Hydrator) {
-        match self.claimed {
-            true => hydrator.end_claim(&self.run),
-            false => drop(hydrator.changed.notify_all()),
-        }
+impl WaitedRead<'_> {
+    fn end(&mut self, hydrator: &Hydrator) {
+        self.claim = None;
+        hydrator.changed.notify_all();
     }
 }
 
@@ -426,22 +414,8 @@ fn given_up_error() -> SourceError {
 }
 
 impl State {
-    /// If the block is under way, the block after its range.
-    fn end_of_under_way(&self, block: u64) -> Option<u64> {
-        self.under_way.range(..=block).next_back().map(|(_, end)| *end).filter(|end| *end > block)
-    }
-
-    /// The first block after `block` that is under way.
-    fn next_under_way(&self, block: u64) -> u64 {
-        self.under_way.range(block + 1..).next().map_or(u64::MAX, |(start, _)| *start)
-    }
-
     /// Whether it was said that nobody is to wait any longer since this reader began to.
     fn has_given_up(&self, waiter: Waiter) -> bool {
         self.given_up != waiter.given_up
-    }
-
-    fn is_under_way(&self, run: &Range<u64>) -> bool {
-        self.end_of_under_way(run.start).is_some() || self.next_under_way(run.start) < run.end
     }
 }

@@ -12,14 +12,17 @@ use super::budget::Budget;
 use super::pace::{Pace, Rate, Share, Waits};
 use super::peers::Peers;
 use super::progress::{FetchClass, FetchedBytes, HydratorStatus, Progress, SourceInfo};
+use super::wake::Waker;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
-use crate::format::{HydrationSettings, SourceRecord};
+use crate::format::{HydrationSettings, SourceRecord, TRACE_RUNS_MAX};
 use crate::ids::BlockSize;
-use crate::io::RingWaker;
 use crate::layer::{Layer, Layers};
-use crate::source::{Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
+use crate::source::{Connector, Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
 use crate::sync::{Condvar, Mutex};
+
+/// Ranges of traces that are kept to be followed.
+const FOLLOWED_MAX: usize = 4 * TRACE_RUNS_MAX;
 
 /// Called when hydration fails at every address, and when it goes on again.
 pub type OnChange = Box<dyn Fn(HydratorStatus, Option<String>) + Send + Sync>;
@@ -49,6 +52,7 @@ pub struct HydratorConfig {
 /// One root layer and where its bytes can be had.
 pub struct Hydrator {
     pub(super) config: HydratorConfig,
+    pub(super) connector: Connector,
     pub(super) state: Mutex<State>,
     /// Notified when bytes arrive, requests fail, or settings change.
     pub(super) changed: Condvar,
@@ -92,7 +96,7 @@ pub(super) struct State {
     pub complete: bool,
     pub backfill_running: bool,
     /// Ends a wait of backfill.
-    pub waker: Option<RingWaker>,
+    pub waker: Option<Waker>,
 }
 
 impl Hydrator {
@@ -103,7 +107,8 @@ impl Hydrator {
         if let Some(first) = state.peers.list.first_mut() {
             first.source = source;
         }
-        Arc::new_cyclic(|this| Self { config, state: Mutex::new(state), changed: Condvar::new(), this: this.clone() })
+        let connector = Connector::new(Arc::clone(&config.opener));
+        Arc::new_cyclic(|this| Self { config, connector, state: Mutex::new(state), changed: Condvar::new(), this: this.clone() })
     }
 
     /// The root layer.
@@ -121,23 +126,31 @@ impl Hydrator {
 
     /// The source at an address, connected.
     pub(super) fn source(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        self.source_since(uri, None)
+    }
+
+    /// As [`Hydrator::source`], unless waiting was given up since `given_up` was counted.
+    pub(super) fn source_since(&self, uri: &str, given_up: Option<u64>) -> Result<Arc<dyn Source>, SourceError> {
         let closed = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not used any more") };
-        {
+        let since = {
             let state = self.state.lock();
             let peer = state.peers.list.iter().find(|peer| peer.uri == uri).filter(|_| !state.stopped).ok_or_else(closed)?;
             if let Some(source) = &peer.source {
                 return Ok(Arc::clone(source));
             }
-        }
-        let source = self.config.opener.open(uri)?;
-        if let Err(error) = self.check_source(uri, &*source) {
-            source.close();
-            return Err(error);
-        }
+            if given_up.is_some_and(|given_up| given_up != state.given_up) {
+                return Err(closed());
+            }
+            // Under the lock: both counts are of the same moment, so whoever gives up later ends this wait.
+            self.connector.now()
+        };
+        // One that is not used after all is closed as it is dropped, behind the lock.
+        let source = self.connector.open(uri, since)?;
+        self.check_source(uri, &*source)?;
         let mut state = self.state.lock();
         let stopped = state.stopped;
         match state.peers.list.iter_mut().find(|peer| peer.uri == uri).filter(|_| !stopped) {
-            Some(peer) => Ok(Arc::clone(peer.source.get_or_insert(source))),
+            Some(peer) => Ok(Arc::clone(peer.source.get_or_insert_with(|| Arc::clone(&source)))),
             None => Err(closed()),
         }
     }
@@ -270,7 +283,9 @@ impl Hydrator {
         let mut state = self.state.lock();
         // Nobody else has to be asked for an order.
         state.followed = true;
-        state.trace.extend(runs);
+        // Advice: each fork may add some, but not without end.
+        let room = FOLLOWED_MAX.saturating_sub(state.trace.len());
+        state.trace.extend(runs.into_iter().take(room));
         self.notify(&state);
     }
 
@@ -314,11 +329,11 @@ impl Hydrator {
             failing: peer.failures > 0,
             bytes_fetched: peer.bytes,
             errors: peer.errors,
-            round_trip_micros: peer.stats().round_trip.map(|time| time.as_micros() as u64),
+            round_trip_micros: None,
             last_error: peer.last_error.clone(),
             refused: peer.refused,
         });
-        Progress {
+        let mut progress = Progress {
             status,
             fetched: state.fetched,
             rate_bytes_per_second: state.rate.bytes_per_second(now, state.fetched.total()),
@@ -326,7 +341,15 @@ impl Hydrator {
             readers_waiting: u64::from(state.demands),
             sources: sources.collect(),
             last_error: state.last_error.clone(),
+        };
+        let connected: Vec<_> = state.peers.list.iter().map(|peer| peer.source.clone()).collect();
+        // A source is not called under the lock.
+        drop(state);
+        for (told, source) in progress.sources.iter_mut().zip(connected) {
+            let stats = source.map(|source| source.stats()).unwrap_or_default();
+            told.round_trip_micros = stats.round_trip.map(|time| time.as_micros() as u64);
         }
+        progress
     }
 
     /// Fills `buffer` with blocks of the source from `first` on, whatever the layer has, and stores nothing.
@@ -337,9 +360,10 @@ impl Hydrator {
         let blocks = self.config.block_size.blocks_for(buffer.len() as u64);
         let range = self.byte_range(&(first..first + blocks));
         let mut tried = Vec::new();
+        let given_up = self.state.lock().given_up;
         let mut failure = SourceError { kind: SourceErrorKind::Closed, message: "there is no address to ask".into() };
         while let Some(uri) = self.next_waited(&tried) {
-            match self.source(&uri).and_then(|source| source.read_blocking(range.clone())) {
+            match self.source_since(&uri, Some(given_up)).and_then(|source| source.read_blocking(range.clone())) {
                 Ok(bytes) => {
                     buffer[..bytes.len()].copy_from_slice(&bytes);
                     buffer[bytes.len()..].fill(0);
@@ -370,6 +394,7 @@ impl Hydrator {
         let sources = {
             let mut state = self.state.lock();
             state.stopped = true;
+            self.connector.close();
             let sources = state.peers.take_sources();
             self.notify(&state);
             sources
@@ -390,6 +415,11 @@ impl Hydrator {
             }
         }
         state.complete
+    }
+
+    /// Whether backfill has not ended.
+    pub fn is_running(&self) -> bool {
+        self.state.lock().backfill_running
     }
 
     /// Waits until backfill has ended.

@@ -11,9 +11,14 @@
 //! - A range is under way at most once; whoever wants a part of it waits for it.
 //! - Losing every address fails the readers of missing blocks, and nothing else; backfill tries again with growing pauses.
 //! - Bytes that do not match what their source says of them are never stored.
+//! - What is held of something shared (a claim, a count of readers, bytes of a window, a place among the hydrations of the store) is
+//!   a guard that gives it back when it is dropped: an error or a panic on any way out costs one request.
+//! - No wait depends on a source alone: [`Hydrator::stop`] and [`Hydrator::give_up_waiting`] end each, whether the source answers,
+//!   closes, or does neither. Threads that ask what may never be answered touch nothing but the source.
 mod ahead;
 mod backfill;
 mod budget;
+mod claim;
 mod demand;
 mod fill;
 mod foreground;
@@ -22,8 +27,10 @@ mod pace;
 mod peers;
 mod plan;
 mod progress;
+mod questions;
 #[cfg(test)]
 mod tests;
+mod wake;
 mod window;
 mod writes;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::source::{Source, SourceError, SourceErrorKind, SourceStats, host_of};
+use crate::source::{Source, SourceError, SourceErrorKind, host_of};
 
 /// First and longest pause before an address that failed is tried again.
 const RETRY_PAUSES: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(5);
@@ -90,11 +90,6 @@ impl Peer {
 
     fn is_ready(&self, now: Duration) -> bool {
         self.failures == 0 || now >= self.retry_at
-    }
-
-    /// Counters of its connection.
-    pub fn stats(&self) -> SourceStats {
-        self.source.as_ref().map(|source| source.stats()).unwrap_or_default()
     }
 }
 

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::claim::Claim;
 use super::fill::Part;
 use super::hydrator::Hydrator;
+use super::wake::Waker;
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
-use crate::io::{Done, Op, Reservation, Ring, RingWaker};
+use crate::io::{Done, Op, Reservation, Ring};
 use crate::limits::EXTENT_BLOCKS;
 
 /// Writes under way at once.
@@ -29,8 +31,9 @@ struct Write {
 }
 
 /// A fetched range, and how many of its writes are still under way.
-struct Run {
-    blocks: Range<u64>,
+struct Run<'a> {
+    /// Given back with the last write.
+    _claim: Claim<'a>,
     left: usize,
 }
 
@@ -40,7 +43,7 @@ pub struct Writes<'a> {
     ring: Ring,
     writes: BTreeMap<u64, Write>,
     next: u64,
-    runs: BTreeMap<u64, Run>,
+    runs: BTreeMap<u64, Run<'a>>,
     done: Vec<Done>,
 }
 
@@ -61,8 +64,8 @@ impl<'a> Writes<'a> {
     }
 
     /// Ends a wait of [`Writes::wait`].
-    pub fn waker(&self) -> RingWaker {
-        self.ring.waker()
+    pub fn waker(&self) -> Waker {
+        Waker::Ring(self.ring.waker())
     }
 
     /// Whether so many writes are under way that nothing more should be fetched.
@@ -75,9 +78,9 @@ impl<'a> Writes<'a> {
     }
 
     /// A claimed range is being fetched. Its claim ends when [`Writes::finish`] was called and everything of it is stored.
-    pub fn expect(&mut self, blocks: Range<u64>) {
+    pub fn expect(&mut self, claim: Claim<'a>) {
         // One more than there are writes, so that the claim does not end before all of them were begun.
-        self.runs.insert(blocks.start, Run { blocks, left: 1 });
+        self.runs.insert(claim.run.start, Run { _claim: claim, left: 1 });
     }
 
     /// Stores blocks of the range that begins with `run`.
@@ -178,7 +181,6 @@ impl<'a> Writes<'a> {
         if let Some(state) = self.runs.get_mut(&run) {
             state.left -= 1;
             if state.left == 0 {
-                self.hydrator.end_claim(&state.blocks);
                 self.runs.remove(&run);
             }
         }

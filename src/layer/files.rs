@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use roaring::RoaringBitmap;
 use rustc_hash::FxHashMap;
 
 use crate::format::{LayerFile, StorePaths};
@@ -35,6 +36,8 @@ pub struct LayerFiles {
 struct Open {
     files: FxHashMap<Key, (Arc<dyn DiskFile>, u64)>,
     uses: u64,
+    /// Layers whose files were removed: a writer that is still in one does not make a file for it again.
+    removed: RoaringBitmap,
 }
 
 impl LayerFiles {
@@ -77,6 +80,9 @@ impl LayerFiles {
             LayerFile::Data(_) => self.mode,
             LayerFile::Checksums | LayerFile::Trace => IoMode::Buffered,
         };
+        if mode == OpenMode::Create && open.removed.contains(layer.0) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the layer was destroyed meanwhile"));
+        }
         let opened = self.disk.open(&self.paths.layer(layer, file), mode, io)?;
         if mode == OpenMode::Create {
             // Before anybody finds the file here, writes into it and flushes.
@@ -89,9 +95,13 @@ impl LayerFiles {
         Ok(opened)
     }
 
-    /// Removes every file of a layer.
+    /// Removes every file of a layer, for ever: numbers of layers are not used again while the store is open.
     pub fn remove(&self, layer: LayerId, segments: u32) -> io::Result<()> {
-        self.open.lock().files.retain(|(id, _), _| *id != layer);
+        {
+            let mut open = self.open.lock();
+            open.files.retain(|(id, _), _| *id != layer);
+            open.removed.insert(layer.0);
+        }
         let files = (0..segments.max(1)).map(LayerFile::Data).chain([LayerFile::Checksums, LayerFile::Trace]);
         for file in files {
             match self.disk.remove(&self.paths.layer(layer, file)) {

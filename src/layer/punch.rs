@@ -65,6 +65,9 @@ impl Layers {
         let mut zeros = RoaringBitmap::new();
         zeros.insert_range(blocks);
         let mut state = layer.state.lock();
+        if state.freed {
+            return;
+        }
         zeros -= state.presence.covered();
         let mut runs = zeros.iter();
         while let Some(run) = runs.next_range() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Arrival, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use super::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -76,8 +76,8 @@ impl Source for FileSource {
             Ok(bytes) => self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed),
             Err(_) => self.errors.fetch_add(1, Ordering::Relaxed),
         };
-        let end = result.map(|bytes| arrival(Arrival::Part(Part::new(offset, bytes))));
-        arrival(Arrival::End(end));
+        let result = result.map(|bytes| arrival.part(Part::new(offset, bytes)));
+        arrival.end(result);
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {

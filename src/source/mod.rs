@@ -1,8 +1,21 @@
 //! Read-only bytes below the root of a chain, elsewhere.
+//!
+//! The cast: a [`Source`] is a seam that embedders implement, and [`OnArrival`] the callback of one read; `guarded` is how the
+//! engine holds a source of which it believes nothing, and `connect` how it comes to one; `gather` makes reads of any length and
+//! alignment of those that a source allows.
+//!
+//! # Invariants
+//! - A source that panics, drops a callback, answers without bytes or never answers costs its own requests and nothing else.
+mod arrival;
+mod connect;
 mod file;
+mod gather;
+mod guarded;
 mod nbd;
 mod opener;
 
+pub use arrival::{Arrival, OnArrival};
+pub(crate) use connect::Connector;
 pub use file::FileSource;
 pub use nbd::{NbdOptions, NbdSource};
 pub use opener::UriSources;
@@ -16,18 +29,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::limits::BLOCK_BYTES_MAX;
-
-/// What a source gives of a read, on any thread, perhaps before [`Source::read`] returns.
-pub enum Arrival {
-    /// Bytes of the range. Parts come in any order; each begins and ends at a multiple of [`PART_ALIGN_BYTES`], or where the
-    /// range does. A part may come again after a reconnect.
-    Part(Part),
-    /// Nothing more comes. `Ok`: every byte of the range has come.
-    End(Result<(), SourceError>),
-}
-
-/// Called with every arrival of a read; exactly once, and last, with [`Arrival::End`].
-pub type OnArrival = Box<dyn FnMut(Arrival) + Send + 'static>;
 
 /// Parts of a read begin and end at multiples of this: no block of any store lies in two of them.
 pub const PART_ALIGN_BYTES: u64 = BLOCK_BYTES_MAX as u64;
@@ -61,9 +62,14 @@ impl Part {
     /// damaged on their way, or at the source.
     pub fn damage(&self) -> Option<u64> {
         let Checksums { block_bytes, first, ref values } = self.checksums;
+        if block_bytes == 0 || block_bytes > BLOCK_BYTES_MAX {
+            // Nobody divides bytes like that: it says nothing.
+            return None;
+        }
         let block_bytes = u64::from(block_bytes);
         let end = self.offset + self.bytes.len() as u64;
-        let blocks = values.iter().zip(0u64..).filter_map(|(value, number)| Some(((*value)?, first + number * block_bytes)));
+        let at = |number: u64| first.checked_add(number.checked_mul(block_bytes)?);
+        let blocks = values.iter().zip(0u64..).filter_map(|(value, number)| Some(((*value)?, at(number)?)));
         let mut inside = blocks.filter(|(_, offset)| *offset >= self.offset && *offset < end);
         inside
             .find(|(checksum, offset)| {
@@ -79,7 +85,12 @@ impl Part {
 pub fn content_checksum(bytes: &[u8], block_bytes: usize) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(bytes);
-    hasher.update(&[0; BLOCK_BYTES_MAX as usize][..block_bytes.saturating_sub(bytes.len())]);
+    let mut zeros = block_bytes.saturating_sub(bytes.len());
+    while zeros > 0 {
+        let some = zeros.min(BLOCK_BYTES_MAX as usize);
+        hasher.update(&[0; BLOCK_BYTES_MAX as usize][..some]);
+        zeros -= some;
+    }
     hasher.finalize()
 }
 
@@ -175,7 +186,9 @@ pub trait Source: Send + Sync + 'static {
     fn align_bytes(&self) -> u32 {
         1
     }
-    /// Starts a read of `range` (not empty, at most [`Source::read_bytes_max`], within the size, aligned).
+    /// Starts a read of `range` (not empty, at most [`Source::read_bytes_max`], within the size, aligned). The caller's thread may be
+    /// that of a reader which can be told not to wait any longer: the bytes are waited for on another one, unless they come within
+    /// a bounded time.
     fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival);
     /// Which bytes of `range` are zero. The extents cover a non-empty prefix of `range` in order (they never reach past its end).
     /// A source that cannot tell answers one data extent.
@@ -210,18 +223,15 @@ pub trait SourceExt {
     fn read_any(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival);
 }
 
-/// What the pieces of one read have in common.
-struct Pieces {
-    arrival: OnArrival,
-    left: usize,
-    result: Result<(), SourceError>,
-}
-
 impl<S: Source + ?Sized> SourceExt for S {
     fn read_blocking(&self, range: Range<u64>) -> Result<Bytes, SourceError> {
+        if range.start > range.end || range.end > self.size_bytes() {
+            let message = format!("{} has no bytes {} to {}", self.describe(), range.start, range.end);
+            return Err(SourceError { kind: SourceErrorKind::Invalid, message });
+        }
         let mut all = bytes::BytesMut::zeroed((range.end - range.start) as usize);
         let (sender, receiver) = crate::sync::mpsc::channel();
-        self.read_any(range.clone(), ReadClass::Waited, Box::new(move |arrival| drop(sender.send(arrival))));
+        self.read_any(range.clone(), ReadClass::Waited, OnArrival::new(move |arrival| drop(sender.send(arrival))));
         loop {
             match receiver.recv() {
                 Ok(Arrival::Part(part)) => {
@@ -238,41 +248,8 @@ impl<S: Source + ?Sized> SourceExt for S {
         }
     }
 
-    fn read_any(&self, range: Range<u64>, class: ReadClass, mut arrival: OnArrival) {
-        let align = u64::from(self.align_bytes());
-        let step = u64::from(self.read_bytes_max());
-        let start = range.start / align * align;
-        let end = range.end.next_multiple_of(align).min(self.size_bytes());
-        if start >= end {
-            return arrival(Arrival::End(Ok(())));
-        }
-        // Cut where parts are cut anyway.
-        let cuts: Vec<u64> = (start / step + 1..end.div_ceil(step)).map(|number| number * step).collect();
-        if cuts.is_empty() {
-            return self.read(start..end, class, arrival);
-        }
-        let pieces = Arc::new(crate::sync::Mutex::new(Pieces { arrival, left: cuts.len() + 1, result: Ok(()) }));
-        let bounds: Vec<u64> = [start].into_iter().chain(cuts).chain([end]).collect();
-        for piece in bounds.windows(2) {
-            let pieces = Arc::clone(&pieces);
-            let arrival = move |arrival| {
-                let mut pieces = pieces.lock();
-                match arrival {
-                    Arrival::Part(part) => (pieces.arrival)(Arrival::Part(part)),
-                    Arrival::End(result) => {
-                        pieces.left -= 1;
-                        if pieces.result.is_ok() {
-                            pieces.result = result;
-                        }
-                        if pieces.left == 0 {
-                            let result = std::mem::replace(&mut pieces.result, Ok(()));
-                            (pieces.arrival)(Arrival::End(result));
-                        }
-                    }
-                }
-            };
-            self.read(piece[0]..piece[1], class, Box::new(arrival));
-        }
+    fn read_any(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
+        gather::read(self, &range, class, arrival);
     }
 }
 

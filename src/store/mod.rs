@@ -357,8 +357,12 @@ impl Store {
     /// # Errors
     /// An I/O error.
     pub fn step(&self) -> Result<bool> {
-        let _pass = self.0.core.enter()?;
-        self.0.step()
+        let busy = {
+            let _pass = self.0.core.enter()?;
+            self.0.step()
+        };
+        self.0.core.tell_events();
+        busy
     }
 
     /// Barrier rounds so far that synced anything: what a flush or a fork costs.

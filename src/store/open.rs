@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::background::Background;
 use super::options::StoreOptions;
 use crate::catalog::Catalog;
+use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths, Superblock};
 use crate::ids::LayerId;
@@ -191,6 +192,7 @@ impl OpenStore {
         })?;
         let layers = Arc::new(layers);
         Self::seal_all(&catalog, &layers);
+        let clock: Arc<dyn Clock> = Arc::new(GuardedClock::new(options.clock));
         let core = Core::new(CoreConfig {
             layers,
             catalog,
@@ -198,12 +200,12 @@ impl OpenStore {
             store_id,
             ring: options.ring,
             sources: options.sources,
-            clock: Arc::clone(&options.clock),
+            clock: Arc::clone(&clock),
             threads: options.threads,
             on_event: options.on_event,
         });
         take_reserve(&*options.disk, &paths, limits.opening_reserve_bytes);
-        let background = Background::new(Arc::clone(&core), paths, options.disk, options.clock);
+        let background = Background::new(Arc::clone(&core), paths, options.disk, clock);
         let store = Arc::new(Self { core, background, ownership: Mutex::new(Ownership::Held { _lock: lock }) });
         store.resume_hydration()?;
         if options.threads {
@@ -262,13 +264,12 @@ impl OpenStore {
     }
 
     fn stop_threads(&self) {
-        self.background.stop();
+        // First, because the others may wait for a source.
         for hydrator in self.core.hydrators() {
             hydrator.stop();
         }
-        for hydrator in self.core.hydrators() {
-            hydrator.join();
-        }
+        self.background.stop();
+        self.core.join_hydrations();
     }
 }
 

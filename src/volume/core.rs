@@ -7,7 +7,7 @@ use std::time::Duration;
 use roaring::RoaringBitmap;
 
 use super::births::Coming;
-use super::event::{Event, EventKind, OnEvent};
+use super::event::{EventKind, Events, OnEvent, Told};
 use super::fence::{Fence, Pass};
 use super::head::Head;
 use super::queue::Workers;
@@ -20,7 +20,7 @@ use crate::hydrate::{Budget, Hydrator, HydratorConfig, HydratorStatus, Progress}
 use crate::ids::{BlockSize, LayerId, VolumeId};
 use crate::io::RingKind;
 use crate::layer::{Layer, Layers, Ticket};
-use crate::source::{Source, SourceOpener};
+use crate::source::{Connector, Source, SourceOpener};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -58,18 +58,20 @@ pub struct Core {
     pub(super) block_size: BlockSize,
     pub(super) store_id: String,
     pub(super) ring: Option<RingKind>,
-    pub(super) sources: Option<Arc<dyn SourceOpener>>,
+    pub(super) sources: Option<Connector>,
     pub(super) clock: Arc<dyn Clock>,
     threads: bool,
     heads: Mutex<HashMap<VolumeId, Weak<Head>>>,
     hydrators: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
+    /// Those of layers that were freed, which may still have something under way.
+    stopped: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
     /// What the hydrations that are over had done, while their roots live and the store is open.
     hydrated: Mutex<BTreeMap<LayerId, Progress>>,
     /// Reads so far that waited for a source.
     pub(super) demands: AtomicU64,
     /// What the hydrators share.
     pub(super) budget: Arc<Budget>,
-    on_event: Option<OnEvent>,
+    events: Option<Arc<Events>>,
     pub(super) workers: Workers,
     /// Recordings under way.
     pub(super) recorders: Mutex<Vec<Arc<Recorder>>>,
@@ -89,22 +91,25 @@ pub struct Core {
 impl Core {
     /// Starts with a recovered shape.
     pub fn new(config: CoreConfig) -> Arc<Self> {
+        let fence = Arc::<Fence>::default();
+        let events = config.on_event.map(|on_event| Events::new(on_event, Arc::clone(&fence)));
         Arc::new(Self {
-            fence: Arc::default(),
+            fence,
             layers: config.layers,
             catalog: Mutex::new(config.catalog),
             block_size: config.block_size,
             store_id: config.store_id,
             ring: config.ring,
-            sources: config.sources,
+            sources: config.sources.map(Connector::new),
             clock: config.clock,
             threads: config.threads,
             heads: Mutex::default(),
             hydrators: Mutex::default(),
+            stopped: Mutex::default(),
             hydrated: Mutex::default(),
             demands: AtomicU64::new(0),
             budget: Arc::default(),
-            on_event: config.on_event,
+            events,
             workers: Workers::default(),
             recorders: Mutex::default(),
             freed: Mutex::default(),
@@ -193,11 +198,14 @@ impl Core {
         let ticket = self.layers.enqueue_with_sync(sync, records);
         if !freed.is_empty() {
             for layer in &freed {
+                // Before the layer is freed: readers that it fails then are told of a source that is gone.
+                let hydrator = self.hydrators.lock().remove(layer);
+                if let Some(hydrator) = hydrator {
+                    hydrator.stop();
+                    self.stopped.lock().insert(*layer, hydrator);
+                }
                 self.layers.free(*layer);
                 self.hydrated.lock().remove(layer);
-                if let Some(hydrator) = self.hydrators.lock().remove(layer) {
-                    hydrator.stop();
-                }
             }
             self.freed.lock().extend(freed.into_iter().map(|layer| (ticket, layer)));
         }
@@ -220,8 +228,14 @@ impl Core {
     pub fn unlink_step(&self) -> Result<bool> {
         let layer = {
             let mut freed = self.freed.lock();
-            let Some(at) = freed.iter().position(|(ticket, _)| self.layers.is_done(*ticket)) else { return Ok(false) };
-            freed.swap_remove(at).1
+            let mut stopped = self.stopped.lock();
+            // What the hydration of a layer has under way ends before its files go.
+            let is_left = |layer| stopped.get(layer).is_none_or(|hydrator| !hydrator.is_running());
+            let at = freed.iter().position(|(ticket, layer)| self.layers.is_done(*ticket) && is_left(layer));
+            let Some(at) = at else { return Ok(false) };
+            let layer = freed.swap_remove(at).1;
+            stopped.remove(&layer);
+            layer
         };
         self.layers.remove_files(layer).map(|()| true)
     }
@@ -236,6 +250,12 @@ impl Core {
         self.hydrated.lock().get(&layer).cloned()
     }
 
+    /// Waits for every hydration that was stopped, those of layers that were freed included.
+    pub fn join_hydrations(&self) {
+        let stopped: Vec<_> = self.stopped.lock().values().cloned().collect();
+        self.hydrators().iter().chain(&stopped).for_each(|hydrator| hydrator.join());
+    }
+
     /// All hydrators.
     pub fn hydrators(&self) -> Vec<Arc<Hydrator>> {
         self.hydrators.lock().values().cloned().collect()
@@ -243,6 +263,7 @@ impl Core {
 
     /// Fails everybody who waits for a source now; later reads ask again.
     pub fn give_up_waiting(&self) {
+        self.sources.iter().for_each(Connector::give_up);
         self.hydrators().iter().for_each(|hydrator| hydrator.give_up_waiting());
     }
 
@@ -267,13 +288,14 @@ impl Core {
         origin: String,
         source: Option<Arc<dyn Source>>,
     ) -> Result<Arc<Hydrator>> {
-        let opener = self.sources.clone().ok_or_else(no_sources)?;
+        let opener = self.sources.as_ref().ok_or_else(no_sources)?.opener();
         let (this, id) = (Arc::downgrade(self), layer.id);
         let on_change = move |status, error: Option<String>| {
             let kind = if status == HydratorStatus::Degraded { EventKind::Degraded } else { EventKind::Recovered };
             if let Some(core) = this.upgrade() {
-                let volumes = volumes_over(&core.catalog(), id);
-                core.tell(volumes, kind, error);
+                // This may be the thread of a reader, who may hold what the holder of the catalogue waits for.
+                let this = Weak::clone(&this);
+                core.tell(kind, move || this.upgrade().map_or_else(Vec::new, |core| volumes_over(&core.catalog(), id)), error);
             }
         };
         let hydrator = Hydrator::new(
@@ -336,13 +358,20 @@ impl Core {
         self.hydrators.lock().remove(&layer);
         // Every patch above can be merged now, those that were passed over as well.
         *self.next_patch.lock() = (LayerId(0), 0);
-        self.tell(volumes, EventKind::Hydrated, None);
+        self.tell(EventKind::Hydrated, || volumes, None);
         Ok(true)
     }
 
-    fn tell(&self, volumes: Vec<String>, kind: EventKind, error: Option<String>) {
-        if let Some(on_event) = &self.on_event {
-            on_event(&Event { kind, volumes, error });
+    fn tell(&self, kind: EventKind, volumes: impl FnOnce() -> Vec<String> + Send + 'static, error: Option<String>) {
+        if let Some(events) = &self.events {
+            events.note(Told { kind, volumes: Box::new(volumes), error }, self.threads);
+        }
+    }
+
+    /// Without threads: tells what has happened. The callback may close the store, so the caller holds no pass.
+    pub fn tell_events(&self) {
+        if let (Some(events), false) = (&self.events, self.threads) {
+            events.tell();
         }
     }
 
@@ -385,6 +414,9 @@ impl Core {
     /// # Errors
     /// An I/O error; what was flushed before is safe.
     pub fn shut_down(&self, swept: bool) -> Result<()> {
+        // Nobody is connected to any more, and what happened until now is told.
+        self.sources.iter().for_each(Connector::close);
+        self.events.iter().for_each(Events::stop);
         // A trace is advice: the store closes without it.
         let _ = self.save_traces();
         // What was hidden or freed since the last look gives its space back before the end; a store that refuses writes keeps it.

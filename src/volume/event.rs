@@ -1,8 +1,17 @@
 //! What happens in the background.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::fence::Fence;
+use crate::sync::thread::Builder;
+use crate::sync::time::Instant;
+use crate::sync::{Condvar, Mutex};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,5 +36,150 @@ pub struct Event {
     pub error: Option<String>,
 }
 
-/// Called with each event, on a thread of the engine: it must not wait for the store.
+/// Called with each event, one after the other, on a thread of the store that does nothing else (without
+/// [`crate::StoreOptions::threads`]: in [`crate::Store::step`]). It may take its time and call the store, [`crate::Store::close`]
+/// included; while it does, [`EVENTS_MAX`] events are kept, and beyond that the oldest are given up. A panic costs its own event.
+/// A callback that holds a [`crate::Store`] keeps that store open until it is closed.
 pub type OnEvent = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Events that wait for the callback at most.
+pub const EVENTS_MAX: usize = 1024;
+/// A thread without events ends after this time; the next event starts another one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a store that is being closed waits for the callback.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// An event that was not told yet.
+pub struct Told {
+    /// What.
+    pub kind: EventKind,
+    /// The volumes it happened to: looked up when it is told, so that nobody has to wait for the catalogue in order to note it.
+    pub volumes: Box<dyn FnOnce() -> Vec<String> + Send>,
+    /// Why, if something failed.
+    pub error: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Told>,
+    /// Somebody tells, or is about to.
+    is_telling: bool,
+    stopped: bool,
+}
+
+/// What has happened and waits for the callback.
+///
+/// # Invariants
+/// - To note an event never waits, and no thread but the one that tells runs the callback.
+pub struct Events {
+    on_event: OnEvent,
+    fence: Arc<Fence>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+thread_local! {
+    /// Address of the events that this thread tells.
+    static TELLS: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Events {
+    /// Nothing yet.
+    pub fn new(on_event: OnEvent, fence: Arc<Fence>) -> Arc<Self> {
+        Arc::new(Self { on_event, fence, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    /// Notes what happened; `threads`: a thread tells it.
+    pub fn note(self: &Arc<Self>, told: Told, threads: bool) {
+        let mut state = self.state.lock();
+        if state.stopped {
+            return;
+        }
+        if state.queue.len() >= EVENTS_MAX {
+            state.queue.pop_front();
+        }
+        state.queue.push_back(told);
+        self.changed.notify_all();
+        if threads && !state.is_telling {
+            state.is_telling = true;
+            let telling = Telling { events: Arc::clone(self), is_over: false };
+            drop(state);
+            // Without a thread the next event tries again.
+            let _ = Builder::new().name("volfork-events".into()).spawn(move || telling.run(IDLE_TIMEOUT));
+        }
+    }
+
+    /// Tells what was noted, on this thread, unless somebody does.
+    pub fn tell(self: &Arc<Self>) {
+        if std::mem::replace(&mut self.state.lock().is_telling, true) {
+            return;
+        }
+        Telling { events: Arc::clone(self), is_over: false }.run(Duration::ZERO);
+    }
+
+    /// Tells one event, if there is one within the time.
+    fn tell_next(&self, patience: Duration) -> bool {
+        let told = {
+            let mut state = self.state.lock();
+            while state.queue.is_empty() && !state.stopped {
+                if self.changed.wait_for(&mut state, patience).timed_out() {
+                    break;
+                }
+            }
+            let Some(told) = state.queue.pop_front() else {
+                // Under the lock: who notes the next event sees that nobody tells it.
+                state.is_telling = false;
+                self.changed.notify_all();
+                return false;
+            };
+            told
+        };
+        let outer = TELLS.replace(std::ptr::from_ref(self).addr());
+        // A panic was printed.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            (self.on_event)(&Event { kind: told.kind, volumes: (told.volumes)(), error: told.error });
+        }));
+        TELLS.set(outer);
+        true
+    }
+
+    /// Notes nothing from now on, and waits (not without end, and not for itself) until what was noted is told. What is not told by
+    /// then never is.
+    pub fn stop(self: &Arc<Self>) {
+        let is_own = TELLS.get() == std::ptr::from_ref(&**self).addr();
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+        if is_own {
+            return;
+        }
+        self.tell();
+        let until = Instant::now() + STOP_PATIENCE;
+        let mut state = self.state.lock();
+        while state.is_telling && !self.changed.wait_until(&mut state, until).timed_out() {}
+        state.queue.clear();
+    }
+}
+
+/// Held by the thread that tells.
+struct Telling {
+    events: Arc<Events>,
+    is_over: bool,
+}
+
+impl Telling {
+    fn run(mut self, patience: Duration) {
+        // The callback may close the store, which then does not wait for this thread.
+        let _own = self.events.fence.adopt_thread();
+        while self.events.tell_next(patience) {}
+        self.is_over = true;
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.events.state.lock().is_telling = false;
+            self.events.changed.notify_all();
+        }
+    }
+}

@@ -27,7 +27,7 @@ mod view;
 mod viewers;
 
 pub(crate) use self::core::{Core, CoreConfig};
-pub use event::{Event, EventKind, OnEvent};
+pub use event::{EVENTS_MAX, Event, EventKind, OnEvent};
 pub use handle::{Snapshot, Volume};
 pub use holdings::Holding;
 pub use info::{

@@ -228,7 +228,8 @@ impl Core {
         valid_name(name)?;
         check_uris(uris)?;
         let labels = changed_labels(Labels::new(), change)?;
-        let opener = self.sources.clone().ok_or_else(no_sources)?;
+        let sources = self.sources.as_ref().ok_or_else(no_sources)?;
+        let since = sources.now();
         // Asking may take long: meanwhile the name is taken, and shown.
         let birth = self.enter().and_then(|_pass| self.announce(name, &uris[0]))?;
         let mut failure = None;
@@ -236,7 +237,7 @@ impl Core {
         for number in 0..uris.len() {
             let mut order = uris.to_vec();
             order[..=number].rotate_right(1);
-            match opener.open(&order[0]) {
+            match sources.open(&order[0], since) {
                 Ok(source) => {
                     // No pass is held while the source is asked; the store may have been closed meanwhile.
                     let _pass = self.enter().inspect_err(|_| source.close())?;
@@ -550,9 +551,10 @@ impl Core {
     /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`].
     pub fn set_sources(&self, name: &str, add: &[String], remove: &[String]) -> Result<()> {
         let Some(hydrator) = self.enter().and_then(|_pass| self.volume_hydrator(name))? else { return Ok(()) };
-        let opener = self.sources.clone().ok_or_else(no_sources)?;
+        let sources = self.sources.as_ref().ok_or_else(no_sources)?;
+        let since = sources.now();
         for uri in add {
-            let checked = opener.open(uri).and_then(|source| {
+            let checked = sources.open(uri, since).and_then(|source| {
                 let checked = hydrator.check_source(uri, &*source);
                 source.close();
                 checked

@@ -5,6 +5,14 @@ use std::time::Duration;
 
 use crate::sync::time::Instant;
 
+/// Longer than anybody waits.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The moment so long from now; [`Duration::MAX`] is one that does not come.
+pub fn deadline_after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(FOR_EVER)
+}
+
 /// The time until a deadline.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ mod reply;
 mod request;
 
 pub use cursor::{WireError, WireReader, WireWriter, foreign_text};
-pub use deadline::{read_by, time_left};
+pub use deadline::{deadline_after, read_by, time_left};
 pub use option::{ContextQuery, ExportInfo, GoRequest, OptionReply, OptionRequest, decode_export_info};
 pub use reply::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, StatusExtent, encode_chunk_header, encode_simple_reply};
 pub use request::{Request, StatusQuery};

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::{Arrival, NbdOptions as NbdSourceOptions, NbdSource, ReadClass, Source, SourceExt, SourceOpener, UriSources};
+use volfork::source::{
+    Arrival, NbdOptions as NbdSourceOptions, NbdSource, OnArrival, ReadClass, Source, SourceExt, SourceOpener, UriSources,
+};
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -270,7 +272,7 @@ fn on_a_short_way_further_connections_are_made_when_there_is_work_for_them() {
     }
     let (sender, receiver) = std::sync::mpsc::channel();
     let ended = move |arrival| sender.send(matches!(arrival, Arrival::End(Ok(())))).expect("the test waits");
-    source.read(0..1 << 20, ReadClass::Ahead, Box::new(ended));
+    source.read(0..1 << 20, ReadClass::Ahead, OnArrival::new(ended));
     while !receiver.recv_timeout(PATIENCE).expect("the read ends") {}
     let until = Instant::now() + PATIENCE;
     while server.connections() <= NbdSourceOptions::default().connections {
@@ -287,7 +289,7 @@ fn a_source_that_is_closed_while_it_still_connects_leaves_no_connection() {
     for round in 0..200 {
         let source = NbdSource::open(&host.export("v@s"), NbdSourceOptions::default()).unwrap();
         // Further connections are made for bulk meanwhile, in any order with this.
-        source.read(0..4096, ReadClass::Ahead, Box::new(drop));
+        source.read(0..4096, ReadClass::Ahead, OnArrival::new(drop));
         (0..round).for_each(|_| std::thread::yield_now());
         source.close();
     }

@@ -1,10 +1,13 @@
 //! Hydration, with sources that do what a test tells them, and between stores that serve each other.
+mod events;
+mod freed;
 mod hedging;
 mod holdings;
 mod hosts;
 mod lifecycle;
 mod patches;
 mod refusals;
+mod rude;
 mod shared;
 mod stage;
 mod steps;

@@ -9,8 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use volfork::source::{
-    Arrival, Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats,
-    content_checksum,
+    Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, content_checksum,
 };
 
 /// How long a test waits for what must come.
@@ -114,8 +113,8 @@ impl Actor {
     pub fn fail_held(&self) -> usize {
         let held = std::mem::take(&mut self.seen.lock().held);
         let count = held.len();
-        for (_, mut arrival) in held {
-            arrival(Arrival::End(Err(self.error(SourceErrorKind::Lost, "does not answer a request"))));
+        for (_, arrival) in held {
+            arrival.end(Err(self.error(SourceErrorKind::Lost, "does not answer a request")));
         }
         count
     }
@@ -167,9 +166,9 @@ impl Actor {
             let mut bytes = bytes.to_vec();
             bytes[0] ^= u8::from(damage);
             let checksums = if self.has_checksums { checksums } else { Checksums::default() };
-            arrival(Arrival::Part(Part { offset: part.start, bytes: bytes.into(), checksums }));
+            arrival.part(Part { offset: part.start, bytes: bytes.into(), checksums });
         }
-        arrival(Arrival::End(Ok(())));
+        arrival.end(Ok(()));
     }
 
     fn error(&self, kind: SourceErrorKind, what: &str) -> SourceError {
@@ -197,7 +196,7 @@ impl Source for Connection {
             let play = (self.0.script.lock())(&range, class);
             if self.1.load(Ordering::SeqCst) {
                 drop(seen);
-                return arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Closed, "was closed"))));
+                return arrival.end(Err(self.0.error(SourceErrorKind::Closed, "was closed")));
             }
             seen.reads.push((range.clone(), class));
             self.0.changed.notify_all();
@@ -205,7 +204,7 @@ impl Source for Connection {
                 drop(seen);
                 let part = range.start..range.end.min((range.start / 65536 + 1) * 65536);
                 let bytes = self.0.data.slice(part.start as usize..part.end as usize);
-                arrival(Arrival::Part(Part::new(part.start, bytes)));
+                arrival.part(Part::new(part.start, bytes));
                 return self.0.seen.lock().held.push((range, arrival));
             }
             if play == Play::Hang {
@@ -213,12 +212,12 @@ impl Source for Connection {
             }
             if seen.lost {
                 drop(seen);
-                return arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Lost, "is gone"))));
+                return arrival.end(Err(self.0.error(SourceErrorKind::Lost, "is gone")));
             }
             play
         };
         match play {
-            Play::Fail => arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Failed, "cannot read")))),
+            Play::Fail => arrival.end(Err(self.0.error(SourceErrorKind::Failed, "cannot read"))),
             _ => self.0.answer(&range, arrival, play == Play::Damage),
         }
     }
@@ -264,8 +263,8 @@ impl Source for Connection {
             self.1.store(true, Ordering::SeqCst);
             std::mem::take(&mut seen.held)
         };
-        for (_, mut arrival) in held {
-            arrival(Arrival::End(Err(self.0.error(SourceErrorKind::Closed, "was closed"))));
+        for (_, arrival) in held {
+            arrival.end(Err(self.0.error(SourceErrorKind::Closed, "was closed")));
         }
     }
 }

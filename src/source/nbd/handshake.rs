@@ -14,8 +14,8 @@ use crate::wire::constants::{
     REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
 };
 use crate::wire::{
-    ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, decode_export_info, foreign_text,
-    read_by,
+    ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, deadline_after, decode_export_info,
+    foreign_text, read_by,
 };
 
 /// Most replies to one option: bounds a server that never ends.
@@ -23,6 +23,9 @@ const REPLIES_MAX: usize = 1024;
 
 /// Longest identity that is believed, in bytes.
 const IDENTITY_BYTES_MAX: usize = 255;
+
+/// Smallest blocks whose checksums are asked for.
+const CHECKSUM_BLOCK_BYTES_MIN: u32 = 512;
 
 /// A connection that is ready for requests.
 pub struct Agreed {
@@ -217,7 +220,7 @@ fn identity_of(info: &[u8]) -> Option<String> {
 pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> {
     let socket = address.connect(timeout)?;
     socket.set_timeouts(timeout, timeout)?;
-    let mut talk = Talk { socket, deadline: Instant::now() + timeout };
+    let mut talk = Talk { socket, deadline: deadline_after(timeout) };
     let flags = talk.greet()?;
     let export = address.export.clone();
     let query = [CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE].map(str::to_owned);
@@ -241,7 +244,8 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
     let (info, identity) = talk.go(&address.export, mode, flags)?;
     contexts.are_selectable = mode == HeaderMode::Extended && info.flags & EXPORT_BLOCK_STATUS_PAYLOAD != 0;
     contexts.block_bytes = info.block_sizes.map_or(0, |(_, preferred, _)| preferred);
-    if !contexts.block_bytes.is_power_of_two() || contexts.block_bytes > BLOCK_BYTES_MAX {
+    // Checksums of smaller blocks would need more memory than the bytes.
+    if !contexts.block_bytes.is_power_of_two() || !(CHECKSUM_BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&contexts.block_bytes) {
         contexts.checksums = None;
     }
     if !contexts.are_selectable {

@@ -1,6 +1,6 @@
 //! One connection and what it has under way.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::address::Socket;
 use super::assembly::Assembly;
 use super::handshake::{Agreed, Contexts};
-use crate::source::{Arrival, Checksums, OnArrival, ReadClass, SourceError};
+use crate::source::{Checksums, OnArrival, ReadClass, SourceError};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
@@ -80,11 +80,23 @@ enum Entry {
 }
 
 struct State {
-    entries: HashMap<u64, Entry>,
+    /// By cookie, so in the order in which they were sent.
+    entries: BTreeMap<u64, Entry>,
     next_cookie: u64,
     bytes_under_way: u64,
     jobs: usize,
     lost: bool,
+    /// Bytes of reads that replies have brought so far.
+    brought: u64,
+    oldest: Option<Oldest>,
+}
+
+/// The request that was sent before all others under way, and how things stood when it became that.
+struct Oldest {
+    cookie: u64,
+    since: Instant,
+    /// As much has been brought when everything that was under way then has come.
+    enough: u64,
 }
 
 /// How a connection ended.
@@ -115,7 +127,7 @@ impl Link {
     pub fn new(agreed: Agreed, request_timeout: Duration, in_background: bool) -> io::Result<(Self, Socket)> {
         agreed.socket.set_timeouts(TICK, request_timeout)?;
         let (reader, socket) = (agreed.socket.try_clone()?, agreed.socket.try_clone()?);
-        let state = State { entries: HashMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false };
+        let state = State { entries: BTreeMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false, brought: 0, oldest: None };
         let link = Self {
             writer: Mutex::new(agreed.socket),
             socket,
@@ -187,16 +199,20 @@ impl Link {
         Ok(())
     }
 
-    /// Says goodbye and ends the connection.
+    /// Says goodbye, if that needs no waiting, and ends the connection.
     pub fn close(&self) {
         let request = Request { flags: 0, command: CMD_DISC, cookie: 0, offset: 0, length: 0 };
-        let _ = self.writer.lock().write_all(&request.encode(self.mode == HeaderMode::Extended));
+        // A writer that is inside waits for a server that takes nothing: it does not take this either.
+        if let Some(writer) = self.writer.try_lock() {
+            writer.send_now(&request.encode(self.mode == HeaderMode::Extended));
+        }
         self.socket.shut();
     }
 
     /// Takes replies until the connection ends.
     pub fn run(&self, socket: Socket, mut complete: impl FnMut(Job, Answer)) -> Lost {
-        let mut reader = Patient { link: self, inner: BufReader::with_capacity(64 << 10, socket) };
+        let inner = BufReader::with_capacity(64 << 10, socket);
+        let mut reader = Patient { link: self, inner, in_reply: false, progress: Instant::now() };
         let mut idle_chunks = 0;
         let reason = loop {
             match self.take_reply(&mut reader, &mut idle_chunks) {
@@ -206,8 +222,13 @@ impl Link {
                 Err(error) => break error.to_string(),
             }
         };
+        self.give_up(reason)
+    }
+
+    /// Ends the connection and takes back what it has under way.
+    pub fn give_up(&self, reason: String) -> Lost {
         self.socket.shut();
-        let unanswered = self.oldest_is_too_old();
+        let unanswered = self.is_unanswered();
         let mut state = self.state.lock();
         state.lost = true;
         let entries = std::mem::take(&mut state.entries);
@@ -220,15 +241,36 @@ impl Link {
         Lost { reason, unanswered, jobs: jobs.collect() }
     }
 
-    fn oldest_is_too_old(&self) -> bool {
+    /// Whether a request has waited too long, if nothing comes.
+    fn is_unanswered(&self) -> bool {
         let too_old = |entry: &Entry| matches!(entry, Entry::Job(under_way) if under_way.sent.elapsed() > self.request_timeout);
         self.state.lock().entries.values().any(too_old)
     }
 
+    /// Whether the oldest request is passed over: it has waited too long, and all that was under way beside it could have come since.
+    /// A slow way alone does not count, and so not the time since it was sent.
+    fn is_passed_over(&self) -> bool {
+        let mut state = self.state.lock();
+        let State { entries, bytes_under_way, brought, oldest, .. } = &mut *state;
+        match (entries.first_key_value(), &*oldest) {
+            (None, _) => *oldest = None,
+            (Some((first, _)), Some(Oldest { cookie, since, enough })) if first == cookie => {
+                return since.elapsed() > self.request_timeout && *brought >= *enough;
+            }
+            (Some((first, _)), _) => *oldest = Some(Oldest { cookie: *first, since: Instant::now(), enough: *brought + *bytes_under_way }),
+        }
+        false
+    }
+
     /// Takes one reply or chunk; answers the job that it ends.
     fn take_reply(&self, reader: &mut Patient<'_>, idle_chunks: &mut u32) -> io::Result<Option<(Job, Answer)>> {
+        if self.is_passed_over() {
+            return Err(unanswered());
+        }
         let mut header = [0; 32];
+        reader.in_reply = false;
         reader.read_exact(&mut header[..ReplyHeader::MAGIC_BYTES])?;
+        reader.in_reply = true;
         let magic = [header[0], header[1], header[2], header[3]];
         let length = ReplyHeader::header_bytes(magic, self.mode).map_err(protocol)?;
         reader.read_exact(&mut header[ReplyHeader::MAGIC_BYTES..length])?;
@@ -381,7 +423,7 @@ impl UnderWay {
     fn deliver(&mut self) {
         if let (false, Waiter::Read(_, arrival)) = (self.awaits_checksums, &mut self.job.waiter) {
             for part in self.assembly.take_whole() {
-                arrival(Arrival::Part(part));
+                arrival.part(part);
             }
         }
     }
@@ -404,6 +446,7 @@ impl UnderWay {
             (Chunk::Hole(offset, length), Waiter::Read(..)) => {
                 let end = offset.checked_add(u64::from(length)).ok_or_else(|| protocol(WireError("a hole has no end".into())))?;
                 self.assembly.fill_zeros(offset..end).map_err(protocol)?;
+                reader.link.state.lock().brought += u64::from(length);
                 self.deliver();
             }
             (Chunk::Error(error, text), _) => self.error = Some((error, text)),
@@ -425,14 +468,28 @@ impl UnderWay {
             at = self.assembly.fill(at..range.end, |buffer| reader.read_exact(buffer))?;
             self.deliver();
         }
+        reader.link.state.lock().brought += range.end - range.start;
         Ok(())
     }
 }
 
-/// Reads on through the ticks of the socket, until a request has waited too long.
+fn unanswered() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the server does not answer a request")
+}
+
+/// Reads on through the ticks of the socket, until a request has waited too long, or nothing more comes of a reply that has begun.
 struct Patient<'a> {
     link: &'a Link,
     inner: BufReader<Socket>,
+    in_reply: bool,
+    /// When bytes came the last time.
+    progress: Instant,
+}
+
+impl Patient<'_> {
+    fn is_at_end(&self) -> bool {
+        (self.in_reply && self.progress.elapsed() > self.link.request_timeout) || self.link.is_unanswered()
+    }
 }
 
 impl Read for Patient<'_> {
@@ -440,11 +497,15 @@ impl Read for Patient<'_> {
         loop {
             match self.inner.read(buffer) {
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    if self.link.oldest_is_too_old() {
-                        return Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not answer a request"));
+                    if self.is_at_end() {
+                        return Err(unanswered());
                     }
                 }
-                other => return other,
+                Ok(count) => {
+                    self.progress = Instant::now();
+                    return Ok(count);
+                }
+                Err(error) => return Err(error),
             }
         }
     }

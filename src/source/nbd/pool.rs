@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::address::Address;
 use super::handshake::{Agreed, Contexts, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
 use crate::io::{Reservation, descriptors_max, give_way};
-use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::sync::atomic::Ordering;
 use crate::sync::mpsc;
 use crate::sync::time::Instant;
@@ -125,7 +126,11 @@ impl NbdSource {
         let keeper = Arc::downgrade(&shared);
         crate::sync::thread::Builder::new()
             .name("nbd-keeper".into())
-            .spawn(move || keep(&keeper))
+            .spawn(move || {
+                while catch_unwind(AssertUnwindSafe(|| keep(&keeper))).is_err() {
+                    crate::sync::thread::sleep(PAUSES.end);
+                }
+            })
             .map_err(|error| shared.error(SourceErrorKind::Lost, format!("cannot start a thread: {error}")))?;
         Ok(Arc::new(Self(shared)))
     }
@@ -160,13 +165,14 @@ impl Shared {
             if reading.in_background {
                 give_way();
             }
-            let lost = reading.run(socket, |job, answer| shared.complete(job, answer));
+            // Whatever ends the thread, what the connection has under way does not end with it.
+            let run = || reading.run(socket, |job, answer| shared.complete(job, answer));
+            let lost = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| reading.give_up("its reader panicked".into()));
             shared.lose(&reading, lost);
         });
         if let Err(error) = reader {
-            let mut state = self.state.lock();
-            state.links.retain(|other| !Arc::ptr_eq(other, &link));
-            state.reserve_one();
+            // It may have got something to do already.
+            self.lose(&link, link.give_up(error.to_string()));
             return Err(lost(error));
         }
         self.state.lock().lost_since = None;
@@ -238,9 +244,20 @@ impl Shared {
                 found
             };
             if let Err(job) = link.send(job) {
-                self.state.lock().wait(job);
+                self.wait(job);
             }
         }
+    }
+
+    /// Lets a job wait for a connection, unless there will never be one.
+    fn wait(&self, job: Job) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            return state.wait(job);
+        }
+        state.stats.errors += 1;
+        drop(state);
+        finish(job.waiter, Err(self.error(SourceErrorKind::Closed, "it was closed")));
     }
 
     fn complete(&self, mut job: Job, answer: Answer) {
@@ -248,7 +265,7 @@ impl Shared {
             Answer::Error(error, text) => {
                 job.tries += 1;
                 if job.tries < self.options.tries {
-                    self.state.lock().wait(job);
+                    self.wait(job);
                     return self.send_waiting();
                 }
                 let place = format!("the server cannot read {} bytes at {}", job.range.end - job.range.start, job.range.start);
@@ -338,7 +355,7 @@ impl State {
 
 fn finish(waiter: Waiter, result: Result<Answer, SourceError>) {
     match (waiter, result) {
-        (Waiter::Read(_, mut arrival), result) => arrival(Arrival::End(result.map(drop))),
+        (Waiter::Read(_, arrival), result) => arrival.end(result.map(drop)),
         (Waiter::Status(_, done), Ok(Answer::Extents(extents))) => done(Ok(extents)),
         (Waiter::Status(_, done), Err(error)) => done(Err(error)),
         // A link answers status requests with extents.

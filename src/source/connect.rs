@@ -1,0 +1,167 @@
+//! Connecting to a source, however long its opener takes and whatever it does.
+
+use std::sync::Arc;
+
+use super::guarded::{Guarded, caught};
+use super::{Source, SourceError, SourceErrorKind, SourceOpener};
+use crate::sync::thread::Builder;
+use crate::sync::{Condvar, Mutex};
+
+/// Connections that may be under way although nobody waits for them any more: an opener that never answers does not get further
+/// threads.
+const ABANDONED_MAX: usize = 16;
+
+/// What became of one call of the opener.
+enum Answer {
+    Awaited,
+    Here(Result<Arc<dyn Source>, SourceError>),
+    Taken,
+    /// Nobody waits for it any longer.
+    Unwanted,
+}
+
+#[derive(Default)]
+struct State {
+    /// Threads that open an address, and callers that wait for one.
+    opening: usize,
+    waiting: usize,
+    /// How often it was said that nobody is to wait any longer.
+    given_up: u64,
+    closed: bool,
+}
+
+/// A moment: who waits since then is told when waiting is given up.
+#[derive(Clone, Copy)]
+pub(crate) struct Since(u64);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Notified when a thread has its answer, and when waiting is given up.
+    changed: Condvar,
+}
+
+/// Opens addresses by an opener of which nothing is believed.
+///
+/// # Invariants
+/// - The opener runs on a thread of its own, so that [`Connector::give_up`] ends every wait for it.
+/// - A source that comes when nobody waits any longer is closed.
+pub(crate) struct Connector {
+    opener: Arc<dyn SourceOpener>,
+    shared: Arc<Shared>,
+}
+
+impl Connector {
+    pub fn new(opener: Arc<dyn SourceOpener>) -> Self {
+        Self { opener, shared: Arc::default() }
+    }
+
+    /// The opener itself.
+    pub fn opener(&self) -> Arc<dyn SourceOpener> {
+        Arc::clone(&self.opener)
+    }
+
+    /// This moment.
+    pub fn now(&self) -> Since {
+        Since(self.shared.state.lock().given_up)
+    }
+
+    /// Connects to `uri` and waits for it.
+    ///
+    /// # Errors
+    /// That of the opener; [`SourceErrorKind::Closed`] if waiting was given up since that moment.
+    pub fn open(&self, uri: &str, since: Since) -> Result<Arc<dyn Source>, SourceError> {
+        let given_up = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not waited for any longer") };
+        {
+            let mut state = self.shared.state.lock();
+            if state.closed || state.given_up != since.0 {
+                return Err(given_up());
+            }
+            if state.opening.saturating_sub(state.waiting) >= ABANDONED_MAX {
+                let message = format!("{uri}: earlier tries to connect have not ended");
+                return Err(SourceError { kind: SourceErrorKind::Lost, message });
+            }
+            state.opening += 1;
+            state.waiting += 1;
+        }
+        let _waiting = Waiting(&self.shared);
+        let answer = Arc::new(Mutex::new(Answer::Awaited));
+        let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer) };
+        let (opener, address) = (Arc::clone(&self.opener), uri.to_owned());
+        if Builder::new().name("source-open".into()).spawn(move || drop(opening.answer(open_here(&*opener, &address)))).is_err() {
+            return open_here(&*self.opener, uri);
+        }
+        let mut state = self.shared.state.lock();
+        loop {
+            {
+                let mut answer = answer.lock();
+                if let Answer::Here(_) = *answer
+                    && let Answer::Here(opened) = std::mem::replace(&mut *answer, Answer::Taken)
+                {
+                    return opened;
+                }
+                if state.given_up != since.0 {
+                    *answer = Answer::Unwanted;
+                    return Err(given_up());
+                }
+            }
+            self.shared.changed.wait(&mut state);
+        }
+    }
+
+    /// Ends every wait for the opener that has begun.
+    pub fn give_up(&self) {
+        self.shared.state.lock().given_up += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Ends every wait for the opener, also those that begin later.
+    pub fn close(&self) {
+        self.shared.state.lock().closed = true;
+        self.give_up();
+    }
+}
+
+/// A caller that waits; counted until it is dropped.
+struct Waiting<'a>(&'a Shared);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().waiting -= 1;
+    }
+}
+
+/// One call of an opener; counted until it has answered, or is dropped.
+struct Opening {
+    shared: Arc<Shared>,
+    answer: Arc<Mutex<Answer>>,
+}
+
+impl Opening {
+    /// Hands over what was opened. Gives it back if nobody waits for it any longer.
+    fn answer(&self, opened: Result<Arc<dyn Source>, SourceError>) -> Option<Result<Arc<dyn Source>, SourceError>> {
+        let mut state = self.shared.state.lock();
+        let mut answer = self.answer.lock();
+        let Answer::Awaited = *answer else { return Some(opened) };
+        *answer = Answer::Here(opened);
+        state.opening -= 1;
+        self.shared.changed.notify_all();
+        None
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let message = "connecting ended without an answer".into();
+        let unused = self.answer(Err(SourceError { kind: SourceErrorKind::Lost, message }));
+        if unused.is_some() && matches!(*self.answer.lock(), Answer::Unwanted) {
+            self.shared.state.lock().opening -= 1;
+        }
+    }
+}
+
+/// Connects on the caller's thread.
+fn open_here(opener: &dyn SourceOpener, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+    let source = caught(uri, || opener.open(uri))??;
+    Ok(Guarded::new(uri, source)?)
+}

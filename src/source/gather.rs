@@ -1,0 +1,178 @@
+//! A read of any length and alignment, made of reads that a source allows.
+//!
+//! # Invariants
+//! - A source is not trusted to keep its contract: a part that is not aligned is put together with its neighbours, a part that
+//!   cannot be in the range ends the read, and a read whose bytes have not all come does not end well.
+//! - Memory is bounded by the range: pieces that are not aligned are kept in windows of [`PART_ALIGN_BYTES`].
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Arrival, OnArrival, PART_ALIGN_BYTES, Part, ReadClass, Source, SourceError, SourceErrorKind, damaged_error};
+use crate::sync::Mutex;
+
+/// Ranges that have come, joined where they touch.
+#[derive(Default)]
+struct Cover(BTreeMap<u64, u64>);
+
+impl Cover {
+    fn insert(&mut self, range: &Range<u64>) {
+        let (mut start, mut end) = (range.start, range.end);
+        while let Some((other, other_end)) = self.0.range(..=end).next_back().map(|(start, end)| (*start, *end)) {
+            if other_end < start {
+                break;
+            }
+            (start, end) = (start.min(other), end.max(other_end));
+            self.0.remove(&other);
+        }
+        self.0.insert(start, end);
+    }
+
+    fn has(&self, range: &Range<u64>) -> bool {
+        self.0.range(..=range.start).next_back().is_some_and(|(_, end)| *end >= range.end)
+    }
+}
+
+/// A window of which not all bytes have come.
+struct Window {
+    bytes: BytesMut,
+    covered: Cover,
+}
+
+/// One read of any length, under way.
+struct Gather {
+    source: String,
+    range: Range<u64>,
+    /// `None` once the read has ended.
+    arrival: Option<OnArrival>,
+    covered: Cover,
+    windows: BTreeMap<u64, Window>,
+    /// Reads of the source that have not ended.
+    left: usize,
+    result: Result<(), SourceError>,
+}
+
+/// Reads `range`; parts reach beyond it as far as the source's alignment does.
+pub(super) fn read<S: Source + ?Sized>(source: &S, range: &Range<u64>, class: ReadClass, arrival: OnArrival) {
+    // A source that was not looked at by `Guarded` may say anything.
+    let (align, step) = (u64::from(source.align_bytes()).max(1), u64::from(source.read_bytes_max()).max(1));
+    let start = range.start / align * align;
+    let end = range.end.checked_next_multiple_of(align).unwrap_or(u64::MAX).min(source.size_bytes());
+    if start >= end {
+        return arrival.end(Ok(()));
+    }
+    // Cut where parts are cut anyway.
+    let cuts = (start / step + 1..end.div_ceil(step)).map(|number| number * step);
+    let bounds: Vec<u64> = std::iter::once(start).chain(cuts).chain([end]).collect();
+    let gather = Arc::new(Mutex::new(Gather {
+        source: source.describe(),
+        range: start..end,
+        arrival: Some(arrival),
+        covered: Cover::default(),
+        windows: BTreeMap::new(),
+        left: bounds.len() - 1,
+        result: Ok(()),
+    }));
+    for piece in bounds.windows(2) {
+        let gather = Arc::clone(&gather);
+        source.read(piece[0]..piece[1], class, OnArrival::new(move |arrival| gather.lock().take(arrival)));
+    }
+}
+
+impl Gather {
+    fn take(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Part(part) => {
+                if !part.bytes.is_empty()
+                    && let Err(error) = self.take_part(&part)
+                {
+                    // Told at the end, when the source has nothing under way any more.
+                    self.fail(error);
+                }
+            }
+            Arrival::End(result) => {
+                if let Err(error) = result {
+                    self.fail(error);
+                }
+                self.left = self.left.saturating_sub(1);
+                if self.left == 0 {
+                    self.end();
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, error: SourceError) {
+        if self.result.is_ok() {
+            self.result = Err(error);
+        }
+    }
+
+    fn end(&mut self) {
+        let Some(arrival) = self.arrival.take() else { return };
+        let result = std::mem::replace(&mut self.result, Ok(()));
+        arrival.end(match result {
+            Ok(()) if !self.covered.has(&self.range) => Err(self.broken("says that a read has ended, but not all of its bytes have come")),
+            result => result,
+        });
+    }
+
+    fn broken(&self, what: &str) -> SourceError {
+        SourceError { kind: SourceErrorKind::Changed, message: format!("{} {what}", self.source) }
+    }
+
+    fn take_part(&mut self, part: &Part) -> Result<(), SourceError> {
+        let Some(end) = part.offset.checked_add(part.bytes.len() as u64) else {
+            return Err(self.broken("sent bytes behind the end of everything"));
+        };
+        let is_cut = |at: u64| at.is_multiple_of(PART_ALIGN_BYTES) || at == self.range.start || at == self.range.end;
+        if self.range.start <= part.offset && end <= self.range.end && is_cut(part.offset) && is_cut(end) {
+            self.hand_on(part.clone());
+            return Ok(());
+        }
+        // What is cut loses its checksums, which may be of blocks that are not whole any more: looked at here.
+        if let Some(offset) = part.damage() {
+            return Err(damaged_error(&self.source, offset));
+        }
+        let Some(part) = part.within(&self.range) else { return Ok(()) };
+        let end = part.offset + part.bytes.len() as u64;
+        let mut at = part.offset;
+        while at < end {
+            let first = at / PART_ALIGN_BYTES * PART_ALIGN_BYTES;
+            let window = first.max(self.range.start)..(first + PART_ALIGN_BYTES).min(self.range.end);
+            let piece = at..end.min(window.end);
+            at = piece.end;
+            if let Some(bytes) = part.within(&piece).map(|piece| piece.bytes) {
+                self.take_piece(&window, piece.start, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of one window, which is handed on when it is whole.
+    fn take_piece(&mut self, bounds: &Range<u64>, offset: u64, bytes: Bytes) {
+        if bytes.len() as u64 == bounds.end - bounds.start {
+            return self.hand_on(Part::new(offset, bytes));
+        }
+        let make = || Window { bytes: BytesMut::zeroed((bounds.end - bounds.start) as usize), covered: Cover::default() };
+        let window = self.windows.entry(bounds.start).or_insert_with(make);
+        let at = (offset - bounds.start) as usize;
+        window.bytes[at..at + bytes.len()].copy_from_slice(&bytes);
+        window.covered.insert(&(offset..offset + bytes.len() as u64));
+        if window.covered.has(bounds)
+            && let Some(window) = self.windows.remove(&bounds.start)
+        {
+            self.hand_on(Part::new(bounds.start, window.bytes.freeze()));
+        }
+    }
+
+    fn hand_on(&mut self, part: Part) {
+        self.covered.insert(&(part.offset..part.offset + part.bytes.len() as u64));
+        if let Some(arrival) = &mut self.arrival {
+            arrival.part(part);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! A source of which nothing is believed: the way in which the engine holds every source.
+//!
+//! # Invariants
+//! - No panic of a source reaches its caller.
+//! - [`Guarded::close`] ends every read under way, whether the source answers it or not. What comes later is nobody's.
+//! - What never changes is asked once, and refused if no source could say it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::sync::Mutex;
+use crate::sync::mpsc::channel;
+use crate::sync::thread::Builder;
+
+/// How long to wait for a source that closes itself before it is left to do so alone.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
+
+/// A source of which nothing is believed.
+pub(crate) struct Guarded {
+    inner: Arc<dyn Source>,
+    uri: String,
+    size_bytes: u64,
+    read_bytes_max: u32,
+    align_bytes: u32,
+    identity: Option<String>,
+    reads: Arc<Mutex<Reads>>,
+}
+
+/// The callback of a read that has not ended.
+type Slot = Arc<Mutex<Option<OnArrival>>>;
+
+/// The reads under way of a source.
+#[derive(Default)]
+struct Reads {
+    open: BTreeMap<u64, Slot>,
+    next: u64,
+    closed: bool,
+}
+
+/// What `ask` answers, unless it panics.
+pub(super) fn caught<T>(uri: &str, ask: impl FnOnce() -> T) -> Result<T, SourceError> {
+    catch_unwind(AssertUnwindSafe(ask))
+        .map_err(|_| SourceError { kind: SourceErrorKind::Failed, message: format!("the source of {uri} panicked") })
+}
+
+impl Guarded {
+    /// # Errors
+    /// The source says what none can say.
+    pub fn new(uri: &str, inner: Arc<dyn Source>) -> Result<Arc<Self>, SourceError> {
+        let told = caught(uri, || (inner.size_bytes(), inner.read_bytes_max(), inner.align_bytes(), inner.identity()));
+        let made = told.and_then(|(size_bytes, read_bytes_max, align_bytes, identity)| {
+            if !read_bytes_max.is_power_of_two() || !align_bytes.is_power_of_two() || align_bytes > read_bytes_max {
+                let what =
+                    format!("the source of {uri} takes reads of {align_bytes} to {read_bytes_max} bytes: both must be powers of two");
+                return Err(SourceError { kind: SourceErrorKind::Invalid, message: what });
+            }
+            let (inner, reads) = (Arc::clone(&inner), Arc::default());
+            Ok(Arc::new(Self { inner, uri: uri.to_owned(), size_bytes, read_bytes_max, align_bytes, identity, reads }))
+        });
+        if made.is_err() {
+            close_aside(uri, &inner);
+        }
+        made
+    }
+
+    fn closed(&self) -> SourceError {
+        SourceError { kind: SourceErrorKind::Closed, message: format!("{}: it was closed", self.uri) }
+    }
+}
+
+/// Closes a source, however long it takes and whatever it does.
+fn close_aside(uri: &str, source: &Arc<dyn Source>) {
+    let (closing, name) = (Arc::clone(source), uri.to_owned());
+    let (sender, receiver) = channel();
+    let close = move || {
+        // A panic was printed; the source is not used any more.
+        let _ = caught(&name, || closing.close());
+        drop(closing);
+        // Nobody listens any more if it took long.
+        let _ = sender.send(());
+    };
+    match Builder::new().name("source-close".into()).spawn(close) {
+        Ok(_) => drop(receiver.recv_timeout(CLOSE_PATIENCE)),
+        Err(_) => drop(caught(uri, || source.close())),
+    }
+}
+
+/// One read under way: its number, and its callback until it has ended.
+struct Read {
+    reads: Arc<Mutex<Reads>>,
+    uri: String,
+    number: u64,
+    slot: Slot,
+}
+
+impl Read {
+    fn take(&self, arrival: Arrival) {
+        match arrival {
+            Arrival::Part(part) => {
+                if let Some(arrival) = &mut *self.slot.lock() {
+                    arrival.part(part);
+                }
+            }
+            Arrival::End(result) => {
+                let closed = {
+                    let mut reads = self.reads.lock();
+                    reads.open.remove(&self.number);
+                    reads.closed
+                };
+                // Only the engine closes a source: one that says so by itself breaks its contract, as one that drops a callback does.
+                let result = result.map_err(|error| match error.kind {
+                    SourceErrorKind::Closed if !closed => {
+                        SourceError { kind: SourceErrorKind::Changed, message: format!("{}: {}", self.uri, error.message) }
+                    }
+                    _ => error,
+                });
+                end(&self.slot, result);
+            }
+        }
+    }
+}
+
+/// Ends a read, unless it has ended.
+fn end(slot: &Slot, result: Result<(), SourceError>) {
+    let taken = slot.lock().take();
+    if let Some(arrival) = taken {
+        arrival.end(result);
+    }
+}
+
+impl Source for Guarded {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_bytes_max(&self) -> u32 {
+        self.read_bytes_max
+    }
+
+    fn align_bytes(&self) -> u32 {
+        self.align_bytes
+    }
+
+    fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
+        let slot = Arc::new(Mutex::new(Some(arrival)));
+        let number = {
+            let mut reads = self.reads.lock();
+            reads.next += 1;
+            let number = reads.next;
+            (!reads.closed).then(|| {
+                reads.open.insert(number, Arc::clone(&slot));
+                number
+            })
+        };
+        let Some(number) = number else { return end(&slot, Err(self.closed())) };
+        let read = Read { reads: Arc::clone(&self.reads), uri: self.uri.clone(), number, slot: Arc::clone(&slot) };
+        let arrival = OnArrival::new(move |arrival| read.take(arrival));
+        if let Err(error) = caught(&self.uri, || self.inner.read(range, class, arrival)) {
+            // Nobody knows whether it would ever be answered.
+            self.reads.lock().open.remove(&number);
+            end(&slot, Err(error));
+        }
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        caught(&self.uri, || self.inner.extents(range))?
+    }
+
+    fn identity(&self) -> Option<String> {
+        self.identity.clone()
+    }
+
+    fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
+        caught(&self.uri, || self.inner.trace())?
+    }
+
+    fn describe(&self) -> String {
+        self.uri.clone()
+    }
+
+    fn stats(&self) -> SourceStats {
+        caught(&self.uri, || self.inner.stats()).unwrap_or_default()
+    }
+
+    fn close(&self) {
+        let open = {
+            let mut reads = self.reads.lock();
+            if std::mem::replace(&mut reads.closed, true) {
+                return;
+            }
+            std::mem::take(&mut reads.open)
+        };
+        for slot in open.values() {
+            end(slot, Err(self.closed()));
+        }
+        close_aside(&self.uri, &self.inner);
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
