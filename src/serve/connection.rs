@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -14,6 +14,7 @@ use super::export::Export;
 use super::handshake::Session;
 use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
+use super::server::Shutdown;
 use super::status::{Context, EXTENTS_MAX, extents};
 use crate::error::Error;
 use crate::volume::{Completion, Queue, Request as VolumeRequest};
@@ -51,7 +52,7 @@ pub struct Connection {
     sent_all: bool,
     /// The client takes no more either.
     gone: bool,
-    shutdown: RawFd,
+    shutdown: Arc<Shutdown>,
     shutting_down: bool,
 }
 
@@ -66,7 +67,7 @@ enum Checked {
 impl Connection {
     /// # Errors
     /// The export has no room for another queue.
-    pub fn new(socket: ClientSocket, session: Session, depth: u32, shutdown: RawFd, budget: Arc<Budget>) -> Result<Self, Error> {
+    pub fn new(socket: ClientSocket, session: Session, depth: u32, shutdown: Arc<Shutdown>, budget: Arc<Budget>) -> Result<Self, Error> {
         let queue = session.export.queue(depth)?;
         Ok(Self {
             socket,
@@ -138,9 +139,14 @@ impl Connection {
         let mut fds = [
             libc::pollfd { fd: if self.gone { -1 } else { self.socket.as_fd().as_raw_fd() }, events: wanted, revents: 0 },
             libc::pollfd { fd: self.queue.descriptor(), events: libc::POLLIN, revents: 0 },
-            libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown }, events: libc::POLLIN, revents: 0 },
+            libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown.asked.as_raw_fd() }, events: libc::POLLIN, revents: 0 },
+            libc::pollfd { fd: self.shutdown.forced.as_raw_fd(), events: libc::POLLIN, revents: 0 },
         ];
         crate::sync::poll(&mut fds, None)?;
+        if fds[3].revents != 0 {
+            // What workers have under way ends unseen.
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         if fds[2].revents != 0 {
             self.shutting_down = true;
         }
@@ -238,7 +244,7 @@ impl Connection {
                         self.pending_bytes += held_bytes(&request);
                         self.pending.insert(token, request);
                     }
-                    Err(error) => self.output.error(self.mode, &request, wire_error(&error), &error.to_string()),
+                    Err(error) => self.fail(&request, &error),
                 }
             }
             Checked::Status(query) => self.status(&request, &query),
@@ -325,7 +331,7 @@ impl Connection {
             let Some(context) = self.context(*number) else { continue };
             match extents(&self.export, context, range.clone(), EXTENTS_MAX / query.contexts.len()) {
                 Ok(extents) => answers.push((*number, extents)),
-                Err(error) => return self.output.error(self.mode, request, wire_error(&error), &error.to_string()),
+                Err(error) => return self.fail(request, &error),
             }
         }
         let count = answers.len();
@@ -345,8 +351,15 @@ impl Connection {
             Ok(_) => self.output.done(self.mode, &request),
             // A hint that cannot be followed is no failure of the client's.
             Err(_) if request.command == CMD_CACHE => self.output.done(self.mode, &request),
-            Err(error) => self.output.error(self.mode, &request, wire_error(&error), &error.to_string()),
+            Err(error) => self.fail(&request, &error),
         }
+    }
+
+    /// Replies with an error. When the export is gone for good, the connection ends behind its last reply.
+    fn fail(&mut self, request: &Request, error: &Error) {
+        let number = wire_error(error);
+        self.output.error(self.mode, request, number, &error.to_string());
+        self.ending |= number == ESHUTDOWN;
     }
 }
 

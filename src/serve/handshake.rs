@@ -16,7 +16,9 @@ use crate::wire::constants::{
     REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
     REP_SERVER, STRING_BYTES_MAX,
 };
-use crate::wire::{ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter, read_by, time_left};
+use crate::wire::{
+    ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter, deadline_after, read_by, time_left,
+};
 
 /// Most options of one client.
 const OPTIONS_MAX: usize = 256;
@@ -49,7 +51,7 @@ fn broken(text: &str) -> io::Error {
 /// # Errors
 /// The client breaks the protocol, leaves in the middle, or takes too long.
 pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
-    let deadline = Instant::now() + timeout;
+    let deadline = deadline_after(timeout);
     let mut talk = Talk { socket, exports, mode: HeaderMode::Simple, no_zeroes: false, selection: None, deadline };
     talk.greet()?;
     for _ in 0..OPTIONS_MAX {

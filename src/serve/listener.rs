@@ -9,12 +9,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::wire::constants::DEFAULT_PORT;
 
 /// First descriptor of socket activation (`sd_listen_fds(3)`).
 const LISTEN_FDS_START: RawFd = 3;
 /// Most descriptors that are taken over.
 const LISTEN_FDS_MAX: i32 = 64;
+
+/// The descriptors that were passed have their owner: a second one would close files of others.
+static TAKEN: AtomicBool = AtomicBool::new(false);
 
 enum Kind {
     Tcp(TcpListener),
@@ -28,7 +32,8 @@ pub struct Listener {
     path: Option<PathBuf>,
 }
 
-/// The socket of a client.
+/// The socket of a client. Bytes for a client that has left are an error and never SIGPIPE, which would end a host that does not
+/// expect it.
 pub enum ClientSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -90,11 +95,15 @@ impl Listener {
         Ok(Self { kind, path })
     }
 
-    /// The sockets that systemd (or who speaks its protocol) passed to this process: `LISTEN_PID`, `LISTEN_FDS`.
+    /// The sockets that systemd (or another program that speaks its protocol) passed to this process: `LISTEN_PID`, `LISTEN_FDS`.
+    /// They are given once in the life of a process: later calls answer none.
     ///
     /// # Errors
     /// A descriptor is not a listening socket.
     pub fn from_environment() -> Result<Vec<Self>> {
+        if TAKEN.swap(true, Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
         let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
         if number("LISTEN_PID") != i32::try_from(std::process::id()).ok() {
             return Ok(Vec::new());
@@ -109,7 +118,7 @@ impl Listener {
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
         let address = rustix::net::getsockname(borrowed).map_err(context)?;
         rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).map_err(context)?;
-        // SAFETY: as above; nobody else in this process owns it, and it is taken once, at start.
+        // SAFETY: as above; nobody else in this process owns it, and `TAKEN` lets it be taken once.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         match address.address_family() {
             rustix::net::AddressFamily::UNIX => Self::of(Kind::Unix(owned.into()), None),

@@ -9,6 +9,8 @@
 //!   from it stops when the bound is reached. What all hold together is bounded too: beyond, each gets one request at a time.
 //! - Every request but `DISC` gets exactly one reply; a bad one gets an error, and the connection goes on, unless its length
 //!   cannot be trusted.
+//! - A panic of an export costs the connection on whose thread it comes. A shutdown ends although an export hangs: its time is
+//!   bounded, and nothing is waited for beyond it.
 mod budget;
 mod connection;
 mod export;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::NbdOptions;
 use super::budget::Budget;
@@ -10,16 +11,19 @@ use super::connection::Connection;
 use super::export::Exports;
 use super::handshake::agree;
 use super::listener::{ClientSocket, Listener};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::io::{RingWaker, descriptors_max};
-use crate::sync::thread::JoinHandle;
-use crate::sync::time::Instant;
+use crate::limits::QUEUE_DEPTH_MAX;
+use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Condvar, Mutex};
+use crate::wire::deadline_after;
 
 /// Descriptors of one connection: two handles to its socket, its ring and what wakes it.
 const CONNECTION_DESCRIPTORS: usize = 4;
 /// Part of the descriptors of the process for connections.
 const DESCRIPTORS_SHARE: usize = 2;
+/// How long a shutdown waits for connections that were ended by force.
+const FORCED_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct Clients {
@@ -35,8 +39,28 @@ struct Shared {
     clients: Mutex<Clients>,
     left: Condvar,
     budget: Arc<Budget>,
-    /// Readable from the moment the server shuts down.
-    shutdown: RingWaker,
+    shutdown: Arc<Shutdown>,
+}
+
+/// Tells connections that the server ends.
+pub struct Shutdown {
+    /// Readable from the moment the server shuts down: no further requests are taken.
+    pub asked: RingWaker,
+    /// Readable when there is no more time: nothing is waited for any longer.
+    pub forced: RingWaker,
+}
+
+/// The place of a connection among the clients, given back when it is dropped: a panic on its thread costs no other client.
+struct Place {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.clients.lock().sockets.remove(&self.number);
+        self.shared.left.notify_all();
+    }
 }
 
 /// A running NBD server.
@@ -53,11 +77,16 @@ impl NbdServer {
     pub fn start(exports: Arc<dyn Exports>, listeners: Vec<Listener>, mut options: NbdOptions) -> Result<Self> {
         // Clients must not use up the descriptors that those who are served already need for files.
         options.connections_max = options.connections_max.min((descriptors_max() / DESCRIPTORS_SHARE / CONNECTION_DESCRIPTORS).max(1));
-        let shutdown = RingWaker::new().map_err(|error| Error::io("cannot make an event descriptor", error))?;
+        if options.depth == 0 || options.depth > QUEUE_DEPTH_MAX {
+            let message = format!("a connection has 1 to {QUEUE_DEPTH_MAX} requests under way, not {}", options.depth);
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        let waker = || RingWaker::new().map_err(|error| Error::io("cannot make an event descriptor", error));
+        let shutdown = Arc::new(Shutdown { asked: waker()?, forced: waker()? });
         let shared =
             Arc::new(Shared { exports, options, clients: Mutex::default(), left: Condvar::new(), budget: Arc::default(), shutdown });
         let accepting = Arc::clone(&shared);
-        let acceptor = crate::sync::thread::Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
+        let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
         Ok(Self { shared, acceptor: Some(acceptor) })
     }
@@ -67,7 +96,9 @@ impl NbdServer {
         self.shared.clients.lock().sockets.len()
     }
 
-    /// Takes no more clients, lets requests under way end (for a bounded time), and closes all connections.
+    /// Takes no more clients, lets requests under way end (for [`NbdOptions::shutdown_timeout`]), and closes all connections. A thread
+    /// that then still hangs in an export is left behind after two more seconds: it keeps what it needs alive, and ends when the
+    /// export lets it.
     pub fn shutdown(mut self) {
         self.stop();
     }
@@ -75,25 +106,21 @@ impl NbdServer {
     fn stop(&mut self) {
         let Some(acceptor) = self.acceptor.take() else { return };
         self.shared.clients.lock().stopping = true;
-        self.shared.shutdown.wake();
+        self.shared.shutdown.asked.wake();
         // A panic in the thread was printed there.
         let _ = acceptor.join();
-        let deadline = Instant::now() + self.shared.options.shutdown_timeout;
-        let mut clients = self.shared.clients.lock();
-        // Who has not agreed on an export has nothing to lose.
-        clients.sockets.values().filter(|(_, agreed)| !agreed).for_each(|(socket, _)| socket.shut());
-        while !clients.sockets.is_empty() {
-            if self.shared.left.wait_until(&mut clients, deadline).timed_out() {
-                clients.sockets.values().for_each(|(socket, _)| socket.shut());
-                drop(clients);
-                // What is still under way waits for a source that does not answer.
-                self.shared.exports.give_up_waiting();
-                clients = self.shared.clients.lock();
-                break;
-            }
+        // Clients that have not agreed on an export have nothing to lose.
+        self.shared.clients.lock().sockets.values().filter(|(_, agreed)| !agreed).for_each(|(socket, _)| socket.shut());
+        if self.shared.wait_empty(self.shared.options.shutdown_timeout) {
+            return;
         }
-        while !clients.sockets.is_empty() {
-            self.shared.left.wait(&mut clients);
+        self.shared.shutdown.forced.wake();
+        self.shared.clients.lock().sockets.values().for_each(|(socket, _)| socket.shut());
+        // What is still under way waits for a source that does not answer. Exports are not trusted to do this at once either.
+        let shared = Arc::clone(&self.shared);
+        let give_up = move || shared.exports.give_up_waiting();
+        if Builder::new().name("nbd-give-up".into()).spawn(give_up).is_ok() {
+            self.shared.wait_empty(FORCED_PATIENCE);
         }
     }
 }
@@ -105,7 +132,8 @@ impl Drop for NbdServer {
 }
 
 fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
-    let fds: Vec<RawFd> = listeners.iter().map(|listener| listener.as_fd().as_raw_fd()).chain([shared.shutdown.as_raw_fd()]).collect();
+    let fds: Vec<RawFd> =
+        listeners.iter().map(|listener| listener.as_fd().as_raw_fd()).chain([shared.shutdown.asked.as_raw_fd()]).collect();
     loop {
         let mut polls: Vec<libc::pollfd> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
         // After an error no descriptor counts as ready.
@@ -137,19 +165,17 @@ impl Shared {
             clients.sockets.insert(number, (handle, false));
             number
         };
-        let shared = Arc::clone(self);
-        let started = crate::sync::thread::Builder::new().name(format!("nbd-{number}")).spawn(move || {
-            shared.serve(number, socket);
-            shared.leave(number);
-        });
-        if started.is_err() {
-            self.leave(number);
-        }
+        let place = Place { shared: Arc::clone(self), number };
+        // Without a thread the place is given back at once.
+        let _ = Builder::new().name(format!("nbd-{number}")).spawn(move || place.shared.serve(number, socket));
     }
 
-    fn leave(&self, number: u64) {
-        self.clients.lock().sockets.remove(&number);
-        self.left.notify_all();
+    /// Waits until no connection is left. `false`: not within the time.
+    fn wait_empty(&self, timeout: Duration) -> bool {
+        let deadline = deadline_after(timeout);
+        let mut clients = self.clients.lock();
+        while !clients.sockets.is_empty() && !self.left.wait_until(&mut clients, deadline).timed_out() {}
+        clients.sockets.is_empty()
     }
 
     /// Whatever ends a connection is between it and its client.
@@ -159,7 +185,7 @@ impl Shared {
             *agreed = true;
         }
         let budget = Arc::clone(&self.budget);
-        if let Ok(connection) = Connection::new(socket, session, self.options.depth, self.shutdown.as_raw_fd(), budget) {
+        if let Ok(connection) = Connection::new(socket, session, self.options.depth, Arc::clone(&self.shutdown), budget) {
             let _ = connection.run();
         }
     }

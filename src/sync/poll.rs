@@ -3,9 +3,11 @@
 //! In a simulated run none of these blocks the machine's thread: the scheduler looks at the descriptors whenever something may have
 //! made them ready, and time-outs are those of virtual time. A transfer over a blocking socket honours the socket's own time-outs.
 
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 /// Waits until one of `fds` is ready or the timeout passes; answers how many are ready. An interrupted wait answers zero.
 ///
@@ -54,18 +56,15 @@ where
     socket.read(buffer)
 }
 
-/// Writes to a socket.
+/// Writes to a socket. A peer that has left is an error and never SIGPIPE, which would end a host that does not expect it.
 ///
 /// # Errors
-/// As its `write`.
+/// What `sendmsg` says.
 #[track_caller]
-pub fn send<S: AsRawFd>(mut socket: &S, buffers: &[io::IoSlice<'_>]) -> io::Result<usize>
-where
-    for<'a> &'a S: io::Write,
-{
+pub fn send<S: AsRawFd + AsFd>(socket: &S, buffers: &[io::IoSlice<'_>]) -> io::Result<usize> {
     #[cfg(feature = "sim")]
     if let Some(task) = super::sim::current() {
         return task.transfer(socket.as_raw_fd(), libc::POLLOUT, || super::sim::send_now(socket, buffers));
     }
-    socket.write_vectored(buffers)
+    Ok(sendmsg(socket, buffers, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?)
 }

@@ -1,0 +1,274 @@
+//! Programs that embed the server and its exports: what they do, or what is done to them, ends no more than it must.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
+use volfork::source::{NbdOptions as SourceOptions, NbdSource, Source, SourceExt};
+use volfork::wire::constants::{CMD_READ, OPT_EXTENDED_HEADERS, OPT_GO, REP_ACK};
+use volfork::wire::{Chunk, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request};
+use volfork::{Store, StoreOptions};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Says to this program that it is the child of a test.
+const CHILD: &str = "VOLFORK_TEST_CHILD";
+
+/// Exports of a store; some names do what no export should.
+struct Odd {
+    store: Store,
+    released: Mutex<bool>,
+    changed: Condvar,
+    gives_up: AtomicBool,
+}
+
+impl Odd {
+    fn hang(&self) {
+        let mut released = self.released.lock();
+        while !*released {
+            self.changed.wait(&mut released);
+        }
+    }
+
+    fn release(&self) {
+        *self.released.lock() = true;
+        self.changed.notify_all();
+    }
+}
+
+impl Exports for Odd {
+    fn open(&self, name: &str) -> volfork::Result<Export> {
+        match name {
+            "panics" => panic!("an export panics"),
+            "hangs" => self.hang(),
+            _ => {}
+        }
+        Exports::open(&self.store, name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        panic!("names panic");
+    }
+
+    fn give_up_waiting(&self) {
+        self.gives_up.store(true, Ordering::SeqCst);
+        self.hang();
+    }
+}
+
+struct Host {
+    directory: tempfile::TempDir,
+    exports: Arc<Odd>,
+    server: Option<NbdServer>,
+}
+
+impl Host {
+    fn new(options: NbdOptions) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        store.create_volume("v", 64 << 20).unwrap().write_at(&[7; 1 << 20], 0).unwrap();
+        let exports = Odd { store, released: Mutex::default(), changed: Condvar::new(), gives_up: AtomicBool::new(false) };
+        let exports = Arc::new(exports);
+        let listener = Listener::parse(&format!("unix:{}", directory.path().join("sock").display())).unwrap();
+        let server = NbdServer::start(Arc::clone(&exports) as _, vec![listener], options).unwrap();
+        Self { directory, exports, server: Some(server) }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("sock")
+    }
+
+    /// A connection that has asked for an export.
+    fn ask(&self, export: &str) -> UnixStream {
+        let mut socket = UnixStream::connect(self.socket()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.read_exact(&mut [0; 18]).unwrap();
+        socket.write_all(&3u32.to_be_bytes()).unwrap();
+        socket.write_all(&OptionRequest::encode(OPT_EXTENDED_HEADERS, &[])).unwrap();
+        assert_eq!(option_reply(&mut socket), REP_ACK);
+        let go = GoRequest { name: export.into(), infos: Vec::new() };
+        socket.write_all(&OptionRequest::encode(OPT_GO, &go.encode())).unwrap();
+        socket
+    }
+
+    fn client(&self, export: &str) -> UnixStream {
+        let mut socket = self.ask(export);
+        while option_reply(&mut socket) != REP_ACK {}
+        socket
+    }
+
+    fn await_connections(&self, count: usize) {
+        let until = Instant::now() + PATIENCE;
+        while self.server.as_ref().unwrap().connections() != count {
+            assert!(Instant::now() < until, "{} connections", self.server.as_ref().unwrap().connections());
+            std::thread::yield_now();
+        }
+    }
+
+    /// Shuts the server down, in bounded time.
+    fn shut_down(&mut self) {
+        let (server, (sender, receiver)) = (self.server.take().unwrap(), channel());
+        std::thread::spawn(move || {
+            server.shutdown();
+            // The test has failed if nobody listens.
+            let _ = sender.send(());
+        });
+        receiver.recv_timeout(PATIENCE).expect("the shutdown waits without end");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.exports.release();
+    }
+}
+
+fn option_reply(socket: &mut UnixStream) -> u32 {
+    let mut header = [0; OptionReply::BYTES];
+    socket.read_exact(&mut header).unwrap();
+    let reply = OptionReply::decode(&header).unwrap();
+    socket.read_exact(&mut vec![0; reply.length as usize]).unwrap();
+    reply.reply
+}
+
+fn send_read(socket: &mut UnixStream, bytes: u64) {
+    let request = Request { flags: 0, command: CMD_READ, cookie: 1, offset: 0, length: bytes };
+    socket.write_all(&request.encode(true)).unwrap();
+}
+
+/// The error of the first chunk of a reply.
+fn read_error(socket: &mut UnixStream) -> u32 {
+    let mut header = [0; 32];
+    socket.read_exact(&mut header).unwrap();
+    let ReplyHeader::Chunk(chunk) = ReplyHeader::decode(&header, HeaderMode::Extended).unwrap() else { panic!("no chunk") };
+    let mut payload = vec![0; chunk.length as usize];
+    socket.read_exact(&mut payload).unwrap();
+    match Chunk::decode(chunk.kind, &payload).unwrap() {
+        Chunk::Error(number, _) => number,
+        _ => 0,
+    }
+}
+
+#[test]
+fn a_panic_of_an_export_costs_its_own_connection() {
+    let mut host = Host::new(NbdOptions { connections_max: 1, ..NbdOptions::default() });
+    for _ in 0..5 {
+        let mut client = host.ask("panics");
+        assert_eq!(client.read(&mut [0; 64]).unwrap(), 0, "its client is told");
+        host.await_connections(0);
+    }
+    // The only place is free, for a client that is served.
+    let mut client = host.client("v");
+    send_read(&mut client, 4096);
+    assert_eq!(read_error(&mut client), 0);
+    host.shut_down();
+}
+
+#[test]
+fn a_shutdown_ends_although_an_export_hangs() {
+    let mut host = Host::new(NbdOptions { shutdown_timeout: Duration::ZERO, ..NbdOptions::default() });
+    let mut clients: Vec<_> = ["hangs", "hangs", "v"].map(|export| host.ask(export)).into();
+    host.await_connections(3);
+    host.shut_down();
+    assert!(host.exports.gives_up.load(Ordering::SeqCst), "exports are told");
+    for client in &mut clients {
+        // Whatever came before: it ends.
+        while client.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {}
+    }
+}
+
+#[test]
+fn times_that_never_come_are_no_panic() {
+    let long = Duration::MAX;
+    let mut host = Host::new(NbdOptions { handshake_timeout: long, shutdown_timeout: long, ..NbdOptions::default() });
+    let uri = format!("nbd+unix:///v?socket={}", host.socket().display());
+    let options = SourceOptions { connect_timeout: long, request_timeout: long, give_up_after: long, ..SourceOptions::default() };
+    let source = NbdSource::open(&uri, options).unwrap();
+    assert!(source.read_blocking(0..4096).unwrap() == [7; 4096][..]);
+    source.close();
+    host.shut_down();
+}
+
+#[test]
+fn a_server_with_an_impossible_depth_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::create(directory.path(), StoreOptions::default()).unwrap();
+    for depth in [0, u32::MAX] {
+        let started = NbdServer::start(Arc::new(store.clone()), Vec::new(), NbdOptions { depth, ..NbdOptions::default() });
+        assert_eq!(started.map(drop).unwrap_err().kind(), volfork::ErrorKind::InvalidInput, "{depth}");
+    }
+}
+
+/// Runs one test of this program again in a process of its own, by a line of shell that ends with `exec "$@"`.
+fn again(test: &str, shell: &str) {
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", shell, "sh"])
+        .arg(program)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{}: {text}", output.status);
+}
+
+fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+#[test]
+fn sockets_that_were_passed_have_one_owner() {
+    if is_child() {
+        let first = Listener::from_environment().unwrap();
+        assert_eq!(first.len(), 1);
+        assert!(Listener::from_environment().unwrap().is_empty(), "a second owner of the same descriptor");
+        drop(first);
+        // The number is free for others, and nobody closes it any more.
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        assert!(Listener::from_environment().unwrap().is_empty());
+        file.metadata().unwrap();
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("sock")).unwrap();
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
+    let shell = format!("LISTEN_FDS=1 LISTEN_PID=$$; export LISTEN_FDS LISTEN_PID; exec \"$@\" 3<&{}", listener.as_raw_fd());
+    again("sockets_that_were_passed_have_one_owner", &shell);
+}
+
+/// Whatever the disposition of SIGPIPE, which belongs to the host.
+#[test]
+fn peers_that_leave_do_not_end_the_process() {
+    if !is_child() {
+        return again("peers_that_leave_do_not_end_the_process", "exec \"$@\"");
+    }
+    // SAFETY: no handler is installed; the process is a child of its own for this test.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let mut host = Host::new(NbdOptions::default());
+    for _ in 0..20 {
+        let mut client = host.client("v");
+        send_read(&mut client, 32 << 20);
+        // It leaves in the middle of the reply.
+        client.read_exact(&mut [0; 64]).unwrap();
+        drop(client);
+        host.await_connections(0);
+    }
+    host.shut_down();
+    // A server that takes a client and leaves: the client writes into nothing.
+    let path = host.directory.path().join("gone");
+    let listener = UnixListener::bind(&path).unwrap();
+    let leaver = std::thread::spawn(move || (0..5).for_each(|_| drop(listener.accept())));
+    for _ in 0..5 {
+        let uri = format!("nbd+unix:///v?socket={}", Path::display(&path));
+        assert!(NbdSource::open(&uri, SourceOptions::default()).is_err());
+    }
+    leaver.join().unwrap();
+}
