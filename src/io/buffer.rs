@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use bytes::Bytes;
 
-use crate::sync::Mutex;
+use crate::sync::StaticMutex;
 
 /// Direct I/O wants memory on such boundaries.
 const ALIGN_BYTES: usize = 4096;
@@ -29,8 +29,8 @@ unsafe impl Send for Memory {}
 // SAFETY: as above; shared references only read.
 unsafe impl Sync for Memory {}
 
-static KEPT: [Mutex<Vec<Memory>>; KEPT_SHIFTS.end - KEPT_SHIFTS.start] =
-    [const { Mutex::new(Vec::new()) }; KEPT_SHIFTS.end - KEPT_SHIFTS.start];
+static KEPT: [StaticMutex<Vec<Memory>>; KEPT_SHIFTS.end - KEPT_SHIFTS.start] =
+    [const { StaticMutex::new(Vec::new()) }; KEPT_SHIFTS.end - KEPT_SHIFTS.start];
 
 impl Memory {
     fn new(layout: Layout) -> Self {
@@ -62,7 +62,7 @@ fn layout_for(length: usize) -> Option<Layout> {
     Layout::from_size_align(capacity, ALIGN_BYTES).ok()
 }
 
-fn kept(capacity: usize) -> Option<&'static Mutex<Vec<Memory>>> {
+fn kept(capacity: usize) -> Option<&'static StaticMutex<Vec<Memory>>> {
     capacity.is_power_of_two().then(|| KEPT.get((capacity.trailing_zeros() as usize).wrapping_sub(KEPT_SHIFTS.start)))?
 }
 

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::sync::Mutex;
+use crate::sync::StaticMutex;
 
 /// Where the kernel tells what this process has open.
 const OPEN: &str = "/proc/self/fd";
 
 /// Reserved by those who are about to open them.
-static RESERVED: Mutex<usize> = Mutex::new(0);
+static RESERVED: StaticMutex<usize> = StaticMutex::new(0);
 
 /// How many descriptors this process may have open.
 pub fn descriptors_max() -> usize {

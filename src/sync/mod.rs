@@ -8,6 +8,9 @@ mod poll;
 
 pub use poll::{poll, recv, send};
 
+/// For statics, which belong to no simulated run: guards short sections that use nothing else of this module.
+pub use parking_lot::Mutex as StaticMutex;
+
 /// A place where another task of a simulated run may go on: before what other threads see and no primitive of this module does.
 #[track_caller]
 #[inline]
