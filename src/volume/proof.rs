@@ -13,7 +13,6 @@ fn a_gate_lets_writes_in_or_one_change() {
                 inside.fetch_add(1, Ordering::SeqCst);
                 assert!(!changes.load(Ordering::SeqCst), "a write is inside during a change");
                 inside.fetch_sub(1, Ordering::SeqCst);
-                gate.leave();
             };
             let change = || {
                 let closed = gate.close(|| {});
@@ -27,14 +26,17 @@ fn a_gate_lets_writes_in_or_one_change() {
                 for writer in 0..3 {
                     scope.spawn(move || {
                         for _ in 0..3 {
-                            if writer == 0 {
-                                while !gate.try_enter() {
-                                    thread::yield_now();
-                                }
-                            } else {
-                                gate.enter();
-                            }
+                            let passed = match writer {
+                                0 => loop {
+                                    match Gate::try_enter(gate) {
+                                        Some(passed) => break passed,
+                                        None => thread::yield_now(),
+                                    }
+                                },
+                                _ => gate.enter(),
+                            };
                             write();
+                            drop(passed);
                         }
                     });
                 }
