@@ -9,7 +9,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a file is opened.
@@ -41,6 +41,10 @@ pub enum IoMode {
 
 /// A directory tree of files.
 pub trait Disk: Send + Sync + 'static {
+    /// The path that names a directory from now on, wherever the process goes. A disk without a present directory keeps it.
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(path.to_owned())
+    }
     /// Creates a directory and its missing parents.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Names of the entries of a directory, in no order.

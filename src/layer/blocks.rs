@@ -1,7 +1,7 @@
 //! Blocks in the layers' files: verified reads, and the bytes of admitted writes.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -135,8 +135,14 @@ impl Layers {
         for (number, bytes) in bytes.chunks(self.block_size.bytes() as usize).enumerate() {
             let block = first + number as u32;
             let extent = block / EXTENT_BLOCKS;
-            if layer.unverified.load(Ordering::Acquire) && layer.state.lock().unverified.contains(extent) {
-                continue;
+            if layer.unverified.load(Ordering::Acquire) {
+                let state = layer.state.lock();
+                match (state.unverified.contains(extent), state.presence.present.contains(block)) {
+                    (false, _) => {}
+                    (true, true) => continue,
+                    // Nothing else tells that the block was forgotten, and its space given back, while it was read.
+                    (true, false) => return Ok(BlockRead::Mismatch(block)),
+                }
             }
             let page = match &page {
                 Some((of, page)) if *of == extent => page,
@@ -153,10 +159,10 @@ impl Layers {
     ///
     /// # Errors
     /// The checksums cannot be read.
-    pub fn content_checksums(&self, layer: &Layer, blocks: Range<u32>) -> Result<Vec<Option<u32>>> {
-        let extent = blocks.start / EXTENT_BLOCKS;
+    pub fn content_checksums(&self, layer: &Layer, blocks: RangeInclusive<u32>) -> Result<Vec<Option<u32>>> {
+        let extent = blocks.start() / EXTENT_BLOCKS;
         if layer.unverified.load(Ordering::Acquire) && layer.state.lock().unverified.contains(extent) {
-            return Ok(vec![None; blocks.len()]);
+            return Ok(blocks.map(|_| None).collect());
         }
         let page = self.page(layer, extent)?;
         Ok(blocks.map(|block| Some(self.contents.content(layer.id, block, page.get(block % EXTENT_BLOCKS)))).collect())

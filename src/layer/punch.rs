@@ -19,11 +19,11 @@ const PUNCH_STEPS_AT_END: usize = 1024;
 
 impl Layers {
     /// Makes whole blocks of a layer read as zero. `hides`: something below the layer may have these blocks.
-    /// Durable with a later round; the ticket says which.
+    /// Durable with a later round; the ticket says which. `record` says it in the journal, instead of a record of the zeros.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Poisoned`], or a round that had to end first failed.
-    pub fn zero(&self, layer: &Layer, blocks: RangeInclusive<u32>, hides: bool) -> Result<Option<Ticket>> {
+    pub fn zero(&self, layer: &Layer, blocks: RangeInclusive<u32>, hides: bool, record: Option<Record>) -> Result<Option<Ticket>> {
         self.commit.healthy()?;
         loop {
             {
@@ -33,24 +33,31 @@ impl Layers {
                     return Err(Self::gone(layer));
                 }
                 if !state.is_latched(&blocks) {
-                    return Ok(self.zero_locked(layer, &mut state, blocks, hides));
+                    return Ok(self.zero_locked(layer, &mut state, blocks, hides, record));
                 }
             }
             self.wait_for(layer, Wait::Latch)?;
         }
     }
 
-    fn zero_locked(&self, layer: &Layer, state: &mut State, blocks: RangeInclusive<u32>, hides: bool) -> Option<Ticket> {
+    fn zero_locked(
+        &self,
+        layer: &Layer,
+        state: &mut State,
+        blocks: RangeInclusive<u32>,
+        hides: bool,
+        record: Option<Record>,
+    ) -> Option<Ticket> {
         let held = state.presence.present.range_cardinality(blocks.clone()) > 0;
         let shown = hides && state.presence.zeroed.range_cardinality(blocks.clone()) <= u64::from(blocks.end() - blocks.start());
         if !held && !shown {
-            return None;
+            return record.map(|record| self.commit.enqueue([record]));
         }
         let (first, last) = (*blocks.start(), *blocks.end());
-        let record = match hides {
+        let record = record.unwrap_or(match hides {
             true => Record::Zero { layer: layer.id, first, last },
             false => Record::Drop { layer: layer.id, first, last },
-        };
+        });
         let ticket = self.retire(layer, state, blocks.clone(), record);
         self.forget_patches(layer, state, blocks.clone());
         match hides {

@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(reserved(), 0, "recorded");
         layers.admit_wait(&layer, 1, &bits).unwrap();
         layers.write_admitted(&layer, 1, 0..3, &[7; 3 * 4096]).unwrap();
-        layers.zero(&layer, 1024..=1026, true).unwrap();
+        layers.zero(&layer, 1024..=1026, true, None).unwrap();
         assert_eq!(reserved(), 0, "discarded");
     }
 }

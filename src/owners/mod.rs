@@ -104,6 +104,21 @@ impl OwnerMap {
         }
     }
 
+    /// Gives an extent another leaf.
+    pub fn renew(&mut self, extent: u32, leaf: Leaf) {
+        let mut cell = &mut self.root;
+        for level in (1..=LEVELS).rev() {
+            cell.get(level, Leaf::default);
+            let Some(node) = Arc::make_mut(cell).0.get_mut() else { return };
+            if let Node::Uniform(uniform) = *node {
+                *node = Node::Inner(Box::new(std::array::from_fn(|_| Cell::of(Node::Uniform(uniform)))));
+            }
+            let Node::Inner(children) = node else { return };
+            cell = &mut children[child(level, extent)];
+        }
+        *cell = Cell::of(Node::Leaf(leaf));
+    }
+
     /// Gives whole extents to `owner`, without resolving them.
     pub fn set_extents(&mut self, extents: Range<u32>, owner: Owner) {
         Self::set_subtree(&mut self.root, LEVELS, 0, &extents, owner);
@@ -163,6 +178,21 @@ mod tests {
         assert_eq!(all(&fork, 70_000), [(0..1024, seven)]);
         fork.set(4096, 0..1, two, || panic!("a uniform extent needs no resolving"));
         assert_eq!(all(&fork, 4096), [(0..1, two), (1..1024, Owner::Zero)]);
+    }
+
+    #[test]
+    fn a_renewed_extent_changes_one_map_alone() {
+        let mut base = OwnerMap::default();
+        let owner = |layer| Owner::Layer(LayerId(layer));
+        assert_eq!(all(&base, 5), [(0..1024, owner(7))]);
+        base.set_extents(64..128, Owner::Zero);
+        let mut fork = base.clone();
+        for extent in [5, 70] {
+            fork.renew(extent, Leaf::uniform(owner(3)));
+            assert_eq!(all(&fork, extent), [(0..1024, owner(3))]);
+        }
+        assert_eq!((all(&base, 5), all(&base, 70)), (vec![(0..1024, owner(7))], vec![(0..1024, Owner::Zero)]));
+        assert_eq!((all(&fork, 6), all(&fork, 71)), (vec![(0..1024, owner(7))], vec![(0..1024, Owner::Zero)]));
     }
 
     #[test]

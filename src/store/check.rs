@@ -4,7 +4,7 @@ use std::path::Path;
 
 use roaring::RoaringBitmap;
 
-use super::open::{has_superblock, layer_config, lock, replay};
+use super::open::{absolute, has_superblock, layer_config, lock, replay};
 use super::options::StoreOptions;
 use super::report::CheckReport;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,7 +16,7 @@ use crate::layer::{Presence, Recovery};
 use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
 
 pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
-    let paths = StorePaths::new(path);
+    let paths = absolute(&*options.disk, path)?;
     let mut report = CheckReport::default();
     // Only a directory that holds a store gets a lock file.
     let _lock = if has_superblock(&*options.disk, &paths) { Some(lock(&*options.disk, &paths, &options.owner)?) } else { None };

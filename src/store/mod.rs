@@ -262,8 +262,9 @@ impl Store {
         self.0.core.rename(name, new)
     }
 
-    /// Destroys a volume; refused while it has snapshots (unless `recursive`) or open queues. The metadata goes now, the space
-    /// comes back in the background.
+    /// Destroys a volume; refused while it has snapshots (unless `recursive`) or open queues, or one of its snapshots is open.
+    /// Handles of the volume answer [`crate::ErrorKind::NotFound`] from then on. The metadata goes now, the space comes back in
+    /// the background.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`].
@@ -272,10 +273,10 @@ impl Store {
         self.0.core.destroy_volume(name, recursive)
     }
 
-    /// Destroys a snapshot.
+    /// Destroys a snapshot; refused while somebody reads it: a handle, a queue, a client of an export.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`].
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`] with the number of readers.
     pub fn destroy_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
         let _pass = self.0.core.enter()?;
         self.0.core.destroy_snapshot(volume, snapshot)
@@ -284,7 +285,9 @@ impl Store {
     /// Pauses, resumes, caps or hurries hydration, or changes its sources, durably; answers its progress.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] for a source that has other bytes.
+    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] for a source that has other bytes;
+    /// [`crate::ErrorKind::Unsupported`] if the volume needs a source, and the store was opened without
+    /// [`StoreOptions::sources`].
     pub fn control_hydration(&self, name: &str, control: &HydrationControl) -> Result<HydrationInfo> {
         let core = &self.0.core;
         if !control.add_sources.is_empty() || !control.remove_sources.is_empty() {
@@ -316,7 +319,8 @@ impl Store {
     /// Waits until a volume does not need its source any more; `Ok(false)` at the timeout.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`].
+    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::Unsupported`] if it needs its source, and the store was opened without
+    /// [`StoreOptions::sources`].
     pub fn wait_hydrated(&self, name: &str, timeout: Duration) -> Result<bool> {
         let core = &self.0.core;
         let hydrator = {

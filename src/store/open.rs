@@ -9,7 +9,7 @@ use crate::catalog::Catalog;
 use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths, Superblock};
-use crate::ids::LayerId;
+use crate::ids::{BlockSize, LayerId, VolumeId};
 use crate::io::{Disk, IoMode, OpenMode};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
@@ -29,6 +29,12 @@ enum Ownership {
     Released(Result<()>),
 }
 
+/// Where a store's files are, wherever the process goes later.
+pub(super) fn absolute(disk: &dyn Disk, path: &Path) -> Result<StorePaths> {
+    let absolute = disk.absolute(path);
+    absolute.map(|path| StorePaths::new(&path)).map_err(|error| Error::io(format!("cannot find {}", path.display()), error))
+}
+
 /// Takes the store's lock.
 pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<Box<dyn Send + Sync>> {
     disk.lock(&paths.lock(), owner).map_err(|error| match error.kind() {
@@ -43,6 +49,7 @@ pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<B
 /// Shape and presence as the journal has them.
 pub(super) struct Replayed {
     pub catalog: Catalog,
+    block_size: BlockSize,
     pub recovery: Recovery,
     /// The store was not closed in order.
     pub unclean: bool,
@@ -64,8 +71,13 @@ pub(super) fn layer_config(paths: &StorePaths, options: &StoreOptions, superbloc
 
 /// Applies the state and all rounds; the last round only as far as its blocks are on disk.
 pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
-    let mut replayed =
-        Replayed { catalog: Catalog::default(), recovery: Recovery::new(config), unclean: !loaded.is_closed(), lost_blocks: 0 };
+    let mut replayed = Replayed {
+        catalog: Catalog::default(),
+        block_size: config.block_size,
+        recovery: Recovery::new(config),
+        unclean: !loaded.is_closed(),
+        lost_blocks: 0,
+    };
     let (last, before) = match loaded.rounds.split_last() {
         Some((last, before)) => (Some(last), before),
         None => (None, &loaded.rounds[..]),
@@ -84,6 +96,9 @@ pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
 
 impl Replayed {
     fn apply(&mut self, record: &Record) -> Result<()> {
+        if let Record::Resize { volume, size_bytes } = record {
+            self.cut(*volume, *size_bytes)?;
+        }
         if record.is_shape() {
             let freed = self.catalog.apply(record);
             let freed = freed.map_err(|error| Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {error}")))?;
@@ -92,6 +107,18 @@ impl Replayed {
             return Ok(());
         }
         self.recovery.apply(record)
+    }
+
+    /// A shrink is the record of the zeros behind its new end, too: in whole blocks of the open layer.
+    fn cut(&mut self, volume: VolumeId, size_bytes: u64) -> Result<()> {
+        let Some((layer, old)) = self.catalog.volume(volume).map(|entry| (entry.head, entry.size_bytes)) else { return Ok(()) };
+        let (first, end) = (self.block_size.blocks_for(size_bytes), self.block_size.blocks_for(old));
+        if first >= end {
+            return Ok(());
+        }
+        let (first, last) = (first as u32, (end - 1) as u32);
+        let hides = self.catalog.layer(layer).is_some_and(|entry| entry.parent.is_some());
+        self.recovery.apply(&if hides { Record::Zero { layer, first, last } } else { Record::Drop { layer, first, last } })
     }
 
     /// The last round may not have ended. A block counts if it is on disk as its record says; a change of shape, and what
@@ -122,10 +149,10 @@ impl Replayed {
 
 impl OpenStore {
     pub fn create(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
-        let paths = StorePaths::new(path);
+        let paths = absolute(&*options.disk, path)?;
         let disk = Arc::clone(&options.disk);
         let make = |path: &Path| disk.create_dir(path).map_err(|error| Error::io(format!("cannot create {}", path.display()), error));
-        make(path)?;
+        make(paths.root())?;
         make(&paths.layers())?;
         let lock = lock(&*disk, &paths, &options.owner)?;
         let exists = |error: Option<Error>| match error {
@@ -145,7 +172,7 @@ impl OpenStore {
     }
 
     pub fn open(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
-        let paths = StorePaths::new(path);
+        let paths = absolute(&*options.disk, path)?;
         // Says that there is no store before a lock file is made for it.
         if !has_superblock(&*options.disk, &paths) {
             return Err(no_store(&*options.disk, &paths));
@@ -298,7 +325,7 @@ pub(super) fn has_superblock(disk: &dyn Disk, paths: &StorePaths) -> bool {
 mod tests {
     use super::*;
     use crate::format::{BlockRun, LayerRecord, SnapshotRecord, VolumeRecord};
-    use crate::ids::{BlockSize, VolumeId};
+    use crate::ids::BlockSize;
     use crate::store::Store;
 
     #[test]

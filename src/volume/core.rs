@@ -22,7 +22,7 @@ use crate::io::RingKind;
 use crate::layer::{Layer, Layers, Ticket};
 use crate::source::{Connector, Source, SourceOpener};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 
 /// Freed layers whose files a store that is being closed removes.
 const UNLINKED_AT_END: usize = 4096;
@@ -84,6 +84,11 @@ pub struct Core {
     pub(super) roots: Mutex<()>,
     /// Volumes that are on their way. Locked after the catalogue.
     pub(super) births: Mutex<BTreeMap<String, Coming>>,
+    /// Readers of each snapshot that is open. Locked after the catalogue.
+    pub(super) pins: Mutex<BTreeMap<(VolumeId, String), usize>>,
+    /// Held for writing while a layer forgets blocks that others hide, and for reading by those that walk a chain and add up what
+    /// they find: a block moves from one layer's presence to another's. Locked after the catalogue.
+    pub(super) forgetting: RwLock<()>,
     /// Something was hidden or freed: blocks may be dead.
     pub(super) reclaim: crate::sync::atomic::AtomicBool,
 }
@@ -116,6 +121,8 @@ impl Core {
             next_patch: Mutex::new((LayerId(0), 0)),
             roots: Mutex::default(),
             births: Mutex::default(),
+            pins: Mutex::default(),
+            forgetting: RwLock::default(),
             reclaim: crate::sync::atomic::AtomicBool::new(true),
         })
     }
@@ -169,9 +176,9 @@ impl Core {
         self.heads.lock().insert(head.id, Arc::downgrade(head));
     }
 
-    /// The head of a volume, if somebody has it open.
-    pub(super) fn open_head(&self, id: VolumeId) -> Option<Arc<Head>> {
-        self.heads.lock().get(&id).and_then(Weak::upgrade)
+    /// Forgets the head of a volume that was destroyed.
+    pub(super) fn disown(&self, head: &Head) {
+        self.heads.lock().remove(&head.id);
     }
 
     /// The time, if hydrations want to know how long the requests of the foreground take.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::head::Head;
 use super::holdings::identity_in;
+use super::pins::Pin;
 use super::queue::{Queue, Workers};
 use super::request::Run;
 use super::view::View;
@@ -98,7 +99,7 @@ impl Volume {
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, name: &str) -> Result<Self> {
         let _pass = self.0.core.enter()?;
-        self.0.core.fork_volume(&self.name(), name, &BTreeMap::new()).map(Self)
+        self.0.core.fork_head(&self.0, name, &BTreeMap::new()).map(Self)
     }
 
     /// Takes a snapshot of the volume as it is now.
@@ -107,7 +108,7 @@ impl Volume {
     /// As [`Volume::fork`].
     pub fn snapshot(&self, name: &str) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.create_snapshot(&self.name(), name, None)
+        self.0.core.snapshot_head(&self.0, name, None)
     }
 
     /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.
@@ -116,7 +117,7 @@ impl Volume {
     /// [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.resize(&self.name(), size_bytes, force)
+        self.0.core.resize_head(&self.0, size_bytes, force)
     }
 
     /// What answers for the bytes from the start of `range`, coalesced; at most `runs_max` runs, never past the range.
@@ -125,7 +126,7 @@ impl Volume {
     /// [`crate::ErrorKind::OutOfRange`].
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.runs(&self.0.look(), range, runs_max)
+        self.0.alive(|| self.0.core.runs(&self.0.view, range, runs_max))
     }
 
     /// As [`Volume::runs`], but does not tell at which depth data are: costs no more for large ranges than for small ones.
@@ -134,7 +135,7 @@ impl Volume {
     /// As there.
     pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.allocation(&self.0.look(), range, runs_max)
+        self.0.alive(|| self.0.core.allocation(&self.0.view, range, runs_max))
     }
 
     /// Names of the snapshots that it was changed since.
@@ -149,7 +150,7 @@ impl Volume {
     /// [`crate::ErrorKind::NotFound`] unless the volume stands on the snapshot; [`crate::ErrorKind::OutOfRange`].
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.changed_since(&self.0.look(), (self.0.id, snapshot), range, runs_max)
+        self.0.alive(|| self.0.core.changed_since(&self.0.view, (self.0.id, snapshot), range, runs_max))
     }
 
     /// Brings blocks of the range that are still at the source.
@@ -158,7 +159,7 @@ impl Volume {
     /// [`crate::ErrorKind::SourceLost`].
     pub fn prefetch(&self, offset: u64, bytes: u64) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.prefetch(&self.0.view, offset, bytes)
+        self.0.alive(|| self.0.core.prefetch(&self.0.view, offset, bytes))
     }
 
     /// A queue with a ring of its own, for one thread.
@@ -179,6 +180,8 @@ pub(super) struct OpenSnapshot {
     pub view: RwLock<View>,
     /// Threads for its reads that have to wait.
     pub readers: Workers,
+    /// It cannot be destroyed while it is open.
+    _pin: Pin,
 }
 
 impl OpenSnapshot {
@@ -198,7 +201,8 @@ impl OpenSnapshot {
     }
 }
 
-/// A named, read-only sealed layer and its chain. Cheap to clone.
+/// A named, read-only sealed layer and its chain. Cheap to clone. While a handle, a queue or a client of an export has it open,
+/// destroying it is refused with [`crate::ErrorKind::Busy`].
 #[derive(Clone)]
 pub struct Snapshot(pub(super) Arc<OpenSnapshot>);
 
@@ -208,14 +212,13 @@ impl Snapshot {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub(crate) fn open(core: &Arc<Core>, volume: &str, snapshot: &str) -> Result<Self> {
-        let (id, layer, size_bytes) = {
+        let (id, view, pin) = {
             let catalog = core.catalog();
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
-            (id, entry.layer, entry.size_bytes)
+            (id, View::new(core.layers().require(entry.layer)?, entry.size_bytes), core.pin(&catalog, id, snapshot))
         };
-        let view = RwLock::new(View::new(core.layers().require(layer)?, size_bytes));
-        let (core, name, readers) = (Arc::clone(core), format!("{volume}@{snapshot}"), Workers::of_reads());
-        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers })))
+        let (core, name, view, readers) = (Arc::clone(core), format!("{volume}@{snapshot}"), RwLock::new(view), Workers::of_reads());
+        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers, _pin: pin })))
     }
 
     /// `volume@snapshot`, as it was when the snapshot was opened.
@@ -248,7 +251,7 @@ impl Snapshot {
     /// As there.
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.runs(&self.0.look(), range, runs_max)
+        self.0.core.runs(&self.0.view, range, runs_max)
     }
 
     /// As [`Volume::snapshots_below`].
@@ -262,7 +265,7 @@ impl Snapshot {
     /// As there.
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.changed_since(&self.0.look(), (self.0.volume, snapshot), range, runs_max)
+        self.0.core.changed_since(&self.0.view, (self.0.volume, snapshot), range, runs_max)
     }
 
     /// Identity of its bytes, the same on every host that has them.
@@ -276,10 +279,11 @@ impl Snapshot {
     /// verified since a crash.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::OutOfRange`]; the checksums cannot be read.
+    /// [`crate::ErrorKind::OutOfRange`]; [`crate::ErrorKind::InvalidInput`] for more than 2^20 blocks; the checksums cannot be
+    /// read.
     pub fn checksums(&self, range: Range<u64>) -> Result<Vec<Option<u32>>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.content_checksums(&self.0.look(), range)
+        self.0.core.content_checksums(&self.0.view, range)
     }
 
     /// Runs of bytes in the order in which a fork first touched them; empty if that was not recorded, or the store is closed.
@@ -301,7 +305,7 @@ impl Snapshot {
     /// As there.
     pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.allocation(&self.0.look(), range, runs_max)
+        self.0.core.allocation(&self.0.view, range, runs_max)
     }
 
     /// As [`Volume::queue`]; takes reads only.

@@ -10,8 +10,9 @@ use super::trace::Recorder;
 use super::view::{Piece, View};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
+use crate::format::Record;
 use crate::ids::VolumeId;
-use crate::layer::{Admitted, Layer, Layers};
+use crate::layer::{Admitted, Layer, Layers, Ticket};
 use crate::limits::{EXTENT_BLOCKS, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,6 +37,15 @@ pub struct Head {
     /// Threads for its reads and its writes that have to wait.
     pub(super) readers: Workers,
     pub(super) writers: Workers,
+}
+
+/// A queue that keeps its volume from being destroyed.
+pub struct OpenQueue(Arc<Head>);
+
+impl Drop for OpenQueue {
+    fn drop(&mut self) {
+        self.0.queues.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Head {
@@ -74,11 +84,22 @@ impl Head {
     }
 
     pub(super) fn set_destroyed(&self) {
-        self.destroyed.store(true, Ordering::Release);
+        self.destroyed.store(true, Ordering::SeqCst);
     }
 
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`] when the volume was destroyed.
     pub(super) fn check_alive(&self) -> Result<()> {
-        if self.destroyed.load(Ordering::Acquire) { Err(gone(self.id)) } else { Ok(()) }
+        if self.destroyed.load(Ordering::SeqCst) { Err(gone(self.id)) } else { Ok(()) }
+    }
+
+    /// What `look` finds in the volume, unless it was destroyed before that ended: its blocks may be gone by then, and what lies
+    /// below them shows, or they look damaged.
+    pub(super) fn alive<T>(&self, look: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.check_alive()?;
+        let found = look();
+        self.check_alive()?;
+        found
     }
 
     /// Adds the volume's name to an error that names a block.
@@ -101,12 +122,25 @@ impl Head {
         }
     }
 
+    /// Counts a queue, while the answer lives. Destroying looks at the count with the catalogue locked, so either it sees the queue or
+    /// the queue is refused.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`].
+    pub(super) fn open_queue(self: &Arc<Self>) -> Result<OpenQueue> {
+        let _catalog = self.core.catalog();
+        self.check_alive()?;
+        self.queues.fetch_add(1, Ordering::AcqRel);
+        Ok(OpenQueue(Arc::clone(self)))
+    }
+
     /// Fills `buffer` from `offset`.
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.check_alive()?;
-        self.touch(offset, buffer.len() as u64);
+        if self.recorder.get().is_some() && self.view.read().check_range(offset, buffer.len() as u64).is_ok() {
+            self.touch(offset, buffer.len() as u64);
+        }
         let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
-        let read = self.core.read(&self.view, offset, buffer).map_err(|error| self.name_damage(error));
+        let read = self.alive(|| self.core.read(&self.view, offset, buffer)).map_err(|error| self.name_damage(error));
         // How long a source takes says nothing of this machine.
         self.core.note_latency(began.filter(|_| self.core.demands.load(Ordering::Relaxed) == demands));
         read
@@ -120,7 +154,7 @@ impl Head {
     }
 
     /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
-    fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool) -> Result<()> {
+    pub(super) fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool) -> Result<()> {
         let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
         let taken = self.take_space(offset, data.len() as u64)?;
         while !data.is_empty() {
@@ -185,8 +219,9 @@ impl Head {
         let partial = self.partial_blocks(piece);
         loop {
             let inside = self.gate.enter();
+            // Behind the gate the volume is not destroyed.
             let in_range = bounded.map_or(Ok(()), |offset| self.view.read().check_range(offset, piece.bytes));
-            let result = in_range.and_then(|()| self.write_inside(piece, data, &partial));
+            let result = self.check_alive().and(in_range).and_then(|()| self.write_inside(piece, data, &partial));
             drop(inside);
             match result? {
                 None => return Ok(()),
@@ -246,44 +281,45 @@ impl Head {
     /// Makes a range read as zero; its whole blocks give back their space.
     pub(super) fn zero(&self, offset: u64, bytes: u64) -> Result<()> {
         self.check_alive()?;
-        let size_bytes = {
-            let view = self.view.read();
-            view.check_range(offset, bytes)?;
-            view.size_bytes
-        };
-        self.zero_checked(offset, offset + bytes, size_bytes, true)
-    }
-
-    /// Makes what lies between a new, smaller size and the old one read as zero. Nobody else can write there any more.
-    pub(super) fn zero_tail(&self, size_bytes: u64, old_bytes: u64) -> Result<()> {
-        self.zero_checked(size_bytes, old_bytes, old_bytes, false)
-    }
-
-    fn zero_checked(&self, offset: u64, end: u64, size_bytes: u64, bounded: bool) -> Result<()> {
-        let block_size = self.core.block_size;
+        self.view.read().check_range(offset, bytes)?;
+        let (block_size, end) = (self.core.block_size, offset + bytes);
         let first = block_size.blocks_for(offset);
-        // The last block of the volume counts as whole, though it may end behind the volume.
-        let last = if end == size_bytes { block_size.blocks_for(end) } else { block_size.block_of(end) };
         let zeros = |start: u64, end: u64| match start < end {
-            true => self.write_checked(&vec![0; (end - start) as usize], start, bounded),
+            true => self.write_checked(&vec![0; (end - start) as usize], start, true),
             false => Ok(()),
+        };
+        if first >= block_size.blocks_for(end) {
+            return zeros(offset, end);
+        }
+        let last = {
+            let _closed = self.close();
+            self.check_alive()?;
+            let size_bytes = {
+                let view = self.view.read();
+                view.check_range(offset, bytes)?;
+                view.size_bytes
+            };
+            // The last block of the volume counts as whole, though it may end behind the volume. Which block that is may change
+            // until the gate is closed.
+            let last = if end == size_bytes { block_size.blocks_for(end) } else { block_size.block_of(end) };
+            if first < last {
+                self.zero_blocks(first, last, None)?;
+            }
+            last
         };
         if first >= last {
             return zeros(offset, end);
         }
         zeros(offset, block_size.offset_of(first))?;
-        zeros(block_size.offset_of(last).min(end), end)?;
-        let closed = self.close();
-        self.zero_blocks(first, last)?;
-        drop(closed);
-        Ok(())
+        zeros(block_size.offset_of(last).min(end), end)
     }
 
-    /// Zeroes whole blocks. The gate is closed.
-    pub(super) fn zero_blocks(&self, first: u64, last: u64) -> Result<()> {
+    /// Zeroes whole blocks, with this record of it in the journal or one of its own. The gate is closed. Answers which round makes it
+    /// durable, if anything changed or there is a record.
+    pub(super) fn zero_blocks(&self, first: u64, last: u64, record: Option<Record>) -> Result<Option<Ticket>> {
         let layer = Arc::clone(&self.view.read().layer);
         self.resolve_edges(first, last);
-        self.core.layers.zero(&layer, first as u32..=(last - 1) as u32, layer.parent.is_some())?;
+        let ticket = self.core.layers.zero(&layer, first as u32..=(last - 1) as u32, layer.parent.is_some(), record)?;
         let extent_blocks = u64::from(EXTENT_BLOCKS);
         let mut view = self.view.write();
         let whole = first.div_ceil(extent_blocks)..last / extent_blocks;
@@ -296,14 +332,14 @@ impl Head {
         };
         if first / extent_blocks == (last - 1) / extent_blocks {
             part(first / extent_blocks, first % extent_blocks..(last - 1) % extent_blocks + 1);
-            return Ok(());
+            return Ok(ticket);
         }
         if !first.is_multiple_of(extent_blocks) {
             part(first / extent_blocks, first % extent_blocks..extent_blocks);
         }
         part(last / extent_blocks, 0..last % extent_blocks);
         view.owners.set_extents(whole.start as u32..whole.end as u32, Owner::Zero);
-        Ok(())
+        Ok(ticket)
     }
 
     /// Resolves the extents that a range covers in part, before their meaning changes.

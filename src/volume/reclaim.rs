@@ -62,6 +62,7 @@ impl Core {
         self.tell_hidden(|layer| found.hidden.get(&layer).cloned());
         for (id, dead) in &found.dead {
             if let Some(layer) = self.layers.get(*id) {
+                let _forgetting = self.forgetting.write();
                 self.layers.forget(&layer, dead)?;
             }
         }

@@ -21,20 +21,21 @@ fn push(runs: &mut Vec<Run>, bytes: u64, kind: RunKind) {
 
 impl Core {
     /// What answers for the bytes from the start of `range`.
-    pub(super) fn runs(&self, view: &View, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
-        let bytes = range.end.saturating_sub(range.start);
-        view.check_range(range.start, bytes)?;
-        let mut depths = HashMap::new();
+    pub(super) fn runs(&self, seen: &RwLock<View>, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+        seen.read().check_run(&range)?;
+        let mut depths = (None, HashMap::new());
         let mut runs = Vec::new();
         let mut offset = range.start;
         while offset < range.end {
             let piece = Piece::at(self.block_size, offset, range.end - offset);
             let extent_start = self.block_size.offset_of(u64::from(piece.extent) * u64::from(EXTENT_BLOCKS));
-            for (blocks, answer) in self.answers(view, piece.extent, piece.blocks.clone())? {
+            // Behind this lock the top of the chain stays the top, so nothing that it shows is forgotten.
+            let view = seen.read();
+            for (blocks, answer) in self.answers(&view, piece.extent, piece.blocks.clone())? {
                 let kind = match answer {
                     Answer::Zero => RunKind::Zero,
                     Answer::Missing(_) | Answer::Patched(_) => RunKind::Missing,
-                    Answer::Held(layer) => RunKind::Data { depth: self.depth_of(view, layer.id, &mut depths) },
+                    Answer::Held(layer) => RunKind::Data { depth: self.depth_of(&view, layer.id, &mut depths) },
                 };
                 let start = (extent_start + self.block_size.offset_of(u64::from(blocks.start))).max(offset);
                 let end = (extent_start + self.block_size.offset_of(u64::from(blocks.end))).min(offset + piece.bytes);
@@ -50,11 +51,13 @@ impl Core {
     }
 
     /// How far below the top a layer is, counted from 1; the walk is remembered for the request.
-    fn depth_of(&self, view: &View, layer: LayerId, depths: &mut HashMap<LayerId, u32>) -> u32 {
+    fn depth_of(&self, view: &View, layer: LayerId, (top, depths): &mut (Option<LayerId>, HashMap<LayerId, u32>)) -> u32 {
         if layer == view.layer.id {
             return 1;
         }
-        if depths.is_empty() {
+        if *top != Some(view.layer.id) {
+            *top = Some(view.layer.id);
+            depths.clear();
             let mut next = view.layer.parent;
             let mut depth = 2;
             while let Some(layer) = next.and_then(|id| self.layers.get(id)) {

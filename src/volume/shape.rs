@@ -1,11 +1,11 @@
-//! Changes of shape: create, fork, snapshot, rename, resize, destroy.
+//! Changes of shape: create, fork, snapshot, rename. (To resize and to destroy: `resize`, `destroy`.)
 //!
 //! Each is one journal record group and one barrier round: it is applied in memory under the catalogue's lock, put into the
 //! next round there (so the journal has changes in the order in which they were made), and waited for outside all locks.
 
 use std::sync::Arc;
 
-use super::core::{Core, no_sources};
+use super::core::{Core, gone, no_sources};
 use super::head::Head;
 use super::view::View;
 use crate::catalog::{Catalog, LayerEntry};
@@ -16,11 +16,10 @@ use crate::format::{
     changed_labels, valid_labels, valid_name,
 };
 use crate::hydrate::Hydrator;
-use crate::ids::{LayerId, VolumeId};
+use crate::ids::LayerId;
 use crate::layer::Ticket;
 use crate::limits::VOLUME_BYTES_MAX;
 use crate::source::{Source, SourceError, SourceErrorKind};
-use crate::sync::atomic::Ordering;
 
 /// What a new volume is called, and where it comes from.
 struct Birth<'a> {
@@ -49,7 +48,7 @@ struct Root {
     next_layer: LayerId,
 }
 
-fn check_size(size_bytes: u64) -> Result<()> {
+pub(super) fn check_size(size_bytes: u64) -> Result<()> {
     if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
         return Err(Error::new(
             ErrorKind::InvalidInput,
@@ -153,21 +152,31 @@ impl Core {
     pub fn fork_volume(self: &Arc<Self>, source: &str, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
         let head = self.head(source)?;
+        self.fork_head(&head, name, change)
+    }
+
+    /// As [`Core::fork_volume`], of a volume that is open, whatever it is called by now.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fork_head(self: &Arc<Self>, head: &Head, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+        valid_name(name)?;
         self.layers.reserve_shape()?;
         let (fork, ticket) = {
             let _closed = head.close();
             let mut catalog = self.catalog();
             self.name_is_free(&catalog, name)?;
             // Before the seal, because labels that are refused must leave the source as it is.
-            let labels = catalog.volume(head.id).map_or_else(Labels::new, |entry| entry.labels.clone());
-            let labels = changed_labels(labels, change)?;
-            let mut base = self.seal(&catalog, &head, false)?;
+            let source = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+            let labels = changed_labels(source.labels.clone(), change)?;
+            let source = source.name.clone();
+            let mut base = self.seal(&catalog, head, false)?;
             let size_bytes = base.view.size_bytes;
             let mut records = std::mem::take(&mut base.records);
             let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
             records.push(Record::Layer(LayerRecord::over(base.layer, layer)));
             let parent = base.layer;
-            self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: source, labels }, Some(base))?
+            self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: &source, labels }, Some(base))?
         };
         self.layers.wait(ticket)?;
         Ok(fork)
@@ -357,18 +366,26 @@ impl Core {
     pub fn create_snapshot(self: &Arc<Self>, volume: &str, name: &str, held: Option<HeldLayer>) -> Result<()> {
         valid_name(name)?;
         let head = self.head(volume)?;
+        self.snapshot_head(&head, name, held)
+    }
+
+    /// As [`Core::create_snapshot`], of a volume that is open, whatever it is called by now.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn snapshot_head(&self, head: &Head, name: &str, held: Option<HeldLayer>) -> Result<()> {
+        valid_name(name)?;
         self.layers.reserve_shape()?;
         let ticket = {
             let _closed = head.close();
             let mut catalog = self.catalog();
-            if catalog.snapshot(volume, name).is_ok() {
-                return Err(Error::new(
-                    ErrorKind::Exists,
-                    format!("volume '{volume}' has a snapshot '{name}' already: choose another name"),
-                ));
+            let volume = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+            if volume.snapshots.get(name).is_some() {
+                let message = format!("volume '{}' has a snapshot '{name}' already: choose another name", volume.name);
+                return Err(Error::new(ErrorKind::Exists, message));
             }
             let has_parent = head.view.read().layer.parent.is_some();
-            let mut base = self.seal(&catalog, &head, !has_parent)?;
+            let mut base = self.seal(&catalog, head, !has_parent)?;
             let mut records = std::mem::take(&mut base.records);
             let size_bytes = base.view.size_bytes;
             if let Some(layer) = base.layer {
@@ -413,115 +430,22 @@ impl Core {
         self.layers.wait(ticket)
     }
 
-    /// Gives a volume another size.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] when it would lose bytes and `force` is not set.
-    pub fn resize(self: &Arc<Self>, name: &str, size_bytes: u64, force: bool) -> Result<()> {
-        check_size(size_bytes)?;
-        let head = self.head(name)?;
-        self.layers.reserve_shape()?;
-        let _one_at_a_time = head.resizing.lock();
-        let old = head.view.read().size_bytes;
-        if size_bytes < old {
-            if !force {
-                return Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    format!(
-                        "volume '{name}' has {old} bytes; {size_bytes} would lose the last {}: force it if you mean it",
-                        old - size_bytes
-                    ),
-                ));
-            }
-            // What is cut off reads as zero if the volume grows again: nobody writes there any more when it is zeroed.
-            self.bound(&head, size_bytes)?;
-            if let Err(error) = head.zero_tail(size_bytes, old) {
-                self.bound(&head, old)?;
-                return Err(error);
-            }
-        }
-        let ticket = {
-            let _closed = head.close();
-            let mut catalog = self.catalog();
-            head.check_alive()?;
-            head.view.write().size_bytes = size_bytes;
-            let sync = head.view.read().layer.id;
-            self.change(&mut catalog, Some(sync), vec![Record::Resize { volume: head.id, size_bytes }])?
-        };
-        self.layers.wait(ticket)
-    }
-
-    /// Reads and writes end at a size from now on.
-    fn bound(&self, head: &Head, size_bytes: u64) -> Result<()> {
-        let _closed = head.close();
-        head.check_alive()?;
-        head.view.write().size_bytes = size_bytes;
-        Ok(())
-    }
-
-    /// Destroys a volume. Handles to it fail from now on.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Busy`] if it has snapshots and `recursive` is not set, or a front end serves it.
-    pub fn destroy_volume(&self, name: &str, recursive: bool) -> Result<()> {
-        self.layers.healthy()?;
-        let ticket = {
-            let mut catalog = self.catalog();
-            let id = catalog.volume_id(name)?;
-            let snapshots = catalog.volume(id).map_or(0, |entry| entry.snapshots.len());
-            if snapshots > 0 && !recursive {
-                return Err(Error::new(
-                    ErrorKind::Busy,
-                    format!(
-                        "volume '{name}' has {snapshots} snapshots: destroy them first ('volfork destroy {name}@SNAP'), or all with --recursive"
-                    ),
-                ));
-            }
-            self.retire_head(id, name)?;
-            self.change(&mut catalog, None, vec![Record::DestroyVolume(id)])?
-        };
-        self.layers.wait(ticket)
-    }
-
-    fn retire_head(&self, id: VolumeId, name: &str) -> Result<()> {
-        let Some(head) = self.open_head(id) else { return Ok(()) };
-        let queues = head.queues.load(Ordering::Acquire);
-        if queues > 0 {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("volume '{name}' is in use by {queues} connections: disconnect its clients first"),
-            ));
-        }
-        head.set_destroyed();
-        Ok(())
-    }
-
-    /// Destroys a snapshot.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`].
-    pub fn destroy_snapshot(&self, volume: &str, name: &str) -> Result<()> {
-        self.layers.healthy()?;
-        let ticket = {
-            let mut catalog = self.catalog();
-            let (id, _) = catalog.snapshot(volume, name)?;
-            self.change(&mut catalog, None, vec![Record::DestroySnapshot { volume: id, name: name.to_owned() }])?
-        };
-        self.layers.wait(ticket)
-    }
-
     /// The hydrator of the root below a volume, while it needs one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Unsupported`] if it needs one and the store was opened without sources.
     fn hydrator_of(&self, catalog: &Catalog, name: &str) -> Result<Option<Arc<Hydrator>>> {
         let id = catalog.volume_id(name)?;
         let head = catalog.volume(id).map(|entry| entry.head);
-        let root = head.and_then(|head| catalog.needed_root(head));
-        Ok(root.and_then(|root| self.hydrator(root)))
+        let Some(root) = head.and_then(|head| catalog.needed_root(head)) else { return Ok(None) };
+        // A root that is needed has one from before the fork until after the record that detaches it.
+        self.hydrator(root).map(Some).ok_or_else(no_sources)
     }
 
     /// The hydrator below a volume, if it still needs one.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`].
+    /// As there.
     pub fn volume_hydrator(&self, name: &str) -> Result<Option<Arc<Hydrator>>> {
         self.hydrator_of(&self.catalog(), name)
     }
@@ -529,7 +453,7 @@ impl Core {
     /// Changes pause and pace of the hydration of the root below a volume, durably. Nothing happens if it has no source (any more).
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`].
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Unsupported`] if the store was opened without sources.
     pub fn set_hydration(&self, name: &str, change: impl Fn(&mut HydrationSettings)) -> Result<()> {
         let ticket = {
             let mut catalog = self.catalog();

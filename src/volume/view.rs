@@ -38,6 +38,9 @@ pub enum Answer {
     Patched(Arc<Layer>),
 }
 
+/// Looks at a block that moves from layer to layer while it is read, after which the read fails.
+const LOOKS_MAX: u32 = 1000;
+
 /// Runs of blocks within an extent and who answers for them. Most requests lie in one.
 pub type Answers = SmallVec<[(Range<u32>, Answer); 1]>;
 
@@ -62,10 +65,19 @@ impl View {
             )),
         }
     }
+
+    /// As [`View::check_range`]; a range that ends before it begins has no bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutOfRange`].
+    pub fn check_run(&self, range: &Range<u64>) -> Result<()> {
+        self.check_range(range.start, range.end.saturating_sub(range.start))
+    }
 }
 
 impl Core {
-    /// Owners of an extent as the chain below `top` has them.
+    /// Owners of an extent as the chain below `top` has them. What a layer that is gone would have answered for stays its own, so
+    /// that a reader of a chain that was destroyed gets an error, and never what lies below, or zeros.
     pub(super) fn resolve(&self, top: &Layer, extent: u32) -> Leaf {
         let mut leaf = Leaf::default();
         let mut open = BlockBits::FULL;
@@ -86,9 +98,12 @@ impl Core {
                 give(&mut open, &present, Owner::Layer(layer.id));
                 give(&mut open, &zeroed, Owner::Zero);
             }
-            let parent = layer.parent.filter(|_| !open.is_empty()).and_then(|parent| self.layers.get(parent));
-            let Some(parent) = parent else { return leaf };
-            below = parent;
+            let Some(parent) = layer.parent.filter(|_| !open.is_empty()) else { return leaf };
+            let Some(entry) = self.layers.get(parent) else {
+                give(&mut open, &BlockBits::FULL, Owner::Layer(parent));
+                return leaf;
+            };
+            below = entry;
             layer = &below;
         }
     }
@@ -149,10 +164,10 @@ impl Core {
         match self.hydrator(layer.id) {
             Some(hydrator) => hydrator.demand(blocks),
             None if layer.missing((blocks.start / u64::from(EXTENT_BLOCKS)) as u32).is_empty() => Ok(()),
-            None => Err(Error::new(
-                ErrorKind::SourceLost,
-                format!("block {} was never fetched, and layer {} has no source any more", blocks.start, layer.id),
-            )),
+            None => {
+                let why = if self.can_hydrate() { "its source is not needed any more" } else { "this store was opened without sources" };
+                Err(Error::new(ErrorKind::SourceLost, format!("block {} was never fetched, and {why}", blocks.start)))
+            }
         }
     }
 
@@ -175,6 +190,11 @@ impl Core {
     /// # Errors
     /// Damage, a lost source, an I/O error.
     pub(super) fn read_extent(&self, seen: &RwLock<View>, extent: u32, range: Range<u32>, buffer: &mut [u8]) -> Result<()> {
+        self.read_again(seen, extent, range, buffer, LOOKS_MAX)
+    }
+
+    /// Fills `buffer`; blocks that are still at a source are looked at again when they have come, `looks` times.
+    fn read_again(&self, seen: &RwLock<View>, extent: u32, range: Range<u32>, buffer: &mut [u8], looks: u32) -> Result<()> {
         let block_bytes = self.block_size.bytes() as usize;
         let first = extent * EXTENT_BLOCKS;
         let answers = self.answers(&seen.read(), extent, range.clone())?;
@@ -199,8 +219,11 @@ impl Core {
                         continue;
                     }
                     demanded?;
+                    if looks == 0 {
+                        return Err(self.never_settles(&layer, first + run.start));
+                    }
                     // What arrived may be data or zeros.
-                    self.read_extent(seen, extent, run, part)?;
+                    self.read_again(seen, extent, run, part, looks - 1)?;
                     continue;
                 }
             };
@@ -220,31 +243,89 @@ impl Core {
     }
 
     /// Reads one block that did not match: asks anew who answers for it, with its writers held.
+    ///
+    /// 1. A layer that answers and does not hold the block has lost it between the two looks: to a discard, or to a write into a
+    ///    layer above, after which reclaim forgot it. If neither is the case, the block is lost, and no ancestor's bytes or zeros
+    ///    stand for it.
+    /// 2. Between the moment at which a write fills its block and that at which the owner map names the head, the map is stale.
+    ///    So it is not asked again: the extent is resolved anew from what the layers hold.
+    /// 3. A block that moves at each look is one that somebody changes all the time. Looks are counted all the same, so that a
+    ///    fault of the engine ends as an error and not as a loop.
+    ///
+    /// # Errors
+    /// Damage, a lost source, an I/O error; [`ErrorKind::NotFound`] when the volume was destroyed.
     pub(super) fn read_block_settled(&self, seen: &RwLock<View>, block: u32, buffer: &mut [u8]) -> Result<()> {
         let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+        let mut looks = 0..LOOKS_MAX;
         loop {
             let answer = self.answers(&seen.read(), extent, within..within + 1)?.pop();
             let Some((_, answer)) = answer else { return Ok(()) };
-            match answer {
+            let layer = match answer {
                 Answer::Zero => {
                     buffer.fill(0);
                     return Ok(());
                 }
-                Answer::Missing(layer) => self.demand_seen(seen, &layer, extent, within..within + 1)?,
+                Answer::Missing(layer) => {
+                    self.demand_seen(seen, &layer, extent, within..within + 1)?;
+                    layer
+                }
                 Answer::Patched(layer) => {
                     if !matches!(self.merge_block(&layer, block, buffer)?, Merged::Gone) {
                         return Ok(());
                     }
+                    layer
                 }
-                Answer::Held(layer) => match self.layers.read_settled(&layer, block, buffer) {
-                    Ok(Some(())) => return Ok(()),
-                    // It was discarded or forgotten between the two looks.
-                    Ok(None) => {}
-                    Err(error) if error.kind() == ErrorKind::Corrupt => return self.repair(&layer, block, buffer, error),
-                    Err(error) => return Err(error),
-                },
+                Answer::Held(layer) => {
+                    match self.layers.read_settled(&layer, block, buffer) {
+                        Ok(Some(())) => return Ok(()),
+                        Ok(None) if self.renew_owners(seen, &layer, block) => {}
+                        Ok(None) => return Err(self.never_settles(&layer, block)),
+                        Err(error) if error.kind() == ErrorKind::Corrupt => return self.repair(&layer, block, buffer, error),
+                        Err(error) => return Err(error),
+                    }
+                    layer
+                }
+            };
+            if looks.next().is_none() {
+                return Err(self.never_settles(&layer, block));
             }
         }
+    }
+
+    /// Resolves the extent of a block anew that `loser` does not hold any more. `false`: nothing has taken its place. Other maps
+    /// that share the old leaf keep it.
+    fn renew_owners(&self, seen: &RwLock<View>, loser: &Layer, block: u32) -> bool {
+        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+        // Behind this lock no write changes the map; what a write fills meanwhile is named by it or by the resolved leaf.
+        let mut view = seen.write();
+        let owners = self.owners(&view, extent, within..within + 1);
+        if owners.iter().any(|(_, owner)| *owner != Owner::Layer(loser.id)) {
+            // Somebody was quicker.
+            return true;
+        }
+        let mut layer = Arc::clone(&view.layer);
+        loop {
+            let (present, zeroed) = layer.answered(extent);
+            if present.or(&zeroed).contains(within) {
+                break;
+            }
+            if layer.id == loser.id {
+                // An open layer over nothing forgets what is discarded.
+                if layer.parent.is_some() || layer.is_sealed() {
+                    return false;
+                }
+                break;
+            }
+            let Some(parent) = layer.parent.and_then(|parent| self.layers.get(parent)) else { return false };
+            layer = parent;
+        }
+        let leaf = self.resolve(&view.layer, extent);
+        view.owners.renew(extent, leaf);
+        true
+    }
+
+    fn never_settles(&self, layer: &Layer, block: u32) -> Error {
+        self.layers.corruption(layer, block, "the layer answers for it and does not have it")
     }
 
     /// Fetches a damaged block of a root layer again, if its source still has what the checksum says.

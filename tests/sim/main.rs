@@ -13,6 +13,7 @@ mod overwrites;
 mod patches;
 mod random;
 mod refusals;
+mod resize;
 mod rounds;
 mod shared;
 mod source;

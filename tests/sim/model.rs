@@ -70,6 +70,13 @@ impl VolumeModel {
         self.pending.iter_mut().for_each(Vec::clear);
     }
 
+    /// A shrink cut these sectors off: from now on they are zeros, if the volume grows again.
+    pub fn cut(&mut self, sectors: Range<usize>) {
+        self.live[sectors.clone()].fill(0);
+        self.durable[sectors.clone()].fill(0);
+        self.pending[sectors].iter_mut().for_each(Vec::clear);
+    }
+
     /// Sectors of the window within the size.
     pub fn sectors(&self) -> usize {
         (self.size_bytes.saturating_sub(WINDOW_START) / SECTOR) as usize

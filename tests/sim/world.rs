@@ -535,18 +535,18 @@ impl World {
 
     pub fn resize(&mut self, name: &str) -> Outcome {
         let sectors = self.random.below(WINDOW_SECTORS as u64 + 1);
-        let size_bytes = (WINDOW_START + sectors * SECTOR).max(SECTOR);
-        let cut = self.model[name].sectors().min(sectors as usize)..WINDOW_SECTORS;
-        // What is cut off may be zero whether or not the size changes.
-        let model = self.model.get_mut(name).expect("named by the model");
-        model.begin_write(cut.clone(), 0);
+        self.resize_to(name, sectors as usize)
+    }
+
+    /// Gives a volume so many sectors of the window.
+    pub fn resize_to(&mut self, name: &str, sectors: usize) -> Outcome {
+        let size_bytes = (WINDOW_START + sectors as u64 * SECTOR).max(SECTOR);
+        let cut = self.model[name].sectors().min(sectors)..WINDOW_SECTORS;
         let mut after = self.model.clone();
         let volume = after.get_mut(name).expect("named by the model");
-        volume.end_write(cut, 0);
+        volume.cut(cut);
         volume.size_bytes = size_bytes;
-        self.change(format!("resize {name} to {sectors} sectors"), after, |store| store.resize(name, size_bytes, true))?;
-        self.model.get_mut(name).expect("named by the model").flush();
-        Ok(())
+        self.change(format!("resize {name} to {sectors} sectors"), after, |store| store.resize(name, size_bytes, true))
     }
 
     /// An operation was refused. A change of shape has not happened; a write across extents may have been done in part.

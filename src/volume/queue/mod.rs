@@ -39,7 +39,7 @@ pub use workers::Workers;
 use super::core::Core;
 use super::fence::Fence;
 use super::handle::OpenSnapshot;
-use super::head::Head;
+use super::head::{Head, OpenQueue};
 use super::request::{Completion, Request};
 use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
@@ -172,12 +172,16 @@ pub struct Queue {
     in_flight: usize,
     fd: RawFd,
     kind: RingKind,
+    /// Its volume is not destroyed before the queue is gone.
+    counted: Option<OpenQueue>,
 }
 
 impl Queue {
     pub(super) fn for_volume(head: &Arc<Head>, depth: u32) -> Result<Self> {
-        head.check_alive()?;
-        Self::open(Target::Volume(Arc::clone(head)), depth)
+        let counted = head.open_queue()?;
+        let mut queue = Self::open(Target::Volume(Arc::clone(head)), depth)?;
+        queue.counted = Some(counted);
+        Ok(queue)
     }
 
     pub(super) fn for_snapshot(snapshot: &Arc<OpenSnapshot>, depth: u32) -> Result<Self> {
@@ -209,12 +213,9 @@ impl Queue {
             this: this.clone(),
         };
         let shared = Arc::new_cyclic(make);
-        if let Target::Volume(head) = &shared.target {
-            head.queues.fetch_add(1, Ordering::AcqRel);
-        }
         let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
         shared.target.core().layers.register(Arc::downgrade(&reaper));
-        Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind })
+        Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind, counted: None })
     }
 
     /// Starts a request. The kernel sees it at the next [`Queue::reap`] or [`Queue::wait`], together with others.
@@ -307,10 +308,6 @@ impl Drop for Queue {
         let mut inner = self.shared.inner.lock();
         self.shared.drain(&mut inner);
         inner.later.clear();
-        drop(inner);
-        if let Target::Volume(head) = &self.shared.target {
-            head.queues.fetch_sub(1, Ordering::AcqRel);
-        }
     }
 }
 

@@ -1,0 +1,76 @@
+//! Destroying volumes and snapshots.
+//!
+//! # Invariants
+//! - What somebody has open for good is not destroyed: a volume with queues (a front end serves it), a snapshot with readers. The
+//!   call answers [`ErrorKind::Busy`] and how many there are.
+//! - A handle of a volume does not keep it: its calls answer [`ErrorKind::NotFound`] from then on. A write that is under way ends
+//!   before, for destroying closes the gate; a read that is under way answers `NotFound` as well, since what it found may be what
+//!   lies below ([`Head::alive`]).
+
+use std::sync::Arc;
+
+use super::core::{Core, gone};
+use super::head::Head;
+use crate::catalog::Catalog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Record;
+use crate::sync::atomic::Ordering;
+
+impl Core {
+    /// Destroys a volume. Handles to it fail from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if it has snapshots and `recursive` is not set, a front end serves it, or one of its snapshots is open.
+    pub fn destroy_volume(self: &Arc<Self>, name: &str, recursive: bool) -> Result<()> {
+        self.layers.healthy()?;
+        let head = self.head(name)?;
+        // Whoever is refused does not disturb the writers.
+        self.check_unused(&self.catalog(), &head, recursive)?;
+        let ticket = {
+            let _closed = head.close();
+            let mut catalog = self.catalog();
+            self.check_unused(&catalog, &head, recursive)?;
+            head.set_destroyed();
+            self.disown(&head);
+            self.change(&mut catalog, None, vec![Record::DestroyVolume(head.id)])?
+        };
+        self.layers.wait(ticket)
+    }
+
+    /// Refuses to destroy what is in use.
+    fn check_unused(&self, catalog: &Catalog, head: &Head, recursive: bool) -> Result<()> {
+        let entry = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+        let (name, snapshots) = (&entry.name, entry.snapshots.len());
+        if snapshots > 0 && !recursive {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "volume '{name}' has {snapshots} snapshots: destroy them first ('volfork destroy {name}@SNAP'), or all with --recursive"
+                ),
+            ));
+        }
+        let queues = head.queues.load(Ordering::Acquire);
+        if queues > 0 {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("volume '{name}' is in use by {queues} connections: disconnect its clients first"),
+            ));
+        }
+        entry.snapshots.iter().try_for_each(|snapshot| self.check_unpinned(catalog, head.id, &snapshot.name))
+    }
+
+    /// Destroys a snapshot.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] while somebody has it open.
+    pub fn destroy_snapshot(&self, volume: &str, name: &str) -> Result<()> {
+        self.layers.healthy()?;
+        let ticket = {
+            let mut catalog = self.catalog();
+            let (id, _) = catalog.snapshot(volume, name)?;
+            self.check_unpinned(&catalog, id, name)?;
+            self.change(&mut catalog, None, vec![Record::DestroySnapshot { volume: id, name: name.to_owned() }])?
+        };
+        self.layers.wait(ticket)
+    }
+}
