@@ -22,8 +22,8 @@ fn history(path: &Path) {
     let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
     let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdOptions::default()).unwrap();
 
-    let far =
-        Store::create(&path.join("far"), crate::StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() }).unwrap();
+    let far = Store::create(&path.join("far"), crate::store::StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() })
+        .unwrap();
     let uri = format!("nbd+unix:///origin@base?socket={}", socket.display());
     let fork = far.fork_from(&[uri], "fork").unwrap();
     thread::scope(|scope| {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Store, StoreOptions};
 use crate::clock::Clock;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::io::RingKind;
 use crate::sync::{sim, thread};
 use crate::volume::{Queue, Request, Volume};
@@ -124,8 +124,17 @@ fn by_forks(volume: &Volume) -> Result<()> {
 #[derive(Clone, Copy, PartialEq)]
 enum Shape {
     Plain,
+    /// The store is closed in the middle.
+    Closes,
     /// Many threads cannot be started.
     WithoutThreads,
+}
+
+fn ends_as(shape: Shape, result: Result<()>) {
+    match result {
+        Err(error) if shape == Shape::Closes && error.kind() == ErrorKind::Closed => {}
+        result => result.unwrap(),
+    }
 }
 
 fn history(path: &Path, shape: Shape, options: StoreOptions) {
@@ -136,10 +145,14 @@ fn history(path: &Path, shape: Shape, options: StoreOptions) {
         let tasks: [Box<dyn FnOnce() -> Result<()> + Send>; 3] =
             [Box::new(|| by_queue(&volume, 0, &mut first)), Box::new(|| by_calls(&volume, 1, &mut second)), Box::new(|| by_forks(&volume))];
         for task in tasks {
-            scope.spawn(move || task().unwrap());
+            scope.spawn(move || ends_as(shape, task()));
         }
         if shape == Shape::WithoutThreads {
             sim::fail_starts_of_threads(2);
+        }
+        if shape == Shape::Closes {
+            thread::sleep(Duration::from_micros(sim::below(20_000)));
+            store.close().unwrap();
         }
     });
     drop(volume);
@@ -168,6 +181,13 @@ fn run(seed: u64, shape: Shape) -> sim::Outcome<()> {
 fn queues_calls_and_forks_at_a_time_keep_every_byte_and_end() {
     for seed in sim::seeds(40) {
         run(seed, Shape::Plain).unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_is_closed_in_the_middle_keeps_what_was_done() {
+    for seed in sim::seeds(40) {
+        run(seed, Shape::Closes).unwrap();
     }
 }
 

@@ -11,6 +11,17 @@ pub use poll::{poll, recv, send};
 /// For statics, which belong to no simulated run: guards short sections that use nothing else of this module.
 pub use parking_lot::Mutex as StaticMutex;
 
+/// A number below `count` that differs between many threads: for counters that should not share a cache line.
+pub fn stripe(count: usize) -> usize {
+    #[cfg(feature = "sim")]
+    if let Some(task) = sim::current() {
+        return task.number() % count;
+    }
+    // The stacks of threads lie far apart.
+    let here = 0u8;
+    (&raw const here).addr() / (64 << 10) % count
+}
+
 /// A place where another task of a simulated run may go on: before what other threads see and no primitive of this module does.
 #[track_caller]
 #[inline]

@@ -75,8 +75,7 @@ impl Fence {
     }
 
     fn count(&self) -> Result<usize> {
-        // The stacks of threads lie far apart, which spreads them over the counters.
-        let shard = (&raw const self).addr() / (64 << 10) % SHARDS;
+        let shard = crate::sync::stripe(SHARDS);
         // Counted before the look: `shut_out` sets the flag before it counts, so one of the two sees the other.
         self.inside[shard].0.fetch_add(1, Ordering::SeqCst);
         match self.check() {

@@ -1,6 +1,6 @@
 //! The gate and the workers under the seeded scheduler.
 
-use super::gate::Gate;
+use super::gate::{Gate, Inside};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{sim, thread};
 
@@ -9,10 +9,11 @@ fn a_gate_lets_writes_in_or_one_change() {
     for seed in sim::seeds(300) {
         sim::run(seed, sim::Config::default(), || {
             let (gate, inside, changes) = (Gate::default(), AtomicUsize::new(0), AtomicBool::new(false));
-            let write = || {
+            let write = |held: Inside<&Gate>| {
                 inside.fetch_add(1, Ordering::SeqCst);
                 assert!(!changes.load(Ordering::SeqCst), "a write is inside during a change");
                 inside.fetch_sub(1, Ordering::SeqCst);
+                drop(held);
             };
             let change = || {
                 let closed = gate.close(|| {});
@@ -26,17 +27,13 @@ fn a_gate_lets_writes_in_or_one_change() {
                 for writer in 0..3 {
                     scope.spawn(move || {
                         for _ in 0..3 {
-                            let passed = match writer {
-                                0 => loop {
-                                    match Gate::try_enter(gate) {
-                                        Some(passed) => break passed,
-                                        None => thread::yield_now(),
-                                    }
-                                },
-                                _ => gate.enter(),
+                            let held = loop {
+                                match if writer == 0 { Gate::try_enter(gate) } else { Some(gate.enter()) } {
+                                    Some(held) => break held,
+                                    None => thread::yield_now(),
+                                }
                             };
-                            write();
-                            drop(passed);
+                            write(if writer == 1 { held.keep(gate) } else { held });
                         }
                     });
                 }

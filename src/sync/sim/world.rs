@@ -134,6 +134,10 @@ impl Task {
         Duration::from_nanos(self.world.state.lock().now)
     }
 
+    pub(in crate::sync) fn number(&self) -> usize {
+        self.id
+    }
+
     pub(super) fn random(&self) -> u64 {
         self.world.state.lock().random.next()
     }
