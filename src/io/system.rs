@@ -198,7 +198,9 @@ impl Disk for SystemDisk {
 
 impl SystemFile {
     fn fallocate(&self, mode: i32, range: Range<u64>) -> io::Result<()> {
-        let (offset, length) = (range.start as i64, (range.end - range.start) as i64);
+        let whole = |number: u64| i64::try_from(number).ok();
+        let numbers = range.end.checked_sub(range.start).and_then(whole).zip(whole(range.start));
+        let Some((length, offset)) = numbers else { return Err(io::ErrorKind::InvalidInput.into()) };
         // SAFETY: the descriptor belongs to `self`, which lives past the call.
         checked(i64::from(unsafe { libc::fallocate(self.0.as_raw_fd(), mode, offset, length) })).map(drop)
     }

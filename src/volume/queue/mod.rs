@@ -113,6 +113,8 @@ impl Target {
     }
 
     fn read(&self, offset: u64, bytes: u32) -> Result<Bytes> {
+        // Before memory is taken for it.
+        self.view().read().check_range(offset, u64::from(bytes))?;
         let mut buffer = vec![0; bytes as usize];
         match self {
             Self::Volume(head) => head.read(&mut buffer, offset)?,

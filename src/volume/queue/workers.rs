@@ -91,3 +91,22 @@ fn work((state, woken): &(Mutex<State>, Condvar)) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::mpsc::channel;
+
+    #[test]
+    fn a_job_that_panics_takes_neither_its_thread_nor_later_jobs_with_it() {
+        let workers = Workers { threads_max: 1, ..Workers::default() };
+        let (sender, receiver) = channel();
+        for number in 0..3 {
+            workers.run(Box::new(|| panic!("a job panics, as it was told")));
+            let sender = sender.clone();
+            workers.run(Box::new(move || sender.send(number).unwrap()));
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(60)).unwrap(), number);
+            assert_eq!(workers.shared.0.lock().threads, 1);
+        }
+    }
+}
