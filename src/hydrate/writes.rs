@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use super::wake::Waker;
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::io::{Done, Op, Reservation, Ring};
+use crate::layer::{Admitted, Layer, Layers};
 use crate::limits::EXTENT_BLOCKS;
 
 /// Writes under way at once.
@@ -22,9 +24,10 @@ const DEPTH: u32 = 64;
 /// Descriptors of a ring.
 const RING_DESCRIPTORS: usize = 2;
 
-/// A write that the ring has; its blocks are admitted.
+/// A write that the ring has.
 struct Write {
     part: Part,
+    admitted: Admitted<Arc<Layers>, Arc<Layer>>,
     checksums: Vec<u32>,
     /// First block of the fetched range it belongs to.
     run: u64,
@@ -132,11 +135,13 @@ impl<'a> Writes<'a> {
         let (layers, layer) = (&config.layers, &config.layer);
         let first = part.extent * EXTENT_BLOCKS + part.range.start;
         let bits = BlockBits::of(part.range.clone());
-        let file = layers.data_file_to_write(layer, first).inspect_err(|_| layers.withdraw_write(layer, part.extent, &bits))?;
+        let mut admitted = Admitted::of(Arc::clone(layers), Arc::clone(layer), part.extent, bits);
+        let file = layers.data_file_to_write(layer, first)?;
         let checksums = layers.checksums_of(layer, first, &part.bytes);
         let (data, offset) = (layers.for_disk(&part.bytes), layers.place(first).1);
+        admitted.touch();
         self.ring.push(self.next, Op::Write { file, data, offset });
-        self.writes.insert(self.next, Write { part, checksums, run });
+        self.writes.insert(self.next, Write { part, admitted, checksums, run });
         self.next += 1;
         Ok(())
     }
@@ -158,19 +163,18 @@ impl<'a> Writes<'a> {
     fn end(&mut self, done: Done) {
         let Some(write) = self.writes.remove(&done.token) else { return };
         let config = &self.hydrator.config;
-        let bits = BlockBits::of(write.part.range.clone());
         let first = write.part.extent * EXTENT_BLOCKS + write.part.range.start;
         match (done.result, done.op) {
             (Ok(()), Op::Write { file, .. }) => {
                 let segment = config.layers.place(first).0;
-                config.layers.finish_write(&config.layer, write.part.extent, &bits, &write.checksums, (segment, &file));
+                write.admitted.finish(&write.checksums, (segment, &file));
                 // Who waits for these blocks does not wait for the rest of their range.
                 self.hydrator.changed.notify_all();
             }
             (result, _) => {
                 let cause = result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
                 let error = Error::io(format!("cannot write layer {} at block {first}", config.layer.id), cause);
-                config.layers.abort_write(&config.layer, write.part.extent, &bits, &error);
+                write.admitted.fail(&error);
                 self.hydrator.note_unstored(&error);
             }
         }
