@@ -28,6 +28,11 @@ impl BlockBits {
         bits
     }
 
+    /// The set with these words, 64 blocks each.
+    pub fn of_words(words: [u64; WORDS]) -> Self {
+        Self(words)
+    }
+
     /// Whether there is no block.
     pub fn is_empty(&self) -> bool {
         self.0 == [0; WORDS]

@@ -40,7 +40,7 @@ pub struct Limits {
     /// Largest record of a set of blocks (presence of a layer, blocks to forget); a larger set is cut into several records. At
     /// least [`SET_RECORD_BYTES_MIN`].
     pub set_record_bytes_max: usize,
-    /// Bytes kept for opening the store on a full disk.
+    /// Bytes that the file for the next state has beyond what the state needs, for opening and checkpoints on a full disk.
     pub opening_reserve_bytes: u64,
     /// Extents whose space is given back in one step.
     pub punch_extents: usize,
@@ -65,6 +65,14 @@ impl Limits {
         punch_extents: 256,
         inline_bytes_max: 256 << 10,
     };
+}
+
+impl Limits {
+    /// Bytes that the file for the next state has beyond what it needs: the reserve of the journal that begins with it, and what
+    /// records that live on the reserve add to the state.
+    pub fn spare_reserve_bytes(&self) -> u64 {
+        self.opening_reserve_bytes.max(3 * self.journal_reserve_bytes)
+    }
 }
 
 impl Default for Limits {

@@ -44,7 +44,7 @@ impl StorePaths {
         self.root.join("superblock")
     }
 
-    /// Space that is given up to open a store on a full disk.
+    /// Space for the next journal, which is written into this file.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
     }

@@ -3,7 +3,7 @@
 //! # What the engine assumes of a disk
 //! - A write is durable once a later [`DiskFile::sync_data`] of that file, or [`Disk::sync_all`] with it, returned success.
 //! - Before that, each 512-byte sector of it is, after power loss, old or new, in any order and mixture.
-//! - A created or removed name is durable once [`Disk::sync_dir`] of its directory returned success.
+//! - A created, changed or removed name is durable once [`Disk::sync_dir`] of its directory returned success.
 //! - After a failed sync nothing is known about the writes it covered.
 
 use std::io;
@@ -53,6 +53,9 @@ pub trait Disk: Send + Sync + 'static {
     fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file another name in the same directory; a file that had that name is removed. After power loss the file has the old
+    /// name or the new one.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// One barrier round: makes all completed writes of all `files` durable, in parallel where the machine can.

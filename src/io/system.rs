@@ -73,6 +73,15 @@ fn synced(fd: RawFd, mut result: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
+/// Lets a new file be overwritten in place where the file system would take new space for that (btrfs): on a full disk what is there
+/// is still overwritten. Checksums are the engine's own. Others do not know the flag, and need none.
+fn write_in_place(file: &File) {
+    let is_new = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
+    if is_new && let Ok(flags) = rustix::fs::ioctl_getflags(file) {
+        let _ = rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::NOCOW);
+    }
+}
+
 impl SystemDisk {
     /// Opens nothing yet.
     pub fn new() -> Self {
@@ -149,11 +158,19 @@ impl Disk for SystemDisk {
         if io == IoMode::Direct {
             options.custom_flags(libc::O_DIRECT);
         }
-        Ok(Arc::new(SystemFile(options.open(path)?)))
+        let file = options.open(path)?;
+        if matches!(mode, OpenMode::Create | OpenMode::CreateNew) {
+            write_in_place(&file);
+        }
+        Ok(Arc::new(SystemFile(file)))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -183,13 +200,16 @@ impl Disk for SystemDisk {
             Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => {
                 let mut present = Vec::new();
                 (&file).take(OWNER_BYTES_MAX).read_to_end(&mut present)?;
-                Err(io::Error::new(io::ErrorKind::WouldBlock, String::from_utf8_lossy(&present).into_owned()))
+                Err(io::Error::new(io::ErrorKind::WouldBlock, String::from_utf8_lossy(&present).trim_end().to_owned()))
             }
             Err(error) => Err(error),
             Ok(_) => {
                 let mut locked = Locked(file);
-                locked.0.set_len(0)?;
-                locked.0.write_all(owner.as_bytes())?;
+                // Only a text for people: on a full disk it is the one of the owner before. It is not truncated, for the freed block
+                // may not be had again; what is longer than this text is overwritten with spaces.
+                let mut text = owner.as_bytes().to_vec();
+                text.resize(text.len().max(locked.0.metadata()?.len().min(OWNER_BYTES_MAX) as usize), b' ');
+                let _ = locked.0.write_all(&text);
                 Ok(Box::new(locked))
             }
         }

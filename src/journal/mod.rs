@@ -3,12 +3,21 @@
 //! # Crash ordering
 //! - One barrier round is one frame. A round begins only after the one before it ended, so every frame but the last is
 //!   known to be backed by durable data; only the last one has to be verified against the blocks it names.
-//! - A checkpoint writes the whole state to the next file, syncs it and its name, and only then points the superblock at
-//!   it. Until the superblock is durable the old file counts; the new one is overwritten by the next try.
+//! - A checkpoint writes the whole state to the spare file, syncs it, gives it the name of the next journal, syncs the name, and only
+//!   then points the superblock at it. Until the superblock is durable the old file counts; the new one is overwritten by the next
+//!   try. Then the old file becomes the spare.
 //! - After a crash the state is written anew before anything else is: frames behind a torn one are never believed later.
 //! - So a whole frame behind one that does not verify means damage, not a crash, and the store is refused: what was flushed must
 //!   not vanish in silence. For the same reason a store that is closed in order gets a checkpoint, whose end cannot be mistaken.
+//!
+//! # Space
+//! - Every record has a bound, and its space is taken before the change that it describes is visible: in the log, and in the spare,
+//!   which has to hold the state that the log leads to ([`Journal::reserve`]).
+//! - What gives back space, or only overwrites, lives on a reserve that nothing else may take ([`Journal::room`]). A checkpoint
+//!   restores it, and needs no space of the file system; so it is due as soon as the reserve is low, whatever the log's size.
+//! - A store opens on a full disk: its state goes into the spare.
 mod load;
+mod spare;
 mod torn;
 
 use std::io;
@@ -16,11 +25,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use load::{Loaded, load, no_store};
+use spare::Spare;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, Writer, encode_frame, frame_bytes};
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
 use crate::limits::Limits;
+
+/// A byte of a record lets the state grow by at most so many: the header of a container for one more block, and its checksum, which
+/// the state carries while there is no space for its page.
+const STATE_GROWTH: u64 = 4;
 
 /// The current journal file, open for appending.
 pub struct Journal {
@@ -32,7 +46,17 @@ pub struct Journal {
     tail_bytes: u64,
     capacity_bytes: u64,
     state_bytes: u64,
+    /// Most by which the state may have grown since.
+    growth_bytes: u64,
+    /// What the next state is written into.
+    spare: Option<Spare>,
     limits: Limits,
+}
+
+/// A state that was written to a file.
+struct Written {
+    sequence: u64,
+    tail_bytes: u64,
 }
 
 fn io_error(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -54,67 +78,125 @@ impl Journal {
         state: impl Iterator<Item = Record>,
         limits: Limits,
     ) -> Result<Self> {
+        let mut spare = Self::find_spare(&disk, &paths, superblock.journal)?;
+        // A store that opens takes what there is; what is missing is taken as soon as it can be had.
+        let switched = Self::switch((&*disk, &paths, &limits), (superblock, sequence), state, &mut spare, 0);
+        let (next, written) = switched.inspect_err(|_| {
+            if superblock.journal == 0 {
+                // A store that was not made leaves nothing behind.
+                let _ = disk.remove(&paths.reserve());
+            }
+        })?;
+        let before = (superblock.journal > 0).then(|| Spare::of_journal(&disk, &paths, superblock.journal).ok()).flatten();
+        let Written { sequence, tail_bytes } = written;
+        let (file, capacity_bytes) = (Arc::clone(&spare.file), spare.bytes().max(tail_bytes));
+        let mut journal = Self {
+            disk,
+            paths,
+            superblock: next,
+            file,
+            sequence,
+            tail_bytes,
+            capacity_bytes,
+            state_bytes: tail_bytes,
+            growth_bytes: 0,
+            spare: before,
+            limits,
+        };
+        let _ = journal.reserve(0);
+        Ok(journal)
+    }
+
+    fn find_spare(disk: &Arc<dyn Disk>, paths: &StorePaths, current: u64) -> Result<Spare> {
+        if current > 0
+            && let Ok(spare) = Spare::find(disk, paths, current)
+        {
+            return Ok(spare);
+        }
+        let spare = Spare::create(disk, paths).map_err(io_error("create", &paths.reserve()))?;
+        // A store that was never there has left nothing that counts.
+        spare.file.set_size(0).map_err(io_error("truncate", &paths.reserve()))?;
+        Ok(spare)
+    }
+
+    /// Takes space for the state of a store that is about to be opened, before anything else takes it. Answers nothing: without it
+    /// the store may open as well.
+    pub fn take_space(disk: &Arc<dyn Disk>, paths: &StorePaths, loaded: &Loaded, limits: &Limits) {
+        let (state, all) = loaded.bytes;
+        let needed = state + (all - state) * STATE_GROWTH + limits.spare_reserve_bytes();
+        if let Ok(mut spare) = Self::find_spare(disk, paths, loaded.superblock.journal) {
+            let _ = spare.grow(needed);
+        }
+    }
+
+    /// Writes the state into the spare and makes it the journal after that of `superblock`, with space for `free` more bytes.
+    fn switch(
+        (disk, paths, limits): (&dyn Disk, &StorePaths, &Limits),
+        (superblock, sequence): (Superblock, u64),
+        state: impl Iterator<Item = Record>,
+        spare: &mut Spare,
+        free: u64,
+    ) -> Result<(Superblock, Written)> {
         let mut next = superblock;
         next.journal += 1;
         next.generation += 1;
         let path = paths.journal(next.journal);
-        let written = Self::write_state(&*disk, &path, &next, sequence, state, &limits).and_then(|written| {
+        let written = Self::write_state(spare, &next, sequence, state, limits).and_then(|written| {
+            if spare.bytes() < written.tail_bytes + free {
+                return Err(Error::new(ErrorKind::NoSpace, format!("there is no space for a new journal {}", path.display())));
+            }
+            spare.rename(path.clone()).map_err(io_error("name", &path))?;
             disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
-            Ok((written, Self::open_superblock(&*disk, &paths)?))
+            Ok((written, Self::open_superblock(disk, paths)?))
         });
-        let ((file, sequence, tail_bytes), slots) = written.inspect_err(|_| {
-            // A file that nothing will point at is of no use to anybody, and its space may be needed.
-            let _ = disk.remove(&path);
-        })?;
+        let (written, slots) = written.inspect_err(|_| drop(spare.rename(paths.reserve())))?;
         // It is not known which journal counts then, so that is never a mere lack of space.
         let undecided = |error: Error| Error::new(ErrorKind::Io, error.to_string());
-        Self::write_superblock(&*disk, &paths, &*slots, &next).map_err(undecided)?;
+        Self::write_superblock(disk, paths, &*slots, &next).map_err(undecided)?;
         if superblock.journal == 0 {
             // A new store writes both slots: an empty one tells that a crash came before the store was there.
             next.generation += 1;
-            Self::write_superblock(&*disk, &paths, &*slots, &next).map_err(undecided)?;
-        } else {
-            // An older file left behind is swept when the store is opened.
-            let _ = disk.remove(&paths.journal(superblock.journal));
+            Self::write_superblock(disk, paths, &*slots, &next).map_err(undecided)?;
         }
-        let capacity_bytes = tail_bytes + limits.journal_reserve_bytes;
-        Ok(Self { disk, paths, superblock: next, file, sequence, tail_bytes, capacity_bytes, state_bytes: tail_bytes, limits })
+        Ok((next, written))
     }
 
     fn write_state(
-        disk: &dyn Disk,
-        path: &Path,
+        spare: &mut Spare,
         superblock: &Superblock,
         mut sequence: u64,
         state: impl Iterator<Item = Record>,
         limits: &Limits,
-    ) -> Result<(Arc<dyn DiskFile>, u64, u64)> {
-        let file = disk.open(path, OpenMode::Create, IoMode::Buffered).map_err(io_error("create", path))?;
-        file.set_size(0).map_err(io_error("truncate", path))?;
+    ) -> Result<Written> {
         let mut tail = 0;
-        let mut put = |payload: &[u8], kind| -> Result<()> {
+        let mut put = |spare: &mut Spare, payload: &[u8], kind| -> Result<()> {
             if payload.len() > limits.frame_payload_bytes_max {
                 let message = format!("a part of the state has {} bytes, which no program would read again", payload.len());
                 return Err(Error::new(ErrorKind::InvalidInput, message));
             }
             sequence += 1;
             let bytes = encode_frame(&superblock.store_id, superblock.journal, Frame { sequence, kind, payload });
-            file.write_all_at(&bytes, tail).map_err(io_error("write", path))?;
-            tail += bytes.len() as u64;
+            let end = tail + bytes.len() as u64;
+            spare
+                .grow(end)
+                .and_then(|()| spare.file.write_all_at(&bytes, tail))
+                .map_err(|error| Error::io("cannot write the state", error))?;
+            tail = end;
             Ok(())
         };
         let mut writer = Writer::default();
         for record in state {
             record.encode(&mut writer);
             if writer.bytes.len() >= limits.state_frame_bytes {
-                put(&writer.bytes, FrameKind::State)?;
+                put(spare, &writer.bytes, FrameKind::State)?;
                 writer.bytes.clear();
             }
         }
-        put(&writer.bytes, FrameKind::StateEnd)?;
-        file.allocate(tail..tail + limits.journal_reserve_bytes).map_err(io_error("reserve space for", path))?;
-        file.sync_data().map_err(io_error("sync", path))?;
-        Ok((file, sequence, tail))
+        put(spare, &writer.bytes, FrameKind::StateEnd)?;
+        // Where there is space the new journal has its whole reserve; the caller says whether it needs that.
+        let _ = spare.grow(tail + limits.journal_reserve_bytes);
+        spare.file.sync_data().map_err(|error| Error::io("cannot sync the state", error))?;
+        Ok(Written { sequence, tail_bytes: tail })
     }
 
     fn open_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Arc<dyn DiskFile>> {
@@ -138,8 +220,32 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::NoSpace`] leaves the old file in use; after any other error nothing more may be appended.
     pub fn checkpoint(&mut self, state: impl Iterator<Item = Record>) -> Result<()> {
-        let next = Self::start(Arc::clone(&self.disk), self.paths.clone(), self.superblock, self.sequence, state, self.limits)?;
-        *self = next;
+        // It may have been refused space until now.
+        let _ = self.make_spare(0);
+        let Some(mut spare) = self.spare.take() else {
+            return Err(Error::new(ErrorKind::NoSpace, "there is no space for a new journal"));
+        };
+        let left = self.capacity_bytes.saturating_sub(self.tail_bytes);
+        let free = (self.limits.journal_reserve_bytes / 2).min(left + 1);
+        let place = (&*self.disk, &self.paths, &self.limits);
+        let switched = Self::switch(place, (self.superblock, self.sequence), state, &mut spare, free);
+        let (next, written) = match switched {
+            Ok(switched) => switched,
+            Err(error) => {
+                self.spare = Some(spare);
+                return Err(error);
+            }
+        };
+        let before = Spare::of_journal(&self.disk, &self.paths, self.superblock.journal).ok();
+        (self.file, self.capacity_bytes) = (Arc::clone(&spare.file), spare.bytes());
+        (self.superblock, self.sequence, self.spare) = (next, written.sequence, before);
+        (self.tail_bytes, self.state_bytes, self.growth_bytes) = (written.tail_bytes, written.tail_bytes, 0);
+        if let Some(spare) = &mut self.spare {
+            let needed = written.tail_bytes + self.limits.spare_reserve_bytes();
+            if spare.bytes() > 4 * needed + 16 * self.limits.journal_grow_bytes {
+                spare.shrink(2 * needed);
+            }
+        }
         Ok(())
     }
 
@@ -161,27 +267,69 @@ impl Journal {
         self.file.write_all_at(&bytes, self.tail_bytes).map_err(io_error("write", &path))?;
         self.sequence += 1;
         self.tail_bytes += bytes.len() as u64;
+        self.growth_bytes += STATE_GROWTH * payload.len() as u64;
         Ok(())
     }
 
-    /// Takes space so that frames of `bytes` in all can be appended without touching the reserve.
+    /// Takes space so that frames of `bytes` in all can be appended, and the state that they lead to be written, without touching the
+    /// reserves.
     ///
     /// # Errors
     /// [`ErrorKind::NoSpace`]; nothing has changed then.
     pub fn reserve(&mut self, bytes: u64) -> Result<()> {
-        self.make_room(bytes + self.limits.journal_reserve_bytes)
+        self.make_room(bytes + self.limits.journal_reserve_bytes)?;
+        self.make_spare(bytes)
+    }
+
+    /// Bytes of records that there is space for if the reserves may be used: what gives back space or only overwrites may use them.
+    /// A rest is left for the headers of frames, and for changes of shape that make room.
+    pub fn room(&self) -> u64 {
+        let reserve = self.limits.journal_reserve_bytes;
+        let log = self.capacity_bytes.saturating_sub(self.tail_bytes + reserve / 4);
+        let spare = self.spare.as_ref().map_or(0, Spare::bytes);
+        log.min(spare.saturating_sub(self.state_bytes + self.growth_bytes + reserve / 2) / STATE_GROWTH)
+    }
+
+    /// Notes that a record lets the state grow by more than its own size tells.
+    pub fn note_growth(&mut self, bytes: u64) {
+        self.growth_bytes += bytes;
     }
 
     fn make_room(&mut self, bytes: u64) -> Result<()> {
         let needed = self.tail_bytes + bytes;
         if needed > self.capacity_bytes {
-            let grow = self.limits.journal_grow_bytes;
-            let capacity = (needed + grow).next_multiple_of(grow);
+            let (file, from) = (&self.file, self.capacity_bytes);
             let path = self.paths.journal(self.superblock.journal);
-            self.file.allocate(self.capacity_bytes..capacity).map_err(io_error("reserve space for", &path))?;
-            self.capacity_bytes = capacity;
+            let taken = self.in_steps(needed, |capacity| file.allocate(from..capacity));
+            self.capacity_bytes = taken.map_err(io_error("reserve space for", &path))?;
         }
         Ok(())
+    }
+
+    /// Lets the spare hold the state after records of `bytes` more.
+    fn make_spare(&mut self, bytes: u64) -> Result<()> {
+        let needed = self.state_bytes + self.growth_bytes + STATE_GROWTH * bytes + self.limits.spare_reserve_bytes();
+        let wrap = |error| Error::io(format!("cannot reserve space for {}", self.paths.reserve().display()), error);
+        let mut spare = match self.spare.take() {
+            Some(spare) => spare,
+            None => Spare::create(&self.disk, &self.paths).map_err(wrap)?,
+        };
+        let taken = match spare.bytes() < needed {
+            true => self.in_steps(needed, |bytes| spare.grow(bytes)).map(drop).map_err(wrap),
+            false => Ok(()),
+        };
+        self.spare = Some(spare);
+        taken
+    }
+
+    /// Takes space in large steps, or just what is needed if there is no more.
+    fn in_steps(&self, needed: u64, mut take: impl FnMut(u64) -> io::Result<()>) -> io::Result<u64> {
+        let grow = self.limits.journal_grow_bytes;
+        let large = (needed + grow).next_multiple_of(grow);
+        match take(large) {
+            Ok(()) => Ok(large),
+            Err(_) => take(needed).map(|()| needed),
+        }
     }
 
     /// The file to sync.

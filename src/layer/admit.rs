@@ -7,6 +7,7 @@ use super::admitted::Latched;
 use super::checksums::ChecksumPage;
 use super::commit::Ticket;
 use super::set::Layers;
+use super::space::claimed_bytes;
 use super::state::{Hot, Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +21,8 @@ pub enum Wait {
     Latch,
     /// A barrier round has to end first.
     Round(Ticket),
+    /// The journal needs room for a record of so many bytes.
+    Room(u64),
 }
 
 /// Answer to a writer.
@@ -63,7 +66,12 @@ impl Layers {
             let unproven = hot.recorded.0.intersects(&overwrites) && !self.commit.is_proven(hot.recorded.1);
             let waiting = hot.marking.is_some_and(|ticket| !self.commit.is_done(ticket));
             if (!marked || unproven) && !waiting {
-                hot.marking = Some(self.commit.enqueue([Record::Mark(layer.id, extent)]));
+                let mark = Record::Mark(layer.id, extent);
+                let bytes = claimed_bytes(&mark);
+                if self.commit.claim(bytes).is_err() {
+                    return Ok(Admission::Wait(Wait::Room(bytes)));
+                }
+                hot.marking = Some(self.commit.enqueue([mark]));
                 state.marked.insert(extent);
             }
             let hot = state.hot(extent, page);
@@ -103,6 +111,7 @@ impl Layers {
     pub fn wait_for(&self, layer: &Layer, wait: Wait) -> Result<()> {
         match wait {
             Wait::Round(ticket) => self.wait(ticket),
+            Wait::Room(bytes) => self.make_room(bytes),
             Wait::Latch => {
                 self.help();
                 let mut state = layer.state.lock();

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::files::LayerFiles;
-use crate::format::LayerFile;
+use crate::bits::BlockBits;
+use crate::format::{BlockRun, LayerFile, Record};
 use crate::ids::LayerId;
 use crate::io::{DiskFile, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 const PAGE_BYTES: usize = EXTENT_BLOCKS as usize * 4;
 const SHARDS: usize = 16;
@@ -68,11 +69,17 @@ pub struct ChecksumPage {
     checksums: [AtomicU32; EXTENT_BLOCKS as usize],
     /// Differs from the file.
     changed: AtomicBool,
+    /// In these blocks.
+    changed_blocks: [AtomicU64; EXTENT_BLOCKS as usize / 64],
 }
 
 impl ChecksumPage {
     fn zeroed() -> Arc<Self> {
-        Arc::new(Self { checksums: [const { AtomicU32::new(0) }; EXTENT_BLOCKS as usize], changed: AtomicBool::new(false) })
+        Arc::new(Self {
+            checksums: [const { AtomicU32::new(0) }; EXTENT_BLOCKS as usize],
+            changed: AtomicBool::new(false),
+            changed_blocks: [const { AtomicU64::new(0) }; EXTENT_BLOCKS as usize / 64],
+        })
     }
 
     /// The checksum of a block of the extent.
@@ -95,11 +102,29 @@ impl ChecksumPage {
     /// Sets the checksum of a block of the extent.
     pub fn set(&self, block: u32, checksum: u32) {
         self.checksums[block as usize].store(checksum, Ordering::Release);
+        self.changed_blocks[block as usize / 64].fetch_or(1 << (block % 64), Ordering::AcqRel);
         self.changed.store(true, Ordering::Release);
+    }
+
+    /// The blocks whose checksums the file does not have.
+    pub fn changed_blocks(&self) -> BlockBits {
+        BlockBits::of_words(std::array::from_fn(|word| self.changed_blocks[word].load(Ordering::Acquire)))
     }
 }
 
-type Key = (LayerId, u32);
+/// A page of an extent of a layer.
+pub type Key = (LayerId, u32);
+
+/// Records with those checksums of present blocks that the page in the file lacks: the state carries them instead of the page.
+pub fn kept_checksums(layer: LayerId, extent: u32, page: &ChecksumPage, present: &BlockBits) -> Vec<Record> {
+    let kept = page.changed_blocks().and(present);
+    let run = |run: std::ops::Range<u32>| BlockRun {
+        layer,
+        block: extent * EXTENT_BLOCKS + run.start,
+        checksums: run.map(|block| page.get(block)).collect(),
+    };
+    kept.runs().map(run).map(Record::Present).collect()
+}
 
 /// Pages in memory.
 #[derive(Default)]
@@ -192,6 +217,8 @@ impl ChecksumCache {
         if !page.changed.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
+        // Before the checksums are read: one that is set meanwhile is written now, or another time as well.
+        let blocks: [u64; EXTENT_BLOCKS as usize / 64] = std::array::from_fn(|word| page.changed_blocks[word].swap(0, Ordering::AcqRel));
         let mut bytes = [0; PAGE_BYTES];
         for (bytes, checksum) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&page.checksums) {
             *bytes = checksum.load(Ordering::Acquire).to_le_bytes();
@@ -201,7 +228,12 @@ impl ChecksumCache {
             self.unsynced.lock().insert(layer, file);
             Ok(())
         });
-        result.inspect_err(|_| page.changed.store(true, Ordering::Release))
+        result.inspect_err(|_| {
+            for (word, blocks) in page.changed_blocks.iter().zip(blocks) {
+                word.fetch_or(blocks, Ordering::AcqRel);
+            }
+            page.changed.store(true, Ordering::Release);
+        })
     }
 
     /// All changed pages, in order.
@@ -216,9 +248,16 @@ impl ChecksumCache {
         changed
     }
 
-    /// Writes every changed page. Nothing is durable yet.
-    pub fn write_back_all(&self, files: &LayerFiles) -> io::Result<()> {
-        self.changed().into_iter().try_for_each(|((layer, extent), page)| self.write_back(files, layer, extent, &page))
+    /// Writes every changed page for which there is space; answers the others. Nothing is durable yet.
+    pub fn write_back_all(&self, files: &LayerFiles) -> io::Result<Vec<(Key, Arc<ChecksumPage>)>> {
+        let mut left = Vec::new();
+        for ((layer, extent), page) in self.changed() {
+            match self.write_back(files, layer, extent, &page) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => left.push(((layer, extent), page)),
+                other => other?,
+            }
+        }
+        Ok(left)
     }
 
     /// Files with unsynced pages; after a failed sync nothing may rely on them.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use super::checksums::block_checksum;
+use super::checksums::{ChecksumPage, block_checksum, kept_checksums};
+use super::presence::extent_bits;
 use super::set::Layers;
+use super::space::claimed_bytes;
 use super::state::Layer;
 use crate::bits::BlockBits;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::{PresenceRecord, Record};
 use crate::io::{AlignedBuffer, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
@@ -31,17 +33,27 @@ impl Layers {
         if !candidates.is_empty() {
             // Crash ordering 3: first the blocks, then the page, then the record.
             self.sync([layer.id])?;
-            for extent in &candidates {
-                let page = self.page(layer, *extent)?;
-                let wrap = |error| Error::io(format!("cannot write the checksums of layer {}, extent {extent}", layer.id), error);
-                self.checksums.write_back(&self.files, layer.id, *extent, &page).map_err(wrap)?;
+            let mut stored = Vec::new();
+            for extent in candidates {
+                let page = self.page(layer, extent)?;
+                match self.checksums.write_back(&self.files, layer.id, extent, &page) {
+                    Ok(()) => stored.push(extent),
+                    Err(error) => {
+                        let error = Error::io(format!("cannot write the checksums of layer {}, extent {extent}", layer.id), error);
+                        // Without space its mark stays, and others go on.
+                        if !error.is_shortage() {
+                            return Err(error);
+                        }
+                    }
+                }
             }
             self.sync_pages()?;
             let mut state = layer.state.lock();
-            for extent in candidates {
+            for extent in stored {
                 let untouched = state.hot.get(&extent).is_none_or(|hot| !hot.touched && hot.latched.is_empty());
-                if untouched && !state.unverified.contains(extent) {
-                    self.commit.enqueue([Record::Clear(layer.id, extent)]);
+                let clear = Record::Clear(layer.id, extent);
+                if untouched && !state.unverified.contains(extent) && self.commit.claim(claimed_bytes(&clear)).is_ok() {
+                    self.commit.enqueue([clear]);
                     state.marked.remove(extent);
                     state.cool(extent);
                 }
@@ -57,26 +69,73 @@ impl Layers {
         result.map_err(|error| Error::io("cannot sync checksums", error)).inspect_err(|error| self.commit.poison(error.clone()))
     }
 
-    /// Hashes one unverified extent of the layer again. Answers whether there was one.
+    /// Hashes one unverified extent of the layer again. Answers whether there was one. An extent that cannot be read stays unverified
+    /// and does not keep others from being hashed.
     ///
     /// # Errors
-    /// The blocks cannot be read; the extent stays unverified.
+    /// Descriptors, memory or space are short.
     pub fn rehash_step(&self, layer: &Layer) -> Result<bool> {
-        let Some(extent) = layer.state.lock().unverified.min() else { return Ok(false) };
+        let next = {
+            let state = layer.state.lock();
+            (&state.unverified - &state.unreadable).min()
+        };
+        let Some(extent) = next else { return Ok(false) };
         let latched = self.latch_wait(layer, extent, &BlockBits::FULL)?;
         let result = self.rehash_extent(layer, extent);
         let mut state = layer.state.lock();
-        if result.is_ok() {
-            state.unverified.remove(extent);
-            layer.unverified.store(!state.unverified.is_empty(), Ordering::Release);
+        match &result {
+            Ok(()) => {
+                state.unverified.remove(extent);
+                layer.unverified.store(!state.unverified.is_empty(), Ordering::Release);
+            }
+            Err(error) if error.is_shortage() => {}
+            Err(_) => drop(state.unreadable.insert(extent)),
         }
         drop(state);
         drop(latched);
-        result.map(|()| true)
+        match result {
+            Err(error) if error.is_shortage() => Err(error),
+            _ => Ok(true),
+        }
     }
 
+    /// Lets extents that could not be read be tried again.
+    pub fn retry_unreadable(&self, layer: &Layer) {
+        layer.state.lock().unreadable.clear();
+    }
+
+    /// Makes the checksums of an extent those of the bytes in the file, after a crash.
+    ///
+    /// The bytes may be in the page cache alone, and clean, if a sync failed before: they are written again, so the sync before
+    /// the mark is cleared makes them durable or fails. A block behind the end of the file is lost, whatever is written behind it
+    /// later: its checksum becomes one that the zeros of a hole do not have.
     fn rehash_extent(&self, layer: &Layer, extent: u32) -> Result<()> {
-        self.hash_again(layer, extent, &layer.extent(extent).0)
+        let page = self.page(layer, extent)?;
+        let first = extent * EXTENT_BLOCKS;
+        let block_bytes = self.block_size.bytes();
+        for run in layer.extent(extent).0.runs() {
+            let unreadable = |error| Error::io(format!("cannot read layer {} at block {}", layer.id, first + run.start), error);
+            let file = self.data_file(layer, first + run.start)?;
+            let (segment, offset) = self.place(first + run.start);
+            let size = file.as_ref().map_or(Ok(0), |file| file.size_bytes()).map_err(unreadable)?;
+            let there = (size.saturating_sub(offset) / block_bytes).min(run.len() as u64) as u32;
+            if let Some(file) = file.filter(|_| there > 0) {
+                let mut buffer = AlignedBuffer::zeroed(there as usize * block_bytes as usize);
+                file.read_exact_at(&mut buffer, offset).map_err(unreadable)?;
+                for (bytes, block) in buffer.chunks(block_bytes as usize).zip(run.clone()) {
+                    page.set(block, block_checksum(layer.id, first + block, bytes));
+                }
+                match file.write_all_at(&buffer, offset).map_err(|error| Error::io(format!("cannot write layer {}", layer.id), error)) {
+                    Err(error) if !error.is_shortage() => return Err(error),
+                    _ => drop(layer.state.lock().written.entry(segment).or_insert(file)),
+                }
+            }
+            let zeros = vec![0; block_bytes as usize];
+            for block in run.start + there..run.end {
+                page.set(block, !block_checksum(layer.id, first + block, &zeros));
+            }
+        }
+        Ok(())
     }
 
     /// Makes the checksums of present blocks those of the bytes in the file. The caller holds the blocks' latch.
@@ -107,19 +166,28 @@ impl Layers {
     /// [`crate::ErrorKind::NoSpace`], or a lack of descriptors, leaves everything as it was; any other error poisons the store.
     pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
         self.commit.exclusive(self, || {
-            // Crash ordering 5.
-            self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
+            // Crash ordering 5 and 10.
+            let left = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
             self.sync_pages()?;
             // Gathered before the journal is locked: a writer with a layer's lock may be waiting for the journal's. What changes
             // meanwhile is in the next frame.
-            let presence: Vec<Record> = self.all().iter().flat_map(|layer| self.presence_records(layer)).collect();
+            let presence: Vec<Record> = self
+                .all()
+                .iter()
+                .flat_map(|layer| {
+                    let first = left.partition_point(|((id, _), _)| *id < layer.id);
+                    let own = left[first..].iter().take_while(|((id, _), _)| *id == layer.id);
+                    self.presence_records(layer, own.map(|((_, extent), page)| (*extent, &**page)))
+                })
+                .collect();
             self.commit.journal().checkpoint(shape.into_iter().chain(presence))
         })
     }
 
     /// What the journal may say of a layer: fresh blocks are left out, for they have no durable bytes yet; the zeros and patches
-    /// that they supersede are still in it.
-    fn presence_records(&self, layer: &Arc<Layer>) -> Vec<Record> {
+    /// that they supersede are still in it. It has the checksums of `pages`, which the files lack; those of marked extents are not
+    /// needed, for after a crash they are hashed again.
+    fn presence_records<'a>(&self, layer: &Layer, pages: impl Iterator<Item = (u32, &'a ChecksumPage)>) -> Vec<Record> {
         let state = layer.state.lock();
         let mut present = state.presence.present.clone();
         let mut zeroed = state.presence.zeroed.clone();
@@ -133,9 +201,12 @@ impl Layers {
         present.optimize();
         zeroed.optimize();
         let marked = state.marked.clone();
+        let unmarked = pages.filter(|(extent, _)| !marked.contains(*extent));
+        let kept: Vec<Record> =
+            unmarked.flat_map(|(extent, page)| kept_checksums(layer.id, extent, page, &extent_bits(&present, extent))).collect();
         drop(state);
         let presence = PresenceRecord { layer: layer.id, more: false, present, zeroed, marked };
-        presence.split(self.limits.set_record_bytes_max).into_iter().map(Record::Presence).chain(patches).collect()
+        presence.split(self.limits.set_record_bytes_max).into_iter().map(Record::Presence).chain(patches).chain(kept).collect()
     }
 
     /// Layers with marked extents.
@@ -174,6 +245,7 @@ impl Layers {
     }
 
     fn shut_down_healthy(&self, mut shape: Vec<Record>, swept: bool) -> Result<()> {
+        self.end_need();
         self.commit.healthy()?;
         self.sync(self.all().iter().map(|layer| layer.id))?;
         let mut marked = 0;
@@ -191,7 +263,7 @@ impl Layers {
             // Rounds that are lost at the end of a journal are not missed, but a state that is not whole is.
             shape.push(Record::Closed);
             match self.checkpoint(shape) {
-                Err(error) if error.kind() == ErrorKind::NoSpace => {}
+                Err(error) if error.is_shortage() => {}
                 other => return other,
             }
         }
@@ -206,6 +278,6 @@ impl Layers {
             let journal = self.commit.journal();
             (journal.log_bytes(), journal.state_bytes())
         };
-        log > self.checkpoint_bytes.max(2 * state) || self.checksums.changed_pages() > CHANGED_PAGES_MAX
+        log > self.checkpoint_bytes.max(2 * state) || self.commit.is_low() || self.checksums.changed_pages() > CHANGED_PAGES_MAX
     }
 }

@@ -13,19 +13,26 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::space::claimed_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, frame_bytes};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::journal::Journal;
 use crate::limits::Limits;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock, RwLock};
 
 /// A place in a barrier round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub(super) u64);
 
+/// Most journal bytes of a change of shape.
+const SHAPE_BYTES: u64 = 4096;
+/// Frames after which a checkpoint is tried again because the reserve is low.
+const RETRY_FRAMES: u64 = 64;
+/// Most bytes of records in memory that wait for a round.
+const QUEUED_BYTES_MAX: u64 = 1 << 20;
 /// Most that the record of one new block costs: a run header of 13 bytes and its checksum.
 const NEW_BLOCK_BYTES: u64 = 17;
 
@@ -62,9 +69,18 @@ pub enum RoundError {
 #[derive(Default)]
 struct Queue {
     next: Gathered,
+    /// Bytes of its records that claimed their space, about.
+    bytes: u64,
     /// Number of the round under way or last ended.
     started: u64,
     leading: bool,
+}
+
+impl Queue {
+    fn add(&mut self, records: impl IntoIterator<Item = Record>) {
+        let (next, bytes) = (&mut self.next.records, &mut self.bytes);
+        next.extend(records.into_iter().inspect(|record| *bytes += claimed_bytes(record)));
+    }
 }
 
 /// The commit queue and the journal behind it.
@@ -83,9 +99,14 @@ pub struct Commit {
     outstanding: AtomicU64,
     /// Journal bytes that are allocated for them.
     ceiling: AtomicU64,
+    /// The same with the reserve: for records of changes that must not fail for lack of space.
+    deep_ceiling: AtomicU64,
+    /// The reserve is low, or somebody was refused room.
+    low: AtomicBool,
+    /// Frames when a checkpoint was last tried because of that.
+    tried_at: AtomicU64,
     poison: OnceLock<Error>,
-    /// [`Limits::reserve_step_bytes`].
-    reserve_step_bytes: u64,
+    limits: Limits,
 }
 
 impl Commit {
@@ -100,8 +121,11 @@ impl Commit {
             journal: Mutex::new(journal),
             outstanding: AtomicU64::new(0),
             ceiling: AtomicU64::new(0),
+            deep_ceiling: AtomicU64::new(0),
+            low: AtomicBool::new(false),
+            tried_at: AtomicU64::new(0),
             poison: OnceLock::new(),
-            reserve_step_bytes: limits.reserve_step_bytes,
+            limits: *limits,
         }
     }
 
@@ -127,14 +151,14 @@ impl Commit {
     /// Puts a record into the next round.
     pub fn enqueue(&self, records: impl IntoIterator<Item = Record>) -> Ticket {
         let mut queue = self.queue.lock();
-        queue.next.records.extend(records);
+        queue.add(records);
         Ticket(queue.started + 1)
     }
 
     /// Puts records into the next round and lets it make the completed writes of a layer durable.
     pub fn enqueue_with_sync(&self, layer: Option<LayerId>, records: impl IntoIterator<Item = Record>) -> Ticket {
         let mut queue = self.queue.lock();
-        queue.next.records.extend(records);
+        queue.add(records);
         queue.next.layers.extend(layer);
         Ticket(queue.started + 1)
     }
@@ -210,9 +234,10 @@ impl Commit {
                 // The state is a frame, and space in the new file is counted anew.
                 self.frames.fetch_add(1, Ordering::AcqRel);
                 self.ceiling.store(0, Ordering::Release);
+                self.measure(&mut self.journal.lock());
             }
             // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
-            Err(error) if error.kind() == ErrorKind::NoSpace || error.lacks_descriptors() => {}
+            Err(error) if error.is_shortage() => {}
             // Before anybody appends to a journal that may not count any more.
             Err(error) => self.poison(error.clone()),
         }
@@ -226,6 +251,7 @@ impl Commit {
             let (ticket, gathered) = {
                 let mut queue = self.queue.lock();
                 queue.started += 1;
+                queue.bytes = 0;
                 (Ticket(queue.started), std::mem::take(&mut queue.next))
             };
             (ticket, rounds.begin(ticket, gathered))
@@ -256,12 +282,85 @@ impl Commit {
             return Ok(());
         }
         let mut journal = self.journal.lock();
-        let taken = journal.reserve(outstanding + self.reserve_step_bytes);
-        match taken {
-            Ok(()) => self.ceiling.store(outstanding + self.reserve_step_bytes, Ordering::Release),
-            Err(_) => self.release(bytes),
+        let taken = self.raise(&mut journal, outstanding);
+        if taken.is_err() {
+            self.release(bytes);
+            // A log that is mostly of the past may keep it from being had.
+            self.low.store(true, Ordering::Release);
         }
         taken
+    }
+
+    /// Takes space for all that is outstanding, and a step more if there is so much.
+    fn raise(&self, journal: &mut Journal, outstanding: u64) -> Result<()> {
+        let large = outstanding + self.limits.reserve_step_bytes;
+        let ceiling = match journal.reserve(large) {
+            Ok(()) => large,
+            Err(_) => journal.reserve(outstanding).map(|()| outstanding)?,
+        };
+        self.ceiling.store(ceiling, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes journal space for the record of a change that gives back space or only overwrites: it may use the reserve.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`]: a checkpoint has to make room first.
+    pub fn claim(&self, bytes: u64) -> Result<()> {
+        let outstanding = self.outstanding.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if outstanding <= self.deep_ceiling.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let room = self.measure(&mut self.journal.lock());
+        if outstanding <= room {
+            return Ok(());
+        }
+        self.release(bytes);
+        self.low.store(true, Ordering::Release);
+        Err(Error::new(ErrorKind::NoSpace, "the journal has no room left: free space and repeat"))
+    }
+
+    /// Looks how much room there is, after the reserve was filled up as far as the file system has space.
+    fn measure(&self, journal: &mut Journal) -> u64 {
+        let outstanding = self.outstanding.load(Ordering::Acquire);
+        let least = outstanding + self.limits.journal_reserve_bytes / 4;
+        if journal.room() < least {
+            let _ = self.raise(journal, outstanding);
+        }
+        let room = journal.room();
+        self.deep_ceiling.store(room, Ordering::Release);
+        self.low.store(room < least, Ordering::Release);
+        room
+    }
+
+    /// Whether room in the journal is short and a checkpoint may make some.
+    pub fn is_low(&self) -> bool {
+        self.low.load(Ordering::Acquire) && self.journal.lock().log_bytes() > self.limits.journal_reserve_bytes / 8
+    }
+
+    /// As [`Commit::is_low`], for one caller at a time and not after each round.
+    pub fn takes_checkpoint(&self) -> bool {
+        if !self.low.load(Ordering::Acquire) {
+            return false;
+        }
+        let (frames, tried) = (self.latest_frame(), self.tried_at.load(Ordering::Acquire));
+        let due = tried == 0 || frames >= tried + RETRY_FRAMES;
+        due && self.is_low() && self.tried_at.compare_exchange(tried, frames, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Takes journal space for a change of shape.
+    ///
+    /// # Errors
+    /// As [`Commit::reserve_blocks`].
+    pub fn reserve_shape(&self) -> Result<()> {
+        let mut journal = self.journal.lock();
+        let taken = journal.reserve(self.outstanding.load(Ordering::Acquire) + SHAPE_BYTES);
+        taken.inspect_err(|_| self.low.store(true, Ordering::Release))
+    }
+
+    /// Whether so much is queued that the next round should take it before there is more.
+    pub fn is_crowded(&self) -> bool {
+        self.queue.lock().bytes > QUEUED_BYTES_MAX.min(self.limits.frame_payload_bytes_max as u64 / 4)
     }
 
     /// Number of the latest frame.
@@ -290,13 +389,15 @@ impl Commit {
         self.outstanding.load(Ordering::Acquire)
     }
 
-    /// Appends a frame; answers the file to sync.
-    pub fn append(&self, payload: &[u8]) -> Result<Arc<dyn DiskFile>> {
+    /// Appends a frame, which lengthens the state by more than its size tells; answers the file to sync.
+    pub fn append(&self, payload: &[u8], growth: u64) -> Result<Arc<dyn DiskFile>> {
         let mut journal = self.journal.lock();
         journal.append(payload)?;
+        journal.note_growth(growth);
         self.frames.fetch_add(1, Ordering::AcqRel);
         let ceiling = self.ceiling.load(Ordering::Acquire);
         self.ceiling.store(ceiling.saturating_sub(frame_bytes(payload.len())), Ordering::Release);
+        self.measure(&mut journal);
         Ok(journal.file())
     }
 }
@@ -317,8 +418,11 @@ impl Leader<'_> {
                 Ok(())
             }
             Err(RoundError::Undone(gathered, error)) => {
-                let later = std::mem::replace(&mut queue.next, gathered);
-                queue.next.records.extend(later.records);
+                let later = std::mem::take(&mut queue.next);
+                queue.next.layers = gathered.layers;
+                queue.bytes = 0;
+                queue.add(gathered.records);
+                queue.add(later.records);
                 queue.next.layers.extend(later.layers);
                 Err(error)
             }
@@ -411,11 +515,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let commit = commit(dir.path());
         let round = || commit.wait(commit.enqueue([]), &Idle).unwrap();
-        commit.append(&[0; 8]).unwrap();
+        commit.append(&[0; 8], 0).unwrap();
         let frame = commit.latest_frame();
         round();
         assert!(!commit.is_proven(frame), "it is the last one");
-        commit.append(&[0; 8]).unwrap();
+        commit.append(&[0; 8], 0).unwrap();
         assert!(!commit.is_proven(frame), "the later one is not durable yet");
         round();
         assert!(commit.is_proven(frame));
@@ -448,7 +552,7 @@ mod tests {
         assert_eq!((outstanding, ceiling), (3 * NEW_BLOCK_BYTES, 3 * NEW_BLOCK_BYTES + Limits::DEFAULT.reserve_step_bytes));
         commit.reserve(1 << 60).unwrap_err();
         assert_eq!(state(), (outstanding, ceiling), "what was refused takes no room");
-        commit.append(&[0; 100]).unwrap();
+        commit.append(&[0; 100], 0).unwrap();
         commit.release_blocks(3);
         assert_eq!(state(), (0, ceiling - frame_bytes(100)));
     }

@@ -23,6 +23,9 @@
 //! 7. *A patch leaves memory, and so the next checkpoint, only when what supersedes it is durable* (see `patches`).
 //! 8. *A discard's record and the blocks that it takes out of a layer are in the same round* (`Commit::hold_beginning`). Otherwise
 //!    the round of a flush has neither the block nor its end, and bytes older than the flush come back.
+//! 9. *Every record takes its journal space before the change is visible*, and what gives back space lives on a reserve (see `space`
+//!    and the journal): lack of space refuses a call, and never breaks a store.
+//! 10. *While the file system has no space for checksum pages*, a checkpoint carries the checksums that the pages in the files lack.
 //!
 //! # Errors
 //! Only a failed write or sync of bytes that may have reached the disk poisons the store. A round that finds no room for its frame is
@@ -50,6 +53,7 @@ mod punch;
 mod recover;
 mod round;
 mod set;
+mod space;
 mod state;
 mod trace;
 

@@ -8,10 +8,11 @@ use super::admit::Wait;
 use super::commit::Ticket;
 use super::presence::{extent_bits, insert_bits};
 use super::set::Layers;
+use super::space::claimed_bytes;
 use super::state::{Dying, Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
-use crate::format::Record;
+use crate::format::{ForgetRecord, Record};
 use crate::limits::EXTENT_BLOCKS;
 
 /// Steps in which a store that is being closed gives back space.
@@ -25,46 +26,47 @@ impl Layers {
     /// [`crate::ErrorKind::Poisoned`], or a round that had to end first failed.
     pub fn zero(&self, layer: &Layer, blocks: RangeInclusive<u32>, hides: bool, record: Option<Record>) -> Result<Option<Ticket>> {
         self.commit.healthy()?;
-        loop {
-            {
-                let _beginning = self.commit.hold_beginning();
-                let mut state = layer.state.lock();
-                if state.freed {
-                    return Err(Self::gone(layer));
-                }
-                if !state.is_latched(&blocks) {
-                    return Ok(self.zero_locked(layer, &mut state, blocks, hides, record));
-                }
-            }
-            self.wait_for(layer, Wait::Latch)?;
-        }
-    }
-
-    fn zero_locked(
-        &self,
-        layer: &Layer,
-        state: &mut State,
-        blocks: RangeInclusive<u32>,
-        hides: bool,
-        record: Option<Record>,
-    ) -> Option<Ticket> {
-        let held = state.presence.present.range_cardinality(blocks.clone()) > 0;
-        let shown = hides && state.presence.zeroed.range_cardinality(blocks.clone()) <= u64::from(blocks.end() - blocks.start());
-        if !held && !shown {
-            return record.map(|record| self.commit.enqueue([record]));
+        // A change of shape comes even if there is nothing to be zeroed. It has its space already, and its caller holds the catalogue,
+        // so no round is waited for.
+        let of_shape = record.is_some();
+        if !of_shape {
+            self.drain_queue()?;
         }
         let (first, last) = (*blocks.start(), *blocks.end());
         let record = record.unwrap_or(match hides {
             true => Record::Zero { layer: layer.id, first, last },
             false => Record::Drop { layer: layer.id, first, last },
         });
-        let ticket = self.retire(layer, state, blocks.clone(), record);
+        let bytes = claimed_bytes(&record);
+        loop {
+            let wait = {
+                let _beginning = self.commit.hold_beginning();
+                let mut state = layer.state.lock();
+                if state.freed {
+                    return Err(Self::gone(layer));
+                }
+                match (state.is_latched(&blocks), state.shows(&blocks, hides)) {
+                    (true, _) => Wait::Latch,
+                    (false, false) => return Ok(of_shape.then(|| self.commit.enqueue([record]))),
+                    (false, true) if !of_shape && self.commit.claim(bytes).is_err() => Wait::Room(bytes),
+                    (false, true) => return Ok(Some(self.zero_locked(layer, &mut state, (blocks, hides), record))),
+                }
+            };
+            self.wait_for(layer, wait)?;
+        }
+    }
+
+    /// The space of the record is claimed.
+    fn zero_locked(&self, layer: &Layer, state: &mut State, (blocks, hides): (RangeInclusive<u32>, bool), record: Record) -> Ticket {
+        let mut range = RoaringBitmap::new();
+        range.insert_range(blocks.clone());
+        let ticket = self.retire(layer, state, &range, record);
         self.forget_patches(layer, state, blocks.clone());
         match hides {
             true => state.presence.zero(blocks),
             false => state.presence.forget(blocks),
         }
-        Some(ticket)
+        ticket
     }
 
     /// Notes that the source has only zeros for these blocks, those that the layer does not have yet. Durable with a later round.
@@ -79,43 +81,55 @@ impl Layers {
         let mut runs = zeros.iter();
         while let Some(run) = runs.next_range() {
             // A fill under way with bytes of its own wins.
-            if !state.is_latched(&run) {
-                self.commit.enqueue([Record::Zero { layer: layer.id, first: *run.start(), last: *run.end() }]);
+            let record = Record::Zero { layer: layer.id, first: *run.start(), last: *run.end() };
+            // Without room they are asked for again, another time.
+            if !state.is_latched(&run) && self.commit.claim(claimed_bytes(&record)).is_ok() {
+                self.commit.enqueue([record]);
                 state.presence.zeroed.insert_range(run);
             }
         }
     }
 
-    /// Forgets blocks of a sealed layer, and patches, that nobody can see. Durable, and their space given back, later.
+    /// Forgets blocks of a sealed layer, and patches, that nobody can see: as many as one record holds. Answers whether these
+    /// were all; then the others have to wait for a round. Their space is given back later.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Poisoned`].
-    pub fn forget(&self, layer: &Layer, dead: &RoaringBitmap) -> Result<()> {
+    pub fn forget(&self, layer: &Layer, dead: &RoaringBitmap) -> Result<bool> {
         self.commit.healthy()?;
-        let mut runs = dead.iter();
-        while let Some(run) = runs.next_range() {
-            let _beginning = self.commit.hold_beginning();
-            let mut state = layer.state.lock();
-            if state.freed {
-                return Ok(());
-            }
-            // A fill under way wins; the next look at this layer takes its blocks.
-            if state.is_latched(&run) {
-                continue;
-            }
-            self.retire(layer, &mut state, run.clone(), Record::Drop { layer: layer.id, first: *run.start(), last: *run.end() });
-            self.forget_patches(layer, &mut state, run.clone());
-            state.presence.forget(run);
+        let (first, rest) = ForgetRecord::first_of(layer.id, dead, self.limits.set_record_bytes_max);
+        let _beginning = self.commit.hold_beginning();
+        let mut state = layer.state.lock();
+        if state.freed {
+            return Ok(true);
         }
-        Ok(())
+        // A fill under way wins; the next look at this layer takes its blocks.
+        let blocks = state.without_latched(&first.blocks);
+        if !blocks.is_empty() {
+            let record = Record::Forget(ForgetRecord { layer: layer.id, blocks: blocks.clone() });
+            if self.commit.claim(claimed_bytes(&record)).is_err() {
+                return Ok(false);
+            }
+            self.forget_locked(layer, &mut state, &blocks, record);
+        }
+        Ok(rest.is_empty())
+    }
+
+    fn forget_locked(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, record: Record) {
+        self.retire(layer, state, blocks, record);
+        let mut runs = blocks.iter();
+        while let Some(run) = runs.next_range() {
+            self.forget_patches(layer, state, run);
+        }
+        state.presence.present -= blocks;
+        state.presence.zeroed -= blocks;
     }
 
     /// Takes present blocks out of every list of blocks to be made durable, and remembers those the journal still calls present.
     /// The caller holds [`super::commit::Commit::hold_beginning`]: a round has both the blocks' end and its record, or neither.
-    fn retire(&self, layer: &Layer, state: &mut State, blocks: RangeInclusive<u32>, record: Record) -> Ticket {
-        let mut gone = RoaringBitmap::new();
-        gone.insert_range(blocks.clone());
-        gone &= &state.presence.present;
+    fn retire(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, record: Record) -> Ticket {
+        let mut gone = blocks & &state.presence.present;
+        let blocks = blocks.min().unwrap_or(0)..=blocks.max().unwrap_or(0);
         let mut fresh = 0;
         let mut garbage = RoaringBitmap::new();
         for (extent, hot) in state.hot.range_mut(blocks.start() / EXTENT_BLOCKS..=blocks.end() / EXTENT_BLOCKS) {

@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use rustc_hash::FxHashMap;
 
 use super::blocks::BlockRead;
-use super::checksums::{ChecksumCache, block_checksum};
+use super::checksums::{ChecksumCache, ChecksumPage, Key, block_checksum, kept_checksums};
 use super::files::LayerFiles;
 use super::patches::{Patch, is_covered, remove_patches};
 use super::presence::Presence;
@@ -41,14 +41,17 @@ impl RecoveredLayer {
     }
 }
 
+/// A file, and blocks of it with their checksums.
+type Believed = (Arc<dyn DiskFile>, Vec<(u32, u32)>);
+
 /// Presence, marks and checksums as records add up.
 pub struct Recovery {
     config: LayerConfig,
     files: LayerFiles,
     checksums: ChecksumCache,
     layers: BTreeMap<LayerId, RecoveredLayer>,
-    /// Files with blocks that were read to see whether they match.
-    matched: BTreeMap<(LayerId, u32), Arc<dyn DiskFile>>,
+    /// Files with blocks that were read to see whether they match, and the blocks that do, with their checksums.
+    believed: BTreeMap<(LayerId, u32), Believed>,
 }
 
 impl Recovery {
@@ -56,7 +59,7 @@ impl Recovery {
     pub fn new(config: LayerConfig) -> Self {
         let files = LayerFiles::new(Arc::clone(&config.disk), config.paths.clone(), config.io_mode);
         let checksums = ChecksumCache::new(config.checksum_cache_bytes);
-        Self { config, files, checksums, layers: BTreeMap::new(), matched: BTreeMap::new() }
+        Self { config, files, checksums, layers: BTreeMap::new(), believed: BTreeMap::new() }
     }
 
     /// Takes in one record; records of shape only tell which layers exist.
@@ -176,9 +179,31 @@ impl Recovery {
         let Ok(Some(file)) = self.files.get(layer, LayerFile::Data(segment)) else { return false };
         let matches = file.read_exact_at(&mut buffer, offset % SEGMENT_BYTES).is_ok() && block_checksum(layer, block, &buffer) == checksum;
         if matches {
-            self.matched.insert((layer, segment), file);
+            self.believed.entry((layer, segment)).or_insert_with(|| (file, Vec::new())).1.push((block, checksum));
         }
         matches
+    }
+
+    /// Writes the blocks again that were believed because they can be read. A sync may have failed when they were written; then
+    /// the page cache has them, and calls them clean although they are not on the disk. Written again they become durable with the
+    /// sync that follows, or it fails. Where a power loss tears such a write, the old journal still counts, and the block no longer.
+    fn write_believed(&self) -> Result<()> {
+        for ((layer, _), (file, blocks)) in &self.believed {
+            let wrap = |error| Error::io(format!("cannot write the blocks of the last round again, of layer {layer}"), error);
+            for (block, checksum) in blocks {
+                let offset = self.config.block_size.offset_of(u64::from(*block)) % SEGMENT_BYTES;
+                let mut buffer = AlignedBuffer::zeroed(self.config.block_size.bytes() as usize);
+                file.read_exact_at(&mut buffer, offset).map_err(wrap)?;
+                if block_checksum(*layer, *block, &buffer) == *checksum {
+                    match file.write_all_at(&buffer, offset).map_err(wrap) {
+                        // It is in place: where even that takes space, the sync alone has to do.
+                        Err(error) if !error.is_shortage() => return Err(error),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes durable what this recovery believes because it can be read. When only the process ended, and not the power, the
@@ -191,15 +216,18 @@ impl Recovery {
                 let segment = u64::from(extent) / segment_extents;
                 let file = self.files.get(*id, LayerFile::Data(segment as u32));
                 let file = file.map_err(|error| Error::io(format!("cannot open the data file of layer {id}"), error))?;
-                self.matched.extend(file.map(|file| ((*id, segment as u32), file)));
+                if let Some(file) = file {
+                    self.believed.entry((*id, segment as u32)).or_insert_with(|| (file, Vec::new()));
+                }
                 let after = u32::try_from((segment + 1) * segment_extents).ok();
                 next = after.and_then(|after| layer.marked.range(after..).next());
             }
         }
-        if self.matched.is_empty() {
+        if self.believed.is_empty() {
             return Ok(());
         }
-        let files: Vec<Arc<dyn DiskFile>> = std::mem::take(&mut self.matched).into_values().collect();
+        self.write_believed()?;
+        let files: Vec<Arc<dyn DiskFile>> = std::mem::take(&mut self.believed).into_values().map(|(file, _)| file).collect();
         let synced = self.config.disk.sync_all(&files);
         synced.map_err(|error| Error::io("cannot sync the blocks of the last round", error))
     }
@@ -249,12 +277,9 @@ impl Recovery {
         start: impl FnOnce(&mut dyn Iterator<Item = Record>) -> Result<Journal>,
     ) -> Result<Layers> {
         self.sync_believed()?;
-        let written = self.checksums.write_back_all(&self.files);
-        // Without space for the pages their checksums go into the new journal, as they were in the old one.
-        let kept = match written {
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => self.kept_checksums(),
-            other => other.map(|()| Vec::new()).map_err(|error| Error::io("cannot write checksums", error))?,
-        };
+        let written = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
+        // Without space for some pages their checksums go into the new journal, as they were in the old one.
+        let kept = self.kept_checksums(&written);
         // The process that made a file may have been killed before its name was durable.
         let named = self.config.disk.sync_dir(&self.config.paths.layers());
         let synced = named.and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
@@ -278,15 +303,12 @@ impl Recovery {
         Ok(Layers::new(self.config, self.files, self.checksums, table, journal))
     }
 
-    /// Records with the checksums of all present blocks in changed pages.
-    fn kept_checksums(&self) -> Vec<Record> {
+    /// Records with the checksums that these pages have and the files lack.
+    fn kept_checksums(&self, pages: &[(Key, Arc<ChecksumPage>)]) -> Vec<Record> {
         let mut records = Vec::new();
-        for ((layer, extent), page) in self.checksums.changed() {
-            let Some(recovered) = self.layers.get(&layer) else { continue };
-            records.extend(recovered.presence.present_bits(extent).runs().map(|run| {
-                let block = extent * EXTENT_BLOCKS + run.start;
-                Record::Present(BlockRun { layer, block, checksums: run.map(|block| page.get(block)).collect() })
-            }));
+        for ((id, extent), page) in pages {
+            let Some(layer) = self.layers.get(id).filter(|layer| !layer.marked.contains(*extent)) else { continue };
+            records.extend(kept_checksums(*id, *extent, page, &layer.presence.present_bits(*extent)));
         }
         records
     }
@@ -406,6 +428,8 @@ mod tests {
         layers.admit_wait(&layer, 1, &bits).unwrap();
         layers.write_admitted(&layer, 1, 0..3, &[7; 3 * 4096]).unwrap();
         layers.zero(&layer, 1024..=1026, true, None).unwrap();
-        assert_eq!(reserved(), 0, "discarded");
+        assert_eq!(reserved(), 13, "discarded: the record of that has its own room");
+        layers.sync([]).unwrap();
+        assert_eq!(reserved(), 0, "recorded");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::commit::{Gathered, RoundError, Rounds, Ticket};
 use super::patches::record_bytes;
 use super::set::{HELP_INTERVAL, Layers};
+use super::space::{claimed_bytes, state_growth};
 use super::state::{Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
@@ -68,7 +69,9 @@ impl Layers {
     /// # Errors
     /// This caller led a round that found no room; or the round failed, and the store refuses writes from now on.
     pub fn wait(&self, ticket: Ticket) -> Result<()> {
-        self.commit.wait(ticket, self)
+        self.commit.wait(ticket, self)?;
+        self.restore_reserve();
+        Ok(())
     }
 
     /// Makes all completed writes of `layers`, and all records so far, durable.
@@ -116,7 +119,8 @@ impl Layers {
             parts().flat_map(|part| &part.expect).for_each(|run| Record::Expect(run.clone()).encode(&mut writer));
         }
         if !writer.bytes.is_empty() {
-            files.push(self.commit.append(&writer.bytes)?);
+            let growth = begun.gathered.records.iter().map(state_growth).sum();
+            files.push(self.commit.append(&writer.bytes, growth)?);
         }
         Ok(files)
     }
@@ -125,6 +129,7 @@ impl Layers {
     fn end_rounds(&self, begun: Begun, files: &[Arc<dyn DiskFile>]) -> Result<()> {
         // The frame is written: what was reserved for it is used up.
         self.count_patches_recorded(begun.gathered.records.iter().map(patch_bytes).sum());
+        self.commit.release(begun.gathered.records.iter().map(claimed_bytes).sum());
         self.count_recorded(begun.members.iter().map(|(_, part)| part.new_blocks()).sum());
         if !files.is_empty() {
             self.sync_files(files)?;

@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 use super::checksums::{ChecksumCache, ChecksumPage, ContentChecksums};
 use super::commit::{Commit, Ticket};
 use super::files::LayerFiles;
+use super::space::Need;
 use super::state::Layer;
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,6 +58,7 @@ pub struct Layers {
     pub(super) checksums: ChecksumCache,
     pub(super) contents: ContentChecksums,
     pub(super) commit: Commit,
+    pub(super) need: Need,
     pub(super) checkpoint_bytes: u64,
     pub(super) limits: Limits,
     /// Patches in memory, and those for which there is room.
@@ -95,6 +97,7 @@ impl Layers {
             files,
             checksums,
             commit: Commit::new(journal, &config.limits),
+            need: Need::default(),
             checkpoint_bytes: config.checkpoint_bytes,
             limits: config.limits,
             patch_blocks: AtomicU64::new(patches),
@@ -203,7 +206,7 @@ impl Layers {
     /// [`ErrorKind::NoSpace`].
     pub fn reserve_shape(&self) -> Result<()> {
         self.healthy()?;
-        self.commit.journal().reserve(4096)
+        self.commit.reserve_shape()
     }
 
     /// Whether everything written to this layer, and every record, is durable.

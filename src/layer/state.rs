@@ -64,7 +64,7 @@ pub(super) struct Hot {
     pub page: Arc<ChecksumPage>,
 }
 
-/// A range whose end is not durable yet. Nothing is written in it until then: a record that makes one of its blocks present
+/// Blocks whose end is not durable yet. Nothing is written in their range until then: a record that makes one of them present
 /// again must not come before the one that ends it.
 pub(super) struct Dying {
     pub ticket: Ticket,
@@ -92,6 +92,8 @@ pub(super) struct State {
     pub marked: RoaringBitmap,
     /// Marked extents whose checksums are not known since a crash.
     pub unverified: RoaringBitmap,
+    /// Those of them that could not be read.
+    pub unreadable: RoaringBitmap,
     /// Ranges that are zero or forgotten in memory, but not in the journal until a round ends.
     pub dying: Vec<Dying>,
     /// Blocks whose space can be given back.
@@ -201,6 +203,23 @@ impl State {
     pub fn dying(&self, extent: u32, bits: &BlockBits) -> Option<Ticket> {
         let dies = |dying: &&Dying| within(extent, &dying.blocks).intersects(bits);
         self.dying.iter().rev().find(dies).map(|dying| dying.ticket)
+    }
+
+    /// Whether zeroing the range changes anything. `hides`: something below the layer may have these blocks.
+    pub fn shows(&self, blocks: &RangeInclusive<u32>, hides: bool) -> bool {
+        let held = self.presence.present.range_cardinality(blocks.clone()) > 0;
+        held || (hides && self.presence.zeroed.range_cardinality(blocks.clone()) <= u64::from(blocks.end() - blocks.start()))
+    }
+
+    /// The blocks that nobody holds.
+    pub fn without_latched(&self, blocks: &RoaringBitmap) -> RoaringBitmap {
+        let mut free = blocks.clone();
+        for (extent, hot) in &self.hot {
+            if !hot.latched.is_empty() {
+                super::presence::remove_bits(&mut free, *extent, &hot.latched);
+            }
+        }
+        free
     }
 
     /// Whether somebody holds a block of the range.

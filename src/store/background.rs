@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::StorePaths;
 use crate::io::Disk;
 use crate::layer::Layer;
@@ -19,6 +19,9 @@ use crate::volume::Core;
 const IDLE_INTERVAL: Duration = Duration::from_millis(200);
 /// How often marks of extents at rest are cleared, and hidden blocks looked for.
 const CLEAN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Time between checkpoints at least.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct State {
@@ -131,12 +134,13 @@ impl Background {
             return Ok(false);
         }
         match self.core.checkpoint() {
-            Err(error) if error.kind() == ErrorKind::NoSpace || error.lacks_descriptors() => {
-                // The old journal goes on; tried again when there may be room.
-                self.shared.state.lock().checkpoint_at = now + Duration::from_secs(1);
-                Ok(false)
+            Err(error) if !error.is_shortage() => Err(error),
+            Ok(()) if !self.core.layers().wants_checkpoint() => Ok(true),
+            outcome => {
+                // The old journal goes on, or not all pages could be written; tried again when there may be room.
+                self.shared.state.lock().checkpoint_at = now + CHECKPOINT_INTERVAL;
+                Ok(outcome.is_ok())
             }
-            other => other.map(|()| true),
         }
     }
 
@@ -201,15 +205,18 @@ impl Background {
             }
             state.cleaned_at = now;
         }
+        // A layer whose marks cannot be cleared now does not keep the others, or what follows, from being done.
+        let mut cleaned = Ok(());
         for layer in self.core.layers().marked() {
-            self.core.layers().clean_layer(&layer)?;
+            cleaned = cleaned.and(self.core.layers().clean_layer(&layer).map(drop));
         }
         self.core.look_for_dead_blocks();
         // A trace is advice: what cannot be written is given up.
         let _ = self.core.save_traces();
         // What was queued becomes durable although nobody flushes, and patches that nobody needs give back their room.
         let superseded: Vec<_> = self.core.layers().superseded().into_iter().map(|layer| layer.id).collect();
-        if superseded.is_empty() { self.core.layers().sync_if_queued() } else { self.core.layers().sync(superseded) }
+        let synced = if superseded.is_empty() { self.core.layers().sync_if_queued() } else { self.core.layers().sync(superseded) };
+        synced.and(cleaned)
     }
 }
 

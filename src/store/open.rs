@@ -10,7 +10,7 @@ use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths, Superblock};
 use crate::ids::{BlockSize, LayerId, VolumeId};
-use crate::io::{Disk, IoMode, OpenMode};
+use crate::io::Disk;
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::sync::Mutex;
@@ -152,8 +152,16 @@ impl OpenStore {
         let paths = absolute(&*options.disk, path)?;
         let disk = Arc::clone(&options.disk);
         let make = |path: &Path| disk.create_dir(path).map_err(|error| Error::io(format!("cannot create {}", path.display()), error));
+        // Crash ordering: a directory's name is durable once the one above it is synced, so those that are made here are synced from
+        // above before anything in the store is.
+        let new: Vec<&Path> =
+            paths.root().ancestors().take_while(|path| !path.as_os_str().is_empty() && disk.list(path).is_err()).collect();
         make(paths.root())?;
         make(&paths.layers())?;
+        for made in new.iter().rev() {
+            let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            disk.sync_dir(above).map_err(|error| Error::io(format!("cannot sync {}", above.display()), error))?;
+        }
         let lock = lock(&*disk, &paths, &options.owner)?;
         let exists = |error: Option<Error>| match error {
             Some(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -186,6 +194,8 @@ impl OpenStore {
         if let Some(violation) = replayed.catalog.violations().first() {
             return Err(Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {violation}; run 'volfork check'")));
         }
+        // Before pages of checksums take what is left of the disk.
+        Journal::take_space(&options.disk, &paths, &loaded, &options.limits());
         let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
         store.background.note_opened(replayed.unclean);
         Ok(store)
@@ -210,8 +220,6 @@ impl OpenStore {
         let disk = Arc::clone(&options.disk);
         let shape = catalog.records();
         let start_paths = paths.clone();
-        // On a full disk this makes the room that the new journal needs; taken again below.
-        let _ = options.disk.remove(&paths.reserve());
         // The new journal makes the decisions of this recovery durable, before anything can be written on top of them.
         let limits = options.limits();
         let layers = recovery.finish(entry, move |presence| {
@@ -231,7 +239,8 @@ impl OpenStore {
             threads: options.threads,
             on_event: options.on_event,
         });
-        take_reserve(&*options.disk, &paths, limits.opening_reserve_bytes);
+        let needs = Arc::downgrade(&core);
+        core.layers().on_need(move || needs.upgrade().map_or(Ok(()), |core| core.checkpoint()));
         let background = Background::new(Arc::clone(&core), paths, options.disk, clock);
         let store = Arc::new(Self { core, background, ownership: Mutex::new(Ownership::Held { _lock: lock }) });
         store.resume_hydration()?;
@@ -304,15 +313,6 @@ impl Drop for OpenStore {
     fn drop(&mut self) {
         // Whoever wants to see the error calls `close`; what was flushed is safe in any case.
         let _ = self.close();
-    }
-}
-
-/// Takes space for opening the store on a full disk. Without it everything works, except that.
-fn take_reserve(disk: &dyn Disk, paths: &StorePaths, bytes: u64) {
-    let file = disk.open(&paths.reserve(), OpenMode::Create, IoMode::Buffered);
-    let taken = file.and_then(|file| file.allocate(0..bytes));
-    if taken.is_err() {
-        let _ = disk.remove(&paths.reserve());
     }
 }
 

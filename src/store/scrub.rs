@@ -24,6 +24,7 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
     let mut report = ScrubReport::default();
     for layer in layers {
         // Extents that a crash left unverified are hashed first: what they hold now is what counts.
+        core.layers().retry_unreadable(&layer);
         while core.enter().and_then(|_pass| core.layers().rehash_step(&layer))? {}
         let mut scrubbed = LayerScrub { core, layer: &layer, viewers: None, report: &mut report };
         let mut next = layer.with_presence(|presence| presence.present.min());
@@ -66,19 +67,30 @@ impl LayerScrub<'_> {
     fn extent(&mut self, extent: u32) -> Result<()> {
         let block_bytes = self.core.block_size().bytes() as usize;
         for run in self.layer.extent(extent).0.runs() {
-            let mut start = run.start;
+            let (mut start, mut length) = (run.start, run.end - run.start);
             while start < run.end {
-                let first = extent * EXTENT_BLOCKS + start;
-                let mut buffer = AlignedBuffer::zeroed((run.end - start) as usize * block_bytes);
-                let outcome = self.core.layers().scrub_blocks(self.layer, first, &mut buffer);
-                let damaged = match outcome {
-                    Ok(()) => break,
-                    Err(error) if error.kind() == ErrorKind::Corrupt => error,
-                    Err(error) => return Err(error),
+                let (first, count) = (extent * EXTENT_BLOCKS + start, length.min(run.end - start));
+                let mut buffer = AlignedBuffer::zeroed(count as usize * block_bytes);
+                let damaged = match self.core.layers().scrub_blocks(self.layer, first, &mut buffer) {
+                    Ok(()) => {
+                        start += count;
+                        continue;
+                    }
+                    Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) || error.is_shortage() => return Err(error),
+                    Err(error) => error,
                 };
-                let Some(block) = damaged.corruption().map(|corruption| corruption.block as u32) else { return Err(damaged) };
-                self.note_damage(block, damaged);
-                start = block % EXTENT_BLOCKS + 1;
+                match damaged.corruption().map(|corruption| corruption.block as u32) {
+                    Some(block) => {
+                        self.note_damage(block, damaged);
+                        start = block % EXTENT_BLOCKS + 1;
+                    }
+                    // The disk does not say which of the blocks it cannot read.
+                    None if count > 1 => length = 1,
+                    None => {
+                        self.note_damage(first, damaged);
+                        start += 1;
+                    }
+                }
             }
             self.report.blocks_verified += run.len() as u64;
         }

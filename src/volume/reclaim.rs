@@ -61,9 +61,17 @@ impl Core {
         let found = self.find_dead();
         self.tell_hidden(|layer| found.hidden.get(&layer).cloned());
         for (id, dead) in &found.dead {
-            if let Some(layer) = self.layers.get(*id) {
+            let Some(layer) = self.layers.get(*id) else { continue };
+            let forgotten = self.layers.prepare_forget().and_then(|()| {
                 let _forgetting = self.forgetting.write();
-                self.layers.forget(&layer, dead)?;
+                self.layers.forget(&layer, dead)
+            });
+            if !matches!(forgotten, Ok(true)) {
+                // The next step goes on, when these are durably gone and their space is given back.
+                self.reclaim.store(true, Ordering::Release);
+                forgotten?;
+                self.layers.sync([])?;
+                break;
             }
         }
         Ok(!found.dead.is_empty())

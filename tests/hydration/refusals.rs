@@ -36,6 +36,10 @@ impl Disk for Broken {
         self.disk.remove(path)
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.sync_all(&[]).and_then(|()| self.disk.sync_dir(path))
     }

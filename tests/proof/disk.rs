@@ -25,6 +25,8 @@ pub struct Medium {
     inodes: Vec<Arc<Inode>>,
     live_names: Arc<BTreeMap<PathBuf, usize>>,
     durable_names: Arc<BTreeMap<PathBuf, usize>>,
+    /// Names that were changed since their directory was synced: old, new, file.
+    renames: Vec<(PathBuf, PathBuf, usize)>,
     random: Random,
     pub weather: Weather,
     pub space: Space,
@@ -77,6 +79,7 @@ impl Medium {
             inodes: Vec::new(),
             live_names: Arc::default(),
             durable_names: Arc::default(),
+            renames: Vec::new(),
             random: Random::new(seed),
             weather: Weather::default(),
             space: Space::default(),
@@ -160,12 +163,22 @@ impl Medium {
             Loss::Nothing => true,
             _ => random.below(2) == 0,
         };
+        let renames = std::mem::take(&mut self.renames);
+        let renamed = |path: &PathBuf| renames.iter().any(|(from, to, _)| path == from || path == to);
+        // A file has its old name or its new one, and changes of names reach the disk in order.
+        for (from, to, inode) in &renames {
+            if !keeps() {
+                break;
+            }
+            names.remove(from);
+            names.insert(to.clone(), *inode);
+        }
         for (path, inode) in &*self.live_names {
-            if names.get(path) != Some(inode) && keeps() {
+            if names.get(path) != Some(inode) && !renamed(path) && keeps() {
                 names.insert(path.clone(), *inode);
             }
         }
-        let removed: Vec<PathBuf> = names.keys().filter(|path| !self.live_names.contains_key(*path)).cloned().collect();
+        let removed: Vec<PathBuf> = names.keys().filter(|path| !self.live_names.contains_key(*path) && !renamed(path)).cloned().collect();
         for path in removed {
             if keeps() {
                 names.remove(&path);
@@ -263,12 +276,22 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut medium = self.begin(Act::Other, from)?;
+        let names = Arc::make_mut(&mut medium.live_names);
+        let inode = names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        names.insert(to.to_path_buf(), inode);
+        medium.renames.push((from.to_path_buf(), to.to_path_buf(), inode));
+        Ok(())
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let begun = self.begin(Act::SyncNames, path);
         if begun.as_ref().is_err_and(|error| error.raw_os_error().is_some()) {
             self.medium().harmed = true;
         }
         let mut medium = begun?;
+        medium.renames.retain(|(from, _, _)| from.parent() != Some(path));
         let live = Arc::clone(&medium.live_names);
         let durable = Arc::make_mut(&mut medium.durable_names);
         durable.retain(|name, _| name.parent() != Some(path) || live.contains_key(name));

@@ -54,6 +54,8 @@ struct State {
     inodes: Vec<Inode>,
     live_names: BTreeMap<PathBuf, usize>,
     durable_names: BTreeMap<PathBuf, usize>,
+    /// Names that were changed since their directory was synced: old, new, file.
+    renames: Vec<(PathBuf, PathBuf, usize)>,
     operations: u64,
     faults: BTreeMap<u64, Fault>,
     crashed: bool,
@@ -302,12 +304,22 @@ impl SimDisk {
         }
         // A name that was not synced is there or not.
         let mut names = state.durable_names.clone();
+        let renames = std::mem::take(&mut state.renames);
+        let renamed = |path: &PathBuf| renames.iter().any(|(from, to, _)| path == from || path == to);
+        // A file has its old name or its new one, and the changes reach the disk in order.
+        for (from, to, inode) in &renames {
+            if mode == 0 || (mode != 1 && random.below(2) == 0) {
+                break;
+            }
+            names.remove(from);
+            names.insert(to.clone(), *inode);
+        }
         for (path, inode) in &state.live_names {
-            if !names.contains_key(path) && mode != 0 && (mode == 1 || random.below(2) == 0) {
+            if !names.contains_key(path) && !renamed(path) && mode != 0 && (mode == 1 || random.below(2) == 0) {
                 names.insert(path.clone(), *inode);
             }
         }
-        let removed: Vec<PathBuf> = names.keys().filter(|path| !state.live_names.contains_key(*path)).cloned().collect();
+        let removed: Vec<PathBuf> = names.keys().filter(|path| !state.live_names.contains_key(*path) && !renamed(path)).cloned().collect();
         for path in removed {
             if mode == 1 || (mode != 0 && random.below(2) == 0) {
                 names.remove(&path);
@@ -385,10 +397,20 @@ impl Disk for SimDisk {
         state.live_names.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.step(false)?;
+        let inode = state.live_names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.live_names.insert(to.to_path_buf(), inode);
+        state.renames.push((from.to_path_buf(), to.to_path_buf(), inode));
+        Ok(())
+    }
+
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.holds.pass(Kind::SyncNames, path);
         let mut state = self.state();
         state.step(true)?;
+        state.renames.retain(|(from, _, _)| from.parent() != Some(path));
         let live = state.live_names.clone();
         state.durable_names.retain(|name, _| name.parent() != Some(path) || live.contains_key(name));
         state.durable_names.extend(live.into_iter().filter(|(name, _)| name.parent() == Some(path)));
@@ -414,6 +436,13 @@ impl Disk for SimDisk {
 }
 
 impl SimFile {
+    /// The name that the file has now.
+    fn name(&self) -> PathBuf {
+        let state = self.disk.state();
+        let named = state.live_names.iter().find(|(_, inode)| **inode == self.inode);
+        named.map_or_else(|| self.path.clone(), |(name, _)| name.clone())
+    }
+
     fn enter(&self, needs_space: bool) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.disk.state();
         if state.life != self.life {
@@ -432,7 +461,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
-        self.disk.holds.pass(Kind::Write, &self.path);
+        self.disk.holds.pass(Kind::Write, &self.name());
         let mut state = self.enter(true)?;
         // A short write ends between sectors: the kernel copies pages, and the disk writes sectors whole.
         let short = state.transfer_bytes(buffer.len());
@@ -443,7 +472,7 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.disk.holds.pass(Kind::Sync, &self.path);
+        self.disk.holds.pass(Kind::Sync, &self.name());
         let mut state = self.enter(true)?;
         state.inodes[self.inode].sync();
         Ok(())

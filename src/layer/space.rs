@@ -1,0 +1,145 @@
+//! Journal space of changes that must not fail for lack of it: marks, their ends, discards and what is forgotten.
+//!
+//! # Invariants
+//! - Their records take space before the change is visible, as those of new blocks do, but may take it from the reserve.
+//! - The reserve is restored by a checkpoint, which needs no space of the file system. It is due when the reserve is low: in the
+//!   background, and by whoever has just waited for a round or finds no room.
+//! - What is queued for one round is bounded: whoever adds to it waits for a round first when there is too much.
+
+use super::set::Layers;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::Record;
+use crate::sync::OnceLock;
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes that a range of blocks takes in a bitmap for each container that it fills or begins.
+const CONTAINER_BYTES: u64 = 16;
+/// Bytes of a record with a layer and an extent, and of one with a layer and a range.
+const EXTENT_RECORD_BYTES: u64 = 9;
+const RANGE_RECORD_BYTES: u64 = 13;
+
+/// Makes a checkpoint of the whole store.
+type OnNeed = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
+/// How a checkpoint is made when one is needed at once.
+#[derive(Default)]
+pub(super) struct Need {
+    checkpoint: OnceLock<OnNeed>,
+    /// The store is being closed: the one who closes it makes the last checkpoint.
+    closing: AtomicBool,
+}
+
+/// Journal bytes that a record took in advance, if it is one of those that may use the reserve.
+pub(super) fn claimed_bytes(record: &Record) -> u64 {
+    match record {
+        Record::Mark(..) | Record::Clear(..) => EXTENT_RECORD_BYTES,
+        Record::Zero { first, last, .. } | Record::Drop { first, last, .. } => range_bytes(*first, *last),
+        Record::Forget(forget) => forget.encoded_bytes() as u64,
+        _ => 0,
+    }
+}
+
+/// A range of blocks may lengthen the state by a container for each 65,536 blocks: so it takes as much as a record of that size.
+fn range_bytes(first: u32, last: u32) -> u64 {
+    RANGE_RECORD_BYTES + CONTAINER_BYTES * u64::from((last >> 16) - (first >> 16))
+}
+
+/// Bytes by which a record may lengthen the state beyond what its size tells.
+pub(super) fn state_growth(record: &Record) -> u64 {
+    match record {
+        Record::Zero { first, last, .. } => range_bytes(*first, *last) - RANGE_RECORD_BYTES,
+        _ => 0,
+    }
+}
+
+impl Layers {
+    /// Says how a checkpoint is made when it cannot wait for the background.
+    pub fn on_need(&self, checkpoint: impl Fn() -> Result<()> + Send + Sync + 'static) {
+        let _ = self.need.checkpoint.set(Box::new(checkpoint));
+    }
+
+    /// From now on only the caller makes checkpoints.
+    pub(super) fn end_need(&self) {
+        self.need.closing.store(true, Ordering::Release);
+    }
+
+    /// Makes a checkpoint if the reserve is low. The caller holds no lock.
+    pub(super) fn restore_reserve(&self) {
+        if self.commit.takes_checkpoint() {
+            // Without it the store goes on with what is left of the reserve; the background tries again.
+            let _ = self.checkpoint_now();
+        }
+    }
+
+    fn checkpoint_now(&self) -> Result<()> {
+        match self.need.checkpoint.get() {
+            Some(checkpoint) if !self.need.closing.load(Ordering::Acquire) => checkpoint(),
+            _ => Err(Error::new(ErrorKind::NoSpace, "the journal has no room left: free space and repeat")),
+        }
+    }
+
+    /// Makes room in the journal for a record of so many bytes, which is to be claimed then. The caller holds no lock.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`]: there is none. Nothing has changed then.
+    pub(super) fn make_room(&self, bytes: u64) -> Result<()> {
+        self.sync([])?;
+        let taken = self.commit.claim(bytes).or_else(|_| {
+            self.checkpoint_now()?;
+            self.commit.claim(bytes)
+        });
+        taken.map(|()| self.commit.release(bytes))
+    }
+
+    /// Makes room for a record of blocks to forget. The caller holds no lock.
+    ///
+    /// # Errors
+    /// As [`Layers::make_room`].
+    pub fn prepare_forget(&self) -> Result<()> {
+        self.drain_queue()?;
+        let bytes = self.limits.set_record_bytes_max as u64;
+        match self.commit.claim(bytes) {
+            Ok(()) => {
+                self.commit.release(bytes);
+                Ok(())
+            }
+            Err(_) => self.make_room(bytes),
+        }
+    }
+
+    /// Lets a round take what is queued, if that is much. The caller holds no lock.
+    ///
+    /// # Errors
+    /// As [`Layers::wait`].
+    pub(super) fn drain_queue(&self) -> Result<()> {
+        if self.commit.is_crowded() { self.sync([]) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roaring::RoaringBitmap;
+
+    use super::*;
+    use crate::format::{ForgetRecord, Writer};
+    use crate::ids::LayerId;
+
+    #[test]
+    fn a_record_takes_at_least_its_own_size() {
+        let layer = LayerId(7);
+        let blocks: RoaringBitmap = (0..3000).map(|block| block * 3).collect();
+        let records = [
+            Record::Mark(layer, 1),
+            Record::Clear(layer, 1),
+            Record::Zero { layer, first: 0, last: u32::MAX },
+            Record::Drop { layer, first: 5, last: 5 },
+            Record::Forget(ForgetRecord { layer, blocks }),
+        ];
+        for record in records {
+            let mut writer = Writer::default();
+            record.encode(&mut writer);
+            assert!(claimed_bytes(&record) >= writer.bytes.len() as u64, "{record:?}");
+        }
+        assert!(claimed_bytes(&Record::Zero { layer, first: 0, last: u32::MAX }) >= 65_535 * CONTAINER_BYTES);
+    }
+}

@@ -1,0 +1,207 @@
+//! The machine's files behind faults that a test switches on.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Bytes of a file before they were overwritten.
+struct Before {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Switches {
+    /// Nothing that has no space gets any. A file of the journal has space up to its length, others where they were written.
+    full: AtomicBool,
+    /// Syncs of data files fail; what they could not write stays in the page cache, and counts as clean.
+    syncs_fail: AtomicBool,
+    /// Reads of data files below this offset fail.
+    unreadable_below: AtomicU64,
+    /// What is not on the disk: in a page cache that will write it, or that calls it clean.
+    dirty: Mutex<HashMap<PathBuf, Vec<Before>>>,
+    clean: Mutex<HashMap<PathBuf, Vec<Before>>>,
+    synced_directories: Mutex<Vec<PathBuf>>,
+}
+
+/// Such a disk. Clones are the same one.
+#[derive(Clone, Default)]
+pub struct FaultyDisk {
+    disk: Arc<SystemDisk>,
+    switches: Arc<Switches>,
+}
+
+struct FaultyFile {
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    switches: Arc<Switches>,
+}
+
+impl FaultyDisk {
+    pub fn set_full(&self, full: bool) {
+        self.switches.full.store(full, Ordering::SeqCst);
+    }
+
+    pub fn fail_syncs(&self, fail: bool) {
+        self.switches.syncs_fail.store(fail, Ordering::SeqCst);
+    }
+
+    pub fn fail_reads_below(&self, offset: u64) {
+        self.switches.unreadable_below.store(offset, Ordering::SeqCst);
+    }
+
+    /// Directories that were synced, in order.
+    pub fn synced_directories(&self) -> Vec<PathBuf> {
+        self.switches.synced_directories.lock().clone()
+    }
+
+    /// The page cache drops what it calls clean.
+    pub fn drop_caches(&self) {
+        for (path, before) in self.switches.clean.lock().drain() {
+            let file = self.disk.open(&path, OpenMode::Write, IoMode::Buffered).unwrap();
+            for Before { offset, bytes } in before.into_iter().rev() {
+                file.write_all_at(&bytes, offset).unwrap();
+            }
+        }
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.disk.open(path, mode, io)?;
+        Ok(Arc::new(FaultyFile { file, path: path.to_owned(), switches: Arc::clone(&self.switches) }))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.switches.synced_directories.lock().push(path.to_owned());
+        self.disk.sync_dir(path)
+    }
+
+    fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
+        files.iter().map(|file| file.sync_data()).fold(Ok(()), Result::and)
+    }
+
+    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
+        self.disk.lock(path, owner)
+    }
+}
+
+impl FaultyFile {
+    fn is_data(&self) -> bool {
+        self.path.extension().is_some_and(|kind| kind == "data")
+    }
+
+    fn check_space(&self, range: Range<u64>) -> io::Result<()> {
+        if !self.switches.full.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let of_layer = self.path.parent().is_some_and(|parent| parent.ends_with("layers"));
+        let has = match of_layer {
+            true => self.file.next_allocated(range.start)?.is_some_and(|data| data.start <= range.start && range.end <= data.end),
+            false => range.end <= self.file.size_bytes()?,
+        };
+        if has { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.is_data() && offset < self.switches.unreadable_below.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
+        let range = offset..offset + buffer.len() as u64;
+        self.check_space(range.clone())?;
+        if self.is_data() {
+            let mut bytes = vec![0; buffer.len()];
+            self.file.read_at(&mut bytes, offset)?;
+            let meets = |before: &Before| before.offset < range.end && range.start < before.offset + before.bytes.len() as u64;
+            if let Some(clean) = self.switches.clean.lock().get_mut(&self.path) {
+                // Blocks are written whole: the page is dirty again, and what the disk has is older than the cache.
+                for before in clean.extract_if(.., |before| meets(before)) {
+                    let start = before.offset.max(offset);
+                    let end = (before.offset + before.bytes.len() as u64).min(range.end);
+                    bytes[(start - offset) as usize..(end - offset) as usize]
+                        .copy_from_slice(&before.bytes[(start - before.offset) as usize..(end - before.offset) as usize]);
+                }
+            }
+            self.switches.dirty.lock().entry(self.path.clone()).or_default().push(Before { offset, bytes });
+        }
+        self.file.write_at(buffer, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let dirty = self.switches.dirty.lock().remove(&self.path);
+        if self.is_data() && self.switches.syncs_fail.load(Ordering::SeqCst) {
+            self.switches.clean.lock().entry(self.path.clone()).or_default().extend(dirty.into_iter().flatten());
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.file.sync_data()
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        self.file.size_bytes()
+    }
+
+    fn set_size(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_size(bytes)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.check_space(range.clone())?;
+        self.file.allocate(range)
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.punch(range)
+    }
+
+    fn next_allocated(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.file.next_allocated(offset)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// Each look at the clock lets a second pass.
+#[derive(Default)]
+pub struct FastClock(AtomicU64);
+
+impl Clock for FastClock {
+    fn monotonic(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn unix(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(1_700_000_000)
+    }
+}

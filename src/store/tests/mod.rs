@@ -1,0 +1,321 @@
+//! Stores with small limits: what overflows at real ones only after hours.
+
+mod faulty;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Store, StoreOptions};
+use crate::error::ErrorKind;
+use crate::limits::{Limits, SET_RECORD_BYTES_MIN};
+use faulty::{FastClock, FaultyDisk};
+
+const BLOCK: u64 = 4096;
+
+fn options() -> StoreOptions {
+    let limits = Limits {
+        set_record_bytes_max: SET_RECORD_BYTES_MIN,
+        state_frame_bytes: 8 << 10,
+        frame_payload_bytes_max: 64 << 10,
+        journal_reserve_bytes: 16 << 10,
+        journal_grow_bytes: 16 << 10,
+        opening_reserve_bytes: 64 << 10,
+        reserve_step_bytes: 4 << 10,
+        fresh_blocks_max: 1000,
+        ..Limits::DEFAULT
+    };
+    StoreOptions { threads: false, limits, ..StoreOptions::default() }
+}
+
+fn open(path: &Path) -> Store {
+    Store::open(path, options()).unwrap()
+}
+
+/// A fork of a volume with bytes everywhere is trimmed in many places: its presence does not fit into one frame.
+#[test]
+fn a_layer_in_very_many_pieces_is_closed_and_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::create(directory.path(), options()).unwrap();
+    store.create_volume("base", 32 << 30).unwrap().write_at(&[1; 1 << 20], 0).unwrap();
+    store.create_snapshot("base", "s").unwrap();
+    let guest = store.fork("base@s", "guest").unwrap();
+    let pieces: Vec<u64> = (0..50_000u64).map(|piece| piece * 37 % 2_000_000).collect();
+    for (number, block) in pieces.iter().enumerate() {
+        guest.discard(block * BLOCK, BLOCK).unwrap();
+        if number % 2000 == 0 {
+            guest.flush().unwrap();
+        }
+    }
+    guest.write_at(&[2; BLOCK as usize], 5 << 30).unwrap();
+    let before = store.show("guest").unwrap();
+    drop(guest);
+    store.close().unwrap();
+    drop(store);
+    for _ in 0..2 {
+        assert_eq!(Store::check(directory.path(), options()).unwrap().violations, Vec::<String>::new());
+        let store = open(directory.path());
+        assert_eq!(store.show("guest").unwrap(), before);
+        let guest = store.volume("guest").unwrap();
+        let mut block = [9; BLOCK as usize];
+        for number in 0..256 {
+            guest.read_at(&mut block, number * BLOCK).unwrap();
+            assert_eq!(block[0], u8::from(!pieces.contains(&number)), "block {number}");
+        }
+        drop(guest);
+        store.close().unwrap();
+    }
+}
+
+fn on(disk: &FaultyDisk) -> StoreOptions {
+    StoreOptions { disk: Arc::new(disk.clone()), clock: Arc::new(FastClock::default()), ..options() }
+}
+
+/// What a killed process leaves.
+fn killed(store: &Path, to: &Path) {
+    std::fs::create_dir_all(to.join("layers")).unwrap();
+    for directory in [store.to_owned(), store.join("layers")] {
+        for entry in std::fs::read_dir(&directory).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+            let path = to.join(entry.path().strip_prefix(store).unwrap());
+            std::fs::copy(entry.path(), path).unwrap();
+        }
+    }
+}
+
+fn steps(store: &Store, count: usize) {
+    for _ in 0..count {
+        store.step().unwrap();
+    }
+}
+
+/// Marks are made and cleared again and again, and nothing new is written.
+#[test]
+fn a_full_disk_takes_overwrites_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let store = Store::create(directory.path(), on(&disk)).unwrap();
+    let volume = store.create_volume("v", 1 << 30).unwrap();
+    let write = |byte: u8| (0..64).try_for_each(|extent| volume.write_at(&[byte; BLOCK as usize], extent << 22));
+    for byte in 0..2 {
+        write(byte).unwrap();
+        volume.flush().unwrap();
+        steps(&store, 60);
+    }
+    disk.set_full(true);
+    for round in 0..200u32 {
+        write(round as u8).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        volume.flush().unwrap_or_else(|error| panic!("round {round}: {error}"));
+        steps(&store, 30);
+    }
+    assert_eq!(volume.write_at(&[1; BLOCK as usize], 900 << 20).unwrap_err().kind(), ErrorKind::NoSpace);
+    volume.flush().unwrap();
+    drop(volume);
+    store.close().unwrap();
+    let store = Store::open(directory.path(), on(&disk)).unwrap();
+    let mut block = [0; BLOCK as usize];
+    store.volume("v").unwrap().read_at(&mut block, 63 << 22).unwrap();
+    assert_eq!(block[0], 199);
+}
+
+/// Nobody does anything in the background.
+#[test]
+fn a_full_disk_takes_discards_and_a_destroy_after_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let store = Store::create(directory.path(), on(&disk)).unwrap();
+    let volume = store.create_volume("v", 1 << 30).unwrap();
+    volume.write_at(&[1; 1 << 20], 0).unwrap();
+    volume.snapshot("s").unwrap();
+    disk.set_full(true);
+    for number in 0..6000 {
+        let done = volume.discard(number * BLOCK, BLOCK).and_then(|()| volume.flush());
+        done.unwrap_or_else(|error| panic!("discard {number}: {error}"));
+    }
+    // Nor is a flush needed to make room.
+    for number in 6000..12_000 {
+        volume.discard(number * BLOCK, BLOCK).unwrap_or_else(|error| panic!("discard {number}: {error}"));
+    }
+    store.destroy_snapshot("v", "s").unwrap();
+    volume.flush().unwrap();
+    steps(&store, 100);
+    volume.flush().unwrap();
+}
+
+fn fragmented(store: &Store, runs: u64) {
+    let volume = store.create_volume("v", 4 << 30).unwrap();
+    for start in (0..2 * runs).step_by(256) {
+        volume.write_at(&vec![7; 256 * BLOCK as usize], start * BLOCK).unwrap();
+    }
+    volume.snapshot("s").unwrap();
+    for run in 0..runs {
+        volume.write_at(&[8; BLOCK as usize], 2 * run * BLOCK).unwrap();
+    }
+    volume.flush().unwrap();
+    steps(store, 100);
+}
+
+/// The blocks that only it showed are in more pieces than a frame, or the reserve, has room for.
+#[test]
+fn destroying_a_snapshot_in_very_many_pieces_makes_room() {
+    const RUNS: u64 = 47 * 128;
+    for full in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FaultyDisk::default();
+        let store = Store::create(directory.path(), on(&disk)).unwrap();
+        fragmented(&store, RUNS);
+        disk.set_full(full);
+        store.destroy_snapshot("v", "s").unwrap();
+        steps(&store, 1000);
+        let volume = store.volume("v").unwrap();
+        volume.write_at(&[9; BLOCK as usize], 0).unwrap();
+        volume.flush().unwrap();
+        let held: u64 = store.0.core.layers().all().iter().map(|layer| layer.with_presence(|presence| presence.present.len())).sum();
+        assert_eq!(held, 2 * RUNS, "what nobody shows is forgotten");
+        drop(volume);
+        store.close().unwrap();
+        let store = Store::open(directory.path(), on(&disk)).unwrap();
+        let volume = store.volume("v").unwrap();
+        let mut block = [0; BLOCK as usize];
+        for run in (0..RUNS).step_by(97) {
+            for (within, byte) in [(0, if run == 0 { 9 } else { 8 }), (1, 7)] {
+                volume.read_at(&mut block, (2 * run + within) * BLOCK).unwrap();
+                assert_eq!(block[0], byte);
+            }
+        }
+    }
+}
+
+/// Pages of checksums have no space; what they would say is in the journal again, also after another opening.
+#[test]
+fn a_store_opens_on_a_full_disk_although_pages_of_checksums_have_no_space() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
+    let store = Store::create(&path, on(&disk)).unwrap();
+    let volume = store.create_volume("v", 16 << 30).unwrap();
+    for extent in 0..200u64 {
+        volume.write_at(&[1; BLOCK as usize], extent << 22).unwrap();
+    }
+    volume.flush().unwrap();
+    killed(&path, &copy);
+    disk.set_full(true);
+    for _ in 0..3 {
+        let store = Store::open(&copy, on(&disk)).unwrap();
+        assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+        let volume = store.volume("v").unwrap();
+        for number in 0..300 {
+            volume.discard((1 << 30) + number * BLOCK, BLOCK).unwrap();
+            volume.flush().unwrap();
+        }
+        steps(&store, 30);
+        volume.flush().unwrap();
+        drop(volume);
+        store.close().unwrap();
+    }
+}
+
+/// A sync fails, and the page cache calls clean what it could not write.
+#[test]
+fn a_store_that_is_opened_after_a_failed_sync_does_not_believe_the_page_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let store = Store::create(directory.path(), on(&disk)).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    for byte in 0..2 {
+        // The first extent is marked.
+        volume.write_at(&[byte; 4 * BLOCK as usize], 0).unwrap();
+        volume.flush().unwrap();
+    }
+    volume.write_at(&[2; BLOCK as usize], 0).unwrap();
+    volume.write_at(&[2; BLOCK as usize], 8 << 20).unwrap();
+    disk.fail_syncs(true);
+    assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Io);
+    disk.fail_syncs(false);
+    drop(volume);
+    store.close().unwrap_err();
+    drop(store);
+    let store = Store::open(directory.path(), on(&disk)).unwrap();
+    steps(&store, 100);
+    let volume = store.volume("v").unwrap();
+    let read = |offset| {
+        let mut block = [9; BLOCK as usize];
+        volume.read_at(&mut block, offset).map(|()| block[0])
+    };
+    let seen = [0, 8 << 20].map(|offset| read(offset).unwrap());
+    volume.flush().unwrap();
+    disk.drop_caches();
+    assert_eq!([0, 8 << 20].map(|offset| read(offset).unwrap()), seen, "a flush was acknowledged");
+}
+
+/// An extent that cannot be read keeps neither others from being hashed, nor scrub from reading them.
+#[test]
+fn an_unreadable_extent_does_not_stop_what_is_done_for_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
+    let store = Store::create(&path, on(&disk)).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    for _ in 0..2 {
+        for extent in 0..8u64 {
+            volume.write_at(&[1; 2 * BLOCK as usize], extent << 22).unwrap();
+        }
+        volume.flush().unwrap();
+    }
+    killed(&path, &copy);
+    let store = Store::open(&copy, on(&disk)).unwrap();
+    disk.fail_reads_below(2 * BLOCK);
+    steps(&store, 300);
+    let layer = store.0.core.layers().all()[0].id;
+    let data = copy.join("layers").join(format!("{layer}.data"));
+    let mut bytes = std::fs::read(&data).unwrap();
+    bytes[5 << 22] ^= 1;
+    std::fs::write(&data, bytes).unwrap();
+    let damaged = store.volume("v").unwrap().read_at(&mut [0; BLOCK as usize], 5 << 22);
+    assert_eq!(damaged.unwrap_err().kind(), ErrorKind::Corrupt);
+    let report = store.scrub(None, &mut |_| {}).unwrap();
+    assert_eq!((report.blocks_damaged, report.blocks_verified), (3, 16), "{:?}", report.errors);
+    disk.fail_reads_below(0);
+    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 1);
+}
+
+/// Blocks behind the end of a file that lost it are not made zeros by hashing, nor by a write behind them.
+#[test]
+fn a_lost_block_is_damaged_for_good() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
+    let store = Store::create(&path, on(&disk)).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    for _ in 0..2 {
+        volume.write_at(&[1; 1 << 20], 0).unwrap();
+        volume.flush().unwrap();
+    }
+    killed(&path, &copy);
+    let layer = store.0.core.layers().all()[0].id;
+    let data = std::fs::OpenOptions::new().write(true).open(copy.join("layers").join(format!("{layer}.data"))).unwrap();
+    data.set_len(512 << 10).unwrap();
+    let store = Store::open(&copy, on(&disk)).unwrap();
+    while store.step().unwrap() {}
+    let volume = store.volume("v").unwrap();
+    volume.write_at(&[5; BLOCK as usize], 2 << 20).unwrap();
+    let mut block = [9; BLOCK as usize];
+    volume.read_at(&mut block, 500 << 10).unwrap();
+    assert_eq!(volume.read_at(&mut block, 800 << 10).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 128);
+    volume.write_at(&[6; BLOCK as usize], 800 << 10).unwrap();
+    volume.read_at(&mut block, 800 << 10).unwrap();
+    assert_eq!(block[0], 6, "what is written again is there");
+}
+
+/// Directories that were made for a store are durable before it is: power loss must not take a store with flushed volumes as a whole.
+#[test]
+fn the_directories_above_a_new_store_are_synced() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let path = directory.path().join("a/b/store");
+    Store::create(&path, on(&disk)).unwrap();
+    let synced = disk.synced_directories();
+    let first = |wanted: &Path| synced.iter().position(|path| path == wanted).unwrap_or_else(|| panic!("{wanted:?}: {synced:?}"));
+    let above = [directory.path().to_owned(), directory.path().join("a"), directory.path().join("a/b")];
+    assert!(above.iter().all(|above| first(above) < first(&path)));
+    assert!(!synced.contains(&directory.path().parent().unwrap().to_owned()), "what was there is not ours to sync");
+}
