@@ -1,5 +1,6 @@
 //! A store under the seeded scheduler, on the files of the machine: queues, plain calls, forks and background work at a time.
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +51,20 @@ fn check(volume: &Volume, region: u64, expected: &Expected) -> Result<()> {
 fn wait_for_all(queue: &mut Queue) -> Result<()> {
     let (mut done, mut result) = (Vec::new(), Ok(()));
     while queue.in_flight() > 0 {
-        let timeout = (sim::below(2) == 0).then(|| Duration::from_millis(sim::below(50)));
-        queue.wait(&mut done, timeout)?;
+        match sim::below(3) {
+            0 => {
+                queue.wait(&mut done, Some(Duration::from_millis(sim::below(50))))?;
+            }
+            1 => {
+                queue.wait(&mut done, None)?;
+            }
+            _ => {
+                // As an event loop; a wake that is lost is a deadlock.
+                let mut readable = [libc::pollfd { fd: queue.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+                crate::sync::poll(&mut readable, None).unwrap();
+                queue.reap(&mut done)?;
+            }
+        }
     }
     for done in done {
         result = result.and(done.result.map(drop));
