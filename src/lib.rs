@@ -109,7 +109,7 @@ pub use error::{Corruption, Error, ErrorKind, Result};
 pub use ids::{BlockSize, LayerId, VolumeId};
 #[cfg(feature = "sim")]
 #[doc(hidden)]
-pub use limits::Limits;
+pub use limits::{Limits, Planted};
 pub use store::{Store, StoreOptions};
 pub use units::{format_bytes, parse_bytes};
 pub use volume::{Queue, Snapshot, Volume};

@@ -46,6 +46,22 @@ pub struct Limits {
     pub punch_extents: usize,
     /// A queue's transfers up to this size through the page cache are made by the thread that submits them.
     pub inline_bytes_max: usize,
+    /// What the store does wrong.
+    #[cfg(feature = "sim")]
+    pub planted: Planted,
+}
+
+/// A fault that the proof system plants into a store, to show that it would see one.
+#[cfg(feature = "sim")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Planted {
+    /// None.
+    #[default]
+    Nothing,
+    /// Rounds leave out one of their syncs.
+    ForgottenSync,
+    /// Rounds do not name the last run of new blocks.
+    ForgottenRun,
 }
 
 impl Limits {
@@ -64,6 +80,8 @@ impl Limits {
         opening_reserve_bytes: 4 << 20,
         punch_extents: 256,
         inline_bytes_max: 256 << 10,
+        #[cfg(feature = "sim")]
+        planted: Planted::Nothing,
     };
 }
 

@@ -13,6 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockRun, Record, Writer};
 use crate::io::DiskFile;
 use crate::limits::EXTENT_BLOCKS;
+#[cfg(feature = "sim")]
+use crate::limits::Planted;
 use crate::sync::MutexGuard;
 
 /// What one layer brings to a round.
@@ -132,6 +134,8 @@ impl Layers {
         self.commit.release(begun.gathered.records.iter().map(claimed_bytes).sum());
         self.count_recorded(begun.members.iter().map(|(_, part)| part.new_blocks()).sum());
         if !files.is_empty() {
+            #[cfg(feature = "sim")]
+            let files = if self.limits.planted == Planted::ForgottenSync { &files[1..] } else { files };
             self.sync_files(files)?;
             self.count_barrier();
         }
@@ -185,6 +189,10 @@ impl Layers {
         state.round_extents = extents;
         self.take_overwritten(layer, &mut state, &mut part);
         part.files = std::mem::take(&mut state.written);
+        #[cfg(feature = "sim")]
+        if self.limits.planted == Planted::ForgottenRun && part.present.len() > 1 {
+            part.present.pop();
+        }
         self.note_synced(layer);
         part
     }

@@ -225,6 +225,12 @@ impl SimDisk {
 
     fn begin(&self, act: Act, path: &Path) -> io::Result<MutexGuard<'_, Medium>> {
         crate::threads::point();
+        let (writes, syncs) = self.medium().weather.slow;
+        match act {
+            Act::Write => crate::threads::linger(writes),
+            Act::Sync | Act::SyncNames => crate::threads::linger(syncs),
+            _ => {}
+        }
         if let Some(watch) = &self.watch {
             watch(self);
         }
@@ -361,6 +367,9 @@ impl DiskFile for SimFile {
             other => other?,
         };
         own(&mut medium.inodes[self.inode]).sync();
+        let syncs = medium.weather.slow.1;
+        drop(medium);
+        crate::threads::linger(syncs);
         Ok(())
     }
 

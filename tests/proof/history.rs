@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use volfork::Planted;
+
 use crate::disk::Medium;
 use crate::oracle::Oracle;
 use crate::plan::Plan;
@@ -20,6 +22,15 @@ pub struct Tally {
     pub states: u64,
     pub operations: u64,
     pub points: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        self.histories += other.histories;
+        self.states += other.states;
+        self.operations += other.operations;
+        self.points += other.points;
+    }
 }
 
 /// One life: opens the store, lets all threads make their calls, and ends. Answers what was set aside.
@@ -81,8 +92,9 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
 }
 
 /// Runs a history. Answers what was wrong, as text.
-pub fn run(seed: u64) -> Result<Tally, String> {
-    let plan = Plan::new(seed);
+pub fn run(seed: u64, planted: Planted) -> Result<Tally, String> {
+    let mut plan = Plan::new(seed);
+    plan.limits.planted = planted;
     let mut random = Random::new(seed);
     let mut tally = Tally { histories: 1, ..Tally::default() };
     let mut case = Case { medium: Medium::new(seed), oracle: Oracle::new(plan.window) };

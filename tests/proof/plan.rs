@@ -44,6 +44,8 @@ pub struct Plan {
     pub threads: bool,
     /// Disk operations between two states that are set aside, on average.
     pub apart: u64,
+    /// Writes and syncs of which one takes a while.
+    pub slow: (u64, u64),
 }
 
 impl Plan {
@@ -76,7 +78,8 @@ impl Plan {
             checkpoint_bytes: [1 << 10, 4 << 10, 8 << 20][below(3) as usize],
             checksum_cache_bytes: [1, 1 << 20][below(2) as usize],
             threads: below(2) == 0,
-            apart: 5 + below(60),
+            apart: 3 + below(20),
+            slow: ([0, 2, 4, 10][below(4) as usize], [1, 1, 2, 5][below(4) as usize]),
         }
     }
 

@@ -58,7 +58,9 @@ impl Sector {
 
     /// The sector was behind the end when the write of zeros that began at `zeros` had ended: whatever else has ended was before.
     pub fn cut(&mut self, zeros: Time) {
-        self.0.retain(|write| write.low == zeros || write.high == NEVER);
+        for write in self.0.iter_mut().filter(|write| write.low != zeros && write.high != NEVER) {
+            write.high = write.high.min(zeros - 1);
+        }
     }
 
     /// Forgets what no reader that began at or after `horizon` can see, nor anybody after a loss of power.

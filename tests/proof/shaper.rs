@@ -26,6 +26,7 @@ impl Shaper<'_> {
     pub fn act(&mut self) {
         let volumes = self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
         let snapshots = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+        let stale = std::env::var_os("VOLFORK_PROOF_CALM").is_none();
         match self.random.below(100) {
             0..=4 if volumes < VOLUMES_MAX => {
                 let size = 1 + self.random.below(self.world.plan.window as u64);
@@ -34,10 +35,10 @@ impl Shaper<'_> {
             5..=24 if volumes < VOLUMES_MAX => self.fork(),
             25..=34 if volumes < VOLUMES_MAX => self.fork_snapshot(),
             35..=54 if snapshots < SNAPSHOTS_MAX => self.snapshot(),
-            55..=64 => self.resize(),
+            55..=64 if stale => self.resize(),
             65..=69 => self.rename(),
-            70..=77 if volumes > 1 => self.destroy(),
-            78..=85 => self.destroy_snapshot(),
+            70..=77 if volumes > 1 && stale => self.destroy(),
+            78..=85 if stale => self.destroy_snapshot(),
             _ => {
                 if let Some((key, open)) = self.world.some_snapshot(&mut self.random) {
                     self.world.look_at_snapshot(key, &open);
@@ -187,6 +188,12 @@ impl Shaper<'_> {
             oracle.note(format!("destroy {name} ({key})"));
             name
         };
+        // A snapshot that somebody reads is not destroyed.
+        if self.random.below(4) > 0 {
+            let oracle = self.world.oracle();
+            let mut open = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            open.retain(|snapshot, _| oracle.snapshots[snapshot].volume != key);
+        }
         let outcome = self.world.store.destroy_volume(&name, true);
         let mut oracle = self.world.oracle();
         oracle.end_destroy(key, outcome.is_ok(), outcome.as_ref().is_err_and(perhaps));
@@ -215,6 +222,9 @@ impl Shaper<'_> {
             oracle.note(format!("destroy {volume}@{name} ({key})"));
             (volume, owner, name)
         };
+        if self.random.below(4) > 0 {
+            self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
+        }
         let outcome = self.world.store.destroy_snapshot(&volume, &name);
         let mut oracle = self.world.oracle();
         let snapshot = oracle.snapshot(key);

@@ -1,11 +1,20 @@
 //! Threads of the simulated world: those of the engine's seeded scheduler.
 
+use std::time::Duration;
 pub use volfork::sync::sim::point;
+
 use volfork::sync::sim::{self, Config};
 pub use volfork::sync::thread::{JoinHandle, sleep};
 
 /// Scheduling points of one life; one that takes more never ends.
 const STEPS_MAX: u64 = 3_000_000;
+
+/// A disk takes its time: others go on meanwhile. `one_in`: so many operations are fast for one that is slow.
+pub fn linger(one_in: u64) {
+    if one_in > 0 && sim::is_running() && sim::below(one_in) == 0 {
+        sleep(Duration::from_micros([20, 500, 10_000][sim::below(3) as usize] * (1 + sim::below(8))));
+    }
+}
 
 /// A line for the report of a failure.
 pub fn note(text: impl FnOnce() -> String) {

@@ -57,6 +57,7 @@ impl World {
     /// Opens the store of a disk, or makes it.
     pub fn open(plan: &Plan, medium: Medium, oracle: Oracle, random: &mut Random) -> Arc<Self> {
         let disk = SimDisk::new(medium);
+        disk.medium().weather.slow = plan.slow;
         let is_new = disk.files().is_empty();
         let oracle = Arc::new(Mutex::new(oracle));
         let kept = Cases { random: Random::new(random.below(u64::MAX)), left: u64::MAX, kept: Vec::new() };

@@ -43,7 +43,7 @@ impl Writer<'_> {
     fn some_sectors(&mut self, volume: &Volume) -> Range<usize> {
         let size = self.world.plan.sectors(volume.size_bytes()) as usize;
         let block = (self.world.plan.block_bytes as usize / SECTOR).min(size.max(1));
-        let (start, count) = if self.hot && self.random.below(4) > 0 {
+        let (start, count) = if self.hot && self.random.below(8) > 0 {
             let middle = self.world.plan.window / 2 / HOT_SECTORS * HOT_SECTORS;
             (middle - block + block * self.random.below(3) as usize, block * (1 + self.random.below(2) as usize))
         } else {
