@@ -15,11 +15,11 @@ use volfork::source::{
 };
 use volfork::wire::constants::{
     CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN, CMD_READ, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, MAGIC_NBD, MAGIC_OPTION, OPT_EXTENDED_HEADERS,
-    OPT_GO, OPT_SET_META_CONTEXT, REP_ACK, REP_INFO,
+    OPT_GO, OPT_SET_META_CONTEXT, REP_ACK, REP_INFO, REP_META_CONTEXT,
 };
 use volfork::wire::{
-    Chunk, ChunkHeader, ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request, StatusQuery,
-    encode_chunk_header,
+    Chunk, ChunkHeader, ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request, StatusExtent,
+    StatusQuery, encode_chunk_header,
 };
 use volfork::{Store, StoreOptions};
 
@@ -332,6 +332,49 @@ fn servers_that_never_come_to_an_end_are_given_up() {
         let error = outcome(act).expect_err(name);
         assert!(error.message.contains("nbd+unix"), "{name}: {error:?}");
     }
+}
+
+/// Numbers of contexts are those of one connection.
+#[test]
+fn a_server_that_numbers_contexts_anew_is_the_same_server() {
+    static CONNECTIONS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let act: Act = |socket| {
+        let number = 100 + CONNECTIONS.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        greet(socket)?;
+        loop {
+            let mut header = [0; OptionRequest::BYTES];
+            socket.read_exact(&mut header)?;
+            let option = OptionRequest::decode(&header).unwrap().option;
+            socket.read_exact(&mut vec![0; OptionRequest::decode(&header).unwrap().length as usize])?;
+            if option == OPT_SET_META_CONTEXT {
+                let context = [&number.to_be_bytes()[..], b"base:allocation"].concat();
+                socket.write_all(&OptionReply::encode(option, REP_META_CONTEXT, &context))?;
+            }
+            if option == OPT_GO {
+                let info = ExportInfo { size_bytes: MIB as u64, flags: 1, block_sizes: None };
+                socket.write_all(&OptionReply::encode(OPT_GO, REP_INFO, &info.encode_export()))?;
+            }
+            socket.write_all(&OptionReply::encode(option, REP_ACK, &[]))?;
+            if option == OPT_GO {
+                break;
+            }
+        }
+        // One answer, and it hangs up.
+        let request = next_request(socket)?;
+        let chunk = match request.command {
+            CMD_READ => Chunk::Data(request.offset, &vec![1; request.length as usize]).encode(true),
+            _ => Chunk::Status(number, vec![StatusExtent { length: request.length, flags: 3 }]).encode(true),
+        };
+        let header = ChunkHeader { done: true, kind: chunk.0, cookie: request.cookie, length: chunk.1.len() as u64 };
+        socket.write_all(&[encode_chunk_header(HeaderMode::Extended, header, request.offset), chunk.1].concat())
+    };
+    let (_directory, uri) = evil(act);
+    let source = NbdSource::open(&uri, SourceOptions::default()).unwrap();
+    for _ in 0..5 {
+        assert_eq!(source.extents(0..4096).unwrap(), [SourceExtent { bytes: 4096, zero: true }]);
+        assert_eq!(source.read_blocking(0..4096).unwrap().len(), 4096);
+    }
+    source.close();
 }
 
 /// One request is never answered, and all others are at once.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
 use volfork::source::{NbdOptions as SourceOptions, NbdSource, Source, SourceExt};
-use volfork::wire::constants::{CMD_READ, OPT_EXTENDED_HEADERS, OPT_GO, REP_ACK};
+use volfork::wire::constants::{CMD_READ, CMD_WRITE, OPT_EXTENDED_HEADERS, OPT_GO, REP_ACK};
 use volfork::wire::{Chunk, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request};
 use volfork::{Store, StoreOptions};
 
@@ -182,6 +182,26 @@ fn a_shutdown_ends_although_an_export_hangs() {
         // Whatever came before: it ends.
         while client.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {}
     }
+}
+
+/// Writes that touch the same blocks and extents wait for one another, so that threads look after queues that are not theirs.
+#[test]
+fn every_reply_is_sent_without_another_request() {
+    let mut host = Host::new(NbdOptions::default());
+    std::thread::scope(|scope| {
+        for number in 0..8u64 {
+            let mut client = host.client("v");
+            scope.spawn(move || {
+                for round in 0..500u64 {
+                    let offset = (number * 7 + round) % 32 * 512;
+                    let request = Request { flags: 0, command: CMD_WRITE, cookie: round, offset, length: 512 };
+                    client.write_all(&[request.encode(true), vec![number as u8; 512]].concat()).unwrap();
+                    assert_eq!(read_error(&mut client), 0, "client {number}, round {round}");
+                }
+            });
+        }
+    });
+    host.shut_down();
 }
 
 #[test]

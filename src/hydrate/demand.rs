@@ -26,6 +26,9 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 const SHARED_PATIENCE: Duration = Duration::from_secs(10);
 /// First and longest pause after fetched blocks could not be stored.
 const STALLS: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(8);
+/// Fetches in a row that end well and leave nothing in the layer, before a reader is told that there is nothing to wait for. A fill of
+/// the same block that is under way makes one of them.
+const IN_VAIN_MAX: u32 = 8;
 /// Longer than anybody waits.
 const FOR_EVER: Duration = Duration::from_secs(365 * 86_400);
 /// Failures that are kept for those who wait.
@@ -51,7 +54,7 @@ impl Hydrator {
     }
 
     fn demand_counted(&self, blocks: Range<u64>, waiter: Waiter) -> Result<()> {
-        let mut is_first = true;
+        let (mut is_first, mut fetches_in_vain) = (true, 0);
         // What was missing at the latest change, and when that was.
         let mut latest = (Vec::new(), Duration::ZERO);
         loop {
@@ -63,8 +66,10 @@ impl Hydrator {
             if !claimed.is_empty() {
                 let runs: Vec<_> = claimed.iter().map(|claim| claim.run.clone()).collect();
                 self.fetch_waited(claimed.into_iter().map(|claim| (claim.run.clone(), Some(claim))), waiter)?;
-                if runs.iter().any(|run| self.missing_runs(run.clone()) == [run.clone()]) {
-                    // The layer takes no blocks any more, or forgot them at once: asking again and again would bring nothing.
+                let in_vain = runs.iter().any(|run| self.missing_runs(run.clone()) == [run.clone()]);
+                fetches_in_vain = if in_vain { fetches_in_vain + 1 } else { 0 };
+                if fetches_in_vain >= IN_VAIN_MAX {
+                    // The layer takes no blocks any more, or forgets them at once.
                     return Err(
                         self.lost(&SourceError { kind: SourceErrorKind::Closed, message: "what came is not needed any more".into() })
                     );

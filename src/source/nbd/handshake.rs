@@ -51,6 +51,32 @@ pub struct Contexts {
     pub are_selectable: bool,
 }
 
+/// What a block status can be about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topic {
+    Allocation,
+    Trace,
+}
+
+impl Contexts {
+    /// The number of a topic on this connection.
+    pub fn number(&self, topic: Topic) -> Option<u32> {
+        match topic {
+            Topic::Allocation => self.allocation,
+            Topic::Trace => self.trace,
+        }
+    }
+
+    /// Whether another connection can answer the same. Numbers are those of one connection, and say nothing of another.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let kinds = |contexts: &Self| {
+            let Self { allocation, checksums, trace, block_bytes, are_selectable } = *contexts;
+            (allocation.is_some(), checksums.is_some(), trace.is_some(), block_bytes, are_selectable)
+        };
+        kinds(self) == kinds(other)
+    }
+}
+
 /// Why there is no connection.
 pub enum Refusal {
     /// Another try may succeed.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::address::Socket;
 use super::assembly::Assembly;
-use super::handshake::{Agreed, Contexts};
+use super::handshake::{Agreed, Contexts, Topic};
 use crate::source::{Checksums, OnArrival, ReadClass, SourceError};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +29,8 @@ pub type StatusDone = Box<dyn FnOnce(Result<Vec<StatusExtent>, SourceError>) + S
 /// Who waits for a request.
 pub enum Waiter {
     Read(ReadClass, OnArrival),
-    /// Block status in the context of this number.
-    Status(u32, StatusDone),
+    /// Block status on this topic.
+    Status(Topic, StatusDone),
 }
 
 /// A request and how often it was tried.
@@ -177,7 +177,10 @@ impl Link {
             state.next_cookie += 2;
             let mut awaits_checksums = false;
             match (&job.waiter, self.contexts.checksums) {
-                (Waiter::Status(context, _), _) => self.status_request(cookie, &range, *context, &mut out),
+                // All connections of a source have the same topics.
+                (Waiter::Status(topic, _), _) => {
+                    self.status_request(cookie, &range, self.contexts.number(*topic).unwrap_or_default(), &mut out);
+                }
                 (Waiter::Read(..), checksums) => {
                     if let Some(context) = checksums {
                         awaits_checksums = true;
@@ -450,7 +453,9 @@ impl UnderWay {
                 self.deliver();
             }
             (Chunk::Error(error, text), _) => self.error = Some((error, text)),
-            (Chunk::Status(context, extents), Waiter::Status(wanted, _)) if context == *wanted => self.extents = extents,
+            (Chunk::Status(context, extents), Waiter::Status(topic, _)) if reader.link.contexts.number(*topic) == Some(context) => {
+                self.extents = extents;
+            }
             (Chunk::Status(..), _) => {}
             _ => return Err(protocol(WireError("a chunk does not fit its request".into()))),
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::NbdOptions;
 use super::address::Address;
-use super::handshake::{Agreed, Contexts, connect};
+use super::handshake::{Agreed, Contexts, Topic, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
 use crate::io::{Reservation, descriptors_max, give_way};
 use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
@@ -72,12 +72,12 @@ fn block_sizes(agreed: &Agreed) -> (u32, u32) {
 }
 
 impl NbdSource {
-    /// What the server says in a context of the bytes from the start of a range.
-    fn status(&self, context: u32, range: Range<u64>) -> Result<Vec<StatusExtent>, SourceError> {
+    /// What the server says on a topic of the bytes from the start of a range.
+    fn status(&self, topic: Topic, range: Range<u64>) -> Result<Vec<StatusExtent>, SourceError> {
         let range = range.start..range.end.min(range.start.saturating_add(self.0.status_bytes_max));
         let (sender, receiver) = mpsc::channel();
         let done: StatusDone = Box::new(move |result| drop(sender.send(result)));
-        self.0.submit(Job { range, waiter: Waiter::Status(context, done), tries: 0 });
+        self.0.submit(Job { range, waiter: Waiter::Status(topic, done), tries: 0 });
         receiver.recv().unwrap_or_else(|_| Err(self.0.error(SourceErrorKind::Closed, "it was closed")))
     }
 
@@ -315,7 +315,7 @@ impl Shared {
             let what = format!("the export is another one now: {}, it was {}", name(&agreed.identity), name(&self.identity));
             return Err(self.error(SourceErrorKind::Changed, what));
         }
-        if align > self.align_bytes || most < self.read_bytes_max || agreed.contexts != self.contexts {
+        if align > self.align_bytes || most < self.read_bytes_max || !agreed.contexts.is_like(&self.contexts) {
             return Err(self.error(SourceErrorKind::Changed, "the export has other limits now"));
         }
         self.adopt(agreed)
@@ -473,12 +473,12 @@ impl Source for NbdSource {
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        let Some(context) = self.0.contexts.allocation else {
+        if self.0.contexts.allocation.is_none() {
             return Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }]);
-        };
+        }
         let mut left = range.end - range.start;
         let mut extents: Vec<SourceExtent> = Vec::new();
-        for extent in self.status(context, range)? {
+        for extent in self.status(Topic::Allocation, range)? {
             let (bytes, zero) = (extent.length.min(left), extent.flags & u64::from(STATE_ZERO) != 0);
             left -= bytes;
             match extents.last_mut() {
@@ -495,10 +495,12 @@ impl Source for NbdSource {
     }
 
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
-        let Some(context) = self.0.contexts.trace else { return Ok(Vec::new()) };
+        if self.0.contexts.trace.is_none() {
+            return Ok(Vec::new());
+        }
         let mut offset = 0u64;
         let mut touched: Vec<(u64, Range<u64>)> = Vec::new();
-        for extent in self.status(context, 0..self.0.size_bytes)? {
+        for extent in self.status(Topic::Trace, 0..self.0.size_bytes)? {
             let end = offset.saturating_add(extent.length).min(self.0.size_bytes);
             if extent.flags > 0 && offset < end {
                 touched.push((extent.flags, offset..end));
