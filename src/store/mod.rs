@@ -27,7 +27,8 @@ use crate::ids::BlockSize;
 use crate::volume::{Holding, HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
 use open::OpenStore;
 
-/// An open store. Cheap to clone; closed in order by [`Store::close`] (or when the last clone is gone).
+/// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone is gone: handles and queues do not
+/// keep a store open, they answer [`crate::ErrorKind::Closed`] from then on.
 #[derive(Clone)]
 pub struct Store(Arc<OpenStore>);
 

@@ -84,6 +84,8 @@ pub struct Core {
     pub(super) roots: Mutex<()>,
     /// Volumes that are on their way. Locked after the catalogue.
     pub(super) births: Mutex<BTreeMap<String, Coming>>,
+    /// Snapshots whose records are not durable yet. Locked after the catalogue.
+    pub(super) arriving: Mutex<BTreeMap<(VolumeId, String), Ticket>>,
     /// Readers of each snapshot that is open. Locked after the catalogue.
     pub(super) pins: Mutex<BTreeMap<(VolumeId, String), usize>>,
     /// Held for writing while a layer forgets blocks that others hide, and for reading by those that walk a chain and add up what
@@ -121,6 +123,7 @@ impl Core {
             next_patch: Mutex::new((LayerId(0), 0)),
             roots: Mutex::default(),
             births: Mutex::default(),
+            arriving: Mutex::default(),
             pins: Mutex::default(),
             forgetting: RwLock::default(),
             reclaim: crate::sync::atomic::AtomicBool::new(true),

@@ -207,7 +207,7 @@ impl OpenSnapshot {
 pub struct Snapshot(pub(super) Arc<OpenSnapshot>);
 
 impl Snapshot {
-    /// Opens a snapshot.
+    /// Opens a snapshot, when it is durable.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
@@ -217,6 +217,7 @@ impl Snapshot {
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
             (id, View::new(core.layers().require(entry.layer)?, entry.size_bytes), core.pin(&catalog, id, snapshot))
         };
+        core.await_arrival(id, snapshot)?;
         let (core, name, view, readers) = (Arc::clone(core), format!("{volume}@{snapshot}"), RwLock::new(view), Workers::of_reads());
         Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers, _pin: pin })))
     }

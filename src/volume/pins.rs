@@ -28,6 +28,15 @@ impl Core {
         Pin { core: Arc::clone(self), key }
     }
 
+    /// Waits until the record of a snapshot is durable, if it is not: other hosts must not know of it before.
+    ///
+    /// # Errors
+    /// The round failed, and the store refuses writes.
+    pub(super) fn await_arrival(&self, volume: VolumeId, snapshot: &str) -> Result<()> {
+        let arrives = self.arriving.lock().get(&(volume, snapshot.to_owned())).copied();
+        arrives.map_or(Ok(()), |ticket| self.layers.wait(ticket))
+    }
+
     /// # Errors
     /// [`ErrorKind::Busy`] while somebody has the snapshot open.
     pub(super) fn check_unpinned(&self, catalog: &Catalog, volume: VolumeId, snapshot: &str) -> Result<()> {

@@ -1,5 +1,12 @@
 //! Changes of shape: create, fork, snapshot, rename. (To resize and to destroy: `resize`, `destroy`.)
 //!
+//! # Visible and durable
+//! A change of shape is visible in its store from the moment it is made, before it is durable. That harms nobody here: the journal
+//! has changes in the order in which they were made, so when a fork of an unacknowledged fork (or a flush of one) is acknowledged,
+//! what it stands on is durable too; and what nobody was told of may vanish in a crash as if it had never been. It would harm other
+//! hosts, which know a snapshot by its layer's number, for that number may be given again after the crash. So a snapshot is opened,
+//! and with that exported, only when its record is durable ([`Core::await_arrival`]).
+//!
 //! Each is one journal record group and one barrier round: it is applied in memory under the catalogue's lock, put into the
 //! next round there (so the journal has changes in the order in which they were made), and waited for outside all locks.
 
@@ -394,9 +401,13 @@ impl Core {
                 records.push(Record::Snapshot(SnapshotRecord { volume: head.id, layer, size_bytes, created_at, name }));
                 records.extend(held.map(|held| Record::Held(HeldRecord { layer, size_bytes, held })));
             }
-            self.change(&mut catalog, None, records)?
+            let ticket = self.change(&mut catalog, None, records)?;
+            self.arriving.lock().insert((head.id, name.to_owned()), ticket);
+            ticket
         };
-        self.layers.wait(ticket)
+        self.layers.wait(ticket)?;
+        self.arriving.lock().retain(|_, arrives| !self.layers.is_done(*arrives));
+        Ok(())
     }
 
     /// Gives a volume another name.

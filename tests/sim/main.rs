@@ -5,6 +5,7 @@
 mod clock;
 mod connections;
 mod disk;
+mod edges;
 mod forced;
 mod hold;
 mod images;
