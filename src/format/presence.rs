@@ -83,7 +83,7 @@ impl PresenceRecord {
         let Some(cut) = cut else {
             // The first one replaces what there was, even if it is empty.
             let more = !records.is_empty();
-            if !more || !(self.present.is_empty() && self.zeroed.is_empty() && self.marked.is_empty()) {
+            if !(more && self.present.is_empty() && self.zeroed.is_empty() && self.marked.is_empty()) {
                 records.push(Self { more, ..self });
             }
             return;

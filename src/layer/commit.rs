@@ -469,8 +469,10 @@ mod tests {
         }
     }
 
+    type End = fn(Gathered) -> RoundError;
+
     /// Rounds that end as they are told.
-    struct Ends(std::cell::RefCell<Vec<fn(Gathered) -> RoundError>>);
+    struct Ends(std::cell::RefCell<Vec<End>>);
 
     impl Rounds for Ends {
         type Begun = Gathered;
