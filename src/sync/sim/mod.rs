@@ -19,6 +19,10 @@
 //!   are for ever, with their memory: a failure is the end of a test, and unwinding them would run code of the engine in states that
 //!   the engine never has. To end tasks early in a run that goes on, let the disk or the source fail, as after a loss of power.
 //!
+//! # Seeds
+//! `VOLFORK_SEEDS=1000..2000 cargo test --features sim --lib proof` runs other seeds than the usual ones; `VOLFORK_SEEDS=7` repeats
+//! one. A switch costs about 3 µs, a step without one 0.3 µs or less.
+//!
 //! # Limits
 //! - Memory is sequentially consistent: a wrong `Ordering` is not found. Counts of `Arc` are no points, nor is a look at a `OnceLock`.
 //! - Statics live on from one run to the next.
