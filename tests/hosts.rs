@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
 use volfork::source::{NbdOptions as SourceOptions, NbdSource, Source, SourceExt};
-use volfork::wire::constants::{CMD_READ, CMD_WRITE, OPT_EXTENDED_HEADERS, OPT_GO, REP_ACK};
+use volfork::wire::constants::{CMD_READ, CMD_WRITE, ESHUTDOWN, OPT_EXTENDED_HEADERS, OPT_GO, REP_ACK};
 use volfork::wire::{Chunk, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request};
 use volfork::{Store, StoreOptions};
 
@@ -182,6 +182,20 @@ fn a_shutdown_ends_although_an_export_hangs() {
         // Whatever came before: it ends.
         while client.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {}
     }
+}
+
+#[test]
+fn clients_of_a_closed_store_are_told_and_their_connections_end() {
+    let mut host = Host::new(NbdOptions::default());
+    let mut client = host.client("v");
+    send_read(&mut client, 4096);
+    assert_eq!(read_error(&mut client), 0);
+    host.exports.store.close().unwrap();
+    send_read(&mut client, 4096);
+    assert_eq!(read_error(&mut client), ESHUTDOWN);
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0, "the connection goes on");
+    host.await_connections(0);
+    host.shut_down();
 }
 
 /// Writes that touch the same blocks and extents wait for one another, so that threads look after queues that are not theirs.
