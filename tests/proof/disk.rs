@@ -148,6 +148,7 @@ impl Medium {
         self.off = false;
         self.off_at = None;
         self.locked = false;
+        self.harmed = false;
         self.life += 1;
     }
 

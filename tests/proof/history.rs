@@ -87,6 +87,7 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
     if let Some(stepper) = stepper {
         stepper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
+    world.disk.medium().calm();
     world.compare();
     world.end(random.below(3) == 0)
 }

@@ -297,10 +297,12 @@ impl Oracle {
         asked
     }
 
-    pub fn end_resize(&mut self, key: VolumeKey, asked: Time, done: bool) {
+    /// `perhaps`: it was refused, and may have happened after a loss of power.
+    pub fn end_resize(&mut self, key: VolumeKey, asked: Time, done: bool, perhaps: bool) {
         let now = self.end(asked);
         let Some(volume) = self.volume(key) else { return };
-        let size = volume.resizing.take().unwrap_or(0);
+        let size = volume.resizing.unwrap_or(0);
+        volume.resizing = volume.resizing.filter(|_| perhaps);
         volume.content.size.end(asked, now, done, done);
         for sector in volume.content.sectors.iter_mut().skip(size as usize) {
             sector.end(asked, now, done, done);

@@ -9,6 +9,7 @@ use volfork::{BlockSize, Clock, Limits, StoreOptions};
 use crate::disk::SimDisk;
 use crate::image::SECTOR;
 use crate::random::Random;
+use crate::weather::Weather;
 
 /// Time that passes when it is looked at.
 #[derive(Default)]
@@ -44,8 +45,8 @@ pub struct Plan {
     pub threads: bool,
     /// Disk operations between two states that are set aside, on average.
     pub apart: u64,
-    /// Writes and syncs of which one takes a while.
-    pub slow: (u64, u64),
+    pub weather: Weather,
+    pub capacity_pages: Option<u64>,
 }
 
 impl Plan {
@@ -53,6 +54,8 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x706c_616e);
         let mut below = |end: u64| random.below(end);
         let small = below(3) > 0;
+        let is_rough = std::env::var_os("VOLFORK_PROOF_ROUGH").is_some();
+        let rough = |odds: u64| if is_rough { odds } else { 0 };
         let limits = Limits {
             fresh_blocks_max: [8, 24, 64 << 10][below(3) as usize],
             expect_blocks_max: [2, 16 << 10][below(2) as usize],
@@ -79,7 +82,15 @@ impl Plan {
             checksum_cache_bytes: [1, 1 << 20][below(2) as usize],
             threads: below(2) == 0,
             apart: 3 + below(20),
-            slow: ([0, 2, 4, 10][below(4) as usize], [1, 1, 2, 5][below(4) as usize]),
+            weather: Weather {
+                slow: ([0, 2, 4, 10][below(4) as usize], [1, 1, 2, 5][below(4) as usize]),
+                short: [0, 0, 10][below(3) as usize],
+                interrupted: [0, 0, 10][below(3) as usize],
+                descriptors: rough([0, 0, 50][below(3) as usize]),
+                space: rough([0, 0, 50][below(3) as usize]),
+                syncs: rough([0, 0, 0, 200][below(4) as usize]),
+            },
+            capacity_pages: Some(rough([0, 300 + below(1500)][below(2) as usize])).filter(|pages| *pages > 0),
         }
     }
 

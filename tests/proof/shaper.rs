@@ -139,7 +139,7 @@ impl Shaper<'_> {
         };
         let outcome = self.world.store.resize(&name, self.world.plan.size_bytes(size), true);
         let mut oracle = self.world.oracle();
-        oracle.end_resize(key, asked, outcome.is_ok());
+        oracle.end_resize(key, asked, outcome.is_ok(), outcome.as_ref().is_err_and(perhaps));
         if let Some(model) = oracle.volume(key) {
             model.claims -= 1;
         }

@@ -91,7 +91,7 @@ fn write_everywhere(plan: &Plan, store: &Store, oracle: &mut Oracle, random: &mu
             // What lies behind a shrunk end reads zero.
             let asked = oracle.begin_resize(key, plan.window as u64);
             volume.resize(plan.size_bytes(plan.window as u64), true).map_err(failed)?;
-            oracle.end_resize(key, asked, true);
+            oracle.end_resize(key, asked, true, false);
         }
         let size = plan.sectors(volume.size_bytes()) as usize;
         if size > 0 {
@@ -125,14 +125,14 @@ pub fn verify(plan: &Plan, case: Case, random: &mut Random) -> Result<Case, Stri
 fn run(plan: &Plan, disk: &SimDisk, oracle: &Oracle, random: &mut Random, story: &mut String) -> Result<Oracle, String> {
     let store = open(plan, disk, random, story)?;
     let mut oracle = accept(plan, &store, oracle)?;
-    if random.below(2) == 0 {
+    if random.below(4) == 0 {
         scrub(&store)?;
     }
-    if random.below(2) == 0 {
+    if random.below(3) == 0 {
         settle(&store).and_then(|()| compare(plan, &store, &mut oracle)).map_err(|error| format!("after background work: {error}"))?;
         scrub(&store)?;
     }
-    if random.below(2) == 0 {
+    if random.below(3) == 0 {
         write_everywhere(plan, &store, &mut oracle, random)?;
         compare(plan, &store, &mut oracle)?;
         if random.below(2) == 0 {

@@ -57,7 +57,7 @@ impl World {
     /// Opens the store of a disk, or makes it.
     pub fn open(plan: &Plan, medium: Medium, oracle: Oracle, random: &mut Random) -> Arc<Self> {
         let disk = SimDisk::new(medium);
-        disk.medium().weather.slow = plan.slow;
+
         let is_new = disk.files().is_empty();
         let oracle = Arc::new(Mutex::new(oracle));
         let kept = Cases { random: Random::new(random.below(u64::MAX)), left: u64::MAX, kept: Vec::new() };
@@ -68,6 +68,11 @@ impl World {
         let store = opened.unwrap_or_else(|error| panic!("opening: {error}\n{}", held(&oracle).story()));
         let world = Self { plan: plan.clone(), store, disk, oracle, cases, volumes: Mutex::default(), snapshots: Mutex::default() };
         world.open_handles();
+        {
+            let mut medium = world.disk.medium();
+            medium.weather = plan.weather.clone();
+            medium.space.capacity_pages = plan.capacity_pages;
+        }
         held(&world.cases).left = 1 + random.below(2 * plan.apart);
         Arc::new(world)
     }
@@ -209,7 +214,11 @@ impl World {
         let world = Arc::into_inner(self).expect("all threads have ended");
         held(&world.volumes).clear();
         held(&world.snapshots).clear();
-        if in_order {
+        let harmed = world.disk.medium().harmed;
+        if harmed {
+            // What it could not make durable it says when it is closed.
+            let _ = world.store.close();
+        } else if in_order {
             world.store.close().unwrap_or_else(|error| world.fail(&format!("close: {error}")));
             world.oracle().everything_is_durable();
         }

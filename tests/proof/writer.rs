@@ -31,10 +31,11 @@ impl Writer<'_> {
     pub fn act(&mut self) {
         let Some((key, volume)) = self.world.some_volume(&mut self.random) else { return };
         match self.random.below(100) {
-            0..=54 => self.write(key, &volume, false),
-            55..=62 => self.write(key, &volume, true),
-            63..=74 => self.zero(key, &volume),
-            75..=86 => self.read(key, &volume),
+            0..=49 => self.write(key, &volume, false),
+            50..=54 => self.write(key, &volume, true),
+            // Often, so that blocks are new again: only those are named by frames.
+            55..=76 => self.zero(key, &volume),
+            77..=84 => self.read(key, &volume),
             _ => self.flush(key, &volume),
         }
     }
