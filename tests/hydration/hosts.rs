@@ -8,6 +8,7 @@ use volfork::serve::{Listener, NbdOptions, NbdServer};
 use volfork::source::{
     Arrival, NbdOptions as NbdSourceOptions, NbdSource, OnArrival, ReadClass, Source, SourceExt, SourceOpener, UriSources,
 };
+use volfork::store::HydrationControl;
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -298,4 +299,68 @@ fn a_source_that_is_closed_while_it_still_connects_leaves_no_connection() {
         assert!(Instant::now() < until, "{} connections stay", host.server.as_ref().unwrap().connections());
         std::thread::yield_now();
     }
+}
+
+/// A host that has the snapshot open is waited for; one that comes later is told that it is gone. Nobody gets zeros.
+#[test]
+fn a_snapshot_that_another_host_forks_is_not_destroyed_under_it() {
+    let (mut a, b) = (Host::new(), Host::new());
+    let data = a.fill("v", 9, 16 << 20);
+    let paused = HydrationControl { paused: Some(true), ..Default::default() };
+    for name in ["f", "g"] {
+        b.store.fork(&a.export("v@s"), name).unwrap();
+        b.store.control_hydration(name, &paused).unwrap();
+    }
+    let fork = b.store.volume("f").unwrap();
+    assert!(read(&fork, 12 << 20, 4096).unwrap() == data[12 << 20..][..4096]);
+    a.store.volume("v").unwrap().write_at(&vec![9; 16 << 20], 0).unwrap();
+    a.store.volume("v").unwrap().flush().unwrap();
+    for refused in [a.store.destroy_snapshot("v", "s"), a.store.destroy_volume("v", true)] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Busy);
+    }
+    assert!(read(&fork, 8 << 20, 4096).unwrap() == data[8 << 20..][..4096]);
+    // Nobody is connected any more; what comes then finds no snapshot.
+    a.stop();
+    a.store.destroy_snapshot("v", "s").unwrap();
+    let (server, _) = serve(&a.store, a.dir.path());
+    let resumed = HydrationControl { paused: Some(false), ..Default::default() };
+    b.store.control_hydration("f", &resumed).unwrap();
+    let mut lost = 0;
+    for block in (0..data.len() as u64).step_by(4096) {
+        match read(&fork, block, 4096) {
+            Ok(bytes) => assert!(bytes == data[block as usize..][..4096], "block at {block}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::SourceLost, "{error}");
+                lost += 1;
+                break;
+            }
+        }
+    }
+    assert!(lost > 0 || fetched(&b, "f") >= 16 << 20, "what is missing cannot be had");
+    b.store.close().unwrap();
+    server.shutdown();
+}
+
+#[test]
+fn a_store_without_sources_says_that_blocks_are_missing() {
+    let (mut a, b) = (Host::new(), Host::new());
+    a.fill("v", 10, 8 << 20);
+    b.store.fork(&a.export("v@s"), "f").unwrap();
+    b.store.control_hydration("f", &HydrationControl { paused: Some(true), ..Default::default() }).unwrap();
+    b.store.close().unwrap();
+    a.stop();
+    let store = Store::open(&b.dir.path().join("store"), StoreOptions::default()).unwrap();
+    if store.show("f").unwrap().hydration.bytes_missing == 0 {
+        // It was quicker than the pause.
+        return;
+    }
+    let unsupported = |result: volfork::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::Unsupported);
+    unsupported(store.wait_hydrated("f", PATIENCE).map(drop));
+    unsupported(store.control_hydration("f", &HydrationControl { paused: Some(false), ..Default::default() }).map(drop));
+    let more = HydrationControl { add_sources: vec![a.export("v@s")], ..Default::default() };
+    unsupported(store.control_hydration("f", &more).map(drop));
+    let fork = store.volume("f").unwrap();
+    let lost = (0..8 << 20).step_by(4096).find_map(|offset| read(&fork, offset, 4096).err()).unwrap();
+    assert_eq!(lost.kind(), ErrorKind::SourceLost);
+    assert!(lost.to_string().contains("opened without sources"), "{lost}");
 }
