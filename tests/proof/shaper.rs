@@ -190,9 +190,7 @@ impl Shaper<'_> {
         };
         // A snapshot that somebody reads is not destroyed.
         if self.random.below(4) > 0 {
-            let oracle = self.world.oracle();
-            let mut open = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            open.retain(|snapshot, _| oracle.snapshots[snapshot].volume != key);
+            self.world.close_snapshots(|model| model.volume == key);
         }
         let outcome = self.world.store.destroy_volume(&name, true);
         let mut oracle = self.world.oracle();
@@ -200,7 +198,7 @@ impl Shaper<'_> {
         oracle.note(format!("destroy {name} ends: {outcome:?}"));
         drop(oracle);
         match outcome {
-            Ok(()) => drop(self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key)),
+            Ok(()) => self.world.close_volume(key),
             Err(error) => self.world.excuse("destroy", &error, &[ErrorKind::Busy]),
         }
     }
@@ -223,7 +221,7 @@ impl Shaper<'_> {
             (volume, owner, name)
         };
         if self.random.below(4) > 0 {
-            self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
+            self.world.close_snapshot(key);
         }
         let outcome = self.world.store.destroy_snapshot(&volume, &name);
         let mut oracle = self.world.oracle();
@@ -238,7 +236,7 @@ impl Shaper<'_> {
         // The handle of a destroyed snapshot stays open for a while.
         let forget = self.random.below(3) == 0;
         match outcome {
-            Ok(()) if forget => drop(self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key)),
+            Ok(()) if forget => self.world.close_snapshot(key),
             Ok(()) => {}
             Err(error) => self.world.excuse("destroy snapshot", &error, &[ErrorKind::Busy]),
         }

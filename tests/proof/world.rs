@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use volfork::{Error, ErrorKind, Snapshot, Store, Volume};
 
 use crate::disk::{Medium, SimDisk, Watch};
-use crate::oracle::{Content, Oracle, Origin, SnapshotKey, VolumeKey};
+use crate::oracle::{Content, Oracle, Origin, SnapshotKey, SnapshotModel, VolumeKey};
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::survey::read_tags;
@@ -131,6 +131,26 @@ impl World {
         let snapshots = held(&self.snapshots);
         let at = random.below(snapshots.len().max(1) as u64) as usize;
         snapshots.iter().nth(at).map(|(key, snapshot)| (*key, snapshot.clone()))
+    }
+
+    /// Closes a handle. That passes points, so no lock of the world may be held then.
+    pub fn close_volume(&self, key: VolumeKey) {
+        let closed = held(&self.volumes).remove(&key);
+        drop(closed);
+    }
+
+    /// As [`World::close_volume`].
+    pub fn close_snapshot(&self, key: SnapshotKey) {
+        let closed = held(&self.snapshots).remove(&key);
+        drop(closed);
+    }
+
+    pub fn close_snapshots(&self, which: impl Fn(&SnapshotModel) -> bool) {
+        let keys: Vec<SnapshotKey> = {
+            let oracle = self.oracle();
+            held(&self.snapshots).keys().copied().filter(|key| which(&oracle.snapshots[key])).collect()
+        };
+        keys.into_iter().for_each(|key| self.close_snapshot(key));
     }
 
     /// Makes a volume, and opens it.
