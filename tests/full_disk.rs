@@ -154,7 +154,7 @@ impl Life {
             }
             _ => {
                 for _ in 0..20 {
-                    drop(Self::space(self.store.step()));
+                    let _ = Self::space(self.store.step());
                 }
             }
         }
@@ -163,7 +163,7 @@ impl Life {
 
 /// One life, in a process of its own.
 fn live(store: &Path, model_path: &Path, seed: u64) {
-    let threads = seed % 2 == 0;
+    let threads = seed.is_multiple_of(2);
     let store = Store::open(store, StoreOptions { threads, ..StoreOptions::default() }).expect("a store opens on a full disk");
     let mut life = Life { store, model: load(model_path), random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)), names: seed * 10_000 };
     life.compare();

@@ -83,7 +83,9 @@ fn a_fork_beside_a_shrink_has_either_size_and_its_bytes() {
         // A shrink that does not write is not waited for any more.
         world.disk.holds.hold(Kind::Write, "nothing");
         world.disk.holds.release_all();
-        writer.map(|writer| writer.join().unwrap());
+        if let Some(writer) = writer {
+            writer.join().unwrap();
+        }
         shrink.join().unwrap();
         fork.join().unwrap();
         let mut old = vec![0; WINDOW_SECTORS * SECTOR as usize];
