@@ -113,7 +113,7 @@ impl Journal {
         {
             return Ok(spare);
         }
-        let spare = Spare::create(disk, paths).map_err(io_error("create", &paths.reserve()))?;
+        let spare = Spare::create(disk, paths, current + 1).map_err(io_error("create", &paths.reserve()))?;
         // A store that was never there has left nothing that counts.
         spare.file.set_size(0).map_err(io_error("truncate", &paths.reserve()))?;
         Ok(spare)
@@ -312,7 +312,7 @@ impl Journal {
         let wrap = |error| Error::io(format!("cannot reserve space for {}", self.paths.reserve().display()), error);
         let mut spare = match self.spare.take() {
             Some(spare) => spare,
-            None => Spare::create(&self.disk, &self.paths).map_err(wrap)?,
+            None => Spare::create(&self.disk, &self.paths, self.superblock.journal + 1).map_err(wrap)?,
         };
         let taken = match spare.bytes() < needed {
             true => self.in_steps(needed, |bytes| spare.grow(bytes)).map(drop).map_err(wrap),

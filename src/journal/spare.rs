@@ -39,12 +39,16 @@ impl Spare {
         Self::open(disk, kept, OpenMode::Write)
     }
 
-    /// A new one, without space.
+    /// A new one, without space, for the journal with the number `next`. Where something else has the spare's name, it has the
+    /// name of that journal from the beginning.
     ///
     /// # Errors
     /// An I/O error, no space for its name.
-    pub fn create(disk: &Arc<dyn Disk>, paths: &StorePaths) -> io::Result<Self> {
-        Self::open(disk, paths.reserve(), OpenMode::Create)
+    pub fn create(disk: &Arc<dyn Disk>, paths: &StorePaths, next: u64) -> io::Result<Self> {
+        Self::open(disk, paths.reserve(), OpenMode::Create).or_else(|error| match error.kind() {
+            io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => Self::open(disk, paths.journal(next), OpenMode::Create),
+            _ => Err(error),
+        })
     }
 
     fn open(disk: &Arc<dyn Disk>, path: PathBuf, mode: OpenMode) -> io::Result<Self> {
