@@ -74,7 +74,7 @@ impl Plan {
             volumes: 1 + below(3),
             writers: 2 + below(4),
             flushers: 1 + below(2),
-            shapers: below(3),
+            shapers: below(4),
             calls: 12 + below(40),
             sectors_max: if small { 40 } else { 2048 },
             limits,

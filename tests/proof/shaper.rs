@@ -35,8 +35,8 @@ impl Shaper<'_> {
             5..=24 if volumes < VOLUMES_MAX => self.fork(),
             25..=34 if volumes < VOLUMES_MAX => self.fork_snapshot(),
             35..=54 if snapshots < SNAPSHOTS_MAX => self.snapshot(),
-            55..=64 if stale => self.resize(),
-            65..=69 => self.rename(),
+            55..=66 if stale => self.resize(),
+            67..=69 => self.rename(),
             70..=77 if volumes > 1 && stale => self.destroy(),
             78..=85 if stale => self.destroy_snapshot(),
             _ => {
@@ -51,6 +51,9 @@ impl Shaper<'_> {
     fn source(&mut self) -> Option<(VolumeKey, String)> {
         let (key, _) = self.world.some_volume(&mut self.random)?;
         let oracle = self.world.oracle();
+        // One whose size changes at this moment, if there is one.
+        let resizing = oracle.volumes.iter().find(|(_, model)| model.resizing.is_some()).map(|(key, _)| *key);
+        let key = resizing.filter(|_| self.random.below(2) == 0).unwrap_or(key);
         let model = oracle.volumes.get(&key)?;
         (!model.dying && model.renaming.is_none()).then(|| (key, model.name.clone()))
     }

@@ -89,7 +89,7 @@ impl Writer<'_> {
 
     fn zero(&mut self, key: VolumeKey, volume: &Volume) {
         let size_bytes = volume.size_bytes();
-        let (sectors, range) = match self.random.below(8) {
+        let (sectors, range) = match self.random.below(7) {
             // The whole volume, or all from somewhere to its end.
             0 => (0..self.world.plan.sectors(size_bytes) as usize, 0..size_bytes),
             1 => {
