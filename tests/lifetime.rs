@@ -210,3 +210,31 @@ fn a_store_keeps_its_place_when_the_process_goes_elsewhere() {
     assert!(!there.path().join("store").exists());
     assert!(Store::check(&here.path().join("store"), options()).unwrap().violations.is_empty());
 }
+
+#[test]
+fn a_store_stays_open_while_a_volume_a_snapshot_or_a_queue_of_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(two_snapshots(dir.path()));
+    let open = || Store::open(dir.path(), options());
+    let mut bytes = [0; BLOCK_BYTES as usize];
+    let volume = open().unwrap().volume("v").unwrap();
+    volume.write_at(&[3; BLOCK_BYTES as usize], 0).unwrap();
+    assert_eq!(kind(open()), Some(ErrorKind::Locked));
+    let mut queue = volume.queue(1).unwrap();
+    drop(volume);
+    queue.submit(1, Request::Flush).unwrap();
+    let mut completions = Vec::new();
+    queue.wait(&mut completions, None).unwrap();
+    completions.remove(0).result.unwrap();
+    assert_eq!(kind(open()), Some(ErrorKind::Locked));
+    drop(queue);
+    let snapshot = open().unwrap().snapshot("v", "s1").unwrap();
+    snapshot.read_at(&mut bytes, 0).unwrap();
+    assert_eq!((bytes[0], kind(open())), (2, Some(ErrorKind::Locked)));
+    drop(snapshot);
+    let fork = open().unwrap().volume("v").unwrap().fork("f").unwrap();
+    fork.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes[0], 3);
+    drop(fork);
+    open().unwrap();
+}

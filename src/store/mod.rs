@@ -24,15 +24,19 @@ pub use report::{AffectedBlocks, CheckReport, HydrationControl, ScrubProgress, S
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
 use crate::ids::BlockSize;
-use crate::volume::{Holding, HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
+use crate::volume::{Head, Holding, HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
 use open::OpenStore;
 
-/// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone is gone: handles and queues do not
-/// keep a store open, they answer [`crate::ErrorKind::Closed`] from then on.
+/// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone and the last volume, snapshot and queue
+/// of it are gone. After `close` they answer [`crate::ErrorKind::Closed`].
 #[derive(Clone)]
 pub struct Store(Arc<OpenStore>);
 
 impl Store {
+    fn volume_of(&self, head: Arc<Head>) -> Volume {
+        Volume::of(head, Arc::clone(&self.0) as _)
+    }
+
     /// Makes a new, empty store in `path` (created if missing; must not hold a store).
     ///
     /// # Errors
@@ -83,7 +87,7 @@ impl Store {
     /// As [`Store::create_volume`].
     pub fn create_volume_labeled(&self, name: &str, size_bytes: u64, labels: BTreeMap<String, String>) -> Result<Volume> {
         let _pass = self.0.core.enter()?;
-        self.0.core.create_volume(name, size_bytes, labels).map(Volume::of)
+        self.0.core.create_volume(name, size_bytes, labels).map(|head| self.volume_of(head))
     }
 
     /// Opens a volume by name.
@@ -92,7 +96,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`].
     pub fn volume(&self, name: &str) -> Result<Volume> {
         let _pass = self.0.core.enter()?;
-        self.0.core.head(name).map(Volume::of)
+        self.0.core.head(name).map(|head| self.volume_of(head))
     }
 
     /// Opens a snapshot by its names.
@@ -101,7 +105,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`].
     pub fn snapshot(&self, volume: &str, snapshot: &str) -> Result<Snapshot> {
         let _pass = self.0.core.enter()?;
-        Snapshot::open(&self.0.core, volume, snapshot)
+        Snapshot::open(&self.0.core, Arc::clone(&self.0) as _, volume, snapshot)
     }
 
     /// Takes a snapshot of a volume.
@@ -145,7 +149,7 @@ impl Store {
     /// As [`Store::fork`].
     pub fn fork_held(&self, chain: &Digest, name: &str) -> Result<Option<Volume>> {
         let _pass = self.0.core.enter()?;
-        Ok(self.0.core.fork_held(chain, name)?.map(Volume::of))
+        Ok(self.0.core.fork_held(chain, name)?.map(|head| self.volume_of(head)))
     }
 
     /// Replaces what users note about a volume: values by key, 2 KiB in all. A fork inherits the labels of its source.
@@ -174,7 +178,7 @@ impl Store {
     /// # Errors
     /// As [`Store::fork`].
     pub fn fork_from(&self, uris: &[String], name: &str) -> Result<Volume> {
-        self.0.core.fork_source(uris, name, &BTreeMap::new()).map(Volume::of)
+        self.0.core.fork_source(uris, name, &BTreeMap::new()).map(|head| self.volume_of(head))
     }
 
     /// As [`Store::fork`] for one source and [`Store::fork_from`] for several. The fork has other labels than it would inherit
@@ -184,16 +188,16 @@ impl Store {
     /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large.
     pub fn fork_labeled(&self, sources: &[String], name: &str, labels: &BTreeMap<String, Option<String>>) -> Result<Volume> {
         let core = &self.0.core;
-        let [source] = sources else { return core.fork_source(sources, name, labels).map(Volume::of) };
+        let [source] = sources else { return core.fork_source(sources, name, labels).map(|head| self.volume_of(head)) };
         if source.contains("://") {
-            return core.fork_source(sources, name, labels).map(Volume::of);
+            return core.fork_source(sources, name, labels).map(|head| self.volume_of(head));
         }
         let _pass = core.enter()?;
         let head = match source.split_once('@') {
             Some((volume, snapshot)) => core.fork_snapshot(volume, snapshot, name, labels),
             None => core.fork_volume(source, name, labels),
         };
-        head.map(Volume::of)
+        head.map(|head| self.volume_of(head))
     }
 
     /// All volumes, by name.

@@ -20,12 +20,15 @@ use crate::sync::RwLock;
 /// Offsets and lengths are bytes and need no alignment; whole blocks are the fast path. All calls may be made from many threads
 /// at once. A range that ends behind the volume is refused with [`crate::ErrorKind::OutOfRange`] and nothing is done.
 #[derive(Clone)]
-pub struct Volume(pub(super) Arc<Head>);
+pub struct Volume(pub(super) Arc<Head>, Keeper);
+
+/// What a handle keeps alive: the store, which is closed when the last of its handles is gone.
+pub(crate) type Keeper = Arc<dyn std::any::Any + Send + Sync>;
 
 impl Volume {
-    /// The handle of an open head.
-    pub(crate) fn of(head: Arc<Head>) -> Self {
-        Self(head)
+    /// The handle of an open head, of the store that `keeper` keeps open.
+    pub(crate) fn of(head: Arc<Head>, keeper: Keeper) -> Self {
+        Self(head, keeper)
     }
 
     /// Name at this moment.
@@ -99,7 +102,8 @@ impl Volume {
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, name: &str) -> Result<Self> {
         let _pass = self.0.core.enter()?;
-        self.0.core.fork_head(&self.0, name, &BTreeMap::new()).map(Self)
+        let head = self.0.core.fork_head(&self.0, name, &BTreeMap::new())?;
+        Ok(Self(head, Arc::clone(&self.1)))
     }
 
     /// Takes a snapshot of the volume as it is now.
@@ -168,7 +172,7 @@ impl Volume {
     /// The machine has no room for another ring.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
         let _pass = self.0.core.enter()?;
-        Queue::for_volume(&self.0, depth)
+        Ok(Queue::for_volume(&self.0, depth)?.keeping(&self.1))
     }
 }
 
@@ -204,14 +208,14 @@ impl OpenSnapshot {
 /// A named, read-only sealed layer and its chain. Cheap to clone. While a handle, a queue or a client of an export has it open,
 /// destroying it is refused with [`crate::ErrorKind::Busy`].
 #[derive(Clone)]
-pub struct Snapshot(pub(super) Arc<OpenSnapshot>);
+pub struct Snapshot(pub(super) Arc<OpenSnapshot>, Keeper);
 
 impl Snapshot {
-    /// Opens a snapshot, when it is durable.
+    /// Opens a snapshot, when it is durable, of the store that `keeper` keeps open.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
-    pub(crate) fn open(core: &Arc<Core>, volume: &str, snapshot: &str) -> Result<Self> {
+    pub(crate) fn open(core: &Arc<Core>, keeper: Keeper, volume: &str, snapshot: &str) -> Result<Self> {
         let (id, view, pin) = {
             let catalog = core.catalog();
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
@@ -219,7 +223,7 @@ impl Snapshot {
         };
         core.await_arrival(id, snapshot)?;
         let (core, name, view, readers) = (Arc::clone(core), format!("{volume}@{snapshot}"), RwLock::new(view), Workers::of_reads());
-        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers, _pin: pin })))
+        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers, _pin: pin }), keeper))
     }
 
     /// `volume@snapshot`, as it was when the snapshot was opened.
@@ -315,6 +319,6 @@ impl Snapshot {
     /// As there.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
         let _pass = self.0.core.enter()?;
-        Queue::for_snapshot(&self.0, depth)
+        Ok(Queue::for_snapshot(&self.0, depth)?.keeping(&self.1))
     }
 }

@@ -32,6 +32,7 @@ mod viewers;
 pub(crate) use self::core::{Core, CoreConfig};
 pub use event::{EVENTS_MAX, Event, EventKind, OnEvent};
 pub use handle::{Snapshot, Volume};
+pub(crate) use head::Head;
 pub use holdings::Holding;
 pub use info::{
     BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,

@@ -38,7 +38,7 @@ pub use workers::Workers;
 
 use super::core::Core;
 use super::fence::Fence;
-use super::handle::OpenSnapshot;
+use super::handle::{Keeper, OpenSnapshot};
 use super::head::{Head, OpenQueue};
 use super::request::{Completion, Request};
 use super::view::View;
@@ -176,6 +176,8 @@ pub struct Queue {
     kind: RingKind,
     /// Its volume is not destroyed before the queue is gone.
     counted: Option<OpenQueue>,
+    /// The store stays open. Dropped last.
+    keeper: Option<Keeper>,
 }
 
 impl Queue {
@@ -188,6 +190,12 @@ impl Queue {
 
     pub(super) fn for_snapshot(snapshot: &Arc<OpenSnapshot>, depth: u32) -> Result<Self> {
         Self::open(Target::Snapshot(Arc::clone(snapshot)), depth)
+    }
+
+    /// Keeps the store open.
+    pub(super) fn keeping(mut self, keeper: &Keeper) -> Self {
+        self.keeper = Some(Arc::clone(keeper));
+        self
     }
 
     fn open(target: Target, depth: u32) -> Result<Self> {
@@ -217,7 +225,7 @@ impl Queue {
         let shared = Arc::new_cyclic(make);
         let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
         shared.target.core().layers.register(Arc::downgrade(&reaper));
-        Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind, counted: None })
+        Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind, counted: None, keeper: None })
     }
 
     /// Starts a request. The kernel sees it at the next [`Queue::reap`] or [`Queue::wait`], together with others.
