@@ -7,7 +7,7 @@ use super::core::{Core, gone};
 use super::gate::{Closed, Gate};
 use super::queue::Workers;
 use super::trace::Recorder;
-use super::view::{Piece, View};
+use super::view::{LOOKS_MAX, Piece, View};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::format::Record;
@@ -217,6 +217,7 @@ impl Head {
     /// `bounded`: the piece's offset, if it must not lie behind the end of the volume.
     fn write_piece(&self, piece: &Piece, data: &[u8], bounded: Option<u64>) -> Result<()> {
         let partial = self.partial_blocks(piece);
+        let mut looks = 0..LOOKS_MAX;
         loop {
             let inside = self.gate.enter();
             // Behind the gate the volume is not destroyed.
@@ -226,12 +227,16 @@ impl Head {
             match result? {
                 None => return Ok(()),
                 // Outside of the gate, so that a fork never waits for a network.
-                Some(block) => self.core.bring(&self.view, piece.extent, block..block + 1)?,
+                Some(block) if looks.next().is_some() => self.bring_old(piece.extent, block)?,
+                Some(block) => {
+                    let layer = Arc::clone(&self.view.read().layer);
+                    return Err(self.core.never_settles(&layer, piece.extent * EXTENT_BLOCKS + block));
+                }
             }
         }
     }
 
-    /// `Some`: this block has to be fetched first.
+    /// `Some`: this block has to be brought first.
     fn write_inside(&self, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<Option<u32>> {
         // Behind the gate the head does not change.
         let layer = Arc::clone(&self.view.read().layer);

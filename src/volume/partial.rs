@@ -2,6 +2,10 @@
 //!
 //! Such a block is read, changed and written whole, unless it is still at a source: then the bytes become a patch of the head,
 //! and nobody waits for a network.
+//!
+//! # Invariants
+//! - No source is asked while the gate is passed or a block is latched: a fork waits for the one, and the barrier rounds of the whole
+//!   store for the other. A block that is missing or damaged is brought by [`Head::bring_old`], and the write begins anew.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,7 +50,7 @@ impl Head {
     }
 
     /// Writes a piece whose blocks are admitted and of which some are written in part. Either all of it happens or nothing.
-    /// `Some`: nothing has happened, since there is no room for a patch of this block; it has to be fetched.
+    /// `Some`: nothing has happened, since there is no room for a patch of this block, or its old bytes are damaged; it has to be brought.
     ///
     /// # Errors
     /// Damage, no space, an I/O error.
@@ -82,7 +86,7 @@ impl Head {
         Ok(None)
     }
 
-    /// Decides how a block is written in part: reads its old bytes, or takes room for a patch. `false`: there is no room.
+    /// Decides how a block is written in part: reads its old bytes, or takes room for a patch. `false`: it can do neither.
     fn plan_block<'a>(&'a self, layer: &Arc<Layer>, piece: &Piece, block: u32, plan: &mut Plan<'a>) -> Result<bool> {
         let block_bytes = self.core.block_size.bytes();
         let number = piece.extent * EXTENT_BLOCKS + block;
@@ -104,19 +108,28 @@ impl Head {
                 plan.patches.push(PlannedPatch { block, range, room });
                 Ok(true)
             }
-            _ => self.read_latched(layer, piece.extent, block, old).map(|()| true),
+            _ => self.read_latched(layer, piece.extent, block, old),
         }
     }
 
-    /// Reads a block whose latch in the head the caller holds.
-    fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<()> {
+    /// Reads a block whose latch in the head the caller holds. `false`: a source may have to be asked for it.
+    fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<bool> {
         let number = extent * EXTENT_BLOCKS + block;
         if !layer.extent(extent).0.contains(block) {
-            return self.core.read_extent(&self.view, extent, block..block + 1, buffer);
+            return self.core.read_here(&self.view, number, buffer);
         }
         match self.core.layers.read_blocks(layer, number, buffer)? {
-            BlockRead::Verified => Ok(()),
+            BlockRead::Verified => Ok(true),
             BlockRead::Mismatch(block) => Err(self.core.layers.corruption(layer, block, "its bytes do not match their checksum")),
         }
+    }
+
+    /// Fetches what a block lacks, and repairs it, so that its old bytes can be read here.
+    pub(super) fn bring_old(&self, extent: u32, block: u32) -> Result<()> {
+        self.alive(|| {
+            self.core.bring(&self.view, extent, block..block + 1)?;
+            let mut old = AlignedBuffer::zeroed(self.core.block_size.bytes() as usize);
+            self.core.read_extent(&self.view, extent, block..block + 1, &mut old)
+        })
     }
 }

@@ -39,7 +39,7 @@ pub enum Answer {
 }
 
 /// Looks at a block that moves from layer to layer while it is read, after which the read fails.
-const LOOKS_MAX: u32 = 1000;
+pub(super) const LOOKS_MAX: u32 = 1000;
 
 /// Runs of blocks within an extent and who answers for them. Most requests lie in one.
 pub type Answers = SmallVec<[(Range<u32>, Answer); 1]>;
@@ -242,6 +242,23 @@ impl Core {
         Ok(())
     }
 
+    /// Reads one block as it is here. `false`: it is missing, or does not match; whoever may wait for a source looks again.
+    ///
+    /// # Errors
+    /// An I/O error; [`ErrorKind::NotFound`] when the volume was destroyed.
+    pub(super) fn read_here(&self, seen: &RwLock<View>, block: u32, buffer: &mut [u8]) -> Result<bool> {
+        let within = block % EXTENT_BLOCKS;
+        match self.answers(&seen.read(), block / EXTENT_BLOCKS, within..within + 1)?.pop() {
+            None => Ok(true),
+            Some((_, Answer::Zero)) => {
+                buffer.fill(0);
+                Ok(true)
+            }
+            Some((_, Answer::Held(layer))) => Ok(matches!(self.layers.read_blocks(&layer, block, buffer)?, BlockRead::Verified)),
+            Some((_, Answer::Missing(_) | Answer::Patched(_))) => Ok(false),
+        }
+    }
+
     /// Reads one block that did not match: asks anew who answers for it, with its writers held.
     ///
     /// 1. A layer that answers and does not hold the block has lost it between the two looks: to a discard, or to a write into a
@@ -324,7 +341,7 @@ impl Core {
         true
     }
 
-    fn never_settles(&self, layer: &Layer, block: u32) -> Error {
+    pub(super) fn never_settles(&self, layer: &Layer, block: u32) -> Error {
         self.layers.corruption(layer, block, "the layer answers for it and does not have it")
     }
 

@@ -147,6 +147,14 @@ impl Actor {
         }
     }
 
+    /// Waits until so many reads were seen.
+    pub fn await_reads(&self, count: usize) {
+        let mut seen = self.seen.lock();
+        while seen.reads.len() < count {
+            assert!(!self.changed.wait_for(&mut seen, PATIENCE).timed_out(), "{count} reads did not come: {:?}", seen.reads);
+        }
+    }
+
     /// Answers the reads that hang.
     pub fn release(&self) {
         let held = std::mem::take(&mut self.seen.lock().held);

@@ -1,7 +1,9 @@
 //! How long readers wait for a source that does not answer: not without end, and all of them together.
 
-use std::sync::Arc;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -130,4 +132,44 @@ fn a_source_that_hangs_stops_nothing_but_reads_of_its_own_blocks() {
     }
     assert!(does(&other, Request::Read { offset: 5 << 20, bytes: 4096 }) == data[5 << 20..(5 << 20) + 4096]);
     trial.store.give_up_waiting();
+}
+
+/// A damaged block of a root is fetched again by whoever reads it, also by a write of a part of it. Meanwhile that write must hold
+/// nothing for which others wait.
+#[test]
+fn a_write_that_waits_for_the_repair_of_a_block_holds_up_neither_forks_nor_flushes() {
+    const BLOCK: usize = 4096;
+    let trial = Trial::new();
+    let data = pattern(45, 1 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    assert!(read(&volume, 0, BLOCK).unwrap() == data[..BLOCK]);
+    volume.flush().unwrap();
+    for entry in std::fs::read_dir(trial._dir.path().join("layers")).unwrap() {
+        let file = OpenOptions::new().write(true).open(entry.unwrap().path()).unwrap();
+        if file.metadata().unwrap().len() >= BLOCK as u64 {
+            file.write_all_at(&[0xee; BLOCK], 0).unwrap();
+        }
+    }
+    // The block behind it is new: a flush names it when nobody holds it.
+    volume.write_at(&[1; BLOCK], BLOCK as u64).unwrap();
+    let asked = actor.reads().len();
+    actor.play(|_, _| Play::Hang);
+    let (sender, written) = mpsc::channel();
+    let writer = volume.clone();
+    std::thread::spawn(move || drop(sender.send(writer.write_at(&[2; BLOCK], 100))));
+    actor.await_reads(asked + 1);
+    let (sender, done) = mpsc::channel();
+    let other = volume.clone();
+    std::thread::spawn(move || drop(sender.send(other.fork("w").and_then(|fork| fork.flush()).and_then(|()| other.flush()))));
+    let done = done.recv_timeout(PATIENCE);
+    actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
+    actor.release();
+    written.recv_timeout(PATIENCE).expect("the write ends").unwrap();
+    done.expect("a fork or a flush waits for the source").unwrap();
+    let mut expected = data[..100].to_vec();
+    expected.extend([[2; BLOCK].as_slice(), &[1; BLOCK - 100]].concat());
+    assert!(read(&volume, 0, 2 * BLOCK).unwrap() == expected);
+    let fork = trial.store.volume("w").unwrap();
+    assert!(read(&fork, 0, 2 * BLOCK).unwrap() == [&data[..BLOCK], &[1; BLOCK]].concat());
 }
