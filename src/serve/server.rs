@@ -33,11 +33,17 @@ struct Clients {
     stopping: bool,
 }
 
+/// The places of all connections.
+#[derive(Default)]
+struct Places {
+    clients: Mutex<Clients>,
+    left: Condvar,
+}
+
 struct Shared {
     exports: Arc<dyn Exports>,
     options: NbdOptions,
-    clients: Mutex<Clients>,
-    left: Condvar,
+    places: Arc<Places>,
     budget: Arc<Budget>,
     shutdown: Arc<Shutdown>,
 }
@@ -52,14 +58,21 @@ pub struct Shutdown {
 
 /// The place of a connection among the clients, given back when it is dropped: a panic on its thread costs no other client.
 struct Place {
-    shared: Arc<Shared>,
+    places: Arc<Places>,
     number: u64,
+}
+
+/// The thread of a connection. It gives up the exports before its place: when a shutdown finds no connection any more, none keeps a
+/// store open.
+struct Serving {
+    shared: Arc<Shared>,
+    place: Place,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.clients.lock().sockets.remove(&self.number);
-        self.shared.left.notify_all();
+        self.places.clients.lock().sockets.remove(&self.number);
+        self.places.left.notify_all();
     }
 }
 
@@ -83,8 +96,7 @@ impl NbdServer {
         }
         let waker = || RingWaker::new().map_err(|error| Error::io("cannot make an event descriptor", error));
         let shutdown = Arc::new(Shutdown { asked: waker()?, forced: waker()? });
-        let shared =
-            Arc::new(Shared { exports, options, clients: Mutex::default(), left: Condvar::new(), budget: Arc::default(), shutdown });
+        let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget: Arc::default(), shutdown });
         let accepting = Arc::clone(&shared);
         let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
@@ -93,7 +105,7 @@ impl NbdServer {
 
     /// Connections at this moment.
     pub fn connections(&self) -> usize {
-        self.shared.clients.lock().sockets.len()
+        self.shared.places.clients.lock().sockets.len()
     }
 
     /// Takes no more clients, lets requests under way end (for [`NbdOptions::shutdown_timeout`]), and closes all connections. A thread
@@ -105,17 +117,17 @@ impl NbdServer {
 
     fn stop(&mut self) {
         let Some(acceptor) = self.acceptor.take() else { return };
-        self.shared.clients.lock().stopping = true;
+        self.shared.places.clients.lock().stopping = true;
         self.shared.shutdown.asked.wake();
         // A panic in the thread was printed there.
         let _ = acceptor.join();
         // Clients that have not agreed on an export have nothing to lose.
-        self.shared.clients.lock().sockets.values().filter(|(_, agreed)| !agreed).for_each(|(socket, _)| socket.shut());
+        self.shared.places.clients.lock().sockets.values().filter(|(_, agreed)| !agreed).for_each(|(socket, _)| socket.shut());
         if self.shared.wait_empty(self.shared.options.shutdown_timeout) {
             return;
         }
         self.shared.shutdown.forced.wake();
-        self.shared.clients.lock().sockets.values().for_each(|(socket, _)| socket.shut());
+        self.shared.places.clients.lock().sockets.values().for_each(|(socket, _)| socket.shut());
         // What is still under way waits for a source that does not answer. Exports are not trusted to do this at once either.
         let shared = Arc::clone(&self.shared);
         let give_up = move || shared.exports.give_up_waiting();
@@ -138,7 +150,7 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
         let mut polls: Vec<libc::pollfd> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
         // After an error no descriptor counts as ready.
         let _ = crate::sync::poll(&mut polls, None);
-        if shared.clients.lock().stopping {
+        if shared.places.clients.lock().stopping {
             return;
         }
         for (listener, _) in listeners.iter().zip(&polls).filter(|(_, poll)| poll.revents != 0) {
@@ -152,10 +164,16 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
     }
 }
 
+impl Serving {
+    fn run(self, socket: ClientSocket) {
+        self.shared.serve(self.place.number, socket);
+    }
+}
+
 impl Shared {
     fn admit(self: &Arc<Self>, socket: ClientSocket) {
         let number = {
-            let mut clients = self.clients.lock();
+            let mut clients = self.places.clients.lock();
             if clients.stopping || clients.sockets.len() >= self.options.connections_max {
                 return;
             }
@@ -165,23 +183,23 @@ impl Shared {
             clients.sockets.insert(number, (handle, false));
             number
         };
-        let place = Place { shared: Arc::clone(self), number };
+        let serving = Serving { shared: Arc::clone(self), place: Place { places: Arc::clone(&self.places), number } };
         // Without a thread the place is given back at once.
-        let _ = Builder::new().name(format!("nbd-{number}")).spawn(move || place.shared.serve(number, socket));
+        let _ = Builder::new().name(format!("nbd-{number}")).spawn(move || serving.run(socket));
     }
 
     /// Waits until no connection is left. `false`: not within the time.
     fn wait_empty(&self, timeout: Duration) -> bool {
         let deadline = deadline_after(timeout);
-        let mut clients = self.clients.lock();
-        while !clients.sockets.is_empty() && !self.left.wait_until(&mut clients, deadline).timed_out() {}
+        let mut clients = self.places.clients.lock();
+        while !clients.sockets.is_empty() && !self.places.left.wait_until(&mut clients, deadline).timed_out() {}
         clients.sockets.is_empty()
     }
 
     /// Whatever ends a connection is between it and its client.
     fn serve(&self, number: u64, mut socket: ClientSocket) {
         let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout) else { return };
-        if let Some((_, agreed)) = self.clients.lock().sockets.get_mut(&number) {
+        if let Some((_, agreed)) = self.places.clients.lock().sockets.get_mut(&number) {
             *agreed = true;
         }
         let budget = Arc::clone(&self.budget);

@@ -138,7 +138,7 @@ impl Core {
         self.fence.enter()
     }
 
-    /// The shape, locked. Taken before any layer's state, after any owner map.
+    /// The shape, locked. Taken before any owner map and any layer's state.
     pub fn catalog(&self) -> MutexGuard<'_, Catalog> {
         self.catalog.lock()
     }
