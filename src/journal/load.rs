@@ -22,6 +22,8 @@ pub struct Loaded {
     pub rounds: Vec<Vec<Record>>,
     /// Number of the last frame.
     pub sequence: u64,
+    /// Whether both slots of the superblock are valid.
+    pub both_slots: bool,
     /// Things that are wrong but do not keep the store from opening.
     pub warnings: Vec<String>,
     /// Number of the first frame.
@@ -52,6 +54,7 @@ pub fn load(disk: &dyn Disk, paths: &StorePaths, limits: &Limits) -> Result<Load
         let path = paths.journal(superblock.journal);
         Error::new(ErrorKind::Corrupt, format!("the journal {} is gone; restore the store from a backup", path.display()))
     })?;
+    loaded.both_slots = both;
     if !(was_there && is_crash(&loaded)) {
         loaded.warnings = warnings;
     }
@@ -93,8 +96,16 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
         other => other.map_err(|error| Error::io(format!("cannot open the journal {}", path.display()), error))?,
     };
     let unreadable = |error| Error::io(format!("cannot read {}", path.display()), error);
-    let mut loaded =
-        Loaded { superblock, state: Vec::new(), rounds: Vec::new(), sequence: 0, warnings: Vec::new(), first: 0, bytes: (0, 0) };
+    let mut loaded = Loaded {
+        superblock,
+        state: Vec::new(),
+        rounds: Vec::new(),
+        sequence: 0,
+        both_slots: true,
+        warnings: Vec::new(),
+        first: 0,
+        bytes: (0, 0),
+    };
     let mut offset = 0;
     let mut complete = false;
     loop {

@@ -6,6 +6,8 @@
 //! - A checkpoint writes the whole state to the spare file, syncs it, gives it the name of the next journal, syncs the name, and only
 //!   then points the superblock at it. Until the superblock is durable the old file counts; the new one is overwritten by the next
 //!   try. Then the old file becomes the spare.
+//! - So nothing is written over the journal before, not even when a store is opened, until the superblock that was found is durable
+//!   ([`Journal::confirm`]): a process that was killed leaves it in the page cache alone.
 //! - After a crash the state is written anew before anything else is: frames behind a torn one are never believed later.
 //! - So a whole frame behind one that does not verify means damage, not a crash, and the store is refused: what was flushed must
 //!   not vanish in silence. For the same reason a store that is closed in order gets a checkpoint, whose end cannot be mistaken.
@@ -117,6 +119,22 @@ impl Journal {
         // A store that was never there has left nothing that counts.
         spare.file.set_size(0).map_err(io_error("truncate", &paths.reserve()))?;
         Ok(spare)
+    }
+
+    /// Makes durable what the superblock of a store that is about to be opened says. A process that was killed, or whose sync failed, may
+    /// have left it in the page cache alone; then the journal before still counts after a power loss, and must not become the spare yet.
+    ///
+    /// # Errors
+    /// An I/O error; nothing else was touched.
+    pub fn confirm(disk: &dyn Disk, paths: &StorePaths, loaded: &mut Loaded) -> Result<()> {
+        // The same bytes in the same place; but where only one slot is valid that one stays whole.
+        if !loaded.both_slots {
+            loaded.superblock.generation += 1;
+        }
+        let slots = Self::open_superblock(disk, paths)?;
+        // The name of a successor that is taken instead of a journal that is gone may be as new.
+        disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+        Self::write_superblock(disk, paths, &*slots, &loaded.superblock)
     }
 
     /// Takes space for the state of a store that is about to be opened, before anything else takes it. Answers nothing: without it

@@ -13,6 +13,7 @@ use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Record;
 use crate::io::DiskFile;
+use crate::limits::EXTENT_BLOCKS;
 
 /// What a writer has to wait for before it may try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +153,14 @@ impl Layers {
             }
             hot.fresh = hot.fresh.or(&new);
             hot.over_zeros = hot.over_zeros.minus(&new).or(&over_zeros);
+        }
+        self.note_bytes(layer, state, extent, bits, file);
+        Self::unlatch(layer, state, extent, bits);
+    }
+
+    /// Bytes have reached present blocks: a later round syncs them, and names those of a sealed layer that were overwritten in place.
+    fn note_bytes(&self, layer: &Layer, state: &mut State, extent: u32, bits: &BlockBits, file: (u32, &Arc<dyn DiskFile>)) {
+        if let Some(hot) = state.hot.get_mut(&extent) {
             let overwritten = bits.minus(&hot.fresh);
             if !overwritten.is_empty() {
                 hot.overwritten = hot.overwritten.or(&overwritten);
@@ -162,7 +171,6 @@ impl Layers {
             self.note_written(layer);
         }
         state.written.entry(file.0).or_insert_with(|| Arc::clone(file.1));
-        Self::unlatch(layer, state, extent, bits);
     }
 
     /// The writer went away in the middle, by a panic: as [`Layers::abort_write`] after a shortage.
@@ -188,10 +196,15 @@ impl Layers {
         let present = layer.extent(extent).0.and(bits);
         // The disk's code may panic again.
         let hash_again = || catch_unwind(AssertUnwindSafe(|| self.hash_again(layer, extent, &present)));
-        let known = present.is_empty() || matches!(hash_again(), Ok(Ok(())));
+        let hashed = if present.is_empty() { None } else { hash_again().ok().and_then(Result::ok).flatten() };
+        let known = present.is_empty() || hashed.is_some();
         let new = bits.minus(&present);
         let mut state = layer.state.lock();
         self.commit.release_blocks(new.count());
+        if let Some(file) = hashed.filter(|_| !state.freed) {
+            // Some of its bytes may be there: they are as durable as those of any write before a fork or a flush is.
+            self.note_bytes(layer, &mut state, extent, &present, (self.place(extent * EXTENT_BLOCKS).0, &file));
+        }
         if !known {
             state.unverified.insert(extent);
             layer.unverified.store(true, crate::sync::atomic::Ordering::Release);

@@ -150,12 +150,19 @@ pub struct ChecksumCache {
     shard_pages_max: usize,
     /// Layers whose file was written since the last sync.
     unsynced: Mutex<BTreeMap<LayerId, Arc<dyn DiskFile>>>,
+    /// Held while pages become durable: whoever finds none unsynced has to wait for those that are on their way.
+    pub(super) syncing: Mutex<()>,
 }
 
 impl ChecksumCache {
     pub fn new(bytes_max: u64) -> Self {
         let pages = (bytes_max as usize / PAGE_BYTES / SHARDS).max(4);
-        Self { shards: std::array::from_fn(|_| Mutex::default()), shard_pages_max: pages, unsynced: Mutex::default() }
+        Self {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            shard_pages_max: pages,
+            unsynced: Mutex::default(),
+            syncing: Mutex::default(),
+        }
     }
 
     fn shard(&self, (layer, extent): Key) -> &Mutex<Pages> {

@@ -10,7 +10,7 @@ use super::state::Layer;
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::format::{PresenceRecord, Record};
-use crate::io::{AlignedBuffer, DiskFileExt};
+use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
 use crate::sync::atomic::Ordering;
 
@@ -64,6 +64,9 @@ impl Layers {
 
     /// Makes written pages, and the names of their files, durable.
     fn sync_pages(&self) -> Result<()> {
+        let _one_at_a_time = self.checksums.syncing.lock();
+        // If those of somebody else were not synced, the store is poisoned by now.
+        self.commit.healthy()?;
         let files = self.checksums.take_unsynced();
         let result = self.files.sync_names().and_then(|()| self.disk.sync_all(&files));
         result.map_err(|error| Error::io("cannot sync checksums", error)).inspect_err(|error| self.commit.poison(error.clone()))
@@ -138,14 +141,15 @@ impl Layers {
         Ok(())
     }
 
-    /// Makes the checksums of present blocks those of the bytes in the file. The caller holds the blocks' latch.
+    /// Makes the checksums of present blocks those of the bytes in the file, which it answers. The caller holds the blocks' latch.
     ///
     /// # Errors
     /// The blocks cannot be read, or the file ends before them.
-    pub(super) fn hash_again(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
+    pub(super) fn hash_again(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<Option<Arc<dyn DiskFile>>> {
         let page = self.page(layer, extent)?;
         let first = extent * EXTENT_BLOCKS;
         let block_bytes = self.block_size.bytes() as usize;
+        let mut found = None;
         for run in bits.runs() {
             let block = first + run.start;
             let unreadable = |error| Error::io(format!("cannot read layer {} at block {block}", layer.id), error);
@@ -155,8 +159,9 @@ impl Layers {
             for (bytes, block) in buffer.chunks(block_bytes).zip(run) {
                 page.set(block, block_checksum(layer.id, first + block, bytes));
             }
+            found = Some(file);
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Writes every changed checksum page and drops the journal behind a new state: `shape` and the presence of all layers.

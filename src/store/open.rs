@@ -186,7 +186,7 @@ impl OpenStore {
             return Err(no_store(&*options.disk, &paths));
         }
         let lock = lock(&*options.disk, &paths, &options.owner)?;
-        let loaded = load(&*options.disk, &paths, &options.limits())?;
+        let mut loaded = load(&*options.disk, &paths, &options.limits())?;
         let mut replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
         let names = options.disk.list(&paths.layers());
         let names = names.map_err(|error| Error::io(format!("cannot list {}", paths.layers().display()), error))?;
@@ -194,6 +194,7 @@ impl OpenStore {
         if let Some(violation) = replayed.catalog.violations().first() {
             return Err(Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {violation}; run 'volfork check'")));
         }
+        Journal::confirm(&*options.disk, &paths, &mut loaded)?;
         // Before pages of checksums take what is left of the disk.
         Journal::take_space(&options.disk, &paths, &loaded, &options.limits());
         let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
@@ -367,7 +368,16 @@ mod tests {
             // There is no file that could have this block.
             last.extend(torn.then(|| present(head, 6)));
             let rounds = vec![vec![present(base, 5)], last];
-            let loaded = Loaded { superblock, state: state.clone(), rounds, sequence: 3, warnings: Vec::new(), first: 1, bytes: (0, 0) };
+            let loaded = Loaded {
+                superblock,
+                state: state.clone(),
+                rounds,
+                sequence: 3,
+                both_slots: true,
+                warnings: Vec::new(),
+                first: 1,
+                bytes: (0, 0),
+            };
             let replayed = replay(config.clone(), &loaded).unwrap();
             assert_eq!(replayed.lost_blocks, u64::from(torn));
             assert_eq!(replayed.catalog.snapshot("v", "v").is_ok(), torn);

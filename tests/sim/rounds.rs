@@ -7,7 +7,7 @@ use volfork::io::Disk as _;
 use volfork::{Store, StoreOptions, Volume};
 
 use crate::clock::SimClock;
-use crate::disk::SimDisk;
+use crate::disk::{Fault, SimDisk};
 use crate::hold::{Beside, Kind, beside};
 use crate::random::Random;
 use crate::world::Outcome;
@@ -318,4 +318,93 @@ fn the_number_of_a_layer_that_a_crash_undid_is_not_given_again() {
         assert_holds(&store, "c", 0, &[9]);
     }
     assert!(shown, "no crash left a file without a record");
+}
+
+/// Pages that a checkpoint wrote, and whose file the cleaner syncs, are durable before the journal that has their checksums is replaced.
+#[test]
+fn a_checkpoint_waits_for_pages_that_the_cleaner_syncs() {
+    for seed in seeds(12) {
+        let _named = Named("a checkpoint beside the cleaner", seed);
+        let disk = SimDisk::default();
+        let options = || StoreOptions { checkpoint_bytes: 4096, ..options(&disk) };
+        let store = Store::create(Path::new("store"), options()).unwrap();
+        let (v, w) = (store.create_volume("v", 16 << 20).unwrap(), store.create_volume("w", 16 << 20).unwrap());
+        for _ in 0..2 {
+            write(&v, 0, 1);
+            v.flush().unwrap();
+        }
+        let step_beside = || {
+            let (store, disk) = (store.clone(), disk.clone());
+            beside(move || {
+                while !disk.is_off() {
+                    let _ = store.step();
+                }
+            })
+        };
+        // The first layer's page of extent 0 is written by the cleaner, which is held there.
+        disk.holds.hold(Kind::Write, "layers/0.crc");
+        let cleaner = step_beside();
+        disk.holds.await_held();
+        // Those of extent 1 of both layers have changed, and a checkpoint is due.
+        for block in 0..300 {
+            write(&v, 1024 + 2 * block, 2);
+            write(&w, 1024 + 2 * block, 3);
+        }
+        v.flush().unwrap();
+        w.flush().unwrap();
+        disk.holds.hold(Kind::Write, "layers/1.crc");
+        let checkpoint = step_beside();
+        disk.holds.await_held();
+        disk.holds.hold(Kind::Sync, "layers/0.crc");
+        disk.holds.release();
+        disk.holds.await_held();
+        disk.holds.release();
+        checkpoint.ends_soon();
+        disk.power_off();
+        let _ = (cleaner.join(), checkpoint.join());
+        drop((v, w));
+        let store = lose_power(&disk, store, seed);
+        for block in 0..300 {
+            assert_holds(&store, "v", 1024 + 2 * block, &[2]);
+            assert_holds(&store, "w", 1024 + 2 * block, &[3]);
+        }
+    }
+}
+
+/// A write that fails in the middle leaves sectors old and new. A fork keeps what they were when it was made.
+#[test]
+fn a_fork_keeps_what_a_refused_overwrite_left() {
+    const BLOCKS: usize = 4;
+    let mut torn = 0;
+    for seed in seeds(60) {
+        let _named = Named("a fork after a refused overwrite", seed);
+        let disk = SimDisk::default();
+        let (store, volumes) = marked(&disk, &["v"]);
+        let v = &volumes[0];
+        for block in 0..BLOCKS as u64 {
+            write(v, block, 1);
+        }
+        v.flush().unwrap();
+        // What they are is proven, and their extent is marked.
+        for block in 0..BLOCKS as u64 {
+            write(v, block, 2);
+            v.flush().unwrap();
+        }
+        disk.shorten_transfers(seed);
+        disk.fail_at(disk.operations() + 2, Fault::Enospc);
+        let refused = v.write_at(&[3; BLOCKS * BLOCK as usize], 0).is_err();
+        disk.clear_faults();
+        store.fork("v", "fork").unwrap();
+        let read = |store: &Store| {
+            let mut bytes = vec![0; BLOCKS * BLOCK as usize];
+            store.volume("fork").unwrap().read_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let before = read(&store);
+        torn += usize::from(refused && before.contains(&3));
+        drop(volumes);
+        let store = lose_power(&disk, store, seed);
+        assert!(read(&store) == before, "the fork has changed");
+    }
+    assert!(torn > 0, "no write was refused in the middle");
 }

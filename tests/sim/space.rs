@@ -138,6 +138,44 @@ fn a_crash_at_any_operation_of_opening_and_of_a_checkpoint_loses_nothing() {
     }
 }
 
+/// The process is killed between the new name of a checkpoint and its end, and the power goes off while the store is opened again. What
+/// the killed one wrote to the superblock may be in the page cache alone: until it is durable, the journal before is not written over.
+#[test]
+fn a_kill_in_a_checkpoint_and_a_crash_in_the_next_opening_lose_nothing() {
+    for seed in seeds(1) {
+        let _named = Named("a kill in a checkpoint, and a crash in opening", seed);
+        for killed_at in 1.. {
+            let mut reached = true;
+            for off_at in (1..).step_by(3) {
+                let mut world = due(seed);
+                let before = world.disk.operations();
+                world.disk.fail_at(before + killed_at, Fault::Crash);
+                let stepped = world.store().step();
+                reached = world.disk.operations() >= before + killed_at;
+                world.log.push(format!("killed at operation {killed_at} of a checkpoint: {stepped:?}"));
+                world.die();
+                let is_journal = |path: &&std::path::PathBuf| path.to_string_lossy().contains("journal.");
+                if world.disk.files().iter().filter(is_journal).count() < 2 {
+                    // The old one is the only one, or the spare already.
+                    break;
+                }
+                world.disk.fail_at(world.disk.operations() + off_at, Fault::Crash);
+                let opened = world.open();
+                let is_off = world.disk.is_off();
+                world.log.push(format!("the power goes off at operation {off_at} of opening: {opened:?}"));
+                world.random = Random::new(seed * 1000 + off_at);
+                world.crash();
+                if !is_off {
+                    break;
+                }
+            }
+            if !reached {
+                break;
+            }
+        }
+    }
+}
+
 #[test]
 fn a_checkpoint_without_space_leaves_no_file_behind() {
     let mut failed = false;

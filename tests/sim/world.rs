@@ -126,12 +126,17 @@ impl World {
 
     /// The process is killed. The power stays on, and goes off right after another process has opened the store.
     pub fn kill(&mut self) {
+        self.die();
+        self.verify_reopened();
+        self.crash();
+    }
+
+    /// The process is killed, and the power stays on.
+    pub fn die(&mut self) {
         self.log.push(format!("killed at operation {}", self.disk.operations()));
         self.disk.fail_at(self.disk.operations() + 1, Fault::Crash);
         self.store = None;
         self.disk.restart();
-        self.verify_reopened();
-        self.crash();
     }
 
     /// Opens the store and compares it with what the contract allows.
