@@ -49,8 +49,8 @@ fn history(path: &Path) {
     assert!(buffer == written[..BYTES / 2], "other bytes than at the source");
     far.close().unwrap();
     server.shutdown();
-    // No connection keeps the store open any more.
-    drop(near);
+    // No connection keeps the store open any more, and no handle.
+    drop((origin, near));
     Store::open(&path.join("near"), options()).unwrap().close().unwrap();
 }
 
