@@ -51,9 +51,9 @@ pub struct Limits {
     pub planted: Planted,
 }
 
-/// A fault that the proof system plants into a store, to show that it would see one.
-#[cfg(feature = "sim")]
+/// A fault that the proof system plants into a store, to show that it would see one. Most are faults that the engine once had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(feature = "sim"), allow(dead_code, reason = "only the proof system plants"))]
 pub enum Planted {
     /// None.
     #[default]
@@ -62,6 +62,30 @@ pub enum Planted {
     ForgottenSync,
     /// Rounds do not name the last run of new blocks.
     ForgottenRun,
+    /// A round lets blocks that it will name be overwritten while it waits for others of their extent.
+    RewrittenWhileDraining,
+    /// A frame counts as proven when a later one is appended, not when that one is durable.
+    ProvenByAppending,
+    /// Space is given back before the record of a discard is durable.
+    EarlyPunch,
+    /// A shrink first has the new size, then its zeros.
+    ShrinkInTwoSteps,
+    /// A snapshot that somebody has open can be destroyed.
+    UnpinnedSnapshot,
+    /// A request that another thread reaps does not wake who waits for its queue.
+    LostWake,
+    /// A record of a set of blocks is never cut.
+    UncutSet,
+    /// A layer that is freed while a round begins is still counted.
+    FreedInARound,
+    /// The table of layers is locked while the state of one of them is waited for.
+    TableHeld,
+    /// A discard takes the size of its volume before the gate.
+    SizeBeforeTheGate,
+    /// A round that names nothing of an extent forgets what the last frame names.
+    EmptyRoundProves,
+    /// The record of a discard and its blocks may be in two rounds.
+    DiscardInTwoRounds,
 }
 
 impl Limits {
@@ -86,6 +110,23 @@ impl Limits {
 }
 
 impl Limits {
+    /// Whether the proof system planted this fault.
+    #[cfg(feature = "sim")]
+    pub(crate) fn has(&self, fault: Planted) -> bool {
+        self.planted == fault
+    }
+
+    /// Nothing is planted outside of the proof system.
+    #[cfg(not(feature = "sim"))]
+    pub(crate) const fn has(&self, _: Planted) -> bool {
+        false
+    }
+
+    /// Largest record of a set of blocks in a state.
+    pub(crate) fn state_record_bytes_max(&self) -> usize {
+        if self.has(Planted::UncutSet) { usize::MAX } else { self.set_record_bytes_max }
+    }
+
     /// Bytes that the file for the next state has beyond what it needs: the reserve of the journal that begins with it, and what
     /// records that live on the reserve add to the state.
     pub fn spare_reserve_bytes(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! Sets of blocks, as records carry them. Their layout is in `record`.
 
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 
 use roaring::RoaringBitmap;
 
@@ -48,9 +48,9 @@ fn read_bitmap(reader: &mut Reader<'_>) -> Result<RoaringBitmap, FormatError> {
 
 /// The part of a set that lies in a range, in its smallest form.
 fn part(set: &RoaringBitmap, range: RangeInclusive<u32>) -> RoaringBitmap {
-    let mut part = RoaringBitmap::new();
-    part.insert_range(range);
-    part &= set;
+    let mut part = set.clone();
+    part.remove_range(..*range.start());
+    part.remove_range((Bound::Excluded(*range.end()), Bound::Unbounded));
     part.optimize();
     part
 }
@@ -119,7 +119,7 @@ impl ForgetRecord {
     /// A record that forgets the first blocks of a set, no larger than `bytes_max`, and the other blocks.
     pub fn first_of(layer: LayerId, blocks: &RoaringBitmap, bytes_max: usize) -> (Self, RoaringBitmap) {
         let mut range = 0..=u32::MAX;
-        let mut first = part(blocks, range.clone());
+        let mut first = blocks.clone();
         while first.is_empty() || Self::bytes_of(&first) > bytes_max {
             let Some([lower, upper]) = halves(&range) else { break };
             let half = part(blocks, lower.clone());

@@ -13,7 +13,7 @@ use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Record;
 use crate::io::DiskFile;
-use crate::limits::EXTENT_BLOCKS;
+use crate::limits::{EXTENT_BLOCKS, Planted};
 
 /// What a writer has to wait for before it may try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,9 @@ impl Layers {
         let overwrites = present.and(bits).minus(&hot.fresh);
         if !overwrites.is_empty() {
             // Crash ordering 2: the mark, and a frame after the one that names these blocks, is durable before the overwrite.
-            let unproven = hot.recorded.0.intersects(&overwrites) && !self.commit.is_proven(hot.recorded.1);
+            let appended = self.limits.has(Planted::ProvenByAppending) && hot.recorded.1 < self.commit.latest_frame();
+            let proven = appended || self.commit.is_proven(hot.recorded.1);
+            let unproven = hot.recorded.0.intersects(&overwrites) && !proven;
             let waiting = hot.marking.is_some_and(|ticket| !self.commit.is_done(ticket));
             if (!marked || unproven) && !waiting {
                 let mark = Record::Mark(layer.id, extent);
@@ -138,7 +140,7 @@ impl Layers {
         let over_zeros = new.and(&state.presence.zeroed_bits(extent));
         if !new.is_empty() {
             state.presence.insert(extent, &new);
-            if !state.garbage.is_empty() {
+            if !state.garbage.is_empty() && !self.limits.has(Planted::EarlyPunch) {
                 // Space that was to be given back is somebody's data again.
                 super::presence::remove_bits(&mut state.garbage, extent, &new);
             }

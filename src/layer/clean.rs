@@ -211,7 +211,7 @@ impl Layers {
             unmarked.flat_map(|(extent, page)| kept_checksums(layer.id, extent, page, &extent_bits(&present, extent))).collect();
         drop(state);
         let presence = PresenceRecord { layer: layer.id, more: false, present, zeroed, marked };
-        presence.split(self.limits.set_record_bytes_max).into_iter().map(Record::Presence).chain(patches).chain(kept).collect()
+        presence.split(self.limits.state_record_bytes_max()).into_iter().map(Record::Presence).chain(patches).chain(kept).collect()
     }
 
     /// Layers with marked extents.

@@ -19,7 +19,7 @@ use crate::format::{Record, frame_bytes};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::journal::Journal;
-use crate::limits::Limits;
+use crate::limits::{Limits, Planted};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock, RwLock};
 
@@ -247,7 +247,7 @@ impl Commit {
 
     fn run(&self, rounds: &impl Rounds) -> (Ticket, std::result::Result<(), RoundError>) {
         let (ticket, begun) = {
-            let _beginning = self.beginning.write();
+            let _beginning = (!self.limits.has(Planted::DiscardInTwoRounds)).then(|| self.beginning.write());
             let (ticket, gathered) = {
                 let mut queue = self.queue.lock();
                 queue.started += 1;

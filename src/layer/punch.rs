@@ -13,7 +13,7 @@ use super::state::{Dying, Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::format::{ForgetRecord, Record};
-use crate::limits::EXTENT_BLOCKS;
+use crate::limits::{EXTENT_BLOCKS, Planted};
 
 /// Steps in which a store that is being closed gives back space.
 const PUNCH_STEPS_AT_END: usize = 1024;
@@ -206,7 +206,7 @@ impl Layers {
             super::presence::remove_bits(&mut state.garbage, extent, &bits);
             let mut gone = bits.minus(&state.presence.present_bits(extent));
             // The journal calls these present until the record of their end is durable (crash ordering 4).
-            for dying in &state.dying {
+            for dying in state.dying.iter().filter(|_| !self.limits.has(Planted::EarlyPunch)) {
                 gone = gone.minus(&extent_bits(&dying.gone, extent));
             }
             gone

@@ -284,7 +284,7 @@ impl Recovery {
         let named = self.config.disk.sync_dir(&self.config.paths.layers());
         let synced = named.and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
         synced.map_err(|error| Error::io("cannot sync checksums", error))?;
-        let bytes_max = self.config.limits.set_record_bytes_max;
+        let bytes_max = self.config.limits.state_record_bytes_max();
         let records = self.layers.iter().flat_map(|(id, layer)| {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());
             let presence = PresenceRecord { layer: *id, more: false, present, zeroed, marked: layer.marked.clone() };

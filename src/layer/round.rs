@@ -12,9 +12,7 @@ use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockRun, Record, Writer};
 use crate::io::DiskFile;
-use crate::limits::EXTENT_BLOCKS;
-#[cfg(feature = "sim")]
-use crate::limits::Planted;
+use crate::limits::{EXTENT_BLOCKS, Planted};
 use crate::sync::MutexGuard;
 
 /// What one layer brings to a round.
@@ -134,8 +132,7 @@ impl Layers {
         self.commit.release(begun.gathered.records.iter().map(claimed_bytes).sum());
         self.count_recorded(begun.members.iter().map(|(_, part)| part.new_blocks()).sum());
         if !files.is_empty() {
-            #[cfg(feature = "sim")]
-            let files = if self.limits.planted == Planted::ForgottenSync { &files[1..] } else { files };
+            let files = if self.limits.has(Planted::ForgottenSync) { &files[1..] } else { files };
             self.sync_files(files)?;
             self.count_barrier();
         }
@@ -155,7 +152,7 @@ impl Layers {
     fn begin_round(&self, layer: &Layer, ticket: Ticket) -> Contribution {
         let mut state = layer.state.lock();
         let mut part = Contribution::default();
-        if state.freed {
+        if state.freed && !self.limits.has(Planted::FreedInARound) {
             return part;
         }
         let extents: Vec<u32> = std::mem::take(&mut state.fresh_extents).into_iter().collect();
@@ -163,14 +160,16 @@ impl Layers {
         state.round = Some(ticket);
         for &extent in &extents {
             if let Some(hot) = state.hot.get_mut(&extent) {
-                hot.draining = hot.fresh;
+                hot.draining = if self.limits.has(Planted::RewrittenWhileDraining) { hot.fresh.and(&hot.latched) } else { hot.fresh };
             }
             while state.hot.get(&extent).is_some_and(|hot| hot.draining.intersects(&hot.latched)) {
                 layer.changed.wait_for(&mut state, HELP_INTERVAL);
                 MutexGuard::unlocked(&mut state, || self.help());
             }
             // Writers that ended meanwhile have put the extent back.
-            state.fresh_extents.remove(&extent);
+            if !self.limits.has(Planted::EmptyRoundProves) {
+                state.fresh_extents.remove(&extent);
+            }
             let Some(hot) = state.hot.get_mut(&extent) else { continue };
             let ready = hot.fresh.minus(&hot.latched);
             hot.draining = BlockBits::EMPTY;
@@ -189,8 +188,7 @@ impl Layers {
         state.round_extents = extents;
         self.take_overwritten(layer, &mut state, &mut part);
         part.files = std::mem::take(&mut state.written);
-        #[cfg(feature = "sim")]
-        if self.limits.planted == Planted::ForgottenRun && part.present.len() > 1 {
+        if self.limits.has(Planted::ForgottenRun) && part.present.len() > 1 {
             part.present.pop();
         }
         self.note_synced(layer);
@@ -216,7 +214,7 @@ impl Layers {
             if let Some(hot) = state.hot.get_mut(&extent) {
                 let named = std::mem::replace(&mut hot.round, BlockBits::EMPTY);
                 // A round that named nothing here may have appended no frame: what the latest one names is not proven by it.
-                if !named.is_empty() {
+                if !named.is_empty() || self.limits.has(Planted::EmptyRoundProves) {
                     hot.recorded = (named, frame);
                 }
                 for run in named.runs() {

@@ -17,7 +17,7 @@ use crate::format::{Record, StorePaths};
 use crate::ids::{BlockSize, LayerId};
 use crate::io::{Disk, IoMode};
 use crate::journal::Journal;
-use crate::limits::{Limits, SEGMENT_BYTES, VOLUME_BYTES_MAX};
+use crate::limits::{Limits, Planted, SEGMENT_BYTES, VOLUME_BYTES_MAX};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
 
@@ -142,15 +142,28 @@ impl Layers {
         all
     }
 
+    /// Puts the records of a change of shape, which frees these layers, into the next round, and makes completed writes of a layer
+    /// durable in it. A flush of a layer that is freed has nothing to name any more, so it must not be in an earlier round.
+    pub fn enqueue_freeing(&self, sync: Option<LayerId>, records: Vec<Record>, freed: &[LayerId]) -> Ticket {
+        let _beginning = (!freed.is_empty()).then(|| self.commit.hold_beginning());
+        let ticket = self.commit.enqueue_with_sync(sync, records);
+        freed.iter().for_each(|layer| self.free(*layer));
+        ticket
+    }
+
     /// Takes a layer out of the table: the catalogue has freed it. Its files go with [`Layers::remove_files`]. A round that has
     /// begun, or a writer that was admitted, may still be in it: they find `freed`, and count nothing any more.
-    pub fn free(&self, layer: LayerId) {
+    fn free(&self, layer: LayerId) {
         // A statement of its own: the table is not locked while the layer's state is taken.
         let removed = self.table.write().remove(&layer);
         let Some(entry) = removed else { return };
+        let _table = self.limits.has(Planted::TableHeld).then(|| self.table.write());
         let mut state = entry.state.lock();
         state.freed = true;
         self.count_recorded(std::mem::take(&mut state.fresh_blocks));
+        if self.limits.has(Planted::FreedInARound) {
+            return;
+        }
         state.fresh_extents.clear();
         state.overwritten_extents.clear();
         for hot in state.hot.values_mut() {

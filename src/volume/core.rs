@@ -205,20 +205,17 @@ impl Core {
         for record in &records {
             freed.extend(catalog.apply(record).map_err(|error| Error::new(ErrorKind::Corrupt, format!("the catalogue: {error}")))?);
         }
-        let ticket = self.layers.enqueue_with_sync(sync, records);
-        if !freed.is_empty() {
-            for layer in &freed {
-                // Before the layer is freed: readers that it fails then are told of a source that is gone.
-                let hydrator = self.hydrators.lock().remove(layer);
-                if let Some(hydrator) = hydrator {
-                    hydrator.stop();
-                    self.stopped.lock().insert(*layer, hydrator);
-                }
-                self.layers.free(*layer);
-                self.hydrated.lock().remove(layer);
+        for layer in &freed {
+            // Before the layer is freed: readers that it fails then are told of a source that is gone.
+            let hydrator = self.hydrators.lock().remove(layer);
+            if let Some(hydrator) = hydrator {
+                hydrator.stop();
+                self.stopped.lock().insert(*layer, hydrator);
             }
-            self.freed.lock().extend(freed.into_iter().map(|layer| (ticket, layer)));
+            self.hydrated.lock().remove(layer);
         }
+        let ticket = self.layers.enqueue_freeing(sync, records, &freed);
+        self.freed.lock().extend(freed.into_iter().map(|layer| (ticket, layer)));
         self.reclaim.store(true, Ordering::Release);
         Ok(ticket)
     }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::Record;
 use crate::ids::VolumeId;
 use crate::layer::{Admitted, Layer, Layers, Ticket};
-use crate::limits::{EXTENT_BLOCKS, VOLUME_BYTES_MAX};
+use crate::limits::{EXTENT_BLOCKS, Planted, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock};
@@ -286,7 +286,11 @@ impl Head {
     /// Makes a range read as zero; its whole blocks give back their space.
     pub(super) fn zero(&self, offset: u64, bytes: u64) -> Result<()> {
         self.check_alive()?;
-        self.view.read().check_range(offset, bytes)?;
+        let before = {
+            let view = self.view.read();
+            view.check_range(offset, bytes)?;
+            view.size_bytes
+        };
         let (block_size, end) = (self.core.block_size, offset + bytes);
         let first = block_size.blocks_for(offset);
         let zeros = |start: u64, end: u64| match start < end {
@@ -302,7 +306,7 @@ impl Head {
             let size_bytes = {
                 let view = self.view.read();
                 view.check_range(offset, bytes)?;
-                view.size_bytes
+                if self.core.layers.limits().has(Planted::SizeBeforeTheGate) { before } else { view.size_bytes }
             };
             // The last block of the volume counts as whole, though it may end behind the volume. Which block that is may change
             // until the gate is closed.

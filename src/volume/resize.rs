@@ -19,7 +19,7 @@ use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Record;
 use crate::layer::Ticket;
-use crate::limits::EXTENT_BLOCKS;
+use crate::limits::{EXTENT_BLOCKS, Planted};
 
 impl Core {
     /// Gives a volume another size.
@@ -49,6 +49,10 @@ impl Core {
         }
         if size_bytes > old {
             head.zero_behind(old)?;
+        }
+        if size_bytes < old && self.layers.limits().has(Planted::ShrinkInTwoSteps) {
+            let _closed = head.close();
+            head.view.write().size_bytes = size_bytes;
         }
         let ticket = {
             let _closed = head.close();

@@ -65,6 +65,37 @@ fn what_was_acknowledged_is_there() {
     assert!(all.states > 0);
 }
 
+/// Faults that are seen after seconds to minutes, with `VOLFORK_PROOF_PLANTED=all` or one of their names.
+const PLANTED: [Planted; 12] = [
+    Planted::RewrittenWhileDraining,
+    Planted::ProvenByAppending,
+    Planted::EarlyPunch,
+    Planted::ShrinkInTwoSteps,
+    Planted::UnpinnedSnapshot,
+    Planted::LostWake,
+    Planted::UncutSet,
+    Planted::FreedInARound,
+    Planted::TableHeld,
+    Planted::SizeBeforeTheGate,
+    Planted::EmptyRoundProves,
+    Planted::DiscardInTwoRounds,
+];
+
+#[test]
+fn repairs_that_are_taken_out_are_seen() {
+    let asked = std::env::var("VOLFORK_PROOF_PLANTED").unwrap_or_default();
+    let first = variable("FIRST").unwrap_or(1);
+    let mut unseen = Vec::new();
+    for planted in PLANTED.into_iter().filter(|planted| asked == "all" || asked == format!("{planted:?}")) {
+        let (_, failure) = search(&format!("{planted:?}"), first, variable("VOLFORK_PROOF_SECONDS").unwrap_or(600), planted);
+        match failure {
+            Some(failure) => println!("{}", failure.lines().next().unwrap_or_default()),
+            None => unseen.push(planted),
+        }
+    }
+    assert!(unseen.is_empty(), "not seen: {unseen:?}");
+}
+
 #[test]
 fn planted_faults_are_seen() {
     for planted in [Planted::ForgottenSync, Planted::ForgottenRun] {

@@ -12,8 +12,8 @@ use crate::sector::{Sector, Tag, Time};
 pub type VolumeKey = u64;
 pub type SnapshotKey = u64;
 
-/// Lines of the log that are kept.
-const LOG_LINES: usize = 80;
+/// Lines of the log that are kept, in a search and of one history.
+const LOG_LINES: (usize, usize) = (80, 2000);
 
 /// The sectors of the window, and the size in sectors of the window.
 #[derive(Clone, Debug)]
@@ -76,6 +76,7 @@ pub struct Oracle {
     /// When calls that are under way began.
     active: BTreeSet<Time>,
     log: VecDeque<String>,
+    log_lines: usize,
     /// Sectors of the window.
     pub window: usize,
 }
@@ -114,9 +115,8 @@ impl Content {
     pub fn see(&mut self, first: usize, tags: &[Tag], asked: Time) -> Result<(), String> {
         for (number, tag) in (first..).zip(tags) {
             let sector = &mut self.sectors[number];
-            let before = sector.describe();
             if !sector.see(*tag, asked) {
-                return Err(format!("sector {number} holds {tag}, asked at {asked}; its writes: {before}"));
+                return Err(format!("sector {number} holds {tag}, asked at {asked}; its writes: {}", sector.describe()));
             }
         }
         Ok(())
@@ -134,12 +134,13 @@ impl Oracle {
             births: BTreeMap::new(),
             active: BTreeSet::new(),
             log: VecDeque::new(),
+            log_lines: if crate::variable("SEED").is_some() { LOG_LINES.1 } else { LOG_LINES.0 },
             window,
         }
     }
 
     pub fn note(&mut self, line: String) {
-        if self.log.len() == LOG_LINES {
+        if self.log.len() == self.log_lines {
             self.log.pop_front();
         }
         crate::threads::note(|| line.clone());

@@ -25,6 +25,23 @@ impl Clock for SimClock {
     }
 }
 
+/// How often a writer does what, in a hundred calls; the rest are flushes.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub writes: u64,
+    pub durable_writes: u64,
+    pub zeros: u64,
+    pub reads: u64,
+}
+
+impl Mix {
+    /// Discards make blocks new again, and only new ones are named by frames.
+    const DISCARDS: Self = Self { writes: 50, durable_writes: 5, zeros: 22, reads: 8 };
+    /// Blocks are written again before they are flushed.
+    const REWRITES: Self = Self { writes: 80, durable_writes: 2, zeros: 5, reads: 5 };
+    const EVERY: [Self; 2] = [Self::DISCARDS, Self::REWRITES];
+}
+
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Sectors that are written and compared; an extent ends in the middle of them.
@@ -38,6 +55,10 @@ pub struct Plan {
     pub calls: u64,
     /// Most sectors of a write.
     pub sectors_max: u64,
+    /// What writers do.
+    pub mix: Mix,
+    /// Writes after which the blocks that all writers want are others.
+    pub moves_after: u64,
     pub limits: Limits,
     pub checkpoint_bytes: u64,
     pub checksum_cache_bytes: u64,
@@ -60,8 +81,8 @@ impl Plan {
             fresh_blocks_max: [8, 24, 64 << 10][below(3) as usize],
             expect_blocks_max: [2, 16 << 10][below(2) as usize],
             reserve_step_bytes: [64, 4 << 10, 256 << 10][below(3) as usize],
-            journal_grow_bytes: [4 << 10, 1 << 20][below(2) as usize],
-            journal_reserve_bytes: [32 << 10, 1 << 20][below(2) as usize],
+            journal_grow_bytes: [4 << 10, 64 << 10][below(2) as usize],
+            journal_reserve_bytes: [32 << 10, 128 << 10][below(2) as usize],
             state_frame_bytes: [256, 4 << 20][below(2) as usize],
             opening_reserve_bytes: 64 << 10,
             punch_extents: [1, 256][below(2) as usize],
@@ -77,6 +98,8 @@ impl Plan {
             shapers: below(4),
             calls: 12 + below(40),
             sectors_max: if small { 40 } else { 2048 },
+            mix: Mix::EVERY[below(2) as usize],
+            moves_after: [6, 20, u64::MAX][below(3) as usize],
             limits,
             checkpoint_bytes: [1 << 10, 4 << 10, 8 << 20][below(3) as usize],
             checksum_cache_bytes: [1, 1 << 20][below(2) as usize],

@@ -58,8 +58,9 @@ impl Sector {
 
     /// The sector was behind the end when the write of zeros that began at `zeros` had ended: whatever else has ended was before.
     pub fn cut(&mut self, zeros: Time) {
-        for write in self.0.iter_mut().filter(|write| write.low != zeros && write.high != NEVER) {
-            write.high = write.high.min(zeros - 1);
+        let others = self.0.iter().filter(|write| write.low != zeros && write.high != NEVER).map(|write| write.high).max();
+        if let (Some(last), Some(cut)) = (others, self.0.iter_mut().find(|write| write.low == zeros)) {
+            cut.low = cut.low.max(last + 1).min(cut.high);
         }
     }
 

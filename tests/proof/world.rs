@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use volfork::{Error, ErrorKind, Snapshot, Store, Volume};
 
 use crate::disk::{Medium, SimDisk, Watch};
+use crate::image::SECTOR;
 use crate::oracle::{Content, Oracle, Origin, SnapshotKey, SnapshotModel, VolumeKey};
 use crate::plan::Plan;
 use crate::random::Random;
@@ -25,6 +27,8 @@ pub struct World {
     /// Handles that stay open.
     pub volumes: Mutex<BTreeMap<VolumeKey, Volume>>,
     pub snapshots: Mutex<BTreeMap<SnapshotKey, Snapshot>>,
+    /// Writes to the blocks that all want.
+    hot_writes: AtomicU64,
 }
 
 struct Cases {
@@ -66,7 +70,8 @@ impl World {
         let options = plan.options(&disk, plan.threads);
         let opened = if is_new { Store::create(Path::new(ROOT), options) } else { Store::open(Path::new(ROOT), options) };
         let store = opened.unwrap_or_else(|error| panic!("opening: {error}\n{}", held(&oracle).story()));
-        let world = Self { plan: plan.clone(), store, disk, oracle, cases, volumes: Mutex::default(), snapshots: Mutex::default() };
+        let (volumes, snapshots, hot_writes) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
+        let world = Self { plan: plan.clone(), store, disk, oracle, cases, volumes, snapshots, hot_writes };
         world.open_handles();
         {
             let mut medium = world.disk.medium();
@@ -119,6 +124,13 @@ impl World {
         if !known {
             self.fail(&format!("{what}: {error} ({:?})", error.kind()));
         }
+    }
+
+    /// Where the few blocks begin that all writers want at this time: at first around the border of the extents.
+    pub fn hot_sector(&self) -> usize {
+        let moves = self.hot_writes.fetch_add(1, Ordering::Relaxed) / self.plan.moves_after;
+        let step = 2 * self.plan.block_bytes as usize / SECTOR;
+        (self.plan.window / 2 - step / 2 + moves as usize * step) % self.plan.window
     }
 
     pub fn some_volume(&self, random: &mut Random) -> Option<(VolumeKey, Volume)> {

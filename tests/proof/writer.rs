@@ -13,9 +13,6 @@ use crate::oracle::VolumeKey;
 use crate::random::Random;
 use crate::world::World;
 
-/// Sectors of a block that many writers write at the same time.
-const HOT_SECTORS: usize = 8;
-
 /// Errors of a volume that others destroy or shrink meanwhile.
 const MEANWHILE: &[ErrorKind] = &[ErrorKind::NotFound, ErrorKind::OutOfRange];
 
@@ -30,13 +27,23 @@ impl Writer<'_> {
     /// One call.
     pub fn act(&mut self) {
         let Some((key, volume)) = self.world.some_volume(&mut self.random) else { return };
-        match self.random.below(100) {
-            0..=49 => self.write(key, &volume, false),
-            50..=54 => self.write(key, &volume, true),
-            // Often, so that blocks are new again: only those are named by frames.
-            55..=76 => self.zero(key, &volume),
-            77..=84 => self.read(key, &volume),
-            _ => self.flush(key, &volume),
+        let mix = self.world.plan.mix;
+        let mut left = self.random.below(100);
+        let mut falls = |share: u64| {
+            let hit = left < share;
+            left = left.wrapping_sub(share);
+            hit
+        };
+        if falls(mix.writes) {
+            self.write(key, &volume, false);
+        } else if falls(mix.durable_writes) {
+            self.write(key, &volume, true);
+        } else if falls(mix.zeros) {
+            self.zero(key, &volume);
+        } else if falls(mix.reads) {
+            self.read(key, &volume);
+        } else {
+            self.flush(key, &volume);
         }
     }
 
@@ -45,8 +52,7 @@ impl Writer<'_> {
         let size = self.world.plan.sectors(volume.size_bytes()) as usize;
         let block = (self.world.plan.block_bytes as usize / SECTOR).min(size.max(1));
         let (start, count) = if self.hot && self.random.below(8) > 0 {
-            let middle = self.world.plan.window / 2 / HOT_SECTORS * HOT_SECTORS;
-            (middle - block + block * self.random.below(3) as usize, block * (1 + self.random.below(2) as usize))
+            (self.world.hot_sector() / block * block + block * self.random.below(3) as usize, block * (1 + self.random.below(2) as usize))
         } else {
             let start = self.random.below(size.max(1) as u64) as usize;
             match self.random.below(2) {

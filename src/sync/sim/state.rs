@@ -155,12 +155,17 @@ impl State {
         self.tasks[task].priority = self.lowest;
     }
 
-    /// Makes a task that waits ready.
+    /// Makes a task that waits ready. One that looks again and again whether something has changed gives way each time: two of
+    /// them would otherwise keep all others out by their priorities.
     pub fn wake(&mut self, task: usize, timed_out: bool) {
-        let task = &mut self.tasks[task];
-        if matches!(task.status, Status::Waits { .. }) {
-            task.status = Status::Ready;
-            task.timed_out = timed_out;
+        if !matches!(self.tasks[task].status, Status::Waits { .. }) {
+            return;
+        }
+        self.tasks[task].status = Status::Ready;
+        self.tasks[task].timed_out = timed_out;
+        if timed_out {
+            self.lowest -= 1;
+            self.tasks[task].priority = self.lowest;
         }
     }
 

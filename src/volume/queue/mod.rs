@@ -44,7 +44,7 @@ use super::request::{Completion, Request};
 use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Done, Ring, RingKind, RingWaker};
-use crate::limits::QUEUE_DEPTH_MAX;
+use crate::limits::{Planted, QUEUE_DEPTH_MAX};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
 use crate::sync::{Mutex, MutexGuard, RwLock};
@@ -455,7 +455,8 @@ impl crate::layer::Reap for Shared {
                 let Inner { later, ready, .. } = &mut *inner;
                 ready.extend(later.drain(..).map(|later| Completion { token: later.token, result: Err(closed.clone()) }));
             }
-            let took = inner.ring.take_woken() || inner.ready.len() + inner.later.len() > before;
+            let woken = inner.ring.take_woken() && !this.target.core().layers.limits().has(Planted::LostWake);
+            let took = woken || inner.ready.len() + inner.later.len() > before;
             let left = || !inner.ready.is_empty() || !inner.later.is_empty() || !self.finished.lock().is_empty();
             if failed || took && left() {
                 self.waker.wake();
