@@ -76,8 +76,10 @@ pub enum Planted {
     LostWake,
     /// A record of a set of blocks is never cut.
     UncutSet,
-    /// A layer that is freed while a round begins is still counted.
+    /// A layer may be freed while a round begins, and is still counted then.
     FreedInARound,
+    /// The record that frees a layer and the layer's end may be in two rounds.
+    FreedInTwoRounds,
     /// The table of layers is locked while the state of one of them is waited for.
     TableHeld,
     /// A discard takes the size of its volume before the gate.

@@ -384,7 +384,7 @@ impl Commit {
     }
 
     /// Journal bytes that are taken for records to come.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub fn reserved_bytes(&self) -> u64 {
         self.outstanding.load(Ordering::Acquire)
     }

@@ -145,7 +145,8 @@ impl Layers {
     /// Puts the records of a change of shape, which frees these layers, into the next round, and makes completed writes of a layer
     /// durable in it. A flush of a layer that is freed has nothing to name any more, so it must not be in an earlier round.
     pub fn enqueue_freeing(&self, sync: Option<LayerId>, records: Vec<Record>, freed: &[LayerId]) -> Ticket {
-        let _beginning = (!freed.is_empty()).then(|| self.commit.hold_beginning());
+        let apart = self.limits.has(Planted::FreedInTwoRounds) || self.limits.has(Planted::FreedInARound);
+        let _beginning = (!freed.is_empty() && !apart).then(|| self.commit.hold_beginning());
         let ticket = self.commit.enqueue_with_sync(sync, records);
         freed.iter().for_each(|layer| self.free(*layer));
         ticket
@@ -301,6 +302,13 @@ impl Layers {
     /// The error of a write to a layer that was freed meanwhile.
     pub(super) fn gone(layer: &Layer) -> Error {
         Error::new(ErrorKind::NotFound, format!("layer {} is gone: the volume was destroyed meanwhile", layer.id))
+    }
+
+    /// What is taken for rounds to come: journal bytes, blocks, journal bytes of patches. Nothing when all is durable and idle.
+    #[cfg(feature = "sim")]
+    pub fn outstanding(&self) -> [u64; 3] {
+        let (blocks, patches) = (self.fresh_blocks.load(Ordering::Relaxed), self.patch_bytes_queued.load(Ordering::Acquire));
+        [self.commit.reserved_bytes(), blocks, patches]
     }
 
     pub(super) fn count_fresh(&self, blocks: u64) {

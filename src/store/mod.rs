@@ -374,6 +374,13 @@ impl Store {
         busy
     }
 
+    /// For the proof system: what is taken for rounds to come (journal bytes, blocks, journal bytes of patches).
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    pub fn outstanding(&self) -> [u64; 3] {
+        self.0.core.layers().outstanding()
+    }
+
     /// Barrier rounds so far that synced anything: what a flush or a fork costs.
     pub fn barriers(&self) -> u64 {
         self.0.core.layers().barriers()

@@ -89,6 +89,7 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
     }
     world.disk.medium().calm();
     world.compare();
+    world.rest();
     world.end(random.below(3) == 0)
 }
 

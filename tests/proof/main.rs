@@ -66,7 +66,7 @@ fn what_was_acknowledged_is_there() {
 }
 
 /// Faults that are seen after seconds to minutes, with `VOLFORK_PROOF_PLANTED=all` or one of their names.
-const PLANTED: [Planted; 12] = [
+const PLANTED: [Planted; 13] = [
     Planted::RewrittenWhileDraining,
     Planted::ProvenByAppending,
     Planted::EarlyPunch,
@@ -75,6 +75,7 @@ const PLANTED: [Planted; 12] = [
     Planted::LostWake,
     Planted::UncutSet,
     Planted::FreedInARound,
+    Planted::FreedInTwoRounds,
     Planted::TableHeld,
     Planted::SizeBeforeTheGate,
     Planted::EmptyRoundProves,

@@ -46,6 +46,10 @@ impl Mix {
 pub struct Plan {
     /// Sectors that are written and compared; an extent ends in the middle of them.
     pub window: usize,
+    /// Extents before the middle of the window.
+    pub border: u64,
+    /// Discards of a few blocks each, before the window, that a fork may get: its sets of blocks have many runs then.
+    pub dust: u64,
     pub block_bytes: u32,
     pub volumes: u64,
     pub writers: u64,
@@ -77,19 +81,29 @@ impl Plan {
         let small = below(3) > 0;
         let is_rough = std::env::var_os("VOLFORK_PROOF_ROUGH").is_some();
         let rough = |odds: u64| if is_rough { odds } else { 0 };
+        // The discards of one fork make more of a record than a frame holds.
+        let dust = if below(8) == 0 { 2200 } else { 0 };
+        let (frame_payload_bytes_max, set_record_bytes_max) = match dust {
+            0 => (Limits::DEFAULT.frame_payload_bytes_max, Limits::DEFAULT.set_record_bytes_max),
+            _ => (8 << 10, 4300),
+        };
         let limits = Limits {
-            fresh_blocks_max: [8, 24, 64 << 10][below(3) as usize],
+            frame_payload_bytes_max,
+            set_record_bytes_max,
+            fresh_blocks_max: [8, 24, 64 << 10][below(if dust > 0 { 2 } else { 3 }) as usize],
             expect_blocks_max: [2, 16 << 10][below(2) as usize],
             reserve_step_bytes: [64, 4 << 10, 256 << 10][below(3) as usize],
             journal_grow_bytes: [4 << 10, 64 << 10][below(2) as usize],
             journal_reserve_bytes: [32 << 10, 128 << 10][below(2) as usize],
-            state_frame_bytes: [256, 4 << 20][below(2) as usize],
+            state_frame_bytes: [256, 4 << 20][below(if dust > 0 { 1 } else { 2 }) as usize],
             opening_reserve_bytes: 64 << 10,
             punch_extents: [1, 256][below(2) as usize],
             inline_bytes_max: [0, 4 << 10, 256 << 10][below(3) as usize],
             ..Limits::DEFAULT
         };
         Self {
+            border: if dust > 0 { 12 } else { 1 },
+            dust,
             window: if small { 64 + 64 * below(3) as usize } else { 512 },
             block_bytes: if below(8) == 0 { 16 << 10 } else { 4 << 10 },
             volumes: 1 + below(3),
@@ -119,7 +133,7 @@ impl Plan {
 
     /// First byte of the window.
     pub fn start(&self) -> u64 {
-        u64::from(self.block_bytes) * 1024 - (self.window / 2 * SECTOR) as u64
+        u64::from(self.block_bytes) * 1024 * self.border - (self.window / 2 * SECTOR) as u64
     }
 
     pub fn offset(&self, sector: usize) -> u64 {

@@ -76,12 +76,25 @@ impl Shaper<'_> {
 
     fn forked(&mut self, what: &str, asked: u64, made: Result<volfork::Volume, Error>) {
         let size = made.as_ref().map_or(0, |open| self.world.plan.sectors(open.size_bytes()));
+        if let (Ok(open), true) = (&made, self.world.plan.dust > 0 && self.random.below(3) == 0) {
+            self.strew(open);
+        }
         self.world.born(what, asked, made, |volume, key| {
             if let Some(model) = self.world.oracle().volume(key) {
                 model.content.settle_size(size);
             }
             self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, volume);
         });
+    }
+
+    /// Zeroes many small runs of blocks that nobody writes.
+    fn strew(&self, volume: &volfork::Volume) {
+        let block = u64::from(self.world.plan.block_bytes);
+        for run in 0..self.world.plan.dust {
+            if let Err(error) = volume.discard(run * 5 * block, 3 * block) {
+                return self.world.excuse("discard", &error, &[]);
+            }
+        }
     }
 
     fn fork_snapshot(&mut self) {

@@ -18,6 +18,9 @@ use crate::verify::{Case, ROOT};
 /// States of the disk that are set aside in one life of a store.
 const CASES_MAX: usize = 48;
 
+/// Looks at a store that nobody uses until it must be at rest.
+const RESTS_MAX: usize = 200;
+
 pub struct World {
     pub plan: Plan,
     pub store: Store,
@@ -239,6 +242,23 @@ impl World {
         for (key, snapshot) in snapshots {
             self.look_at_snapshot(key, &snapshot);
         }
+    }
+
+    /// Nobody does anything any more: once all is flushed nothing is held back for it.
+    pub fn rest(&self) {
+        if self.disk.medium().harmed {
+            return;
+        }
+        for _ in 0..RESTS_MAX {
+            let volumes: Vec<_> = held(&self.volumes).values().cloned().collect();
+            let flushed = volumes.iter().map(Volume::flush).fold(Ok(()), Result::and);
+            flushed.unwrap_or_else(|error| self.fail(&format!("flush at the end: {error}")));
+            if self.store.outstanding() == [0; 3] {
+                return;
+            }
+            crate::threads::sleep(std::time::Duration::from_millis(10));
+        }
+        self.fail(&format!("journal bytes, blocks and patches held back for nobody: {:?}", self.store.outstanding()));
     }
 
     /// Closes the store, in order or by a loss of power. Answers what was set aside; the last one is the end.
