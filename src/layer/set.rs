@@ -349,7 +349,9 @@ impl Layers {
     /// Layers with blocks whose end is not durable yet. Freed ones are dropped from the list.
     pub(super) fn dying_layers(&self) -> Vec<Arc<Layer>> {
         // Copied, so that the list and the table are never locked together.
-        let listed: Vec<LayerId> = self.dying.lock().iter().copied().collect();
+        let list = self.dying.lock();
+        let listed: Vec<LayerId> = list.iter().copied().collect();
+        let list = self.limits.has(Planted::TableHeld).then_some(list);
         let (mut found, mut freed) = (Vec::new(), Vec::new());
         for id in listed {
             match self.get(id) {
@@ -357,6 +359,7 @@ impl Layers {
                 None => freed.push(id),
             }
         }
+        drop(list);
         if !freed.is_empty() {
             self.dying.lock().retain(|id| !freed.contains(id));
         }

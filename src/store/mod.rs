@@ -374,11 +374,16 @@ impl Store {
         busy
     }
 
-    /// For the proof system: what is taken for rounds to come (journal bytes, blocks, journal bytes of patches).
+    /// For the proof system: makes everything durable, and tells what is still taken for rounds to come (journal bytes, blocks,
+    /// journal bytes of patches): nothing, if nobody does anything.
+    ///
+    /// # Errors
+    /// Those of a flush.
     #[cfg(feature = "sim")]
     #[doc(hidden)]
-    pub fn outstanding(&self) -> [u64; 3] {
-        self.0.core.layers().outstanding()
+    pub fn outstanding(&self) -> Result<[u64; 3]> {
+        let layers = self.0.core.layers();
+        layers.sync_fresh().map(|()| layers.outstanding())
     }
 
     /// Barrier rounds so far that synced anything: what a flush or a fork costs.

@@ -88,6 +88,10 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
         stepper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
     world.disk.medium().calm();
+    if plan.elsewhere && plan.weather.servers > 0 {
+        // Servers that failed are asked again.
+        sleep(std::time::Duration::from_secs(90));
+    }
     world.compare();
     world.rest();
     world.end(random.below(3) == 0)

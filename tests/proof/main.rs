@@ -14,6 +14,7 @@ mod plan;
 mod random;
 mod sector;
 mod shaper;
+mod source;
 mod survey;
 mod threads;
 mod verify;
@@ -35,7 +36,13 @@ fn search(what: &str, first: u64, seconds: u64, planted: Planted) -> (Tally, Opt
     let began = Instant::now();
     let mut all = Tally::default();
     let mut failure = None;
+    let mut told = 0;
     for seed in first.. {
+        let minutes = began.elapsed().as_secs() / 60;
+        if minutes > told {
+            println!("{what}: seeds {first} to {seed}, {all:?}, {minutes} min");
+            told = minutes;
+        }
         match run(seed, planted) {
             Ok(tally) => all.add(&tally),
             Err(error) => failure = Some(error),

@@ -53,6 +53,8 @@ pub enum Origin {
     Blank(u64),
     Volume(VolumeKey),
     Snapshot(SnapshotKey),
+    /// A server elsewhere, by its number.
+    Server(Tag),
 }
 
 /// A volume or snapshot that was asked for.
@@ -70,6 +72,8 @@ pub struct Oracle {
     pub time: Time,
     next_tag: Tag,
     next_name: u64,
+    /// Servers elsewhere that forks were made of.
+    pub servers: Vec<Tag>,
     pub volumes: BTreeMap<VolumeKey, Arc<VolumeModel>>,
     pub snapshots: BTreeMap<SnapshotKey, Arc<SnapshotModel>>,
     pub births: BTreeMap<Time, Birth>,
@@ -129,6 +133,7 @@ impl Oracle {
             time: 1,
             next_tag: 1,
             next_name: 1,
+            servers: Vec::new(),
             volumes: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             births: BTreeMap::new(),
@@ -177,6 +182,12 @@ impl Oracle {
     pub fn new_tag(&mut self) -> Tag {
         self.next_tag += 1;
         self.next_tag
+    }
+
+    pub fn new_server(&mut self) -> Tag {
+        let server = self.new_tag();
+        self.servers.push(server);
+        server
     }
 
     pub fn new_name(&mut self, letter: char) -> String {
@@ -231,6 +242,10 @@ impl Oracle {
             Origin::Blank(size) => Some(Content::fixed(vec![BTreeSet::from([0]); self.window], BTreeSet::from([*size]))),
             Origin::Volume(key) => Some(self.volumes.get(key)?.content.visible(asked)),
             Origin::Snapshot(key) => Some(self.snapshots.get(key)?.content.clone()),
+            Origin::Server(number) => {
+                let tags = (0..self.window).map(|sector| BTreeSet::from([crate::source::tag_of(*number, sector)]));
+                Some(Content::fixed(tags, BTreeSet::from([self.window as u64])))
+            }
         }
     }
 

@@ -39,6 +39,8 @@ impl Mix {
     const DISCARDS: Self = Self { writes: 50, durable_writes: 5, zeros: 22, reads: 8 };
     /// Blocks are written again before they are flushed.
     const REWRITES: Self = Self { writes: 80, durable_writes: 2, zeros: 5, reads: 5 };
+    /// Long times in which blocks are overwritten in place and no frame is written.
+    const IN_PLACE: Self = Self { writes: 60, durable_writes: 2, zeros: 3, reads: 5 };
     const EVERY: [Self; 2] = [Self::DISCARDS, Self::REWRITES];
 }
 
@@ -61,9 +63,13 @@ pub struct Plan {
     pub sectors_max: u64,
     /// What writers do.
     pub mix: Mix,
+    /// One volume, and everybody is at the same few blocks.
+    pub narrow: bool,
     /// Writes after which the blocks that all writers want are others.
     pub moves_after: u64,
     pub limits: Limits,
+    /// Forks are made of servers elsewhere, too.
+    pub elsewhere: bool,
     pub checkpoint_bytes: u64,
     pub checksum_cache_bytes: u64,
     /// Background work has a thread of its own in the store; otherwise a thread of the history steps it.
@@ -101,7 +107,8 @@ impl Plan {
             inline_bytes_max: [0, 4 << 10, 256 << 10][below(3) as usize],
             ..Limits::DEFAULT
         };
-        Self {
+        let narrow = below(6) == 0;
+        let mut plan = Self {
             border: if dust > 0 { 12 } else { 1 },
             dust,
             window: if small { 64 + 64 * below(3) as usize } else { 512 },
@@ -112,14 +119,17 @@ impl Plan {
             shapers: below(4),
             calls: 12 + below(40),
             sectors_max: if small { 40 } else { 2048 },
-            mix: Mix::EVERY[below(2) as usize],
+            mix: if narrow { Mix::IN_PLACE } else { Mix::EVERY[below(2) as usize] },
+            narrow,
             moves_after: [6, 20, u64::MAX][below(3) as usize],
             limits,
+            elsewhere: below(3) == 0,
             checkpoint_bytes: [1 << 10, 4 << 10, 8 << 20][below(3) as usize],
             checksum_cache_bytes: [1, 1 << 20][below(2) as usize],
             threads: below(2) == 0,
             apart: 3 + below(20),
             weather: Weather {
+                servers: [0, 0, 30][below(3) as usize],
                 slow: ([0, 2, 4, 10][below(4) as usize], [1, 1, 2, 5][below(4) as usize]),
                 short: [0, 0, 10][below(3) as usize],
                 interrupted: [0, 0, 10][below(3) as usize],
@@ -128,7 +138,11 @@ impl Plan {
                 syncs: rough([0, 0, 0, 200][below(4) as usize]),
             },
             capacity_pages: Some(rough([0, 300 + below(1500)][below(2) as usize])).filter(|pages| *pages > 0),
+        };
+        if narrow {
+            (plan.volumes, plan.shapers, plan.moves_after, plan.apart) = (1, plan.shapers / 3, u64::MAX, 2 + plan.apart / 4);
         }
+        plan
     }
 
     /// First byte of the window.
@@ -153,6 +167,7 @@ impl Plan {
         StoreOptions {
             block_size: BlockSize::new(self.block_bytes).expect("a power of two"),
             ring: Some(RingKind::Threads),
+            sources: Some(Arc::new(crate::source::Servers::new(self, disk))),
             disk: Arc::new(disk.clone()),
             clock: Arc::new(SimClock::default()),
             checksum_cache_bytes: self.checksum_cache_bytes,

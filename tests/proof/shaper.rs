@@ -28,6 +28,7 @@ impl Shaper<'_> {
         let snapshots = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
         let stale = std::env::var_os("VOLFORK_PROOF_CALM").is_none();
         match self.random.below(100) {
+            0..=9 if volumes < VOLUMES_MAX && self.world.plan.elsewhere => self.fork_elsewhere(),
             0..=4 if volumes < VOLUMES_MAX => {
                 let size = 1 + self.random.below(self.world.plan.window as u64);
                 self.world.create(size);
@@ -85,6 +86,21 @@ impl Shaper<'_> {
             }
             self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, volume);
         });
+    }
+
+    /// A fork of a server elsewhere: a new one, or one of which there are forks already.
+    fn fork_elsewhere(&mut self) {
+        let (server, name, asked) = {
+            let mut oracle = self.world.oracle();
+            let known = oracle.servers.get(self.random.below(4) as usize).copied();
+            let server = known.unwrap_or_else(|| oracle.new_server());
+            let name = oracle.new_name('e');
+            let asked = oracle.begin_birth(name.clone(), None, Origin::Server(server));
+            oracle.note(format!("fork server {server} {name}"));
+            (server, name, asked)
+        };
+        let made = self.world.store.fork(&crate::source::uri(server), &name);
+        self.forked(&format!("fork {name} of server {server}"), asked, made);
     }
 
     /// Zeroes many small runs of blocks that nobody writes.

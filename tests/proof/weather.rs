@@ -30,6 +30,8 @@ pub struct Weather {
     pub space: u64,
     /// EIO of a sync.
     pub syncs: u64,
+    /// Requests to servers elsewhere that go wrong.
+    pub servers: u64,
     /// Writes and syncs that take a while.
     pub slow: (u64, u64),
 }

@@ -121,6 +121,7 @@ impl World {
             kind if excused.contains(&kind) => true,
             ErrorKind::NoSpace => tight,
             ErrorKind::Poisoned => harmed,
+            ErrorKind::SourceLost => self.plan.weather.servers > 0,
             ErrorKind::Io => harmed || (!fair && lacks(error)),
             _ => false,
         };
@@ -249,16 +250,15 @@ impl World {
         if self.disk.medium().harmed {
             return;
         }
+        let mut left = [0; 3];
         for _ in 0..RESTS_MAX {
-            let volumes: Vec<_> = held(&self.volumes).values().cloned().collect();
-            let flushed = volumes.iter().map(Volume::flush).fold(Ok(()), Result::and);
-            flushed.unwrap_or_else(|error| self.fail(&format!("flush at the end: {error}")));
-            if self.store.outstanding() == [0; 3] {
+            left = self.store.outstanding().unwrap_or_else(|error| self.fail(&format!("flush at the end: {error}")));
+            if left == [0; 3] {
                 return;
             }
             crate::threads::sleep(std::time::Duration::from_millis(10));
         }
-        self.fail(&format!("journal bytes, blocks and patches held back for nobody: {:?}", self.store.outstanding()));
+        self.fail(&format!("journal bytes, blocks and patches held back for nobody: {left:?}"));
     }
 
     /// Closes the store, in order or by a loss of power. Answers what was set aside; the last one is the end.

@@ -51,7 +51,7 @@ impl Writer<'_> {
     fn some_sectors(&mut self, volume: &Volume) -> Range<usize> {
         let size = self.world.plan.sectors(volume.size_bytes()) as usize;
         let block = (self.world.plan.block_bytes as usize / SECTOR).min(size.max(1));
-        let (start, count) = if self.hot && self.random.below(8) > 0 {
+        let (start, count) = if self.world.plan.narrow || self.hot && self.random.below(8) > 0 {
             (self.world.hot_sector() / block * block + block * self.random.below(3) as usize, block * (1 + self.random.below(2) as usize))
         } else {
             let start = self.random.below(size.max(1) as u64) as usize;
@@ -95,7 +95,7 @@ impl Writer<'_> {
 
     fn zero(&mut self, key: VolumeKey, volume: &Volume) {
         let size_bytes = volume.size_bytes();
-        let (sectors, range) = match self.random.below(7) {
+        let (sectors, range) = match if self.world.plan.narrow { 2 } else { self.random.below(7) } {
             // The whole volume, or all from somewhere to its end.
             0 => (0..self.world.plan.sectors(size_bytes) as usize, 0..size_bytes),
             1 => {

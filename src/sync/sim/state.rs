@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::panic::Location;
 
 use super::report::FailureKind;
-use super::strategy::{Config, Early, Random, Strategy, step_nanos};
+use super::strategy::{Config, Early, Random, Strategy, nap_one_in, nap_steps, step_nanos};
 use crate::sync::poll::poll_now;
 
 /// Events kept for the report of a failure.
@@ -66,6 +66,7 @@ pub(super) struct State {
     /// Tasks of a scope, by its address, that were not waited for.
     pub scoped: Vec<(usize, usize)>,
     step_nanos: u64,
+    nap_one_in: u32,
     changes: Vec<u64>,
     lowest: u64,
     streak: u64,
@@ -78,6 +79,7 @@ impl State {
         let (strategy, early) = (Strategy::of(&mut random), Early::of(&mut random));
         let (strategy, early) = (config.strategy.unwrap_or(strategy), config.early.unwrap_or(early));
         let step_nanos = step_nanos(&config, &mut random);
+        let nap_one_in = nap_one_in(&config, &mut random);
         let changes = strategy.change_steps(&mut random);
         Self {
             random,
@@ -94,6 +96,7 @@ impl State {
             failure: None,
             scoped: Vec::new(),
             step_nanos,
+            nap_one_in,
             changes,
             lowest: 1 << 62,
             streak: 0,
@@ -146,6 +149,12 @@ impl State {
             }
         }
         self.steps <= self.config.steps_max
+    }
+
+    /// Whether the running task sleeps here, and until when.
+    pub fn nap(&mut self) -> Option<u64> {
+        let naps = self.live.len() > 1 && self.random.one_in(self.nap_one_in);
+        naps.then(|| self.now + self.step_nanos * nap_steps(&mut self.random))
     }
 
     /// Gives a task the lowest priority.

@@ -38,6 +38,8 @@ pub struct Config {
     pub strategy: Option<Strategy>,
     /// Early timers.
     pub early: Option<Early>,
+    /// At one point in so many, the task sleeps while the others make some steps, as when a processor is taken away; 0: never.
+    pub nap_one_in: Option<u32>,
     /// Virtual time of a step.
     pub step: Option<Duration>,
     /// Of so many starts of threads one fails; 0: none.
@@ -48,7 +50,15 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { steps_max: 2_000_000, strategy: None, early: None, step: None, spawn_failure_one_in: 0, stall: Duration::from_secs(60) }
+        Self {
+            steps_max: 2_000_000,
+            strategy: None,
+            early: None,
+            nap_one_in: None,
+            step: None,
+            spawn_failure_one_in: 0,
+            stall: Duration::from_secs(60),
+        }
     }
 }
 
@@ -104,6 +114,17 @@ impl Early {
         let one_in = [0, 0, 4096, 512, 64][random.below(5)];
         Self { one_in, within: Duration::from_secs(2) }
     }
+}
+
+/// How often tasks sleep at a point.
+pub(super) fn nap_one_in(config: &Config, random: &mut Random) -> u32 {
+    let drawn = [0, 0, 4096, 512, 128][random.below(5)];
+    config.nap_one_in.unwrap_or(drawn)
+}
+
+/// Steps of others for which a task sleeps at a point.
+pub(super) fn nap_steps(random: &mut Random) -> u64 {
+    8 << random.below(10)
 }
 
 /// Virtual nanoseconds of a step.

@@ -102,8 +102,12 @@ impl Task {
     /// Lets another task go first, perhaps.
     #[track_caller]
     pub(in crate::sync) fn point(&self, what: &'static str) {
-        let state = self.step(what);
-        self.reschedule(state, true);
+        let mut state = self.step(what);
+        let until = state.nap();
+        if until.is_some() {
+            state.tasks[self.id].status = Status::Waits { on: On::Time, until };
+        }
+        self.reschedule(state, until.is_none());
     }
 
     /// Lets another task go first if there is one.
