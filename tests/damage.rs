@@ -396,3 +396,63 @@ fn either_slot_of_a_store_that_was_never_closed_is_enough() {
         assert!(found == bytes, "slot {slot}");
     }
 }
+
+/// A store that was killed at two moments, and closed in order after the second one: `early`, `late` and `closed`.
+fn three_moments(directory: &Path) -> [PathBuf; 3] {
+    let [early, late, closed] = ["early", "late", "closed"].map(|name| directory.join(name));
+    let store = Store::create(&closed, options()).unwrap();
+    let volume = store.create_volume("v", SIZE as u64).unwrap();
+    for (number, killed) in [&early, &late].into_iter().enumerate() {
+        volume.write_at(&pattern(number as u64, BLOCK), (number * BLOCK) as u64).unwrap();
+        volume.flush().unwrap();
+        copy(&closed, killed);
+    }
+    store.close().unwrap();
+    [early, late, closed]
+}
+
+/// Damages the slot of the superblock that counts.
+fn lose_newest_slot(store: &Path) {
+    let bytes = fs::read(store.join("superblock")).unwrap();
+    let generation = |slot: usize| u64::from_le_bytes(bytes[slot * 4096 + 16..slot * 4096 + 24].try_into().unwrap());
+    flip(&store.join("superblock"), if generation(0) > generation(1) { 20 } else { 4096 + 20 });
+}
+
+/// A replaced journal becomes the spare. The power failed before that name was durable, and the next state was being written into it;
+/// so it has its old name, and nothing that verifies. Later the newest slot of the superblock was damaged.
+#[test]
+fn the_successor_of_a_journal_that_was_written_over_counts_when_a_slot_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let [_, late, closed] = three_moments(directory.path());
+    let (old, replaced) = (journal(&late), closed.join("journal.1"));
+    assert!(old.ends_with("journal.1") && journal(&closed) != replaced);
+    let mut bytes = fs::read(&old).unwrap();
+    bytes[..64].fill(0xee);
+    fs::write(&replaced, &bytes).unwrap();
+    lose_newest_slot(&closed);
+    let report = Store::check(&closed, options()).unwrap();
+    assert!(report.violations.iter().any(|line| line.contains("was replaced")), "{report:?}");
+    let opened = Store::open(&closed, options()).unwrap();
+    for number in 0..2 {
+        let mut found = vec![0; BLOCK];
+        opened.volume("v").unwrap().read_at(&mut found, (number * BLOCK) as u64).unwrap();
+        assert!(found == pattern(number as u64, BLOCK), "block {number}");
+    }
+    opened.close().unwrap();
+    assert_eq!(Store::check(&closed, options()).unwrap().violations, Vec::<String>::new());
+}
+
+/// A checkpoint that failed may leave its journal behind, and the journal before goes on: what was flushed since must not vanish because
+/// that one is damaged.
+#[test]
+fn a_successor_that_the_journal_has_outlived_is_not_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let [early, late, _] = three_moments(directory.path());
+    drop(Store::open(&early, options()).unwrap());
+    let successor = fs::read_dir(&early).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.ends_with("journal.2"));
+    fs::copy(successor.expect("opening made it"), late.join("journal.2")).unwrap();
+    flip(&late.join("journal.1"), 30);
+    lose_newest_slot(&late);
+    let refused = Store::open(&late, options()).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+}

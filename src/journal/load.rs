@@ -44,18 +44,20 @@ impl Loaded {
 /// # Errors
 /// [`ErrorKind::NotFound`] where there is no store, [`ErrorKind::Unsupported`] or [`ErrorKind::Corrupt`] with what is wrong.
 pub fn load(disk: &dyn Disk, paths: &StorePaths, limits: &Limits) -> Result<Loaded> {
-    let Slots { superblock, both, warnings } = load_superblock(disk, paths)?;
-    let pointed = load_journal(disk, paths, superblock, limits)?;
+    let Slots { superblock, both, mut warnings } = load_superblock(disk, paths)?;
+    let pointed = load_journal(disk, paths, superblock, limits);
+    let damage = pointed.as_ref().err().map(ToString::to_string);
     // The power failed while a slot was written: its journal is there, and so is the one before.
     let is_crash = |found: &Loaded| found.superblock.journal != superblock.journal;
-    let was_there = pointed.is_some();
-    let found = if both { pointed } else { follow_up(disk, paths, superblock, pointed, limits)? };
+    let was_there = matches!(pointed, Ok(Some(_)));
+    let found = if both { pointed? } else { follow_up(disk, paths, superblock, pointed, limits)? };
     let mut loaded = found.ok_or_else(|| {
         let path = paths.journal(superblock.journal);
         Error::new(ErrorKind::Corrupt, format!("the journal {} is gone; restore the store from a backup", path.display()))
     })?;
     loaded.both_slots = both;
     if !(was_there && is_crash(&loaded)) {
+        warnings.extend(damage.map(|damage| format!("the journal before is damaged, and was replaced: {damage}")));
         loaded.warnings = warnings;
     }
     Ok(loaded)
@@ -63,11 +65,16 @@ pub fn load(disk: &dyn Disk, paths: &StorePaths, limits: &Limits) -> Result<Load
 
 /// With one slot lost, the other one may point at a journal that was replaced: its successor goes on where it ended. The
 /// successor that a crash left without a superblock has the same state, so either may be taken then.
+///
+/// 1. A journal that was replaced becomes the spare. Where the power failed before its new name was durable it has its old name, and
+///    parts of a later state: it does not verify. So the successor is looked for before that counts as damage.
+/// 2. A try that failed may have left a successor while the journal went on. That one is not taken: its first frame does not come
+///    behind the last one of the journal, nor, where the journal does not verify, behind every whole round that is left of it.
 fn follow_up(
     disk: &dyn Disk,
     paths: &StorePaths,
     superblock: Superblock,
-    pointed: Option<Loaded>,
+    pointed: Result<Option<Loaded>>,
     limits: &Limits,
 ) -> Result<Option<Loaded>> {
     let names = disk.list(paths.root()).map_err(|error| Error::io(format!("cannot list {}", paths.root().display()), error))?;
@@ -78,13 +85,22 @@ fn follow_up(
     for journal in numbers {
         // The generation stays, so that the next superblock goes into the lost slot.
         match (load_journal(disk, paths, Superblock { journal, ..superblock }, limits), &found) {
-            (Ok(Some(next)), Some(before)) if next.first == before.sequence + 1 => found = Some(next),
-            (Ok(Some(next)), None) => found = Some(next),
-            (Err(error), None) => return Err(error),
+            (Ok(Some(next)), Ok(Some(before))) if next.first == before.sequence + 1 => found = Ok(Some(next)),
+            (Ok(Some(next)), Ok(None)) => found = Ok(Some(next)),
+            (Ok(Some(next)), Err(_)) if ends_before(disk, paths, superblock, next.first) => found = Ok(Some(next)),
+            (Err(error), Ok(None)) => return Err(error),
+            (_, Err(_)) => break,
             _ => {}
         }
     }
-    Ok(found)
+    found
+}
+
+/// Whether the journal of a superblock, which does not verify, has no whole round with this number or a later one.
+fn ends_before(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, sequence: u64) -> bool {
+    let file = disk.open(&paths.journal(superblock.journal), OpenMode::Read, IoMode::Buffered);
+    let later = file.and_then(|file| whole_frame_behind(&*file, &superblock, 0, sequence.saturating_sub(1)));
+    matches!(later, Ok(None))
 }
 
 /// The journal that a superblock points at; `None` if there is no such file.
