@@ -144,7 +144,7 @@ impl Connection {
         ];
         crate::sync::poll(&mut fds, None)?;
         if fds[3].revents != 0 {
-            // What workers have under way ends unseen.
+            // The end of the queue waits for changes that are under way; reads end unseen.
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         if fds[2].revents != 0 {

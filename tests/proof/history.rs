@@ -8,8 +8,10 @@ use volfork::Planted;
 use crate::disk::Medium;
 use crate::oracle::Oracle;
 use crate::plan::Plan;
+use crate::queuer::Queuer;
 use crate::random::Random;
 use crate::shaper::Shaper;
+use crate::source::FOR_EVER;
 use crate::threads::{sleep, spawn};
 use crate::verify::{Case, verify};
 use crate::world::World;
@@ -60,6 +62,17 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
             }
         }));
     }
+    for _ in 0..plan.queuers {
+        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        threads.push(spawn("queuer", move || {
+            let mut queuer = Queuer::new(Writer { world: &world, random, hot: true });
+            (0..2).for_each(|_| queuer.act(calls));
+        }));
+    }
+    for _ in 0..plan.scrubbers {
+        let world = Arc::clone(&world);
+        threads.push(spawn("scrubber", move || world.scrub()));
+    }
     for _ in 0..plan.shapers {
         let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
         threads.push(spawn("shaper", move || {
@@ -90,7 +103,7 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
     world.disk.medium().calm();
     if plan.elsewhere && plan.weather.servers > 0 {
         // Servers that failed are asked again.
-        sleep(std::time::Duration::from_secs(90));
+        sleep(2 * FOR_EVER);
     }
     world.compare();
     world.rest();

@@ -10,6 +10,7 @@ mod image;
 mod inode;
 mod oracle;
 mod plan;
+mod queuer;
 #[path = "../sim/random.rs"]
 mod random;
 mod sector;

@@ -56,6 +56,10 @@ pub struct Plan {
     pub volumes: u64,
     pub writers: u64,
     pub flushers: u64,
+    /// Threads with many requests under way.
+    pub queuers: u64,
+    /// Threads that scrub.
+    pub scrubbers: u64,
     pub shapers: u64,
     /// Calls that each thread makes.
     pub calls: u64,
@@ -116,6 +120,8 @@ impl Plan {
             volumes: 1 + below(3),
             writers: 2 + below(4),
             flushers: 1 + below(2),
+            queuers: below(3).saturating_sub(1) * (1 + below(2)),
+            scrubbers: below(4) / 3,
             shapers: below(4),
             calls: 12 + below(40),
             sectors_max: if small { 40 } else { 2048 },

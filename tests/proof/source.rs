@@ -21,7 +21,7 @@ const READ_BYTES_MAX: u32 = 64 << 10;
 /// Bytes that a server has a checksum for.
 const CHECKED_BYTES: usize = 4096;
 /// Longer than anybody waits for a server.
-const FOR_EVER: Duration = Duration::from_secs(120);
+pub const FOR_EVER: Duration = Duration::from_secs(120);
 
 /// What the server with this number has: in some blocks zeros.
 pub fn tag_of(server: Tag, sector: usize) -> Tag {

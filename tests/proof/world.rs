@@ -223,6 +223,15 @@ impl World {
         }
     }
 
+    /// Nothing is damaged, whatever happens meanwhile.
+    pub fn scrub(&self) {
+        match self.store.scrub(None, &mut |_| {}) {
+            Ok(report) if report.errors.is_empty() && report.blocks_repaired == 0 => {}
+            Ok(report) => self.fail(&format!("scrub beside writers: {:?}, {} repaired", report.errors, report.blocks_repaired)),
+            Err(error) => self.excuse("scrub", &error, &[]),
+        }
+    }
+
     /// Everything that is open is compared, while nobody else does anything.
     pub fn compare(&self) {
         let volumes: Vec<_> = held(&self.volumes).iter().map(|(key, volume)| (*key, volume.clone())).collect();

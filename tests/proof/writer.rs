@@ -14,7 +14,7 @@ use crate::random::Random;
 use crate::world::World;
 
 /// Errors of a volume that others destroy or shrink meanwhile.
-const MEANWHILE: &[ErrorKind] = &[ErrorKind::NotFound, ErrorKind::OutOfRange];
+pub const MEANWHILE: &[ErrorKind] = &[ErrorKind::NotFound, ErrorKind::OutOfRange];
 
 pub struct Writer<'a> {
     pub world: &'a World,
@@ -48,7 +48,7 @@ impl Writer<'_> {
     }
 
     /// Sectors of the window within the volume, or none.
-    fn some_sectors(&mut self, volume: &Volume) -> Range<usize> {
+    pub fn some_sectors(&mut self, volume: &Volume) -> Range<usize> {
         let size = self.world.plan.sectors(volume.size_bytes()) as usize;
         let block = (self.world.plan.block_bytes as usize / SECTOR).min(size.max(1));
         let (start, count) = if self.world.plan.narrow || self.hot && self.random.below(8) > 0 {
@@ -83,7 +83,7 @@ impl Writer<'_> {
         self.end(key, sectors, asked, &format!("write {tag}"), outcome, fua);
     }
 
-    fn end(&self, key: VolumeKey, sectors: Range<usize>, asked: u64, what: &str, outcome: Result<(), Error>, durable: bool) {
+    pub fn end(&self, key: VolumeKey, sectors: Range<usize>, asked: u64, what: &str, outcome: Result<(), Error>, durable: bool) {
         let mut oracle = self.world.oracle();
         oracle.end_write(key, sectors, asked, outcome.is_ok(), durable);
         oracle.note(format!("{what} (of {asked}) ends: {outcome:?}"));
@@ -131,7 +131,10 @@ impl Writer<'_> {
             oracle.note(format!("flush {key}"));
             asked
         };
-        let outcome = volume.flush();
+        self.end_flush(key, asked, volume.flush());
+    }
+
+    pub fn end_flush(&self, key: VolumeKey, asked: u64, outcome: Result<(), Error>) {
         let mut oracle = self.world.oracle();
         oracle.end(asked);
         oracle.note(format!("flush {key} of {asked} ends: {outcome:?}"));
@@ -149,13 +152,20 @@ impl Writer<'_> {
         let asked = self.world.oracle().begin();
         let mut bytes = vec![0xee; sectors.len() * SECTOR];
         let outcome = volume.read_at(&mut bytes, self.world.plan.offset(sectors.start));
+        self.end_read(key, &sectors, asked, outcome.as_ref().map(|()| bytes.as_slice()));
+    }
+
+    pub fn end_read(&self, key: VolumeKey, sectors: &Range<usize>, asked: u64, outcome: Result<&[u8], &Error>) {
         let mut oracle = self.world.oracle();
         oracle.end(asked);
-        if let Err(error) = outcome {
-            drop(oracle);
-            return self.world.excuse("read", &error, MEANWHILE);
-        }
-        let seen = tags_of(&bytes, sectors.start)
+        let bytes = match outcome {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                drop(oracle);
+                return self.world.excuse("read", error, MEANWHILE);
+            }
+        };
+        let seen = tags_of(bytes, sectors.start)
             .and_then(|tags| oracle.volume(key).map_or(Ok(()), |model| model.content.see(sectors.start, &tags, asked)));
         drop(oracle);
         if let Err(error) = seen {

@@ -14,7 +14,7 @@ use super::{Condvar, Config, Early, FailureKind, Mutex, MutexGuard, OnceLock, Ou
 
 /// Without early timers: the tests of time know what it is.
 fn exact() -> Config {
-    Config { early: Some(Early { one_in: 0, within: Duration::ZERO }), ..Config::default() }
+    Config { early: Some(Early { one_in: 0, within: Duration::ZERO }), nap_one_in: Some(0), ..Config::default() }
 }
 
 fn random() -> Config {

@@ -19,7 +19,8 @@
 //! - A request that panics, in the code of a disk or a source, ends with an error and gives back its blocks and the gate.
 //!
 //! # Cancellation
-//! A request ends only with its completion. Dropping the queue waits for what the kernel has; what workers have ends unseen.
+//! A request ends only with its completion. Dropping the queue waits for what the kernel has and for every change that a worker makes:
+//! nothing that was asked for through it happens later, over what others wrote meanwhile. Reads that workers have end unseen.
 mod read;
 mod workers;
 mod write;
@@ -47,7 +48,7 @@ use crate::io::{Done, Ring, RingKind, RingWaker};
 use crate::limits::{Planted, QUEUE_DEPTH_MAX};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
-use crate::sync::{Mutex, MutexGuard, RwLock};
+use crate::sync::{Condvar, Mutex, MutexGuard, RwLock};
 use read::{CacheGuess, PendingRead};
 use write::PendingWrite;
 
@@ -160,6 +161,8 @@ struct Shared {
     inner: Mutex<Inner>,
     /// Ended by workers.
     finished: Mutex<Vec<Completion>>,
+    /// Changes that workers make.
+    changes: (Mutex<usize>, Condvar),
     waker: RingWaker,
     /// Somebody has the descriptor, and may poll it.
     polled: AtomicBool,
@@ -218,6 +221,7 @@ impl Queue {
             target,
             inner: Mutex::new(inner),
             finished: Mutex::default(),
+            changes: (Mutex::new(0), Condvar::new()),
             waker,
             polled: AtomicBool::new(false),
             this: this.clone(),
@@ -318,6 +322,29 @@ impl Drop for Queue {
         let mut inner = self.shared.inner.lock();
         self.shared.drain(&mut inner);
         inner.later.clear();
+        drop(inner);
+        let (count, ended) = &self.shared.changes;
+        let mut count = count.lock();
+        while *count > 0 {
+            ended.wait(&mut count);
+        }
+    }
+}
+
+/// A change that a worker makes.
+struct Change(Arc<Shared>);
+
+impl Change {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        *shared.changes.0.lock() += 1;
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        *self.0.changes.0.lock() -= 1;
+        self.0.changes.1.notify_all();
     }
 }
 
@@ -405,11 +432,12 @@ impl Shared {
     /// Lets a worker do it. May do it on this thread if no other one can be started.
     fn delegate(self: &Arc<Self>, Later { token, request, pass }: Later) {
         let shared = Arc::clone(self);
+        let change = request.is_change().then(|| Change::begin(self));
         self.target.workers(&request).run(Box::new(move || {
             let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(request)));
             let result = performed.unwrap_or_else(|_| Err(panicked()));
             shared.finished.lock().push(Completion { token, result });
-            drop(pass);
+            drop((change, pass));
             shared.waker.wake();
         }));
     }
