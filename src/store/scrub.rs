@@ -77,6 +77,8 @@ impl LayerScrub<'_> {
                         continue;
                     }
                     Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) || error.is_shortage() => return Err(error),
+                    // Destroyed meanwhile: its files may be gone.
+                    Err(_) if self.core.layers().get(self.layer.id).is_none() => return Ok(()),
                     Err(error) => error,
                 };
                 match damaged.corruption().map(|corruption| corruption.block as u32) {
