@@ -6,7 +6,7 @@
 //!
 //! Its own lock is never held at such a place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use volfork::io::{Disk, DiskFile, IoMode, OpenMode};
 
-use crate::image::{Change, SECTOR};
+use crate::image::{Change, SECTOR, pages_of};
 use crate::inode::{Inode, Loss, own};
 use crate::random::Random;
 use crate::weather::{Act, Space, Weather};
@@ -37,6 +37,8 @@ pub struct Medium {
     locked: bool,
     /// Files of an earlier life fail.
     life: u64,
+    /// Pages of files that cannot be read.
+    unreadable: BTreeSet<(usize, u64)>,
     /// Something that had perhaps reached the disk was reported as failed: the store may refuse writes.
     pub harmed: bool,
 }
@@ -88,6 +90,7 @@ impl Medium {
             off: false,
             locked: false,
             life: 0,
+            unreadable: BTreeSet::new(),
             harmed: false,
         }
     }
@@ -141,6 +144,17 @@ impl Medium {
     fn transfer_bytes(&mut self, asked: usize) -> usize {
         let short = asked > 1 && self.weather.is_short(&mut self.random);
         if short { 1 + self.random.below(asked as u64 - 1) as usize } else { asked }
+    }
+
+    /// Fails if one of these pages cannot be read, or goes bad.
+    fn read_pages(&mut self, inode: usize, pages: Range<u64>) -> io::Result<()> {
+        if self.weather.spoils(&mut self.random) {
+            self.unreadable.insert((inode, pages.start));
+        }
+        match self.unreadable.range((inode, pages.start)..(inode, pages.end)).next() {
+            Some(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+            None => Ok(()),
+        }
     }
 
     /// The process ends; the power stays on.
@@ -198,6 +212,7 @@ impl Medium {
     pub fn calm(&mut self) {
         self.weather = Weather::default();
         self.space = Space::default();
+        self.unreadable.clear();
         self.off_at = None;
     }
 }
@@ -343,6 +358,7 @@ impl DiskFile for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut medium = self.begin(Act::Read)?;
         let count = medium.transfer_bytes(buffer.len());
+        medium.read_pages(self.inode, pages_of(&(offset..offset + count as u64)))?;
         Ok(medium.inodes[self.inode].live.read(&mut buffer[..count], offset))
     }
 
@@ -352,6 +368,9 @@ impl DiskFile for SimFile {
         let short = medium.transfer_bytes(buffer.len());
         let count = if short < SECTOR { buffer.len() } else { short / SECTOR * SECTOR };
         medium.make_room(self.inode, &(offset..offset + count as u64))?;
+        for page in pages_of(&(offset..offset + count as u64)) {
+            medium.unreadable.remove(&(self.inode, page));
+        }
         medium.change(self.inode, Change::Write { offset, data: buffer[..count].into() });
         Ok(count)
     }

@@ -89,7 +89,7 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x706c_616e);
         let mut below = |end: u64| random.below(end);
         let small = below(3) > 0;
-        let is_rough = std::env::var_os("VOLFORK_PROOF_ROUGH").is_some();
+        let is_rough = below(3) == 0;
         let rough = |odds: u64| if is_rough { odds } else { 0 };
         // The discards of one fork make more of a record than a frame holds.
         let dust = if below(8) == 0 { 2200 } else { 0 };
@@ -141,6 +141,7 @@ impl Plan {
                 interrupted: [0, 0, 10][below(3) as usize],
                 descriptors: rough([0, 0, 50][below(3) as usize]),
                 space: rough([0, 0, 50][below(3) as usize]),
+                unreadable: rough([0, 0, 60][below(3) as usize]),
                 syncs: rough([0, 0, 0, 200][below(4) as usize]),
             },
             capacity_pages: Some(rough([0, 300 + below(1500)][below(2) as usize])).filter(|pages| *pages > 0),

@@ -26,7 +26,6 @@ impl Shaper<'_> {
     pub fn act(&mut self) {
         let volumes = self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
         let snapshots = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
-        let stale = std::env::var_os("VOLFORK_PROOF_CALM").is_none();
         match self.random.below(100) {
             0..=9 if volumes < VOLUMES_MAX && self.world.plan.elsewhere => self.fork_elsewhere(),
             0..=4 if volumes < VOLUMES_MAX => {
@@ -36,10 +35,10 @@ impl Shaper<'_> {
             5..=24 if volumes < VOLUMES_MAX => self.fork(),
             25..=34 if volumes < VOLUMES_MAX => self.fork_snapshot(),
             35..=54 if snapshots < SNAPSHOTS_MAX => self.snapshot(),
-            55..=66 if stale => self.resize(),
+            55..=66 => self.resize(),
             67..=69 => self.rename(),
-            70..=77 if volumes > 1 && stale => self.destroy(),
-            78..=85 if stale => self.destroy_snapshot(),
+            70..=77 if volumes > 1 => self.destroy(),
+            78..=85 => self.destroy_snapshot(),
             _ => {
                 if let Some((key, open)) = self.world.some_snapshot(&mut self.random) {
                     self.world.look_at_snapshot(key, &open);

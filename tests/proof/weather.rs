@@ -30,6 +30,8 @@ pub struct Weather {
     pub space: u64,
     /// EIO of a sync.
     pub syncs: u64,
+    /// Reads that find pages that cannot be read from then on, until they are written.
+    pub unreadable: u64,
     /// Requests to servers elsewhere that go wrong.
     pub servers: u64,
     /// Writes and syncs that take a while.
@@ -54,14 +56,14 @@ impl Weather {
         self.short > 0 && random.below(self.short) == 0
     }
 
+    /// Whether what is read goes bad just now.
+    pub fn spoils(&self, random: &mut Random) -> bool {
+        self.unreadable > 0 && random.below(self.unreadable) == 0
+    }
+
     /// Whether there is no room for a new page just now.
     pub fn is_full(&self, random: &mut Random) -> bool {
         self.space > 0 && random.below(self.space) == 0
-    }
-
-    /// Nothing can fail, though transfers may be short or interrupted.
-    pub fn is_fair(&self) -> bool {
-        self.descriptors == 0 && self.space == 0 && self.syncs == 0
     }
 }
 

@@ -113,16 +113,18 @@ impl World {
 
     /// A call has failed: with an error that may come, in this weather and with what others do meanwhile?
     pub fn excuse(&self, what: &str, error: &Error, excused: &[ErrorKind]) {
-        let (harmed, fair, tight) = {
+        let (harmed, weather, full) = {
             let medium = self.disk.medium();
-            (medium.harmed, medium.weather.is_fair(), medium.space.capacity_pages.is_some() || medium.weather.space > 0)
+            (medium.harmed, medium.weather.clone(), medium.space.capacity_pages.is_some())
         };
         let known = match error.kind() {
             kind if excused.contains(&kind) => true,
-            ErrorKind::NoSpace => tight,
+            ErrorKind::NoSpace => full || weather.space > 0,
             ErrorKind::Poisoned => harmed,
             ErrorKind::SourceLost => self.plan.weather.servers > 0,
-            ErrorKind::Io => harmed || (!fair && lacks(error)),
+            ErrorKind::Io => {
+                harmed || weather.descriptors > 0 && says(error, &SHORTAGES) || weather.unreadable > 0 && says(error, &[libc::EIO])
+            }
             _ => false,
         };
         if !known {
@@ -227,6 +229,7 @@ impl World {
     pub fn scrub(&self) {
         match self.store.scrub(None, &mut |_| {}) {
             Ok(report) if report.errors.is_empty() && report.blocks_repaired == 0 => {}
+            Ok(_) if self.plan.weather.unreadable > 0 => {}
             Ok(report) => self.fail(&format!("scrub beside writers: {:?}, {} repaired", report.errors, report.blocks_repaired)),
             Err(error) => self.excuse("scrub", &error, &[]),
         }
@@ -236,6 +239,10 @@ impl World {
     pub fn compare(&self) {
         let volumes: Vec<_> = held(&self.volumes).iter().map(|(key, volume)| (*key, volume.clone())).collect();
         for (key, volume) in volumes {
+            // Its destruction failed, and may have happened all the same.
+            if self.oracle().volumes.get(&key).is_none_or(|model| model.dying) {
+                continue;
+            }
             let asked = self.oracle().begin();
             let size = self.plan.sectors(volume.size_bytes());
             let tags = read_tags(&self.plan, size, |buffer, offset| volume.read_at(buffer, offset));
@@ -291,9 +298,11 @@ impl World {
     }
 }
 
-/// The process had no more descriptors or no more memory.
-fn lacks(error: &Error) -> bool {
-    let numbers = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+/// Of descriptors and of memory.
+const SHORTAGES: [i32; 3] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+
+/// The disk failed with one of these numbers.
+fn says(error: &Error, numbers: &[i32]) -> bool {
     numbers.iter().any(|number| error.to_string().contains(&std::io::Error::from_raw_os_error(*number).to_string()))
 }
 
