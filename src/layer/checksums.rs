@@ -235,6 +235,10 @@ impl ChecksumCache {
             self.unsynced.lock().insert(layer, file);
             Ok(())
         });
+        if files.is_removed(layer) {
+            // Its layer was destroyed: nobody needs it any more.
+            return Ok(());
+        }
         result.inspect_err(|_| {
             for (word, blocks) in page.changed_blocks.iter().zip(blocks) {
                 word.fetch_or(blocks, Ordering::AcqRel);

@@ -95,6 +95,11 @@ impl LayerFiles {
         Ok(opened)
     }
 
+    /// Whether the files of a layer were removed.
+    pub fn is_removed(&self, layer: LayerId) -> bool {
+        self.open.lock().removed.contains(layer.0)
+    }
+
     /// Removes every file of a layer, for ever: numbers of layers are not used again while the store is open.
     pub fn remove(&self, layer: LayerId, segments: u32) -> io::Result<()> {
         {

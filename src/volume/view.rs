@@ -213,8 +213,9 @@ impl Core {
                 }
                 Answer::Missing(layer) => {
                     let demanded = self.demand_seen(seen, &layer, extent, run.clone());
-                    if let (Err(ErrorKind::NoSpace), Some(hydrator)) = (demanded.as_ref().map_err(Error::kind), self.hydrator(layer.id)) {
-                        // A full disk must not keep anybody from reading.
+                    let unstored = matches!(demanded.as_ref().map_err(Error::kind), Err(ErrorKind::NoSpace | ErrorKind::Poisoned));
+                    if let Some(hydrator) = self.hydrator(layer.id).filter(|_| unstored) {
+                        // A disk that is full, or refuses writes, must not keep anybody from reading.
                         hydrator.read_through(u64::from(first + run.start), part)?;
                         continue;
                     }
