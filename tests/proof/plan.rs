@@ -61,6 +61,8 @@ pub struct Plan {
     /// Threads that scrub.
     pub scrubbers: u64,
     pub shapers: u64,
+    /// Most of what they do is to destroy.
+    pub destroys: bool,
     /// Calls that each thread makes.
     pub calls: u64,
     /// Most sectors of a write.
@@ -123,6 +125,7 @@ impl Plan {
             queuers: below(3).saturating_sub(1) * (1 + below(2)),
             scrubbers: below(4) / 3,
             shapers: below(4),
+            destroys: below(5) == 0,
             calls: 12 + below(40),
             sectors_max: if small { 40 } else { 2048 },
             mix: if narrow { Mix::IN_PLACE } else { Mix::EVERY[below(2) as usize] },
@@ -146,6 +149,9 @@ impl Plan {
             },
             capacity_pages: Some(rough([0, 300 + below(1500)][below(2) as usize])).filter(|pages| *pages > 0),
         };
+        if plan.destroys {
+            (plan.shapers, plan.writers) = (plan.shapers.max(3), plan.writers.min(3));
+        }
         if narrow {
             (plan.volumes, plan.shapers, plan.moves_after, plan.apart) = (1, plan.shapers / 3, u64::MAX, 2 + plan.apart / 4);
         }

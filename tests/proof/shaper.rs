@@ -26,7 +26,8 @@ impl Shaper<'_> {
     pub fn act(&mut self) {
         let volumes = self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
         let snapshots = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
-        match self.random.below(100) {
+        let what = if self.world.plan.destroys && self.random.below(3) == 0 { 70 } else { 0 };
+        match what + self.random.below(100 - what) {
             0..=9 if volumes < VOLUMES_MAX && self.world.plan.elsewhere => self.fork_elsewhere(),
             0..=4 if volumes < VOLUMES_MAX => {
                 let size = 1 + self.random.below(self.world.plan.window as u64);
@@ -155,7 +156,12 @@ impl Shaper<'_> {
 
     fn resize(&mut self) {
         let Some((key, _)) = self.source() else { return };
-        let size = 1 + self.random.below(self.world.plan.window as u64);
+        let mut size = 1 + self.random.below(self.world.plan.window as u64);
+        if self.random.below(3) == 0 {
+            // Another end within the last block, or a block behind it.
+            let now = self.world.oracle().volumes.get(&key).and_then(|model| model.content.size.survivors().last().copied());
+            size = (now.unwrap_or(size) + 1 + self.random.below(8)).min(self.world.plan.window as u64);
+        }
         let (name, asked) = {
             let mut oracle = self.world.oracle();
             let Some(model) = oracle.volume(key).filter(|model| model.renaming.is_none() && model.resizing.is_none() && !model.dying)

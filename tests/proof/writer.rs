@@ -51,7 +51,10 @@ impl Writer<'_> {
     pub fn some_sectors(&mut self, volume: &Volume) -> Range<usize> {
         let size = self.world.plan.sectors(volume.size_bytes()) as usize;
         let block = (self.world.plan.block_bytes as usize / SECTOR).min(size.max(1));
-        let (start, count) = if self.world.plan.narrow || self.hot && self.random.below(8) > 0 {
+        let (start, count) = if self.random.below(12) == 0 {
+            // What is at the end, also if the size changes meanwhile.
+            (size.saturating_sub(1 + self.random.below(block as u64) as usize), block)
+        } else if self.world.plan.narrow || self.hot && self.random.below(8) > 0 {
             (self.world.hot_sector() / block * block + block * self.random.below(3) as usize, block * (1 + self.random.below(2) as usize))
         } else {
             let start = self.random.below(size.max(1) as u64) as usize;
