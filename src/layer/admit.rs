@@ -147,7 +147,7 @@ impl Layers {
             state.fresh_blocks += u64::from(new.count());
             self.count_fresh(u64::from(new.count()));
             state.fresh_extents.insert(extent);
-            self.note_fresh(layer);
+            self.note_fresh(layer, state);
         }
         if let Some(hot) = state.hot.get_mut(&extent) {
             for (block, checksum) in bits.runs().flatten().zip(checksums) {

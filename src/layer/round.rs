@@ -156,7 +156,7 @@ impl Layers {
             return part;
         }
         let extents: Vec<u32> = std::mem::take(&mut state.fresh_extents).into_iter().collect();
-        self.note_named(layer);
+        self.note_named(layer, &mut state);
         state.round = Some(ticket);
         for &extent in &extents {
             if let Some(hot) = state.hot.get_mut(&extent) {
@@ -180,7 +180,7 @@ impl Layers {
             state.fresh_blocks -= u64::from(ready.count());
             if is_left {
                 state.fresh_extents.insert(extent);
-                self.note_fresh(layer);
+                self.note_fresh(layer, &mut state);
             }
         }
         // Those that wait for an extent to be drained.
@@ -246,7 +246,7 @@ impl Layers {
         }
         state.fresh_blocks += left;
         if left > 0 {
-            self.note_fresh(layer);
+            self.note_fresh(layer, state);
         }
         // Discarded meanwhile, or freed: no frame will name them.
         self.count_recorded(part.new_blocks() - left);

@@ -10,8 +10,7 @@ use super::checksums::{ChecksumCache, ChecksumPage, ContentChecksums};
 use super::commit::{Commit, Ticket};
 use super::files::LayerFiles;
 use super::space::Need;
-use super::state::Layer;
-use crate::bits::BlockBits;
+use super::state::{Layer, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths};
 use crate::ids::{BlockSize, LayerId};
@@ -165,15 +164,8 @@ impl Layers {
         if self.limits.has(Planted::FreedInARound) {
             return;
         }
-        state.fresh_extents.clear();
-        state.overwritten_extents.clear();
-        for hot in state.hot.values_mut() {
-            (hot.fresh, hot.over_zeros, hot.overwritten) = (BlockBits::EMPTY, BlockBits::EMPTY, BlockBits::EMPTY);
-        }
-        state.written.clear();
-        state.dying.clear();
-        state.garbage.clear();
-        self.fresh.lock().remove(&layer);
+        state.give_up();
+        self.note_named(&entry, &mut state);
         self.note_synced(&entry);
         // They stay for readers that are still in the layer, but no longer count.
         self.patch_blocks.fetch_sub(state.patches.len() as u64, Ordering::AcqRel);
@@ -268,14 +260,18 @@ impl Layers {
         self.checksums.cached(layer.id, extent)
     }
 
-    /// Notes that a layer has blocks that wait for their record. The layer's state is locked.
-    pub(super) fn note_fresh(&self, layer: &Layer) {
-        self.fresh.lock().insert(layer.id);
+    /// Notes that a layer has blocks that wait for their record.
+    pub(super) fn note_fresh(&self, layer: &Layer, state: &mut State) {
+        if !std::mem::replace(&mut state.is_listed, true) {
+            self.fresh.lock().insert(layer.id);
+        }
     }
 
-    /// A round names all that waits in the layer. The layer's state is locked.
-    pub(super) fn note_named(&self, layer: &Layer) {
-        self.fresh.lock().remove(&layer.id);
+    /// A round names all that waits in the layer.
+    pub(super) fn note_named(&self, layer: &Layer, state: &mut State) {
+        if std::mem::replace(&mut state.is_listed, false) {
+            self.fresh.lock().remove(&layer.id);
+        }
     }
 
     /// Notes that a file of a layer stays open until a round syncs it: a file that was closed might lose the error of its

@@ -83,6 +83,8 @@ pub(super) struct State {
     /// Hot extents with fresh blocks.
     pub fresh_extents: BTreeSet<u32>,
     pub fresh_blocks: u64,
+    /// The layer is in the list of those with fresh blocks.
+    pub is_listed: bool,
     /// Hot extents of the round under way.
     pub round_extents: Vec<u32>,
     pub round: Option<Ticket>,
@@ -172,6 +174,18 @@ impl Layer {
 }
 
 impl State {
+    /// The layer was freed: nothing of it will be named, synced or given back any more, but as a whole.
+    pub fn give_up(&mut self) {
+        self.fresh_extents.clear();
+        self.overwritten_extents.clear();
+        for hot in self.hot.values_mut() {
+            (hot.fresh, hot.over_zeros, hot.overwritten) = (BlockBits::EMPTY, BlockBits::EMPTY, BlockBits::EMPTY);
+        }
+        self.written.clear();
+        self.dying.clear();
+        self.garbage.clear();
+    }
+
     /// The entry of an extent, made if it is not hot.
     pub fn hot(&mut self, extent: u32, page: &Arc<ChecksumPage>) -> &mut Hot {
         self.hot.entry(extent).or_insert_with(|| Hot {
