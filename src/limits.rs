@@ -80,7 +80,8 @@ pub enum Planted {
     FreedInARound,
     /// The record that frees a layer and the layer's end may be in two rounds.
     FreedInTwoRounds,
-    /// The table of layers is locked while the state of one of them is waited for.
+    /// The table of layers is locked while the state of one of them is waited for, and the list of those whose blocks end while the
+    /// table is.
     TableHeld,
     /// A discard takes the size of its volume before the gate.
     SizeBeforeTheGate,

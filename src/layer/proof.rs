@@ -1,16 +1,21 @@
 //! The commit queue under the seeded scheduler: rounds that succeed, are undone, are lost or panic, and callers that wait for them.
+//! And layers that are freed beside discards and rounds.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::commit::{Commit, Gathered, RoundError, Rounds, Ticket};
+use super::recover::Recovery;
+use super::set::{LayerConfig, Layers};
+use super::state::Layer;
+use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind};
 use crate::format::{Record, StorePaths, Superblock};
 use crate::ids::{BlockSize, LayerId};
-use crate::io::SystemDisk;
+use crate::io::{IoMode, SystemDisk};
 use crate::journal::Journal;
-use crate::limits::Limits;
+use crate::limits::{Limits, Planted};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, sim, thread};
 
@@ -129,4 +134,77 @@ fn every_caller_of_a_round_gets_an_answer_that_is_true() {
             .unwrap();
         }
     }
+}
+
+/// Blocks of each layer.
+const BLOCKS: u32 = 4;
+
+fn layers(dir: &std::path::Path, planted: Planted) -> Layers {
+    let limits = Limits { planted, ..Limits::DEFAULT };
+    let paths = StorePaths::new(dir);
+    std::fs::create_dir_all(paths.layers()).unwrap();
+    let config = LayerConfig {
+        disk: Arc::new(SystemDisk::new()),
+        paths: paths.clone(),
+        block_size: BlockSize::DEFAULT,
+        io_mode: IoMode::Buffered,
+        checksum_cache_bytes: 1 << 20,
+        checkpoint_bytes: 1 << 20,
+        limits,
+    };
+    let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+    let start = |state: &mut dyn Iterator<Item = Record>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state, limits);
+    Recovery::new(config).finish(|_| (None, None), start).unwrap()
+}
+
+/// One task discards blocks of a layer, one frees that layer, and one leads rounds for it and for another layer.
+fn freeing(dir: &std::path::Path, planted: Planted) {
+    let layers = layers(dir, planted);
+    let [freed, other] = [LayerId(1), LayerId(2)].map(|id| layers.add(id, None, None));
+    let write = |layer: &Layer, blocks: std::ops::Range<u32>| {
+        layers.admit_wait(layer, 0, &BlockBits::of(blocks.clone())).unwrap();
+        layers.write_admitted(layer, 0, blocks, &[1; BLOCKS as usize * 4096]).unwrap();
+    };
+    [&freed, &other].into_iter().for_each(|layer| write(layer, 0..BLOCKS));
+    layers.sync([freed.id, other.id]).unwrap();
+    // These wait for their record.
+    write(&freed, BLOCKS..2 * BLOCKS);
+    let gone = |result: crate::error::Result<()>| match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        result => result.unwrap(),
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| (0..BLOCKS).for_each(|block| gone(layers.zero(&freed, block..=block, false, None).map(drop))));
+        scope.spawn(|| {
+            let ticket = layers.enqueue_freeing(None, vec![Record::Detach(freed.id)], &[freed.id]);
+            layers.wait(ticket).unwrap();
+        });
+        scope.spawn(|| {
+            for block in 0..BLOCKS {
+                layers.zero(&other, block..=block, false, None).unwrap();
+                layers.sync([freed.id, other.id]).unwrap();
+            }
+        });
+    });
+    assert_eq!(layers.outstanding(), [0; 3], "what was reserved for the freed layer is given back");
+}
+
+/// How freeing a layer fails under the first of these seeds that shows it.
+fn failure_of_freeing(planted: Planted, mut seeds: std::ops::Range<u64>) -> Option<sim::Failure> {
+    let dir = tempfile::tempdir().unwrap();
+    seeds.find_map(|seed| {
+        let path = dir.path().join(seed.to_string());
+        sim::run(seed, sim::Config::default(), move || freeing(&path, planted)).result.err()
+    })
+}
+
+/// F17, C3: a discard has the layer's state and waits for the list of dying layers, a leader has the list and waits for the table, and
+/// whoever frees the layer has the table and waits for its state.
+#[test]
+fn a_layer_is_freed_beside_discards_and_rounds() {
+    if let Some(failure) = failure_of_freeing(Planted::Nothing, sim::seeds(200)) {
+        panic!("{failure:?}");
+    }
+    let seen = failure_of_freeing(Planted::TableHeld, 0..1000).expect("no seed shows the cycle of locks");
+    assert_eq!(seen.kind, sim::FailureKind::Deadlock, "{seen:?}");
 }
