@@ -11,8 +11,9 @@ use super::{Store, StoreOptions};
 use crate::clock::Clock;
 use crate::error::{ErrorKind, Result};
 use crate::io::RingKind;
+use crate::limits::{Limits, Planted};
 use crate::sync::{sim, thread};
-use crate::volume::{Queue, Request, Volume};
+use crate::volume::{Queue, Request, Run, RunKind, Volume};
 
 const BLOCK: u64 = 4096;
 /// Bytes that one task writes, in a region of its own.
@@ -216,5 +217,225 @@ fn a_seed_repeats_a_history_of_the_whole_engine() {
     for seed in 0..3 {
         let (first, second) = (run(seed, Shape::Plain), run(seed, Shape::Plain));
         assert_eq!((first.trace, first.steps, first.switches), (second.trace, second.steps, second.switches), "seed {seed}");
+    }
+}
+
+/// A run over a store of its own.
+fn run_in_store(seed: u64, body: impl FnOnce(&Path) + Send + 'static) -> sim::Outcome<()> {
+    let dir = tempfile::tempdir().unwrap();
+    sim::run(seed, sim::Config::default(), move || body(&dir.path().join("store")))
+}
+
+fn without_threads() -> StoreOptions {
+    StoreOptions { threads: false, ..options() }
+}
+
+/// The bytes of a block are all the same; answers which.
+fn byte_at(volume: &Volume, block: u64) -> Result<u8> {
+    let mut buffer = [0; BLOCK as usize];
+    volume.read_at(&mut buffer, block * BLOCK)?;
+    assert!(buffer.iter().all(|byte| *byte == buffer[0]), "block {block} is torn");
+    Ok(buffer[0])
+}
+
+/// A volume that ends within a block is discarded to its end while it grows, is written behind that end, and shrinks again.
+fn discards_beside_growth(path: &Path, planted: Planted) {
+    const SIZE: u64 = BLOCK + 512;
+    let limits = Limits { planted, ..Limits::DEFAULT };
+    let store = Store::create(path, StoreOptions { limits, ..without_threads() }).unwrap();
+    let volume = store.create_volume("v", SIZE).unwrap();
+    volume.write_at(&[1; SIZE as usize], 0).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| (0..6).for_each(|_| volume.discard(100, SIZE - 100).unwrap()));
+        scope.spawn(|| {
+            for _ in 0..4 {
+                volume.resize(2 * BLOCK, false).unwrap();
+                volume.write_at(&[9; 512], SIZE).unwrap();
+                let mut behind = [7; 512];
+                volume.read_at(&mut behind, SIZE).unwrap();
+                assert_eq!(behind, [9; 512], "a discard took what was written behind its end");
+                volume.resize(SIZE, true).unwrap();
+            }
+        });
+    });
+    let mut bytes = [7; SIZE as usize];
+    volume.read_at(&mut bytes, 0).unwrap();
+    assert!(bytes[..100] == [1; 100] && bytes[100..].iter().all(|byte| *byte == 0));
+}
+
+/// F26.
+#[test]
+fn a_discard_to_the_end_spares_what_is_written_behind_it() {
+    let run = |seed, planted| run_in_store(seed, move |path| discards_beside_growth(path, planted));
+    for seed in sim::seeds(20) {
+        run(seed, Planted::Nothing).unwrap();
+    }
+    let seen = (0..500).find_map(|seed| run(seed, Planted::SizeBeforeTheGate).result.err());
+    assert_eq!(seen.expect("no seed shows a size that was taken before the gate").kind, sim::FailureKind::Panic);
+}
+
+/// E4: a handle acts on its volume, whatever that is called and whatever else has its name by then.
+#[test]
+fn a_handle_acts_on_its_volume_while_two_volumes_exchange_their_names() {
+    let history = |path: &Path| {
+        let store = Store::create(path, without_threads()).unwrap();
+        let volumes = [1, 2].map(|byte| {
+            let volume = store.create_volume(&format!("v{byte}"), u64::from(byte) << 20).unwrap();
+            volume.write_at(&[byte; BLOCK as usize], 0).unwrap();
+            volume
+        });
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for (from, to) in [("v1", "x"), ("v2", "v1"), ("x", "v2"), ("v1", "x"), ("v2", "v1"), ("x", "v2")] {
+                    store.rename(from, to).unwrap();
+                }
+            });
+            for (volume, byte) in volumes.iter().zip(1u8..) {
+                scope.spawn(move || {
+                    let first = sim::below(3);
+                    for call in (first..3).chain(0..first) {
+                        match call {
+                            0 => {
+                                let fork = volume.fork(&format!("fork-{byte}")).unwrap();
+                                assert_eq!(byte_at(&fork, 0).unwrap(), byte, "the fork of another volume");
+                            }
+                            1 => volume.snapshot(&format!("s{byte}")).unwrap(),
+                            _ => volume.resize(volume.size_bytes() + BLOCK, false).unwrap(),
+                        }
+                    }
+                });
+            }
+        });
+        for (volume, byte) in volumes.iter().zip(1u8..) {
+            assert_eq!(volume.size_bytes(), (u64::from(byte) << 20) + BLOCK);
+            assert_eq!(store.snapshot_names(&volume.name()).unwrap(), [format!("s{byte}")]);
+        }
+    };
+    for seed in sim::seeds(60) {
+        run_in_store(seed, history).unwrap();
+    }
+}
+
+/// A snapshot's layer loses a block without anything that took its place, which must not happen: its readers are told, and end.
+#[test]
+fn a_read_of_a_block_that_its_layer_has_lost_ends_with_an_error() {
+    let history = |path: &Path| {
+        let store = Store::create(path, without_threads()).unwrap();
+        let volume = store.create_volume("v", 1 << 20).unwrap();
+        volume.write_at(&[7; BLOCK as usize], 0).unwrap();
+        volume.snapshot("s").unwrap();
+        let snapshot = store.snapshot("v", "s").unwrap();
+        let read = || snapshot.read_at(&mut [0; BLOCK as usize], 0);
+        read().unwrap();
+        let layers = store.0.core.layers();
+        assert!(layers.forget(&layers.all()[0], &roaring::RoaringBitmap::from_iter([0])).unwrap());
+        layers.sync([]).unwrap();
+        while layers.punch_step().unwrap() {}
+        assert_eq!(read().unwrap_err().kind(), ErrorKind::Corrupt);
+        let mut queue = snapshot.queue(1).unwrap();
+        queue.submit(0, Request::Read { offset: 0, bytes: BLOCK as u32 }).unwrap();
+        let mut done = Vec::new();
+        queue.wait(&mut done, None).unwrap();
+        assert_eq!(done.remove(0).result.unwrap_err().kind(), ErrorKind::Corrupt);
+    };
+    for seed in sim::seeds(3) {
+        run_in_store(seed, history).unwrap();
+    }
+}
+
+/// What a call answers while its volume is destroyed.
+fn done_or_gone<T>(result: Result<T>) -> Option<T> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        result => Some(result.unwrap()),
+    }
+}
+
+/// Calls of all kinds on a volume over a snapshot, which shows other bytes.
+fn calls(volume: &Volume, task: u64) {
+    for number in 0..4u64 {
+        match task {
+            0 => {
+                let byte = done_or_gone(byte_at(volume, sim::below(4)));
+                assert!(byte.is_none_or(|byte| byte == 2), "{byte:?} from below the volume that was destroyed");
+            }
+            1 => {
+                let runs = done_or_gone(volume.allocation(0..4 * BLOCK, 4));
+                assert!(runs.is_none_or(|runs| matches!(runs[..], [Run { kind: RunKind::Data { .. }, .. }])));
+            }
+            2 => {
+                done_or_gone(volume.write_at(&[2; 700], sim::below(3) * BLOCK + 3800).and_then(|()| volume.flush()));
+            }
+            3 => {
+                done_or_gone(volume.discard(8 * BLOCK + 100, 3 * BLOCK).and_then(|()| volume.resize((1 << 20) + number, false)));
+            }
+            _ => {
+                if let Some(fork) = done_or_gone(volume.fork(&format!("f{number}"))) {
+                    assert_eq!(byte_at(&fork, sim::below(4)).unwrap(), 2);
+                }
+                done_or_gone(volume.snapshot(&format!("s{number}")));
+            }
+        }
+    }
+}
+
+#[test]
+fn calls_beside_a_destroy_do_what_they_say_or_say_that_the_volume_is_gone() {
+    let history = |path: &Path| {
+        let store = Store::create(path, without_threads()).unwrap();
+        let base = store.create_volume("base", 1 << 20).unwrap();
+        base.write_at(&[1; 16 * BLOCK as usize], 0).unwrap();
+        base.snapshot("s").unwrap();
+        let volume = store.fork("base@s", "volume").unwrap();
+        volume.write_at(&[2; 4 * BLOCK as usize], 0).unwrap();
+        thread::scope(|scope| {
+            let volume = &volume;
+            for task in 0..5 {
+                scope.spawn(move || calls(volume, task));
+            }
+            scope.spawn(|| {
+                thread::sleep(Duration::from_micros(sim::below(3000)));
+                store.destroy_volume("volume", true).unwrap();
+                while store.step().unwrap() {}
+            });
+        });
+        let gone = |result: Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::NotFound);
+        gone(byte_at(&volume, 0).map(drop));
+        gone(volume.write_at(&[3], 0));
+        gone(volume.flush());
+        gone(volume.discard(0, BLOCK));
+        gone(volume.allocation(0..BLOCK, 1).map(drop));
+        gone(volume.fork("late").map(drop));
+        gone(volume.snapshot("late"));
+        gone(volume.resize(2 << 20, false));
+        assert_eq!(byte_at(&base, 5).unwrap(), 1);
+        store.close().unwrap();
+    };
+    for seed in sim::seeds(60) {
+        run_in_store(seed, history).unwrap();
+    }
+}
+
+/// E10: whoever calls `close` finds the store closed when that ends, also if somebody else does it.
+#[test]
+fn every_close_ends_when_the_store_is_closed() {
+    let history = |path: &Path| {
+        let store = Store::create(path, options()).unwrap();
+        let volume = store.create_volume("volume", 1 << 20).unwrap();
+        volume.write_at(&[1; BLOCK as usize], 0).unwrap();
+        let looks = crate::sync::Mutex::new(());
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    store.close().unwrap();
+                    let _one_at_a_time = looks.lock();
+                    // Refused while somebody has the store.
+                    assert_eq!(Store::check(path, options()).unwrap().violations, Vec::<String>::new());
+                });
+            }
+        });
+    };
+    for seed in sim::seeds(20) {
+        run_in_store(seed, history).unwrap();
     }
 }
