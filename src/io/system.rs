@@ -332,6 +332,21 @@ mod tests {
     }
 
     #[test]
+    fn the_owner_of_a_lock_takes_no_new_space_and_gives_none_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, path) = (SystemDisk::new(), dir.path().join("lock"));
+        let text = || std::fs::read_to_string(&path).unwrap();
+        drop(disk.lock(&path, "an owner with a long name").unwrap());
+        let before = text().len();
+        // On a full disk a file that was truncated may not become as long again.
+        let locked = disk.lock(&path, "me").unwrap();
+        assert_eq!((text().len(), text().trim_end()), (before, "me"));
+        drop(locked);
+        drop(disk.lock(&path, "another").unwrap());
+        assert_eq!((text().len(), text().trim_end()), (before, "another"));
+    }
+
+    #[test]
     fn a_lock_ends_with_its_guard_although_a_copy_of_the_descriptor_lives() {
         let dir = tempfile::tempdir().unwrap();
         let (disk, path) = (SystemDisk::new(), dir.path().join("lock"));

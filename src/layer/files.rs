@@ -138,3 +138,24 @@ impl Open {
         self.files.retain(|_, (_, used)| *used >= median);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::SystemDisk;
+
+    /// H4: a writer that is still in a layer when that is destroyed.
+    #[test]
+    fn a_file_of_a_layer_that_is_gone_is_not_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = StorePaths::new(dir.path());
+        std::fs::create_dir(paths.layers()).unwrap();
+        let files = LayerFiles::new(Arc::new(SystemDisk::new()), paths.clone(), IoMode::Buffered);
+        let made = |layer| files.get_or_create(layer, LayerFile::Data(0)).map(drop);
+        [1, 2].into_iter().for_each(|layer| made(LayerId(layer)).unwrap());
+        files.remove(LayerId(1), 1).unwrap();
+        assert_eq!(made(LayerId(1)).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!paths.layer(LayerId(1), LayerFile::Data(0)).exists());
+        made(LayerId(2)).unwrap();
+    }
+}

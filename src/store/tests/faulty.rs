@@ -24,12 +24,23 @@ struct Switches {
     full: AtomicBool,
     /// Syncs of data files fail; what they could not write stays in the page cache, and counts as clean.
     syncs_fail: AtomicBool,
+    /// No data file can be opened: the process has no descriptor left.
+    opens_fail: AtomicBool,
     /// Reads of data files below this offset fail.
     unreadable_below: AtomicU64,
     /// What is not on the disk: in a page cache that will write it, or that calls it clean.
     dirty: Mutex<HashMap<PathBuf, Vec<Before>>>,
     clean: Mutex<HashMap<PathBuf, Vec<Before>>>,
     synced_directories: Mutex<Vec<PathBuf>>,
+    /// Runs when a page of checksums has been read, before the reader goes on.
+    after_page: Mutex<Option<Hook>>,
+}
+
+/// Something that happens in the middle of something else.
+type Hook = Box<dyn FnOnce() + Send>;
+
+fn is_data(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "data")
 }
 
 /// Such a disk. Clones are the same one.
@@ -54,8 +65,17 @@ impl FaultyDisk {
         self.switches.syncs_fail.store(fail, Ordering::SeqCst);
     }
 
+    pub fn fail_opens(&self, fail: bool) {
+        self.switches.opens_fail.store(fail, Ordering::SeqCst);
+    }
+
     pub fn fail_reads_below(&self, offset: u64) {
         self.switches.unreadable_below.store(offset, Ordering::SeqCst);
+    }
+
+    /// Does something when the next page of checksums has been read, before its reader goes on.
+    pub fn after_next_page(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.switches.after_page.lock() = Some(Box::new(hook));
     }
 
     /// Directories that were synced, in order.
@@ -84,6 +104,9 @@ impl Disk for FaultyDisk {
     }
 
     fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
+        if self.switches.opens_fail.load(Ordering::SeqCst) && is_data(path) {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         let file = self.disk.open(path, mode, io)?;
         Ok(Arc::new(FaultyFile { file, path: path.to_owned(), switches: Arc::clone(&self.switches) }))
     }
@@ -112,7 +135,7 @@ impl Disk for FaultyDisk {
 
 impl FaultyFile {
     fn is_data(&self) -> bool {
-        self.path.extension().is_some_and(|kind| kind == "data")
+        is_data(&self.path)
     }
 
     fn check_space(&self, range: Range<u64>) -> io::Result<()> {
@@ -133,7 +156,12 @@ impl DiskFile for FaultyFile {
         if self.is_data() && offset < self.switches.unreadable_below.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        self.file.read_at(buffer, offset)
+        let read = self.file.read_at(buffer, offset);
+        if self.path.extension().is_some_and(|kind| kind == "crc") {
+            let hook = self.switches.after_page.lock().take();
+            hook.into_iter().for_each(|hook| hook());
+        }
+        read
     }
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {

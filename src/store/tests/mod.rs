@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{Store, StoreOptions};
 use crate::error::ErrorKind;
 use crate::limits::{Limits, SET_RECORD_BYTES_MIN};
+use crate::volume::{Request, Volume};
 use faulty::{FastClock, FaultyDisk};
 
 const BLOCK: u64 = 4096;
@@ -140,14 +141,22 @@ fn a_full_disk_takes_discards_and_a_destroy_after_them() {
     volume.flush().unwrap();
 }
 
+/// Runs of blocks that only a snapshot shows come in groups of so many, far from one another.
+const RUNS_TOGETHER: u64 = 128;
+
+/// The first block of a run of two blocks, of which the volume has overwritten the first.
+fn run_start(run: u64) -> u64 {
+    run / RUNS_TOGETHER * 8192 + run % RUNS_TOGETHER * 2
+}
+
 fn fragmented(store: &Store, runs: u64) {
     let volume = store.create_volume("v", 4 << 30).unwrap();
-    for start in (0..2 * runs).step_by(256) {
-        volume.write_at(&vec![7; 256 * BLOCK as usize], start * BLOCK).unwrap();
+    for run in (0..runs).step_by(RUNS_TOGETHER as usize) {
+        volume.write_at(&vec![7; (2 * RUNS_TOGETHER * BLOCK) as usize], run_start(run) * BLOCK).unwrap();
     }
     volume.snapshot("s").unwrap();
     for run in 0..runs {
-        volume.write_at(&[8; BLOCK as usize], 2 * run * BLOCK).unwrap();
+        volume.write_at(&[8; BLOCK as usize], run_start(run) * BLOCK).unwrap();
     }
     volume.flush().unwrap();
     steps(store, 100);
@@ -156,12 +165,16 @@ fn fragmented(store: &Store, runs: u64) {
 /// The blocks that only it showed are in more pieces than a frame, or the reserve, has room for.
 #[test]
 fn destroying_a_snapshot_in_very_many_pieces_makes_room() {
-    const RUNS: u64 = 47 * 128;
+    const RUNS: u64 = 47 * RUNS_TOGETHER;
     for full in [false, true] {
         let directory = tempfile::tempdir().unwrap();
         let disk = FaultyDisk::default();
-        let store = Store::create(directory.path(), on(&disk)).unwrap();
+        let limits = Limits { frame_payload_bytes_max: 10 << 10, state_frame_bytes: 4 << 10, fresh_blocks_max: 200, ..options().limits };
+        let on = || StoreOptions { limits, ..on(&disk) };
+        let store = Store::create(directory.path(), on()).unwrap();
         fragmented(&store, RUNS);
+        // Pages of checksums have their space.
+        store.0.core.checkpoint().unwrap();
         disk.set_full(full);
         store.destroy_snapshot("v", "s").unwrap();
         steps(&store, 1000);
@@ -172,12 +185,12 @@ fn destroying_a_snapshot_in_very_many_pieces_makes_room() {
         assert_eq!(held, 2 * RUNS, "what nobody shows is forgotten");
         drop(volume);
         store.close().unwrap();
-        let store = Store::open(directory.path(), on(&disk)).unwrap();
+        let store = Store::open(directory.path(), on()).unwrap();
         let volume = store.volume("v").unwrap();
         let mut block = [0; BLOCK as usize];
         for run in (0..RUNS).step_by(97) {
             for (within, byte) in [(0, if run == 0 { 9 } else { 8 }), (1, 7)] {
-                volume.read_at(&mut block, (2 * run + within) * BLOCK).unwrap();
+                volume.read_at(&mut block, (run_start(run) + within) * BLOCK).unwrap();
                 assert_eq!(block[0], byte);
             }
         }
@@ -318,4 +331,72 @@ fn the_directories_above_a_new_store_are_synced() {
     let above = [directory.path().to_owned(), directory.path().join("a"), directory.path().join("a/b")];
     assert!(above.iter().all(|above| first(above) < first(&path)));
     assert!(!synced.contains(&directory.path().parent().unwrap().to_owned()), "what was there is not ours to sync");
+}
+
+/// A page of checksums that was read before it was changed, written and dropped does not come into the cache after that.
+#[test]
+fn an_old_page_of_checksums_does_not_come_into_the_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let small = || StoreOptions { checksum_cache_bytes: 1, ..on(&disk) };
+    let store = Store::create(directory.path(), small()).unwrap();
+    let volume = store.create_volume("v", 1 << 30).unwrap();
+    let write = |volume: &Volume, block: u64| volume.write_at(&[1; BLOCK as usize], block * BLOCK).unwrap();
+    (0..200).for_each(|extent| write(&volume, extent * 1024));
+    drop(volume);
+    store.close().unwrap();
+    let store = Store::open(directory.path(), small()).unwrap();
+    let volume = store.volume("v").unwrap();
+    let (beside, meanwhile) = (store.clone(), volume.clone());
+    disk.after_next_page(move || {
+        write(&meanwhile, 7);
+        meanwhile.flush().unwrap();
+        beside.0.core.checkpoint().unwrap();
+        // Others take its place in the cache.
+        let layers = beside.0.core.layers();
+        let layer = &layers.all()[0];
+        for extent in (1..200).cycle() {
+            if layers.cached_page(layer, 0).is_none() {
+                break;
+            }
+            meanwhile.read_at(&mut [0; BLOCK as usize], extent * 1024 * BLOCK).unwrap();
+        }
+    });
+    let mut block = [0; BLOCK as usize];
+    volume.read_at(&mut block, 0).unwrap();
+    volume.read_at(&mut block, 7 * BLOCK).unwrap();
+    assert_eq!(block[0], 1);
+}
+
+/// A write whose file cannot be opened has changed nothing: it fails alone.
+#[test]
+fn a_lack_of_descriptors_before_a_write_breaks_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let store = Store::create(directory.path(), on(&disk)).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    volume.write_at(&[1; 1 << 20], 0).unwrap();
+    drop(volume);
+    store.close().unwrap();
+    let store = Store::open(directory.path(), on(&disk)).unwrap();
+    let volume = store.volume("v").unwrap();
+    let mut queue = volume.queue(1).unwrap();
+    let mut by_queue = |data: &'static [u8]| {
+        queue.submit(0, Request::Write { offset: 0, data: data.into(), fua: false }).unwrap();
+        let mut done = Vec::new();
+        queue.wait(&mut done, None).unwrap();
+        done.remove(0).result.map(drop)
+    };
+    disk.fail_opens(true);
+    assert_eq!(volume.write_at(&[2; BLOCK as usize], 0).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(volume.write_at(&[2; 100], 100).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(by_queue(&[2; BLOCK as usize]).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(by_queue(&[2; 512 << 10]).unwrap_err().kind(), ErrorKind::Io);
+    volume.flush().unwrap();
+    disk.fail_opens(false);
+    let mut block = [0; BLOCK as usize];
+    volume.read_at(&mut block, 0).unwrap();
+    assert_eq!(block, [1; BLOCK as usize]);
+    by_queue(&[3; 512 << 10]).unwrap();
+    volume.flush().unwrap();
 }

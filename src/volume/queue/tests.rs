@@ -291,6 +291,9 @@ fn a_full_disk_refuses_a_write_over_extents_before_it_changes_anything() {
         head.write(&vec![1; EXTENT], 0).unwrap();
         head.write(&vec![1; EXTENT / 2], EXTENT as u64 + BLOCK as u64).unwrap();
         head.flush().unwrap();
+        // Both extents are marked, so that a queue's write waits for no round.
+        [0, EXTENT as u64 + BLOCK as u64].iter().for_each(|offset| head.write(&[1; BLOCK], *offset).unwrap());
+        head.flush().unwrap();
         *scene.fault.lock() = Fault::Full;
         let offset = EXTENT - LARGE / 2;
         let mut queue = Queue::for_volume(&head, 8).unwrap();
