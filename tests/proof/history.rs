@@ -12,7 +12,7 @@ use crate::queuer::Queuer;
 use crate::random::Random;
 use crate::shaper::Shaper;
 use crate::source::FOR_EVER;
-use crate::threads::{sleep, spawn};
+use crate::threads::{fail_starts_of_threads, sleep, spawn};
 use crate::verify::{Case, verify};
 use crate::world::World;
 use crate::writer::Writer;
@@ -93,6 +93,8 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
             }
         })
     });
+    // From here on only the engine starts threads, and servers.
+    fail_starts_of_threads(plan.weather.threads);
     for thread in threads {
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
@@ -101,7 +103,8 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
         stepper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
     world.disk.medium().calm();
-    if plan.elsewhere && plan.weather.servers > 0 {
+    fail_starts_of_threads(0);
+    if plan.elsewhere && (plan.weather.servers > 0 || plan.weather.threads > 0) {
         // Servers that failed are asked again.
         sleep(2 * FOR_EVER);
     }

@@ -144,6 +144,7 @@ impl Plan {
                 interrupted: [0, 0, 10][below(3) as usize],
                 descriptors: rough([0, 0, 50][below(3) as usize]),
                 space: rough([0, 0, 50][below(3) as usize]),
+                threads: rough([0, 0, 4][below(3) as usize]) as u32,
                 unreadable: rough([0, 0, 60][below(3) as usize]),
                 syncs: rough([0, 0, 0, 200][below(4) as usize]),
             },

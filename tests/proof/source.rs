@@ -135,7 +135,8 @@ impl Source for Server {
         }
         let server = self.clone();
         let delay = Duration::from_micros([0, 100, 5_000][sim::below(3) as usize] * (1 + sim::below(4)));
-        crate::threads::spawn("server", move || {
+        // Where no thread can be started, it forgets the request.
+        let _ = crate::threads::try_spawn("server", move || {
             crate::threads::sleep(delay);
             server.answer(&range, arrival);
         });

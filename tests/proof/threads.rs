@@ -1,7 +1,7 @@
 //! Threads of the simulated world: those of the engine's seeded scheduler.
 
 use std::time::Duration;
-pub use volfork::sync::sim::point;
+pub use volfork::sync::sim::{fail_starts_of_threads, point};
 
 use volfork::sync::sim::{self, Config};
 pub use volfork::sync::thread::{JoinHandle, sleep};
@@ -23,6 +23,11 @@ pub fn note(text: impl FnOnce() -> String) {
 
 pub fn spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     volfork::sync::thread::Builder::new().name(name.into()).spawn(run).expect("a thread can be started")
+}
+
+/// As [`spawn`], where starts of threads fail.
+pub fn try_spawn<T: Send + 'static>(name: &str, run: impl FnOnce() -> T + Send + 'static) -> std::io::Result<JoinHandle<T>> {
+    volfork::sync::thread::Builder::new().name(name.into()).spawn(run)
 }
 
 /// Runs something and its threads under the scheduler. Answers what was wrong, and how many points were passed.

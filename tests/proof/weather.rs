@@ -26,6 +26,8 @@ pub struct Weather {
     pub interrupted: u64,
     /// EMFILE, ENFILE or ENOMEM where a descriptor is made.
     pub descriptors: u64,
+    /// Starts of threads that fail.
+    pub threads: u32,
     /// ENOSPC although there may be room a moment later.
     pub space: u64,
     /// EIO of a sync.

@@ -121,9 +121,11 @@ impl World {
             kind if excused.contains(&kind) => true,
             ErrorKind::NoSpace => full || weather.space > 0,
             ErrorKind::Poisoned => harmed,
-            ErrorKind::SourceLost => self.plan.weather.servers > 0,
+            ErrorKind::SourceLost => self.plan.weather.servers > 0 || self.plan.weather.threads > 0,
             ErrorKind::Io => {
-                harmed || weather.descriptors > 0 && says(error, &SHORTAGES) || weather.unreadable > 0 && says(error, &[libc::EIO])
+                harmed
+                    || (weather.descriptors > 0 || weather.threads > 0) && says(error, &SHORTAGES)
+                    || weather.unreadable > 0 && says(error, &[libc::EIO])
             }
             _ => false,
         };
@@ -298,8 +300,8 @@ impl World {
     }
 }
 
-/// Of descriptors and of memory.
-const SHORTAGES: [i32; 3] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+/// Of descriptors, memory and threads.
+const SHORTAGES: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
 
 /// The disk failed with one of these numbers.
 fn says(error: &Error, numbers: &[i32]) -> bool {

@@ -15,6 +15,8 @@ pub use std::thread::{Thread, ThreadId, current};
 pub struct Builder {
     real: std::thread::Builder,
     name: String,
+    /// Its start may fail when that is simulated.
+    may_fail: bool,
 }
 
 impl Default for Builder {
@@ -41,16 +43,16 @@ pub struct Scope<'scope, 'env: 'scope>(std::thread::Scope<'scope, 'env>);
 
 /// A task for a new thread, if the present one belongs to a run.
 #[track_caller]
-fn prepare(name: &str) -> io::Result<Option<Task>> {
+fn prepare(name: &str, may_fail: bool) -> io::Result<Option<Task>> {
     let Some(task) = present() else { return Ok(None) };
     task.point("spawn");
     let fails = {
         let mut state = task.world.state.lock();
         let one_in = state.config.spawn_failure_one_in;
-        state.random.one_in(one_in)
+        may_fail && state.random.one_in(one_in)
     };
     if fails {
-        return Err(io::ErrorKind::WouldBlock.into());
+        return Err(io::Error::from_raw_os_error(libc::EAGAIN));
     }
     Ok(Some(task.add(name.to_owned())))
 }
@@ -58,13 +60,18 @@ fn prepare(name: &str) -> io::Result<Option<Task>> {
 impl Builder {
     /// A thread without a name.
     pub fn new() -> Self {
-        Self { real: std::thread::Builder::new(), name: "thread".into() }
+        Self { real: std::thread::Builder::new(), name: "thread".into(), may_fail: true }
+    }
+
+    /// For callers that cannot do without: no failure is simulated.
+    fn sure() -> Self {
+        Self { may_fail: false, ..Self::new() }
     }
 
     /// Names it.
     #[must_use]
     pub fn name(self, name: String) -> Self {
-        Self { real: self.real.name(name.clone()), name }
+        Self { real: self.real.name(name.clone()), name, ..self }
     }
 
     /// Sets the size of its stack.
@@ -79,7 +86,7 @@ impl Builder {
     /// The machine has no more threads.
     #[track_caller]
     pub fn spawn<T: Send + 'static>(self, body: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
-        let Some(task) = prepare(&self.name)? else {
+        let Some(task) = prepare(&self.name, self.may_fail)? else {
             return Ok(JoinHandle { real: self.real.spawn(body)?, task: None });
         };
         let life = task.clone();
@@ -98,7 +105,7 @@ impl Builder {
         scope: &'scope Scope<'scope, '_>,
         body: impl FnOnce() -> T + Send + 'scope,
     ) -> io::Result<ScopedJoinHandle<'scope, T>> {
-        let Some(task) = prepare(&self.name)? else {
+        let Some(task) = prepare(&self.name, self.may_fail)? else {
             return Ok(ScopedJoinHandle { real: self.real.spawn_scoped(&scope.0, body)?, task: None });
         };
         let life = task.clone();
@@ -120,7 +127,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     /// If the machine has no more threads.
     #[track_caller]
     pub fn spawn<T: Send + 'scope>(&'scope self, body: impl FnOnce() -> T + Send + 'scope) -> ScopedJoinHandle<'scope, T> {
-        Builder::new().spawn_scoped(self, body).expect("a thread")
+        Builder::sure().spawn_scoped(self, body).expect("a thread")
     }
 }
 
@@ -146,7 +153,7 @@ pub fn scope<'env, T>(f: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) ->
 /// If the machine has no more threads.
 #[track_caller]
 pub fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    Builder::new().spawn(body).expect("a thread")
+    Builder::sure().spawn(body).expect("a thread")
 }
 
 impl<T> JoinHandle<T> {
