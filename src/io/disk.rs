@@ -78,6 +78,11 @@ pub trait DiskFile: Send + Sync + 'static {
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize>;
     /// Makes completed writes durable.
     fn sync_data(&self) -> io::Result<()>;
+    /// Drops what the page cache has of the file and calls clean, so that the device is read again: after a failed sync that may be
+    /// bytes that the device never got (Linux). Nothing for a disk without such a cache.
+    fn drop_clean(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Length in bytes.
     fn size_bytes(&self) -> io::Result<u64>;
     /// Sets the length; new bytes read as zero.

@@ -252,6 +252,10 @@ impl DiskFile for SystemFile {
         self.0.sync_data()
     }
 
+    fn drop_clean(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.0, 0, None, rustix::fs::Advice::DontNeed)?)
+    }
+
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

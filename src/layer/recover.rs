@@ -207,7 +207,8 @@ impl Recovery {
     }
 
     /// Makes durable what this recovery believes because it can be read. When only the process ended, and not the power, the
-    /// blocks of the last round, and those overwritten in marked extents, may so far be in the page cache alone.
+    /// blocks of the last round, and those overwritten in marked extents, may so far be in the page cache alone. What the cache still
+    /// calls clean after an earlier sync that failed is dropped: what is read from here on is what the next flush makes durable.
     fn sync_believed(&mut self) -> Result<()> {
         let segment_extents = SEGMENT_BYTES / self.config.block_size.extent_bytes();
         for (id, layer) in &self.layers {
@@ -229,7 +230,10 @@ impl Recovery {
         self.write_believed()?;
         let files: Vec<Arc<dyn DiskFile>> = std::mem::take(&mut self.believed).into_values().map(|(file, _)| file).collect();
         let synced = self.config.disk.sync_all(&files);
-        synced.map_err(|error| Error::io("cannot sync the blocks of the last round", error))
+        synced.map_err(|error| Error::io("cannot sync the blocks of the last round", error))?;
+        // A disk that cannot drop them has them written again, when their extents are hashed.
+        files.iter().for_each(|file| drop(file.drop_clean()));
+        Ok(())
     }
 
     /// Whether the checksum of a block is that of zeros.

@@ -398,6 +398,9 @@ impl Store {
     /// [`Volume::size_bytes`]) go on to tell what was there. A second `close` waits for the first and has its result; one
     /// that a callback of the engine makes while another is under way does not wait for it.
     ///
+    /// Not to be called from the code of a [`crate::io::Disk`], [`crate::source::Source`] or [`crate::Clock`] that the store calls:
+    /// the call that it serves would be waited for. Let another thread close the store.
+    ///
     /// # Errors
     /// An I/O error; what was flushed before is safe, and the store recovers at the next open.
     pub fn close(&self) -> Result<()> {

@@ -1,7 +1,8 @@
 //! The gate between writes and changes of a volume's head.
 //!
 //! Writes pass it together; a fork, a discard or a resize closes it, waits for the writes that are inside, makes its change in
-//! memory, and opens it again. It is never closed across a barrier or a fetch.
+//! memory, and opens it again. It is never closed across a fetch, and across a barrier only where a discard finds so many records
+//! queued, or so little room in the journal, that a round has to take them first.
 //!
 //! Both are guards: a write that panics leaves the gate, and a change that panics opens it again.
 

@@ -393,6 +393,12 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    fn drop_clean(&self) -> io::Result<()> {
+        let mut medium = self.begin(Act::Other)?;
+        own(&mut medium.inodes[self.inode]).drop_cache();
+        Ok(())
+    }
+
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.begin(Act::Other)?.inodes[self.inode].live.bytes)
     }

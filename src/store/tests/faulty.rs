@@ -87,9 +87,7 @@ impl FaultyDisk {
     pub fn drop_caches(&self) {
         for (path, before) in self.switches.clean.lock().drain() {
             let file = self.disk.open(&path, OpenMode::Write, IoMode::Buffered).unwrap();
-            for Before { offset, bytes } in before.into_iter().rev() {
-                file.write_all_at(&bytes, offset).unwrap();
-            }
+            undo(&*file, before).unwrap();
         }
     }
 }
@@ -131,6 +129,11 @@ impl Disk for FaultyDisk {
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
         self.disk.lock(path, owner)
     }
+}
+
+/// The device has what was there before writes that never reached it.
+fn undo(file: &dyn DiskFile, writes: Vec<Before>) -> io::Result<()> {
+    writes.into_iter().rev().try_for_each(|Before { offset, bytes }| file.write_all_at(&bytes, offset))
 }
 
 impl FaultyFile {
@@ -192,6 +195,11 @@ impl DiskFile for FaultyFile {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         self.file.sync_data()
+    }
+
+    fn drop_clean(&self) -> io::Result<()> {
+        let clean = self.switches.clean.lock().remove(&self.path);
+        clean.map_or(Ok(()), |writes| undo(&*self.file, writes))
     }
 
     fn size_bytes(&self) -> io::Result<u64> {

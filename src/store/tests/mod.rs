@@ -247,7 +247,6 @@ fn a_store_that_is_opened_after_a_failed_sync_does_not_believe_the_page_cache() 
     store.close().unwrap_err();
     drop(store);
     let store = Store::open(directory.path(), on(&disk)).unwrap();
-    steps(&store, 100);
     let volume = store.volume("v").unwrap();
     let read = |offset| {
         let mut block = [9; BLOCK as usize];
