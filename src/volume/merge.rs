@@ -146,7 +146,8 @@ impl Core {
         Ok(false)
     }
 
-    /// Merges patches whose blocks below are here, a bounded number of them. Answers whether there were any.
+    /// Merges patches whose blocks below are here, and as they should be, a bounded number of them. Answers whether there were any.
+    /// Never waits for a source: a reader of the others does.
     ///
     /// # Errors
     /// The store refuses writes.
@@ -166,12 +167,13 @@ impl Core {
         let mut buffer = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
         let mut busy = false;
         for (layer, block) in batch {
-            // A damaged block below, or a layer that was freed meanwhile, must not keep the others waiting; nothing is lost.
-            let here = self.below(&layer).and_then(|below| self.answer_below(&below, block));
-            if !matches!(here, Ok(Answer::Held(_) | Answer::Zero)) {
+            // A damaged block below, or a layer that was freed meanwhile, must not keep the others waiting; nothing is lost. Nor is a
+            // source asked to repair the one: it may hang, and this thread does the work of all volumes.
+            let here = self.below(&layer).and_then(|below| self.read_here(&RwLock::new(below), block, &mut buffer));
+            if !matches!(here, Ok(true)) {
                 continue;
             }
-            match self.merge_block(&layer, block, &mut buffer) {
+            match self.layers.merge(&layer, block, &mut buffer) {
                 Ok(Merged::Stored) => busy = true,
                 Ok(Merged::Unstored(_)) => break,
                 _ => {}

@@ -134,6 +134,16 @@ fn a_source_that_hangs_stops_nothing_but_reads_of_its_own_blocks() {
     trial.store.give_up_waiting();
 }
 
+/// Damages the first block of every data file of a store.
+fn damage_first_blocks(store: &std::path::Path) {
+    for entry in std::fs::read_dir(store.join("layers")).unwrap() {
+        let file = OpenOptions::new().write(true).open(entry.unwrap().path()).unwrap();
+        if file.metadata().unwrap().len() >= 4096 {
+            file.write_all_at(&[0xee; 4096], 0).unwrap();
+        }
+    }
+}
+
 /// A damaged block of a root is fetched again by whoever reads it, also by a write of a part of it. Meanwhile that write must hold
 /// nothing for which others wait.
 #[test]
@@ -145,12 +155,7 @@ fn a_write_that_waits_for_the_repair_of_a_block_holds_up_neither_forks_nor_flush
     let volume = trial.paused_fork(&actor, "v");
     assert!(read(&volume, 0, BLOCK).unwrap() == data[..BLOCK]);
     volume.flush().unwrap();
-    for entry in std::fs::read_dir(trial._dir.path().join("layers")).unwrap() {
-        let file = OpenOptions::new().write(true).open(entry.unwrap().path()).unwrap();
-        if file.metadata().unwrap().len() >= BLOCK as u64 {
-            file.write_all_at(&[0xee; BLOCK], 0).unwrap();
-        }
-    }
+    damage_first_blocks(trial._dir.path());
     // The block behind it is new: a flush names it when nobody holds it.
     volume.write_at(&[1; BLOCK], BLOCK as u64).unwrap();
     let asked = actor.reads().len();
@@ -172,4 +177,43 @@ fn a_write_that_waits_for_the_repair_of_a_block_holds_up_neither_forks_nor_flush
     assert!(read(&volume, 0, 2 * BLOCK).unwrap() == expected);
     let fork = trial.store.volume("w").unwrap();
     assert!(read(&fork, 0, 2 * BLOCK).unwrap() == [&data[..BLOCK], &[1; BLOCK]].concat());
+}
+
+/// The background makes blocks whole that were written in part. Where the rest is damaged it leaves that to a reader, who may wait for
+/// the source.
+#[test]
+fn background_work_waits_for_no_repair_of_a_block_below_a_patch() {
+    const BLOCK: usize = 4096;
+    let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
+    let store = Store::create(dir.path(), StoreOptions { threads: false, ..options(&stage) }).unwrap();
+    let trial = Trial { stage, store, _dir: dir };
+    let data = pattern(46, 1 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    let other = volume.fork("w").unwrap();
+    for block in 0..2 {
+        volume.write_at(&[1; 100], block * BLOCK as u64 + 5).unwrap();
+    }
+    assert!(read(&other, 0, 2 * BLOCK).unwrap() == data[..2 * BLOCK]);
+    volume.flush().unwrap();
+    damage_first_blocks(trial._dir.path());
+    let asked = actor.reads().len();
+    actor.play(|_, _| Play::Hang);
+    let (sender, idle) = mpsc::channel();
+    let store = trial.store.clone();
+    std::thread::spawn(move || {
+        // All that there is to do now; hydration is paused, and always has more.
+        let steps = (0..20).try_for_each(|_| store.step().map(drop));
+        drop(sender.send(steps));
+    });
+    let stepped = idle.recv_timeout(PATIENCE);
+    let reads = actor.reads();
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    stepped.expect("background work waits for a source").unwrap();
+    assert_eq!(reads.len(), asked, "it was asked for {:?}", &reads[asked..]);
+    let mut expected = data[..2 * BLOCK].to_vec();
+    [5, BLOCK + 5].into_iter().for_each(|at| expected[at..at + 100].fill(1));
+    assert!(read(&volume, 0, 2 * BLOCK).unwrap() == expected);
+    assert!(read(&other, 0, 2 * BLOCK).unwrap() == data[..2 * BLOCK]);
 }
