@@ -1,6 +1,6 @@
 //! Sets of blocks, as records carry them. Their layout is in `record`.
 
-use std::ops::{Bound, RangeInclusive};
+use std::ops::RangeInclusive;
 
 use roaring::RoaringBitmap;
 
@@ -48,9 +48,10 @@ fn read_bitmap(reader: &mut Reader<'_>) -> Result<RoaringBitmap, FormatError> {
 
 /// The part of a set that lies in a range, in its smallest form.
 fn part(set: &RoaringBitmap, range: RangeInclusive<u32>) -> RoaringBitmap {
-    let mut part = set.clone();
-    part.remove_range(..*range.start());
-    part.remove_range((Bound::Excluded(*range.end()), Bound::Unbounded));
+    // Removing what is outside moves all containers behind, for each of those that go.
+    let mut window = RoaringBitmap::new();
+    window.insert_range(range);
+    let mut part = set & window;
     part.optimize();
     part
 }
