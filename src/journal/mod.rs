@@ -14,7 +14,8 @@
 //!
 //! # Space
 //! - Every record has a bound, and its space is taken before the change that it describes is visible: in the log, and in the spare,
-//!   which has to hold the state that the log leads to ([`Journal::reserve`]).
+//!   which has to hold the state that the log leads to ([`Journal::reserve`]). The two files change places at each checkpoint and each
+//!   opening, so the current one has space for that state as well.
 //! - What gives back space, or only overwrites, lives on a reserve that nothing else may take ([`Journal::room`]). A checkpoint
 //!   restores it, and needs no space of the file system; so it is due as soon as the reserve is low, whatever the log's size.
 //! - A store opens on a full disk: its state goes into the spare.
@@ -36,7 +37,7 @@ use crate::limits::Limits;
 
 /// A byte of a record lets the state grow by at most so many: the header of a container for one more block, and its checksum, which
 /// the state carries while there is no space for its page.
-const STATE_GROWTH: u64 = 4;
+pub const STATE_GROWTH: u64 = 4;
 
 /// The current journal file, open for appending.
 pub struct Journal {
@@ -278,7 +279,7 @@ impl Journal {
                 "a barrier round has too many changes for one journal frame; flush more often",
             ));
         }
-        self.make_room(frame_bytes(payload.len()))?;
+        self.make_room(self.tail_bytes + frame_bytes(payload.len()))?;
         let frame = Frame { sequence: self.sequence + 1, kind: FrameKind::Round, payload };
         let bytes = encode_frame(&self.superblock.store_id, self.superblock.journal, frame);
         let path = self.paths.journal(self.superblock.journal);
@@ -295,8 +296,14 @@ impl Journal {
     /// # Errors
     /// [`ErrorKind::NoSpace`]; nothing has changed then.
     pub fn reserve(&mut self, bytes: u64) -> Result<()> {
-        self.make_room(bytes + self.limits.journal_reserve_bytes)?;
+        let log = self.tail_bytes + bytes + self.limits.journal_reserve_bytes;
+        self.make_room(log.max(self.next_state_bytes(bytes)))?;
         self.make_spare(bytes)
+    }
+
+    /// Bytes that a file needs to hold the state after records of `bytes` more, and a reserve.
+    fn next_state_bytes(&self, bytes: u64) -> u64 {
+        self.state_bytes + self.growth_bytes + STATE_GROWTH * bytes + self.limits.spare_reserve_bytes()
     }
 
     /// Bytes of records that there is space for if the reserves may be used: what gives back space or only overwrites may use them.
@@ -304,8 +311,8 @@ impl Journal {
     pub fn room(&self) -> u64 {
         let reserve = self.limits.journal_reserve_bytes;
         let log = self.capacity_bytes.saturating_sub(self.tail_bytes + reserve / 4);
-        let spare = self.spare.as_ref().map_or(0, Spare::bytes);
-        log.min(spare.saturating_sub(self.state_bytes + self.growth_bytes + reserve / 2) / STATE_GROWTH)
+        let states = self.spare.as_ref().map_or(0, Spare::bytes).min(self.capacity_bytes);
+        log.min(states.saturating_sub(self.state_bytes + self.growth_bytes + reserve / 2) / STATE_GROWTH)
     }
 
     /// Notes that a record lets the state grow by more than its own size tells.
@@ -313,8 +320,8 @@ impl Journal {
         self.growth_bytes += bytes;
     }
 
-    fn make_room(&mut self, bytes: u64) -> Result<()> {
-        let needed = self.tail_bytes + bytes;
+    /// Lets the current file have space up to so many bytes.
+    fn make_room(&mut self, needed: u64) -> Result<()> {
         if needed > self.capacity_bytes {
             let (file, from) = (&self.file, self.capacity_bytes);
             let path = self.paths.journal(self.superblock.journal);
@@ -326,7 +333,7 @@ impl Journal {
 
     /// Lets the spare hold the state after records of `bytes` more.
     fn make_spare(&mut self, bytes: u64) -> Result<()> {
-        let needed = self.state_bytes + self.growth_bytes + STATE_GROWTH * bytes + self.limits.spare_reserve_bytes();
+        let needed = self.next_state_bytes(bytes);
         let wrap = |error| Error::io(format!("cannot reserve space for {}", self.paths.reserve().display()), error);
         let mut spare = match self.spare.take() {
             Some(spare) => spare,
