@@ -41,6 +41,8 @@ const NEW_BLOCK_BYTES: u64 = 17;
 pub struct Gathered {
     /// In the order in which they were made.
     pub records: Vec<Record>,
+    /// Journal bytes that shrinks among them claimed for the zeros that they mean: their records do not tell.
+    pub cut_bytes: u64,
     /// Layers whose completed writes become durable.
     pub layers: BTreeSet<LayerId>,
 }
@@ -80,6 +82,11 @@ impl Queue {
     fn add(&mut self, records: impl IntoIterator<Item = Record>) {
         let (next, bytes) = (&mut self.next.records, &mut self.bytes);
         next.extend(records.into_iter().inspect(|record| *bytes += claimed_bytes(record)));
+    }
+
+    fn add_cut(&mut self, bytes: u64) {
+        self.next.cut_bytes += bytes;
+        self.bytes += bytes;
     }
 }
 
@@ -152,6 +159,14 @@ impl Commit {
     pub fn enqueue(&self, records: impl IntoIterator<Item = Record>) -> Ticket {
         let mut queue = self.queue.lock();
         queue.add(records);
+        Ticket(queue.started + 1)
+    }
+
+    /// Puts a record into the next round that means zeros of which it does not tell; so many bytes were claimed for them.
+    pub fn enqueue_cut(&self, record: Record, cut_bytes: u64) -> Ticket {
+        let mut queue = self.queue.lock();
+        queue.add([record]);
+        queue.add_cut(cut_bytes);
         Ticket(queue.started + 1)
     }
 
@@ -423,6 +438,7 @@ impl Leader<'_> {
                 queue.bytes = 0;
                 queue.add(gathered.records);
                 queue.add(later.records);
+                queue.add_cut(gathered.cut_bytes + later.cut_bytes);
                 queue.next.layers.extend(later.layers);
                 Err(error)
             }

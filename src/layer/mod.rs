@@ -64,4 +64,5 @@ pub use patches::{Merged, PatchRoom};
 pub use presence::Presence;
 pub use recover::Recovery;
 pub use set::{LayerConfig, Layers, Reap};
+pub use space::CutRoom;
 pub use state::Layer;

@@ -8,7 +8,7 @@ use super::admit::Wait;
 use super::commit::Ticket;
 use super::presence::{extent_bits, insert_bits};
 use super::set::Layers;
-use super::space::claimed_bytes;
+use super::space::{CutRoom, claimed_bytes};
 use super::state::{Dying, Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
@@ -20,24 +20,33 @@ const PUNCH_STEPS_AT_END: usize = 1024;
 
 impl Layers {
     /// Makes whole blocks of a layer read as zero. `hides`: something below the layer may have these blocks.
-    /// Durable with a later round; the ticket says which. `record` says it in the journal, instead of a record of the zeros.
+    /// Durable with a later round; the ticket says which. `cut` is a shrink that says it in the journal, instead of a record of the zeros,
+    /// and the room for them.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Poisoned`], or a round that had to end first failed.
-    pub fn zero(&self, layer: &Layer, blocks: RangeInclusive<u32>, hides: bool, record: Option<Record>) -> Result<Option<Ticket>> {
+    pub fn zero(
+        &self,
+        layer: &Layer,
+        blocks: RangeInclusive<u32>,
+        hides: bool,
+        cut: Option<(Record, CutRoom<'_>)>,
+    ) -> Result<Option<Ticket>> {
         self.commit.healthy()?;
         // A change of shape comes even if there is nothing to be zeroed. It has its space already, and its caller holds the catalogue,
         // so no round is waited for.
-        let of_shape = record.is_some();
+        let of_shape = cut.is_some();
         if !of_shape {
             self.drain_queue()?;
         }
         let (first, last) = (*blocks.start(), *blocks.end());
+        let (record, room) = cut.map_or((None, None), |(record, room)| (Some(record), Some(room)));
         let record = record.unwrap_or(match hides {
             true => Record::Zero { layer: layer.id, first, last },
             false => Record::Drop { layer: layer.id, first, last },
         });
         let bytes = claimed_bytes(&record);
+        let cut_bytes = || room.map_or(0, CutRoom::keep);
         loop {
             let wait = {
                 let _beginning = self.commit.hold_beginning();
@@ -47,9 +56,9 @@ impl Layers {
                 }
                 match (state.is_latched(&blocks), state.shows(&blocks, hides)) {
                     (true, _) => Wait::Latch,
-                    (false, false) => return Ok(of_shape.then(|| self.commit.enqueue([record]))),
+                    (false, false) => return Ok(of_shape.then(|| self.commit.enqueue_cut(record, cut_bytes()))),
                     (false, true) if !of_shape && self.commit.claim(bytes).is_err() => Wait::Room(bytes),
-                    (false, true) => return Ok(Some(self.zero_locked(layer, &mut state, (blocks, hides), record))),
+                    (false, true) => return Ok(Some(self.zero_locked(layer, &mut state, (blocks, hides), (record, cut_bytes())))),
                 }
             };
             self.wait_for(layer, wait)?;
@@ -57,7 +66,7 @@ impl Layers {
     }
 
     /// The space of the record is claimed.
-    fn zero_locked(&self, layer: &Layer, state: &mut State, (blocks, hides): (RangeInclusive<u32>, bool), record: Record) -> Ticket {
+    fn zero_locked(&self, layer: &Layer, state: &mut State, (blocks, hides): (RangeInclusive<u32>, bool), record: (Record, u64)) -> Ticket {
         let mut range = RoaringBitmap::new();
         range.insert_range(blocks.clone());
         let ticket = self.retire(layer, state, &range, record);
@@ -116,7 +125,7 @@ impl Layers {
     }
 
     fn forget_locked(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, record: Record) {
-        self.retire(layer, state, blocks, record);
+        self.retire(layer, state, blocks, (record, 0));
         let mut runs = blocks.iter();
         while let Some(run) = runs.next_range() {
             self.forget_patches(layer, state, run);
@@ -127,7 +136,7 @@ impl Layers {
 
     /// Takes present blocks out of every list of blocks to be made durable, and remembers those the journal still calls present.
     /// The caller holds [`super::commit::Commit::hold_beginning`]: a round has both the blocks' end and its record, or neither.
-    fn retire(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, record: Record) -> Ticket {
+    fn retire(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, (record, cut_bytes): (Record, u64)) -> Ticket {
         let mut gone = blocks & &state.presence.present;
         let blocks = blocks.min().unwrap_or(0)..=blocks.max().unwrap_or(0);
         let mut fresh = 0;
@@ -143,7 +152,7 @@ impl Layers {
         state.fresh_blocks -= fresh;
         self.count_recorded(fresh);
         gone -= &garbage;
-        let ticket = self.commit.enqueue([record]);
+        let ticket = self.commit.enqueue_cut(record, cut_bytes);
         if !garbage.is_empty() {
             state.garbage |= garbage;
             self.note_garbage(layer);

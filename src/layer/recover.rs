@@ -435,5 +435,16 @@ mod tests {
         assert_eq!(reserved(), 13, "discarded: the record of that has its own room");
         layers.sync([]).unwrap();
         assert_eq!(reserved(), 0, "recorded");
+        let shrink = || Record::Resize { volume: crate::ids::VolumeId(1), size_bytes: 4096 };
+        let cut = 1..=u32::MAX;
+        drop(layers.claim_cut(&cut).unwrap());
+        assert_eq!(reserved(), 0, "refused");
+        for _ in 0..2 {
+            let room = layers.claim_cut(&cut).unwrap();
+            let ticket = layers.zero(&layer, cut.clone(), true, Some((shrink(), room))).unwrap().unwrap();
+            assert!(reserved() >= 4 * 65_535, "a container of zeros for each 65,536 blocks");
+            layers.wait(ticket).unwrap();
+            assert_eq!(reserved(), 0, "recorded, also where nothing was left to zero");
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockRun, Record, Writer};
 use crate::io::DiskFile;
+use crate::journal::STATE_GROWTH;
 use crate::limits::{EXTENT_BLOCKS, Planted};
 use crate::sync::MutexGuard;
 
@@ -119,7 +120,8 @@ impl Layers {
             parts().flat_map(|part| &part.expect).for_each(|run| Record::Expect(run.clone()).encode(&mut writer));
         }
         if !writer.bytes.is_empty() {
-            let growth = begun.gathered.records.iter().map(state_growth).sum();
+            let cut = STATE_GROWTH * begun.gathered.cut_bytes;
+            let growth = begun.gathered.records.iter().map(state_growth).sum::<u64>() + cut;
             files.push(self.commit.append(&writer.bytes, growth)?);
         }
         Ok(files)
@@ -129,7 +131,7 @@ impl Layers {
     fn end_rounds(&self, begun: Begun, files: &[Arc<dyn DiskFile>]) -> Result<()> {
         // The frame is written: what was reserved for it is used up.
         self.count_patches_recorded(begun.gathered.records.iter().map(patch_bytes).sum());
-        self.commit.release(begun.gathered.records.iter().map(claimed_bytes).sum());
+        self.commit.release(begun.gathered.records.iter().map(claimed_bytes).sum::<u64>() + begun.gathered.cut_bytes);
         self.count_recorded(begun.members.iter().map(|(_, part)| part.new_blocks()).sum());
         if !files.is_empty() {
             let files = if self.limits.has(Planted::ForgottenSync) { &files[1..] } else { files };

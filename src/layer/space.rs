@@ -4,16 +4,23 @@
 //! - Their records take space before the change is visible, as those of new blocks do, but may take it from the reserve.
 //! - The reserve is restored by a checkpoint, which needs no space of the file system. It is due when the reserve is low: in the
 //!   background, and by whoever has just waited for a round or finds no room.
+//! - A shrink is one record that means zeros: their space is claimed before its caller takes the gate and the catalogue, behind which
+//!   no round can be waited for.
 //! - What is queued for one round is bounded: whoever adds to it waits for a round first when there is too much.
+
+use std::ops::RangeInclusive;
 
 use super::set::Layers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Record;
+use crate::journal::STATE_GROWTH;
 use crate::sync::OnceLock;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes that a range of blocks takes in a bitmap for each container that it fills or begins.
 const CONTAINER_BYTES: u64 = 16;
+/// Room for a byte of a record is room for so many of the state.
+const _: () = assert!(CONTAINER_BYTES.is_multiple_of(STATE_GROWTH));
 /// Bytes of a record with a layer and an extent, and of one with a layer and a range.
 const EXTENT_RECORD_BYTES: u64 = 9;
 const RANGE_RECORD_BYTES: u64 = 13;
@@ -39,16 +46,40 @@ pub(super) fn claimed_bytes(record: &Record) -> u64 {
     }
 }
 
-/// A range of blocks may lengthen the state by a container for each 65,536 blocks: so it takes as much as a record of that size.
+/// A range of blocks may lengthen the state by a container for each 65,536 blocks: so it takes as much as a record that does.
 fn range_bytes(first: u32, last: u32) -> u64 {
-    RANGE_RECORD_BYTES + CONTAINER_BYTES * u64::from((last >> 16) - (first >> 16))
+    RANGE_RECORD_BYTES + containers_bytes(first, last) / STATE_GROWTH
+}
+
+fn containers_bytes(first: u32, last: u32) -> u64 {
+    CONTAINER_BYTES * u64::from((last >> 16) - (first >> 16))
 }
 
 /// Bytes by which a record may lengthen the state beyond what its size tells.
 pub(super) fn state_growth(record: &Record) -> u64 {
     match record {
-        Record::Zero { first, last, .. } => range_bytes(*first, *last) - RANGE_RECORD_BYTES,
+        Record::Zero { first, last, .. } => containers_bytes(*first, *last),
         _ => 0,
+    }
+}
+
+/// Journal space for the zeros of a shrink. Dropping it gives it back.
+#[must_use]
+pub struct CutRoom<'a> {
+    layers: &'a Layers,
+    bytes: u64,
+}
+
+impl CutRoom<'_> {
+    /// The round that has the record gives back so many bytes.
+    pub(super) fn keep(mut self) -> u64 {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for CutRoom<'_> {
+    fn drop(&mut self) {
+        self.layers.commit.release(self.bytes);
     }
 }
 
@@ -89,6 +120,20 @@ impl Layers {
             self.commit.claim(bytes)
         });
         taken.map(|()| self.commit.release(bytes))
+    }
+
+    /// Takes room for the zeros of a shrink, from the reserve if need be. The caller holds neither gate nor catalogue.
+    ///
+    /// # Errors
+    /// As [`Layers::make_room`].
+    pub fn claim_cut(&self, blocks: &RangeInclusive<u32>) -> Result<CutRoom<'_>> {
+        self.healthy()?;
+        self.drain_queue()?;
+        let bytes = range_bytes(*blocks.start(), *blocks.end());
+        while self.commit.claim(bytes).is_err() {
+            self.make_room(bytes)?;
+        }
+        Ok(CutRoom { layers: self, bytes })
     }
 
     /// Makes room for a record of blocks to forget. The caller holds no lock.
@@ -140,6 +185,8 @@ mod tests {
             record.encode(&mut writer);
             assert!(claimed_bytes(&record) >= writer.bytes.len() as u64, "{record:?}");
         }
-        assert!(claimed_bytes(&Record::Zero { layer, first: 0, last: u32::MAX }) >= 65_535 * CONTAINER_BYTES);
+        let zeros = Record::Zero { layer, first: 0, last: u32::MAX };
+        assert!(state_growth(&zeros) >= 65_535 * CONTAINER_BYTES);
+        assert!(STATE_GROWTH * claimed_bytes(&zeros) >= STATE_GROWTH * RANGE_RECORD_BYTES + state_growth(&zeros));
     }
 }

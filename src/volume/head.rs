@@ -12,7 +12,7 @@ use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::format::Record;
 use crate::ids::VolumeId;
-use crate::layer::{Admitted, Layer, Layers, Ticket};
+use crate::layer::{Admitted, CutRoom, Layer, Layers, Ticket};
 use crate::limits::{EXTENT_BLOCKS, Planted, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -323,12 +323,12 @@ impl Head {
         zeros(block_size.offset_of(last).min(end), end)
     }
 
-    /// Zeroes whole blocks, with this record of it in the journal or one of its own. The gate is closed. Answers which round makes it
-    /// durable, if anything changed or there is a record.
-    pub(super) fn zero_blocks(&self, first: u64, last: u64, record: Option<Record>) -> Result<Option<Ticket>> {
+    /// Zeroes whole blocks, with the record of a shrink in the journal or one of its own. The gate is closed. Answers which round makes it
+    /// durable, if anything changed or it is a shrink.
+    pub(super) fn zero_blocks(&self, first: u64, last: u64, cut: Option<(Record, CutRoom<'_>)>) -> Result<Option<Ticket>> {
         let layer = Arc::clone(&self.view.read().layer);
         self.resolve_edges(first, last);
-        let ticket = self.core.layers.zero(&layer, first as u32..=(last - 1) as u32, layer.parent.is_some(), record)?;
+        let ticket = self.core.layers.zero(&layer, first as u32..=(last - 1) as u32, layer.parent.is_some(), cut)?;
         let extent_blocks = u64::from(EXTENT_BLOCKS);
         let mut view = self.view.write();
         let whole = first.div_ceil(extent_blocks)..last / extent_blocks;

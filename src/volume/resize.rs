@@ -18,14 +18,14 @@ use super::view::Answer;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Record;
-use crate::layer::Ticket;
+use crate::layer::{CutRoom, Ticket};
 use crate::limits::{EXTENT_BLOCKS, Planted};
 
 impl Core {
     /// Gives a volume another size.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when it would lose bytes and `force` is not set.
+    /// [`ErrorKind::InvalidInput`] when it would lose bytes and `force` is not set; [`ErrorKind::NoSpace`].
     pub fn resize(self: &Arc<Self>, name: &str, size_bytes: u64, force: bool) -> Result<()> {
         check_size(size_bytes)?;
         let head = self.head(name)?;
@@ -38,7 +38,7 @@ impl Core {
     /// As there.
     pub fn resize_head(&self, head: &Head, size_bytes: u64, force: bool) -> Result<()> {
         check_size(size_bytes)?;
-        self.layers.reserve_shape()?;
+        self.layers.healthy()?;
         let _one_at_a_time = head.resizing.lock();
         head.check_alive()?;
         let old = head.view.read().size_bytes;
@@ -50,6 +50,12 @@ impl Core {
         if size_bytes > old {
             head.zero_behind(old)?;
         }
+        let cut = self.blocks_cut(old, size_bytes);
+        // What gives back space lives on the reserve. Nobody else changes the size, so the cut stays what it is.
+        let room = match cut.is_empty() {
+            true => self.layers.reserve_shape().map(|()| None)?,
+            false => Some(self.layers.claim_cut(&(cut.start as u32..=(cut.end - 1) as u32))?),
+        };
         if size_bytes < old && self.layers.limits().has(Planted::ShrinkInTwoSteps) {
             let _closed = head.close();
             head.view.write().size_bytes = size_bytes;
@@ -58,22 +64,21 @@ impl Core {
             let _closed = head.close();
             let mut catalog = self.catalog();
             head.check_alive()?;
-            self.change_size(&mut catalog, head, old, size_bytes)?
+            self.change_size(&mut catalog, head, size_bytes, room.map(|room| (cut, room)))?
         };
         self.layers.wait(ticket)
     }
 
-    /// The gate is closed.
-    fn change_size(&self, catalog: &mut Catalog, head: &Head, old: u64, size_bytes: u64) -> Result<Ticket> {
+    /// The gate is closed. `cut`: the whole blocks that are lost.
+    fn change_size(&self, catalog: &mut Catalog, head: &Head, size_bytes: u64, cut: Option<(Range<u64>, CutRoom<'_>)>) -> Result<Ticket> {
         let record = Record::Resize { volume: head.id, size_bytes };
-        let cut = self.blocks_cut(old, size_bytes);
-        let ticket = if cut.is_empty() {
-            self.change(catalog, None, vec![record])?
-        } else {
+        let ticket = if let Some((cut, room)) = cut {
             // First what may be refused. Whatever else changes the shape waits for the catalogue, so the order stays the journal's.
-            let ticket = head.zero_blocks(cut.start, cut.end, Some(record.clone()))?.ok_or_else(|| gone(head.id))?;
+            let ticket = head.zero_blocks(cut.start, cut.end, Some((record.clone(), room)))?.ok_or_else(|| gone(head.id))?;
             catalog.apply(&record).map_err(|error| Error::new(ErrorKind::Corrupt, format!("the catalogue: {error}")))?;
             ticket
+        } else {
+            self.change(catalog, None, vec![record])?
         };
         head.view.write().size_bytes = size_bytes;
         Ok(ticket)

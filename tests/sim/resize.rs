@@ -1,9 +1,13 @@
 //! Changes of size: either before or after, and what was cut off does not come back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::disk::Fault;
+use volfork::{ErrorKind, Store, StoreOptions};
+
+use crate::clock::SimClock;
+use crate::disk::{Fault, SimDisk};
 use crate::hold::{Kind, beside};
 use crate::model::{SECTOR, WINDOW_SECTORS, WINDOW_START};
 use crate::random::Random;
@@ -135,4 +139,51 @@ fn a_discard_spares_what_was_written_behind_its_end() {
         stop.store(true, Ordering::SeqCst);
         discard.join();
     }
+}
+
+/// A shrink of a large volume over a parent is a short record that means many zeros: a container of the state for each 65,536 blocks. On a
+/// full disk only as many are taken as the next state has space for, and at least one.
+#[test]
+fn shrinks_on_a_full_disk_leave_space_for_the_next_state() {
+    const FORKS: u64 = 12;
+    let disk = SimDisk::default();
+    let options =
+        || StoreOptions { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::default()), threads: false, ..StoreOptions::default() };
+    let store = Store::create(Path::new("store"), options()).unwrap();
+    let volume = store.create_volume("v", 16 << 40).unwrap();
+    volume.write_at(&[1; 4096], 0).unwrap();
+    store.create_snapshot("v", "s").unwrap();
+    let forks: Vec<String> = (0..FORKS).map(|number| format!("f{number}")).collect();
+    for fork in &forks {
+        store.fork("v@s", fork).unwrap();
+    }
+    volume.flush().unwrap();
+    disk.set_capacity(Some(disk.used_pages()));
+    let mut sizes = Vec::new();
+    for fork in &forks {
+        match store.resize(fork, 4096, true) {
+            Ok(()) => sizes.push(4096),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                sizes.push(16 << 40);
+            }
+        }
+        assert_eq!(Some(&store.show(fork).unwrap().size_bytes), sizes.last(), "{fork}");
+    }
+    println!("{sizes:?}");
+    assert_eq!(sizes[0], 4096, "what gives back space has a reserve");
+    drop(volume);
+    let mut store = Some(store);
+    // Each opening writes the state into the other file.
+    for seed in 0..4 {
+        disk.power_off();
+        drop(store.take());
+        disk.crash(&mut Random::new(seed));
+        let opened = Store::open(Path::new("store"), options()).expect("a store opens on a full disk");
+        for (fork, size) in forks.iter().zip(&sizes) {
+            assert_eq!(opened.show(fork).unwrap().size_bytes, *size, "{fork}");
+        }
+        store = Some(opened);
+    }
+    store.unwrap().close().unwrap();
 }
