@@ -24,6 +24,10 @@ pub enum ErrorKind {
     Busy,
     /// No space is left; nothing was changed: free space and repeat.
     NoSpace,
+    /// A change of shape (create, fork, snapshot, resize, rename, destroy) was made, and every call sees it, but a lack of space,
+    /// descriptors or memory has kept it from being durable so far. The next flush of any volume that succeeds makes it so; until then
+    /// a crash may undo it. It must not be repeated.
+    NotDurable,
     /// Stored bytes are not the bytes that were written: restore from a source, a parent host or a backup.
     Corrupt,
     /// The machine failed to read or write.
@@ -145,7 +149,7 @@ impl Error {
             ErrorKind::NoSpace => libc::ENOSPC,
             ErrorKind::Unsupported => libc::ENOTSUP,
             ErrorKind::Closed => libc::ESHUTDOWN,
-            ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::SourceLost | ErrorKind::Poisoned => libc::EIO,
+            ErrorKind::NotDurable | ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::SourceLost | ErrorKind::Poisoned => libc::EIO,
         }
     }
 }

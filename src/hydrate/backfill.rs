@@ -80,13 +80,18 @@ struct Backfill<'a> {
 }
 
 impl Hydrator {
-    /// Starts backfill in a thread of its own; it ends when nothing is missing, or by [`Hydrator::stop`].
+    /// Starts backfill in a thread of its own, unless it runs or was stopped; it ends when nothing is missing, or by [`Hydrator::stop`].
     /// When nothing is missing, `finish` is called; `false` says that there is more to do.
     ///
     /// # Errors
     /// The thread cannot be started.
     pub fn start_backfill(self: &Arc<Self>, finish: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
-        self.state.lock().backfill_running = true;
+        {
+            let mut state = self.state.lock();
+            if state.stopped || std::mem::replace(&mut state.backfill_running, true) {
+                return Ok(());
+            }
+        }
         let running = Running(Arc::clone(self));
         let run = move || {
             let hydrator = &running.0;

@@ -417,6 +417,12 @@ impl Hydrator {
         state.complete
     }
 
+    /// Whether backfill is to run and does not.
+    pub fn is_asleep(&self) -> bool {
+        let state = self.state.lock();
+        !(state.backfill_running || state.stopped || state.complete)
+    }
+
     /// Whether backfill has not ended.
     pub fn is_running(&self) -> bool {
         self.state.lock().backfill_running

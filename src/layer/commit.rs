@@ -76,6 +76,8 @@ struct Queue {
     /// Number of the round under way or last ended.
     started: u64,
     leading: bool,
+    /// It begins with records of a round that was undone.
+    undone: bool,
 }
 
 impl Queue {
@@ -267,6 +269,7 @@ impl Commit {
                 let mut queue = self.queue.lock();
                 queue.started += 1;
                 queue.bytes = 0;
+                queue.undone = false;
                 (Ticket(queue.started), std::mem::take(&mut queue.next))
             };
             (ticket, rounds.begin(ticket, gathered))
@@ -363,6 +366,11 @@ impl Commit {
         due && self.is_low() && self.tried_at.compare_exchange(tried, frames, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    /// Whether records wait whose round was undone.
+    pub fn is_behind(&self) -> bool {
+        self.queue.lock().undone
+    }
+
     /// Takes journal space for a change of shape.
     ///
     /// # Errors
@@ -436,6 +444,7 @@ impl Leader<'_> {
                 let later = std::mem::take(&mut queue.next);
                 queue.next.layers = gathered.layers;
                 queue.bytes = 0;
+                queue.undone = !gathered.records.is_empty();
                 queue.add(gathered.records);
                 queue.add(later.records);
                 queue.add_cut(gathered.cut_bytes + later.cut_bytes);

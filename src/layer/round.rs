@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::commit::{Gathered, RoundError, Rounds, Ticket};
 use super::patches::record_bytes;
@@ -15,6 +16,11 @@ use crate::io::DiskFile;
 use crate::journal::STATE_GROWTH;
 use crate::limits::{EXTENT_BLOCKS, Planted};
 use crate::sync::MutexGuard;
+use crate::sync::thread::sleep;
+
+/// Rounds that a change of shape waits for while they are undone, and the pause between them.
+const SHAPE_ROUNDS: u32 = 3;
+const SHAPE_PAUSE: Duration = Duration::from_millis(10);
 
 /// What one layer brings to a round.
 #[derive(Default)]
@@ -73,6 +79,25 @@ impl Layers {
         self.commit.wait(ticket, self)?;
         self.restore_reserve();
         Ok(())
+    }
+
+    /// Waits for the round of a change of shape, which is visible already. A round that is undone leaves the change to the next one, so
+    /// a shortage that is over soon is not seen.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotDurable`] if it is not over soon; [`ErrorKind::Poisoned`].
+    pub fn wait_shape(&self, ticket: Ticket) -> Result<()> {
+        let mut further = 1..SHAPE_ROUNDS;
+        loop {
+            match self.wait(ticket) {
+                Err(error) if error.is_shortage() && further.next().is_some() => sleep(SHAPE_PAUSE),
+                Err(error) if error.is_shortage() => {
+                    let message = format!("the change was made, but is not durable before the next flush that succeeds: {error}");
+                    return Err(Error::new(ErrorKind::NotDurable, message));
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Makes all completed writes of `layers`, and all records so far, durable.

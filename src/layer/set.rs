@@ -211,8 +211,18 @@ impl Layers {
     /// # Errors
     /// [`ErrorKind::NoSpace`].
     pub fn reserve_shape(&self) -> Result<()> {
-        self.healthy()?;
+        self.prepare_shape()?;
         self.commit.reserve_shape()
+    }
+
+    /// Lets changes of shape whose round was undone become durable before there are more of them. As long as that fails, further ones
+    /// are refused before anything has changed. The caller holds no lock.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Poisoned`]; a lack of space, descriptors or memory.
+    pub fn prepare_shape(&self) -> Result<()> {
+        self.healthy()?;
+        if self.commit.is_behind() { self.sync([]) } else { Ok(()) }
     }
 
     /// Whether everything written to this layer, and every record, is durable.

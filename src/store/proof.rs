@@ -212,6 +212,30 @@ fn without_threads_everything_is_done_all_the_same() {
     }
 }
 
+/// A fork whose hydration gets no thread is there, is read, and is hydrated when there are threads again.
+#[test]
+fn a_fork_of_a_source_without_threads_is_hydrated_later() {
+    for seed in sim::seeds(10) {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, image) = (dir.path().join("store"), dir.path().join("image"));
+        std::fs::write(&image, [7; 64 * BLOCK as usize]).unwrap();
+        sim::run(seed, sim::Config::default(), move || {
+            let sources = Some(Arc::new(crate::source::UriSources::default()) as _);
+            let store = Store::create(&path, StoreOptions { sources, ..options() }).unwrap();
+            sim::fail_starts_of_threads(1);
+            let fork = store.fork(&format!("file://{}", image.display()), "f").unwrap();
+            let mut buffer = [0; BLOCK as usize];
+            fork.read_at(&mut buffer, 5 * BLOCK).unwrap();
+            assert_eq!(buffer, [7; BLOCK as usize]);
+            sim::fail_starts_of_threads(0);
+            assert!(store.wait_hydrated("f", Duration::from_secs(60)).unwrap(), "nobody begins to hydrate it");
+            drop(fork);
+            store.close().unwrap();
+        })
+        .unwrap();
+    }
+}
+
 #[test]
 fn a_seed_repeats_a_history_of_the_whole_engine() {
     for seed in 0..3 {

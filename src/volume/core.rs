@@ -277,11 +277,12 @@ impl Core {
     /// Begins to hydrate a root layer.
     ///
     /// # Errors
-    /// There is no way to reach sources, or no thread can be started.
+    /// There is no way to reach sources.
     pub fn hydrate(self: &Arc<Self>, layer: &Arc<Layer>, record: SourceRecord, source: Option<Arc<dyn Source>>) -> Result<()> {
         let origin = self.catalog().layer(layer.id).map(|entry| entry.origin.clone()).unwrap_or_default();
         let hydrator = self.add_hydrator(layer, record, origin, source)?;
-        self.start_hydration(&hydrator)
+        self.start_hydration(&hydrator);
+        Ok(())
     }
 
     /// Makes the hydrator of a root layer, so that what is missing can be read. `origin` is the identity of the bytes, or empty.
@@ -323,18 +324,16 @@ impl Core {
         Ok(hydrator)
     }
 
-    /// Begins to fetch what nobody waits for.
-    ///
-    /// # Errors
-    /// No thread can be started.
-    pub(super) fn start_hydration(self: &Arc<Self>, hydrator: &Arc<Hydrator>) -> Result<()> {
+    /// Begins to fetch what nobody waits for. If no thread can be started, that is tried again in the background; meanwhile what is
+    /// read is fetched.
+    pub(super) fn start_hydration(self: &Arc<Self>, hydrator: &Arc<Hydrator>) {
         if !self.threads {
-            return Ok(());
+            return;
         }
         let (core, id) = (Arc::downgrade(self), hydrator.layer().id);
         // A failure shows at the next write; hydration is finished again at the next open.
         let finish = move || core.upgrade().is_none_or(|core| core.finish_hydration(id).unwrap_or(true));
-        hydrator.start_backfill(finish).map_err(|error| Error::io("cannot start a thread for hydration", error))
+        let _ = hydrator.start_backfill(finish);
     }
 
     /// Makes a complete root layer independent of its source, durably. `false` if blocks are still missing.
@@ -360,7 +359,11 @@ impl Core {
             let volumes = volumes_over(&catalog, layer);
             (volumes, self.change(&mut catalog, None, vec![Record::Detach(layer)])?)
         };
-        self.layers.wait(ticket)?;
+        match self.layers.wait_shape(ticket) {
+            // The blocks are durable. If a crash comes before the record is, the next opening finds nothing missing.
+            Err(error) if error.kind() == ErrorKind::NotDurable => {}
+            other => other?,
+        }
         hydrator.finish();
         self.hydrators.lock().remove(&layer);
         // Every patch above can be merged now, those that were passed over as well.
@@ -392,12 +395,18 @@ impl Core {
         &self.reclaim
     }
 
-    /// Without threads: one step of every hydrator.
+    /// Without threads: one step of every hydrator. With threads: starts those that have none, for want of threads, or of space or
+    /// descriptors at their end.
     ///
     /// # Errors
     /// The barrier at the end of a hydration failed.
-    pub fn step_hydration(&self) -> Result<bool> {
+    pub fn step_hydration(self: &Arc<Self>) -> Result<bool> {
         let mut busy = false;
+        if self.threads && self.layers.healthy().is_ok() {
+            for hydrator in self.hydrators().iter().filter(|hydrator| hydrator.is_asleep()) {
+                self.start_hydration(hydrator);
+            }
+        }
         if !self.threads {
             for hydrator in self.hydrators() {
                 busy |= hydrator.backfill_step();

@@ -22,7 +22,7 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::Busy`] if it has snapshots and `recursive` is not set, a front end serves it, or one of its snapshots is open.
     pub fn destroy_volume(self: &Arc<Self>, name: &str, recursive: bool) -> Result<()> {
-        self.layers.healthy()?;
+        self.layers.prepare_shape()?;
         let head = self.head(name)?;
         // Whoever is refused does not disturb the writers.
         self.check_unused(&self.catalog(), &head, recursive)?;
@@ -34,7 +34,7 @@ impl Core {
             self.disown(&head);
             self.change(&mut catalog, None, vec![Record::DestroyVolume(head.id)])?
         };
-        self.layers.wait(ticket)
+        self.layers.wait_shape(ticket)
     }
 
     /// Refuses to destroy what is in use.
@@ -64,13 +64,13 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] while somebody has it open.
     pub fn destroy_snapshot(&self, volume: &str, name: &str) -> Result<()> {
-        self.layers.healthy()?;
+        self.layers.prepare_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let (id, _) = catalog.snapshot(volume, name)?;
             self.check_unpinned(&catalog, id, name)?;
             self.change(&mut catalog, None, vec![Record::DestroySnapshot { volume: id, name: name.to_owned() }])?
         };
-        self.layers.wait(ticket)
+        self.layers.wait_shape(ticket)
     }
 }

@@ -32,7 +32,7 @@ impl Core {
     /// Waits until the record of a snapshot is durable, if it is not: other hosts must not know of it before.
     ///
     /// # Errors
-    /// The round failed, and the store refuses writes.
+    /// The round found no space, descriptors or memory; or it failed, and the store refuses writes.
     pub(super) fn await_arrival(&self, volume: VolumeId, snapshot: &str) -> Result<()> {
         let arrives = self.arriving.lock().get(&(volume, snapshot.to_owned())).copied();
         arrives.map_or(Ok(()), |ticket| self.layers.wait(ticket))

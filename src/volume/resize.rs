@@ -38,7 +38,7 @@ impl Core {
     /// As there.
     pub fn resize_head(&self, head: &Head, size_bytes: u64, force: bool) -> Result<()> {
         check_size(size_bytes)?;
-        self.layers.healthy()?;
+        self.layers.prepare_shape()?;
         let _one_at_a_time = head.resizing.lock();
         head.check_alive()?;
         let old = head.view.read().size_bytes;
@@ -66,7 +66,7 @@ impl Core {
             head.check_alive()?;
             self.change_size(&mut catalog, head, size_bytes, room.map(|room| (cut, room)))?
         };
-        self.layers.wait(ticket)
+        self.layers.wait_shape(ticket)
     }
 
     /// The gate is closed. `cut`: the whole blocks that are lost.

@@ -7,6 +7,11 @@
 //! hosts, which know a snapshot by its layer's number, for that number may be given again after the crash. So a snapshot is opened,
 //! and with that exported, only when its record is durable ([`Core::await_arrival`]).
 //!
+//! A round may be undone, for lack of space, descriptors or memory. The change stands then and is in the next round; its caller waits for
+//! a few of them, and is told [`ErrorKind::NotDurable`] if the shortage lasts. Until these changes are durable further ones are refused
+//! before anything has changed ([`crate::layer::Layers::prepare_shape`]). So what a call answers agrees with what the store shows, and
+//! what waits for a round is bounded.
+//!
 //! Each is one journal record group and one barrier round: it is applied in memory under the catalogue's lock, put into the
 //! next round there (so the journal has changes in the order in which they were made), and waited for outside all locks.
 
@@ -95,7 +100,7 @@ impl Core {
             let records = vec![Record::Layer(LayerRecord::over(None, layer))];
             self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels }, None)?
         };
-        self.layers.wait(ticket)?;
+        self.layers.wait_shape(ticket)?;
         Ok(head)
     }
 
@@ -185,7 +190,7 @@ impl Core {
             let parent = base.layer;
             self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: &source, labels }, Some(base))?
         };
-        self.layers.wait(ticket)?;
+        self.layers.wait_shape(ticket)?;
         Ok(fork)
     }
 
@@ -209,7 +214,7 @@ impl Core {
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
-        self.layers.wait(ticket)?;
+        self.layers.wait_shape(ticket)?;
         self.record_fork(&fork, base);
         Ok(fork)
     }
@@ -230,7 +235,7 @@ impl Core {
             let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels: Labels::new() };
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
-        self.layers.wait(ticket)?;
+        self.layers.wait_shape(ticket)?;
         Ok(Some(fork))
     }
 
@@ -258,11 +263,12 @@ impl Core {
                     // No pass is held while the source is asked; the store may have been closed meanwhile.
                     let _pass = self.enter().inspect_err(|_| source.close())?;
                     birth.opened(source.size_bytes());
-                    let forked = self.fork_opened(order, name, labels, &source);
-                    if !matches!(forked, Ok((_, true))) {
+                    let mut used = false;
+                    let forked = self.fork_opened(order, name, labels, &source, &mut used);
+                    if !used {
                         source.close();
                     }
-                    return forked.map(|(head, _)| head);
+                    return forked;
                 }
                 Err(error) => failure = failure.or(Some(source_error(&error))),
             }
@@ -270,8 +276,15 @@ impl Core {
         Err(failure.unwrap_or_else(no_sources))
     }
 
-    /// The fork, and whether it uses the source.
-    fn fork_opened(self: &Arc<Self>, uris: Vec<String>, name: &str, labels: Labels, source: &Arc<dyn Source>) -> Result<(Arc<Head>, bool)> {
+    /// `used`: a root stands for the source from now on, and has it open.
+    fn fork_opened(
+        self: &Arc<Self>,
+        uris: Vec<String>,
+        name: &str,
+        labels: Labels,
+        source: &Arc<dyn Source>,
+        used: &mut bool,
+    ) -> Result<Arc<Head>> {
         check_size(source.size_bytes())?;
         self.layers.reserve_shape()?;
         let label = uris[0].clone();
@@ -289,15 +302,17 @@ impl Core {
             let (head, ticket) = self.add_volume(&mut catalog, records, Some(root.layer), birth, None)?;
             (head, root, ticket)
         };
-        self.layers.wait(ticket)?;
+        *used = hydrator.is_some();
+        let durable = self.layers.wait_shape(ticket);
+        // The fork stands, durable or not: whoever reads it needs what is missing.
         if hydrator.is_some() {
             self.inherit_trace(root);
         }
         self.record_fork(&head, root);
         if let Some(hydrator) = &hydrator {
-            self.start_hydration(hydrator)?;
+            self.start_hydration(hydrator);
         }
-        Ok((head, hydrator.is_some()))
+        durable.map(|()| head)
     }
 
     fn source_record(&self, uris: Vec<String>, source: &Arc<dyn Source>) -> SourceRecord {
@@ -405,7 +420,7 @@ impl Core {
             self.arriving.lock().insert((head.id, name.to_owned()), ticket);
             ticket
         };
-        self.layers.wait(ticket)?;
+        self.layers.wait_shape(ticket)?;
         self.arriving.lock().retain(|_, arrives| !self.layers.is_done(*arrives));
         Ok(())
     }
@@ -423,7 +438,7 @@ impl Core {
             self.name_is_free(&catalog, new)?;
             self.change(&mut catalog, None, vec![Record::Rename { volume, name: new.to_owned() }])?
         };
-        self.layers.wait(ticket)
+        self.layers.wait_shape(ticket)
     }
 
     /// Replaces what users note about a volume.
@@ -438,7 +453,7 @@ impl Core {
             let volume = catalog.volume_id(name)?;
             self.change(&mut catalog, None, vec![Record::Labels(volume, labels)])?
         };
-        self.layers.wait(ticket)
+        self.layers.wait_shape(ticket)
     }
 
     /// The hydrator of the root below a volume, while it needs one.
@@ -466,6 +481,7 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Unsupported`] if the store was opened without sources.
     pub fn set_hydration(&self, name: &str, change: impl Fn(&mut HydrationSettings)) -> Result<()> {
+        self.layers.prepare_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             // It may have become complete a moment ago: then there is nothing to change.
@@ -476,7 +492,7 @@ impl Core {
             hydrator.retry_now();
             self.change(&mut catalog, None, vec![Record::Hydration(hydrator.layer().id, settings)])?
         };
-        self.layers.wait(ticket)
+        self.layers.wait_shape(ticket)
     }
 
     /// Changes at which addresses the missing blocks of a volume can be had, durably. An address that answers and has other
@@ -501,6 +517,7 @@ impl Core {
             }
         }
         let _pass = self.enter()?;
+        self.layers.prepare_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let mut uris = hydrator.uris();
@@ -518,7 +535,7 @@ impl Core {
             hydrator.set_uris(&uris);
             self.change(&mut catalog, None, vec![Record::Sources(hydrator.layer().id, uris)])?
         };
-        self.layers.wait(ticket)
+        self.layers.wait_shape(ticket)
     }
 }
 

@@ -309,7 +309,8 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let begun = self.begin(Act::SyncNames, path);
-        if begun.as_ref().is_err_and(|error| error.raw_os_error().is_some()) {
+        // Without a descriptor for the directory nothing was tried.
+        if begun.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EIO)) {
             self.medium().harmed = true;
         }
         let mut medium = begun?;

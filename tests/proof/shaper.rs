@@ -4,7 +4,7 @@ use volfork::{Error, ErrorKind};
 
 use crate::oracle::{Origin, VolumeKey};
 use crate::random::Random;
-use crate::world::World;
+use crate::world::{SHORTAGES, World, says};
 
 /// Volumes beyond which none is made.
 const VOLUMES_MAX: usize = 6;
@@ -16,9 +16,14 @@ pub struct Shaper<'a> {
     pub random: Random,
 }
 
-/// After a failed write to the disk nobody knows what the next opening finds.
-fn perhaps(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io)
+/// After a failed write to the disk nobody knows what the next opening finds; nor before a change that was made is durable. Where only
+/// descriptors or memory are missing, nothing has changed.
+pub fn perhaps(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::NotDurable) || (error.kind() == ErrorKind::Io && !says(error, &SHORTAGES))
+}
+
+fn is_undurable(outcome: &Result<(), Error>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotDurable)
 }
 
 impl Shaper<'_> {
@@ -201,6 +206,12 @@ impl Shaper<'_> {
         let outcome = self.world.store.rename(&name, &new);
         let mut oracle = self.world.oracle();
         oracle.note(format!("rename {name} ends: {outcome:?}"));
+        if is_undurable(&outcome) {
+            drop(oracle);
+            let shown = [&name, &new].map(|name| self.world.store.volume(name).is_ok());
+            assert_eq!(shown, [false, true], "rename {name} {new} was made: {outcome:?}");
+            oracle = self.world.oracle();
+        }
         if let Some(model) = oracle.volume(key) {
             match &outcome {
                 Ok(()) => (model.name, model.renaming) = (new, None),
@@ -230,6 +241,10 @@ impl Shaper<'_> {
             self.world.close_snapshots(|model| model.volume == key);
         }
         let outcome = self.world.store.destroy_volume(&name, true);
+        if is_undurable(&outcome) {
+            let shown = self.world.store.volume(&name).map(drop);
+            assert!(shown.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound), "destroy {name} was made: {shown:?}");
+        }
         let mut oracle = self.world.oracle();
         oracle.end_destroy(key, outcome.is_ok(), outcome.as_ref().is_err_and(perhaps));
         oracle.note(format!("destroy {name} ends: {outcome:?}"));

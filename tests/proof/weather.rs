@@ -46,7 +46,7 @@ impl Weather {
         let mut one_in = |many: u64| many > 0 && random.below(many) == 0;
         match act {
             Act::Read | Act::Write if one_in(self.interrupted) => Some(libc::EINTR),
-            Act::Open | Act::Create if one_in(self.descriptors) => {
+            Act::Open | Act::Create | Act::SyncNames if one_in(self.descriptors) => {
                 Some([libc::EMFILE, libc::ENFILE, libc::ENOMEM][random.below(3) as usize])
             }
             Act::Sync | Act::SyncNames if one_in(self.syncs) => Some(libc::EIO),

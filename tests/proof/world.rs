@@ -12,6 +12,7 @@ use crate::image::SECTOR;
 use crate::oracle::{Content, Oracle, Origin, SnapshotKey, SnapshotModel, VolumeKey};
 use crate::plan::Plan;
 use crate::random::Random;
+use crate::shaper::perhaps;
 use crate::survey::read_tags;
 use crate::verify::{Case, ROOT};
 
@@ -120,6 +121,7 @@ impl World {
         let known = match error.kind() {
             kind if excused.contains(&kind) => true,
             ErrorKind::NoSpace => full || weather.space > 0,
+            ErrorKind::NotDurable => full || weather.space > 0 || weather.descriptors > 0,
             ErrorKind::Poisoned => harmed,
             ErrorKind::SourceLost => self.plan.weather.servers > 0 || self.plan.weather.threads > 0,
             ErrorKind::Io => {
@@ -197,11 +199,31 @@ impl World {
                 keep(open, key);
             }
             Err(error) => {
+                if error.kind() == ErrorKind::NotDurable {
+                    self.assert_shown(what, asked);
+                }
                 // What could not be made durable may be there after all.
-                self.oracle().refuse_birth(asked, matches!(error.kind(), ErrorKind::Poisoned | ErrorKind::Io));
+                self.oracle().refuse_birth(asked, perhaps(&error) || error.kind() == ErrorKind::Io);
                 self.oracle().note(format!("{what} fails: {error}"));
                 self.excuse(what, &error, &[]);
             }
+        }
+    }
+
+    /// What was made is shown, whether it is durable or not.
+    fn assert_shown(&self, what: &str, asked: u64) {
+        let (name, snapshot_of) = {
+            let oracle = self.oracle();
+            let birth = &oracle.births[&asked];
+            let volume = birth.snapshot_of.and_then(|key| oracle.volumes.get(&key)).map(|model| model.name.clone());
+            (birth.name.clone(), volume)
+        };
+        let names = match &snapshot_of {
+            None => Ok(self.store.volume_names()),
+            Some(volume) => self.store.snapshot_names(volume),
+        };
+        if !names.as_ref().is_ok_and(|names| names.contains(&name)) {
+            self.fail(&format!("{what} was made, but is not shown: {names:?}"));
         }
     }
 
@@ -301,10 +323,10 @@ impl World {
 }
 
 /// Of descriptors, memory and threads.
-const SHORTAGES: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+pub const SHORTAGES: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
 
 /// The disk failed with one of these numbers.
-fn says(error: &Error, numbers: &[i32]) -> bool {
+pub fn says(error: &Error, numbers: &[i32]) -> bool {
     numbers.iter().any(|number| error.to_string().contains(&std::io::Error::from_raw_os_error(*number).to_string()))
 }
 

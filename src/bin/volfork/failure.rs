@@ -84,6 +84,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::ReadOnly => "read_only",
         ErrorKind::Busy => "busy",
         ErrorKind::NoSpace => "no_space",
+        ErrorKind::NotDurable => "not_durable",
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::Io => "io",
         ErrorKind::SourceLost => "source_lost",

@@ -26,6 +26,8 @@ struct Switches {
     syncs_fail: AtomicBool,
     /// No data file can be opened: the process has no descriptor left.
     opens_fail: AtomicBool,
+    /// So many directories and files cannot be opened, for lack of descriptors.
+    descriptors_lack: AtomicU64,
     /// Reads of data files below this offset fail.
     unreadable_below: AtomicU64,
     /// What is not on the disk: in a page cache that will write it, or that calls it clean.
@@ -59,6 +61,16 @@ struct FaultyFile {
 impl FaultyDisk {
     pub fn set_full(&self, full: bool) {
         self.switches.full.store(full, Ordering::SeqCst);
+    }
+
+    /// The next `count` times that a directory or a file is opened there is no descriptor.
+    pub fn lack_descriptors(&self, count: u64) {
+        self.switches.descriptors_lack.store(count, Ordering::SeqCst);
+    }
+
+    fn take_descriptor(&self) -> io::Result<()> {
+        let left = self.switches.descriptors_lack.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if left.is_ok() { Err(io::Error::from_raw_os_error(libc::EMFILE)) } else { Ok(()) }
     }
 
     pub fn fail_syncs(&self, fail: bool) {
@@ -105,6 +117,7 @@ impl Disk for FaultyDisk {
         if self.switches.opens_fail.load(Ordering::SeqCst) && is_data(path) {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
+        self.take_descriptor()?;
         let file = self.disk.open(path, mode, io)?;
         Ok(Arc::new(FaultyFile { file, path: path.to_owned(), switches: Arc::clone(&self.switches) }))
     }
@@ -118,6 +131,7 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.take_descriptor()?;
         self.switches.synced_directories.lock().push(path.to_owned());
         self.disk.sync_dir(path)
     }

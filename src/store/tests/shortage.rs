@@ -1,0 +1,94 @@
+//! Changes of shape while there are no descriptors: what a call answers agrees with what the store shows.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::faulty::FaultyDisk;
+use super::{BLOCK, killed, on, open};
+use crate::error::{ErrorKind, Result};
+use crate::source::UriSources;
+use crate::store::{Store, StoreOptions};
+
+type Change = fn(&Store) -> Result<()>;
+
+/// As long as anybody looks.
+const FOR_EVER: u64 = u64::MAX;
+
+/// A store with a volume whose file has a name that the next round has to make durable, for which it opens a directory.
+fn with_new_name(path: &Path, disk: &FaultyDisk) -> Store {
+    let sources = Some(Arc::new(UriSources::default()) as _);
+    let store = Store::create(path, StoreOptions { sources, ..on(disk) }).unwrap();
+    store.create_volume("v", 1 << 20).unwrap().write_at(&[1; BLOCK as usize], 0).unwrap();
+    store
+}
+
+#[test]
+fn a_change_of_shape_that_is_not_durable_says_so_and_stands() {
+    let directory = tempfile::tempdir().unwrap();
+    let changes: [(&str, Change, [&str; 2]); 5] = [
+        ("create", |store| store.create_volume("w", 1 << 20).map(drop), ["v 1048576 []", "w 1048576 []"]),
+        ("fork", |store| store.fork("v", "w").map(drop), ["v 1048576 []", "w 1048576 []"]),
+        ("snapshot", |store| store.create_snapshot("v", "s"), ["v 1048576 [\"s\"]", ""]),
+        ("resize", |store| store.resize("v", 4096, true), ["v 4096 []", ""]),
+        ("rename", |store| store.rename("v", "w"), ["w 1048576 []", ""]),
+    ];
+    for (name, change, after) in changes {
+        let disk = FaultyDisk::default();
+        let path = directory.path().join(name);
+        let store = with_new_name(&path, &disk);
+        let shown = |store: &Store| -> Vec<String> {
+            let volumes = store.list().unwrap();
+            volumes.iter().map(|volume| format!("{} {} {:?}", volume.name, volume.size_bytes, volume.snapshots)).collect()
+        };
+        let after: Vec<&str> = after.into_iter().filter(|line| !line.is_empty()).collect();
+        disk.lack_descriptors(FOR_EVER);
+        assert_eq!(change(&store).unwrap_err().kind(), ErrorKind::NotDurable, "{name}");
+        assert_eq!(shown(&store), after, "{name}");
+        // Before that is durable nothing else is changed, and nothing that is refused is there.
+        let refused =
+            [store.create_volume("x", 1 << 20).map(drop), store.create_snapshot(&after[0][..1], "t"), store.destroy_volume("v", true)];
+        for refused in refused {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Io, "{name}");
+        }
+        assert_eq!(shown(&store), after, "{name}");
+        disk.lack_descriptors(0);
+        store.volume(&after[0][..1]).unwrap().flush().unwrap();
+        let copy = directory.path().join(format!("{name} killed"));
+        killed(&path, &copy);
+        assert_eq!(shown(&open(&copy)), after, "{name}: a flush makes it durable");
+        store.create_volume("x", 1 << 20).unwrap();
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn a_shortage_that_is_over_soon_is_not_seen() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let store = with_new_name(directory.path(), &disk);
+    disk.lack_descriptors(2);
+    store.create_volume("w", 1 << 20).unwrap();
+    store.close().unwrap();
+}
+
+/// The root of such a fork keeps its source, which is open, so that what is missing can be read.
+#[test]
+fn a_fork_of_a_source_that_is_not_durable_can_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    std::fs::write(&image, [7; 8 * BLOCK as usize]).unwrap();
+    let disk = FaultyDisk::default();
+    let store = with_new_name(&directory.path().join("store"), &disk);
+    disk.lack_descriptors(FOR_EVER);
+    let forked = store.fork(&format!("file://{}", image.display()), "f").map(drop);
+    assert_eq!(forked.unwrap_err().kind(), ErrorKind::NotDurable);
+    disk.lack_descriptors(0);
+    let fork = store.volume("f").unwrap();
+    let mut bytes = [0; BLOCK as usize];
+    fork.read_at(&mut bytes, 3 * BLOCK).unwrap();
+    assert_eq!(bytes, [7; BLOCK as usize]);
+    fork.flush().unwrap();
+    while store.step().unwrap() {}
+    assert!(store.wait_hydrated("f", std::time::Duration::ZERO).unwrap());
+    store.close().unwrap();
+}
