@@ -29,6 +29,8 @@ pub struct Limits {
     pub expect_blocks_max: usize,
     /// Journal bytes taken in advance for blocks that will become present.
     pub reserve_step_bytes: u64,
+    /// Journal bytes that may be taken for records to come; whoever needs more waits for a round. Bounds the frame of a round.
+    pub reserved_bytes_max: u64,
     /// The journal takes space from the file system in steps of this many bytes.
     pub journal_grow_bytes: u64,
     /// Allocated journal bytes that only flush, discard and destroy may use, so that they work when no space is left.
@@ -99,6 +101,7 @@ impl Limits {
         fresh_blocks_max: 64 << 10,
         expect_blocks_max: 16 << 10,
         reserve_step_bytes: 256 << 10,
+        reserved_bytes_max: 32 << 20,
         journal_grow_bytes: 1 << 20,
         journal_reserve_bytes: 1 << 20,
         state_frame_bytes: 4 << 20,

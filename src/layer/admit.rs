@@ -24,6 +24,8 @@ pub enum Wait {
     Round(Ticket),
     /// The journal needs room for a record of so many bytes.
     Room(u64),
+    /// What waits for a round is as much as a frame holds.
+    Frame,
 }
 
 /// Answer to a writer.
@@ -84,8 +86,8 @@ impl Layers {
             }
         }
         let new = bits.minus(&present).count();
-        if new > 0 {
-            self.commit.reserve_blocks(new)?;
+        if new > 0 && !self.commit.reserve_blocks(new)? {
+            return Ok(Admission::Wait(Wait::Frame));
         }
         let hot = state.hot(extent, page);
         hot.latched = hot.latched.or(bits);
@@ -115,6 +117,15 @@ impl Layers {
         match wait {
             Wait::Round(ticket) => self.wait(ticket),
             Wait::Room(bytes) => self.make_room(bytes),
+            Wait::Frame => {
+                self.sync_fresh()?;
+                self.help();
+                if self.commit.is_full() {
+                    // What is left is being written by others.
+                    crate::sync::thread::sleep(super::set::HELP_INTERVAL);
+                }
+                Ok(())
+            }
             Wait::Latch => {
                 self.help();
                 let mut state = layer.state.lock();

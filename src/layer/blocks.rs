@@ -266,7 +266,9 @@ impl Layers {
             return Err(Self::gone(layer));
         }
         // A hint for the journal: room that is there once stays there.
-        self.commit.reserve_blocks(new.count()).map(|()| self.commit.release_blocks(new.count()))?;
+        if self.commit.reserve_blocks(new.count())? {
+            self.commit.release_blocks(new.count());
+        }
         let file = self.data_file_to_write(layer, extent * EXTENT_BLOCKS)?;
         for run in new.runs() {
             let start = self.place(extent * EXTENT_BLOCKS + run.start).1;

@@ -15,11 +15,11 @@ use std::sync::Arc;
 
 use super::space::claimed_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Record, frame_bytes};
+use crate::format::{Record, Writer, frame_bytes};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::journal::Journal;
-use crate::limits::{Limits, Planted};
+use crate::limits::{EXTENT_BLOCKS, Limits, Planted};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock, RwLock};
 
@@ -35,6 +35,21 @@ const RETRY_FRAMES: u64 = 64;
 const QUEUED_BYTES_MAX: u64 = 1 << 20;
 /// Most that the record of one new block costs: a run header of 13 bytes and its checksum.
 const NEW_BLOCK_BYTES: u64 = 17;
+
+/// Callers that may be between the look at what is queued and their change of shape.
+const SHAPING_MAX: u64 = 4096;
+
+// No round is larger than a frame: it has what took space in advance, blocks that are expected, and changes of shape. (A store whose
+// frame is refused takes no writes any more.)
+const _: () = {
+    let limits = Limits::DEFAULT;
+    let expected = limits.expect_blocks_max as u64 * NEW_BLOCK_BYTES;
+    let shapes = QUEUED_BYTES_MAX + SHAPING_MAX * SHAPE_BYTES;
+    assert!(limits.reserved_bytes_max + expected + shapes <= limits.frame_payload_bytes_max as u64);
+    // Blocks of one extent, and the largest record.
+    assert!(EXTENT_BLOCKS as u64 * NEW_BLOCK_BYTES + limits.set_record_bytes_max as u64 <= limits.reserved_bytes_max / 2);
+    assert!(limits.fresh_blocks_max * NEW_BLOCK_BYTES + limits.patch_bytes_queued_max <= limits.reserved_bytes_max / 2);
+};
 
 /// What the next round will do.
 #[derive(Default)]
@@ -71,7 +86,7 @@ pub enum RoundError {
 #[derive(Default)]
 struct Queue {
     next: Gathered,
-    /// Bytes of its records that claimed their space, about.
+    /// Bytes of its records that claimed their space, about, and of changes of shape.
     bytes: u64,
     /// Number of the round under way or last ended.
     started: u64,
@@ -83,13 +98,22 @@ struct Queue {
 impl Queue {
     fn add(&mut self, records: impl IntoIterator<Item = Record>) {
         let (next, bytes) = (&mut self.next.records, &mut self.bytes);
-        next.extend(records.into_iter().inspect(|record| *bytes += claimed_bytes(record)));
+        next.extend(records.into_iter().inspect(|record| *bytes += claimed_bytes(record) + shape_bytes(record)));
     }
 
     fn add_cut(&mut self, bytes: u64) {
         self.next.cut_bytes += bytes;
         self.bytes += bytes;
     }
+}
+
+fn shape_bytes(record: &Record) -> u64 {
+    if !record.is_shape() {
+        return 0;
+    }
+    let mut writer = Writer::default();
+    record.encode(&mut writer);
+    writer.bytes.len() as u64
 }
 
 /// The commit queue and the journal behind it.
@@ -282,11 +306,12 @@ impl Commit {
         self.journal.lock()
     }
 
-    /// Takes journal space for records of `blocks` new blocks, so that the flush that follows cannot fail for lack of it.
+    /// Takes journal space for records of `blocks` new blocks, so that the flush that follows cannot fail for lack of it. `false`: a
+    /// round has to end first, or it would have more than a frame holds.
     ///
     /// # Errors
     /// [`ErrorKind::NoSpace`]; nothing has changed then.
-    pub fn reserve_blocks(&self, blocks: u32) -> Result<()> {
+    pub fn reserve_blocks(&self, blocks: u32) -> Result<bool> {
         self.reserve(u64::from(blocks) * NEW_BLOCK_BYTES)
     }
 
@@ -294,10 +319,14 @@ impl Commit {
     ///
     /// # Errors
     /// As [`Commit::reserve_blocks`].
-    pub fn reserve(&self, bytes: u64) -> Result<()> {
+    pub fn reserve(&self, bytes: u64) -> Result<bool> {
         let outstanding = self.outstanding.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        if outstanding > self.limits.reserved_bytes_max {
+            self.release(bytes);
+            return Ok(false);
+        }
         if outstanding <= self.ceiling.load(Ordering::Acquire) {
-            return Ok(());
+            return Ok(true);
         }
         let mut journal = self.journal.lock();
         let taken = self.raise(&mut journal, outstanding);
@@ -306,7 +335,12 @@ impl Commit {
             // A log that is mostly of the past may keep it from being had.
             self.low.store(true, Ordering::Release);
         }
-        taken
+        taken.map(|()| true)
+    }
+
+    /// Whether what is taken for rounds to come is about as much as a frame holds.
+    pub fn is_full(&self) -> bool {
+        self.outstanding.load(Ordering::Acquire) > self.limits.reserved_bytes_max / 2
     }
 
     /// Takes space for all that is outstanding, and a step more if there is so much.
@@ -326,11 +360,12 @@ impl Commit {
     /// [`ErrorKind::NoSpace`]: a checkpoint has to make room first.
     pub fn claim(&self, bytes: u64) -> Result<()> {
         let outstanding = self.outstanding.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        if outstanding <= self.deep_ceiling.load(Ordering::Acquire) {
+        let frame = self.limits.reserved_bytes_max;
+        if outstanding <= self.deep_ceiling.load(Ordering::Acquire).min(frame) {
             return Ok(());
         }
         let room = self.measure(&mut self.journal.lock());
-        if outstanding <= room {
+        if outstanding <= room.min(frame) {
             return Ok(());
         }
         self.release(bytes);
@@ -577,7 +612,7 @@ mod tests {
         commit.reserve_blocks(3).unwrap();
         let (outstanding, ceiling) = state();
         assert_eq!((outstanding, ceiling), (3 * NEW_BLOCK_BYTES, 3 * NEW_BLOCK_BYTES + Limits::DEFAULT.reserve_step_bytes));
-        commit.reserve(1 << 60).unwrap_err();
+        assert!(!commit.reserve(1 << 60).unwrap(), "more than a frame holds");
         assert_eq!(state(), (outstanding, ceiling), "what was refused takes no room");
         commit.append(&[0; 100], 0).unwrap();
         commit.release_blocks(3);

@@ -221,10 +221,10 @@ impl Layers {
         }
         let journal_bytes = record_bytes(range.len());
         match self.commit.reserve(journal_bytes) {
-            Ok(()) => Ok(Some(PatchRoom { layers: self, new, journal_bytes })),
-            Err(error) => {
+            Ok(true) => Ok(Some(PatchRoom { layers: self, new, journal_bytes })),
+            refused => {
                 self.patch_blocks.fetch_sub(u64::from(new), Ordering::AcqRel);
-                Err(error)
+                refused.map(|_| None)
             }
         }
     }

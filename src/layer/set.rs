@@ -222,7 +222,7 @@ impl Layers {
     /// [`ErrorKind::Poisoned`]; a lack of space, descriptors or memory.
     pub fn prepare_shape(&self) -> Result<()> {
         self.healthy()?;
-        if self.commit.is_behind() { self.sync([]) } else { Ok(()) }
+        if self.commit.is_behind() || self.commit.is_crowded() { self.sync([]) } else { Ok(()) }
     }
 
     /// Whether everything written to this layer, and every record, is durable.

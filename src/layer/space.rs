@@ -114,7 +114,11 @@ impl Layers {
     /// # Errors
     /// [`ErrorKind::NoSpace`]: there is none. Nothing has changed then.
     pub(super) fn make_room(&self, bytes: u64) -> Result<()> {
-        self.sync([])?;
+        if self.commit.is_full() {
+            self.sync_fresh()?
+        } else {
+            self.sync([])?
+        }
         let taken = self.commit.claim(bytes).or_else(|_| {
             self.checkpoint_now()?;
             self.commit.claim(bytes)

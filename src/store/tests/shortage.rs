@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::faulty::FaultyDisk;
 use super::{BLOCK, killed, on, open};
 use crate::error::{ErrorKind, Result};
+use crate::limits::Limits;
 use crate::source::UriSources;
 use crate::store::{Store, StoreOptions};
 
@@ -91,4 +92,24 @@ fn a_fork_of_a_source_that_is_not_durable_can_be_read() {
     while store.step().unwrap() {}
     assert!(store.wait_hydrated("f", std::time::Duration::ZERO).unwrap());
     store.close().unwrap();
+}
+
+/// A write of more blocks than a frame has room for makes some durable on its way, and the store goes on.
+#[test]
+fn a_round_never_has_more_than_a_frame_holds() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits { reserved_bytes_max: 24 << 10, frame_payload_bytes_max: 40 << 10, fresh_blocks_max: u64::MAX, ..Limits::DEFAULT };
+    let options = || StoreOptions { threads: false, limits, ..StoreOptions::default() };
+    let store = Store::create(directory.path(), options()).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    let bytes: Vec<u8> = (0..64 << 20u32).map(|at: u32| (at >> 12) as u8 | 1).collect();
+    volume.write_at(&bytes, 0).unwrap();
+    volume.flush().unwrap();
+    volume.discard(0, 4096).unwrap();
+    drop(volume);
+    store.close().unwrap();
+    let volume = Store::open(directory.path(), options()).unwrap().volume("v").unwrap();
+    let mut found = vec![0; bytes.len()];
+    volume.read_at(&mut found, 0).unwrap();
+    assert!(found[4096..] == bytes[4096..] && found[..4096].iter().all(|byte| *byte == 0));
 }
