@@ -46,10 +46,13 @@ impl Layers {
     /// The data file for writing a block; it is created if it does not exist.
     ///
     /// # Errors
-    /// An I/O error, no space.
+    /// An I/O error, no space; [`crate::ErrorKind::NotFound`]: the layer was destroyed meanwhile.
     pub fn data_file_to_write(&self, layer: &Layer, block: u32) -> Result<Arc<dyn DiskFile>> {
         let opened = self.files.get_or_create(layer.id, LayerFile::Data(self.place(block).0));
-        opened.map_err(|error| Error::io(format!("cannot create the data file of layer {}", layer.id), error))
+        opened.map_err(|error| match self.files.is_removed(layer.id) {
+            true => Self::gone(layer),
+            false => Error::io(format!("cannot create the data file of layer {}", layer.id), error),
+        })
     }
 
     /// The bytes in a buffer that the disk takes as it is.
