@@ -2,7 +2,7 @@
 //! oracle that says what a store may hold, and losses of power at random operations of the disk.
 //!
 //! `SEED=N` runs one history; `VOLFORK_PROOF_SECONDS=N` searches for so long; `FIRST=N` is the first seed of a search (by default one
-//! that the day gives).
+//! that the day gives). `VOLFORK_PROOF_PLANTED=NAME` (a [`Planted`], or `all`) takes a repair out and looks until that is seen.
 mod bytes;
 mod disk;
 mod history;
@@ -95,6 +95,8 @@ fn repairs_that_are_taken_out_are_seen() {
     let asked = std::env::var("VOLFORK_PROOF_PLANTED").unwrap_or_default();
     let first = variable("FIRST").unwrap_or(1);
     let mut unseen = Vec::new();
+    let known = asked.is_empty() || asked == "all" || PLANTED.iter().any(|planted| asked == format!("{planted:?}"));
+    assert!(known, "VOLFORK_PROOF_PLANTED: there is no {asked}, but {PLANTED:?}");
     for planted in PLANTED.into_iter().filter(|planted| asked == "all" || asked == format!("{planted:?}")) {
         let (_, failure) = search(&format!("{planted:?}"), first, variable("VOLFORK_PROOF_SECONDS").unwrap_or(600), planted);
         match failure {
@@ -107,8 +109,9 @@ fn repairs_that_are_taken_out_are_seen() {
 
 #[test]
 fn planted_faults_are_seen() {
-    for planted in [Planted::ForgottenSync, Planted::ForgottenRun] {
-        let (_, failure) = search(&format!("{planted:?}"), 1, 60, planted);
+    let canaries = [Planted::ForgottenSync, Planted::ForgottenRun, Planted::RewrittenWhileDraining, Planted::UnpinnedSnapshot];
+    for planted in canaries {
+        let (_, failure) = search(&format!("{planted:?}"), 1, 120, planted);
         let failure = failure.unwrap_or_else(|| panic!("{planted:?} was not seen"));
         println!("{}", failure.lines().next().unwrap_or_default());
     }
