@@ -272,8 +272,16 @@ impl ChecksumCache {
     }
 
     /// Files with unsynced pages; after a failed sync nothing may rely on them.
-    pub fn take_unsynced(&self) -> Vec<Arc<dyn DiskFile>> {
-        std::mem::take(&mut *self.unsynced.lock()).into_values().collect()
+    pub fn take_unsynced(&self) -> BTreeMap<LayerId, Arc<dyn DiskFile>> {
+        std::mem::take(&mut *self.unsynced.lock())
+    }
+
+    /// Their sync was not tried.
+    pub fn put_back_unsynced(&self, files: BTreeMap<LayerId, Arc<dyn DiskFile>>) {
+        let mut unsynced = self.unsynced.lock();
+        for (layer, file) in files {
+            unsynced.entry(layer).or_insert(file);
+        }
     }
 
     /// Drops a page, changed or not: the file has a newer one.

@@ -68,8 +68,15 @@ impl Layers {
         // If those of somebody else were not synced, the store is poisoned by now.
         self.commit.healthy()?;
         let files = self.checksums.take_unsynced();
-        let result = self.files.sync_names().and_then(|()| self.disk.sync_all(&files));
-        result.map_err(|error| Error::io("cannot sync checksums", error)).inspect_err(|error| self.commit.poison(error.clone()))
+        let named = self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error));
+        if named.as_ref().is_err_and(Error::is_shortage) {
+            // Nothing was synced, and nothing is lost.
+            self.checksums.put_back_unsynced(files);
+            return named;
+        }
+        let files: Vec<_> = files.into_values().collect();
+        let synced = named.and_then(|()| self.disk.sync_all(&files).map_err(|error| Error::io("cannot sync checksums", error)));
+        synced.inspect_err(|error| self.commit.poison(error.clone()))
     }
 
     /// Hashes one unverified extent of the layer again. Answers whether there was one. An extent that cannot be read stays unverified

@@ -286,7 +286,8 @@ impl Recovery {
         let kept = self.kept_checksums(&written);
         // The process that made a file may have been killed before its name was durable.
         let named = self.config.disk.sync_dir(&self.config.paths.layers());
-        let synced = named.and_then(|()| self.config.disk.sync_all(&self.checksums.take_unsynced()));
+        let files: Vec<_> = self.checksums.take_unsynced().into_values().collect();
+        let synced = named.and_then(|()| self.config.disk.sync_all(&files));
         synced.map_err(|error| Error::io("cannot sync checksums", error))?;
         let bytes_max = self.config.limits.state_record_bytes_max();
         let records = self.layers.iter().flat_map(|(id, layer)| {

@@ -95,12 +95,13 @@ impl Plan {
         let rough = |odds: u64| if is_rough { odds } else { 0 };
         // The discards of one fork make more of a record than a frame holds.
         let dust = if below(8) == 0 { 2200 } else { 0 };
-        let (frame_payload_bytes_max, set_record_bytes_max) = match dust {
-            0 => (Limits::DEFAULT.frame_payload_bytes_max, Limits::DEFAULT.set_record_bytes_max),
-            _ => (8 << 10, 4300),
+        let (frame_payload_bytes_max, reserved_bytes_max, set_record_bytes_max) = match dust {
+            0 => (Limits::DEFAULT.frame_payload_bytes_max, Limits::DEFAULT.reserved_bytes_max, Limits::DEFAULT.set_record_bytes_max),
+            _ => (8 << 10, 5 << 10, 4300),
         };
         let limits = Limits {
             frame_payload_bytes_max,
+            reserved_bytes_max,
             set_record_bytes_max,
             fresh_blocks_max: [8, 24, 64 << 10][below(if dust > 0 { 2 } else { 3 }) as usize],
             expect_blocks_max: [2, 16 << 10][below(2) as usize],
