@@ -1,0 +1,128 @@
+//! Rounds that end as they are told.
+
+use super::*;
+use crate::format::{StorePaths, Superblock};
+use crate::ids::BlockSize;
+use crate::io::SystemDisk;
+
+fn commit(dir: &std::path::Path) -> Commit {
+    let superblock = Superblock { block_size: BlockSize::new(4096).unwrap(), generation: 0, store_id: [1; 16], journal: 0 };
+    let paths = StorePaths::new(dir);
+    let limits = Limits::DEFAULT;
+    Commit::new(Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, std::iter::empty(), limits).unwrap(), &limits)
+}
+
+/// Rounds that do nothing.
+struct Idle;
+
+impl Rounds for Idle {
+    type Begun = ();
+    fn begin(&self, _: Ticket, _: Gathered) {}
+    fn carry_out(&self, (): ()) -> std::result::Result<(), RoundError> {
+        Ok(())
+    }
+}
+
+type End = fn(Gathered) -> RoundError;
+
+/// Rounds that end as they are told.
+struct Ends(std::cell::RefCell<Vec<End>>);
+
+impl Rounds for Ends {
+    type Begun = Gathered;
+    fn begin(&self, _: Ticket, gathered: Gathered) -> Gathered {
+        gathered
+    }
+    fn carry_out(&self, begun: Gathered) -> std::result::Result<(), RoundError> {
+        self.0.borrow_mut().pop().map_or(Ok(()), |end| Err(end(begun)))
+    }
+}
+
+#[test]
+fn an_undone_round_is_in_the_next_one_and_poisons_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let commit = commit(dir.path());
+    let full = |gathered| RoundError::Undone(gathered, Error::new(ErrorKind::NoSpace, "full"));
+    let rounds = Ends(vec![full as fn(Gathered) -> RoundError].into());
+    let first = commit.enqueue([Record::Mark(LayerId(1), 0)]);
+    assert_eq!(commit.wait(first, &rounds).unwrap_err().kind(), ErrorKind::NoSpace);
+    commit.healthy().unwrap();
+    assert!(!commit.is_done(first) && !commit.is_idle());
+    let second = commit.enqueue([Record::Mark(LayerId(2), 0)]);
+    let records = commit.queue.lock().next.records.clone();
+    assert_eq!(records, [Record::Mark(LayerId(1), 0), Record::Mark(LayerId(2), 0)], "in the order in which they were made");
+    commit.wait(second, &rounds).unwrap();
+    assert!(commit.is_done(first) && commit.is_idle());
+}
+
+#[test]
+fn a_leader_that_panics_leaves_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let commit = commit(dir.path());
+    let rounds = Ends(vec![(|_| panic!("a disk that panics")) as fn(Gathered) -> RoundError].into());
+    let ticket = commit.enqueue([]);
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commit.wait(ticket, &rounds))).unwrap_err();
+    assert_eq!(commit.wait(ticket, &Idle).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(commit.exclusive(&Idle, || Ok(())).unwrap_err().kind(), ErrorKind::Poisoned);
+}
+
+#[test]
+fn a_frame_is_proven_by_a_later_one_that_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let commit = commit(dir.path());
+    let round = || commit.wait(commit.enqueue([]), &Idle).unwrap();
+    commit.append(&[0; 8], 0).unwrap();
+    let frame = commit.latest_frame();
+    round();
+    assert!(!commit.is_proven(frame), "it is the last one");
+    commit.append(&[0; 8], 0).unwrap();
+    assert!(!commit.is_proven(frame), "the later one is not durable yet");
+    round();
+    assert!(commit.is_proven(frame));
+}
+
+#[test]
+fn a_checkpoint_without_space_leaves_the_last_frame_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let commit = commit(dir.path());
+    commit.reserve_blocks(1).unwrap();
+    let (frame, ceiling) = (commit.latest_frame(), commit.ceiling.load(Ordering::Acquire));
+    // Nor is the store broken when the process may have no more files open.
+    for number in [libc::ENOSPC, libc::EMFILE, libc::ENFILE] {
+        let refused = || Err(Error::io("cannot make a journal", std::io::Error::from_raw_os_error(number)));
+        commit.exclusive(&Idle, refused).unwrap_err();
+        assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame, ceiling));
+        commit.healthy().unwrap();
+    }
+    commit.exclusive(&Idle, || Ok(())).unwrap();
+    assert_eq!((commit.latest_frame(), commit.ceiling.load(Ordering::Acquire)), (frame + 1, 0));
+}
+
+#[test]
+fn a_frame_uses_up_what_was_reserved_and_what_is_refused_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let commit = commit(dir.path());
+    let state = || (commit.outstanding.load(Ordering::Acquire), commit.ceiling.load(Ordering::Acquire));
+    commit.reserve_blocks(3).unwrap();
+    let (outstanding, ceiling) = state();
+    assert_eq!((outstanding, ceiling), (3 * NEW_BLOCK_BYTES, 3 * NEW_BLOCK_BYTES + Limits::DEFAULT.reserve_step_bytes));
+    assert!(!commit.reserve(1 << 60).unwrap(), "more than a frame holds");
+    assert_eq!(state(), (outstanding, ceiling), "what was refused takes no room");
+    commit.append(&[0; 100], 0).unwrap();
+    commit.release_blocks(3);
+    assert_eq!(state(), (0, ceiling - frame_bytes(100)));
+}
+
+#[test]
+fn a_checkpoint_that_failed_is_known_before_its_round_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let commit = commit(dir.path());
+    let waiting = commit.enqueue([]);
+    let broken = || Err(Error::new(ErrorKind::Io, "broken"));
+    assert_eq!(commit.exclusive(&Idle, broken).unwrap_err().kind(), ErrorKind::Io);
+    assert!(commit.is_done(waiting), "the round itself was fine");
+    assert_eq!(commit.healthy().unwrap_err().kind(), ErrorKind::Poisoned);
+    let later = commit.enqueue([]);
+    let rounds = Ends(vec![(|_| panic!("nothing may be appended any more")) as fn(Gathered) -> RoundError].into());
+    assert_eq!(commit.wait(later, &rounds).unwrap_err().kind(), ErrorKind::Poisoned);
+}
