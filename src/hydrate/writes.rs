@@ -97,6 +97,12 @@ impl<'a> Writes<'a> {
                     crate::sync::thread::yield_now();
                 }
             }
+            // Nothing is held while a round makes room for more, for others may hold the rest.
+            while self.hydrator.config.layers.is_full() && !self.is_empty() {
+                if self.wait(Duration::from_millis(100)).is_err() {
+                    crate::sync::thread::yield_now();
+                }
+            }
             match self.hydrator.admit_part(&part) {
                 Ok(true) => {}
                 Ok(false) => {

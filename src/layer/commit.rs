@@ -406,13 +406,19 @@ impl Commit {
         self.queue.lock().undone
     }
 
-    /// Takes journal space for a change of shape.
+    /// Whether the frame of a round may name so many overwritten blocks, beside all that took its room before.
+    pub fn has_room_to_expect(&self, blocks: usize) -> bool {
+        let bytes = blocks as u64 * NEW_BLOCK_BYTES;
+        blocks == 0 || self.measure(&mut self.journal.lock()) >= self.outstanding.load(Ordering::Acquire) + bytes
+    }
+
+    /// Takes journal space for a change of shape with so many bytes of addresses.
     ///
     /// # Errors
     /// As [`Commit::reserve_blocks`].
-    pub fn reserve_shape(&self) -> Result<()> {
+    pub fn reserve_shape(&self, addresses: u64) -> Result<()> {
         let mut journal = self.journal.lock();
-        let taken = journal.reserve(self.outstanding.load(Ordering::Acquire) + SHAPE_BYTES);
+        let taken = journal.reserve(self.outstanding.load(Ordering::Acquire) + SHAPE_BYTES + addresses);
         taken.inspect_err(|_| self.low.store(true, Ordering::Release))
     }
 

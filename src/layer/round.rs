@@ -122,8 +122,10 @@ impl Layers {
         !state.written.is_empty() || !state.dying.is_empty() || state.round.is_some() || !state.fresh_extents.is_empty()
     }
 
+    /// After a failed sync the pages are clean and the bytes may be gone: whatever the number says, it is never a mere shortage.
     fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
-        self.disk.sync_all(files).map_err(|error| Error::io("cannot sync", error))
+        let synced = self.disk.sync_all(files).map_err(|error| Error::io("cannot sync", error));
+        synced.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))
     }
 
     /// Writes the frame of a round; answers the files to sync. A shortage leaves the journal as it was.
@@ -133,10 +135,9 @@ impl Layers {
         let mut files: Vec<Arc<dyn DiskFile>> = parts().flat_map(|part| part.files.values().cloned()).collect();
         self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
         let expected: usize = parts().flat_map(|part| &part.expect).map(|run| run.checksums.len()).sum();
-        let names_expected = expected <= self.limits.expect_blocks_max;
+        let names_expected = expected <= self.limits.expect_blocks_max && self.commit.has_room_to_expect(expected);
         if !names_expected {
-            // After a failed sync the pages are clean and the bytes may be gone: never a mere shortage.
-            self.sync_files(&files).map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
+            self.sync_files(&files)?;
         }
         let mut writer = Writer::default();
         begun.gathered.records.iter().for_each(|record| record.encode(&mut writer));

@@ -211,8 +211,16 @@ impl Layers {
     /// # Errors
     /// [`ErrorKind::NoSpace`].
     pub fn reserve_shape(&self) -> Result<()> {
+        self.reserve_shape_with(0)
+    }
+
+    /// As [`Layers::reserve_shape`], for a change that notes so many bytes of addresses.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reserve_shape_with(&self, addresses: u64) -> Result<()> {
         self.prepare_shape()?;
-        self.commit.reserve_shape()
+        self.commit.reserve_shape(addresses)
     }
 
     /// Lets changes of shape whose round was undone become durable before there are more of them. As long as that fails, further ones
@@ -233,6 +241,11 @@ impl Layers {
     /// Page cache or not.
     pub fn io_mode(&self) -> IoMode {
         self.io_mode
+    }
+
+    /// Whether what waits for a round is about as much as a frame holds: who needs more waits for others.
+    pub fn is_full(&self) -> bool {
+        self.commit.is_full()
     }
 
     /// Limits of the store.

@@ -404,7 +404,11 @@ impl Core {
         let mut busy = false;
         if self.threads && self.layers.healthy().is_ok() {
             for hydrator in self.hydrators().iter().filter(|hydrator| hydrator.is_asleep()) {
-                self.start_hydration(hydrator);
+                // A root whose record is not queued yet has no block that a round may name.
+                let is_known = self.catalog().layer(hydrator.layer().id).is_some();
+                if is_known {
+                    self.start_hydration(hydrator);
+                }
             }
         }
         if !self.threads {

@@ -66,7 +66,7 @@ impl Volume {
     /// [`crate::ErrorKind::SourceLost`].
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.write(data, offset)
+        self.0.write(data, offset, None)
     }
 
     /// Makes every write that completed before this call durable.
@@ -84,7 +84,7 @@ impl Volume {
     /// As [`Volume::write_at`].
     pub fn discard(&self, offset: u64, bytes: u64) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.zero(offset, bytes)
+        self.0.zero(offset, bytes, None)
     }
 
     /// Makes a range read as zero. Durable with the next flush.
@@ -93,7 +93,7 @@ impl Volume {
     /// As [`Volume::write_at`].
     pub fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.zero(offset, bytes)
+        self.0.zero(offset, bytes, None)
     }
 
     /// Forks the volume as it is now: every write that completed before is in the fork.

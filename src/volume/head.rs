@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::core::{Core, gone};
 use super::gate::{Closed, Gate};
-use super::queue::Workers;
+use super::queue::{Changes, Workers};
 use super::trace::Recorder;
 use super::view::{LOOKS_MAX, Piece, View};
 use crate::bits::BlockBits;
@@ -146,21 +146,21 @@ impl Head {
         read
     }
 
-    /// Writes `data` at `offset`.
-    pub(super) fn write(&self, data: &[u8], offset: u64) -> Result<()> {
+    /// Writes `data` at `offset`. `changes`: of the queue that it is for.
+    pub(super) fn write(&self, data: &[u8], offset: u64, changes: Option<&Changes>) -> Result<()> {
         self.check_alive()?;
         self.view.read().check_range(offset, data.len() as u64)?;
-        self.write_checked(data, offset, true)
+        self.write_checked(data, offset, true, changes)
     }
 
     /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
-    pub(super) fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool) -> Result<()> {
+    pub(super) fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool, changes: Option<&Changes>) -> Result<()> {
         let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
         let taken = self.take_space(offset, data.len() as u64)?;
         while !data.is_empty() {
             let piece = Piece::at(self.core.block_size, offset, data.len() as u64);
             let (part, rest) = data.split_at(piece.bytes as usize);
-            let written = self.write_piece(&piece, part, bounded.then_some(offset));
+            let written = self.write_piece(&piece, part, bounded.then_some(offset), changes);
             written.inspect_err(|_| self.give_back(&taken)).map_err(|error| self.name_damage(error))?;
             offset += piece.bytes;
             data = rest;
@@ -215,15 +215,16 @@ impl Head {
     }
 
     /// `bounded`: the piece's offset, if it must not lie behind the end of the volume.
-    fn write_piece(&self, piece: &Piece, data: &[u8], bounded: Option<u64>) -> Result<()> {
+    fn write_piece(&self, piece: &Piece, data: &[u8], bounded: Option<u64>, changes: Option<&Changes>) -> Result<()> {
         let partial = self.partial_blocks(piece);
         let mut looks = 0..LOOKS_MAX;
         loop {
+            let change = changes.map(Changes::enter).transpose()?;
             let inside = self.gate.enter();
             // Behind the gate the volume is not destroyed.
             let in_range = bounded.map_or(Ok(()), |offset| self.view.read().check_range(offset, piece.bytes));
             let result = self.check_alive().and(in_range).and_then(|()| self.write_inside(piece, data, &partial));
-            drop(inside);
+            drop((inside, change));
             match result? {
                 None => return Ok(()),
                 // Outside of the gate, so that a fork never waits for a network.
@@ -284,7 +285,7 @@ impl Head {
     }
 
     /// Makes a range read as zero; its whole blocks give back their space.
-    pub(super) fn zero(&self, offset: u64, bytes: u64) -> Result<()> {
+    pub(super) fn zero(&self, offset: u64, bytes: u64, changes: Option<&Changes>) -> Result<()> {
         self.check_alive()?;
         let before = {
             let view = self.view.read();
@@ -294,13 +295,14 @@ impl Head {
         let (block_size, end) = (self.core.block_size, offset + bytes);
         let first = block_size.blocks_for(offset);
         let zeros = |start: u64, end: u64| match start < end {
-            true => self.write_checked(&vec![0; (end - start) as usize], start, true),
+            true => self.write_checked(&vec![0; (end - start) as usize], start, true, changes),
             false => Ok(()),
         };
         if first >= block_size.blocks_for(end) {
             return zeros(offset, end);
         }
         let last = {
+            let _change = changes.map(Changes::enter).transpose()?;
             let _closed = self.close();
             self.check_alive()?;
             let size_bytes = {

@@ -54,7 +54,7 @@ impl Core {
                 // Blocks that were merged meanwhile need nothing from below any more.
                 let asked = BlockBits::of(blocks);
                 if let Err(error) = fetched
-                    && error.kind() != ErrorKind::NoSpace
+                    && !matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Poisoned)
                     && layer.patched(extent).and(&asked) == asked
                 {
                     return Err(error);

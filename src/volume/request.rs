@@ -52,13 +52,6 @@ pub enum Request {
     },
 }
 
-impl Request {
-    /// Whether others may read something else after it.
-    pub(super) fn is_change(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::Discard { .. } | Self::WriteZeroes { .. })
-    }
-}
-
 /// The end of one request.
 #[derive(Debug)]
 pub struct Completion {

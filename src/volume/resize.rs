@@ -104,7 +104,7 @@ impl Head {
         if let Some((_, Answer::Zero)) = self.core.answers(&self.view.read(), extent, within..within + 1)?.pop() {
             return Ok(());
         }
-        self.write_checked(&vec![0; (end - size_bytes) as usize], size_bytes, false)?;
+        self.write_checked(&vec![0; (end - size_bytes) as usize], size_bytes, false, None)?;
         // If the head was sealed since the write, the round that has its end made the write durable, and comes before this one.
         let layer = self.view.read().layer.id;
         self.core.layers.sync([layer])

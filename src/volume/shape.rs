@@ -286,7 +286,8 @@ impl Core {
         used: &mut bool,
     ) -> Result<Arc<Head>> {
         check_size(source.size_bytes())?;
-        self.layers.reserve_shape()?;
+        // The volume notes one of them as well.
+        self.layers.reserve_shape_with(2 * bytes_of(&uris))?;
         let label = uris[0].clone();
         let birth = Birth { name, size_bytes: source.size_bytes(), parent: &label, labels };
         let (head, Root { layer: root, hydrator, .. }, ticket) = {
@@ -517,7 +518,7 @@ impl Core {
             }
         }
         let _pass = self.enter()?;
-        self.layers.prepare_shape()?;
+        self.layers.reserve_shape_with(bytes_of(&hydrator.uris()) + bytes_of(add))?;
         let ticket = {
             let mut catalog = self.catalog();
             let mut uris = hydrator.uris();
@@ -539,9 +540,20 @@ impl Core {
     }
 }
 
+/// Most bytes of all addresses of a fork: they are in one record, which takes journal space.
+const SOURCE_URIS_BYTES_MAX: u64 = 128 << 10;
+
+fn bytes_of(uris: &[String]) -> u64 {
+    uris.iter().map(|uri| uri.len() as u64).sum()
+}
+
 fn check_uris(uris: &[String]) -> Result<()> {
-    match uris.len() {
-        1..=SOURCE_URIS_MAX => Ok(()),
-        count => Err(Error::new(ErrorKind::InvalidInput, format!("a fork has 1 to {SOURCE_URIS_MAX} sources, not {count}"))),
+    let wrong = |text| Err(Error::new(ErrorKind::InvalidInput, text));
+    match (uris.len(), bytes_of(uris)) {
+        (1..=SOURCE_URIS_MAX, 0..=SOURCE_URIS_BYTES_MAX) => Ok(()),
+        (1..=SOURCE_URIS_MAX, bytes) => wrong(format!(
+            "the addresses of a fork's sources have {SOURCE_URIS_BYTES_MAX} bytes at most, not {bytes}: give fewer or shorter ones"
+        )),
+        (count, _) => wrong(format!("a fork has 1 to {SOURCE_URIS_MAX} sources, not {count}")),
     }
 }

@@ -19,8 +19,10 @@
 //! - A request that panics, in the code of a disk or a source, ends with an error and gives back its blocks and the gate.
 //!
 //! # Cancellation
-//! A request ends only with its completion. Dropping the queue waits for what the kernel has and for every change that a worker makes:
-//! nothing that was asked for through it happens later, over what others wrote meanwhile. Reads that workers have end unseen.
+//! A request ends only with its completion. Dropping the queue waits for what the kernel has and for every change that a worker is
+//! making; those that have not begun, or wait for a source, do not happen any more ([`Changes`]). So nothing that was asked for through
+//! it happens later, over what others wrote meanwhile. Reads that workers have end unseen.
+mod changes;
 mod read;
 mod workers;
 mod write;
@@ -35,6 +37,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use changes::Changes;
 pub use workers::Workers;
 
 use super::core::Core;
@@ -48,7 +51,7 @@ use crate::io::{Done, Ring, RingKind, RingWaker};
 use crate::limits::{Planted, QUEUE_DEPTH_MAX};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
-use crate::sync::{Condvar, Mutex, MutexGuard, RwLock};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use read::{CacheGuess, PendingRead};
 use write::PendingWrite;
 
@@ -85,7 +88,7 @@ impl Target {
     }
 
     /// The blocking way to do a request.
-    fn perform(&self, request: Request) -> Result<Bytes> {
+    fn perform(&self, request: Request, changes: &Changes) -> Result<Bytes> {
         let head = match (self, &request) {
             (_, Request::Read { offset, bytes }) => return self.read(*offset, *bytes),
             (Self::Snapshot(_), Request::Flush) => return Ok(Bytes::new()),
@@ -101,9 +104,9 @@ impl Target {
             (Self::Volume(head), _) => head,
         };
         let durable = match request {
-            Request::Write { offset, data, fua } => head.write(&data, offset).map(|()| fua)?,
+            Request::Write { offset, data, fua } => head.write(&data, offset, Some(changes)).map(|()| fua)?,
             Request::Discard { offset, bytes, fua } | Request::WriteZeroes { offset, bytes, fua } => {
-                head.zero(offset, bytes).map(|()| fua)?
+                head.zero(offset, bytes, Some(changes)).map(|()| fua)?
             }
             _ => true,
         };
@@ -161,8 +164,8 @@ struct Shared {
     inner: Mutex<Inner>,
     /// Ended by workers.
     finished: Mutex<Vec<Completion>>,
-    /// Changes that workers make.
-    changes: (Mutex<usize>, Condvar),
+    /// Those that workers make.
+    changes: Changes,
     waker: RingWaker,
     /// Somebody has the descriptor, and may poll it.
     polled: AtomicBool,
@@ -221,7 +224,7 @@ impl Queue {
             target,
             inner: Mutex::new(inner),
             finished: Mutex::default(),
-            changes: (Mutex::new(0), Condvar::new()),
+            changes: Changes::default(),
             waker,
             polled: AtomicBool::new(false),
             this: this.clone(),
@@ -323,28 +326,7 @@ impl Drop for Queue {
         self.shared.drain(&mut inner);
         inner.later.clear();
         drop(inner);
-        let (count, ended) = &self.shared.changes;
-        let mut count = count.lock();
-        while *count > 0 {
-            ended.wait(&mut count);
-        }
-    }
-}
-
-/// A change that a worker makes.
-struct Change(Arc<Shared>);
-
-impl Change {
-    fn begin(shared: &Arc<Shared>) -> Self {
-        *shared.changes.0.lock() += 1;
-        Self(Arc::clone(shared))
-    }
-}
-
-impl Drop for Change {
-    fn drop(&mut self) {
-        *self.0.changes.0.lock() -= 1;
-        self.0.changes.1.notify_all();
+        self.shared.changes.end();
     }
 }
 
@@ -432,12 +414,11 @@ impl Shared {
     /// Lets a worker do it. May do it on this thread if no other one can be started.
     fn delegate(self: &Arc<Self>, Later { token, request, pass }: Later) {
         let shared = Arc::clone(self);
-        let change = request.is_change().then(|| Change::begin(self));
         self.target.workers(&request).run(Box::new(move || {
-            let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(request)));
+            let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(request, &shared.changes)));
             let result = performed.unwrap_or_else(|_| Err(panicked()));
             shared.finished.lock().push(Completion { token, result });
-            drop((change, pass));
+            drop(pass);
             shared.waker.wake();
         }));
     }

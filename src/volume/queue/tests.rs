@@ -229,7 +229,7 @@ fn whoever_takes_the_completion_of_a_transfer_wakes_its_owner() {
     for kind in KINDS {
         let scene = Scene::new(kind, false);
         let head = scene.volume("v");
-        head.write(&vec![1; 512 << 10], 0).unwrap();
+        head.write(&vec![1; 512 << 10], 0, None).unwrap();
         let mut queue = Queue::for_volume(&head, 8).unwrap();
         queue.submit(0, write(0, 512 << 10, 2)).unwrap();
         assert_eq!(queue.shared.inner.lock().ring.in_flight(), 1);
@@ -248,7 +248,7 @@ fn the_descriptor_tells_of_what_ended_in_submit_and_of_what_the_kernel_has_not_s
     for kind in KINDS {
         let scene = Scene::new(kind, false);
         let head = scene.volume("v");
-        head.write(&vec![1; 512 << 10], 0).unwrap();
+        head.write(&vec![1; 512 << 10], 0, None).unwrap();
         let mut queue = Queue::for_volume(&head, 8).unwrap();
         let requests = [
             Request::Read { offset: 8 << 20, bytes: 4096 },
@@ -288,11 +288,11 @@ fn a_full_disk_refuses_a_write_over_extents_before_it_changes_anything() {
         let scene = Scene::new(kind, plain);
         let head = scene.volume("v");
         // Blocks that are there to the end of an extent, then one that is not, then some that are.
-        head.write(&vec![1; EXTENT], 0).unwrap();
-        head.write(&vec![1; EXTENT / 2], EXTENT as u64 + BLOCK as u64).unwrap();
+        head.write(&vec![1; EXTENT], 0, None).unwrap();
+        head.write(&vec![1; EXTENT / 2], EXTENT as u64 + BLOCK as u64, None).unwrap();
         head.flush().unwrap();
         // Both extents are marked, so that a queue's write waits for no round.
-        [0, EXTENT as u64 + BLOCK as u64].iter().for_each(|offset| head.write(&[1; BLOCK], *offset).unwrap());
+        [0, EXTENT as u64 + BLOCK as u64].iter().for_each(|offset| head.write(&[1; BLOCK], *offset, None).unwrap());
         head.flush().unwrap();
         *scene.fault.lock() = Fault::Full;
         let offset = EXTENT - LARGE / 2;
@@ -307,9 +307,9 @@ fn a_full_disk_refuses_a_write_over_extents_before_it_changes_anything() {
                 _ => assert_eq!(done.result.unwrap_err().kind(), ErrorKind::NoSpace),
             }
         }
-        assert_eq!(head.write(&vec![5; LARGE], offset as u64).unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(head.write(&vec![5; LARGE], offset as u64, None).unwrap_err().kind(), ErrorKind::NoSpace);
         head.flush().unwrap();
-        head.zero(2 * EXTENT as u64, EXTENT as u64).unwrap();
+        head.zero(2 * EXTENT as u64, EXTENT as u64, None).unwrap();
         let mut bytes = vec![9; LARGE];
         head.read(&mut bytes, offset as u64).unwrap();
         let expected = |at: usize| match at {
@@ -334,7 +334,7 @@ fn a_write_that_panics_in_the_disk_stops_nobody() {
             let scene = Scene::new(kind, true);
             let head = scene.volume("v");
             if present {
-                head.write(&vec![1; 2 * LARGE], 0).unwrap();
+                head.write(&vec![1; 2 * LARGE], 0, None).unwrap();
             }
             let mut queue = Queue::for_volume(&head, 8).unwrap();
             // Inline, through the ring, and in part of a block, which a worker does.
@@ -344,14 +344,14 @@ fn a_write_that_panics_in_the_disk_stops_nobody() {
                 queue.submit(token as u64, request.clone()).unwrap();
                 let done = take(&mut queue).pop().unwrap();
                 assert!(done.result.is_err(), "{kind:?}: {request:?}");
-                let blocking = || head.write(&vec![2; BLOCK + 100], 0);
+                let blocking = || head.write(&vec![2; BLOCK + 100], 0, None);
                 let outcome = catch_unwind(AssertUnwindSafe(blocking));
                 assert!(!matches!(outcome, Ok(Ok(()))));
                 *scene.fault.lock() = Fault::None;
                 // A ring's transfer that overwrote blocks may have reached the disk in part.
                 if scene.core.layers().healthy().is_ok() {
                     scene.core.create_snapshot("v", &format!("s{token}"), None).unwrap();
-                    head.write(&vec![1; BLOCK], 0).unwrap();
+                    head.write(&vec![1; BLOCK], 0, None).unwrap();
                     head.flush().unwrap();
                 } else {
                     assert!(token > 0, "{kind:?}, {present}: {request:?}");
@@ -369,7 +369,7 @@ fn closing_waits_for_what_a_queue_has_and_refuses_the_rest() {
     for kind in KINDS {
         let scene = Scene::new(kind, false);
         let head = scene.volume("v");
-        head.write(&vec![1; LARGE], 0).unwrap();
+        head.write(&vec![1; LARGE], 0, None).unwrap();
         let mut queue = Queue::for_volume(&head, 8).unwrap();
         queue.submit(0, write(0, LARGE, 2)).unwrap();
         queue.submit(1, Request::Write { offset: LARGE as u64, data: vec![2; LARGE].into(), fua: true }).unwrap();
