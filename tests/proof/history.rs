@@ -12,7 +12,7 @@ use crate::queuer::Queuer;
 use crate::random::Random;
 use crate::shaper::Shaper;
 use crate::source::FOR_EVER;
-use crate::threads::{fail_starts_of_threads, sleep, spawn};
+use crate::threads::{JoinHandle, fail_starts_of_threads, sleep, spawn};
 use crate::verify::{Case, verify};
 use crate::world::World;
 use crate::writer::Writer;
@@ -35,24 +35,18 @@ impl Tally {
     }
 }
 
-/// One life: opens the store, lets all threads make their calls, and ends. Answers what was set aside.
-fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<Case> {
-    let world = World::open(plan, medium, oracle, random);
-    let missing = plan.volumes.saturating_sub(world.oracle().volumes.len() as u64);
-    for _ in 0..missing {
-        world.create(plan.window as u64 - random.below(8));
-    }
+/// Starts all threads that make calls.
+fn start(plan: &Plan, world: &Arc<World>, mut seed: impl FnMut() -> u64) -> Vec<JoinHandle<()>> {
     let mut threads = Vec::new();
-    let mut seed = || random.below(u64::MAX);
     for number in 0..plan.writers {
-        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        let (world, random, calls) = (Arc::clone(world), Random::new(seed()), plan.calls);
         threads.push(spawn("writer", move || {
             let mut writer = Writer { world: &world, random, hot: number % 3 != 2 };
             (0..calls).for_each(|_| writer.act());
         }));
     }
     for _ in 0..plan.flushers {
-        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        let (world, random, calls) = (Arc::clone(world), Random::new(seed()), plan.calls);
         threads.push(spawn("flusher", move || {
             let mut writer = Writer { world: &world, random, hot: false };
             for _ in 0..calls {
@@ -63,23 +57,34 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
         }));
     }
     for _ in 0..plan.queuers {
-        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        let (world, random, calls) = (Arc::clone(world), Random::new(seed()), plan.calls);
         threads.push(spawn("queuer", move || {
             let mut queuer = Queuer::new(Writer { world: &world, random, hot: true });
             (0..2).for_each(|_| queuer.act(calls));
         }));
     }
     for _ in 0..plan.scrubbers {
-        let world = Arc::clone(&world);
+        let world = Arc::clone(world);
         threads.push(spawn("scrubber", move || world.scrub()));
     }
     for _ in 0..plan.shapers {
-        let (world, random, calls) = (Arc::clone(&world), Random::new(seed()), plan.calls);
+        let (world, random, calls) = (Arc::clone(world), Random::new(seed()), plan.calls);
         threads.push(spawn("shaper", move || {
             let mut shaper = Shaper { world: &world, random };
             (0..calls).for_each(|_| shaper.act());
         }));
     }
+    threads
+}
+
+/// One life: opens the store, lets all threads make their calls, and ends. Answers what was set aside.
+fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<Case> {
+    let world = World::open(plan, medium, oracle, random);
+    let missing = plan.volumes.saturating_sub(world.oracle().volumes.len() as u64);
+    for _ in 0..missing {
+        world.create(plan.window as u64 - random.below(8));
+    }
+    let threads = start(plan, &world, || random.below(u64::MAX));
     let over = Arc::new(AtomicBool::new(false));
     let stepper = (!plan.threads).then(|| {
         let (world, over) = (Arc::clone(&world), Arc::clone(&over));

@@ -44,6 +44,29 @@ impl Mix {
     const EVERY: [Self; 2] = [Self::DISCARDS, Self::REWRITES];
 }
 
+/// Small limits, or those of every store.
+fn some_limits(dust: u64, mut below: impl FnMut(u64) -> u64) -> Limits {
+    let (frame_payload_bytes_max, reserved_bytes_max, set_record_bytes_max) = match dust {
+        0 => (Limits::DEFAULT.frame_payload_bytes_max, Limits::DEFAULT.reserved_bytes_max, Limits::DEFAULT.set_record_bytes_max),
+        _ => (8 << 10, 5 << 10, 4300),
+    };
+    Limits {
+        frame_payload_bytes_max,
+        reserved_bytes_max,
+        set_record_bytes_max,
+        fresh_blocks_max: [8, 24, 64 << 10][below(if dust > 0 { 2 } else { 3 }) as usize],
+        expect_blocks_max: [2, 16 << 10][below(2) as usize],
+        reserve_step_bytes: [64, 4 << 10, 256 << 10][below(3) as usize],
+        journal_grow_bytes: [4 << 10, 64 << 10][below(2) as usize],
+        journal_reserve_bytes: [32 << 10, 128 << 10][below(2) as usize],
+        state_frame_bytes: [256, 4 << 20][below(if dust > 0 { 1 } else { 2 }) as usize],
+        opening_reserve_bytes: 64 << 10,
+        punch_extents: [1, 256][below(2) as usize],
+        inline_bytes_max: [0, 4 << 10, 256 << 10][below(3) as usize],
+        ..Limits::DEFAULT
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Sectors that are written and compared; an extent ends in the middle of them.
@@ -95,25 +118,7 @@ impl Plan {
         let rough = |odds: u64| if is_rough { odds } else { 0 };
         // The discards of one fork make more of a record than a frame holds.
         let dust = if below(8) == 0 { 2200 } else { 0 };
-        let (frame_payload_bytes_max, reserved_bytes_max, set_record_bytes_max) = match dust {
-            0 => (Limits::DEFAULT.frame_payload_bytes_max, Limits::DEFAULT.reserved_bytes_max, Limits::DEFAULT.set_record_bytes_max),
-            _ => (8 << 10, 5 << 10, 4300),
-        };
-        let limits = Limits {
-            frame_payload_bytes_max,
-            reserved_bytes_max,
-            set_record_bytes_max,
-            fresh_blocks_max: [8, 24, 64 << 10][below(if dust > 0 { 2 } else { 3 }) as usize],
-            expect_blocks_max: [2, 16 << 10][below(2) as usize],
-            reserve_step_bytes: [64, 4 << 10, 256 << 10][below(3) as usize],
-            journal_grow_bytes: [4 << 10, 64 << 10][below(2) as usize],
-            journal_reserve_bytes: [32 << 10, 128 << 10][below(2) as usize],
-            state_frame_bytes: [256, 4 << 20][below(if dust > 0 { 1 } else { 2 }) as usize],
-            opening_reserve_bytes: 64 << 10,
-            punch_extents: [1, 256][below(2) as usize],
-            inline_bytes_max: [0, 4 << 10, 256 << 10][below(3) as usize],
-            ..Limits::DEFAULT
-        };
+        let limits = some_limits(dust, &mut below);
         let narrow = below(6) == 0;
         let mut plan = Self {
             border: if dust > 0 { 12 } else { 1 },

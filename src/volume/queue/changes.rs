@@ -61,10 +61,10 @@ mod tests {
     fn the_end_waits_for_a_change_that_has_begun_and_lets_none_begin() {
         let changes = Changes::default();
         let change = changes.enter().unwrap();
-        std::thread::scope(|scope| {
+        crate::sync::thread::scope(|scope| {
             let ended = scope.spawn(|| changes.end());
             while changes.enter().is_ok() {
-                std::thread::yield_now();
+                crate::sync::thread::yield_now();
             }
             assert!(!ended.is_finished(), "a change is being made");
             drop(change);
