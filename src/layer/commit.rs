@@ -343,6 +343,12 @@ impl Commit {
         self.outstanding.load(Ordering::Acquire) > self.limits.reserved_bytes_max / 2
     }
 
+    /// Whether a record of so many bytes has to wait until others are durable, although there may be space for it.
+    pub fn is_beyond_frame(&self, bytes: u64) -> bool {
+        let frame = self.limits.reserved_bytes_max;
+        bytes <= frame && self.outstanding.load(Ordering::Acquire) + bytes > frame
+    }
+
     /// Takes space for all that is outstanding, and a step more if there is so much.
     fn raise(&self, journal: &mut Journal, outstanding: u64) -> Result<()> {
         let large = outstanding + self.limits.reserve_step_bytes;

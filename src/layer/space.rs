@@ -114,10 +114,18 @@ impl Layers {
     /// # Errors
     /// [`ErrorKind::NoSpace`]: there is none. Nothing has changed then.
     pub(super) fn make_room(&self, bytes: u64) -> Result<()> {
-        if self.commit.is_full() {
-            self.sync_fresh()?
-        } else {
-            self.sync([])?
+        loop {
+            if self.commit.is_full() {
+                self.sync_fresh()?
+            } else {
+                self.sync([])?
+            }
+            if !self.commit.is_beyond_frame(bytes) {
+                break;
+            }
+            // It is not space that is short: what others are writing takes the rest of a frame.
+            self.help();
+            crate::sync::thread::sleep(super::set::HELP_INTERVAL);
         }
         let taken = self.commit.claim(bytes).or_else(|_| {
             self.checkpoint_now()?;

@@ -48,7 +48,7 @@ impl Mix {
 fn some_limits(dust: u64, mut below: impl FnMut(u64) -> u64) -> Limits {
     let (frame_payload_bytes_max, reserved_bytes_max, set_record_bytes_max) = match dust {
         0 => (Limits::DEFAULT.frame_payload_bytes_max, Limits::DEFAULT.reserved_bytes_max, Limits::DEFAULT.set_record_bytes_max),
-        _ => (8 << 10, 5 << 10, 4300),
+        _ => (8 << 10, 5 << 10, 1300),
     };
     Limits {
         frame_payload_bytes_max,
