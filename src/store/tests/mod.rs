@@ -1,6 +1,7 @@
 //! Stores with small limits: what overflows at real ones only after hours.
 
 mod faulty;
+mod forks;
 mod shortage;
 
 use std::path::Path;
