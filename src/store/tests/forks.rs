@@ -3,8 +3,7 @@
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::faulty::FaultyDisk;
@@ -13,6 +12,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::ErrorKind;
 use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, UriSources};
 use crate::store::{Store, StoreOptions};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, OnceLock, mpsc, thread};
 use crate::volume::{Queue, Request, Volume};
 
 /// How long a test waits for what must come.
@@ -89,7 +90,7 @@ impl Source for Hung {
     }
 
     fn read(&self, _: Range<u64>, _: ReadClass, arrival: OnArrival) {
-        self.0.lock().unwrap().push(arrival);
+        self.0.lock().push(arrival);
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
@@ -105,7 +106,7 @@ impl Source for Hung {
     }
 
     fn close(&self) {
-        for arrival in std::mem::take(&mut *self.0.lock().unwrap()) {
+        for arrival in std::mem::take(&mut *self.0.lock()) {
             arrival.end(Err(SourceError { kind: SourceErrorKind::Closed, message: "closed".into() }));
         }
     }
@@ -127,10 +128,10 @@ fn hung_options() -> StoreOptions {
 /// Waits until a reader waits for the source; then drops the queue, which must end.
 fn drop_while_a_source_hangs(store: &Store, queue: Queue) {
     while store.show("f").unwrap().hydration.readers_waiting == 0 {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     let (sender, dropped) = mpsc::channel();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         drop(queue);
         sender.send(()).unwrap_or_default();
     });
@@ -185,7 +186,7 @@ impl Clock for StepsMeanwhile {
         {
             let (sender, stepped) = mpsc::channel();
             let background = Arc::clone(&core);
-            std::thread::spawn(move || sender.send(background.step_hydration().is_ok()).unwrap_or_default());
+            thread::spawn(move || sender.send(background.step_hydration().is_ok()).unwrap_or_default());
             // It may well wait until the fork is complete.
             let _ = stepped.recv_timeout(Duration::from_millis(300));
             self.started.store(core.hydrators().iter().any(|hydrator| !hydrator.is_asleep()), Ordering::SeqCst);
