@@ -82,6 +82,8 @@ pub enum Planted {
     FreedInARound,
     /// The record that frees a layer and the layer's end may be in two rounds.
     FreedInTwoRounds,
+    /// A head that follows a sealed one may be flushed in a round before that of its record.
+    SealedInTwoRounds,
     /// The table of layers is locked while the state of one of them is waited for, and the list of those whose blocks end while the
     /// table is.
     TableHeld,

@@ -21,7 +21,8 @@
 //! 6. *A record of shape counts only if every block its round names matches*: a fork seals a layer, and the layer's unsynced
 //!    overwrites are named in the same frame (`Expect`), so one barrier round makes both durable or neither count.
 //! 7. *A patch leaves memory, and so the next checkpoint, only when what supersedes it is durable* (see `patches`).
-//! 8. *A discard's record and the blocks that it takes out of a layer are in the same round* (`Commit::hold_beginning`). Otherwise
+//! 8. *A discard's record and the blocks that it takes out of a layer are in the same round* (`Commit::hold_beginning`); so are the
+//!    record that frees a layer and the layer's end, and a flush of a new head comes in no round before that of its record. Otherwise
 //!    the round of a flush has neither the block nor its end, and bytes older than the flush come back.
 //! 9. *Every record takes its journal space before the change is visible*, and what gives back space lives on a reserve (see `space`
 //!    and the journal): lack of space refuses a call, and never breaks a store.

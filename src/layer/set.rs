@@ -141,6 +141,11 @@ impl Layers {
         all
     }
 
+    /// Keeps rounds from beginning, so that what is queued meanwhile is all in one. Taken before a view.
+    pub fn hold_beginning(&self) -> Option<impl Drop + '_> {
+        (!self.limits.has(Planted::SealedInTwoRounds)).then(|| self.commit.hold_beginning())
+    }
+
     /// Puts the records of a change of shape, which frees these layers, into the next round, and makes completed writes of a layer
     /// durable in it. A flush of a layer that is freed has nothing to name any more, so it must not be in an earlier round.
     pub fn enqueue_freeing(&self, sync: Option<LayerId>, records: Vec<Record>, freed: &[LayerId]) -> Ticket {

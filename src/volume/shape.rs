@@ -139,7 +139,9 @@ impl Core {
         Ok((head, ticket))
     }
 
-    /// Seals a volume's head, unless it is blank, so that others can stand on it. The gate is closed, the catalogue locked.
+    /// Seals a volume's head, unless it is blank, so that others can stand on it. The gate is closed, the catalogue locked, and no
+    /// round begins until the records that follow are queued ([`crate::layer::Layers::hold_beginning`]): who flushes the new head must not be in a
+    /// round before the one that has its record, or blocks of a layer are named that recovery does not know.
     fn seal(&self, catalog: &Catalog, head: &Head, always: bool) -> Result<Base> {
         head.check_alive()?;
         let mut view = head.view.write();
@@ -182,6 +184,7 @@ impl Core {
             let source = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
             let labels = changed_labels(source.labels.clone(), change)?;
             let source = source.name.clone();
+            let _beginning = self.layers.hold_beginning();
             let mut base = self.seal(&catalog, head, false)?;
             let size_bytes = base.view.size_bytes;
             let mut records = std::mem::take(&mut base.records);
@@ -408,6 +411,7 @@ impl Core {
                 return Err(Error::new(ErrorKind::Exists, message));
             }
             let has_parent = head.view.read().layer.parent.is_some();
+            let _beginning = self.layers.hold_beginning();
             let mut base = self.seal(&catalog, head, !has_parent)?;
             let mut records = std::mem::take(&mut base.records);
             let size_bytes = base.view.size_bytes;

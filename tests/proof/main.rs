@@ -74,7 +74,7 @@ fn what_was_acknowledged_is_there() {
 }
 
 /// Faults that are seen after seconds to minutes, with `VOLFORK_PROOF_PLANTED=all` or one of their names.
-const PLANTED: [Planted; 13] = [
+const PLANTED: [Planted; 14] = [
     Planted::RewrittenWhileDraining,
     Planted::ProvenByAppending,
     Planted::EarlyPunch,
@@ -84,6 +84,7 @@ const PLANTED: [Planted; 13] = [
     Planted::UncutSet,
     Planted::FreedInARound,
     Planted::FreedInTwoRounds,
+    Planted::SealedInTwoRounds,
     Planted::TableHeld,
     Planted::SizeBeforeTheGate,
     Planted::EmptyRoundProves,
