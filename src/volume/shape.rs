@@ -40,6 +40,8 @@ struct Birth<'a> {
     /// What it was forked from, or empty.
     parent: &'a str,
     labels: Labels,
+    /// When, if that was asked before.
+    created_at: Option<u64>,
 }
 
 /// A layer that forks and snapshots of a volume can stand on.
@@ -98,7 +100,7 @@ impl Core {
             self.name_is_free(&catalog, name)?;
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(None, layer))];
-            self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels }, None)?
+            self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels, created_at: None }, None)?
         };
         self.layers.wait_shape(ticket)?;
         Ok(head)
@@ -110,7 +112,7 @@ impl Core {
         catalog: &mut Catalog,
         mut records: Vec<Record>,
         parent: Option<LayerId>,
-        Birth { name, size_bytes, parent: label, labels }: Birth<'_>,
+        Birth { name, size_bytes, parent: label, labels, created_at }: Birth<'_>,
         base: Option<Base>,
     ) -> Result<(Arc<Head>, Ticket)> {
         let volume = catalog.next_volume();
@@ -122,7 +124,7 @@ impl Core {
             volume,
             head,
             size_bytes,
-            created_at: self.unix_seconds(),
+            created_at: created_at.unwrap_or_else(|| self.unix_seconds()),
             name: name.to_owned(),
             parent: label.to_owned(),
         }));
@@ -184,6 +186,8 @@ impl Core {
             let source = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
             let labels = changed_labels(source.labels.clone(), change)?;
             let source = source.name.clone();
+            // The clock's code may take long, and no round begins from here on.
+            let created_at = Some(self.unix_seconds());
             let _beginning = self.layers.hold_beginning();
             let mut base = self.seal(&catalog, head, false)?;
             let size_bytes = base.view.size_bytes;
@@ -191,7 +195,7 @@ impl Core {
             let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
             records.push(Record::Layer(LayerRecord::over(base.layer, layer)));
             let parent = base.layer;
-            self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: &source, labels }, Some(base))?
+            self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: &source, labels, created_at }, Some(base))?
         };
         self.layers.wait_shape(ticket)?;
         Ok(fork)
@@ -212,7 +216,7 @@ impl Core {
             base = entry.layer;
             let labels = catalog.volume(id).map_or_else(Labels::new, |entry| entry.labels.clone());
             let labels = changed_labels(labels, change)?;
-            let birth = Birth { name, size_bytes: entry.size_bytes, parent: &format!("{volume}@{snapshot}"), labels };
+            let birth = Birth { name, size_bytes: entry.size_bytes, parent: &format!("{volume}@{snapshot}"), labels, created_at: None };
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
@@ -235,7 +239,7 @@ impl Core {
             let Some((base, size_bytes)) = catalog.held(chain) else { return Ok(None) };
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
-            let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels: Labels::new() };
+            let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels: Labels::new(), created_at: None };
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
         self.layers.wait_shape(ticket)?;
@@ -292,7 +296,7 @@ impl Core {
         // The volume notes one of them as well.
         self.layers.reserve_shape_with(2 * bytes_of(&uris))?;
         let label = uris[0].clone();
-        let birth = Birth { name, size_bytes: source.size_bytes(), parent: &label, labels };
+        let birth = Birth { name, size_bytes: source.size_bytes(), parent: &label, labels, created_at: None };
         let (head, Root { layer: root, hydrator, .. }, ticket) = {
             let _roots = self.roots.lock();
             let mut catalog = self.catalog();
@@ -411,12 +415,13 @@ impl Core {
                 return Err(Error::new(ErrorKind::Exists, message));
             }
             let has_parent = head.view.read().layer.parent.is_some();
+            // As for a fork.
+            let created_at = self.unix_seconds();
             let _beginning = self.layers.hold_beginning();
             let mut base = self.seal(&catalog, head, !has_parent)?;
             let mut records = std::mem::take(&mut base.records);
             let size_bytes = base.view.size_bytes;
             if let Some(layer) = base.layer {
-                let created_at = self.unix_seconds();
                 let name = name.to_owned();
                 records.push(Record::Snapshot(SnapshotRecord { volume: head.id, layer, size_bytes, created_at, name }));
                 records.extend(held.map(|held| Record::Held(HeldRecord { layer, size_bytes, held })));

@@ -218,7 +218,7 @@ fn files_of_a_destroyed_volume_stay_until_its_end_is_durable() {
     }
 }
 
-/// A volume has its new head a moment before that is recorded: whoever flushes then is told nothing of the layer below.
+/// A flush just before a head is replaced, with its gate closed: the clock is asked there, before rounds have to wait.
 #[test]
 fn a_flush_makes_durable_what_was_written_before_although_the_head_is_replaced() {
     for seed in seeds(16) {
