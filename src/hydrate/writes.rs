@@ -92,17 +92,9 @@ impl<'a> Writes<'a> {
         parts.reverse();
         while let Some(part) = parts.pop() {
             // A read that was tried again brings the same blocks again: nobody but this thread ends their writes.
-            while self.is_writing(&part) {
-                if self.wait(Duration::from_millis(100)).is_err() {
-                    crate::sync::thread::yield_now();
-                }
-            }
+            self.wait_while(|writes| writes.is_writing(&part));
             // Nothing is held while a round makes room for more, for others may hold the rest.
-            while self.hydrator.config.layers.is_full() && !self.is_empty() {
-                if self.wait(Duration::from_millis(100)).is_err() {
-                    crate::sync::thread::yield_now();
-                }
-            }
+            self.wait_while(|writes| writes.hydrator.config.layers.is_full() && !writes.is_empty());
             match self.hydrator.admit_part(&part) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -120,6 +112,15 @@ impl<'a> Writes<'a> {
             if let Err(error) = self.begin(part, run) {
                 self.hydrator.note_unstored(&error);
                 self.end_one(run);
+            }
+        }
+    }
+
+    /// Ends writes as long as this holds of those that are left.
+    fn wait_while(&mut self, holds: impl Fn(&Self) -> bool) {
+        while holds(self) {
+            if self.wait(Duration::from_millis(100)).is_err() {
+                crate::sync::thread::yield_now();
             }
         }
     }
