@@ -340,6 +340,25 @@ fn every_server_is_a_source() {
     }
 }
 
+#[test]
+fn a_server_that_takes_whole_requests_only_is_no_source_of_a_crooked_size() {
+    let host = Host::new();
+    let (image, socket) = (host.path("image"), host.path("kit"));
+    let more = ["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-error-policy=error"];
+    for bytes in [8 * MIB + 2048, 1_000_000] {
+        std::fs::write(&image, pattern(9, bytes)).unwrap();
+        let _server = nbdkit_file(&socket, &image, &more);
+        let error = host.store.fork(&format!("nbd+unix:///?socket={socket}"), "crooked").err().expect("its end can never be read");
+        assert_eq!(error.kind(), volfork::ErrorKind::InvalidInput);
+        let text = error.to_string();
+        assert!(text.contains(&format!("{bytes} bytes")) && text.contains("4096") && text.contains("make its size"), "{text}");
+    }
+    // A server that does not insist gives all of it.
+    let data = pattern(9, 1_000_000);
+    let _server = nbdkit_file(&socket, &image, &["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-error-policy=allow"]);
+    fork_and_verify(&host, &format!("nbd+unix:///?socket={socket}"), "lenient", &data);
+}
+
 fn nbdkit_file(socket: &str, image: &str, more: &[&str]) -> Process {
     let _ = std::fs::remove_file(socket);
     let mut arguments = vec!["-f", "-r", "-U", socket];

@@ -1,7 +1,7 @@
 //! Addresses: `nbd://host[:port]/export`, `nbd+unix:///export?socket=path`.
 
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,17 @@ use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketT
 use url::Url;
 
 use crate::source::{SourceError, SourceErrorKind};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::mpsc::channel;
+use crate::sync::thread::Builder;
 use crate::wire::constants::DEFAULT_PORT;
+use crate::wire::{deadline_after, time_left};
 
 /// The kernel does not take longer times.
 const SOCKET_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Names that are being looked up, and how many may be: a resolver that never answers does not get further threads.
+static LOOK_UPS: AtomicUsize = AtomicUsize::new(0);
+const LOOK_UPS_MAX: usize = 64;
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +91,10 @@ impl Address {
         match &self.place {
             Place::Unix(path) => connect_unix(path, timeout).map(Socket::Unix),
             Place::Tcp(host, port) => {
+                let deadline = deadline_after(timeout);
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, timeout) {
+                for address in resolve(host, *port, timeout)? {
+                    match TcpStream::connect_timeout(&address, time_left(deadline)?) {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
                             // A server whose machine has gone is noticed while nothing is asked of it, too.
@@ -100,6 +108,39 @@ impl Address {
             }
         }
     }
+}
+
+/// Looks a host up, for at most so long.
+fn resolve(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let name = host.to_owned();
+    look_up(timeout, move || Ok((name.as_str(), port).to_socket_addrs()?.collect()))
+}
+
+/// Counts one look-up until it is dropped.
+struct LookUp;
+
+impl Drop for LookUp {
+    fn drop(&mut self) {
+        LOOK_UPS.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Calls the system's resolver, which knows no limit, on a thread of its own: one that does not answer costs that thread.
+fn look_up<T: Send + 'static>(timeout: Duration, ask: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let counted = LookUp;
+    if LOOK_UPS.fetch_add(1, Ordering::AcqRel) >= LOOK_UPS_MAX {
+        return Err(io::Error::other("earlier look-ups of names have not ended"));
+    }
+    let (sender, receiver) = channel();
+    Builder::new().name("nbd-resolve".into()).spawn(move || {
+        let _counted = counted;
+        // Nobody listens any more if it took long.
+        let _ = sender.send(ask());
+    })?;
+    receiver.recv_timeout(timeout).unwrap_or_else(|_| Err(io::Error::other("the host's name is not resolved in time")))
 }
 
 /// Without a limit, connecting waits for a server that is stopped once so many clients as it wants to queue wait too.
@@ -178,6 +219,23 @@ impl io::Write for Socket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_resolver_that_does_not_answer_is_not_waited_for_without_end() {
+        let (release, wait) = channel::<()>();
+        let unanswered = look_up(Duration::from_millis(20), move || {
+            // Until the test is over.
+            let _ = wait.recv();
+            Ok(1)
+        });
+        let error = unanswered.unwrap_err();
+        assert!(error.to_string().contains("not resolved in time"), "{error}");
+        assert_eq!(look_up(SOCKET_PATIENCE_MAX, || Ok(2)).unwrap(), 2);
+        drop(release);
+        // A number is no name.
+        assert_eq!(resolve("127.0.0.1", 7, Duration::ZERO).unwrap(), ["127.0.0.1:7".parse().unwrap()]);
+        assert_eq!(resolve("::1", 7, Duration::ZERO).unwrap(), ["[::1]:7".parse().unwrap()]);
+    }
 
     #[test]
     fn addresses_are_read_as_other_clients_read_them() {

@@ -12,6 +12,7 @@ mod assembly;
 mod handshake;
 mod link;
 mod pool;
+mod tail;
 
 use std::time::Duration;
 

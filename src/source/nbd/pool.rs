@@ -12,7 +12,7 @@ use super::handshake::{Agreed, Contexts, Topic, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
 use crate::io::{Reservation, descriptors_max, give_way};
 use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc;
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex};
@@ -47,12 +47,14 @@ struct State {
     stats: SourceStats,
 }
 
-struct Shared {
-    uri: String,
+pub(super) struct Shared {
+    pub(super) uri: String,
     address: Address,
-    options: NbdOptions,
-    size_bytes: u64,
-    align_bytes: u32,
+    pub(super) options: NbdOptions,
+    pub(super) size_bytes: u64,
+    pub(super) align_bytes: u32,
+    /// A read of the last bytes has to reach beyond them.
+    pub(super) rounds_up: AtomicBool,
     read_bytes_max: u32,
     links_max: usize,
     contexts: Contexts,
@@ -63,7 +65,7 @@ struct Shared {
 }
 
 /// An NBD export, read over one or several connections.
-pub struct NbdSource(Arc<Shared>);
+pub struct NbdSource(pub(super) Arc<Shared>);
 
 fn block_sizes(agreed: &Agreed) -> (u32, u32) {
     let (minimum, _, maximum) = agreed.info.block_sizes.unwrap_or((1, 4096, PAYLOAD_BYTES_MAX));
@@ -113,6 +115,7 @@ impl NbdSource {
             address,
             size_bytes: agreed.info.size_bytes,
             align_bytes,
+            rounds_up: AtomicBool::new(false),
             read_bytes_max,
             links_max: if multi { options.connections.max(1) * if far { 2 } else { 1 } + 1 } else { 1 },
             contexts: agreed.contexts,
@@ -132,12 +135,14 @@ impl NbdSource {
                 }
             })
             .map_err(|error| shared.error(SourceErrorKind::Lost, format!("cannot start a thread: {error}")))?;
-        Ok(Arc::new(Self(shared)))
+        let source = Arc::new(Self(shared));
+        source.find_tail()?;
+        Ok(source)
     }
 }
 
 impl Shared {
-    fn error(&self, kind: SourceErrorKind, text: impl std::fmt::Display) -> SourceError {
+    pub(super) fn error(&self, kind: SourceErrorKind, text: impl std::fmt::Display) -> SourceError {
         SourceError { kind, message: format!("{}: {text}", self.uri) }
     }
 
@@ -210,7 +215,7 @@ impl Shared {
         self.send_waiting();
     }
 
-    fn submit(&self, job: Job) {
+    pub(super) fn submit(&self, job: Job) {
         let mut state = self.state.lock();
         let refusal = if state.closed {
             Some(self.error(SourceErrorKind::Closed, "it was closed"))
@@ -469,13 +474,17 @@ impl Source for NbdSource {
     }
 
     fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
+        let (range, arrival) = self.rounded(range, arrival);
         self.0.submit(Job { range, waiter: Waiter::Read(class, arrival), tries: 0 });
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        if self.0.contexts.allocation.is_none() {
+        // What is less than a request at the end is not asked for.
+        let end = if range.end == self.0.size_bytes { range.end - range.end % u64::from(self.0.align_bytes) } else { range.end };
+        if self.0.contexts.allocation.is_none() || end <= range.start {
             return Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }]);
         }
+        let range = range.start..end;
         let mut left = range.end - range.start;
         let mut extents: Vec<SourceExtent> = Vec::new();
         for extent in self.status(Topic::Allocation, range)? {
