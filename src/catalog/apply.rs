@@ -34,14 +34,17 @@ impl Catalog {
                 }
             }
             Record::Sources(layer, uris) => {
-                if let Some(source) = &mut self.layer_mut(*layer)?.source {
+                let entry = self.layer_mut(*layer)?;
+                if let Some(source) = &mut entry.source {
                     source.uris.clone_from(uris);
+                    entry.named.extend(uris.iter().cloned());
                 }
             }
             Record::Attach(layer, needed_from, source) => {
                 let entry = self.layer_mut(*layer)?;
                 entry.needed_from = *needed_from;
                 (entry.source, entry.detached) = (Some(source.clone()), None);
+                entry.named.extend(source.uris.iter().cloned());
             }
             Record::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
             Record::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),
@@ -67,7 +70,8 @@ impl Catalog {
             self.layer_mut(parent)?.children.insert(layer);
         }
         let LayerRecord { parent, origin, source, .. } = record.clone();
-        self.layers.insert(layer, LayerEntry { parent, origin, source, ..LayerEntry::default() });
+        let named = source.iter().flat_map(|source| source.uris.iter().cloned()).collect();
+        self.layers.insert(layer, LayerEntry { parent, origin, source, named, ..LayerEntry::default() });
         self.next_layer = self.next_layer.max(layer.0.saturating_add(1));
         Ok(())
     }

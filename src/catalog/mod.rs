@@ -31,6 +31,8 @@ pub struct LayerEntry {
     pub source: Option<SourceRecord>,
     /// The source it stood for, when that is not needed any more.
     pub detached: Option<SourceRecord>,
+    /// Every address from which its bytes may have come: those that its first fork named, and those that an operator added since.
+    pub named: BTreeSet<String>,
     /// The layers above with smaller numbers do not need it: their chains were complete before it was attached again.
     pub needed_from: LayerId,
     /// Layers of images that its view is, each with the size of the volume it was sealed in.
@@ -166,6 +168,28 @@ mod tests {
         assert_eq!(catalog.next_layer().unwrap(), LayerId(8));
         catalog.skip_layers([LayerId(3)]);
         assert_eq!(written_anew(&catalog).next_layer().unwrap(), LayerId(8));
+    }
+
+    /// Bytes of an address that is not used any more are there still.
+    #[test]
+    fn every_address_that_was_ever_used_is_kept_in_mind() {
+        let root = LayerId(3);
+        let uris = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let source = SourceRecord { uris: uris(&["a", "b"]), size_bytes: 1 << 20, settings: HydrationSettings::default() };
+        let mut catalog = Catalog::default();
+        catalog.apply(&Record::Layer(LayerRecord { layer: root, parent: None, origin: "h/1".into(), source: Some(source) })).unwrap();
+        for (record, used) in [
+            (Record::Sources(root, uris(&["c", "a"])), Some(&["c", "a"][..])),
+            (Record::Sources(root, uris(&["c"])), Some(&["c"])),
+            (Record::Detach(root), None),
+        ] {
+            catalog.apply(&record).unwrap();
+            let again = written_anew(&catalog);
+            assert_eq!(again, catalog, "{record:?}");
+            let entry = again.layer(root).unwrap();
+            assert!(entry.named.iter().eq(&["a", "b", "c"]));
+            assert_eq!(entry.source.as_ref().map(|source| source.uris.clone()), used.map(uris));
+        }
     }
 
     #[test]

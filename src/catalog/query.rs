@@ -3,7 +3,7 @@
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HeldRecord, LayerRecord, Record, SnapshotRecord, VolumeRecord};
+use crate::format::{HeldRecord, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
@@ -129,9 +129,12 @@ impl Catalog {
         // A child always has a larger number than its parent.
         layers.sort_unstable_by_key(|(id, _)| **id);
         for (id, entry) in layers {
-            let LayerEntry { parent, origin, source, detached, needed_from, held, .. } = entry;
-            let first = source.clone().or_else(|| detached.clone());
+            let LayerEntry { parent, origin, source, detached, named, needed_from, held, .. } = entry;
+            let mut first = source.clone().or_else(|| detached.clone());
+            // A layer begins with all addresses that it ever had, and goes on with those that it has.
+            let has = first.as_mut().map(|first| std::mem::replace(&mut first.uris, named.iter().take(SOURCE_URIS_MAX).cloned().collect()));
             records.push(Record::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: first }));
+            records.extend(has.map(|uris| Record::Sources(*id, uris)));
             records.extend(detached.is_some().then_some(Record::Detach(*id)));
             if let (Some(source), true) = (source, *needed_from > LayerId::default()) {
                 records.push(Record::Attach(*id, *needed_from, source.clone()));

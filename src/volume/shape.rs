@@ -15,6 +15,7 @@
 //! Each is one journal record group and one barrier round: it is applied in memory under the catalogue's lock, put into the
 //! next round there (so the journal has changes in the order in which they were made), and waited for outside all locks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::core::{Core, gone, no_sources};
@@ -301,7 +302,7 @@ impl Core {
             let _roots = self.roots.lock();
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
-            let mut root = match self.standing_root(&catalog, source) {
+            let mut root = match self.standing_root(&catalog, source, &uris) {
                 Some(root) => self.join_root(&catalog, root, uris, source)?,
                 None => self.new_root(&catalog, uris, source)?,
             };
@@ -339,13 +340,18 @@ impl Core {
         Ok(Root { layer, records, hydrator: Some(hydrator), next_layer: LayerId(layer.0 + 1) })
     }
 
-    /// A layer that stands for the bytes of a source, of the same size.
-    fn standing_root(&self, catalog: &Catalog, source: &Arc<dyn Source>) -> Option<LayerId> {
+    /// A layer that stands for the bytes of a source, of the same size, and has had them from these addresses and no others: an
+    /// identity is what an address claims, and proves nothing to a fork that did not name the address.
+    fn standing_root(&self, catalog: &Catalog, source: &Arc<dyn Source>, uris: &[String]) -> Option<LayerId> {
         let (identity, size_bytes) = (source.identity()?, source.size_bytes());
+        let named: BTreeSet<&String> = uris.iter().collect();
         let fits = |root, entry: &LayerEntry| {
             let record = entry.source.as_ref().or(entry.detached.as_ref());
             // Not one whose hydration is just about to end.
-            record.is_some_and(|record| record.size_bytes == size_bytes) && self.hydrator(root).is_some() == entry.source.is_some()
+            let is_trusted = entry.named.iter().eq(named.iter().copied());
+            is_trusted
+                && record.is_some_and(|record| record.size_bytes == size_bytes)
+                && self.hydrator(root).is_some() == entry.source.is_some()
         };
         catalog.roots_of(&identity).filter(|(root, entry)| fits(*root, entry)).map(|(root, _)| root).min()
     }
@@ -358,7 +364,7 @@ impl Core {
         if let (Some(hydrator), Some(record)) = (self.hydrator(root), entry.and_then(|entry| entry.source.as_ref())) {
             let mut all = record.uris.clone();
             all.extend(uris.into_iter().filter(|uri| !record.uris.contains(uri)));
-            // The oldest make room, but for the origin: the new ones have just been seen.
+            // An operator may have replaced some. The oldest make room, but for the origin: the new ones have just been seen.
             all.drain(1..1 + all.len().saturating_sub(SOURCE_URIS_MAX));
             hydrator.add_fork(&all);
             return Ok(joined(vec![Record::Sources(root, all)], None));
@@ -372,13 +378,12 @@ impl Core {
         Ok(joined(vec![Record::Attach(root, next_layer, record)], Some(hydrator)))
     }
 
-    /// Notes in which order a new fork touches the blocks of the layer it stands on; and if an earlier one did, lets what is
-    /// still at a source be fetched in that order.
+    /// Notes in which order a new fork touches the blocks of the layer it stands on; and if earlier ones were recorded, lets what is
+    /// still at a source be fetched in their order.
     fn record_fork(&self, head: &Head, layer: LayerId) {
         if let Some(recorder) = self.record_touches(layer, head.id) {
-            // A head is recorded once, when it is made.
+            // The head is new.
             let _ = head.recorder.set(recorder);
-            return;
         }
         let root = self.catalog().needed_root(layer);
         let Some(hydrator) = root.and_then(|root| self.hydrator(root)) else { return };

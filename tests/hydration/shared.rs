@@ -6,12 +6,13 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use roaring::RoaringBitmap;
+use volfork::store::HydrationControl;
 use volfork::volume::{EventKind, HydrationState, OnEvent, VolumeState};
 use volfork::{Store, StoreOptions, Volume};
 
 use crate::stage::{Actor, Play, Stage};
 use crate::steps::{paused_fork, settle, store};
-use crate::{Trial, options, pattern, read, resumed};
+use crate::{Trial, options, pattern, paused, read, resumed};
 
 const IDENTITY: &str = "host/7";
 const MIB: usize = 1 << 20;
@@ -136,51 +137,80 @@ fn of_a_root_that_was_complete_only_what_nobody_needed_is_fetched_for_a_later_fo
     assert_eq!(actor.bytes_read(), 5 << 20);
 }
 
+/// An identity is a claim of whoever serves it.
 #[test]
-fn every_fork_adds_its_addresses_and_other_bytes_are_kept_apart() {
-    let trial = Trial::new();
-    let data = pattern(73, 4 * MIB);
-    let (a, b) = (snapshot(&trial.stage, "a://", &data), snapshot(&trial.stage, "b://", &data));
-    let other = pattern(74, 4 * MIB);
-    trial.stage.add(Actor { identity: Some("host/8".into()), ..Actor::new("c://", &other) });
-    let first = trial.paused_fork(&a, "first");
-    let second = trial.store.fork("b://", "second").unwrap();
-    let third = trial.store.fork("c://", "third").unwrap();
-    // Whatever it says: what has another size has other bytes.
-    snapshot(&trial.stage, "d://", &other[..MIB]);
-    let fourth = trial.store.fork("d://", "fourth").unwrap();
-    trial.finish("fourth");
-    assert!(read(&fourth, 0, MIB).unwrap() == other[..MIB]);
-    a.play(|_, _| Play::Fail);
-    a.fail_held();
-    let addresses = |name: &str| -> Vec<String> {
-        let sources = trial.store.show(name).unwrap().hydration.sources;
-        sources.into_iter().map(|source| source.uri).collect()
+fn an_address_that_claims_an_identity_gives_its_bytes_to_no_fork_that_did_not_name_it() {
+    let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
+    let store = store(dir.path(), &stage);
+    let (data, poison) = (pattern(73, 4 * MIB), vec![0x66; 4 * MIB]);
+    let honest = snapshot(&stage, "honest://", &data);
+    let actor = |uri: &str| Actor { identity: Some(IDENTITY.into()), has_checksums: true, ..Actor::new(uri, &poison) };
+    let evil = stage.add(actor("evil://"));
+    let both = ["honest://".to_owned(), "evil://".to_owned()];
+    // One is complete before anybody else comes, another one while the victim is under way.
+    let first = store.fork("evil://", "first").unwrap();
+    settle(&store);
+    assert!(read(&first, 0, 4 * MIB).unwrap() == poison, "who names it has what it gives");
+    let victim = paused_fork(&store, &honest, "victim");
+    let second = store.fork("evil://", "second").unwrap();
+    let mixed = store.fork_from(&both, "mixed").unwrap();
+    let addresses = |store: &Store, name: &str| -> Vec<String> {
+        store.show(name).unwrap().hydration.sources.into_iter().map(|source| source.uri).collect()
     };
-    assert_eq!([addresses("first"), addresses("second")], [["a://", "b://"], ["a://", "b://"]]);
-    trial.store.control_hydration("second", &resumed()).unwrap();
-    for (volume, expected) in [(first, &data), (second, &data), (third, &other)] {
-        trial.finish(&volume.name());
-        assert!(read(&volume, 0, 4 * MIB).unwrap() == *expected);
+    assert_eq!(addresses(&store, "victim"), ["honest://"]);
+    assert_eq!(addresses(&store, "mixed"), both);
+    let later = store.fork("honest://", "later").unwrap();
+    store.control_hydration("victim", &resumed()).unwrap();
+    let asked = honest.bytes_read();
+    settle(&store);
+    for volume in [&victim, &later] {
+        assert!(read(volume, 0, 4 * MIB).unwrap() == data, "{}", volume.name());
     }
-    assert!(b.bytes_read() <= 4 << 20);
+    assert!(read(&second, 0, 4 * MIB).unwrap() == poison);
+    assert!(honest.bytes_read() - asked <= 8 << 20, "forks that name the same address share their blocks");
+    assert!(evil.bytes_read() <= 8 << 20);
+    drop((first, victim, second, mixed, later));
+    // Opened again, it is known still who named what; an address that was removed has left its bytes.
+    for name in ["first", "second", "mixed", "later"] {
+        store.destroy_volume(name, false).unwrap();
+    }
+    store.fork_from(&both, "half").unwrap();
+    store.control_hydration("half", &paused()).unwrap();
+    let control = HydrationControl { remove_sources: vec!["evil://".into()], ..HydrationControl::default() };
+    store.control_hydration("half", &control).unwrap();
+    store.close().unwrap();
+    let (store, _) = store_again(dir.path(), &stage);
+    assert_eq!(addresses(&store, "half"), ["honest://"]);
+    let asked = honest.bytes_read();
+    let last = store.fork("honest://", "last").unwrap();
+    assert!(read(&last, 0, 4 * MIB).unwrap() == data);
+    assert_eq!(honest.bytes_read(), asked, "it has the blocks of the victim, which came from there alone");
+    assert!(store.show("half").unwrap().blocks.missing > 0, "it was joined by nobody");
 }
 
 #[test]
-fn new_addresses_are_taken_although_there_are_many() {
+fn other_bytes_are_kept_apart() {
     let trial = Trial::new();
-    let data = pattern(76, MIB);
-    let (a, _b) = (snapshot(&trial.stage, "a://", &data), snapshot(&trial.stage, "b://", &data));
-    a.play(|_, _| Play::Fail);
-    let mut uris = vec![a.uri.clone()];
-    uris.extend((1..64).map(|number| format!("nobody://{number}")));
-    trial.store.fork_from(&uris, "first").unwrap();
-    trial.store.fork("b://", "second").unwrap();
-    let sources = trial.store.show("first").unwrap().hydration.sources;
-    let known: Vec<&str> = sources.iter().map(|source| source.uri.as_str()).collect();
-    assert_eq!((known.len(), known[0], known[1], known[63]), (64, "a://", "nobody://2", "b://"));
+    let data = pattern(73, 4 * MIB);
+    let other = pattern(74, 4 * MIB);
+    let a = snapshot(&trial.stage, "a://", &data);
+    let first = trial.paused_fork(&a, "first");
+    // The same address serves another snapshot now.
+    trial.stage.add(Actor { identity: Some("host/8".into()), ..Actor::new("a://", &other) });
+    let second = trial.store.fork("a://", "second").unwrap();
+    trial.finish("second");
+    assert!(read(&second, 0, 4 * MIB).unwrap() == other);
+    // Whatever it says: what has another size has other bytes.
+    snapshot(&trial.stage, "a://", &other[..MIB]);
+    let third = trial.store.fork("a://", "third").unwrap();
+    trial.finish("third");
+    assert!(read(&third, 0, MIB).unwrap() == other[..MIB]);
+    snapshot(&trial.stage, "a://", &data);
+    a.play(|_, _| Play::Answer);
+    a.fail_held();
+    trial.store.control_hydration("first", &resumed()).unwrap();
     trial.finish("first");
-    assert!(read(&trial.store.volume("first").unwrap(), 0, MIB).unwrap() == data);
+    assert!(read(&first, 0, 4 * MIB).unwrap() == data);
 }
 
 #[test]
