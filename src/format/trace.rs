@@ -10,6 +10,8 @@
 
 use std::ops::Range;
 
+use roaring::RoaringBitmap;
+
 use super::bytes::{FormatError, Reader, Writer};
 
 const MAGIC: &[u8; 8] = b"VFTRACE1";
@@ -44,6 +46,25 @@ impl Trace {
         writer.bytes
     }
 
+    /// This trace, and behind it what a later one touched beside that, in its order.
+    pub fn and_then(mut self, later: &Self) -> Self {
+        let mut seen = RoaringBitmap::new();
+        for run in &self.runs {
+            seen.insert_range(run.clone());
+        }
+        for run in &later.runs {
+            let mut new = RoaringBitmap::new();
+            new.insert_range(run.clone());
+            new -= &seen;
+            let mut pieces = new.iter();
+            while let Some(piece) = pieces.next_range().filter(|_| self.runs.len() < TRACE_RUNS_MAX) {
+                self.runs.push(*piece.start()..piece.end().saturating_add(1));
+            }
+            seen |= new;
+        }
+        self
+    }
+
     /// Bytes behind the last run are ignored: the file may have been longer.
     ///
     /// # Errors
@@ -75,6 +96,17 @@ impl Trace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_later_trace_adds_what_is_new_behind_what_was_there() {
+        let first = Trace { runs: vec![96..112, 0..16] };
+        let later = Trace { runs: vec![500..510, 8..40, 100..101, 500..520] };
+        let both = first.clone().and_then(&later);
+        assert_eq!(both.runs, [96..112, 0..16, 500..510, 16..40, 510..520]);
+        assert_eq!(both.clone().and_then(&later), both);
+        let full = Trace { runs: (0..TRACE_RUNS_MAX as u32).map(|run| run * 2..run * 2 + 1).collect() };
+        assert_eq!(full.clone().and_then(&later), full);
+    }
 
     #[test]
     fn golden_bytes_and_every_cut_and_flip() {

@@ -12,10 +12,10 @@ impl Layers {
         let file = self.files.get(layer, LayerFile::Trace).ok()??;
         let mut bytes = vec![0; file.size_bytes().ok()?.min(TRACE_BYTES_MAX as u64) as usize];
         file.read_exact_at(&mut bytes, 0).ok()?;
-        Trace::decode(&bytes).ok()
+        Trace::decode(&bytes).ok().filter(|trace| !trace.runs.is_empty())
     }
 
-    /// Replaces the trace of a layer. Not made durable: it is advice, and a torn one is ignored.
+    /// Replaces the trace of a layer; an empty one is as good as none. Not made durable: it is advice, and a torn one is ignored.
     ///
     /// # Errors
     /// An I/O error.

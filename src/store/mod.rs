@@ -24,7 +24,7 @@ pub use report::{AffectedBlocks, CheckReport, HydrationControl, ScrubProgress, S
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
 use crate::ids::BlockSize;
-use crate::volume::{Head, Holding, HydrationInfo, Snapshot, SnapshotInfo, Volume, VolumeInfo};
+use crate::volume::{Head, Holding, HydrationInfo, Snapshot, SnapshotInfo, TraceInfo, Volume, VolumeInfo};
 use open::OpenStore;
 
 /// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone and the last volume, snapshot and queue
@@ -314,6 +314,33 @@ impl Store {
             })?;
         }
         Ok(self.show(name)?.hydration)
+    }
+
+    /// In which order forks first touched a snapshot, or what a volume stands on.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] for a volume that stands on nothing.
+    pub fn trace(&self, volume: &str, snapshot: Option<&str>) -> Result<TraceInfo> {
+        let _pass = self.0.core.enter()?;
+        self.0.core.trace(volume, snapshot)
+    }
+
+    /// Forgets what [`Store::trace`] tells, and ends a recording that is under way.
+    ///
+    /// # Errors
+    /// As [`Store::trace`]; an I/O error.
+    pub fn drop_trace(&self, volume: &str, snapshot: Option<&str>) -> Result<()> {
+        let _pass = self.0.core.enter()?;
+        self.0.core.drop_trace(volume, snapshot)
+    }
+
+    /// Records for ten minutes what a volume touches of what it stands on; that is added to what is known.
+    ///
+    /// # Errors
+    /// As [`Store::trace`].
+    pub fn record_trace(&self, volume: &str) -> Result<()> {
+        let _pass = self.0.core.enter()?;
+        self.0.core.record_trace(volume)
     }
 
     /// Fails every read that waits for a source now, as if the source were lost; later ones ask it again.

@@ -39,4 +39,5 @@ pub use info::{
 };
 pub use queue::Queue;
 pub use request::{Completion, Request, Run, RunKind};
+pub use trace::TraceInfo;
 pub(crate) use viewers::Viewers;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
 
 use super::core::Core;
 use crate::catalog::{Catalog, VolumeEntry};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{TRACE_RUNS_MAX, Trace};
 use crate::ids::{LayerId, VolumeId};
 use crate::sync::Mutex;
@@ -19,29 +20,61 @@ const UNIT_BLOCKS: u32 = 16;
 /// How long after the fork touches are noted.
 const RECORDING_TIME: Duration = Duration::from_secs(600);
 
+/// Forks that are recorded at once, at most.
+const RECORDERS_MAX: usize = 64;
+
 #[derive(Default)]
 struct Touches {
+    /// The sealed layer that the fork stands on.
+    layer: LayerId,
+    until: Duration,
     /// Units seen.
     seen: RoaringBitmap,
     trace: Trace,
-    /// Differs from the file.
+    /// Has something that the file has not.
     changed: bool,
 }
 
-/// The recording of one fork, for the sealed layer it stands on.
+/// The recording of one fork, for the sealed layer it stands on. What others have recorded of that layer stays before it.
 pub struct Recorder {
-    layer: LayerId,
     fork: VolumeId,
-    until: Duration,
     active: AtomicBool,
-    /// The layer's trace is the one that is recorded here.
-    own: AtomicBool,
     touches: Mutex<Touches>,
+}
+
+/// What is known of the order in which forks first touch a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceInfo {
+    /// Runs of bytes, in that order.
+    pub runs: Vec<Range<u64>>,
+    /// A fork is being recorded.
+    pub recording: bool,
 }
 
 impl Recorder {
     fn new(layer: LayerId, fork: VolumeId, until: Duration) -> Arc<Self> {
-        Arc::new(Self { layer, fork, until, active: AtomicBool::new(true), own: AtomicBool::new(false), touches: Mutex::default() })
+        let touches = Mutex::new(Touches { layer, until, ..Touches::default() });
+        Arc::new(Self { fork, active: AtomicBool::new(true), touches })
+    }
+
+    fn layer(&self) -> LayerId {
+        self.touches.lock().layer
+    }
+
+    /// Whether it records touches of a layer now.
+    fn is_of(&self, layer: LayerId) -> bool {
+        self.active.load(Ordering::Relaxed) && self.layer() == layer
+    }
+
+    /// Nothing more comes: the next look at the recordings saves and ends it.
+    pub fn end(&self) {
+        self.active.store(false, Ordering::Relaxed);
+    }
+
+    /// Begins anew.
+    fn restart(&self, layer: LayerId, until: Duration) {
+        *self.touches.lock() = Touches { layer, until, ..Touches::default() };
+        self.active.store(true, Ordering::Relaxed);
     }
 
     /// Notes a read of blocks.
@@ -75,15 +108,82 @@ impl Core {
         self.recorders.lock().iter().find(|recorder| recorder.fork == fork).cloned()
     }
 
-    /// Begins to record the touches of a fork that stands on `layer`, unless that was done before.
+    /// Begins to record the touches of a fork that stands on `layer`, unless another one is recorded.
     pub(super) fn record_touches(&self, layer: LayerId, fork: VolumeId) -> Option<Arc<Recorder>> {
         let mut recorders = self.recorders.lock();
-        if recorders.iter().any(|recorder| recorder.layer == layer) || self.layers.load_trace(layer).is_some() {
+        if recorders.len() >= RECORDERS_MAX || recorders.iter().any(|recorder| recorder.is_of(layer)) {
             return None;
         }
         let recorder = Recorder::new(layer, fork, self.clock.monotonic() + RECORDING_TIME);
         recorders.push(Arc::clone(&recorder));
         Some(recorder)
+    }
+
+    /// The layer whose trace is meant: that of a snapshot, or the one on which a volume stands.
+    fn traced_layer(&self, volume: &str, snapshot: Option<&str>) -> Result<LayerId> {
+        let catalog = self.catalog();
+        if let Some(snapshot) = snapshot {
+            return Ok(catalog.snapshot(volume, snapshot)?.1.layer);
+        }
+        let id = catalog.volume_id(volume)?;
+        let parent = catalog.volume(id).and_then(|entry| catalog.layer(entry.head)?.parent);
+        parent.ok_or_else(|| {
+            let message = format!("volume '{volume}' is no fork and has no snapshot, so it has no trace: name a fork, or NAME@SNAP");
+            Error::new(ErrorKind::InvalidInput, message)
+        })
+    }
+
+    /// In which order forks first touched a snapshot, or what a volume stands on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`].
+    pub fn trace(&self, volume: &str, snapshot: Option<&str>) -> Result<TraceInfo> {
+        let layer = self.traced_layer(volume, snapshot)?;
+        // The latest recording is on its way to the file; one that cannot be written is shown as far as it was.
+        let _ = self.save_traces();
+        let recording = self.recorders.lock().iter().any(|recorder| recorder.is_of(layer));
+        let bytes = |run: &Range<u32>| self.block_size.offset_of(u64::from(run.start))..self.block_size.offset_of(u64::from(run.end));
+        let trace = self.layers.load_trace(layer).unwrap_or_default();
+        Ok(TraceInfo { runs: trace.runs.iter().map(bytes).collect(), recording })
+    }
+
+    /// Forgets it, and ends a recording that is under way.
+    ///
+    /// # Errors
+    /// As [`Core::trace`]; an I/O error.
+    pub fn drop_trace(&self, volume: &str, snapshot: Option<&str>) -> Result<()> {
+        let layer = self.traced_layer(volume, snapshot)?;
+        self.end_recordings(layer);
+        self.layers.save_trace(layer, &Trace::default())
+    }
+
+    /// Begins to record what a volume touches of what it stands on, for ten minutes. A recording of another fork of it ends.
+    ///
+    /// # Errors
+    /// As [`Core::trace`].
+    pub fn record_trace(self: &Arc<Self>, volume: &str) -> Result<()> {
+        let head = self.head(volume)?;
+        let layer = self.traced_layer(volume, None)?;
+        // What was recorded until now is kept.
+        let _ = self.save_traces();
+        self.end_recordings(layer);
+        let until = self.clock.monotonic() + RECORDING_TIME;
+        let recorder = head.recorder.get_or_init(|| Recorder::new(layer, head.id, until));
+        recorder.restart(layer, until);
+        let mut recorders = self.recorders.lock();
+        recorders.retain(|other| other.fork != head.id);
+        recorders.push(Arc::clone(recorder));
+        Ok(())
+    }
+
+    fn end_recordings(&self, layer: LayerId) {
+        self.recorders.lock().retain(|recorder| {
+            let is_of_layer = recorder.layer() == layer;
+            if is_of_layer {
+                recorder.active.store(false, Ordering::Relaxed);
+            }
+            !is_of_layer
+        });
     }
 
     /// A fork that was made a moment ago, by a process that is gone, is recorded for the rest of the time.
@@ -123,23 +223,22 @@ impl Core {
         let now = self.clock.monotonic();
         let recorders = self.recorders.lock().clone();
         for recorder in recorders {
-            let old = now >= recorder.until || self.layers.get(recorder.layer).is_none();
-            // A trace that came with the source meanwhile tells of a whole run; this one has only begun.
-            let told = !recorder.own.load(Ordering::Relaxed) && self.layers.load_trace(recorder.layer).is_some();
-            let over = old || told || !recorder.active.load(Ordering::Relaxed);
-            let changed = {
+            let (layer, until, changed) = {
                 let mut touches = recorder.touches.lock();
-                std::mem::take(&mut touches.changed).then(|| touches.trace.clone())
+                let changed = std::mem::take(&mut touches.changed).then(|| touches.trace.clone());
+                (touches.layer, touches.until, changed)
             };
-            let saved = match changed {
-                // The layer's files may be on their way out; what is written then is swept with them.
-                Some(trace) if !told && self.layers.get(recorder.layer).is_some() => {
-                    recorder.own.store(true, Ordering::Relaxed);
-                    self.layers.save_trace(recorder.layer, &trace)
+            // The layer's files may be on their way out; what is written then is swept with them.
+            let is_gone = self.layers.get(layer).is_none();
+            let saved = match changed.filter(|_| !is_gone) {
+                Some(own) => {
+                    // A trace of an earlier fork, or one that came with the source meanwhile, tells of a whole run.
+                    let known = self.layers.load_trace(layer).unwrap_or_default();
+                    self.layers.save_trace(layer, &known.and_then(&own))
                 }
-                _ => Ok(()),
+                None => Ok(()),
             };
-            if over || saved.is_err() {
+            if now >= until || is_gone || saved.is_err() || !recorder.active.load(Ordering::Relaxed) {
                 recorder.active.store(false, Ordering::Relaxed);
                 self.recorders.lock().retain(|other| !Arc::ptr_eq(other, &recorder));
             }

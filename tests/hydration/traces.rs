@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use roaring::RoaringBitmap;
 use volfork::source::ReadClass;
+use volfork::volume::TraceInfo;
+use volfork::{ErrorKind, Store, StoreOptions, Volume};
 
 use crate::stage::{Actor, PATIENCE, Play};
 use crate::{Trial, pattern, read, resumed};
@@ -67,7 +69,41 @@ fn a_trace_that_came_with_the_source_outlives_a_recording_that_has_only_begun() 
     store.close().unwrap();
     let store = volfork::Store::open(dir.path(), crate::options(&stage)).unwrap();
     let places: Vec<u64> = store.snapshot("v", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
-    assert_eq!(places, PLACES);
+    assert_eq!(places, [&PLACES[..], &[7]].concat(), "what only this fork touched comes behind it");
+}
+
+/// The first fork reads its partition table, the second one starts a machine.
+#[test]
+fn a_fork_that_read_one_sector_does_not_decide_the_trace_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(dir.path(), StoreOptions::default()).unwrap();
+    let origin = store.create_volume("v", 16 << 20).unwrap();
+    origin.write_at(&pattern(64, 16 << 20), 0).unwrap();
+    origin.snapshot("s").unwrap();
+    let places = |store: &Store| -> Vec<u64> { store.trace("v", Some("s")).unwrap().runs.iter().map(|run| run.start >> 20).collect() };
+    let touch = |fork: &Volume, places: &[u64]| places.iter().for_each(|place| drop(read(fork, place << 20, 512).unwrap()));
+    touch(&store.fork("v@s", "first").unwrap(), &[0]);
+    assert_eq!(places(&store), [0]);
+    // A recording lasts as long as its process, or ten minutes.
+    store.close().unwrap();
+    let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+    store.destroy_volume("first", false).unwrap();
+    let second = store.fork("v@s", "second").unwrap();
+    touch(&second, &PLACES);
+    assert_eq!(places(&store), [&[0], &PLACES[..]].concat());
+    assert!(store.trace("second", None).unwrap().recording, "a volume names what it stands on");
+    // A wrong one is forgotten, with its recording, and another one made by command.
+    store.drop_trace("v", Some("s")).unwrap();
+    touch(&second, &[6]);
+    assert_eq!(store.trace("v", Some("s")).unwrap(), TraceInfo::default());
+    store.record_trace("second").unwrap();
+    touch(&second, &[5, 0]);
+    assert_eq!(places(&store), [5, 0]);
+    assert_eq!(store.record_trace("v").map_err(|error| error.kind()), Ok(()), "it stands on its own snapshot");
+    store.create_volume("alone", 4096).unwrap();
+    assert_eq!(store.record_trace("alone").unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(store.trace("v", Some("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(places(&store), [5, 0]);
 }
 
 #[test]
