@@ -2,9 +2,19 @@
 
 use std::ops::Range;
 
+use roaring::RoaringBitmap;
+
 use crate::limits::EXTENT_BLOCKS;
 
 const WORDS: usize = EXTENT_BLOCKS as usize / 64;
+
+/// The block behind the run of a set that a block lies in; `None` if the set has not got the block. Costs as much as the run has
+/// containers.
+pub fn end_of_run(set: &RoaringBitmap, block: u64) -> Option<u64> {
+    let block = u32::try_from(block).ok()?;
+    let run = set.range(block..).next_range()?;
+    (*run.start() == block).then(|| u64::from(*run.end()) + 1)
+}
 
 /// A set of blocks of one extent, numbered from 0 within it.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -105,6 +115,15 @@ impl std::fmt::Debug for BlockBits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_ends_where_its_last_block_does() {
+        let mut set = RoaringBitmap::from_iter([1, 2, 7]);
+        assert_eq!([0, 1, 2, 3, 7].map(|block| end_of_run(&set, block)), [None, Some(3), Some(3), None, Some(8)]);
+        set.insert_range(100_000..=u32::MAX);
+        assert_eq!(end_of_run(&set, 70_000_000), Some(1 << 32), "across containers");
+        assert_eq!(end_of_run(&set, 1 << 32), None);
+    }
 
     #[test]
     fn ranges_and_runs_agree_with_each_other() {

@@ -310,15 +310,27 @@ impl<'a> Backfill<'a> {
             }
             return false;
         }
-        self.plan.questions.take_answers(hydrator);
+        self.plan.take_answers(hydrator);
+        let is_whole_pass = self.plan.is_at_start();
         let mut pause = self.request_more();
         if self.is_idle() {
+            if !hydrator.is_complete() {
+                // Perhaps nothing is missing but that what was written above becomes durable.
+                hydrator.look_above();
+            }
             if hydrator.is_complete() {
                 self.record();
                 return false;
             }
             self.plan.start_again();
-            pause = Some(pause.unwrap_or(IDLE_INTERVAL));
+            if pause.is_none() && is_whole_pass {
+                hydrator.note_stuck();
+            }
+            let now = hydrator.config.clock.monotonic();
+            let retry = hydrator.state.lock().peers.next_bad_retry();
+            let until_retry = retry.map_or(IDLE_INTERVAL, |at| at.saturating_sub(now).clamp(IDLE_INTERVAL, LONG));
+            let soon = pause.unwrap_or(until_retry);
+            pause = Some(hydrator.close_idle().map_or(soon, |idle| idle.min(soon)));
         }
         if may_wait || !self.is_idle() {
             self.take_arrival(Some(if may_wait { pause.unwrap_or(LONG) } else { Duration::ZERO }));
@@ -466,12 +478,18 @@ impl<'a> Backfill<'a> {
     }
 
     fn must_pause(&self, now: Duration) -> Option<Duration> {
-        let state = self.hydrator.state.lock();
-        if state.stopped || state.settings.paused {
-            return Some(LONG);
-        }
-        let retry_at = state.peers.all_failing().unwrap_or_default().max(state.stalled_until);
-        (now < retry_at).then(|| (retry_at - now).min(LONG))
+        let is_full = {
+            let state = self.hydrator.state.lock();
+            if state.stopped || state.settings.paused {
+                return Some(LONG);
+            }
+            let retry_at = state.peers.all_failing().unwrap_or_default().max(state.stalled_until);
+            if now < retry_at {
+                return Some((retry_at - now).min(LONG));
+            }
+            state.no_space.is_some()
+        };
+        (is_full && !self.hydrator.finds_space()).then_some(IDLE_INTERVAL)
     }
 
     /// Takes what has arrived, waiting for something to happen at most so long (`None`: until an arrival comes).
@@ -524,11 +542,11 @@ impl<'a> Backfill<'a> {
                 match result {
                     Ok(()) => {
                         request.sending.succeed();
-                        hydrator.note_read(&request.uri, None);
+                        hydrator.note_read(&request.uri, &request.run, None);
                     }
                     Err(error) => {
                         drop(request.sending);
-                        hydrator.note_error(&request.uri, &error);
+                        hydrator.note_failure(&request.uri, &error, Some(&request.run));
                         hydrator.note_failed(&request.run);
                     }
                 }

@@ -11,6 +11,7 @@ use super::claim::Claim;
 use super::hydrator::{Hydrator, State};
 use super::progress::FetchClass;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::EXTENT_BLOCKS;
 use crate::source::{Arrival, OnArrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::mpsc::{Receiver, Sender, channel};
 
@@ -183,6 +184,33 @@ impl Hydrator {
             state.stall = if again { (state.stall * 2).min(STALLS.end) } else { STALLS.start };
         }
         state.stalled_until = now + if error.kind() == ErrorKind::Poisoned { FOR_EVER } else { state.stall };
+        if error.kind() == ErrorKind::NoSpace {
+            state.no_space = Some(format!("no space: {error}"));
+            self.look_at_health(state);
+        }
+    }
+
+    /// Whether there is space again for what is missing, after there was none. Nothing is fetched to find that out.
+    pub(super) fn finds_space(&self) -> bool {
+        let found = self.next_needed(0).map_or(Ok(()), |first| {
+            let (layers, layer, extent) = (&self.config.layers, &self.config.layer, (first / u64::from(EXTENT_BLOCKS)) as u32);
+            let missing = layer.missing(extent);
+            layers.take_space(layer, extent, &missing)?;
+            layers.give_back(layer, extent, &missing);
+            Ok(())
+        });
+        match found {
+            Ok(()) => {
+                let mut state = self.state.lock();
+                state.no_space = None;
+                self.look_at_health(state);
+                true
+            }
+            Err(error) => {
+                self.note_unstored(&error);
+                false
+            }
+        }
     }
 }
 
@@ -346,7 +374,7 @@ impl WaitedFetch<'_> {
                     Ok(()) => {
                         let waited = hydrator.config.clock.monotonic().saturating_sub(attempt.began);
                         let range = hydrator.byte_range(&read.run);
-                        hydrator.note_read(&attempt.uri, (range.end - range.start <= TIMED_BYTES).then_some(waited));
+                        hydrator.note_read(&attempt.uri, &read.run, (range.end - range.start <= TIMED_BYTES).then_some(waited));
                         if !std::mem::replace(&mut read.over, true) {
                             read.end(hydrator);
                         }
@@ -360,7 +388,7 @@ impl WaitedFetch<'_> {
     fn take_error(&mut self, number: usize, error: SourceError) {
         let Attempt { read, ref uri, .. } = self.attempts[number];
         let uri = uri.clone();
-        self.hydrator.note_error(&uri, &error);
+        self.hydrator.note_failure(&uri, &error, Some(&self.reads[read].run));
         if self.reads[read].over {
             return;
         }

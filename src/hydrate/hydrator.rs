@@ -13,6 +13,7 @@ use super::pace::{Pace, Rate, Share, Waits};
 use super::peers::Peers;
 use super::progress::{FetchClass, FetchedBytes, HydratorStatus, Progress, SourceInfo};
 use super::wake::Waker;
+use crate::bits::end_of_run;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{HydrationSettings, SourceRecord, TRACE_RUNS_MAX};
@@ -23,6 +24,11 @@ use crate::sync::{Condvar, Mutex};
 
 /// Ranges of traces that are kept to be followed.
 const FOLLOWED_MAX: usize = 4 * TRACE_RUNS_MAX;
+
+/// How often it is looked at what stands above.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest pause before it is looked again whether a connection is used.
+const IDLE_LOOK_MIN: Duration = Duration::from_millis(100);
 
 /// Called when hydration fails at every address, and when it goes on again.
 pub type OnChange = Box<dyn Fn(HydratorStatus, Option<String>) + Send + Sync>;
@@ -47,6 +53,8 @@ pub struct HydratorConfig {
     pub budget: Arc<Budget>,
     /// Told of degradation and recovery.
     pub on_change: OnChange,
+    /// Looks at what stands on the layer, and calls [`Hydrator::set_covered`] and [`Hydrator::set_hidden`].
+    pub look_above: Box<dyn Fn(&Hydrator) + Send + Sync>,
 }
 
 /// One root layer and where its bytes can be had.
@@ -66,6 +74,10 @@ pub(super) struct State {
     pub under_way: BTreeMap<u64, u64>,
     /// Blocks that nobody above needs.
     pub hidden: RoaringBitmap,
+    /// These, and those that nobody above will need once what was written there is durable: not asked for.
+    pub covered: RoaringBitmap,
+    /// When it was last looked at what stands above.
+    pub looked_at: Option<Duration>,
     pub settings: HydrationSettings,
     pub pace: Pace,
     pub rate: Rate,
@@ -80,7 +92,12 @@ pub(super) struct State {
     pub stalled_until: Duration,
     /// The latest pause for that.
     pub stall: Duration,
-    pub degraded: bool,
+    /// Running, degraded, or without space.
+    pub health: HydratorStatus,
+    /// What is left could not be had from any address.
+    pub stuck: bool,
+    /// Fetched blocks could not be stored for lack of space: what was said then.
+    pub no_space: Option<String>,
     /// Readers that wait, and when others did.
     pub demands: u32,
     pub waits: Waits,
@@ -105,7 +122,7 @@ impl Hydrator {
         let mut state = State { settings: config.record.settings, ..State::default() };
         state.peers.set(&config.record.uris);
         if let Some(first) = state.peers.list.first_mut() {
-            first.source = source;
+            (first.source, first.used_at) = (source, config.clock.monotonic());
         }
         let connector = Connector::new(Arc::clone(&config.opener));
         Arc::new_cyclic(|this| Self { config, connector, state: Mutex::new(state), changed: Condvar::new(), this: this.clone() })
@@ -133,7 +150,8 @@ impl Hydrator {
     pub(super) fn source_since(&self, uri: &str, given_up: Option<u64>) -> Result<Arc<dyn Source>, SourceError> {
         let closed = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not used any more") };
         let since = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
+            state.peers.note_use(uri, self.config.clock.monotonic());
             let peer = state.peers.list.iter().find(|peer| peer.uri == uri).filter(|_| !state.stopped).ok_or_else(closed)?;
             if let Some(source) = &peer.source {
                 return Ok(Arc::clone(source));
@@ -148,6 +166,7 @@ impl Hydrator {
         let source = self.connector.open(uri, since)?;
         self.check_source(uri, &*source)?;
         let mut state = self.state.lock();
+        state.peers.note_use(uri, self.config.clock.monotonic());
         let stopped = state.stopped;
         match state.peers.list.iter_mut().find(|peer| peer.uri == uri).filter(|_| !stopped) {
             Some(peer) => Ok(Arc::clone(peer.source.get_or_insert_with(|| Arc::clone(&source)))),
@@ -179,12 +198,17 @@ impl Hydrator {
 
     /// Notes how an address failed.
     pub(super) fn note_error(&self, uri: &str, error: &SourceError) {
+        self.note_failure(uri, error, None);
+    }
+
+    /// Notes how an address failed when it was asked for blocks: it may be able to give others.
+    pub(super) fn note_failure(&self, uri: &str, error: &SourceError, run: Option<&Range<u64>>) {
         if error.kind == SourceErrorKind::Closed {
             return;
         }
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
-        let useless = state.peers.note_error(uri, now, error);
+        let useless = state.peers.note_error(uri, now, error, run);
         state.last_error = Some(error.message.clone());
         self.look_at_health(state);
         if let Some(source) = useless {
@@ -192,10 +216,12 @@ impl Hydrator {
         }
     }
 
-    /// Notes that a read ended well, and how long somebody waited for it.
-    pub(super) fn note_read(&self, uri: &str, waited: Option<Duration>) {
+    /// Notes that a read of these blocks ended well, and how long somebody waited for it.
+    pub(super) fn note_read(&self, uri: &str, run: &Range<u64>, waited: Option<Duration>) {
+        let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
-        state.peers.note_read(uri, waited);
+        state.peers.note_read(uri, now, run, waited);
+        state.stuck = false;
         if let Some(waited) = waited {
             let shortest = state.peers.shortest_wait(uri);
             state.share.note(waited, shortest);
@@ -213,18 +239,49 @@ impl Hydrator {
         state.rate.note(now, total);
     }
 
-    /// Tells of degradation and recovery.
-    fn look_at_health(&self, mut state: crate::sync::MutexGuard<'_, State>) {
-        let degraded = state.peers.all_failing().is_some();
-        if degraded != state.degraded {
-            state.degraded = degraded;
-            let (status, error) = match degraded {
-                true => (HydratorStatus::Degraded, state.last_error.clone()),
-                false => (HydratorStatus::Running, None),
-            };
+    /// Tells of degradation and recovery, and of a lack of space.
+    pub(super) fn look_at_health(&self, mut state: crate::sync::MutexGuard<'_, State>) {
+        let (health, error) = match (state.peers.all_failing().is_some() || state.stuck, &state.no_space) {
+            (true, _) => (HydratorStatus::Degraded, state.last_error.clone()),
+            (false, Some(error)) => (HydratorStatus::NoSpace, Some(error.clone())),
+            (false, None) => (HydratorStatus::Running, None),
+        };
+        if health != state.health {
+            state.health = health;
             drop(state);
-            (self.config.on_change)(status, error);
+            (self.config.on_change)(health, error);
         }
+    }
+
+    /// Nothing is under way, and of what is missing nothing may be asked for: each address fails, or could not give it.
+    pub(super) fn note_stuck(&self) {
+        let mut state = self.state.lock();
+        if state.peers.all_bad() {
+            state.stuck = true;
+            self.look_at_health(state);
+        }
+    }
+
+    /// Gives up connections of which nobody has made use for long, if nothing is to be fetched. Answers how long others may stay.
+    pub(super) fn close_idle(&self) -> Option<Duration> {
+        let now = self.config.clock.monotonic();
+        let (idle, next) = {
+            let mut state = self.state.lock();
+            // A reader that ends wakes backfill.
+            if state.demands > 0 || !(state.settings.paused || now < state.stalled_until) {
+                return None;
+            }
+            state.peers.take_idle(now)
+        };
+        for source in idle {
+            let round_trip = source.stats().round_trip;
+            let uri = source.describe();
+            if let Some(peer) = self.state.lock().peers.list.iter_mut().find(|peer| peer.uri == uri) {
+                peer.round_trip = round_trip.or(peer.round_trip);
+            }
+            source.close();
+        }
+        next.map(|next| next.saturating_sub(now).max(IDLE_LOOK_MIN))
     }
 
     /// The engine's error for one of a source.
@@ -238,13 +295,36 @@ impl Hydrator {
     /// Tells which blocks nobody needs.
     pub fn set_hidden(&self, hidden: RoaringBitmap) {
         let mut state = self.state.lock();
+        state.covered |= &hidden;
         state.hidden = hidden;
         self.notify(&state);
     }
 
+    /// Tells which blocks nobody will need once everything above is durable. Answers whether others are missing.
+    pub fn set_covered(&self, covered: RoaringBitmap) -> bool {
+        self.state.lock().covered = covered;
+        self.next_needed(0).is_some()
+    }
+
+    /// Looks at what stands above, unless that was done a moment ago.
+    pub(super) fn look_above(&self) {
+        let now = self.config.clock.monotonic();
+        {
+            let mut state = self.state.lock();
+            if state.settings.paused || state.looked_at.is_some_and(|at| now.saturating_sub(at) < LOOK_INTERVAL) {
+                return;
+            }
+            state.looked_at = Some(now);
+        }
+        (self.config.look_above)(self);
+    }
+
     /// One more fork stands on the layer, and shows all of it. These are the addresses from now on; all are tried at once.
     pub fn add_fork(&self, uris: &[String]) {
-        self.state.lock().hidden.clear();
+        {
+            let mut state = self.state.lock();
+            (state.hidden, state.covered, state.looked_at) = (RoaringBitmap::new(), RoaringBitmap::new(), None);
+        }
         self.set_uris(uris);
         self.retry_now();
     }
@@ -253,6 +333,7 @@ impl Hydrator {
     pub fn set_settings(&self, settings: HydrationSettings) {
         let mut state = self.state.lock();
         state.settings = settings;
+        state.looked_at = None;
         self.config.budget.set_priority(self.config.layer.id, settings.priority);
         self.notify(&state);
     }
@@ -297,6 +378,23 @@ impl Hydrator {
         self.notify(&state);
     }
 
+    /// The first block at or behind `from` that is missing and that somebody above needs.
+    pub(super) fn next_needed(&self, from: u64) -> Option<u64> {
+        self.next_missing(from, |state| &state.covered)
+    }
+
+    /// The first block at or behind `from` that is missing, and not in a set.
+    fn next_missing(&self, from: u64, hidden: impl Fn(&State) -> &RoaringBitmap) -> Option<u64> {
+        let mut at = from;
+        loop {
+            at = self.config.layer.next_missing(at)?;
+            match end_of_run(hidden(&self.state.lock()), at) {
+                Some(end) => at = end,
+                None => return Some(at),
+            }
+        }
+    }
+
     /// Blocks that are missing and needed.
     pub(super) fn missing(&self) -> RoaringBitmap {
         let blocks = self.config.layer.source_blocks().unwrap_or(0);
@@ -311,7 +409,7 @@ impl Hydrator {
 
     /// Whether every block that anybody needs is here.
     pub fn is_complete(&self) -> bool {
-        self.state.lock().under_way.is_empty() && self.missing().is_empty()
+        self.state.lock().under_way.is_empty() && self.next_missing(0, |state| &state.hidden).is_none()
     }
 
     /// Counts so far.
@@ -320,16 +418,16 @@ impl Hydrator {
         let state = self.state.lock();
         let status = match &*state {
             State { complete: true, .. } => HydratorStatus::Complete,
-            State { degraded: true, .. } => HydratorStatus::Degraded,
+            State { health: HydratorStatus::Degraded, .. } => HydratorStatus::Degraded,
             State { settings: HydrationSettings { paused: true, .. }, .. } => HydratorStatus::Paused,
-            _ => HydratorStatus::Running,
+            State { health, .. } => *health,
         };
         let sources = state.peers.list.iter().map(|peer| SourceInfo {
             uri: peer.uri.clone(),
             failing: peer.failures > 0,
             bytes_fetched: peer.bytes,
             errors: peer.errors,
-            round_trip_micros: None,
+            round_trip_micros: peer.round_trip.map(|time| time.as_micros() as u64),
             last_error: peer.last_error.clone(),
             refused: peer.refused,
         });
@@ -346,8 +444,8 @@ impl Hydrator {
         // A source is not called under the lock.
         drop(state);
         for (told, source) in progress.sources.iter_mut().zip(connected) {
-            let stats = source.map(|source| source.stats()).unwrap_or_default();
-            told.round_trip_micros = stats.round_trip.map(|time| time.as_micros() as u64);
+            let round_trip = source.and_then(|source| source.stats().round_trip).map(|time| time.as_micros() as u64);
+            told.round_trip_micros = round_trip.or(told.round_trip_micros);
         }
         progress
     }

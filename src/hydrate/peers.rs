@@ -1,5 +1,6 @@
 //! The addresses at which the bytes of a root layer can be had, and how each of them does.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,20 @@ const HEDGE_MIN: Duration = Duration::from_millis(20);
 const HEDGE_UNKNOWN: Duration = Duration::from_secs(1);
 /// Who waits for bulk asks elsewhere when nothing has come for so long, and for so many times of what is usual.
 const BULK_PATIENCE: (Duration, u32) = (Duration::from_millis(500), 4);
+
+/// First and longest pause before a block that an address could not give is asked for there again.
+const BAD_PAUSES: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(60);
+/// Ranges that one address could not give and that are kept in mind, and how many in a row make the whole address fail.
+const BAD_MAX: (usize, u32) = (4096, 16);
+/// A connection that is not used for so long is given up, if nothing is to be fetched.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
+/// Blocks that an address could not give, though it answered.
+struct Bad {
+    end: u64,
+    failures: u32,
+    retry_at: Duration,
+}
 
 /// One address.
 pub struct Peer {
@@ -31,6 +46,12 @@ pub struct Peer {
     /// It will not do however often it is tried, unless it becomes another one.
     pub refused: bool,
     pub latency: Latency,
+    /// When it was last used, and its shortest round trip, known from a connection that was given up.
+    pub used_at: Duration,
+    pub round_trip: Option<Duration>,
+    /// Ranges that it could not give, by their first blocks, and how often in a row that was so.
+    bad: BTreeMap<u64, Bad>,
+    bad_in_row: u32,
 }
 
 /// Mean and deviation of the time of waited-for reads, smoothed as TCP smooths round trips (RFC 6298).
@@ -85,6 +106,53 @@ impl Peer {
             last_error: None,
             refused: false,
             latency: Latency::default(),
+            used_at: Duration::ZERO,
+            round_trip: None,
+            bad: BTreeMap::new(),
+            bad_in_row: 0,
+        }
+    }
+
+    /// Whether there are blocks that it could not give.
+    pub fn is_bad(&self) -> bool {
+        !self.bad.is_empty()
+    }
+
+    /// The first part of a range of blocks that may be asked for now, in one request.
+    pub fn allowed(&self, range: &Range<u64>, now: Duration) -> Option<Range<u64>> {
+        let mut at = range.start;
+        while at < range.end {
+            match self.bad.range(..=at).next_back().map(|(_, bad)| bad).filter(|bad| bad.end > at) {
+                Some(bad) if bad.retry_at > now => at = bad.end,
+                Some(bad) => return Some(at..bad.end.min(range.end)),
+                None => {
+                    let next = self.bad.range(at..).next().map_or(range.end, |(start, _)| *start);
+                    return Some(at..next.min(range.end));
+                }
+            }
+        }
+        None
+    }
+
+    /// A range could not be given. Of several blocks the halves are asked for by themselves, until it is known which one it is.
+    fn note_bad(&mut self, run: &Range<u64>, now: Duration) {
+        if run.end - run.start <= 1 {
+            let bad = self.bad.entry(run.start).or_insert(Bad { end: run.end, failures: 0, retry_at: now });
+            let pause = BAD_PAUSES.start.saturating_mul(1 << bad.failures.min(8)).min(BAD_PAUSES.end);
+            (bad.end, bad.failures, bad.retry_at) = (run.end, bad.failures.saturating_add(1), now + pause);
+            return;
+        }
+        self.forget_bad(run);
+        let middle = run.start + (run.end - run.start) / 2;
+        for half in [run.start..middle, middle..run.end] {
+            self.bad.insert(half.start, Bad { end: half.end, failures: 0, retry_at: now });
+        }
+    }
+
+    fn forget_bad(&mut self, run: &Range<u64>) {
+        while let Some((start, _)) = self.bad.range(run.clone()).next() {
+            let start = *start;
+            self.bad.remove(&start);
         }
     }
 
@@ -145,9 +213,12 @@ impl Peers {
         self.list.iter_mut().find(|peer| peer.uri == uri)
     }
 
-    /// A read has ended well.
-    pub fn note_read(&mut self, uri: &str, waited: Option<Duration>) {
+    /// A read of these blocks has ended well.
+    pub fn note_read(&mut self, uri: &str, now: Duration, run: &Range<u64>, waited: Option<Duration>) {
         if let Some(peer) = self.by_uri(uri) {
+            peer.used_at = now;
+            peer.forget_bad(run);
+            peer.bad_in_row = 0;
             peer.failures = 0;
             peer.refused = false;
             if let Some(time) = waited {
@@ -168,11 +239,18 @@ impl Peers {
         }
     }
 
-    /// An address has failed. Answers its source if that is of no use any more.
-    pub fn note_error(&mut self, uri: &str, now: Duration, error: &SourceError) -> Option<Arc<dyn Source>> {
+    /// An address has failed, or has answered that it cannot give these blocks. Answers its source if that is of no use any more.
+    pub fn note_error(&mut self, uri: &str, now: Duration, error: &SourceError, run: Option<&Range<u64>>) -> Option<Arc<dyn Source>> {
         let peer = self.by_uri(uri)?;
         peer.last_error = Some(error.message.clone());
         peer.errors += 1;
+        if let (Some(run), SourceErrorKind::Failed | SourceErrorKind::Damaged) = (run, error.kind) {
+            peer.bad_in_row += 1;
+            if peer.bad.len() < BAD_MAX.0 && peer.bad_in_row < BAD_MAX.1 {
+                peer.note_bad(run, now);
+                return None;
+            }
+        }
         peer.refused = matches!(error.kind, SourceErrorKind::Changed | SourceErrorKind::Invalid);
         peer.failures = peer.failures.saturating_add(1);
         let pause = RETRY_PAUSES.start.saturating_mul(1 << (peer.failures - 1).min(8));
@@ -189,7 +267,42 @@ impl Peers {
 
     /// Forgets failures, so that every address is tried at once.
     pub fn retry_now(&mut self) {
-        self.list.iter_mut().for_each(|peer| peer.retry_at = Duration::ZERO);
+        for peer in &mut self.list {
+            peer.retry_at = Duration::ZERO;
+            peer.bad.values_mut().for_each(|bad| bad.retry_at = Duration::ZERO);
+        }
+    }
+
+    /// Whether each address fails, or could not give some blocks.
+    pub fn all_bad(&self) -> bool {
+        !self.list.is_empty() && self.list.iter().all(|peer| peer.failures > 0 || peer.is_bad())
+    }
+
+    /// When blocks that could not be given are asked for again.
+    pub fn next_bad_retry(&self) -> Option<Duration> {
+        self.list.iter().flat_map(|peer| peer.bad.values()).map(|bad| bad.retry_at).min()
+    }
+
+    /// Gives up the connections that nobody has, and that nobody has used for long; otherwise says when the next one may be.
+    pub fn take_idle(&mut self, now: Duration) -> (Vec<Arc<dyn Source>>, Option<Duration>) {
+        let (mut idle, mut next) = (Vec::new(), None);
+        for peer in &mut self.list {
+            let Some(source) = &peer.source else { continue };
+            let until = peer.used_at + IDLE_AFTER;
+            if now < until || Arc::strong_count(source) > 1 {
+                next = Some(next.map_or(until, |next: Duration| next.min(until)));
+                continue;
+            }
+            idle.extend(peer.source.take());
+        }
+        (idle, next)
+    }
+
+    /// An address is used.
+    pub fn note_use(&mut self, uri: &str, now: Duration) {
+        if let Some(peer) = self.by_uri(uri) {
+            peer.used_at = now;
+        }
     }
 
     /// Gives up all connections.
@@ -207,7 +320,7 @@ mod tests {
         let mut peers = Peers::default();
         peers.set(&["nbd://a/x".into(), "nbd://b/x".into(), "nbd://c/x".into()]);
         for (uri, millis) in [("nbd://a/x", 50), ("nbd://b/x", 2), ("nbd://c/x", 10)] {
-            peers.note_read(uri, Some(Duration::from_millis(millis)));
+            peers.note_read(uri, Duration::ZERO, &(0..1), Some(Duration::from_millis(millis)));
         }
         let now = Duration::from_secs(1);
         let mut tried = Vec::new();
@@ -216,14 +329,54 @@ mod tests {
         }
         assert_eq!(tried, ["nbd://b/x", "nbd://c/x", "nbd://a/x"]);
         let error = SourceError { kind: SourceErrorKind::Lost, message: "gone".into() };
-        peers.note_error("nbd://b/x", now, &error);
+        peers.note_error("nbd://b/x", now, &error, None);
         assert_eq!(peers.for_waited(now, &[]), Some(2));
         assert_eq!(peers.for_bulk(now).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(peers.all_failing(), None);
-        peers.note_error("nbd://a/x", now, &error);
-        peers.note_error("nbd://c/x", now, &error);
+        peers.note_error("nbd://a/x", now, &error, None);
+        peers.note_error("nbd://c/x", now, &error, Some(&(0..1)));
         assert!(peers.all_failing().is_some_and(|at| at > now));
         assert_eq!(peers.for_waited(now, &[]).map(|number| peers.list[number].failures), Some(1), "the last resort is to ask anyway");
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_had_is_found_and_let_be_alone() {
+        let mut peers = Peers::default();
+        peers.set(&["a".into()]);
+        let (now, error) = (Duration::from_secs(1), SourceError { kind: SourceErrorKind::Damaged, message: "damaged".into() });
+        let (all, bad) = (0..1024u64, 700);
+        let mut requests = 0;
+        let mut got = std::collections::BTreeSet::new();
+        // What a pass does, again and again: the parts that may be asked for.
+        while let Some(start) = (0..1024).find(|block| !got.contains(block) && peers.list[0].allowed(&(*block..*block + 1), now).is_some())
+        {
+            let end = (start..1024).find(|block| got.contains(block)).unwrap_or(all.end);
+            let run = peers.list[0].allowed(&(start..end), now).unwrap();
+            requests += 1;
+            match run.contains(&bad) {
+                true => assert!(peers.note_error("a", now, &error, Some(&run)).is_none()),
+                false => {
+                    peers.note_read("a", now, &run, None);
+                    got.extend(run);
+                }
+            }
+            assert_eq!((peers.list[0].failures, peers.all_failing()), (0, None), "the address works");
+        }
+        assert_eq!(got.len(), 1023);
+        assert!(requests <= 21, "{requests} requests");
+        assert!(peers.all_bad());
+        let retry_at = peers.next_bad_retry().unwrap();
+        assert!(retry_at > now && peers.list[0].allowed(&(bad..bad + 1), retry_at).is_some());
+        // It is asked for more and more seldom, and no more when it was had.
+        peers.note_error("a", retry_at, &error, Some(&(bad..bad + 1)));
+        assert!(peers.next_bad_retry().unwrap() - retry_at > retry_at - now);
+        peers.note_read("a", now, &(bad..bad + 1), None);
+        assert!(!peers.all_bad());
+        // One that cannot give anything fails as a whole.
+        for block in 0..u64::from(BAD_MAX.1) {
+            peers.note_error("a", now, &error, Some(&(block..block + 1)));
+        }
+        assert!(peers.all_failing().is_some());
     }
 
     #[test]
@@ -232,7 +385,7 @@ mod tests {
         peers.set(&["a".into(), "b".into()]);
         assert_eq!(peers.hedge_after("a"), Some(HEDGE_UNKNOWN), "one that never answered must not be waited for without end");
         for _ in 0..100 {
-            peers.note_read("a", Some(Duration::from_millis(100)));
+            peers.note_read("a", Duration::ZERO, &(0..1), Some(Duration::from_millis(100)));
         }
         let after = peers.hedge_after("a").unwrap();
         assert!((100..130).contains(&after.as_millis()), "{after:?}");

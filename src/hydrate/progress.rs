@@ -5,14 +5,17 @@ use serde::{Deserialize, Serialize};
 use crate::format::HydrationSettings;
 
 /// What backfill does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HydratorStatus {
     /// Fetching, or about to.
+    #[default]
     Running,
     /// Stopped by an operator.
     Paused,
-    /// No address answers.
+    /// No address answers, or none has what is missing.
     Degraded,
+    /// Fetched blocks cannot be stored: nothing is fetched before there is space.
+    NoSpace,
     /// Nothing is missing any more.
     Complete,
 }

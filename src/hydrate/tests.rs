@@ -156,6 +156,7 @@ impl Scene {
             block_size: BlockSize::DEFAULT,
             budget: Arc::<Budget>::default(),
             on_change: Box::new(|_, _| {}),
+            look_above: Box::new(|_| {}),
         };
         Self { layers, layer, clock, far, hydrator: Hydrator::new(config, None), _dir: dir }
     }

@@ -10,7 +10,7 @@ use super::checksums::ChecksumPage;
 use super::commit::Ticket;
 use super::patches::Patch;
 use super::presence::{Presence, extent_blocks};
-use crate::bits::BlockBits;
+use crate::bits::{BlockBits, end_of_run};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::limits::EXTENT_BLOCKS;
@@ -163,6 +163,21 @@ impl Layer {
     pub fn missing(&self, extent: u32) -> BlockBits {
         let (present, zeroed) = self.extent(extent);
         self.source_bits(extent).minus(&present).minus(&zeroed)
+    }
+
+    /// The first block at or behind `from` that is still only at the source. Costs as much as there are runs before it.
+    pub fn next_missing(&self, from: u64) -> Option<u64> {
+        let end = self.source_blocks().unwrap_or(0);
+        let state = self.state.lock();
+        let Presence { present, zeroed } = &state.presence;
+        let mut at = from;
+        while at < end {
+            match end_of_run(zeroed, at).or_else(|| end_of_run(present, at)) {
+                Some(next) => at = next,
+                None => return Some(at),
+            }
+        }
+        None
     }
 
     /// Blocks of the extent that the source has.

@@ -11,7 +11,9 @@ use roaring::RoaringBitmap;
 use super::core::Core;
 use crate::catalog::{Catalog, LayerEntry};
 use crate::error::Result;
+use crate::hydrate::Hydrator;
 use crate::ids::LayerId;
+use crate::layer::{Layer, Presence};
 use crate::sync::atomic::Ordering;
 
 /// What a look at all nameless layers found.
@@ -84,39 +86,71 @@ impl Core {
             let below = entry.parent.and_then(|parent| catalog.layer(parent));
             is_nameless(entry) && !below.is_some_and(is_nameless)
         });
+        let cover = |layer: &Layer| self.layers.durable_cover(layer);
         for (id, entry) in bottoms {
-            self.look_above(&catalog, Look::at(id, entry), &mut found);
+            self.look_upwards(&catalog, Look::at(id, entry), &cover, |id, hidden| {
+                self.note_dead(id, hidden, &mut found);
+                if catalog.layer(id).is_some_and(|entry| entry.source.is_some()) {
+                    found.hidden.insert(id, hidden.clone());
+                }
+            });
+        }
+        found
+    }
+
+    /// Tells a hydrator which blocks of its root nobody above can see, or will once what was written there is durable. If nothing but
+    /// that is missing, it is made durable.
+    pub(super) fn look_above(&self, hydrator: &Hydrator) {
+        let root = hydrator.layer().id;
+        let _roots = self.roots.lock();
+        let covered = self.hidden_of(root, &|layer| layer.with_presence(Presence::covered));
+        // An error shows at the next flush; then it is looked again.
+        if !hydrator.set_covered(covered) && !hydrator.is_complete() && self.layers.sync_fresh().is_ok() {
+            hydrator.set_hidden(self.hidden_of(root, &|layer| self.layers.durable_cover(layer)));
+        }
+    }
+
+    /// The blocks of a root that nobody above can see.
+    fn hidden_of(&self, root: LayerId, cover: &dyn Fn(&Layer) -> RoaringBitmap) -> RoaringBitmap {
+        let catalog = self.catalog();
+        let mut found = RoaringBitmap::new();
+        if let Some(entry) = catalog.layer(root).filter(|entry| is_nameless(entry)) {
+            self.look_upwards(&catalog, Look::at(root, entry), cover, |id, hidden| {
+                if id == root {
+                    found.clone_from(hidden);
+                }
+            });
         }
         found
     }
 
     /// Looks at a nameless layer after the nameless ones above it. What they hide is handed down and grows, so a long chain costs no
     /// more than its layers hold together.
-    fn look_above(&self, catalog: &Catalog, bottom: Look, found: &mut Found) {
+    fn look_upwards(
+        &self,
+        catalog: &Catalog,
+        bottom: Look,
+        cover: &dyn Fn(&Layer) -> RoaringBitmap,
+        mut found: impl FnMut(LayerId, &RoaringBitmap),
+    ) {
+        let cover = |layer: LayerId| self.layers.get(layer).map_or_else(RoaringBitmap::new, |layer| cover(&layer));
         let mut looks = vec![bottom];
         while let Some(look) = looks.last_mut() {
             if let Some(child) = look.children.next() {
                 match catalog.layer(child) {
                     Some(entry) if is_nameless(entry) => looks.push(Look::at(child, entry)),
-                    _ => look.meet(self.durable_cover(child)),
+                    _ => look.meet(cover(child)),
                 }
                 continue;
             }
             let Some(Look { layer: id, hidden, .. }) = looks.pop() else { return };
             let mut hidden = hidden.unwrap_or_default();
-            self.note_dead(id, &hidden, found);
-            if catalog.layer(id).is_some_and(|entry| entry.source.is_some()) {
-                found.hidden.insert(id, hidden.clone());
-            }
+            found(id, &hidden);
             if let Some(below) = looks.last_mut() {
-                hidden |= self.durable_cover(id);
+                hidden |= cover(id);
                 below.meet(hidden);
             }
         }
-    }
-
-    fn durable_cover(&self, layer: LayerId) -> RoaringBitmap {
-        self.layers.get(layer).map_or_else(RoaringBitmap::new, |layer| self.layers.durable_cover(&layer))
     }
 
     fn note_dead(&self, id: LayerId, hidden: &RoaringBitmap, found: &mut Found) {

@@ -56,7 +56,7 @@ fn a_callback_that_takes_long_holds_up_nobody() {
     let called = Arc::clone(&callback);
     let on_event: OnEvent = Arc::new(move |_| called.call());
     let store = Store::create(dir.path(), StoreOptions { on_event: Some(on_event), ..options(&stage) }).unwrap();
-    actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Fail });
+    actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Lose });
     let volume = store.fork("a://", "v").unwrap();
     store.control_hydration("v", &paused()).unwrap();
     // The reader's failure is an event, and its thread does not wait for the callback; nor does the next one, which recovers.
@@ -82,7 +82,7 @@ fn a_callback_that_panics_costs_its_own_event() {
         assert!(event.kind == EventKind::Hydrated, "a callback panics");
     });
     let store = Store::create(dir.path(), StoreOptions { on_event: Some(on_event), ..options(&stage) }).unwrap();
-    actor.play(|_, _| Play::Fail);
+    actor.play(|_, _| Play::Lose);
     let volume = store.fork("a://", "v").unwrap();
     assert!(begin(&volume, 0, 4096).recv_timeout(PATIENCE).expect("a reader waits").is_err());
     callback.await_call();

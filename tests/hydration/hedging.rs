@@ -48,7 +48,7 @@ const FAR: u64 = BYTES as u64 - (1 << 20);
 fn a_third_address_is_asked_when_the_second_fails_and_the_first_hangs() {
     let (trial, data, [a, b, c], volume) = trio();
     waited(&a, || Play::Hang);
-    waited(&b, || Play::Fail);
+    waited(&b, || Play::Lose);
     waited(&c, || Play::Answer);
     let bytes = begin(&volume, FAR, 8192).recv_timeout(PATIENCE).expect("nobody asks the third address").unwrap();
     assert!(bytes == data[FAR as usize..][..8192]);
@@ -91,8 +91,8 @@ fn an_address_that_failed_is_asked_again_while_the_first_hangs() {
     // All but the first fail now, and one of them is better soon.
     let failed = AtomicUsize::new(0);
     waited(&a, || Play::Hang);
-    waited(&b, || Play::Fail);
-    waited(&c, move || if failed.fetch_add(1, Ordering::SeqCst) == 0 { Play::Fail } else { Play::Answer });
+    waited(&b, || Play::Lose);
+    waited(&c, move || if failed.fetch_add(1, Ordering::SeqCst) == 0 { Play::Lose } else { Play::Answer });
     for actor in [&b, &c] {
         actor.fail_held();
     }

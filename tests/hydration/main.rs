@@ -1,4 +1,5 @@
 //! Hydration, with sources that do what a test tells them, and between stores that serve each other.
+mod bad;
 mod events;
 mod freed;
 mod hedging;
@@ -13,6 +14,7 @@ mod stage;
 mod steps;
 mod traces;
 mod waiting;
+mod zeros;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

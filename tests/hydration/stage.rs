@@ -25,8 +25,10 @@ pub enum Play {
     Hang,
     /// The first part comes, the rest not before [`Actor::release`].
     Stall,
-    /// With an error.
+    /// With an error: the source answers that it cannot read this.
     Fail,
+    /// With the loss of the source.
+    Lose,
     /// With bytes that are not what their checksums say.
     Damage,
 }
@@ -44,6 +46,7 @@ pub struct Seen {
     held: Vec<(Range<u64>, OnArrival)>,
     lost: bool,
     opened: usize,
+    closed: usize,
     /// Whether connecting waits, and how often it was begun.
     open_hangs: bool,
     begun: usize,
@@ -125,6 +128,14 @@ impl Actor {
 
     pub fn opened(&self) -> usize {
         self.seen.lock().opened
+    }
+
+    /// Waits until so many connections were closed.
+    pub fn await_closed(&self, count: usize) {
+        let mut seen = self.seen.lock();
+        while seen.closed < count {
+            assert!(!self.changed.wait_for(&mut seen, PATIENCE).timed_out(), "{} of {count} connections were closed", seen.closed);
+        }
     }
 
     pub fn nice_of_openers(&self) -> Vec<i32> {
@@ -226,6 +237,7 @@ impl Source for Connection {
         };
         match play {
             Play::Fail => arrival.end(Err(self.0.error(SourceErrorKind::Failed, "cannot read"))),
+            Play::Lose => arrival.end(Err(self.0.error(SourceErrorKind::Lost, "cannot read"))),
             _ => self.0.answer(&range, arrival, play == Play::Damage),
         }
     }
@@ -268,7 +280,8 @@ impl Source for Connection {
     fn close(&self) {
         let held = {
             let mut seen = self.0.seen.lock();
-            self.1.store(true, Ordering::SeqCst);
+            seen.closed += usize::from(!self.1.swap(true, Ordering::SeqCst));
+            self.0.changed.notify_all();
             std::mem::take(&mut seen.held)
         };
         for (_, arrival) in held {

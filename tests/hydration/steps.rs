@@ -77,6 +77,35 @@ fn what_every_fork_has_overwritten_is_not_fetched() {
     }
 }
 
+/// A block that is overwritten, but not flushed, is missing for as long as a crash would bring the source's bytes back.
+#[test]
+fn what_was_overwritten_and_not_flushed_is_made_durable_and_not_fetched() {
+    let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
+    let store = store(dir.path(), &stage);
+    let data = pattern(66, 4 << 20);
+    let actor = stage.add(Actor::new("a://", &data));
+    // The source cannot read its second and third MiB.
+    actor.play(|range, _| if range.start < 3 << 20 && range.end > 1 << 20 { Play::Fail } else { Play::Answer });
+    let volume = paused_fork(&store, &actor, "v");
+    let below = volume.fork("w").unwrap();
+    for (volume, seed, range) in [(&volume, 67, 0..2 << 20), (&volume, 68, 2 << 20..4 << 20), (&below, 69, 0..4 << 20)] {
+        volume.write_at(&pattern(seed, range.len()), range.start as u64).unwrap();
+    }
+    assert_eq!(store.show("v").unwrap().blocks.missing, 0);
+    store.control_hydration("v", &resumed()).unwrap();
+    settle(&store);
+    assert_eq!(actor.reads(), [], "nobody needs any of its bytes");
+    for name in ["v", "w"] {
+        let info = store.show(name).unwrap();
+        assert_eq!((info.state, info.source, info.hydration.last_error), (VolumeState::Created, None, None), "{name}");
+    }
+    drop((volume, below));
+    // As after a crash: what hid the source's bytes is there.
+    store.close().unwrap();
+    let store = Store::open(dir.path(), StoreOptions { threads: false, ..options(&stage) }).unwrap();
+    assert!(read(&store.volume("w").unwrap(), 0, 4 << 20).unwrap() == pattern(69, 4 << 20));
+}
+
 #[test]
 fn parts_of_blocks_give_back_their_room_although_nobody_reads() {
     /// As many as there is room for.

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use volfork::source::ReadClass;
+use volfork::store::HydrationControl;
 use volfork::volume::Request;
 use volfork::{Clock, ErrorKind, Store, StoreOptions, SystemClock, Volume};
 
 use crate::hedging::begin;
 use crate::stage::{Actor, PATIENCE, Play, Stage};
-use crate::{Trial, options, pattern, read};
+use crate::{Trial, options, pattern, paused, read, resumed};
 
 /// The machine's clock, and as many seconds as the test has let pass.
 #[derive(Default)]
@@ -56,6 +57,45 @@ fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
     // Who comes later asks anew.
     actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
     assert!(read(&volume, 4 << 20, 4096).unwrap() == data[4 << 20..(4 << 20) + 4096]);
+}
+
+/// A server that is told to stop waits for its clients.
+#[test]
+fn a_connection_that_a_paused_hydration_does_not_use_is_closed_and_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
+    let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, ..options(&stage) }).unwrap();
+    let trial = Trial { stage, store, _dir: dir };
+    let data = pattern(47, 8 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    let again = |control: HydrationControl| drop(trial.store.control_hydration("v", &control).unwrap());
+    // One that somebody waits for is used.
+    actor.play(|_, _| Play::Hang);
+    let reader = begin(&volume, 4 << 20, 4096);
+    actor.await_read(|range, class| class == ReadClass::Waited && range.start == 4 << 20);
+    clock.1.store(60, Ordering::SeqCst);
+    again(paused());
+    actor.release();
+    assert!(reader.recv_timeout(PATIENCE).expect("it is answered").unwrap() == data[4 << 20..(4 << 20) + 4096]);
+    let opened = actor.opened();
+    clock.1.store(120, Ordering::SeqCst);
+    again(paused());
+    actor.await_closed(opened);
+    // The next miss makes it again, and it is closed again.
+    actor.play(|_, _| Play::Answer);
+    assert!(read(&volume, 6 << 20, 4096).unwrap() == data[6 << 20..(6 << 20) + 4096]);
+    assert_eq!(actor.opened(), opened + 1);
+    clock.1.store(180, Ordering::SeqCst);
+    again(paused());
+    actor.await_closed(opened + 1);
+    again(resumed());
+    trial.finish("v");
+    // One that is complete has no connection.
+    actor.await_closed(actor.opened());
+    assert!(read(&volume, 0, data.len()).unwrap() == data);
 }
 
 #[test]
