@@ -182,6 +182,8 @@ impl Core {
     /// Forgets the head of a volume that was destroyed.
     pub(super) fn disown(&self, head: &Head) {
         self.heads.lock().remove(&head.id);
+        // Another fork is recorded from now on.
+        head.recorder.get().into_iter().for_each(|recorder| recorder.end());
     }
 
     /// The time, if hydrations want to know how long the requests of the foreground take.
@@ -299,13 +301,19 @@ impl Core {
         let opener = self.sources.as_ref().ok_or_else(no_sources)?.opener();
         let (this, id) = (Arc::downgrade(self), layer.id);
         let on_change = move |status, error: Option<String>| {
-            let kind = if status == HydratorStatus::Degraded { EventKind::Degraded } else { EventKind::Recovered };
+            let kind = match status {
+                HydratorStatus::Degraded => EventKind::Degraded,
+                HydratorStatus::NoSpace => EventKind::NoSpace,
+                _ => EventKind::Recovered,
+            };
             if let Some(core) = this.upgrade() {
                 // This may be the thread of a reader, who may hold what the holder of the catalogue waits for.
                 let this = Weak::clone(&this);
                 core.tell(kind, move || this.upgrade().map_or_else(Vec::new, |core| volumes_over(&core.catalog(), id)), error);
             }
         };
+        let this = Arc::downgrade(self);
+        let look_above = move |hydrator: &Hydrator| this.upgrade().into_iter().for_each(|core| core.look_above(hydrator));
         let hydrator = Hydrator::new(
             HydratorConfig {
                 layers: Arc::clone(&self.layers),
@@ -317,6 +325,7 @@ impl Core {
                 block_size: self.block_size,
                 budget: Arc::clone(&self.budget),
                 on_change: Box::new(on_change),
+                look_above: Box::new(look_above),
             },
             source,
         );

@@ -72,7 +72,7 @@ impl Core {
         let state = match hydration.state {
             HydrationState::None => VolumeState::Created,
             HydrationState::Degraded => VolumeState::Degraded,
-            HydrationState::Running | HydrationState::Paused => VolumeState::Hydrating,
+            HydrationState::Running | HydrationState::Paused | HydrationState::NoSpace | HydrationState::Stopped => VolumeState::Hydrating,
         };
         VolumeInfo {
             id: id.to_string(),
@@ -115,6 +115,7 @@ impl Core {
                 HydratorStatus::Running | HydratorStatus::Complete => HydrationState::Running,
                 HydratorStatus::Paused => HydrationState::Paused,
                 HydratorStatus::Degraded => HydrationState::Degraded,
+                HydratorStatus::NoSpace => HydrationState::NoSpace,
             };
             info.bytes_fetched = progress.fetched.total();
             // The rate of the last seconds says nothing while nothing moves.

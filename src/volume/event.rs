@@ -19,9 +19,11 @@ use crate::sync::{Condvar, Mutex};
 pub enum EventKind {
     /// Volumes do not need their source any more.
     Hydrated,
-    /// No address of the source answers.
+    /// No address of the source answers, or none has what is missing.
     Degraded,
-    /// One answers again.
+    /// What was fetched cannot be stored: nothing more is fetched before there is space.
+    NoSpace,
+    /// Fetching goes on: an address answers again, or there is space.
     Recovered,
 }
 

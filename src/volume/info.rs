@@ -49,8 +49,12 @@ pub enum HydrationState {
     Running,
     /// Stopped by `hydrate --pause`; demand reads still fetch.
     Paused,
-    /// The source does not answer; tried again with growing pauses.
+    /// The source does not answer, or has not got what is missing; tried again with growing pauses.
     Degraded,
+    /// There is no space for what is missing: nothing is fetched before there is.
+    NoSpace,
+    /// The store is not open in any process, so nothing is fetched. A store never says that of itself; the command line does.
+    Stopped,
 }
 
 /// Progress of hydration.

@@ -166,3 +166,62 @@ fn a_server_with_few_descriptors_says_so_and_breaks_nothing() {
     host.ok(&["check"]);
     assert!(host.bytes("afterwards") == fs::read(origin.path("v")).unwrap());
 }
+
+#[test]
+fn what_keeps_a_hydration_from_going_on_is_said() {
+    let origin = Host::new();
+    write_image(&origin, "v", 6);
+    let source = origin.serve(&["--listen", "127.0.0.1:0"]);
+    let host = Host::new();
+    host.ok(&["fork", &source.uri("v@s"), "copy"]);
+    // The command that made it has ended, and with it what it fetched.
+    assert!(host.ok(&["list"]).contains("stopped "), "{}", host.ok(&["list"]));
+    assert_eq!(host.json(&["show", "copy"]).pointer("/hydration/state"), Some(&Value::from("stopped")));
+    assert!(host.ok(&["show", "copy"]).contains("volfork serve"));
+    host.ok(&["hydrate", "copy", "--pause"]);
+    assert!(host.ok(&["list"]).contains("paused "), "{}", host.ok(&["list"]));
+    let _owner = host.serve(&[]);
+    assert!(host.ok(&["list"]).contains("paused "));
+    let told = host.ok(&["hydrate", "copy", "--resume", "--rate", "1K", "--deadline", "1m"]);
+    assert!(told.contains("the rate limit of 1.0 KiB/s keeps it from its deadline") && told.contains("--rate"), "{told}");
+    assert!(host.ok(&["list"]).contains("hydrating "), "{}", host.ok(&["list"]));
+    assert!(!host.ok(&["hydrate", "copy", "--rate", "0"]).contains("deadline"));
+}
+
+/// The identity of a snapshot stays when its volume gets another name.
+#[test]
+fn a_source_that_was_renamed_is_found_by_its_new_address() {
+    let origin = Host::new();
+    write_image(&origin, "v", 7);
+    let listen = format!("unix:{}", origin.path("socket").display());
+    let server = origin.serve(&["--listen", &listen]);
+    let (host, _owner) = paused_fork(&server, &[]);
+    server.stop();
+    origin.ok(&["rename", "v", "moved"]);
+    let server = origin.serve(&["--listen", &listen]);
+    let (_, _, message) = failure(&host, &["hydrate", "copy", "--resume", "--wait"]);
+    assert!(message.contains("no export 'v@s'") && message.contains("--add-source"), "{message}");
+    host.ok(&["hydrate", "copy", "--add-source", &server.uri("moved@s")]);
+    let info = host.json(&["hydrate", "copy", "--wait"]);
+    assert_eq!(info["state"], "created", "{info}");
+    assert!(host.bytes("copy") == fs::read(origin.path("v")).unwrap());
+}
+
+#[test]
+fn traces_are_shown_dropped_and_recorded_by_command() {
+    let host = Host::new();
+    write_image(&host, "v", 8);
+    host.ok(&["fork", "v@s", "machine"]);
+    assert_eq!(host.kind(&["trace", "record", "machine"]), "unsupported");
+    let owner = host.serve(&[]);
+    host.ok(&["trace", "drop", "v@s"]);
+    assert!(host.ok(&["trace", "show", "v@s"]).contains("no trace"));
+    assert!(host.ok(&["trace", "record", "machine"]).contains("being recorded"));
+    host.ok(&["export", "machine", "copy.img"]);
+    let shown = host.json(&["trace", "show", "v@s"]);
+    assert_eq!(shown.pointer("/runs/0/end"), Some(&Value::from(IMAGE_BYTES)), "{shown}");
+    host.ok(&["trace", "drop", "v@s"]);
+    assert_eq!(host.json(&["trace", "show", "machine"])["recording"], false);
+    assert_eq!(host.kind(&["trace", "show", "v@none"]), "not_found");
+    owner.stop();
+}

@@ -178,6 +178,9 @@ pub enum Command {
         #[arg(long, value_name = "URI")]
         remove_source: Vec<String>,
     },
+    /// The order in which forks first touch a snapshot, which later forks are fetched in
+    #[command(subcommand)]
+    Trace(crate::trace::TraceCommand),
     /// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
     Serve(ServeArguments),
     /// Verify the structure of a store that is not in use

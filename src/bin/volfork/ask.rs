@@ -16,6 +16,7 @@ use crate::output::{self, Output};
 use crate::reach::{Reached, reach};
 use crate::request::{Request, Response};
 use crate::settings::{FileArgument, Settings};
+use crate::trace::Action;
 
 /// Carries out `request` here, or has it carried out by the process that owns the store.
 pub fn ask(settings: &Settings, request: Request, file: FileArgument, makes_store: bool) -> Result<Response> {
@@ -24,12 +25,17 @@ pub fn ask(settings: &Settings, request: Request, file: FileArgument, makes_stor
     let mut bar = Bar::new(&settings.label, settings.quiet);
     let response = match reached {
         Reached::Server(stream) => control::ask(&stream, &request, user_file.file.as_ref(), &mut bar)?,
+        Reached::Store(_) if matches!(request, Request::Trace { action: Action::Record, .. }) => {
+            let message = "a fork is recorded while its store is served: run 'volfork serve', then this command";
+            return Err(Failure::new(ErrorKind::Unsupported, message));
+        }
         Reached::Store(store) => {
             let mut watcher = Interruptible { watcher: bar, interrupt: Interrupt::catch()? };
             let done = execute(&store, request, user_file.file.take(), &mut watcher);
             let closed = store.close();
-            let response = done?;
+            let mut response = done?;
             closed?;
+            response.say_stopped();
             response
         }
     };

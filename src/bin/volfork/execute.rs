@@ -51,6 +51,7 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             }
             shown(store, Done::Hydrated, &name)
         }
+        Request::Trace { action, target } => crate::trace::carry_out(store, action, target),
         Request::Scrub { name } => scrub(store, name.as_deref(), watcher),
         #[cfg(feature = "images")]
         Request::Image(request) => crate::image::carry_out(store, request, watcher).map(Response::Image),
@@ -117,16 +118,19 @@ fn wait_hydrated(store: &Store, name: &str, timeout_seconds: Option<u64>, watche
         }
         let no_source = "no source has what is missing, trying again";
         let error = hydration.last_error.as_ref().filter(|_| info.state == VolumeState::Degraded);
+        let is_full = hydration.state == HydrationState::NoSpace;
         if left.is_some_and(|left| left.is_zero()) {
             let missing = format_bytes(hydration.bytes_missing);
-            let why = error.map(|error| format!("; {no_source}: {error}")).unwrap_or_default();
+            let full = is_full.then(|| "; there is no space for more".to_owned());
+            let why = error.map(|error| format!("; {no_source}: {error}")).or(full).unwrap_or_default();
             let message = format!(
                 "volume '{name}' is not complete after {}: {missing} are missing{why}; what came is kept, so wait again",
                 humantime::format_duration(Duration::from_secs(begun.elapsed().as_secs()))
             );
             return Err(Failure::timed_out(message));
         }
-        let note = error.map(|error| format!("{no_source}: {error}"));
+        let full = is_full.then(|| "no space: free some, and it goes on by itself".to_owned());
+        let note = error.map(|error| format!("{no_source}: {error}")).or(full);
         let done = info.size_bytes.saturating_sub(hydration.bytes_missing);
         watcher.tell(Progress { unit: Unit::Bytes, done, total: Some(info.size_bytes), note })?;
     }

@@ -5,7 +5,7 @@
 //! - `reach`, `ask`, `control`: where that happens: here, or in the process that serves the store.
 //! - `serve`, `nbd`, `ready`: the serving process.
 //! - `fleet`, `origin`: many hosts, and what placement wants to know of a source.
-//! - `image`: container images.
+//! - `image`: container images. `trace`: what forks read first.
 //! - `check`: what needs a store that nobody has open. `demo`: the whole in one command.
 //! - `print`, `bar`, `date`, `failure`, `interrupt`: what the user sees and says.
 mod args;
@@ -33,6 +33,7 @@ mod request;
 mod serve;
 mod settings;
 mod target;
+mod trace;
 mod transfer;
 
 use std::process::ExitCode;

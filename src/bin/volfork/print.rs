@@ -36,6 +36,7 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
         Response::Volumes(list) => text(&volumes_table(list)),
         Response::Snapshots(list) => text(&snapshots_table(list)),
         Response::Volume(Done::Shown, info) => text(&volume_table(info)),
+        Response::Trace(target, info) => text(&crate::trace::as_text(target, info)),
         Response::Scrubbed(report) if !report.errors.is_empty() => text(&scrub_text(report)),
         _ if settings.quiet => Ok(()),
         Response::Volume(done, info) => text(&done_text(*done, info)),
@@ -57,7 +58,10 @@ pub fn event(settings: &Settings, event: &Event) {
     let volumes = event.volumes.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let what = match (event.kind, &event.error) {
         (EventKind::Hydrated, _) => "hydrated, the source is not needed any more".to_owned(),
-        (EventKind::Recovered, _) => "the source answers again".into(),
+        (EventKind::Recovered, _) => "fetching goes on".into(),
+        (EventKind::NoSpace, error) => {
+            format!("{}; fetching goes on by itself when there is space", error.as_deref().unwrap_or("no space for what is fetched"))
+        }
         (EventKind::Degraded, error) => {
             format!("no source answers, trying again: {}", error.as_deref().unwrap_or("reason unknown"))
         }
@@ -122,6 +126,7 @@ fn as_json(response: &Response) -> Result<()> {
         Response::Destroyed(target) => json(&json!({ "destroyed": target.to_string() })),
         Response::Scrubbed(report) => json(report),
         Response::Origin(origin) => json(origin),
+        Response::Trace(_, info) => json(info),
         #[cfg(feature = "images")]
         Response::Image(response) => json(&crate::image::as_json(response)),
     }
@@ -162,9 +167,13 @@ fn stored_bytes(info: &VolumeInfo) -> u64 {
 
 fn volumes_table(list: &[VolumeInfo]) -> String {
     let rows = list.iter().map(|info| {
+        let state = match info.hydration.state {
+            HydrationState::Paused | HydrationState::Stopped | HydrationState::NoSpace => word(&info.hydration.state).replace('_', " "),
+            _ => word(&info.state),
+        };
         let state = match info.hydration.bytes_missing {
-            0 => word(&info.state),
-            missing => format!("{} {}%", word(&info.state), percent(info.size_bytes.saturating_sub(missing), info.size_bytes)),
+            0 => state,
+            missing => format!("{state} {}%", percent(info.size_bytes.saturating_sub(missing), info.size_bytes)),
         };
         vec![
             info.name.clone(),
@@ -215,8 +224,7 @@ fn volume_table(info: &VolumeInfo) -> String {
         rows.push(("rate limit", format!("{}/s", format_bytes(limit))));
     }
     if let Some(deadline) = hydration.deadline {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        rows.push(("deadline", deadline_text(deadline, now, hydration)));
+        rows.push(("deadline", deadline_text(deadline, unix_now(), hydration)));
     }
     if hydration.priority != HydrationPriority::Normal {
         rows.push(("priority", word(&hydration.priority)));
@@ -255,7 +263,10 @@ fn sources_table(hydration: &HydrationInfo) -> String {
 
 fn hydration_text(info: &VolumeInfo) -> String {
     let hydration = &info.hydration;
-    let mut text = word(&hydration.state);
+    let mut text = word(&hydration.state).replace('_', " ");
+    if hydration.state == HydrationState::Stopped {
+        text += &format!(": no process has the store open, run 'volfork serve' or 'volfork hydrate {} --wait'", info.name);
+    }
     if hydration.bytes_missing > 0 {
         text += &format!(", {} missing, {}/s", format_bytes(hydration.bytes_missing), format_bytes(hydration.rate_bytes_per_second));
     }
@@ -265,8 +276,31 @@ fn hydration_text(info: &VolumeInfo) -> String {
     text
 }
 
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// A deadline that cannot be met because of the rate limit that was set.
+fn impossible_deadline(now: u64, hydration: &HydrationInfo) -> Option<String> {
+    let (deadline, limit) = (hydration.deadline?, hydration.rate_limit_bytes_per_second?);
+    let needed = hydration.bytes_missing.div_ceil(limit.max(1));
+    (now.saturating_add(needed) > deadline).then(|| {
+        format!(
+            "the rate limit of {}/s keeps it from its deadline: {} take at least {}, and {} are left; give a higher --rate (0: none) or a \
+             later --deadline",
+            format_bytes(limit),
+            format_bytes(hydration.bytes_missing),
+            humantime::format_duration(Duration::from_secs(needed)),
+            humantime::format_duration(Duration::from_secs(deadline.saturating_sub(now)))
+        )
+    })
+}
+
 fn deadline_text(deadline: u64, now: u64, hydration: &HydrationInfo) -> String {
     let time = format_time(deadline);
+    if let Some(why) = impossible_deadline(now, hydration).filter(|_| now <= deadline && hydration.bytes_missing > 0) {
+        return format!("{time}: {why}");
+    }
     match hydration.eta_seconds {
         _ if hydration.bytes_missing > 0 && now > deadline => format!("{time}, missed"),
         Some(eta) if now + eta > deadline => format!("{time}, not in time at this rate"),
@@ -294,7 +328,10 @@ fn done_text(done: Done, info: &VolumeInfo) -> String {
         Done::Hydrated if info.hydration.state == HydrationState::None => {
             format!("volume '{name}' has all of its {size} and needs no source{}", origins_text(&info.hydration))
         }
-        Done::Hydrated => format!("volume '{name}': {}", hydration_text(info)),
+        Done::Hydrated => {
+            let warning = impossible_deadline(unix_now(), &info.hydration).map(|why| format!("\nwarning: {why}"));
+            format!("volume '{name}': {}{}", hydration_text(info), warning.unwrap_or_default())
+        }
     }
 }
 
@@ -385,6 +422,37 @@ mod tests {
         assert!(deadline_text(999, 1000, &hydration).ends_with("missed"));
         (hydration.bytes_missing, hydration.eta_seconds) = (0, None);
         assert_eq!(deadline_text(999, 1000, &hydration), format_time(999));
+    }
+
+    #[test]
+    fn a_list_says_what_keeps_a_hydration_from_going_on() {
+        for (state, text) in [
+            (HydrationState::Paused, "paused 50%"),
+            (HydrationState::Stopped, "stopped 50%"),
+            (HydrationState::NoSpace, "no space 50%"),
+            (HydrationState::Running, "hydrating 50%"),
+        ] {
+            let mut info = info("v", 5 << 30);
+            info.hydration.state = state;
+            let printed = volumes_table(&[info]);
+            assert!(printed.contains(text), "{printed}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_the_rate_limit_forbids_is_not_taken_in_silence() {
+        let mut info = info("v", 100 << 20);
+        info.hydration.state = HydrationState::Running;
+        info.hydration.rate_limit_bytes_per_second = Some(1 << 20);
+        info.hydration.deadline = Some(unix_now() + 30);
+        let text = done_text(Done::Hydrated, &info);
+        assert!(text.contains("rate limit of 1.0 MiB/s") && text.contains("take at least 1m 40s") && text.contains("--deadline"), "{text}");
+        assert!(volume_table(&info).contains("keeps it from its deadline"));
+        info.hydration.deadline = Some(unix_now() + 3600);
+        assert!(!done_text(Done::Hydrated, &info).contains("deadline"));
+        info.hydration.rate_limit_bytes_per_second = None;
+        info.hydration.deadline = Some(unix_now() + 30);
+        assert!(!done_text(Done::Hydrated, &info).contains("deadline"));
     }
 
     #[test]

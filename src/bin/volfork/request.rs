@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use volfork::store::{HydrationControl, ScrubReport};
-use volfork::volume::{SnapshotInfo, VolumeInfo};
+use volfork::volume::{HydrationState, SnapshotInfo, TraceInfo, VolumeInfo};
 
 use crate::failure::{Failure, Result};
 use crate::origin::Origin;
 use crate::target::{Growth, Target};
+use crate::trace::Action;
 
 /// One command. `Import` and `Export` come with a descriptor to read from or write to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub enum Request {
         #[serde(default)]
         timeout_seconds: Option<u64>,
     },
+    /// Look at, forget or record what forks touch first.
+    Trace { action: Action, target: Target },
     /// Verify every stored block.
     Scrub { name: Option<String> },
     /// About container images.
@@ -70,7 +73,13 @@ impl Request {
     pub fn changes(&self) -> bool {
         !matches!(
             self,
-            Self::Export { .. } | Self::List | Self::Show { .. } | Self::Snapshots { .. } | Self::Origin { .. } | Self::Scrub { .. }
+            Self::Export { .. }
+                | Self::List
+                | Self::Show { .. }
+                | Self::Snapshots { .. }
+                | Self::Origin { .. }
+                | Self::Trace { .. }
+                | Self::Scrub { .. }
         )
     }
 
@@ -98,11 +107,28 @@ pub enum Response {
     Moved(Moved),
     /// Answer to `destroy`: what is gone.
     Destroyed(Target),
+    /// Answer to `trace`, and of what.
+    Trace(Target, TraceInfo),
     /// Answer to `scrub`.
     Scrubbed(ScrubReport),
     /// About container images.
     #[cfg(feature = "images")]
     Image(crate::image::ImageResponse),
+}
+
+impl Response {
+    /// The store was open for this answer only: what the answer says is running has stopped.
+    pub fn say_stopped(&mut self) {
+        let volumes = match self {
+            Self::Volume(_, info) => std::slice::from_mut(&mut **info),
+            Self::Volumes(list) => list,
+            _ => return,
+        };
+        for info in volumes.iter_mut().filter(|info| info.hydration.state == HydrationState::Running) {
+            info.hydration.state = HydrationState::Stopped;
+            (info.hydration.rate_bytes_per_second, info.hydration.eta_seconds) = (0, None);
+        }
+    }
 }
 
 /// What was done to a volume.

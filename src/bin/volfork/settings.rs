@@ -78,7 +78,8 @@ pub enum Plan {
 }
 
 impl Plan {
-    fn ask(request: Request) -> Self {
+    /// One request, without a file.
+    pub fn ask(request: Request) -> Self {
         Self::Ask { request, file: FileArgument::None, makes_store: false }
     }
 }
@@ -132,6 +133,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Place(place) => ("place", Plan::Place(Box::new(place))),
         #[cfg(feature = "fleet")]
         Command::Fleet(command) => ("fleet", Plan::Fleet(command)),
+        Command::Trace(command) => crate::trace::plan(command),
         Command::Serve(serve) => ("serve", Plan::Serve(serve)),
         Command::Check => ("check", Plan::Check),
         Command::Scrub { name } => ("scrub", Plan::ask(Request::Scrub { name })),
