@@ -163,7 +163,7 @@ impl Volume {
     /// [`crate::ErrorKind::SourceLost`].
     pub fn prefetch(&self, offset: u64, bytes: u64) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.alive(|| self.0.core.prefetch(&self.0.view, offset, bytes))
+        self.0.alive(|| self.0.core.prefetch(&self.0.view, offset, bytes, &|| Ok(())))
     }
 
     /// A queue with a ring of its own, for one thread.
@@ -184,6 +184,8 @@ pub(super) struct OpenSnapshot {
     pub view: RwLock<View>,
     /// Threads for its reads that have to wait.
     pub readers: Workers,
+    /// Threads for what is brought before it is read.
+    pub prefetchers: Workers,
     /// It cannot be destroyed while it is open.
     _pin: Pin,
 }
@@ -222,13 +224,18 @@ impl Snapshot {
             (id, View::new(core.layers().require(entry.layer)?, entry.size_bytes), core.pin(&catalog, id, snapshot))
         };
         core.await_arrival(id, snapshot)?;
-        let (core, name, view, readers) = (Arc::clone(core), format!("{volume}@{snapshot}"), RwLock::new(view), Workers::of_reads());
-        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers, _pin: pin }), keeper))
+        let (core, name, view) = (Arc::clone(core), format!("{volume}@{snapshot}"), RwLock::new(view));
+        let (readers, prefetchers) = (Workers::of_reads(), Workers::of_prefetches());
+        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers, prefetchers, _pin: pin }), keeper))
     }
 
-    /// `volume@snapshot`, as it was when the snapshot was opened.
+    /// `volume@snapshot`, with the name that the volume has at this moment.
     pub fn name(&self) -> String {
-        self.0.name.clone()
+        let volume = self.0.core.catalog().volume(self.0.volume).map(|entry| entry.name.clone());
+        match (volume, self.0.name.split_once('@')) {
+            (Some(volume), Some((_, snapshot))) => format!("{volume}@{snapshot}"),
+            _ => self.0.name.clone(),
+        }
     }
 
     /// Size in bytes.

@@ -36,6 +36,7 @@ pub struct Head {
     pub(super) queues: AtomicUsize,
     /// Threads for its reads and its writes that have to wait.
     pub(super) readers: Workers,
+    pub(super) prefetchers: Workers,
     pub(super) writers: Workers,
 }
 
@@ -64,6 +65,7 @@ impl Head {
             resizing: Mutex::default(),
             queues: AtomicUsize::new(0),
             readers: Workers::of_reads(),
+            prefetchers: Workers::of_prefetches(),
             writers: Workers::default(),
         })
     }

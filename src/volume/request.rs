@@ -43,6 +43,15 @@ pub enum Request {
         /// Durable before it completes.
         fua: bool,
     },
+    /// Writes zeros to a range, which has all its space afterwards.
+    Provision {
+        /// First byte.
+        offset: u64,
+        /// Length.
+        bytes: u64,
+        /// Durable before it completes.
+        fua: bool,
+    },
     /// Brings missing blocks of a range from the source, as a hint.
     Prefetch {
         /// First byte.

@@ -69,10 +69,11 @@ impl Core {
         depths.get(&layer).copied().unwrap_or(1)
     }
 
-    /// Brings blocks of a range that are still at a source.
-    pub(super) fn prefetch(&self, seen: &RwLock<View>, mut offset: u64, mut bytes: u64) -> Result<()> {
+    /// Brings blocks of a range that are still at a source, until `wanted` answers an error.
+    pub(super) fn prefetch(&self, seen: &RwLock<View>, mut offset: u64, mut bytes: u64, wanted: &dyn Fn() -> Result<()>) -> Result<()> {
         seen.read().check_range(offset, bytes)?;
         while bytes > 0 {
+            wanted()?;
             let piece = Piece::at(self.block_size, offset, bytes);
             self.bring(seen, piece.extent, piece.blocks.clone())?;
             offset += piece.bytes;

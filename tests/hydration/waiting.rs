@@ -139,6 +139,34 @@ fn who_is_given_up_while_an_address_is_connected_does_not_ask_it() {
 }
 
 #[test]
+fn blocks_that_are_brought_ahead_and_do_not_come_stop_no_reader() {
+    const HINTS: u64 = 400;
+    let trial = Trial::new();
+    let data = pattern(45, 8 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    actor.play(|range, _| if range.start < 4 << 20 { Play::Hang } else { Play::Answer });
+    let mut hints = volume.queue(HINTS as u32).unwrap();
+    for number in 0..HINTS {
+        hints.submit(number, Request::Prefetch { offset: number * 8192, bytes: 4096 }).unwrap();
+    }
+    hints.reap(&mut Vec::new()).unwrap();
+    actor.await_read(|range, class| range.start < 4 << 20 && class == ReadClass::Waited);
+    let mut reads = volume.queue(1).unwrap();
+    reads.submit(0, Request::Read { offset: 6 << 20, bytes: 4096 }).unwrap();
+    let mut done = Vec::new();
+    assert_eq!(reads.wait(&mut done, Some(PATIENCE)).unwrap(), 1, "the read waits for the hints");
+    assert!(done.pop().unwrap().result.unwrap() == data[6 << 20..(6 << 20) + 4096]);
+    // Nobody waits for what the rest would bring.
+    drop(hints);
+    actor.play(|_, _| Play::Answer);
+    let asked = actor.reads().len();
+    actor.release();
+    assert!(read(&volume, 7 << 20, 4096).unwrap() == data[7 << 20..(7 << 20) + 4096]);
+    assert!(actor.reads().len() < asked + 100, "hints of a queue that is gone are followed");
+}
+
+#[test]
 fn a_source_that_hangs_stops_nothing_but_reads_of_its_own_blocks() {
     const READS: u64 = 200;
     let trial = Trial::new();

@@ -73,7 +73,9 @@ impl Target {
     /// The threads for a request that has to wait.
     fn workers(&self, request: &Request) -> &Workers {
         match (self, request) {
-            (Self::Volume(head), Request::Read { .. } | Request::Prefetch { .. }) => &head.readers,
+            (Self::Volume(head), Request::Read { .. }) => &head.readers,
+            (Self::Volume(head), Request::Prefetch { .. }) => &head.prefetchers,
+            (Self::Snapshot(snapshot), Request::Prefetch { .. }) => &snapshot.prefetchers,
             (Self::Snapshot(snapshot), _) => &snapshot.readers,
             (Self::Volume(head), Request::Flush) => &head.core.workers,
             (Self::Volume(head), _) => &head.writers,
@@ -93,7 +95,9 @@ impl Target {
             (_, Request::Read { offset, bytes }) => return self.read(*offset, *bytes),
             (Self::Snapshot(_), Request::Flush) => return Ok(Bytes::new()),
             (_, Request::Prefetch { offset, bytes }) => {
-                return self.core().prefetch(self.view(), *offset, *bytes).map(|()| Bytes::new());
+                // For nobody, once the queue is gone.
+                let wanted = || changes.enter().map(drop);
+                return self.core().prefetch(self.view(), *offset, *bytes, &wanted).map(|()| Bytes::new());
             }
             (Self::Snapshot(snapshot), _) => {
                 return Err(Error::new(
@@ -108,6 +112,7 @@ impl Target {
             Request::Discard { offset, bytes, fua } | Request::WriteZeroes { offset, bytes, fua } => {
                 head.zero(offset, bytes, Some(changes)).map(|()| fua)?
             }
+            Request::Provision { offset, bytes, fua } => provision(head, offset, bytes, changes).map(|()| fua)?,
             _ => true,
         };
         if durable {
@@ -128,6 +133,21 @@ impl Target {
         }
         Ok(buffer.into())
     }
+}
+
+/// Writes zeros in pieces: a queue that is dropped waits for one of them.
+fn provision(head: &Head, mut offset: u64, mut bytes: u64, changes: &Changes) -> Result<()> {
+    const PIECE_BYTES: u64 = 1 << 20;
+    head.view.read().check_range(offset, bytes)?;
+    let zeros = vec![0; PIECE_BYTES.min(bytes) as usize];
+    while bytes > 0 {
+        // Whole blocks, from the second piece on.
+        let piece = bytes.min(PIECE_BYTES - offset % PIECE_BYTES);
+        head.write(&zeros[..piece as usize], offset, Some(changes))?;
+        offset += piece;
+        bytes -= piece;
+    }
+    Ok(())
 }
 
 /// Held by a request that outlives the call that started it.

@@ -19,6 +19,8 @@ use crate::sync::{Condvar, Mutex};
 const THREADS_MAX: usize = 64;
 /// As many for the reads of one volume: those of a source that hangs are to fail together.
 const READERS_MAX: usize = 256;
+/// Threads for what nobody waits for.
+const PREFETCHERS_MAX: usize = 4;
 /// A thread without a job ends after so long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -47,6 +49,11 @@ impl Workers {
     /// A pool for the reads of a volume.
     pub fn of_reads() -> Self {
         Self { threads_max: READERS_MAX, ..Self::default() }
+    }
+
+    /// A pool for blocks of a volume that are brought before they are read. Those that wait for what they read have other threads.
+    pub fn of_prefetches() -> Self {
+        Self { threads_max: PREFETCHERS_MAX, ..Self::default() }
     }
 
     /// Runs a job on some thread.
