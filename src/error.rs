@@ -95,6 +95,8 @@ impl Error {
     pub fn io(context: impl fmt::Display, cause: std::io::Error) -> Self {
         let kind = match cause.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
+            // Of the kernel it may mean anything.
+            None if cause.kind() == std::io::ErrorKind::Unsupported => ErrorKind::Unsupported,
             _ => ErrorKind::Io,
         };
         Self(Arc::new(Inner { kind, message: format!("{context}: {cause}"), corruption: None, cause: Some(cause) }))

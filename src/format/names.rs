@@ -54,6 +54,11 @@ impl StorePaths {
         self.root.join(format!("journal.{number}"))
     }
 
+    /// Whether a name in the directory of a store is that of something that belongs to it: a file, or a socket of its server.
+    pub fn is_own(name: &str) -> bool {
+        matches!(name, "lock" | "superblock" | "reserve" | "layers") || Self::journal_number(name).is_some() || name.contains(".sock")
+    }
+
     /// The number in the name of a journal file.
     pub fn journal_number(name: &str) -> Option<u64> {
         name.strip_prefix("journal.")?.parse().ok()
@@ -121,6 +126,10 @@ mod tests {
             assert_eq!(StorePaths::parse_layer(name), None, "{name}");
         }
         assert_eq!(StorePaths::journal_number("journal.12"), Some(12));
+        for own in [paths.lock(), paths.superblock(), paths.reserve(), paths.layers(), paths.journal(3), "s/control.sock".into()] {
+            assert!(StorePaths::is_own(own.file_name().unwrap().to_str().unwrap()), "{own:?}");
+        }
+        assert!(!StorePaths::is_own("notes") && !StorePaths::is_own("journal.old"));
     }
 
     #[test]

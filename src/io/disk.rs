@@ -12,6 +12,8 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Access;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -45,8 +47,16 @@ pub trait Disk: Send + Sync + 'static {
     fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
         Ok(path.to_owned())
     }
-    /// Creates a directory and its missing parents.
+    /// Creates a directory and its missing parents. A new one is for those who may use the one above it.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Who may use what is made in a directory from now on. A disk without users has owners only.
+    fn access(&self, _directory: &Path) -> io::Result<Access> {
+        Ok(Access::Owner)
+    }
+    /// Lets nobody else use a directory or a file. Answers whether others could.
+    fn restrict(&self, _path: &Path, _access: Access) -> io::Result<bool> {
+        Ok(false)
+    }
     /// Names of the entries of a directory, in no order.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
     /// Opens a file.

@@ -3,20 +3,21 @@
 //! # Invariants
 //! - A sync that the kernel cancelled before it began (it cannot make the thread for it while signals come) has not failed: it is done
 //!   again by this thread. A sync that ran and failed is never done again.
+//! - What is made is for those who may use the directory it is in ([`Access`]), whatever the umask says; at no moment for others.
 //! - The lock ends with its guard, also if a child of this process (fork(2) without exec) still has the descriptor.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
 
-use super::{Disk, DiskFile, IoMode, OpenMode};
+use super::{Access, Disk, DiskFile, IoMode, OpenMode};
 use crate::sync::Mutex;
 
 /// Syncs handed to the ring at once.
@@ -73,13 +74,36 @@ fn synced(fd: RawFd, mut result: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
-/// Lets a new file be overwritten in place where the file system would take new space for that (btrfs): on a full disk what is there
-/// is still overwritten. Checksums are the engine's own. Others do not know the flag, and need none.
-fn write_in_place(file: &File) {
-    let is_new = file.metadata().is_ok_and(|metadata| metadata.len() == 0);
-    if is_new && let Ok(flags) = rustix::fs::ioctl_getflags(file) {
+/// Prepares a file that may be new: its mode, which the umask may have reduced, and that it is overwritten in place where the file
+/// system would take new space for that (btrfs): on a full disk what is there is still overwritten. Checksums are the engine's own.
+/// Others do not know the flag, and need none.
+fn prepare(file: &File, mode: u32) {
+    let Ok(metadata) = file.metadata() else { return };
+    if metadata.len() > 0 {
+        return;
+    }
+    if metadata.mode() & 0o7777 != mode {
+        // A file that was there already may be another user's. One that was made now has no bit too many.
+        let _ = file.set_permissions(Permissions::from_mode(mode));
+    }
+    if let Ok(flags) = rustix::fs::ioctl_getflags(file) {
         let _ = rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::NOCOW);
     }
+}
+
+/// Says what to do about a file system that cannot take space in advance.
+fn no_fallocate(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOSYS) => {
+            io::Error::new(io::ErrorKind::Unsupported, "its file system cannot reserve space: use ext4, XFS, btrfs or tmpfs")
+        }
+        _ => error,
+    }
+}
+
+/// The directory that something is in.
+fn above(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl SystemDisk {
@@ -143,7 +167,32 @@ impl Disk for SystemDisk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+        let above = above(path);
+        std::fs::create_dir_all(above)?;
+        let mode = Access::of(above)?.directory_mode();
+        match DirBuilder::new().mode(mode & 0o700).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            made => made.and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode))),
+        }
+    }
+
+    fn access(&self, directory: &Path) -> io::Result<Access> {
+        Access::of(directory)
+    }
+
+    fn restrict(&self, path: &Path, access: Access) -> io::Result<bool> {
+        let metadata = std::fs::metadata(path)?;
+        let wanted = match metadata.is_dir() {
+            true => access.directory_mode(),
+            false if metadata.is_file() => access.file_mode(),
+            false => return Ok(false),
+        };
+        let mode = metadata.mode() & 0o7777;
+        let new = mode & 0o700 | wanted & 0o7077;
+        if new != mode {
+            std::fs::set_permissions(path, Permissions::from_mode(new))?;
+        }
+        Ok(mode & !wanted & 0o077 != 0)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -158,10 +207,12 @@ impl Disk for SystemDisk {
         if io == IoMode::Direct {
             options.custom_flags(libc::O_DIRECT);
         }
-        let file = options.open(path)?;
-        if matches!(mode, OpenMode::Create | OpenMode::CreateNew) {
-            write_in_place(&file);
+        if !matches!(mode, OpenMode::Create | OpenMode::CreateNew) {
+            return Ok(Arc::new(SystemFile(options.open(path)?)));
         }
+        let mode = Access::of(above(path))?.file_mode();
+        let file = options.mode(mode).open(path)?;
+        prepare(&file, mode);
         Ok(Arc::new(SystemFile(file)))
     }
 
@@ -193,7 +244,8 @@ impl Disk for SystemDisk {
 
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
         refuse_other_than_files(path)?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mode = Access::of(above(path))?.file_mode();
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(mode).open(path)?;
         // SAFETY: the descriptor belongs to `file`, which lives past the call.
         let locked = checked(i64::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }));
         match locked {
@@ -265,7 +317,7 @@ impl DiskFile for SystemFile {
     }
 
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.fallocate(0, range)
+        self.fallocate(0, range).map_err(no_fallocate)
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<()> {
@@ -285,6 +337,7 @@ impl DiskFile for SystemFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{Error, ErrorKind};
 
     #[test]
     fn a_directory_is_synced_by_the_name_it_has_now() {
@@ -299,6 +352,38 @@ mod tests {
             // Its number is not given to the next one while it has another name.
             std::fs::rename(&path, dir.path().join("old")).unwrap();
             disk.sync_dir(&path).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_is_made_is_for_those_who_may_use_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = SystemDisk::new();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        let root = dir.path().join("parent/store");
+        disk.create_dir(&root).unwrap();
+        for (access, directory_mode, file_mode) in [(Access::Owner, 0o700, 0o600), (Access::Group, 0o2750, 0o640)] {
+            disk.restrict(&root, access).unwrap();
+            let (layers, file) = (root.join(format!("layers{directory_mode}")), root.join(format!("file{file_mode}")));
+            disk.create_dir(&layers).unwrap();
+            disk.open(&file, OpenMode::Create, IoMode::Buffered).unwrap();
+            disk.open(&layers.join("file"), OpenMode::CreateNew, IoMode::Buffered).unwrap();
+            drop(disk.lock(&layers.join("lock"), "me").unwrap());
+            let modes = [mode(&root), mode(&layers), mode(&file), mode(&layers.join("file")), mode(&layers.join("lock"))];
+            assert_eq!(modes, [directory_mode, directory_mode, file_mode, file_mode, file_mode], "{access:?}");
+        }
+        let file = root.join("old");
+        std::fs::write(&file, "bytes").unwrap();
+        for (old, new, could) in [(0o644, 0o600, true), (0o600, 0o600, false), (0o400, 0o400, false), (0o4755, 0o700, true)] {
+            std::fs::set_permissions(&file, Permissions::from_mode(old)).unwrap();
+            assert_eq!((disk.restrict(&file, Access::Owner).unwrap(), mode(&file)), (could, new), "{old:o}");
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_reserve_space_is_unsupported() {
+        for (number, kind) in [(libc::EOPNOTSUPP, ErrorKind::Unsupported), (libc::ENOSPC, ErrorKind::NoSpace), (libc::EIO, ErrorKind::Io)] {
+            assert_eq!(Error::io("no", no_fallocate(io::Error::from_raw_os_error(number))).kind(), kind);
         }
     }
 

@@ -3,12 +3,17 @@
 use std::io::{self, IoSlice, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use rustix::net::sockopt::socket_peercred;
+
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Access, connect_unix, keep_alive, listen_unix};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::wire::constants::DEFAULT_PORT;
 
@@ -16,6 +21,11 @@ use crate::wire::constants::DEFAULT_PORT;
 const LISTEN_FDS_START: RawFd = 3;
 /// Most descriptors that are taken over.
 const LISTEN_FDS_MAX: i32 = 64;
+
+/// How long it takes a server that has the path to say so.
+const STALE_PATIENCE: Duration = Duration::from_secs(2);
+/// What the path of a socket has in a URI as something else: everything but what RFC 3986 leaves as it is, and slashes.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The descriptors that were passed have their owner: a second one would close files of others.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -40,13 +50,26 @@ pub enum ClientSocket {
 }
 
 impl Listener {
-    /// Listens on `unix:PATH` or `HOST:PORT` (port 0: any free one; without a port: 10809).
+    /// Listens on `unix:PATH` or `HOST:PORT` (port 0: any free one; without a port: 10809). Only the user of this process connects to
+    /// the socket at a path, which may have any length.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for another form, [`ErrorKind::Busy`] if somebody listens there, an I/O error.
     pub fn parse(address: &str) -> Result<Self> {
-        if let Some(path) = address.strip_prefix("unix:") {
-            return Self::unix(Path::new(path));
+        Self::parse_for(address, Access::Owner)
+    }
+
+    /// As [`Listener::parse`]; `access` says who connects to the socket at a path.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_for(address: &str, access: Access) -> Result<Self> {
+        match address.strip_prefix("unix:") {
+            Some(path) if path.is_empty() || path.ends_with('/') => {
+                return Err(Error::new(ErrorKind::InvalidInput, format!("'{address}' names no socket: use unix:PATH")));
+            }
+            Some(path) => return Self::unix(Path::new(path), access),
+            None => {}
         }
         let with_port = if address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
             address.to_owned()
@@ -64,7 +87,7 @@ impl Listener {
         Self::of(Kind::Tcp(listener), None)
     }
 
-    fn unix(path: &Path) -> Result<Self> {
+    fn unix(path: &Path, access: Access) -> Result<Self> {
         let context = |error| Error::io(format!("cannot listen on {}", path.display()), error);
         if let Ok(found) = path.symlink_metadata() {
             if !found.file_type().is_socket() {
@@ -72,17 +95,18 @@ impl Listener {
                 let text = format!("{} is there already and no socket: choose another path", path.display());
                 return Err(Error::new(ErrorKind::Exists, text));
             }
-            match UnixStream::connect(path) {
-                Ok(_) => {
+            match connect_unix(path, STALE_PATIENCE) {
+                // Nobody answers: it was left behind.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(context)?,
+                Err(error) if error.kind() != io::ErrorKind::TimedOut => return Err(context(error)),
+                // It is there; or it was stopped, and its queue of clients is full.
+                _ => {
                     let text = format!("somebody listens on {} already: stop it, or choose another path", path.display());
                     return Err(Error::new(ErrorKind::Busy, text));
                 }
-                // Nobody answers: it was left behind.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(context)?,
-                Err(error) => return Err(context(error)),
             }
         }
-        let listener = UnixListener::bind(path).map_err(context)?;
+        let listener = listen_unix(path, access).map_err(context)?;
         Self::of(Kind::Unix(listener), Some(std::path::absolute(path).map_err(context)?))
     }
 
@@ -133,7 +157,8 @@ impl Listener {
             Kind::Unix(listener) => {
                 let address = listener.local_addr().ok();
                 let path = self.path.clone().or_else(|| address.and_then(|address| Some(address.as_pathname()?.to_path_buf())));
-                format!("nbd+unix:///?socket={}", path.unwrap_or_default().display())
+                let path = path.unwrap_or_default();
+                format!("nbd+unix:///?socket={}", percent_encode(path.as_os_str().as_bytes(), ENCODED))
             }
         }
     }
@@ -144,8 +169,8 @@ impl Listener {
             Kind::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nodelay(true)?;
-                // A client whose machine is gone does not keep its place for ever.
-                rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+                // A client whose machine has gone does not keep its place, nor what it has open.
+                keep_alive(&stream)?;
                 Ok(ClientSocket::Tcp(stream))
             }
             Kind::Unix(listener) => Ok(ClientSocket::Unix(listener.accept()?.0)),
@@ -183,6 +208,16 @@ impl ClientSocket {
                 stream.set_nonblocking(timeout.is_none())?;
                 stream.set_read_timeout(timeout)?;
                 stream.set_write_timeout(timeout)
+            }
+        }
+    }
+
+    /// Where the client is, for people.
+    pub fn peer(&self) -> String {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().map_or_else(|_| "gone".into(), |address| address.to_string()),
+            Self::Unix(stream) => {
+                socket_peercred(stream).map_or_else(|_| "gone".into(), |peer| format!("process {}", peer.pid.as_raw_nonzero()))
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Opening, recovering and closing a store.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths, Superblock};
 use crate::ids::{BlockSize, LayerId, VolumeId};
-use crate::io::Disk;
+use crate::io::{Access, Disk};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::sync::Mutex;
@@ -38,12 +39,32 @@ pub(super) fn absolute(disk: &dyn Disk, path: &Path) -> Result<StorePaths> {
 /// Takes the store's lock.
 pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<Box<dyn Send + Sync>> {
     disk.lock(&paths.lock(), owner).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => {
+        io::ErrorKind::WouldBlock => {
             let message = format!("the store {} is in use by {error}: wait until it has ended, or stop it", paths.root().display());
             Error::new(ErrorKind::Locked, message)
         }
         _ => Error::io(format!("cannot lock the store with {}", paths.lock().display()), error),
     })
+}
+
+/// Takes from other users what older programs, which made files by the umask, left them in a store: its files and its directory,
+/// unless that has something else in it. Answers how many of them others could use.
+fn restrict(disk: &dyn Disk, paths: &StorePaths, access: Option<Access>) -> io::Result<usize> {
+    let access = access.map_or_else(|| disk.access(paths.root()), Ok)?;
+    let names = disk.list(paths.root())?;
+    let is_shared = names.iter().any(|name| !StorePaths::is_own(name));
+    if !is_shared && !disk.restrict(paths.root(), access)? {
+        // Nobody else comes to what is in it.
+        return Ok(0);
+    }
+    let mut open = usize::from(!is_shared);
+    for name in names.iter().filter(|name| StorePaths::is_own(name)) {
+        open += usize::from(disk.restrict(&paths.root().join(name), access)?);
+    }
+    for name in disk.list(&paths.layers()).unwrap_or_default() {
+        open += usize::from(disk.restrict(&paths.layers().join(name), access)?);
+    }
+    Ok(open)
 }
 
 /// Shape and presence as the journal has them.
@@ -157,7 +178,6 @@ impl OpenStore {
         let new: Vec<&Path> =
             paths.root().ancestors().take_while(|path| !path.as_os_str().is_empty() && disk.list(path).is_err()).collect();
         make(paths.root())?;
-        make(&paths.layers())?;
         for made in new.iter().rev() {
             let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
             disk.sync_dir(above).map_err(|error| Error::io(format!("cannot sync {}", above.display()), error))?;
@@ -172,6 +192,13 @@ impl OpenStore {
             )),
         };
         exists(load(&*disk, &paths, &options.limits()).err())?;
+        let restricted = restrict(&*disk, &paths, options.group_access.then_some(Access::Group));
+        if options.group_access && !(restricted.is_ok() && disk.access(paths.root()).is_ok_and(|access| access == Access::Group)) {
+            let text =
+                format!("{} cannot be shared with a group: choose a directory of your own that has nothing else in it", path.display());
+            return Err(Error::new(ErrorKind::InvalidInput, text));
+        }
+        make(&paths.layers())?;
         let mut store_id = [0; 16];
         getrandom::fill(&mut store_id).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
         let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0 };
@@ -186,6 +213,7 @@ impl OpenStore {
             return Err(no_store(&*options.disk, &paths));
         }
         let lock = lock(&*options.disk, &paths, &options.owner)?;
+        let restricted = restrict(&*options.disk, &paths, None);
         let mut loaded = load(&*options.disk, &paths, &options.limits())?;
         let mut replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
         let names = options.disk.list(&paths.layers());
@@ -199,6 +227,7 @@ impl OpenStore {
         Journal::take_space(&options.disk, &paths, &loaded, &options.limits());
         let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
         store.background.note_opened(replayed.unclean);
+        store.core.note_restricted(restricted);
         Ok(store)
     }
 

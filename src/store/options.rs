@@ -14,6 +14,9 @@ use crate::volume::OnEvent;
 pub struct StoreOptions {
     /// Used by `create` only.
     pub block_size: BlockSize,
+    /// Used by `create` only: the group of the store's directory may read its files and connect to the sockets of its server. A store
+    /// keeps this in the mode of its directory ([`crate::io::Access`]).
+    pub group_access: bool,
     /// Page cache or not, for blocks.
     pub io_mode: IoMode,
     /// `None`: io_uring if the machine allows it, else threads.
@@ -53,6 +56,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             block_size: BlockSize::DEFAULT,
+            group_access: false,
             io_mode: IoMode::default(),
             ring: None,
             sources: None,

@@ -387,6 +387,16 @@ impl Core {
         }
     }
 
+    /// Tells that others could use files of the store, and how many, or that nobody knows.
+    pub fn note_restricted(&self, files: std::io::Result<usize>) {
+        let error = match files {
+            Ok(0) => return,
+            Ok(_) => None,
+            Err(error) => Some(format!("their modes cannot be set: {error}")),
+        };
+        self.tell(EventKind::Restricted, Vec::new, error);
+    }
+
     /// Without threads: tells what has happened. The callback may close the store, so the caller holds no pass.
     pub fn tell_events(&self) {
         if let (Some(events), false) = (&self.events, self.threads) {

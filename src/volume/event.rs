@@ -25,6 +25,8 @@ pub enum EventKind {
     NoSpace,
     /// Fetching goes on: an address answers again, or there is space.
     Recovered,
+    /// The store was opened, and its files could be used by others: not any more. With an error: they still can, because of it.
+    Restricted,
 }
 
 /// Something that happened in the background.

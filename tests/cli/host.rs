@@ -131,7 +131,8 @@ impl Host {
         self.served(shell)
     }
 
-    fn served(&self, mut command: Command) -> Server {
+    /// A server that a command starts.
+    pub fn served(&self, mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -1,4 +1,5 @@
 //! The command line with the real binary: every command, its exit status, its JSON, alone and while a server owns the store.
+mod access;
 mod host;
 mod hydration;
 

@@ -46,6 +46,10 @@ pub enum Command {
         /// Bytes of a block: a power of two from 4K to 64K
         #[arg(long, default_value = "4K", value_parser = block_size, value_name = "N")]
         block_size: BlockSize,
+        /// Let the group of the directory read the files and connect to the unix sockets of 'serve'; without, its owner alone
+        /// can. Afterwards, 'chmod 2750 STORE' and 'chmod 700 STORE' change this for what is made from then on
+        #[arg(long)]
+        group_access: bool,
     },
     /// Make an empty volume
     Create {

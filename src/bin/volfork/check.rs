@@ -10,8 +10,8 @@ use crate::reach;
 use crate::settings::Settings;
 
 /// Makes an empty store.
-pub fn init(settings: &Settings, block_size: BlockSize) -> Result<()> {
-    reach::create(settings, block_size)?.close()?;
+pub fn init(settings: &Settings, block_size: BlockSize, group_access: bool) -> Result<()> {
+    reach::create(settings, block_size, group_access)?.close()?;
     let store = settings.store.display().to_string();
     match (settings.json, settings.quiet) {
         (true, _) => print::json(&json!({ "store": store, "block_size": block_size.bytes() })),

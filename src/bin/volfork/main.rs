@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let done = match plan {
-        Plan::Init(block_size) => check::init(&settings, block_size).map(|()| true),
+        Plan::Init { block_size, group_access } => check::init(&settings, block_size, group_access).map(|()| true),
         Plan::Ask { request, file, makes_store } => ask_and_print(&settings, request, file, makes_store),
         Plan::Check => check::check(&settings),
         Plan::Serve(serve) => serve::serve(&settings, &serve).map(|()| true),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use volfork::Store;
+use volfork::io::Access;
 use volfork::serve::{Listener, NbdOptions, NbdServer};
 use volfork::source::{NbdOptions as SourceOptions, SourceOpener, UriSources};
 
@@ -23,13 +24,14 @@ pub struct Door {
 
 impl Door {
     /// Serves `store` on the addresses of `listen`; without any on the sockets that systemd passed, and without those on `default`.
-    pub fn open(store: &Store, listen: &[String], default: &str) -> Result<Self> {
-        let mut listeners = listen.iter().map(|address| Ok(Listener::parse(address)?)).collect::<Result<Vec<_>>>()?;
+    /// `access` says who connects to sockets at paths.
+    pub fn open(store: &Store, listen: &[String], default: &str, access: Access) -> Result<Self> {
+        let mut listeners = listen.iter().map(|address| Ok(Listener::parse_for(address, access)?)).collect::<Result<Vec<_>>>()?;
         if listeners.is_empty() {
             listeners = Listener::from_environment()?;
         }
         if listeners.is_empty() {
-            listeners.push(Listener::parse(default)?);
+            listeners.push(Listener::parse_for(default, access)?);
         }
         let uris = listeners.iter().map(Listener::uri).collect();
         let server = NbdServer::start(Arc::new(store.clone()), listeners, NbdOptions::default())?;

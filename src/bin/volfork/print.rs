@@ -53,8 +53,8 @@ pub fn json(value: &impl Serialize) -> Result<()> {
     to(io::stdout().lock(), &one_line(value)?)
 }
 
-/// Prints what happened in the background: for scripts as a line of JSON, for people on standard error.
-pub fn event(settings: &Settings, event: &Event) {
+/// What happened, for people.
+fn event_text(event: &Event) -> String {
     let volumes = event.volumes.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let what = match (event.kind, &event.error) {
         (EventKind::Hydrated, _) => "hydrated, the source is not needed any more".to_owned(),
@@ -65,13 +65,27 @@ pub fn event(settings: &Settings, event: &Event) {
         (EventKind::Degraded, error) => {
             format!("no source answers, trying again: {}", error.as_deref().unwrap_or("reason unknown"))
         }
+        (EventKind::Restricted, None) => "other users could use files of the store: from now on its owner alone can".into(),
+        (EventKind::Restricted, Some(error)) => format!("other users may be able to use files of the store: {error}"),
     };
+    if event.volumes.is_empty() { what } else { format!("volume {volumes}: {what}") }
+}
+
+/// Prints what happened in the background: for scripts as a line of JSON, for people on standard error.
+pub fn event(settings: &Settings, event: &Event) {
     // Nobody is left to be told that a stream does not take the line.
     let _ = match (settings.json, settings.quiet) {
         (true, _) => json(&json!({ "event": event })),
         (false, true) => Ok(()),
-        (false, false) => to(io::stderr(), &format!("volume {volumes}: {what}")),
+        (false, false) => to(io::stderr(), &event_text(event)),
     };
+}
+
+/// Prints what a command met when it opened the store, beside its answer. What else happens, the answer tells.
+pub fn event_at_opening(settings: &Settings, event: &Event) {
+    if event.kind == EventKind::Restricted {
+        note(settings, &event_text(event));
+    }
 }
 
 /// Prints lines for people.
@@ -80,7 +94,6 @@ pub fn text(text: &str) -> Result<()> {
 }
 
 /// Tells people something beside the answer.
-#[cfg(feature = "fleet")]
 pub fn note(settings: &Settings, text: &str) {
     if !settings.quiet {
         // Nobody is left to be told that stderr does not take the line.

@@ -2,14 +2,16 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use volfork::volume::OnEvent;
+use volfork::volume::{Event, OnEvent};
 use volfork::{BlockSize, ErrorKind, Store, StoreOptions};
 
 use crate::control;
 use crate::failure::{Failure, Result};
 use crate::nbd;
+use crate::print;
 use crate::settings::Settings;
 use crate::transfer::sweep_unfinished;
 
@@ -42,7 +44,7 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
             Ok(store) => return Ok(Reached::Store(store)),
             Err(failure) if failure.is(ErrorKind::Locked) && Instant::now() < deadline => std::thread::sleep(LOCK_LOOK_EVERY),
             Err(failure) if failure.is(ErrorKind::NotFound) && makes_store => {
-                return create(settings, BlockSize::DEFAULT).map(Reached::Store);
+                return create(settings, BlockSize::DEFAULT, false).map(Reached::Store);
             }
             Err(failure) if failure.is(ErrorKind::NotFound) => return Err(missing(&settings.store)),
             Err(failure) => return Err(failure),
@@ -60,15 +62,19 @@ pub fn open_with(settings: &Settings, on_event: Option<OnEvent>) -> Result<Store
     if !settings.store.exists() {
         return Err(missing(&settings.store));
     }
-    let store = Store::open(&settings.store, StoreOptions { on_event, ..options(settings, BlockSize::DEFAULT) })?;
+    let on_event = on_event.unwrap_or_else(|| {
+        let teller = settings.clone();
+        Arc::new(move |event: &Event| print::event_at_opening(&teller, event))
+    });
+    let store = Store::open(&settings.store, StoreOptions { on_event: Some(on_event), ..options(settings, BlockSize::DEFAULT) })?;
     // A store that refuses even this can still be read; they are tried again at the next open.
     let _ = sweep_unfinished(&store);
     Ok(store)
 }
 
 /// Makes the store of `settings`.
-pub fn create(settings: &Settings, block_size: BlockSize) -> Result<Store> {
-    Ok(Store::create(&settings.store, options(settings, block_size))?)
+pub fn create(settings: &Settings, block_size: BlockSize, group_access: bool) -> Result<Store> {
+    Ok(Store::create(&settings.store, StoreOptions { group_access, ..options(settings, block_size) })?)
 }
 
 /// There is no store where one was expected.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use volfork::Store;
+use volfork::io::Access;
 use volfork::volume::Event;
 
 use crate::args::ServeArguments;
@@ -106,7 +107,8 @@ fn control_and_wait(settings: &Settings, store: &Store, listen: &[String], chang
 }
 
 fn open_and_wait(settings: &Settings, store: &Store, listen: &[String]) -> Result<()> {
-    let door = Door::open(store, listen, &default_address(&settings.store))?;
+    let access = Access::of(&settings.store).map_err(|error| Failure::io(format!("look at {}", settings.store.display()), error))?;
+    let door = Door::open(store, listen, &default_address(&settings.store), access)?;
     let stop = Stop::catch()?;
     announce(settings, door.uris())?;
     notify("READY=1").map_err(|error| Failure::io("tell the service manager", error))?;

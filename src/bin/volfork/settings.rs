@@ -43,7 +43,12 @@ pub enum FileArgument {
 /// What is to be done.
 pub enum Plan {
     /// Make a store.
-    Init(BlockSize),
+    Init {
+        /// Size of its blocks.
+        block_size: BlockSize,
+        /// Its group may use it, too.
+        group_access: bool,
+    },
     /// Ask something of the store, or of the process that owns it.
     Ask {
         /// What.
@@ -95,7 +100,7 @@ impl Arguments {
 
 fn plan(command: Command) -> (&'static str, Plan) {
     match command {
-        Command::Init { block_size } => ("init", Plan::Init(block_size)),
+        Command::Init { block_size, group_access } => ("init", Plan::Init { block_size, group_access }),
         Command::Create { name, size, hints, reservation } => {
             let labels = hints::labels(hints, reservation);
             ("create", Plan::ask(Request::Create { name, size_bytes: size, labels }))

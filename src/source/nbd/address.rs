@@ -3,15 +3,16 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_keepalive, set_socket_timeout};
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with};
+use percent_encoding::percent_decode_str;
+use rustix::net::{SendFlags, send};
 use url::Url;
 
+use crate::io::{connect_unix, keep_alive};
 use crate::source::{SourceError, SourceErrorKind};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::mpsc::channel;
@@ -45,18 +46,11 @@ pub enum Socket {
     Unix(UnixStream),
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
-        bytes.push((digit(rest.next())? * 16 + digit(rest.next())?) as u8);
-    }
-    String::from_utf8(bytes).ok()
+/// The path of a socket in the query of a URI. A plus is a plus, as other clients read it: this is no form.
+fn socket_path(query: &str) -> Option<PathBuf> {
+    let encoded = query.split('&').find_map(|pair| pair.strip_prefix("socket="))?;
+    let bytes: Vec<u8> = percent_decode_str(encoded).collect();
+    (!bytes.is_empty()).then(|| PathBuf::from(std::ffi::OsString::from_vec(bytes)))
 }
 
 impl Address {
@@ -68,17 +62,15 @@ impl Address {
             message: format!("'{uri}' {what}: use nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"),
         };
         let url = Url::parse(uri).map_err(|error| wrong(&format!("is no address ({error})")))?;
-        let export = percent_decoded(url.path().strip_prefix('/').unwrap_or_default()).ok_or_else(|| wrong("names no export"))?;
+        let export = percent_decode_str(url.path().strip_prefix('/').unwrap_or_default());
+        let export = export.decode_utf8().map_err(|_| wrong("has an export whose name is no UTF-8"))?.into_owned();
         let place = match url.scheme() {
             "nbd" => {
                 let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("names no host"))?;
                 let host = host.trim_start_matches('[').trim_end_matches(']');
                 Place::Tcp(host.to_owned(), url.port().unwrap_or(DEFAULT_PORT))
             }
-            "nbd+unix" => {
-                let socket = url.query_pairs().find(|(key, _)| key == "socket").map(|(_, path)| path.into_owned());
-                Place::Unix(socket.ok_or_else(|| wrong("names no socket"))?.into())
-            }
+            "nbd+unix" => Place::Unix(url.query().and_then(socket_path).ok_or_else(|| wrong("names no socket"))?),
             "nbds" | "nbds+unix" => return Err(wrong("wants TLS, which this program does not have yet")),
             _ => return Err(wrong("is no NBD address")),
         };
@@ -98,7 +90,7 @@ impl Address {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
                             // A server whose machine has gone is noticed while nothing is asked of it, too.
-                            set_socket_keepalive(&stream, true)?;
+                            keep_alive(&stream)?;
                             return Ok(Socket::Tcp(stream));
                         }
                         Err(error) => last = error,
@@ -141,16 +133,6 @@ fn look_up<T: Send + 'static>(timeout: Duration, ask: impl FnOnce() -> io::Resul
         let _ = sender.send(ask());
     })?;
     receiver.recv_timeout(timeout).unwrap_or_else(|_| Err(io::Error::other("the host's name is not resolved in time")))
-}
-
-/// Without a limit, connecting waits for a server that is stopped once so many clients as it wants to queue wait too.
-fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&socket, Timeout::Send, Some(timeout.min(SOCKET_PATIENCE_MAX)))?;
-    match connect(&socket, &SocketAddrUnix::new(path)?) {
-        Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
-        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
-    }
 }
 
 impl Socket {
@@ -246,7 +228,19 @@ mod tests {
         assert_eq!(Address::parse("nbd://[::1]:7"), Ok(tcp("::1", 7, "")));
         let unix = Address { place: Place::Unix("/run/x.sock".into()), export: "v".into() };
         assert_eq!(Address::parse("nbd+unix:///v?socket=/run/x.sock"), Ok(unix));
-        for wrong in ["", "host", "nbd://", "nbd+unix:///x", "nbds://h/x", "http://h/x"] {
+        let odd = Address { place: Place::Unix("/a b/+&%41#ä".into()), export: "v".into() };
+        assert_eq!(Address::parse("nbd+unix:///v?tls=no&socket=/a%20b/+%26%2541%23%C3%A4"), Ok(odd));
+        for wrong in [
+            "",
+            "host",
+            "nbd://",
+            "nbd+unix:///x",
+            "nbd+unix:///x?socket=",
+            "nbd+unix:///x?sockets=/y",
+            "nbd://h/%ff",
+            "nbds://h/x",
+            "http://h/x",
+        ] {
             assert_eq!(Address::parse(wrong).unwrap_err().kind, SourceErrorKind::Invalid, "{wrong}");
         }
     }

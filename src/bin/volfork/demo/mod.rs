@@ -13,6 +13,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use volfork::io::Access;
 use volfork::store::HydrationControl;
 use volfork::{BlockSize, ErrorKind, Store, Volume, format_bytes};
 
@@ -84,7 +85,7 @@ impl Demo<'_> {
         let (mut expected_a, mut expected_b) = (Expected::new(open()?, 1)?, Expected::new(open()?, 2)?);
         let host_a = self.host(place.join("host-a"))?;
         self.import(&host_a, open()?)?;
-        let door = Door::open(&host_a, &["127.0.0.1:0".into()], "")?;
+        let door = Door::open(&host_a, &["127.0.0.1:0".into()], "", Access::Owner)?;
         let uri = door.uris().first().map(|uri| export_uri(uri, &format!("{DISK}@{FORK_POINT}"))).unwrap_or_default();
         self.report.say("host A", &format!("serves {uri}"))?;
 
@@ -102,7 +103,7 @@ impl Demo<'_> {
     }
 
     fn host(&self, store: PathBuf) -> Result<Store> {
-        reach::create(&Settings { store, ..self.settings.clone() }, BlockSize::DEFAULT)
+        reach::create(&Settings { store, ..self.settings.clone() }, BlockSize::DEFAULT, false)
     }
 
     fn import(&mut self, host_a: &Store, image: File) -> Result<()> {

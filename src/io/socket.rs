@@ -1,0 +1,160 @@
+//! Sockets: paths of any length, modes, and peers whose machine has gone.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
+use rustix::io::Errno;
+use rustix::net::sockopt::{
+    Timeout, set_socket_keepalive, set_socket_timeout, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
+};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+
+use super::Access;
+
+/// Longest path of a socket that the kernel takes.
+const PATH_BYTES_MAX: usize = 107;
+/// Clients that wait to be taken; the kernel has a limit of its own.
+const BACKLOG: i32 = 4096;
+/// The kernel does not take longer times.
+const PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
+
+/// A peer is asked whether it is there after this silence,
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+/// then as often,
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// and is given up after so many questions,
+const KEEPALIVE_COUNT: u32 = 6;
+/// or when it has confirmed nothing of what was sent, or taken nothing, for so long.
+const UNCONFIRMED_MILLIS: u32 = 45_000;
+
+/// Lets a connection end within a minute when the machine of its peer has gone, whether or not bytes are on their way.
+///
+/// # Errors
+/// What the kernel says.
+pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    set_socket_keepalive(socket, true)?;
+    set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    set_tcp_keepcnt(socket, KEEPALIVE_COUNT)?;
+    Ok(set_tcp_user_timeout(socket, UNCONFIRMED_MILLIS)?)
+}
+
+/// A path by way of an open descriptor, which must stay open while it is used.
+fn by_descriptor(descriptor: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+}
+
+fn is_short(path: &Path) -> bool {
+    path.as_os_str().len() <= PATH_BYTES_MAX
+}
+
+/// Listens at `path`, of whatever length, for those whom `access` names.
+///
+/// # Errors
+/// [`io::ErrorKind::AddrInUse`] if something has the path; what the kernel says.
+pub fn listen_unix(path: &Path, access: Access) -> io::Result<UnixListener> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let mode = Permissions::from_mode(access.socket_mode());
+    // Nobody can connect before it listens, and so none before it has its mode.
+    let ready = |at: &Path| {
+        std::fs::set_permissions(at, mode.clone())?;
+        io::Result::Ok(listen(&socket, BACKLOG)?)
+    };
+    if is_short(path) {
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        ready(path)?;
+        return Ok(socket.into());
+    }
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // The name alone may be too long, so it comes afterwards.
+    let begun = by_descriptor(&directory).join(format!(".{}-{}.sock", std::process::id(), socket.as_raw_fd()));
+    bind(&socket, &SocketAddrUnix::new(&begun)?)?;
+    let named = ready(&begun).and_then(|()| {
+        match renameat_with(CWD, &begun, &directory, name, RenameFlags::NOREPLACE) {
+            // A file system that cannot tell.
+            Err(Errno::INVAL | Errno::NOSYS) if path.symlink_metadata().is_err() => std::fs::rename(&begun, path),
+            Err(Errno::EXIST) => Err(io::ErrorKind::AddrInUse.into()),
+            renamed => Ok(renamed?),
+        }
+    });
+    if let Err(error) = named {
+        // The first error says more than one of this.
+        let _ = std::fs::remove_file(&begun);
+        return Err(error);
+    }
+    Ok(socket.into())
+}
+
+/// Connects to the listener at `path`, of whatever length. A listener that takes no clients is waited for until the queue of those that
+/// wait for it has room, at most so long.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`], and what the kernel says.
+pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout.min(PATIENCE_MAX)))?;
+    let connected = if is_short(path) {
+        connect(&socket, &SocketAddrUnix::new(path)?)
+    } else {
+        let found = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        connect(&socket, &SocketAddrUnix::new(by_descriptor(&found))?)
+    };
+    match connected {
+        Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+        connected => Ok(connected.map(|()| UnixStream::from(socket))?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn sockets_have_paths_of_any_length_and_the_mode_of_their_access() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(200));
+        std::fs::create_dir(&deep).unwrap();
+        let names = [dir.path().join("s"), deep.join("s"), deep.join("n".repeat(255)), dir.path().join("n".repeat(120))];
+        for (path, (access, mode)) in names.iter().zip([(Access::Owner, 0o600), (Access::Group, 0o660)].into_iter().cycle()) {
+            let listener = listen_unix(path, access).unwrap();
+            let metadata = path.symlink_metadata().unwrap();
+            assert!(metadata.file_type().is_socket() && metadata.mode() & 0o777 == mode, "{}: {:o}", path.display(), metadata.mode());
+            assert_eq!(listen_unix(path, access).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            connect_unix(path, PATIENCE).unwrap().write_all(b"hello").unwrap();
+            let mut text = String::new();
+            listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "hello");
+            drop(listener);
+            assert_eq!(connect_unix(path, PATIENCE).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
+        assert_eq!(std::fs::read_dir(&deep).unwrap().count(), 2, "nothing else is left");
+        assert_eq!(connect_unix(&deep.join("m".repeat(200)), PATIENCE).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_peer_that_has_gone_is_noticed_within_a_minute() {
+        use rustix::net::sockopt::{socket_keepalive, tcp_keepcnt, tcp_keepidle, tcp_keepintvl, tcp_user_timeout};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        keep_alive(&socket).unwrap();
+        assert!(socket_keepalive(&socket).unwrap());
+        let silence = tcp_keepidle(&socket).unwrap() + tcp_keepintvl(&socket).unwrap() * tcp_keepcnt(&socket).unwrap();
+        assert!(silence < Duration::from_secs(60), "{silence:?}");
+        let unconfirmed = tcp_user_timeout(&socket).unwrap();
+        assert!((1..60_000).contains(&unconfirmed), "{unconfirmed}");
+    }
+}
