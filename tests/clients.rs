@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
 use volfork::source::{NbdOptions as SourceOptions, UriSources};
 use volfork::{Store, StoreOptions};
 
@@ -145,6 +145,60 @@ fn nbdinfo_sees_exports_as_they_are() {
     assert_eq!(map("qemu:dirty-bitmap:s", "a@t"), changed);
     assert_eq!(map("qemu:dirty-bitmap:t", "a"), [[0, 2 * mib, 0], [2 * mib, 4096, 1], [2 * mib + 4096, 2 * mib - 4096, 0]]);
     assert!(!run("nbdinfo", &["--json", &host.uri("a@s")]).contains("dirty-bitmap:t"), "a snapshot does not stand on a later one");
+}
+
+/// As many exports as are asked for, all of one volume.
+struct Many(Store, usize);
+
+impl Exports for Many {
+    fn open(&self, _: &str) -> volfork::Result<Export> {
+        self.0.volume("v").map(Export::Volume)
+    }
+
+    fn names(&self) -> Vec<String> {
+        (0..self.1).map(|number| format!("export-{number}")).collect()
+    }
+}
+
+#[test]
+fn thousands_of_exports_are_listed() {
+    const COUNT: usize = 6000;
+    let host = Host::new();
+    host.volume("v", &[1; 4096]);
+    let socket = host.path("many");
+    let listener = Listener::parse(&format!("unix:{socket}")).unwrap();
+    let server = NbdServer::start(Arc::new(Many(host.store.clone(), COUNT)), vec![listener], NbdOptions::default()).unwrap();
+    let list = run("nbdinfo", &["--list", "--json", &format!("nbd+unix:///?socket={socket}")]);
+    assert_eq!(list.matches("\"export-name\": ").count(), COUNT);
+    let list = run("qemu-nbd", &["--list", "-k", &socket]);
+    assert_eq!(list.matches("export: 'export-").count(), COUNT);
+    server.shutdown();
+}
+
+/// Sockets whose paths other programs cannot even name, and such whose names mean something in a URI.
+#[test]
+fn sockets_with_long_and_odd_paths_are_served_and_forked_from() {
+    let host = Host::new();
+    let data = pattern(13, MIB);
+    host.volume("v", &data);
+    for (number, name) in [&"y".repeat(120), "a b", "a+b", "a&b=c", "a%41", "a#b?c", "größe"].into_iter().enumerate() {
+        let listener = Listener::parse(&format!("unix:{}", host.path(name))).unwrap();
+        let uri = listener.uri();
+        let server = NbdServer::start(Arc::new(host.store.clone()), vec![listener], NbdOptions::default()).unwrap();
+        let of_volume = uri.replace("///?", "///v?");
+        let fork = format!("fork-{number}");
+        fork_and_verify(&host, &of_volume, &fork, &data);
+        // qemu as well as libnbd read addresses their own way.
+        if name.len() < 100 {
+            assert_eq!(run("nbdinfo", &["--size", &of_volume]).trim(), data.len().to_string(), "{name}");
+        }
+        // qemu decodes a query before it takes it apart.
+        if name.len() < 100 && !name.contains('&') {
+            assert!(run("qemu-img", &["info", "-f", "raw", &of_volume]).contains("1 MiB"), "{name}");
+        }
+        server.shutdown();
+        assert!(!Path::new(&host.path(name)).exists(), "{name} is left behind");
+    }
 }
 
 #[test]

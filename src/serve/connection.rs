@@ -4,32 +4,47 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
+use bytes::Bytes;
 
 use super::budget::{Budget, Held};
 use super::export::Export;
 use super::handshake::Session;
+use super::input::{Input, Received};
 use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
 use super::server::Shutdown;
 use super::status::{Context, EXTENTS_MAX, extents};
 use crate::error::Error;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::time::Instant;
 use crate::volume::{Completion, Queue, Request as VolumeRequest};
 use crate::wire::constants::{
     CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLAG_DF, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN,
-    CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, EPERM, ESHUTDOWN, PAYLOAD_BYTES_MAX,
+    CMD_FLAG_REQ_ONE, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN,
+    PAYLOAD_BYTES_MAX,
 };
-use crate::wire::{HeaderMode, Request, StatusQuery};
+use crate::wire::{HeaderMode, Request, StatusQuery, deadline_after, time_left};
 
-/// Bytes taken from the socket at once, about.
-const INPUT_BYTES: usize = 256 << 10;
-/// With less room than this, a buffer is not read into any more.
-const INPUT_BYTES_MIN: usize = 16 << 10;
-/// Bytes of requests under way and of replies that wait for the client; beyond, no further requests are taken.
-const HELD_BYTES_MAX: usize = 64 << 20;
+/// A client that has begun a request has a second for each so many bytes of it, beside [`Terms::stall_timeout`].
+const REQUEST_BYTES_PER_SECOND: usize = 64 << 10;
+/// Hints that are followed at once; further ones are answered and forgotten.
+const PREFETCHES_MAX: usize = 16;
+/// Bytes of an extent in a reply.
+const EXTENT_BYTES: usize = 16;
+/// How often a connection whose client has left looks whether it is to end at once.
+const HUNG_UP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What holds for a connection, beside what its client agreed on.
+pub struct Terms {
+    pub depth: u32,
+    pub stall_timeout: Duration,
+    pub shutdown: Arc<Shutdown>,
+    pub budget: Arc<Budget>,
+    /// It ends at once, whatever is under way.
+    pub cut: Arc<AtomicBool>,
+}
 
 pub struct Connection {
     socket: ClientSocket,
@@ -38,21 +53,25 @@ pub struct Connection {
     contexts: Vec<(u32, Context)>,
     size_bytes: u64,
     queue: Queue,
-    depth: usize,
-    input: BytesMut,
+    terms: Terms,
+    input: Input,
+    /// When a request must be whole of which a part has come.
+    whole_by: Option<Instant>,
     output: Output,
+    /// Since when the client has taken none of its replies.
+    stalled: Option<Instant>,
     pending: HashMap<u64, Request>,
     next_token: u64,
     /// Bytes of requests under way.
     pending_bytes: usize,
+    prefetches: usize,
     held: Held,
     /// No further requests are taken: the client said goodbye, or left.
     ending: bool,
     /// The client sends no more; what it sent before is still done.
     sent_all: bool,
-    /// The client takes no more either.
-    gone: bool,
-    shutdown: Arc<Shutdown>,
+    /// The client takes no more either. That would be reported again and again, so the socket is not looked at unless input is wanted.
+    hung_up: bool,
     shutting_down: bool,
 }
 
@@ -67,8 +86,8 @@ enum Checked {
 impl Connection {
     /// # Errors
     /// The export has no room for another queue.
-    pub fn new(socket: ClientSocket, session: Session, depth: u32, shutdown: Arc<Shutdown>, budget: Arc<Budget>) -> Result<Self, Error> {
-        let queue = session.export.queue(depth)?;
+    pub fn new(socket: ClientSocket, session: Session, terms: Terms) -> Result<Self, Error> {
+        let queue = session.export.queue(terms.depth)?;
         Ok(Self {
             socket,
             queue,
@@ -76,17 +95,19 @@ impl Connection {
             mode: session.mode,
             contexts: session.contexts,
             size_bytes: session.size_bytes,
-            depth: depth as usize,
-            input: BytesMut::new(),
+            held: Held::new(Arc::clone(&terms.budget)),
+            terms,
+            input: Input::default(),
+            whole_by: None,
             output: Output::default(),
+            stalled: None,
             pending: HashMap::new(),
             next_token: 0,
             pending_bytes: 0,
-            held: Held::new(budget),
+            prefetches: 0,
             ending: false,
             sent_all: false,
-            gone: false,
-            shutdown,
+            hung_up: false,
             shutting_down: false,
         })
     }
@@ -105,45 +126,105 @@ impl Connection {
             for completion in completions.drain(..) {
                 self.reply(completion);
             }
-            self.output.send(&mut self.socket)?;
+            let sent = self.output.send(&mut self.socket)?;
+            self.note_sent(sent)?;
             self.account();
             let idle = self.queue.in_flight() == 0 && self.output.len() == 0;
             if idle && (self.ending || self.shutting_down) {
                 return Ok(());
             }
             // Those that had to wait for room have come already: the socket says nothing of them.
-            if !(self.has_room() && self.has_request()) {
+            if !(self.has_request() && self.takes_requests() && self.held.has_room(self.next_bytes(), self.is_idle())) {
                 self.wait()?;
             }
         }
     }
 
-    fn has_room(&self) -> bool {
-        !self.ending && self.queue.in_flight() < self.depth && self.held.has_room(HELD_BYTES_MAX)
+    /// A server that shuts down begins nothing more: a client that connects again sends again what was not replied to, while an error
+    /// would be one of its device.
+    fn takes_requests(&self) -> bool {
+        !self.ending && !self.shutting_down && self.queue.in_flight() < self.terms.depth as usize
+    }
+
+    /// Whether nothing is under way that will tell of its end.
+    fn is_idle(&self) -> bool {
+        self.pending_bytes == 0 && self.output.len() == 0
+    }
+
+    /// Memory that the first request in the input needs beside the bytes that have come.
+    fn next_bytes(&self) -> usize {
+        Request::decode(self.input.bytes(), self.mode == HeaderMode::Extended).map_or(0, |request| self.reply_bytes(&request))
     }
 
     /// Tells the budget what this connection holds.
     fn account(&mut self) {
-        self.held.set(self.pending_bytes + self.output.len());
+        self.held.set(self.pending_bytes + self.output.len() + self.input.held_bytes());
+    }
+
+    /// Ends a connection that keeps others from being served: its client takes none of its replies.
+    fn note_sent(&mut self, sent: bool) -> io::Result<()> {
+        if self.output.len() == 0 {
+            self.stalled = None;
+        } else if sent || self.stalled.is_none() {
+            self.stalled = Some(Instant::now());
+        }
+        let late = self.stalled.is_some_and(|since| since.elapsed() >= self.terms.stall_timeout);
+        if late && self.held.others_wait() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+
+    /// Whether more bytes of the client are wanted now. There is room for them then.
+    fn wants_input(&mut self) -> bool {
+        let missing = self.missing_bytes();
+        let wanted = missing > 0 && !self.sent_all && self.takes_requests();
+        let wanted = wanted && self.held.take(self.input.growth(missing), self.is_idle());
+        if wanted && self.input.growth(missing) > 0 {
+            self.input.make_room(missing);
+        }
+        self.account();
+        match wanted && !self.input.bytes().is_empty() {
+            true if self.whole_by.is_none() => {
+                let size = Duration::from_secs((missing / REQUEST_BYTES_PER_SECOND) as u64);
+                self.whole_by = Some(deadline_after(self.terms.stall_timeout.saturating_add(size)));
+            }
+            true => {}
+            // The client owes nothing.
+            false => self.whole_by = None,
+        }
+        wanted
+    }
+
+    /// How long to wait at most.
+    fn patience(&self) -> io::Result<Option<Duration>> {
+        let whole = self.whole_by.map(time_left).transpose()?;
+        let stalled = self.stalled.map(|_| (self.terms.stall_timeout / 4).max(Duration::from_millis(1)));
+        let hung_up = self.hung_up.then_some(HUNG_UP_INTERVAL);
+        Ok([whole, stalled, hung_up, self.held.patience()].into_iter().flatten().min())
     }
 
     /// Waits for the socket, the queue or the server.
     fn wait(&mut self) -> io::Result<()> {
-        let mut wanted = 0;
-        if self.has_room() && !self.sent_all {
-            wanted |= libc::POLLIN;
-        }
+        let wants_input = self.wants_input();
+        let mut wanted = if wants_input { libc::POLLIN } else { 0 };
+        self.input.rest(self.queue.in_flight() == 0);
         if self.output.len() > 0 {
             wanted |= libc::POLLOUT;
         }
         let mut fds = [
-            libc::pollfd { fd: if self.gone { -1 } else { self.socket.as_fd().as_raw_fd() }, events: wanted, revents: 0 },
+            libc::pollfd {
+                fd: if self.hung_up && !wants_input { -1 } else { self.socket.as_fd().as_raw_fd() },
+                events: wanted,
+                revents: 0,
+            },
             libc::pollfd { fd: self.queue.descriptor(), events: libc::POLLIN, revents: 0 },
-            libc::pollfd { fd: if self.shutting_down { -1 } else { self.shutdown.asked.as_raw_fd() }, events: libc::POLLIN, revents: 0 },
-            libc::pollfd { fd: self.shutdown.forced.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+            libc::pollfd {
+                fd: if self.shutting_down { -1 } else { self.terms.shutdown.asked.as_raw_fd() },
+                events: libc::POLLIN,
+                revents: 0,
+            },
+            libc::pollfd { fd: self.terms.shutdown.forced.as_raw_fd(), events: libc::POLLIN, revents: 0 },
         ];
-        crate::sync::poll(&mut fds, None)?;
-        if fds[3].revents != 0 {
+        crate::sync::poll(&mut fds, self.patience()?)?;
+        if fds[3].revents != 0 || self.terms.cut.load(Ordering::SeqCst) {
             // The end of the queue waits for changes that are under way; reads end unseen.
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
@@ -153,35 +234,14 @@ impl Connection {
         if fds[0].revents & (libc::POLLERR | libc::POLLNVAL) != 0 {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        if fds[0].revents & (libc::POLLIN | libc::POLLHUP) != 0 && !self.ending && !self.sent_all {
-            self.fill_input()?;
-        } else if fds[0].revents & libc::POLLHUP != 0 {
-            if self.output.len() > 0 {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            // It would be reported again and again while the last requests are under way.
-            self.gone = true;
+        self.hung_up |= fds[0].revents & libc::POLLHUP != 0;
+        if wants_input && fds[0].revents & (libc::POLLIN | libc::POLLHUP) != 0 {
+            let missing = self.missing_bytes();
+            self.sent_all = self.input.receive(&self.socket, missing)? == Received::End;
+        } else if self.hung_up && self.output.len() > 0 {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         Ok(())
-    }
-
-    fn fill_input(&mut self) -> io::Result<()> {
-        // A large payload is read to its end; otherwise what one read gives is enough for a round.
-        let least = self.missing_bytes().max(INPUT_BYTES_MIN);
-        if self.input.capacity() - self.input.len() < least {
-            self.input.reserve(least.max(INPUT_BYTES));
-        }
-        match recv(&self.socket, self.input.spare_capacity_mut(), RecvFlags::empty()) {
-            Ok(((received, _), _)) => {
-                let length = received.len();
-                self.sent_all = length == 0;
-                // SAFETY: so many bytes behind the length were received, and so are initialised.
-                unsafe { self.input.set_len(self.input.len() + length) };
-                Ok(())
-            }
-            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Whether a whole request waits in the input, or one that cannot be trusted.
@@ -192,9 +252,9 @@ impl Connection {
     /// Bytes that the first request still lacks, with its payload.
     fn missing_bytes(&self) -> usize {
         let header = Request::header_bytes(self.mode == HeaderMode::Extended);
-        let request = Request::decode(&self.input, self.mode == HeaderMode::Extended);
+        let request = Request::decode(self.input.bytes(), self.mode == HeaderMode::Extended);
         let payload = request.map_or(0, |request| self.payload_bytes(&request).unwrap_or(0));
-        (header + payload).saturating_sub(self.input.len())
+        (header + payload).saturating_sub(self.input.bytes().len())
     }
 
     /// Bytes that follow a request's header. `None`: so many that the client cannot be trusted.
@@ -211,15 +271,18 @@ impl Connection {
     fn take_requests(&mut self) -> io::Result<()> {
         let extended = self.mode == HeaderMode::Extended;
         let header = Request::header_bytes(extended);
-        while self.has_room() && self.input.len() >= header {
-            let request = Request::decode(&self.input, extended).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.0))?;
+        while self.takes_requests() && self.input.bytes().len() >= header {
+            let request =
+                Request::decode(self.input.bytes(), extended).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.0))?;
             let payload = self.payload_bytes(&request);
             let payload = payload.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the client sends too long a payload"))?;
-            if self.input.len() < header + payload {
+            if self.input.bytes().len() < header + payload || !self.held.take(self.reply_bytes(&request), self.is_idle()) {
                 break;
             }
-            let _ = self.input.split_to(header);
-            let data = self.input.split_to(payload).freeze();
+            let _ = self.input.take(header);
+            let data = self.input.take(payload);
+            self.input.rest(false);
+            self.whole_by = None;
             if request.command == CMD_DISC {
                 self.ending = true;
                 break;
@@ -231,17 +294,14 @@ impl Connection {
     }
 
     fn start(&mut self, request: Request, data: Bytes) {
-        let checked = match self.shutting_down {
-            true => Checked::Refused(ESHUTDOWN, "the server shuts down"),
-            false => self.check(&request, data),
-        };
-        match checked {
+        match self.check(&request, data) {
             Checked::Queue(asked) => {
                 let token = self.next_token;
                 self.next_token += 1;
                 match self.queue.submit(token, asked) {
                     Ok(()) => {
                         self.pending_bytes += held_bytes(&request);
+                        self.prefetches += usize::from(request.command == CMD_CACHE);
                         self.pending.insert(token, request);
                     }
                     Err(error) => self.fail(&request, &error),
@@ -288,9 +348,27 @@ impl Connection {
             CMD_WRITE => Checked::Queue(VolumeRequest::Write { offset, data, fua }),
             CMD_FLUSH => Checked::Queue(VolumeRequest::Flush),
             CMD_TRIM => Checked::Queue(VolumeRequest::Discard { offset, bytes, fua }),
-            CMD_WRITE_ZEROES => Checked::Queue(VolumeRequest::WriteZeroes { offset, bytes, fua }),
+            CMD_WRITE_ZEROES => match request.flags & (CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO) {
+                // Space is taken by writing, which is not fast.
+                CMD_FLAG_NO_HOLE => Checked::Queue(VolumeRequest::Provision { offset, bytes, fua }),
+                flags if flags & CMD_FLAG_NO_HOLE != 0 => Checked::Refused(ENOTSUP, "zeros without a hole are no faster than a write"),
+                _ => Checked::Queue(VolumeRequest::WriteZeroes { offset, bytes, fua }),
+            },
+            CMD_CACHE if self.prefetches >= PREFETCHES_MAX => Checked::Done,
             CMD_CACHE => Checked::Queue(VolumeRequest::Prefetch { offset, bytes }),
             _ => Checked::Refused(EINVAL, "the command is unknown"),
+        }
+    }
+
+    /// Memory that the reply to a request may need.
+    fn reply_bytes(&self, request: &Request) -> usize {
+        match request.command {
+            CMD_READ => request.length.min(u64::from(PAYLOAD_BYTES_MAX)) as usize,
+            CMD_BLOCK_STATUS if request.flags & CMD_FLAG_REQ_ONE == 0 => {
+                let blocks = self.size_bytes / u64::from(self.export.block_bytes()) + 1;
+                EXTENTS_MAX.min(blocks as usize * self.contexts.len()) * EXTENT_BYTES
+            }
+            _ => 0,
         }
     }
 
@@ -344,6 +422,7 @@ impl Connection {
     fn reply(&mut self, completion: Completion) {
         let Some(request) = self.pending.remove(&completion.token) else { return };
         self.pending_bytes -= held_bytes(&request);
+        self.prefetches -= usize::from(request.command == CMD_CACHE);
         match completion.result {
             Ok(data) if request.command == CMD_READ => {
                 self.output.data(self.mode, &request, data, request.flags & CMD_FLAG_DF != 0);

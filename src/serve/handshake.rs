@@ -20,8 +20,14 @@ use crate::wire::{
     ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter, deadline_after, read_by, time_left,
 };
 
-/// Most options of one client.
-const OPTIONS_MAX: usize = 256;
+/// Most options in a row that tell the client nothing about an export. The others are not counted: to list many exports takes many.
+const IDLE_OPTIONS_MAX: usize = 256;
+/// Bytes of replies that are sent at once, about.
+const REPLY_BYTES: usize = 64 << 10;
+/// Snapshots that a list of contexts without a query tells: the latest ones. Each of many snapshots stands on all that are older, so
+/// a client that lists all exports would be told the square of their number.
+const CHANGED_CONTEXTS_MAX: usize = 64;
+
 /// What client and server agreed on.
 pub struct Session {
     pub export: Export,
@@ -40,21 +46,28 @@ struct Talk<'a> {
     /// Export and contexts of the latest successful selection.
     selection: Option<(String, Vec<(u32, Context)>)>,
     deadline: Instant,
+    /// Replies that were not sent yet.
+    unsent: Vec<u8>,
+    /// The client was told something about an export since the latest option.
+    told: bool,
 }
 
 fn broken(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-/// Talks until an export is chosen; `None` if the client leaves without one.
+/// Talks until an export is chosen; `None` if the client leaves without one. The time begins anew after each option that tells the
+/// client something about an export.
 ///
 /// # Errors
-/// The client breaks the protocol, leaves in the middle, or takes too long.
+/// The client breaks the protocol, leaves in the middle, takes too long, or asks on and on for what tells it nothing.
 pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
     let deadline = deadline_after(timeout);
-    let mut talk = Talk { socket, exports, mode: HeaderMode::Simple, no_zeroes: false, selection: None, deadline };
+    let (mode, unsent) = (HeaderMode::Simple, Vec::new());
+    let mut talk = Talk { socket, exports, mode, no_zeroes: false, selection: None, deadline, unsent, told: false };
     talk.greet()?;
-    for _ in 0..OPTIONS_MAX {
+    let mut idle = 0;
+    while idle < IDLE_OPTIONS_MAX {
         let mut header = [0; OptionRequest::BYTES];
         talk.read(&mut header)?;
         let option = OptionRequest::decode(&header).map_err(|error| broken(&error.0))?;
@@ -75,8 +88,13 @@ pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration
             }
             other => talk.answer(other, &data)?,
         }
+        idle += 1;
+        if std::mem::take(&mut talk.told) {
+            idle = 0;
+            talk.deadline = deadline_after(timeout);
+        }
     }
-    Err(broken("too many options"))
+    Err(broken("too many options that tell nothing about an export"))
 }
 
 impl Talk<'_> {
@@ -97,12 +115,21 @@ impl Talk<'_> {
         Ok(())
     }
 
+    /// Replies that others follow are sent together.
     fn reply(&mut self, option: u32, reply: u32, data: &[u8]) -> io::Result<()> {
-        self.write(&OptionReply::encode(option, reply, data))
+        self.unsent.extend(OptionReply::encode(option, reply, data));
+        let tells = matches!(reply, REP_INFO | REP_SERVER | REP_META_CONTEXT);
+        self.told |= tells;
+        if tells && self.unsent.len() < REPLY_BYTES {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.unsent);
+        self.write(&bytes)
     }
 
     fn refuse(&mut self, option: u32, reply: u32, text: &str) -> io::Result<()> {
-        self.reply(option, reply, text.as_bytes())
+        // It may quote a name, and so be longer than a string may be.
+        self.reply(option, reply, &text.as_bytes()[..text.floor_char_boundary(STRING_BYTES_MAX)])
     }
 
     fn greet(&mut self) -> io::Result<()> {
@@ -124,13 +151,11 @@ impl Talk<'_> {
         match option {
             OPT_LIST if !data.is_empty() => self.refuse(option, REP_ERR_INVALID, "LIST takes no data"),
             OPT_LIST => {
-                let mut replies = Vec::new();
                 for name in self.exports.names() {
                     let mut writer = WireWriter::default();
                     writer.text(&name);
-                    replies.extend(OptionReply::encode(option, REP_SERVER, &writer.bytes));
+                    self.reply(option, REP_SERVER, &writer.bytes)?;
                 }
-                self.write(&replies)?;
                 self.reply(option, REP_ACK, &[])
             }
             OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS if !data.is_empty() => {
@@ -174,7 +199,16 @@ impl Talk<'_> {
                 || query.queries.iter().any(|query| query == name || (list && query.ends_with(':') && name.starts_with(query.as_str())))
         };
         let offered = Context::of(&export, self.mode == HeaderMode::Extended);
-        let chosen: Vec<(u32, Context)> = (1..).zip(offered).filter(|(_, context)| wanted(&context.name())).collect();
+        let mut chosen: Vec<(u32, Context)> = (1..).zip(offered).filter(|(_, context)| wanted(&context.name())).collect();
+        if list && query.queries.is_empty() {
+            let changed = chosen.iter().filter(|(_, context)| matches!(context, Context::Changed(_))).count();
+            let mut skipped = changed.saturating_sub(CHANGED_CONTEXTS_MAX);
+            chosen.retain(|(_, context)| {
+                let skip = skipped > 0 && matches!(context, Context::Changed(_));
+                skipped -= usize::from(skip);
+                !skip
+            });
+        }
         for (number, context) in &chosen {
             let mut writer = WireWriter::default();
             writer.u32(if list { 0 } else { *number }).raw(context.name().as_bytes());

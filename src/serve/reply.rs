@@ -81,7 +81,8 @@ impl Output {
             return self.push(data);
         }
         if data.is_empty() {
-            return self.done(HeaderMode::Extended.min_for(mode), request);
+            // A read is replied to in chunks, also one without bytes.
+            return self.chunk(mode, request, true, Chunk::None.encode(true).0, Vec::new());
         }
         let mut at = 0;
         while at < data.len() {
@@ -138,13 +139,6 @@ impl Output {
             count -= first.len();
             self.buffers.pop_front();
         }
-    }
-}
-
-impl HeaderMode {
-    /// The mode in which an empty read is confirmed: a chunk in every mode but the simple one.
-    fn min_for(self, mode: Self) -> Self {
-        if mode == Self::Structured { Self::Structured } else { self }
     }
 }
 

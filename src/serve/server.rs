@@ -1,22 +1,21 @@
 //! Accepting connections, and ending them.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::NbdOptions;
 use super::budget::Budget;
-use super::connection::Connection;
+use super::clients::{Client, NbdClients, Places};
+use super::connection::{Connection, Terms};
 use super::export::Exports;
 use super::handshake::agree;
 use super::listener::{ClientSocket, Listener};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{RingWaker, descriptors_max};
 use crate::limits::QUEUE_DEPTH_MAX;
+use crate::sync::atomic::AtomicBool;
 use crate::sync::thread::{Builder, JoinHandle};
-use crate::sync::{Condvar, Mutex};
-use crate::wire::deadline_after;
 
 /// Descriptors of one connection: two handles to its socket, its ring and what wakes it.
 const CONNECTION_DESCRIPTORS: usize = 4;
@@ -24,21 +23,6 @@ const CONNECTION_DESCRIPTORS: usize = 4;
 const DESCRIPTORS_SHARE: usize = 2;
 /// How long a shutdown waits for connections that were ended by force.
 const FORCED_PATIENCE: Duration = Duration::from_secs(2);
-
-#[derive(Default)]
-struct Clients {
-    /// Sockets of the connections, to end them by force; and whether they have agreed on an export.
-    sockets: HashMap<u64, (ClientSocket, bool)>,
-    next: u64,
-    stopping: bool,
-}
-
-/// The places of all connections.
-#[derive(Default)]
-struct Places {
-    clients: Mutex<Clients>,
-    left: Condvar,
-}
 
 struct Shared {
     exports: Arc<dyn Exports>,
@@ -60,6 +44,7 @@ pub struct Shutdown {
 struct Place {
     places: Arc<Places>,
     number: u64,
+    cut: Arc<AtomicBool>,
 }
 
 /// The thread of a connection. It gives up the exports before its place: when a shutdown finds no connection any more, none keeps a
@@ -71,8 +56,7 @@ struct Serving {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.clients.lock().sockets.remove(&self.number);
-        self.places.left.notify_all();
+        self.places.leave(self.number);
     }
 }
 
@@ -95,8 +79,9 @@ impl NbdServer {
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         let waker = || RingWaker::new().map_err(|error| Error::io("cannot make an event descriptor", error));
+        let budget = Arc::new(Budget::new(options.memory_bytes_max));
         let shutdown = Arc::new(Shutdown { asked: waker()?, forced: waker()? });
-        let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget: Arc::default(), shutdown });
+        let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget, shutdown });
         let accepting = Arc::clone(&shared);
         let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
@@ -105,7 +90,12 @@ impl NbdServer {
 
     /// Connections at this moment.
     pub fn connections(&self) -> usize {
-        self.shared.places.clients.lock().sockets.len()
+        self.shared.places.count()
+    }
+
+    /// Who is connected. May be kept longer than the server.
+    pub fn clients(&self) -> NbdClients {
+        NbdClients(Arc::clone(&self.shared.places))
     }
 
     /// Takes no more clients, lets requests under way end (for [`NbdOptions::shutdown_timeout`]), and closes all connections. A thread
@@ -117,22 +107,22 @@ impl NbdServer {
 
     fn stop(&mut self) {
         let Some(acceptor) = self.acceptor.take() else { return };
-        self.shared.places.clients.lock().stopping = true;
+        self.shared.places.stop();
         self.shared.shutdown.asked.wake();
         // A panic in the thread was printed there.
         let _ = acceptor.join();
         // Clients that have not agreed on an export have nothing to lose.
-        self.shared.places.clients.lock().sockets.values().filter(|(_, agreed)| !agreed).for_each(|(socket, _)| socket.shut());
-        if self.shared.wait_empty(self.shared.options.shutdown_timeout) {
+        self.shared.places.shut(|client| client.export.is_none());
+        if self.shared.places.wait_empty(self.shared.options.shutdown_timeout) {
             return;
         }
         self.shared.shutdown.forced.wake();
-        self.shared.places.clients.lock().sockets.values().for_each(|(socket, _)| socket.shut());
+        self.shared.places.shut(|_| true);
         // What is still under way waits for a source that does not answer. Exports are not trusted to do this at once either.
         let shared = Arc::clone(&self.shared);
         let give_up = move || shared.exports.give_up_waiting();
         if Builder::new().name("nbd-give-up".into()).spawn(give_up).is_ok() {
-            self.shared.wait_empty(FORCED_PATIENCE);
+            self.shared.places.wait_empty(FORCED_PATIENCE);
         }
     }
 }
@@ -150,7 +140,7 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
         let mut polls: Vec<libc::pollfd> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
         // After an error no descriptor counts as ready.
         let _ = crate::sync::poll(&mut polls, None);
-        if shared.places.clients.lock().stopping {
+        if shared.places.is_stopping() {
             return;
         }
         for (listener, _) in listeners.iter().zip(&polls).filter(|(_, poll)| poll.revents != 0) {
@@ -166,44 +156,33 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
 
 impl Serving {
     fn run(self, socket: ClientSocket) {
-        self.shared.serve(self.place.number, socket);
+        self.shared.serve(&self.place, socket);
     }
 }
 
 impl Shared {
     fn admit(self: &Arc<Self>, socket: ClientSocket) {
-        let number = {
-            let mut clients = self.places.clients.lock();
-            if clients.stopping || clients.sockets.len() >= self.options.connections_max {
-                return;
-            }
-            let Ok(handle) = socket.try_clone() else { return };
-            clients.next += 1;
-            let number = clients.next;
-            clients.sockets.insert(number, (handle, false));
-            number
-        };
-        let serving = Serving { shared: Arc::clone(self), place: Place { places: Arc::clone(&self.places), number } };
+        let cut = Arc::<AtomicBool>::default();
+        let Ok(handle) = socket.try_clone() else { return };
+        let client = Client { peer: socket.peer(), socket: handle, export: None, cut: Arc::clone(&cut) };
+        let Some(number) = self.places.enter(client, self.options.connections_max) else { return };
+        let serving = Serving { shared: Arc::clone(self), place: Place { places: Arc::clone(&self.places), number, cut } };
         // Without a thread the place is given back at once.
         let _ = Builder::new().name(format!("nbd-{number}")).spawn(move || serving.run(socket));
     }
 
-    /// Waits until no connection is left. `false`: not within the time.
-    fn wait_empty(&self, timeout: Duration) -> bool {
-        let deadline = deadline_after(timeout);
-        let mut clients = self.places.clients.lock();
-        while !clients.sockets.is_empty() && !self.places.left.wait_until(&mut clients, deadline).timed_out() {}
-        clients.sockets.is_empty()
-    }
-
     /// Whatever ends a connection is between it and its client.
-    fn serve(&self, number: u64, mut socket: ClientSocket) {
+    fn serve(&self, place: &Place, mut socket: ClientSocket) {
         let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout) else { return };
-        if let Some((_, agreed)) = self.places.clients.lock().sockets.get_mut(&number) {
-            *agreed = true;
-        }
-        let budget = Arc::clone(&self.budget);
-        if let Ok(connection) = Connection::new(socket, session, self.options.depth, Arc::clone(&self.shutdown), budget) {
+        self.places.agreed(place.number, session.export.clone());
+        let terms = Terms {
+            depth: self.options.depth,
+            stall_timeout: self.options.stall_timeout,
+            shutdown: Arc::clone(&self.shutdown),
+            budget: Arc::clone(&self.budget),
+            cut: Arc::clone(&place.cut),
+        };
+        if let Ok(connection) = Connection::new(socket, session, terms) {
             let _ = connection.run();
         }
     }

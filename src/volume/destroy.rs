@@ -53,7 +53,7 @@ impl Core {
         if queues > 0 {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("volume '{name}' is in use by {queues} connections: disconnect its clients first"),
+                format!("volume '{name}' is in use by {queues} connections: disconnect its clients first ('volfork disconnect {name}')"),
             ));
         }
         entry.snapshots.iter().try_for_each(|snapshot| self.check_unpinned(catalog, head.id, &snapshot.name))

@@ -49,7 +49,10 @@ impl Core {
         let readers = if readers == 1 { "1 reader".to_owned() } else { format!("{readers} readers") };
         Err(Error::new(
             ErrorKind::Busy,
-            format!("snapshot '{name}@{snapshot}' is open for {readers}: disconnect its clients and close its handles first"),
+            format!(
+                "snapshot '{name}@{snapshot}' is open for {readers}: disconnect its clients ('volfork disconnect {name}@{snapshot}') and \
+                 close its handles first"
+            ),
         ))
     }
 }

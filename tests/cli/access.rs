@@ -126,3 +126,51 @@ fn a_group_uses_what_it_was_given() {
     let error = host.fails(1, &["--store", taken.to_str().unwrap(), "init", "--group-access"]);
     assert!(error.contains("nothing else"), "{error}");
 }
+
+/// Chooses an export, the old and short way.
+fn choose<S: Read + Write>(mut socket: S, export: &str) -> S {
+    socket.read_exact(&mut [0; 18]).unwrap();
+    socket.write_all(&[&3u32.to_be_bytes()[..], &OptionRequest::encode(OPT_EXPORT_NAME, export.as_bytes())].concat()).unwrap();
+    socket.read_exact(&mut [0; 10]).unwrap();
+    socket
+}
+
+fn tcp_client(server: &Server, export: &str) -> TcpStream {
+    choose(TcpStream::connect(server.uris[0].strip_prefix("nbd://").unwrap()).unwrap(), export)
+}
+
+#[test]
+fn who_is_connected_is_told_and_can_be_disconnected() {
+    let host = Host::new();
+    host.ok(&["create", "v", "--size", "1M"]);
+    host.ok(&["snapshot", "v", "s"]);
+    let path = host.path("sock");
+    let server = host.serve(&["--listen", "127.0.0.1:0", "--listen", &format!("unix:{}", path.display())]);
+    assert_eq!(host.json(&["show", "v"])["connections"], Value::Array(Vec::new()));
+    let mut first = tcp_client(&server, "v");
+    let mut second = choose(UnixStream::connect(&path).unwrap(), "v");
+    let mut third = tcp_client(&server, "v@s");
+    let client = |address: String, export: &str| serde_json::json!({ "address": address, "export": export });
+    let (first_at, third_at) = (first.local_addr().unwrap().to_string(), third.local_addr().unwrap().to_string());
+    let expected =
+        vec![client(first_at.clone(), "v"), client(format!("process {}", std::process::id()), "v"), client(third_at.clone(), "v@s")];
+    assert_eq!(host.json(&["show", "v"])["connections"], Value::Array(expected));
+    let text = host.ok(&["show", "v"]);
+    assert!(text.contains(&format!("'v' from {first_at}")) && text.contains(&format!("'v@s' from {third_at}")), "{text}");
+    // By the name that it has now.
+    host.ok(&["rename", "v", "w"]);
+    let error = host.fails(1, &["destroy", "w", "--recursive"]);
+    assert!(error.contains("volfork disconnect w"), "{error}");
+    assert_eq!(host.kind(&["disconnect", "v"]), "not_found");
+    assert_eq!(host.json(&["disconnect", "w"]), serde_json::json!({ "name": "w", "connections": 2 }));
+    assert_eq!((first.read(&mut [0; 1]).unwrap(), second.read(&mut [0; 1]).unwrap()), (0, 0));
+    let error = host.fails(1, &["destroy", "w", "--recursive"]);
+    assert!(error.contains("volfork disconnect w@s"), "{error}");
+    assert!(host.ok(&["disconnect", "w@s"]).contains("ended 1 connections to 'w@s'"));
+    assert_eq!(third.read(&mut [0; 1]).unwrap(), 0);
+    assert!(host.ok(&["disconnect", "w@s"]).contains("nobody was connected"));
+    host.ok(&["destroy", "w", "--recursive"]);
+    server.stop();
+    host.ok(&["create", "v", "--size", "1M"]);
+    assert_eq!(host.json(&["disconnect", "v"])["connections"], 0);
+}

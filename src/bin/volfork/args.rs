@@ -85,7 +85,7 @@ pub enum Command {
     /// List the volumes
     #[command(visible_alias = "ls")]
     List,
-    /// Show everything about a volume
+    /// Show everything about a volume, and who is connected to it
     Show {
         /// Name of the volume
         name: String,
@@ -148,6 +148,11 @@ pub enum Command {
         /// The snapshots of the volume too
         #[arg(long)]
         recursive: bool,
+    },
+    /// End the connections of the server to a volume or snapshot, for example of a client that hangs. Clients may connect again
+    Disconnect {
+        /// NAME or NAME@SNAP
+        target: Target,
     },
     /// Look at, steer or await the background replication of a fork
     Hydrate {

@@ -9,7 +9,7 @@ use volfork::{ErrorKind, Store, format_bytes};
 
 use crate::failure::{Failure, Result};
 use crate::origin::origin;
-use crate::request::{Done, Progress, Request, Response, Unit, Watcher};
+use crate::request::{Disconnected, Done, Progress, Request, Response, Shown, Unit, Watcher};
 use crate::target::{Growth, Target};
 use crate::transfer::{export, import};
 
@@ -27,7 +27,8 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
         Request::Import { name, raw } => import(store, &name, file()?, raw, watcher).map(Response::Moved),
         Request::Export { target } => export(store, &target, file()?, watcher).map(Response::Moved),
         Request::List => Ok(Response::Volumes(store.list()?)),
-        Request::Show { name } => shown(store, Done::Shown, &name),
+        // Of clients knows the serving process.
+        Request::Show { name } => Ok(Response::Shown(Box::new(Shown { info: store.show(&name)?, connections: Vec::new() }))),
         Request::Snapshot { volume, snapshot } => {
             store.create_snapshot(&volume, &snapshot)?;
             Ok(Response::Snapshot(find_snapshot(store.snapshots(&volume)?, &snapshot)?))
@@ -52,6 +53,7 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             shown(store, Done::Hydrated, &name)
         }
         Request::Trace { action, target } => crate::trace::carry_out(store, action, target),
+        Request::Disconnect { target } => disconnect(store, &target),
         Request::Scrub { name } => scrub(store, name.as_deref(), watcher),
         #[cfg(feature = "images")]
         Request::Image(request) => crate::image::carry_out(store, request, watcher).map(Response::Image),
@@ -96,6 +98,15 @@ fn destroy(store: &Store, target: Target, recursive: bool) -> Result<Response> {
         None => store.destroy_volume(&target.volume, recursive)?,
     }
     Ok(Response::Destroyed(target))
+}
+
+/// Looks whether it is there. A process that serves the store has connections to end.
+fn disconnect(store: &Store, target: &Target) -> Result<Response> {
+    match &target.snapshot {
+        Some(snapshot) => drop(store.snapshot(&target.volume, snapshot)?),
+        None => drop(store.volume(&target.volume)?),
+    }
+    Ok(Response::Disconnected(Disconnected { name: target.to_string(), connections: 0 }))
 }
 
 fn wait_hydrated(store: &Store, name: &str, timeout_seconds: Option<u64>, watcher: &mut dyn Watcher) -> Result<()> {

@@ -3,7 +3,7 @@
 //! - `args`, `settings`, `target`, `hints`: what was typed, and what it means.
 //! - `request`, `execute`, `transfer`, `output`: what can be asked of an open store, and how it is done.
 //! - `reach`, `ask`, `control`: where that happens: here, or in the process that serves the store.
-//! - `serve`, `nbd`, `ready`: the serving process.
+//! - `serve`, `nbd`, `clients`, `ready`: the serving process.
 //! - `fleet`, `origin`: many hosts, and what placement wants to know of a source.
 //! - `image`: container images. `trace`: what forks read first.
 //! - `check`: what needs a store that nobody has open. `demo`: the whole in one command.
@@ -12,6 +12,7 @@ mod args;
 mod ask;
 mod bar;
 mod check;
+mod clients;
 mod control;
 mod date;
 mod demo;

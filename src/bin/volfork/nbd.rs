@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use volfork::Store;
 use volfork::io::Access;
-use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::serve::{Listener, NbdClients, NbdOptions, NbdServer};
 use volfork::source::{NbdOptions as SourceOptions, SourceOpener, UriSources};
 
 use crate::failure::Result;
@@ -41,6 +41,11 @@ impl Door {
     /// Addresses of the server, each without an export name.
     pub fn uris(&self) -> &[String] {
         &self.uris
+    }
+
+    /// Who is connected.
+    pub fn clients(&self) -> NbdClients {
+        self.server.clients()
     }
 
     /// Ends requests under way, then all connections.

@@ -7,12 +7,13 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::json;
 use volfork::format_bytes;
+use volfork::serve::ClientInfo;
 use volfork::store::{AffectedBlocks, ScrubReport};
 use volfork::volume::{Event, EventKind, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, VolumeInfo};
 
 use crate::date::format_time;
 use crate::failure::{Failure, Result};
-use crate::request::{Done, Moved, Request, Response};
+use crate::request::{Disconnected, Done, Moved, Request, Response};
 use crate::settings::Settings;
 
 /// Prints the answer to `request`.
@@ -35,8 +36,8 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
         Response::Snapshots(list) if settings.quiet => lines(list.iter().map(|info| info.name.as_str())),
         Response::Volumes(list) => text(&volumes_table(list)),
         Response::Snapshots(list) => text(&snapshots_table(list)),
-        Response::Volume(Done::Shown, info) => text(&volume_table(info)),
         Response::Trace(target, info) => text(&crate::trace::as_text(target, info)),
+        Response::Shown(shown) => text(&volume_table(&shown.info, &shown.connections)),
         Response::Scrubbed(report) if !report.errors.is_empty() => text(&scrub_text(report)),
         _ if settings.quiet => Ok(()),
         Response::Volume(done, info) => text(&done_text(*done, info)),
@@ -44,6 +45,8 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
         Response::Moved(moved) => text(&moved_text("imported", moved)),
         Response::Origin(origin) => text(&one_line(origin)?),
         Response::Destroyed(target) => text(&format!("destroyed '{target}'")),
+        Response::Disconnected(Disconnected { name, connections: 0 }) => text(&format!("nobody was connected to '{name}'")),
+        Response::Disconnected(Disconnected { name, connections }) => text(&format!("ended {connections} connections to '{name}'")),
         Response::Scrubbed(report) => text(&scrub_text(report)),
     }
 }
@@ -131,6 +134,8 @@ fn one_line(value: &impl Serialize) -> Result<String> {
 
 fn as_json(response: &Response) -> Result<()> {
     match response {
+        Response::Shown(shown) => json(shown),
+        Response::Disconnected(disconnected) => json(disconnected),
         Response::Volume(_, info) => json(info),
         Response::Snapshot(info) => json(info),
         Response::Volumes(list) => json(list),
@@ -213,7 +218,7 @@ fn snapshots_table(list: &[SnapshotInfo]) -> String {
     table(&["NAME", "SIZE", "UNIQUE BLOCKS", "CREATED"], &[1, 2], rows)
 }
 
-fn volume_table(info: &VolumeInfo) -> String {
+fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> String {
     let hydration = &info.hydration;
     let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
     let mut rows = vec![
@@ -251,6 +256,8 @@ fn volume_table(info: &VolumeInfo) -> String {
     if let Some(error) = &hydration.last_error {
         rows.push(("last error", error.clone()));
     }
+    rows.push(("connections", connections.len().to_string()));
+    rows.extend(connections.iter().map(|client| ("", format!("'{}' from {}", client.export, client.address))));
     let mut table = Table::new();
     table.load_style(presets::NOTHING).add_rows(rows.into_iter().map(|(key, value)| vec![key.to_string(), value]));
     let mut text = flush_left(table);
@@ -324,7 +331,6 @@ fn deadline_text(deadline: u64, now: u64, hydration: &HydrationInfo) -> String {
 fn done_text(done: Done, info: &VolumeInfo) -> String {
     let (name, size) = (&info.name, format_bytes(info.size_bytes));
     match done {
-        Done::Shown => volume_table(info),
         Done::Created => format!("created volume '{name}' of {size}"),
         Done::Forked if info.hydration.bytes_missing > 0 => {
             let missing = format_bytes(info.hydration.bytes_missing);
@@ -415,7 +421,7 @@ mod tests {
         assert!(lines[0].starts_with("NAME") && lines[0].ends_with("CREATED"), "{printed}");
         assert!(lines[1].contains("first") && lines[1].contains("10.0 GiB") && lines[1].contains("2.0 MiB"), "{printed}");
         assert!(lines[2].contains("hydrating 50%"), "{printed}");
-        assert!(volume_table(&info("first", 0)).contains("vol_00000001"));
+        assert!(volume_table(&info("first", 0), &[]).contains("vol_00000001"));
     }
 
     #[test]
@@ -460,7 +466,7 @@ mod tests {
         info.hydration.deadline = Some(unix_now() + 30);
         let text = done_text(Done::Hydrated, &info);
         assert!(text.contains("rate limit of 1.0 MiB/s") && text.contains("take at least 1m 40s") && text.contains("--deadline"), "{text}");
-        assert!(volume_table(&info).contains("keeps it from its deadline"));
+        assert!(volume_table(&info, &[]).contains("keeps it from its deadline"));
         info.hydration.deadline = Some(unix_now() + 3600);
         assert!(!done_text(Done::Hydrated, &info).contains("deadline"));
         info.hydration.rate_limit_bytes_per_second = None;
@@ -482,7 +488,7 @@ mod tests {
         let sources = vec![source("nbd://a/v", 3 << 20, 0), source("nbd://b/v", 0, 7)];
         let mut info = info("v", 0);
         info.hydration = HydrationInfo { bytes_fetched: 3 << 20, sources, ..HydrationInfo::default() };
-        let table = volume_table(&info);
+        let table = volume_table(&info, &[]);
         let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert!(lines.contains(&vec!["nbd://a/v", "done", "3.0", "MiB", "0", "1.5", "ms"]), "{table}");
         assert!(lines.contains(&vec!["nbd://b/v", "done", "0", "B", "7", "1.5", "ms"]), "{table}");

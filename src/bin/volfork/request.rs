@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use volfork::serve::ClientInfo;
 use volfork::store::{HydrationControl, ScrubReport};
 use volfork::volume::{HydrationState, SnapshotInfo, TraceInfo, VolumeInfo};
 
@@ -61,6 +62,8 @@ pub enum Request {
     },
     /// Look at, forget or record what forks touch first.
     Trace { action: Action, target: Target },
+    /// The end of the connections to a volume or snapshot.
+    Disconnect { target: Target },
     /// Verify every stored block.
     Scrub { name: Option<String> },
     /// About container images.
@@ -79,6 +82,7 @@ impl Request {
                 | Self::Snapshots { .. }
                 | Self::Origin { .. }
                 | Self::Trace { .. }
+                | Self::Disconnect { .. }
                 | Self::Scrub { .. }
         )
     }
@@ -93,6 +97,8 @@ impl Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
+    /// Answer to `show`.
+    Shown(Box<Shown>),
     /// A volume, and what was done to it.
     Volume(Done, Box<VolumeInfo>),
     /// A new snapshot.
@@ -109,6 +115,8 @@ pub enum Response {
     Destroyed(Target),
     /// Answer to `trace`, and of what.
     Trace(Target, TraceInfo),
+    /// Answer to `disconnect`.
+    Disconnected(Disconnected),
     /// Answer to `scrub`.
     Scrubbed(ScrubReport),
     /// About container images.
@@ -121,6 +129,7 @@ impl Response {
     pub fn say_stopped(&mut self) {
         let volumes = match self {
             Self::Volume(_, info) => std::slice::from_mut(&mut **info),
+            Self::Shown(shown) => std::slice::from_mut(&mut shown.info),
             Self::Volumes(list) => list,
             _ => return,
         };
@@ -131,12 +140,30 @@ impl Response {
     }
 }
 
+/// A volume and its clients.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shown {
+    /// The volume.
+    #[serde(flatten)]
+    pub info: VolumeInfo,
+    /// Connections to it and to its snapshots, if it is served.
+    #[serde(default)]
+    pub connections: Vec<ClientInfo>,
+}
+
+/// How many connections were ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disconnected {
+    /// `NAME` or `NAME@SNAP`.
+    pub name: String,
+    /// How many.
+    pub connections: usize,
+}
+
 /// What was done to a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
-    /// Nothing: it was only looked at.
-    Shown,
     /// It is new.
     Created,
     /// It is a new fork.

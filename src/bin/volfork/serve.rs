@@ -9,6 +9,7 @@ use volfork::io::Access;
 use volfork::volume::Event;
 
 use crate::args::ServeArguments;
+use crate::clients::Clients;
 use crate::control::{self, ControlServer};
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
@@ -83,14 +84,15 @@ impl Fleet {
 }
 
 fn control_and_wait(settings: &Settings, store: &Store, listen: &[String], changed: impl Fn() + Send + Sync + 'static) -> Result<()> {
+    let clients = Clients::default();
     let control = ControlServer::start(&settings.store, {
-        let store = store.clone();
+        let (store, clients) = (store.clone(), clients.clone());
         #[cfg(feature = "images")]
         let (settings, starts) = (settings.clone(), crate::image::Starts::default());
         move |request, file, watcher| {
             let changes = request.changes();
             #[cfg_attr(not(feature = "images"), expect(unused_mut, reason = "only answers about images are added to"))]
-            let mut done = execute(&store, request, file, watcher);
+            let mut done = execute(&store, request, file, watcher).and_then(|response| clients.complete(response));
             #[cfg(feature = "images")]
             if let Ok(response) = &mut done {
                 starts.note(&settings, response);
@@ -101,14 +103,15 @@ fn control_and_wait(settings: &Settings, store: &Store, listen: &[String], chang
             done
         }
     })?;
-    let served = open_and_wait(settings, store, listen);
+    let served = open_and_wait(settings, store, listen, &clients);
     control.stop();
     served
 }
 
-fn open_and_wait(settings: &Settings, store: &Store, listen: &[String]) -> Result<()> {
+fn open_and_wait(settings: &Settings, store: &Store, listen: &[String], clients: &Clients) -> Result<()> {
     let access = Access::of(&settings.store).map_err(|error| Failure::io(format!("look at {}", settings.store.display()), error))?;
     let door = Door::open(store, listen, &default_address(&settings.store), access)?;
+    clients.know(door.clients());
     let stop = Stop::catch()?;
     announce(settings, door.uris())?;
     notify("READY=1").map_err(|error| Failure::io("tell the service manager", error))?;

@@ -123,6 +123,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
         Command::Destroy { target, recursive } => ("destroy", Plan::ask(Request::Destroy { target, recursive })),
+        Command::Disconnect { target } => ("disconnect", Plan::ask(Request::Disconnect { target })),
         Command::Hydrate { name, wait, timeout, pause, resume, rate, deadline, priority, add_source, remove_source } => {
             let control = HydrationControl {
                 paused: (pause || resume).then_some(pause),

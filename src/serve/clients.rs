@@ -1,0 +1,154 @@
+//! Who is connected, and how connections are ended.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::export::Export;
+use super::listener::ClientSocket;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Condvar, Mutex};
+use crate::wire::deadline_after;
+
+/// A connection.
+pub struct Client {
+    pub socket: ClientSocket,
+    pub peer: String,
+    /// Once they agreed on one.
+    pub export: Option<Export>,
+    /// Tells the connection to end, whatever is under way.
+    pub cut: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct State {
+    connected: HashMap<u64, Client>,
+    next: u64,
+    stopping: bool,
+}
+
+/// The places of all connections.
+#[derive(Default)]
+pub struct Places {
+    state: Mutex<State>,
+    left: Condvar,
+}
+
+/// A client that has an export open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientInfo {
+    /// Where it is: `HOST:PORT`, or `process NUMBER` on this machine.
+    pub address: String,
+    /// The name that the export has now.
+    pub export: String,
+}
+
+/// The clients of a server.
+#[derive(Clone)]
+pub struct NbdClients(pub(super) Arc<Places>);
+
+impl Places {
+    /// A place for a connection, by number; `None` if there is none.
+    pub fn enter(&self, client: Client, most: usize) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.stopping || state.connected.len() >= most {
+            return None;
+        }
+        state.next += 1;
+        let number = state.next;
+        state.connected.insert(number, client);
+        Some(number)
+    }
+
+    /// Notes the export of a connection.
+    pub fn agreed(&self, number: u64, export: Export) {
+        if let Some(client) = self.state.lock().connected.get_mut(&number) {
+            client.export = Some(export);
+        }
+    }
+
+    /// Gives a place back.
+    pub fn leave(&self, number: u64) {
+        // The export goes first, and not under the lock: when nobody finds the connection any more, it keeps no store open.
+        let export = self.state.lock().connected.get_mut(&number).and_then(|client| client.export.take());
+        drop(export);
+        self.state.lock().connected.remove(&number);
+        self.left.notify_all();
+    }
+
+    /// Connections at this moment.
+    pub fn count(&self) -> usize {
+        self.state.lock().connected.len()
+    }
+
+    /// Gives no places any more.
+    pub fn stop(&self) {
+        self.state.lock().stopping = true;
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.state.lock().stopping
+    }
+
+    /// Closes the sockets of some clients.
+    pub fn shut(&self, which: impl Fn(&Client) -> bool) {
+        self.state.lock().connected.values().filter(|client| which(client)).for_each(|client| client.socket.shut());
+    }
+
+    /// Waits until no connection is left. `false`: not within the time.
+    pub fn wait_empty(&self, timeout: Duration) -> bool {
+        self.wait_until_gone(timeout, |connected| connected.len()) == 0
+    }
+
+    /// Waits until none of the connections that are counted is left; answers how many are.
+    fn wait_until_gone(&self, timeout: Duration, count: impl Fn(&HashMap<u64, Client>) -> usize) -> usize {
+        let deadline = deadline_after(timeout);
+        let mut state = self.state.lock();
+        while count(&state.connected) > 0 && !self.left.wait_until(&mut state, deadline).timed_out() {}
+        count(&state.connected)
+    }
+
+    /// Numbers, addresses and exports of the clients that have one open.
+    fn agreed_clients(&self) -> Vec<(u64, String, Export)> {
+        let state = self.state.lock();
+        let agreed = state.connected.iter().filter_map(|(number, client)| Some((*number, client.peer.clone(), client.export.clone()?)));
+        let mut agreed: Vec<_> = agreed.collect();
+        agreed.sort_unstable_by_key(|(number, ..)| *number);
+        agreed
+    }
+}
+
+impl NbdClients {
+    /// Those that have an export open, the oldest first.
+    pub fn list(&self) -> Vec<ClientInfo> {
+        // Names are asked for without the lock.
+        self.0.agreed_clients().into_iter().map(|(_, address, export)| ClientInfo { address, export: export.name() }).collect()
+    }
+
+    /// Ends the connections to the export that has this name, `VOLUME` or `VOLUME@SNAPSHOT`, and waits until they are gone. What their
+    /// clients had not flushed may be lost, as at any other loss of a connection. A client may connect again. Answers how many there were.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`]: some have not ended within the time.
+    pub fn disconnect(&self, export: &str, timeout: Duration) -> Result<usize> {
+        let named = self.0.agreed_clients().into_iter().filter(|(_, _, open)| open.name() == export);
+        let numbers: Vec<u64> = named.map(|(number, ..)| number).collect();
+        {
+            let state = self.0.state.lock();
+            for client in numbers.iter().filter_map(|number| state.connected.get(number)) {
+                client.cut.store(true, Ordering::SeqCst);
+                client.socket.shut();
+            }
+        }
+        match self.0.wait_until_gone(timeout, |connected| numbers.iter().filter(|number| connected.contains_key(number)).count()) {
+            0 => Ok(numbers.len()),
+            left => Err(Error::new(
+                ErrorKind::Busy,
+                format!("{left} of {} connections to '{export}' wait for what they have begun: try again soon", numbers.len()),
+            )),
+        }
+    }
+}

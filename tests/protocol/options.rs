@@ -1,0 +1,77 @@
+//! Before an export is agreed on.
+
+use volfork::serve::NbdOptions;
+use volfork::wire::constants::{
+    OPT_GO, OPT_INFO, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNKNOWN, REP_ERR_UNSUP,
+    REP_META_CONTEXT, STRING_BYTES_MAX,
+};
+use volfork::wire::{ContextQuery, GoRequest, HeaderMode};
+
+use crate::client::{Client, Host};
+
+fn end(client: &mut Client, option: u32, data: &[u8]) -> std::io::Result<u32> {
+    Ok(client.option(option, data)?.last().unwrap().0)
+}
+
+#[test]
+fn a_client_may_ask_about_as_many_exports_as_there_are_but_not_for_nothing() {
+    let host = Host::new(NbdOptions::default());
+    host.store.create_volume("v", 1 << 20).unwrap();
+    let info = GoRequest { name: "v".into(), infos: Vec::new() }.encode();
+    let unknown = GoRequest { name: "w".into(), infos: Vec::new() }.encode();
+    let mut client = host.connect();
+    for _ in 0..2000 {
+        assert_eq!(end(&mut client, OPT_INFO, &info).unwrap(), REP_ACK);
+        // It may have been destroyed since it was listed.
+        assert_eq!(end(&mut client, OPT_INFO, &unknown).unwrap(), REP_ERR_UNKNOWN);
+    }
+    client.go(HeaderMode::Extended, "v");
+    for (option, data, reply) in
+        [(77, &b"what?"[..], REP_ERR_UNSUP), (OPT_STRUCTURED_REPLY, b"", REP_ACK), (OPT_GO, &unknown, REP_ERR_UNKNOWN)]
+    {
+        let mut client = host.connect();
+        let answered = (0..5000).map_while(|_| end(&mut client, option, data).ok()).inspect(|end| assert_eq!(*end, reply)).count();
+        assert!((100..=300).contains(&answered), "option {option}: {answered} of them were answered");
+    }
+}
+
+fn contexts(client: &mut Client, option: u32, query: &str) -> Vec<String> {
+    let queries = if query.is_empty() { Vec::new() } else { vec![query.to_owned()] };
+    let replies = client.option(option, &ContextQuery { name: "v".into(), queries }.encode()).unwrap();
+    assert_eq!(replies.last().unwrap().0, REP_ACK);
+    let contexts = replies.into_iter().filter(|(reply, _)| *reply == REP_META_CONTEXT);
+    contexts.map(|(_, data)| String::from_utf8(data[4..].to_vec()).unwrap()).collect()
+}
+
+/// Each of many snapshots stands on all before it: a list of all contexts of all exports would grow with the square of their number.
+#[test]
+fn a_list_of_contexts_tells_the_latest_snapshots_and_every_one_is_found_by_its_name() {
+    let host = Host::new(NbdOptions::default());
+    let volume = host.store.create_volume("v", 1 << 20).unwrap();
+    (0..70).for_each(|number| volume.snapshot(&format!("s{number}")).unwrap());
+    let mut client = host.connect();
+    client.option(OPT_STRUCTURED_REPLY, &[]).unwrap();
+    let all = contexts(&mut client, OPT_LIST_META_CONTEXT, "");
+    assert!(all.contains(&"base:allocation".into()) && all.contains(&"x-volfork:missing".into()), "{all:?}");
+    let named: Vec<_> = all.iter().filter_map(|name| name.strip_prefix("qemu:dirty-bitmap:")).collect();
+    assert_eq!(named, (6..70).map(|number| format!("s{number}")).collect::<Vec<_>>());
+    assert_eq!(contexts(&mut client, OPT_LIST_META_CONTEXT, "qemu:dirty-bitmap:").len(), 70);
+    assert_eq!(contexts(&mut client, OPT_SET_META_CONTEXT, "qemu:dirty-bitmap:s0"), ["qemu:dirty-bitmap:s0"]);
+}
+
+#[test]
+fn no_text_of_a_refusal_is_longer_than_a_string_may_be() {
+    let host = Host::new(NbdOptions::default());
+    let mut client = host.connect();
+    client.option(OPT_STRUCTURED_REPLY, &[]).unwrap();
+    for name in ["x".repeat(STRING_BYTES_MAX), "ä".repeat(STRING_BYTES_MAX / 2)] {
+        let go = GoRequest { name: name.clone(), infos: Vec::new() }.encode();
+        let query = ContextQuery { name, queries: Vec::new() }.encode();
+        for (option, data) in [(OPT_INFO, &go), (OPT_GO, &go), (OPT_LIST_META_CONTEXT, &query), (OPT_SET_META_CONTEXT, &query)] {
+            let (reply, text) = client.option(option, data).unwrap().pop().unwrap();
+            assert_eq!(reply, REP_ERR_UNKNOWN);
+            assert!((1..=STRING_BYTES_MAX).contains(&text.len()), "{} bytes", text.len());
+            assert!(std::str::from_utf8(&text).is_ok());
+        }
+    }
+}
