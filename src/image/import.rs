@@ -3,19 +3,19 @@
 //! A layer that the store holds already is neither fetched nor stored again, whichever image it came with.
 //!
 //! # Crash ordering
-//! The volume is made under the name `NAME.importing`, and gets its own name as the last step. Each layer is sealed, with the
-//! chain that it completes, in one frame of the journal. A failed import destroys what is under that name; the layers that it
-//! completed stay, below a volume `NAME.layers`, until an import of NAME succeeds or that volume is destroyed. What a crash left
-//! is found by the next import of NAME.
+//! The volume is made under a name of its own, and gets that which was asked for as the last step ([`crate::store::Unfinished`]).
+//! Each layer is sealed, with the chain that it completes, in one frame of the journal. A failed import destroys its volume; the
+//! layers that it completed stay, below another volume with a label that says so, until an import under the same name succeeds or
+//! that volume is destroyed. What a crash left is found by the same label.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::ext4::{FileSystem, NEW_BYTES, fitting_bytes};
+use super::ext4::{FileSystem, MAX_BYTES, NEW_BYTES, fitting_bytes};
 use super::manifest::Platform;
 use super::name::ImageName;
 use super::resolve::{ResolvedImage, ResolvedLayer, resolve};
@@ -24,11 +24,14 @@ use super::stream::error_of;
 use super::unpack::unpack;
 use crate::content::{Digest, Image};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
+use crate::store::{ReservedName, Store, Unfinished};
 use crate::volume::Volume;
 
 /// Name of the snapshot that stands for a layer while it is sealed.
 const LAYER: &str = "layer";
+
+/// How often an import that waits for another one tells its watcher.
+const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// How an image is imported.
 #[derive(Clone, Debug)]
@@ -97,15 +100,12 @@ pub struct ImportedImage {
     pub start: Start,
 }
 
-/// Stores and names of imports under way in this process.
-static RUNNING: LazyLock<Mutex<HashSet<(usize, String)>>> = LazyLock::new(Mutex::default);
-
 /// Makes the volume `volume` from the image that `name` stands for in `source`. `tell` hears of progress, and ends the import with
 /// an error.
 ///
 /// # Errors
-/// [`ErrorKind::Exists`]; [`ErrorKind::Busy`] while the same name is being imported; as [`resolve`]; [`ErrorKind::NoSpace`];
-/// errors of the source and of the store. Nothing is left of the volume then.
+/// [`ErrorKind::Exists`], also while the same name is being imported; as [`resolve`]; [`ErrorKind::NoSpace`]; errors of the source
+/// and of the store. Nothing is left of the volume then.
 pub fn import_image(
     store: &Store,
     source: &dyn ManifestSource,
@@ -118,104 +118,79 @@ pub fn import_image(
     if options.size_bytes.is_some_and(|size| fitting_bytes(size) == 0) {
         return Err(Error::new(ErrorKind::InvalidInput, "a volume for an image needs at least 128 MiB: choose a larger size"));
     }
-    if store.volume_names().iter().any(|other| other == volume) {
-        let message = format!("volume '{volume}' exists already: choose another name, or destroy it first");
-        return Err(Error::new(ErrorKind::Exists, message));
+    if let Some(size) = options.size_bytes.filter(|size| fitting_bytes(*size) > MAX_BYTES) {
+        let message = format!("the file system of an image has at most {MAX_BYTES} bytes, not {size}: choose a smaller size");
+        return Err(Error::new(ErrorKind::InvalidInput, message));
     }
-    let _running = Running::begin(store, volume)?;
+    let reserved = store.reserve_name(volume)?;
     let image = resolve(source, name, &options.platform)?;
     let fetch = begun.elapsed();
-    let mut import = Import { store, source, image: &image, options, tell, fetch, bytes_done: 0, bytes_total: 0 };
-    let mut work = Work::new(store, volume);
-    let (reused, made) = import.chain(&mut work).and_then(|(reused, made)| import.fit(&made).map(|()| (reused, made)))?;
+    let mut import = Import { store, source, image: &image, options, tell, fetch, layers_made: 0, bytes_done: 0, bytes_total: 0 };
+    let mut chain = import.chain(&reserved)?;
+    import.fit(chain.work.volume())?;
+    let size_bytes = chain.work.volume().size_bytes();
     let labels = BTreeMap::from([("image".into(), name.to_string()), ("image-digest".into(), image.image.digest.to_string())]);
-    store.set_labels(&work.name, labels)?;
-    work.keep()?;
+    chain.work.finish(labels)?;
+    chain.whole.last = None;
     let start = Start {
         fetch_seconds: import.fetch.as_secs_f64(),
         prepare_seconds: begun.elapsed().saturating_sub(import.fetch).as_secs_f64(),
         bytes_fetched: import.bytes_done,
         layers: image.layers.len() as u64,
-        layers_reused: reused as u64,
+        layers_reused: (image.layers.len() - import.layers_made) as u64,
     };
-    Ok(ImportedImage { volume: volume.into(), size_bytes: made.size_bytes(), image: image.image, start })
+    Ok(ImportedImage { volume: volume.into(), size_bytes, image: image.image, start })
 }
 
-/// An import of a name is under way while it lives.
-struct Running((usize, String));
-
-impl Running {
-    fn begin(store: &Store, volume: &str) -> Result<Self> {
-        let key = (store.identity(), volume.to_owned());
-        match RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
-            true => Ok(Self(key)),
-            false => Err(Error::new(ErrorKind::Busy, format!("volume '{volume}' is being imported already: wait for that"))),
-        }
-    }
+/// The layers of the image below a volume.
+struct Chain<'a> {
+    /// Dropped first: it stands on the layers of the volume.
+    whole: Whole<'a>,
+    work: Unfinished<'a>,
+    /// How many there are.
+    layers: usize,
 }
 
-impl Drop for Running {
+/// Keeps the layers that are whole when an import fails.
+struct Whole<'a> {
+    reserved: &'a ReservedName,
+    /// The last one, if this import made it or an earlier one left it.
+    last: Option<Digest>,
+}
+
+impl Drop for Whole<'_> {
     fn drop(&mut self) {
-        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
-    }
-}
-
-/// The volume until it is whole; destroyed when dropped.
-struct Work<'a> {
-    store: &'a Store,
-    volume: String,
-    name: String,
-    /// The last layer that is whole below it, if that is one that this import made or had kept.
-    complete: Option<Digest>,
-    kept: bool,
-}
-
-fn destroy(store: &Store, name: &str) -> Result<()> {
-    match store.destroy_volume(name, true) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-impl<'a> Work<'a> {
-    fn new(store: &'a Store, volume: &str) -> Self {
-        Self { store, volume: volume.into(), name: format!("{volume}.importing"), complete: None, kept: false }
-    }
-
-    fn layers_name(&self) -> String {
-        format!("{}.layers", self.volume)
-    }
-
-    /// Moves what a crash or a failure left out of the way; it may be all that keeps layers which are needed now.
-    fn set_aside(&mut self) -> Result<Vec<String>> {
-        let there: HashSet<String> = self.store.volume_names().into_iter().collect();
-        let mut left = vec![format!("{}.stale", self.volume), self.layers_name()];
-        if there.contains(&self.name) {
-            destroy(self.store, &left[0])?;
-            self.store.rename(&self.name, &left[0])?;
-        } else {
-            left.retain(|name| there.contains(name));
+        // The failure that ended the import is reported; without them the next import fetches them again.
+        if let Some(Ok(kept)) = self.last.map(|chain| self.reserved.fork_held(&chain)) {
+            kept.leave();
         }
-        Ok(left)
-    }
-
-    fn keep(mut self) -> Result<()> {
-        self.store.rename(&self.name, &self.volume)?;
-        self.kept = true;
-        Ok(())
     }
 }
 
-impl Drop for Work<'_> {
+/// The chains that imports of this process are making, each with its store: a layer is fetched once, however many imports need it.
+static MAKING: LazyLock<(Mutex<HashSet<(usize, Digest)>>, Condvar)> = LazyLock::new(Default::default);
+
+/// A chain is made by the import that has this.
+struct Making((usize, Digest));
+
+impl Making {
+    fn claim(store: &Store, chain: Digest) -> Option<Self> {
+        let key = (store.identity(), chain);
+        MAKING.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key).then(|| Self(key))
+    }
+
+    /// Waits until nobody makes a chain, or for a moment; `true` in the first case.
+    fn wait(store: &Store, chain: Digest) -> bool {
+        let made = MAKING.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = MAKING.1.wait_timeout_while(made, TELL_EVERY, |made| made.contains(&(store.identity(), chain)));
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+impl Drop for Making {
     fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        // The failure that ended the import is reported; what is left then is found by the next import of the name.
-        if let Some(chain) = &self.complete {
-            let _ = self.store.fork_held(chain, &self.layers_name());
-        }
-        let _ = self.store.destroy_volume(&self.name, true);
+        MAKING.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        MAKING.1.notify_all();
     }
 }
 
@@ -226,52 +201,65 @@ struct Import<'a> {
     options: &'a ImportOptions,
     tell: &'a mut dyn FnMut(ImportProgress) -> Result<()>,
     fetch: Duration,
+    layers_made: usize,
     bytes_done: u64,
     bytes_total: u64,
 }
 
 impl Import<'_> {
-    /// Makes the volume on top of all layers; answers how many of them were here.
-    fn chain(&mut self, work: &mut Work<'_>) -> Result<(usize, Volume)> {
+    /// Makes the volume on top of all layers.
+    fn chain<'r>(&mut self, reserved: &'r ReservedName) -> Result<Chain<'r>> {
         let layers = &self.image.layers;
-        let left = work.set_aside()?;
-        let held: HashSet<_> = self.store.held_layers().into_iter().map(|held| held.chain).collect();
-        let mut reused = (0..layers.len()).rev().find(|number| held.contains(&layers[*number].held.chain)).map_or(0, |number| number + 1);
-        let below = match reused.checked_sub(1) {
-            Some(last) => self.store.fork_held(&layers[last].held.chain, &work.name)?,
-            None => None,
-        };
-        let volume = match below {
-            Some(volume) => volume,
-            // It went away a moment ago.
-            None => {
-                reused = 0;
-                self.store.create_volume(&work.name, NEW_BYTES)?
-            }
-        };
-        if !left.is_empty() && reused > 0 {
-            work.complete = Some(layers[reused - 1].held.chain);
-        }
-        for name in &left {
-            destroy(self.store, name)?;
-        }
-        if reused == layers.len() && reused > 0 {
-            return Ok((reused, volume));
-        }
-        let mut files = if reused == 0 { FileSystem::create(&volume)? } else { FileSystem::open(&volume)? };
-        self.bytes_total = layers[reused..].iter().map(|layer| layer.held.layer.bytes).fold(0, u64::saturating_add);
+        let mut chain = self.begin(reserved)?;
         let mut left = self.options.unpacked_bytes_max;
-        for layer in &layers[reused..] {
+        while let Some(layer) = layers.get(chain.layers) {
+            let making = Making::claim(self.store, layer.held.chain);
+            if making.is_none() || self.store.held_layers().iter().any(|held| held.chain == layer.held.chain) {
+                // Another import makes it, or has made it just now: what that has is taken from the beginning.
+                drop(making);
+                while !Making::wait(self.store, layer.held.chain) {
+                    (self.tell)(ImportProgress { bytes_done: self.bytes_done, bytes_total: self.bytes_total })?;
+                }
+                let again = self.begin(reserved)?;
+                let mut before = std::mem::replace(&mut chain, again);
+                before.whole.last = None;
+                continue;
+            }
+            let volume = chain.work.volume();
+            let mut files = if chain.layers == 0 { FileSystem::create(volume)? } else { FileSystem::open(volume)? };
             self.put(&mut files, layer, &mut left)?;
-            files.next_layer();
-            self.store.snapshot_image(&work.name, LAYER, layer.held)?;
-            work.complete = Some(layer.held.chain);
-            self.store.destroy_snapshot(&work.name, LAYER)?;
+            volume.snapshot_image(LAYER, layer.held)?;
+            chain.whole.last = Some(layer.held.chain);
+            self.store.destroy_snapshot(&volume.name(), LAYER)?;
+            (chain.layers, self.layers_made) = (chain.layers + 1, self.layers_made + 1);
         }
         if layers.is_empty() {
-            files.commit()?;
+            FileSystem::create(chain.work.volume())?.commit()?;
         }
-        Ok((reused, volume))
+        Ok(chain)
+    }
+
+    /// A volume on top of the layers that are here.
+    fn begin<'r>(&mut self, reserved: &'r ReservedName) -> Result<Chain<'r>> {
+        let layers = &self.image.layers;
+        let left = reserved.left_layers();
+        let held: HashSet<_> = self.store.held_layers().into_iter().map(|held| held.chain).collect();
+        let here = (0..layers.len()).rev().find(|number| held.contains(&layers[*number].held.chain)).map_or(0, |number| number + 1);
+        let forked = layers[..here].last().map(|last| reserved.fork_held(&last.held.chain));
+        let (work, here) = match forked {
+            Some(Ok(work)) => (work, here),
+            // They went away a moment ago.
+            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => (reserved.create_for_layers(NEW_BYTES)?, 0),
+        };
+        let last = layers[..here].last().filter(|_| !left.is_empty() || self.layers_made > 0).map(|layer| layer.held.chain);
+        for name in &left {
+            // The layers that it keeps are below the volume now, as far as they are needed. One that somebody reads stays.
+            let _ = self.store.destroy_volume(name, true);
+        }
+        let missing = layers[here..].iter().map(|layer| layer.held.layer.bytes).fold(0, u64::saturating_add);
+        self.bytes_total = self.bytes_done.saturating_add(missing);
+        Ok(Chain { whole: Whole { reserved, last }, work, layers: here })
     }
 
     /// Fetches a layer and puts it on top of those below.

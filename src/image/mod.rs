@@ -3,11 +3,13 @@
 //! - `name`: `oci:DIR:TAG` for a directory, `host/name:tag` for a registry.
 //! - `source`: the [`ManifestSource`] trait, with `layout` (a directory) and `registry` (over HTTP, by the `oci-client` crate).
 //! - `manifest`: the documents, as they are; `resolve`: from a name to the layers of one platform.
-//! - `import`, with `unpack`, `stream` and `ext4`: the layers become a chain of layers of the store, so that a base is stored once.
+//! - `import`, with `unpack`, `archive`, `stream` and `ext4`: the layers become a chain of layers of the store, so that a base is stored once.
 //!
 //! What a source answers is not trusted: documents and layers are bounded in size and number, and each byte is checked against
 //! the digest that named it. A registry is found and read only with the cargo feature `images`, as is the import; the rest has
 //! no dependencies of its own.
+#[cfg(feature = "images")]
+mod archive;
 #[cfg(feature = "images")]
 mod ext4;
 #[cfg(feature = "images")]

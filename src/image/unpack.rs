@@ -7,9 +7,10 @@ use std::io::{self, Read};
 
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
-use tar::{Archive, Entry, EntryType};
+use tar::{EntryType, Header};
 
-use super::ext4::{Attributes, FileSystem, Kind, ROOT};
+use super::archive::{Archive, Entry, RECORD_BYTES, shown};
+use super::ext4::{Attributes, FileSystem, Kind, ROOT, Time};
 use super::manifest::Compression;
 use super::resolve::ResolvedLayer;
 use super::stream::error_of;
@@ -25,9 +26,6 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const EXTENDED: &str = "SCHILY.xattr.";
-
-/// Bytes of a record of an archive.
-const RECORD_BYTES: u64 = 512;
 
 /// The archive, unpacked: bounded, and hashed on the way. Some programs leave out the end of the last record, which is
 /// given here; it belongs to no digest.
@@ -80,15 +78,15 @@ pub(super) fn unpack(files: &mut FileSystem<'_>, blob: &mut dyn Read, layer: &Re
     let mut unpacked = Unpacked { stream, position: 0, hash: Sha256::new(), left: *left, limit };
     let mut archive = Archive::new(&mut unpacked);
     let mut entries = 0;
-    for entry in archive.entries().map_err(invalid)? {
+    while let Some(entry) = archive.next_entry()? {
         entries += 1;
         if entries > ENTRIES_MAX {
             return Err(Error::new(ErrorKind::InvalidInput, format!("a layer of the image has more than {ENTRIES_MAX} files")));
         }
-        apply(files, &mut entry.map_err(invalid)?, *left)?;
+        apply(files, &mut archive, &entry, *left)?;
     }
     // What follows the archive belongs to what the digests name.
-    io::copy(&mut unpacked, &mut io::sink()).map_err(invalid)?;
+    io::copy(&mut archive.into_stream(), &mut io::sink()).map_err(invalid)?;
     *left = unpacked.left;
     match Digest(unpacked.hash.finalize().into()) {
         diff if diff == layer.diff => Ok(()),
@@ -97,10 +95,6 @@ pub(super) fn unpack(files: &mut FileSystem<'_>, blob: &mut dyn Read, layer: &Re
             format!("layer {} unpacks to {diff}, and its configuration says {}: push the image again", layer.held.layer.digest, layer.diff),
         )),
     }
-}
-
-fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path).chars().take(200).collect()
 }
 
 fn refused(path: &[u8], why: &str) -> Error {
@@ -120,20 +114,23 @@ fn parts(path: &[u8]) -> Result<Vec<&[u8]>> {
 }
 
 /// Puts one entry.
-fn apply(files: &mut FileSystem<'_>, entry: &mut Entry<'_, impl Read>, left: u64) -> Result<()> {
-    let kind = entry.header().entry_type();
-    if matches!(kind, EntryType::XGlobalHeader) {
-        return Ok(());
-    }
-    let path = entry.path_bytes().into_owned();
-    let path_parts = parts(&path)?;
+fn apply(files: &mut FileSystem<'_>, archive: &mut Archive<impl Read>, entry: &Entry, left: u64) -> Result<()> {
+    let path = &entry.path;
+    let path_parts = parts(path)?;
+    // What the file system refuses is told by the whole name.
+    let named = |error: Error| match error.kind() {
+        ErrorKind::InvalidInput => error.context(format_args!("the layer of the image has '{}'", shown(path))),
+        _ => error,
+    };
     let Some((name, above)) = path_parts.split_last() else {
         // The root itself.
-        let attributes = attributes(entry, &path)?;
-        return if kind == EntryType::Directory { files.describe(ROOT, &attributes) } else { Ok(()) };
+        return match entry.kind {
+            EntryType::Directory => files.describe(ROOT, &attributes(entry)?).map_err(named),
+            _ => Ok(()),
+        };
     };
     if name.starts_with(WHITEOUT) {
-        let parent = files.directory_at(above)?;
+        let parent = files.directory_at(above).map_err(named)?;
         return match *name {
             OPAQUE => files.clear_lower(parent),
             // Notes of one file system to itself.
@@ -141,73 +138,89 @@ fn apply(files: &mut FileSystem<'_>, entry: &mut Entry<'_, impl Read>, left: u64
             _ => files.remove_lower(parent, &name[WHITEOUT.len()..]),
         };
     }
-    let attributes = attributes(entry, &path)?;
-    let parent = files.directory_at(above)?;
-    let device = |entry: &Entry<'_, _>| {
-        let header = entry.header();
+    if entry.bytes > left {
+        return Err(refused(path, "which is larger than all layers may be"));
+    }
+    let link = || entry.link.as_deref().ok_or_else(|| refused(path, "a link without a target"));
+    let attributes = attributes(entry)?;
+    let parent = files.directory_at(above).map_err(named)?;
+    let device = || {
         let number = |number: io::Result<Option<u32>>| number.ok().flatten().unwrap_or(0);
-        (number(header.device_major()), number(header.device_minor()))
+        (number(entry.header.device_major()), number(entry.header.device_minor()))
     };
-    match kind {
+    let put = match entry.kind {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            let bytes = entry.size();
-            if bytes > left {
-                return Err(refused(&path, "which is larger than all layers may be"));
-            }
-            files.make_file(parent, name, &attributes, bytes, entry)
+            files.make_file(parent, name, &attributes, entry.bytes, &mut archive.content(entry))
         }
         EntryType::Directory => files.make_directory(parent, name, &attributes).map(drop),
-        EntryType::Symlink => files.make_symlink(parent, name, &attributes, &link(entry, &path)?),
-        EntryType::Link => {
-            let target = link(entry, &path)?;
-            files.make_link(parent, name, &parts(&target)?)
-        }
+        EntryType::Symlink => files.make_symlink(parent, name, &attributes, link()?),
+        EntryType::Link => files.make_link(parent, name, &parts(link()?)?),
         EntryType::Fifo => files.make_special(parent, name, &attributes, Kind::Fifo),
         EntryType::Char => {
-            let (major, minor) = device(entry);
+            let (major, minor) = device();
             files.make_special(parent, name, &attributes, Kind::Character { major, minor })
         }
         EntryType::Block => {
-            let (major, minor) = device(entry);
+            let (major, minor) = device();
             files.make_special(parent, name, &attributes, Kind::Block { major, minor })
         }
-        other => Err(refused(&path, &format!("which is of the unknown type {}", other.as_byte()))),
-    }
-}
-
-fn link(entry: &Entry<'_, impl Read>, path: &[u8]) -> Result<Vec<u8>> {
-    entry.link_name_bytes().map(|target| target.into_owned()).ok_or_else(|| refused(path, "a link without a target"))
+        other => return Err(refused(path, &format!("which is of the unknown type {}", other.as_byte()))),
+    };
+    put.map_err(named)
 }
 
 /// Owners, times, and those extended attributes that a file system of another machine can have: access lists are packed in a way
 /// of their own, and are left out.
-fn attributes(entry: &mut Entry<'_, impl Read>, path: &[u8]) -> Result<Attributes> {
+fn attributes(entry: &Entry) -> Result<Attributes> {
+    let (header, path) = (&entry.header, &entry.path);
     let wrong = |error| error_of(&format!("the entry '{}' of a layer", shown(path)), error);
-    let header = entry.header();
     let number = |number: u64| u32::try_from(number).map_err(|_| refused(path, "whose owner has more than 32 bits"));
     let mut made = Attributes {
         permissions: (header.mode().map_err(wrong)? & 0o7777) as u16,
         uid: number(header.uid().map_err(wrong)?)?,
         gid: number(header.gid().map_err(wrong)?)?,
-        modified: header.mtime().unwrap_or(0),
+        modified: header_time(header),
         extended: Default::default(),
     };
-    let Some(extensions) = entry.pax_extensions().map_err(wrong)? else { return Ok(made) };
-    for extension in extensions {
-        let extension = extension.map_err(wrong)?;
-        let Ok(key) = extension.key() else { continue };
-        let text = extension.value().unwrap_or("");
-        match key {
+    for (key, value) in &entry.records {
+        let text = std::str::from_utf8(value).unwrap_or("");
+        match &key[..] {
             "uid" => made.uid = text.parse().unwrap_or(made.uid),
             "gid" => made.gid = text.parse().unwrap_or(made.gid),
+            "mtime" => made.modified = decimal_time(text).unwrap_or(made.modified),
             _ => {}
         }
         let Some(name) = key.strip_prefix(EXTENDED) else { continue };
         if ["user.", "trusted.", "security."].iter().any(|kind| name.len() > kind.len() && name.starts_with(kind)) && name.len() <= 255 {
-            made.extended.insert(name.to_owned(), extension.value_bytes().to_vec());
+            made.extended.insert(name.to_owned(), value.clone());
         }
     }
     Ok(made)
+}
+
+/// The time of a header: octal digits, or a binary number, which may be negative.
+fn header_time(header: &Header) -> Time {
+    let seconds = match header.as_old().mtime {
+        [0xff, _, _, _, low @ ..] => i64::from_be_bytes(low),
+        _ => i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(i64::MAX),
+    };
+    Time { seconds, nanoseconds: 0 }
+}
+
+/// The time of a PAX record: seconds since 1970 with a sign and a fraction. What is behind the ninth digit is cut off.
+fn decimal_time(text: &str) -> Option<Time> {
+    let (is_negative, digits) = text.strip_prefix('-').map_or((false, text), |digits| (true, digits));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if !whole.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let seconds: i64 = whole.parse().ok()?;
+    let nanoseconds = format!("{fraction:0<9.9}").parse::<u32>().ok()?;
+    Some(match (is_negative, nanoseconds) {
+        (false, _) => Time { seconds, nanoseconds },
+        (true, 0) => Time { seconds: -seconds, nanoseconds },
+        (true, _) => Time { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+    })
 }
 
 #[cfg(test)]
@@ -221,5 +234,28 @@ mod tests {
         for wrong in [&b"../x"[..], b"a/../../x", b"/..", &[b'a'; 5000]] {
             assert_eq!(parts(wrong).unwrap_err().kind(), ErrorKind::InvalidInput);
         }
+    }
+
+    #[test]
+    fn times_have_signs_and_fractions() {
+        for (text, seconds, nanoseconds) in [
+            ("1.5", 1, 500_000_000),
+            ("-5", -5, 0),
+            ("-1.25", -2, 750_000_000),
+            ("-0.1", -1, 900_000_000),
+            ("0", 0, 0),
+            ("7.", 7, 0),
+            ("1700000000.1234567899", 1_700_000_000, 123_456_789),
+        ] {
+            assert_eq!(decimal_time(text), Some(Time { seconds, nanoseconds }), "{text}");
+        }
+        for wrong in ["", "x", "--1", "1.x", "1e3", "99999999999999999999", "+1", "1.-5"] {
+            assert_eq!(decimal_time(wrong), None, "{wrong}");
+        }
+        let mut header = Header::new_gnu();
+        header.as_old_mut().mtime = [0xff; 12];
+        assert_eq!(header_time(&header), Time { seconds: -1, nanoseconds: 0 });
+        header.set_mtime(1 << 40);
+        assert_eq!(header_time(&header), Time { seconds: 1 << 40, nanoseconds: 0 });
     }
 }

@@ -1,7 +1,7 @@
 //! One directory on one host, and everything in it.
 //!
 //! The cast: [`Store`] is the handle; opening and recovery are in `open`, background work in `background`, verification in
-//! `scrub` (open store) and `check` (closed store).
+//! `scrub` (open store) and `check` (closed store); volumes that are being filled in `unfinished`.
 mod background;
 mod check;
 mod open;
@@ -12,6 +12,7 @@ mod report;
 mod scrub;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use options::StoreOptions;
 pub use report::{AffectedBlocks, CheckReport, HydrationControl, ScrubProgress, ScrubReport};
+pub use unfinished::{ReservedName, Unfinished};
 
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
@@ -149,7 +151,7 @@ impl Store {
     /// As [`Store::fork`].
     pub fn fork_held(&self, chain: &Digest, name: &str) -> Result<Option<Volume>> {
         let _pass = self.0.core.enter()?;
-        Ok(self.0.core.fork_held(chain, name)?.map(|head| self.volume_of(head)))
+        Ok(self.0.core.fork_held(chain, name, BTreeMap::new())?.map(|head| self.volume_of(head)))
     }
 
     /// Replaces what users note about a volume: values by key, 2 KiB in all. A fork inherits the labels of its source.

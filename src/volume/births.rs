@@ -1,4 +1,4 @@
-//! Volumes that are on their way: their source is being asked, or they are not durable yet.
+//! Volumes that are on their way: their source is being asked, they are not durable yet, or they are being filled.
 //!
 //! A name on its way is taken, and is shown with its state; nothing else can be done with it. They are in memory only: after a
 //! crash such a volume was never there, or is there whole.
@@ -9,13 +9,15 @@ use super::core::Core;
 use super::info::{BlockCounts, HydrationInfo, VolumeInfo, VolumeState};
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::valid_name;
 
 /// A volume on its way.
 #[derive(Clone)]
 pub struct Coming {
     state: VolumeState,
     created_at: u64,
-    uri: String,
+    /// The source, of a fork from elsewhere.
+    uri: Option<String>,
     size_bytes: u64,
 }
 
@@ -26,7 +28,7 @@ pub struct Announced {
 }
 
 impl Announced {
-    /// The source has answered, and is being forked.
+    /// Its size is known now: the source has answered, and is being forked.
     pub fn opened(&self, size_bytes: u64) {
         if let Some(coming) = self.core.births.lock().get_mut(&self.name) {
             (coming.state, coming.size_bytes) = (VolumeState::Creating, size_bytes);
@@ -41,15 +43,17 @@ impl Drop for Announced {
 }
 
 impl Core {
-    /// Takes a name for a volume that will stand on the source at `uri`.
+    /// Takes a name for a volume that will stand on the source at `uri`, or that is going to be filled.
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`].
-    pub(super) fn announce(self: &Arc<Self>, name: &str, uri: &str) -> Result<Announced> {
+    /// [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`].
+    pub fn announce(self: &Arc<Self>, name: &str, uri: Option<&str>) -> Result<Announced> {
+        valid_name(name)?;
         let created_at = self.unix_seconds();
         let catalog = self.catalog();
         self.name_is_free(&catalog, name)?;
-        let coming = Coming { state: VolumeState::EnablingRemoteExport, created_at, uri: uri.to_owned(), size_bytes: 0 };
+        let state = if uri.is_some() { VolumeState::EnablingRemoteExport } else { VolumeState::Creating };
+        let coming = Coming { state, created_at, uri: uri.map(ToOwned::to_owned), size_bytes: 0 };
         self.births.lock().insert(name.to_owned(), coming);
         Ok(Announced { core: Arc::clone(self), name: name.to_owned() })
     }
@@ -59,7 +63,7 @@ impl Core {
     pub(super) fn name_is_free(&self, catalog: &Catalog, name: &str) -> Result<()> {
         catalog.name_is_free(name)?;
         match self.births.lock().contains_key(name) {
-            true => Err(Error::new(ErrorKind::Exists, format!("a volume '{name}' is being forked already: choose another name"))),
+            true => Err(Error::new(ErrorKind::Exists, format!("a volume '{name}' is on its way already: choose another name"))),
             false => Ok(()),
         }
     }
@@ -84,13 +88,16 @@ impl Core {
             size_bytes: coming.size_bytes,
             block_size: self.block_size.bytes() as u32,
             created_at: coming.created_at,
-            parent: Some(coming.uri.clone()),
-            source: Some(coming.uri.clone()),
+            parent: coming.uri.clone(),
+            source: coming.uri.clone(),
             depth: 0,
             snapshots: Vec::new(),
             labels: Default::default(),
             blocks: BlockCounts::default(),
-            hydration: HydrationInfo { bytes_missing: coming.size_bytes, ..HydrationInfo::default() },
+            hydration: HydrationInfo {
+                bytes_missing: if coming.uri.is_some() { coming.size_bytes } else { 0 },
+                ..HydrationInfo::default()
+            },
         }
     }
 }

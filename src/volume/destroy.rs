@@ -22,16 +22,24 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::Busy`] if it has snapshots and `recursive` is not set, a front end serves it, or one of its snapshots is open.
     pub fn destroy_volume(self: &Arc<Self>, name: &str, recursive: bool) -> Result<()> {
-        self.layers.prepare_shape()?;
         let head = self.head(name)?;
+        self.destroy_head(&head, recursive)
+    }
+
+    /// As [`Core::destroy_volume`], of a volume that is open, whatever it is called by now.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn destroy_head(&self, head: &Head, recursive: bool) -> Result<()> {
+        self.layers.prepare_shape()?;
         // Whoever is refused does not disturb the writers.
-        self.check_unused(&self.catalog(), &head, recursive)?;
+        self.check_unused(&self.catalog(), head, recursive)?;
         let ticket = {
             let _closed = head.close();
             let mut catalog = self.catalog();
-            self.check_unused(&catalog, &head, recursive)?;
+            self.check_unused(&catalog, head, recursive)?;
             head.set_destroyed();
-            self.disown(&head);
+            self.disown(head);
             self.change(&mut catalog, None, vec![Record::DestroyVolume(head.id)])?
         };
         self.layers.wait_shape(ticket)

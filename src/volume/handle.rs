@@ -11,6 +11,8 @@ use super::pins::Pin;
 use super::queue::{Queue, Workers};
 use super::request::Run;
 use super::view::View;
+#[cfg(feature = "images")]
+use crate::content::HeldLayer;
 use crate::error::{Error, Result};
 use crate::ids::VolumeId;
 use crate::sync::RwLock;
@@ -113,6 +115,34 @@ impl Volume {
     pub fn snapshot(&self, name: &str) -> Result<()> {
         let _pass = self.0.core.enter()?;
         self.0.core.snapshot_head(&self.0, name, None)
+    }
+
+    /// Takes a snapshot that is a layer of an image on top of those below it; as [`crate::Store::snapshot_image`].
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "images")]
+    pub(crate) fn snapshot_image(&self, name: &str, held: HeldLayer) -> Result<()> {
+        let _pass = self.0.core.enter()?;
+        self.0.core.snapshot_head(&self.0, name, Some(held))
+    }
+
+    /// Gives the volume, whatever it is called by now, the name that was announced, and labels: both, or neither.
+    ///
+    /// # Errors
+    /// As [`crate::Store::rename`].
+    pub(crate) fn set_name(&self, name: &str, labels: BTreeMap<String, String>) -> Result<()> {
+        let _pass = self.0.core.enter()?;
+        self.0.core.name_head(&self.0, name, labels)
+    }
+
+    /// Destroys the volume, whatever it is called by now, and its snapshots; as [`crate::Store::destroy_volume`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn destroy(&self) -> Result<()> {
+        let _pass = self.0.core.enter()?;
+        self.0.core.destroy_head(&self.0, true)
     }
 
     /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.

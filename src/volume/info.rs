@@ -11,7 +11,7 @@ pub use crate::hydrate::{FetchedBytes, SourceInfo};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VolumeState {
-    /// The source has answered, and is being forked.
+    /// On its way: its source has answered and is being forked, or it is being filled by an import.
     Creating,
     /// The source is being asked for its export.
     EnablingRemoteExport,

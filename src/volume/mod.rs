@@ -14,6 +14,7 @@ mod head;
 mod holdings;
 mod info;
 mod merge;
+mod naming;
 mod partial;
 mod pins;
 #[cfg(all(test, feature = "sim"))]
@@ -30,6 +31,7 @@ mod view;
 mod viewers;
 
 pub(crate) use self::core::{Core, CoreConfig};
+pub(crate) use births::Announced;
 pub use event::{EVENTS_MAX, Event, EventKind, OnEvent};
 pub use handle::{Snapshot, Volume};
 pub(crate) use head::Head;

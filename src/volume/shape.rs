@@ -1,4 +1,4 @@
-//! Changes of shape: create, fork, snapshot, rename. (To resize and to destroy: `resize`, `destroy`.)
+//! Changes of shape: create, fork, snapshot. (Names and labels, to resize and to destroy: `naming`, `resize`, `destroy`.)
 //!
 //! # Visible and durable
 //! A change of shape is visible in its store from the moment it is made, before it is durable. That harms nobody here: the journal
@@ -227,12 +227,13 @@ impl Core {
         Ok(fork)
     }
 
-    /// Forks the layer that holds a chain of layers of an image, if there is one.
+    /// Forks the layer that holds a chain of layers of an image, if there is one. The fork has these labels from the first moment.
     ///
     /// # Errors
     /// As [`Core::fork_volume`].
-    pub fn fork_held(self: &Arc<Self>, chain: &Digest, name: &str) -> Result<Option<Arc<Head>>> {
+    pub fn fork_held(self: &Arc<Self>, chain: &Digest, name: &str, labels: Labels) -> Result<Option<Arc<Head>>> {
         valid_name(name)?;
+        valid_labels(&labels)?;
         self.layers.reserve_shape()?;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
@@ -240,7 +241,7 @@ impl Core {
             let Some((base, size_bytes)) = catalog.held(chain) else { return Ok(None) };
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
-            let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels: Labels::new(), created_at: None };
+            let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels, created_at: None };
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
         self.layers.wait_shape(ticket)?;
@@ -260,7 +261,7 @@ impl Core {
         let sources = self.sources.as_ref().ok_or_else(no_sources)?;
         let since = sources.now();
         // Asking may take long: meanwhile the name is taken, and shown.
-        let birth = self.enter().and_then(|_pass| self.announce(name, &uris[0]))?;
+        let birth = self.enter().and_then(|_pass| self.announce(name, Some(&uris[0])))?;
         let mut failure = None;
         // The first that answers is the origin: it says how large the fork is, and whose bytes they are.
         for number in 0..uris.len() {
@@ -438,37 +439,6 @@ impl Core {
         self.layers.wait_shape(ticket)?;
         self.arriving.lock().retain(|_, arrives| !self.layers.is_done(*arrives));
         Ok(())
-    }
-
-    /// Gives a volume another name.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`].
-    pub fn rename(&self, name: &str, new: &str) -> Result<()> {
-        valid_name(new)?;
-        self.layers.reserve_shape()?;
-        let ticket = {
-            let mut catalog = self.catalog();
-            let volume = catalog.volume_id(name)?;
-            self.name_is_free(&catalog, new)?;
-            self.change(&mut catalog, None, vec![Record::Rename { volume, name: new.to_owned() }])?
-        };
-        self.layers.wait_shape(ticket)
-    }
-
-    /// Replaces what users note about a volume.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::InvalidInput`] if it is too much.
-    pub fn set_labels(&self, name: &str, labels: Labels) -> Result<()> {
-        valid_labels(&labels)?;
-        self.layers.reserve_shape()?;
-        let ticket = {
-            let mut catalog = self.catalog();
-            let volume = catalog.volume_id(name)?;
-            self.change(&mut catalog, None, vec![Record::Labels(volume, labels)])?
-        };
-        self.layers.wait_shape(ticket)
     }
 
     /// The hydrator of the root below a volume, while it needs one.

@@ -64,6 +64,13 @@ impl Archive {
         self
     }
 
+    /// A header that says whatever it wants, and what follows it.
+    pub fn raw(mut self, mut header: Header, content: &[u8]) -> Self {
+        header.set_cksum();
+        self.0.append(&header, content).unwrap();
+        self
+    }
+
     pub fn bytes(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
@@ -123,8 +130,11 @@ impl Layout {
     }
 
     pub fn layer(&self, archive: Archive) -> Layer {
-        let bytes = archive.bytes();
-        Layer { descriptor: self.blob(GZIP, &gzip(&bytes)), diff: Digest::of(&bytes) }
+        self.layer_of(&archive.bytes())
+    }
+
+    pub fn layer_of(&self, bytes: &[u8]) -> Layer {
+        Layer { descriptor: self.blob(GZIP, &gzip(bytes)), diff: Digest::of(bytes) }
     }
 
     /// Stores the manifest of an image; answers its descriptor.

@@ -73,19 +73,66 @@ fn a_failed_import_leaves_its_whole_layers_and_no_volume() {
         std::fs::write(&path, bytes).unwrap();
         let error = layout.import(&host.store, "v", "v").unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::InvalidInput), "{what}: {error}");
-        assert_eq!(host.store.volume_names(), ["v.layers"], "{what}: {error}");
+        let [kept] = &host.store.volume_names()[..] else { panic!("{what}: {:?}", host.store.volume_names()) };
+        assert!(kept.starts_with("v.importing-"), "{kept}");
+        // Another process that opens the store keeps it, too.
+        host.store.sweep_unfinished().unwrap();
         assert_eq!(host.store.held_layers().len(), 1);
     }
     std::fs::remove_file(&path).unwrap();
     assert_eq!(layout.import(&host.store, "v", "v").unwrap_err().kind(), ErrorKind::NotFound);
-    // What a crash would leave is found too.
-    host.store.rename("v.layers", "v.importing").unwrap();
     std::fs::write(&path, &good).unwrap();
     let imported = layout.import(&host.store, "v", "v").unwrap();
     assert_eq!((imported.start.layers, imported.start.layers_reused), (2, 1));
     assert_eq!(host.store.volume_names(), ["v"]);
     check(&host.export("v"));
     assert_eq!(layout.import(&host.store, "v", "v").unwrap_err().kind(), ErrorKind::Exists);
+}
+
+#[test]
+fn an_import_takes_no_names_but_its_own() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let [first, second] = base(&layout);
+    layout.image("v", &[&first, &second]);
+    let (store, bytes) = (&host.store, noise(7, 10_000));
+    let mine = ["app.importing", "app.layers", "app.stale"];
+    for name in mine {
+        store.create_volume(name, 1 << 20).unwrap().write_at(&bytes, 0).unwrap();
+        store.create_snapshot(name, "s").unwrap();
+    }
+    // Whatever is made, forked and renamed meanwhile, and whether the import fails or not.
+    for (attempt, fails) in [true, false].into_iter().enumerate() {
+        let mut told = 0;
+        let mut tell = |_| {
+            told += 1;
+            if told == 1 {
+                let helper = store.labels().into_iter().find(|(name, _, labels)| labels.values().any(|value| value == name)).unwrap().0;
+                assert!(helper.starts_with("app.importing-"), "{helper}");
+                store.rename(&helper, &format!("renamed{attempt}")).unwrap();
+                store.fork("app.importing", &helper).unwrap();
+                store.fork(&format!("renamed{attempt}"), &format!("forked{attempt}")).unwrap();
+                for taken in [store.create_volume("app", 1), store.fork("app.importing", "app")] {
+                    assert_eq!(taken.err().unwrap().kind(), ErrorKind::Exists);
+                }
+                assert_eq!(store.reserve_name("app").err().unwrap().kind(), ErrorKind::Exists);
+            }
+            if fails { Err(volfork::Error::new(ErrorKind::Busy, "enough")) } else { Ok(()) }
+        };
+        let imported = import_image(store, &layout.source(), &layout.name("v"), "app", &ImportOptions::default(), &mut tell);
+        assert_eq!(imported.is_err(), fails, "{imported:?}");
+        let names = store.volume_names();
+        assert!(!names.contains(&format!("renamed{attempt}")) && names.contains(&format!("forked{attempt}")), "{names:?}");
+    }
+    store.sweep_unfinished().unwrap();
+    let names = store.volume_names();
+    assert_eq!(names.len(), mine.len() + 2 + 2 + 1, "{names:?}");
+    for name in names.iter().filter(|name| name.starts_with("app.")) {
+        let mut read = vec![0; bytes.len()];
+        store.volume(name).unwrap().read_at(&mut read, 0).unwrap();
+        assert!(read == bytes && (name.contains('-') || store.snapshot_names(name).unwrap() == ["s"]), "{name}");
+    }
+    assert!(store.labels().iter().all(|(name, _, labels)| labels.is_empty() || name == "app"));
+    check(&host.export("app"));
 }
 
 #[test]

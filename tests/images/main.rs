@@ -3,11 +3,13 @@
 //! Needs the programs that `.ci/run` installs; a missing one fails the test that needs it.
 #![cfg(feature = "images")]
 
+mod archives;
 mod files;
 mod fixture;
 mod hostile;
 mod layers;
 mod peers;
+mod together;
 
 use std::process::{Command, Stdio};
 

@@ -13,7 +13,6 @@ use crate::failure::{Failure, Result};
 use crate::nbd;
 use crate::print;
 use crate::settings::Settings;
-use crate::transfer::sweep_unfinished;
 
 /// How long a command waits for another short command, or for a server that is starting.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
@@ -68,7 +67,7 @@ pub fn open_with(settings: &Settings, on_event: Option<OnEvent>) -> Result<Store
     });
     let store = Store::open(&settings.store, StoreOptions { on_event: Some(on_event), ..options(settings, BlockSize::DEFAULT) })?;
     // A store that refuses even this can still be read; they are tried again at the next open.
-    let _ = sweep_unfinished(&store);
+    let _ = store.sweep_unfinished();
     Ok(store)
 }
 

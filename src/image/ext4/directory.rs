@@ -96,13 +96,32 @@ impl FileSystem<'_> {
                     decode(&blocks::read(self.volume, block)?, &mut read)?;
                 }
             }
+            self.names += read.entries.len();
             self.directories.insert(number, read);
         }
         self.directories.get_mut(&number).ok_or_else(|| damaged("a directory went away"))
     }
 
+    /// Writes the directories, and forgets them, when they have very many names. To be called between two changes.
+    pub(super) fn make_room_for_names(&mut self) -> Result<()> {
+        if self.names > self.kept.names {
+            self.write_directories()?;
+        }
+        Ok(())
+    }
+
+    /// Writes all directories that changed, and forgets those that were read.
+    pub(super) fn write_directories(&mut self) -> Result<()> {
+        for number in std::mem::take(&mut self.changed_directories) {
+            self.write_directory(number)?;
+        }
+        self.directories.clear();
+        self.names = 0;
+        Ok(())
+    }
+
     /// Packs a directory into its blocks, as many as it needs now.
-    pub(super) fn write_directory(&mut self, number: u32) -> Result<()> {
+    fn write_directory(&mut self, number: u32) -> Result<()> {
         let packed = encode(number, self.directory(number)?);
         let mut inode = self.inode(number)?.clone();
         let (mut runs, leaves) = self.extents(&inode)?;
@@ -121,7 +140,7 @@ impl FileSystem<'_> {
             }
             self.set_extents(&mut inode, &runs)?;
             inode.set_file_size((packed.len() * BLOCK_BYTES) as u64);
-            self.put_inode(number, inode);
+            self.put_inode(number, inode)?;
         }
         let places = runs.iter().flat_map(|run| run.start..run.start + run.blocks);
         for (block, bytes) in places.zip(&packed) {

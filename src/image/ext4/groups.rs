@@ -13,13 +13,15 @@ pub(super) const BLOCKS_PER_GROUP: u32 = BLOCK_BYTES as u32 * 8;
 pub(super) const GROUP_BYTES: u64 = BLOCKS_PER_GROUP as u64 * BLOCK_BYTES as u64;
 /// Inodes of a group: one for 16 KiB, as `mke2fs` makes them.
 pub(super) const INODES_PER_GROUP: u32 = 8192;
-/// Block numbers have 32 bits.
-pub(super) const GROUPS_MAX: u64 = (1 << 32) / BLOCKS_PER_GROUP as u64;
+/// The number of blocks has 32 bits.
+pub(super) const GROUPS_MAX: u64 = u32::MAX as u64 / BLOCKS_PER_GROUP as u64;
 const INODES_PER_BLOCK: u32 = (BLOCK_BYTES / 256) as u32;
 const TABLE_BLOCKS: u32 = INODES_PER_GROUP / INODES_PER_BLOCK;
 const DESCRIPTORS_PER_BLOCK: u32 = (BLOCK_BYTES / GroupDescriptor::SIZE) as u32;
 /// Blocks behind the superblock that only descriptors use, so that they never have to move.
-const DESCRIPTOR_BLOCKS_MAX: u32 = GROUPS_MAX as u32 / DESCRIPTORS_PER_BLOCK;
+const DESCRIPTOR_BLOCKS_MAX: u32 = (GROUPS_MAX as u32).div_ceil(DESCRIPTORS_PER_BLOCK);
+const _: () = assert!(GROUPS_MAX * BLOCKS_PER_GROUP as u64 <= u32::MAX as u64);
+const _: () = assert!(DESCRIPTOR_BLOCKS_MAX == 1024, "where content begins is part of the layout");
 
 struct Group {
     blocks: Vec<u8>,
@@ -237,11 +239,13 @@ impl Groups {
 
     /// Takes the first free inode, if there is one.
     pub fn take_free_inode(&mut self, directory: bool) -> Option<u32> {
-        for (number, group) in self.list.iter_mut().enumerate().skip(((self.next_inode - 1) / INODES_PER_GROUP) as usize) {
+        let first = ((self.next_inode - 1) / INODES_PER_GROUP) as usize;
+        for (number, group) in self.list.iter_mut().enumerate().skip(first) {
             if group.free_inodes == 0 {
                 continue;
             }
-            let Some(index) = (0..INODES_PER_GROUP).find(|index| !is_set(&group.inodes, *index)) else { continue };
+            let begin = if number == first { (self.next_inode - 1) % INODES_PER_GROUP } else { 0 };
+            let Some(index) = (begin..INODES_PER_GROUP).find(|index| !is_set(&group.inodes, *index)) else { continue };
             let inode = number as u32 * INODES_PER_GROUP + index + 1;
             self.take_inode(inode);
             if directory {

@@ -11,6 +11,15 @@ use super::groups::inode_place;
 use super::{BLOCK_BYTES, FileSystem, blocks, refused};
 use crate::error::Result;
 
+/// Time since 1970, or before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::image) struct Time {
+    /// Whole seconds, rounded down.
+    pub seconds: i64,
+    /// What is above these, less than a second.
+    pub nanoseconds: u32,
+}
+
 /// What a layer says about a file besides its content.
 #[derive(Clone, Debug, Default)]
 pub(in crate::image) struct Attributes {
@@ -18,8 +27,7 @@ pub(in crate::image) struct Attributes {
     pub permissions: u16,
     pub uid: u32,
     pub gid: u32,
-    /// Seconds since 1970.
-    pub modified: u64,
+    pub modified: Time,
     /// Extended attributes by their full names.
     pub extended: BTreeMap<String, Vec<u8>>,
 }
@@ -58,13 +66,17 @@ pub(super) fn new_inode(kind: u16, attributes: &Attributes) -> Inode {
     inode
 }
 
-/// Seconds, and the bits above 32 as the kernel wants them.
-fn time(seconds: u64) -> (u32, u32) {
-    // The largest time that 34 bits of the kernel's signed form hold.
-    let seconds = seconds.min(0x3_7fff_ffff);
-    let low = seconds as u32;
-    let high = (seconds as i64 - i64::from(low as i32)) >> 32;
-    (low, (high & 3) as u32)
+/// Seconds, and what the kernel keeps beside them: two more bits of seconds, and nanoseconds above these. Times that it cannot hold
+/// become the nearest that it can.
+fn time(Time { seconds, nanoseconds }: Time) -> (u32, u32) {
+    let held = seconds.clamp(i64::from(i32::MIN), 0x3_7fff_ffff);
+    let nanoseconds = match held == seconds {
+        true => nanoseconds,
+        false => 0,
+    };
+    let low = held as u32;
+    let high = (held - i64::from(low as i32)) >> 32;
+    (low, (high & 3) as u32 | nanoseconds << 2)
 }
 
 pub(super) fn set_attributes(inode: &mut Inode, kind: u16, attributes: &Attributes) {
@@ -85,21 +97,32 @@ impl FileSystem<'_> {
             }
             let (block, at) = inode_place(number);
             let read = Inode::read_from(&blocks::read(self.volume, block)?[at..]);
+            self.make_room_for_inode()?;
             self.inodes.insert(number, (read, false));
         }
         Ok(&self.inodes[&number].0)
     }
 
-    pub(super) fn put_inode(&mut self, number: u32, inode: Inode) {
+    pub(super) fn put_inode(&mut self, number: u32, inode: Inode) -> Result<()> {
+        self.make_room_for_inode()?;
         self.inodes.insert(number, (inode, true));
+        Ok(())
+    }
+
+    /// Writes the inodes when there are many.
+    fn make_room_for_inode(&mut self) -> Result<()> {
+        if self.inodes.len() >= self.kept.inodes {
+            self.write_inodes()?;
+            self.inodes.clear();
+        }
+        Ok(())
     }
 
     /// Changes an inode.
     pub(super) fn change_inode(&mut self, number: u32, change: impl FnOnce(&mut Inode)) -> Result<()> {
         let mut inode = self.inode(number)?.clone();
         change(&mut inode);
-        self.put_inode(number, inode);
-        Ok(())
+        self.put_inode(number, inode)
     }
 
     /// Gives an inode these extended attributes and no others. To be called before its extents are set, which counts the block.
@@ -110,9 +133,10 @@ impl FileSystem<'_> {
             inode.xattr_block_lo = 0;
         }
         let mut state = XattrState::new(number, INODE_EXTRA_SIZE, BLOCK_BYTES as u32);
-        let unfit = |error| refused(format!("extended attributes of a file of the image do not fit a block: {error}"));
+        let unfit = |_| refused(format!("its extended attributes do not fit a block of {BLOCK_BYTES} bytes, where all of them have to be"));
         for (name, value) in extended {
-            state.add(ExtendedAttribute::new(name, value.clone())).map_err(unfit)?;
+            let added = state.add(ExtendedAttribute::new(name, value.clone()));
+            added.map_err(|error| unfit(error).context(format_args!("attribute '{name}' of {} bytes", value.len())))?;
         }
         if state.has_inline() {
             inode.inline_xattrs.copy_from_slice(&state.write_inline().map_err(unfit)?);
@@ -155,11 +179,15 @@ mod tests {
 
     #[test]
     fn times_are_those_of_the_kernel() {
-        assert_eq!(time(0), (0, 0));
-        assert_eq!(time(0x7fff_ffff), (0x7fff_ffff, 0));
+        let time = |seconds, nanoseconds| super::time(Time { seconds, nanoseconds });
+        assert_eq!(time(0, 0), (0, 0));
+        assert_eq!(time(0x7fff_ffff, 0), (0x7fff_ffff, 0));
         // From the table in the kernel's documentation of ext4's timestamps: 2038-01-19 is the first with a bit.
-        assert_eq!(time(0x8000_0000), (0x8000_0000, 1));
-        assert_eq!(time(0x1_0000_0000), (0, 1));
-        assert_eq!(time(u64::MAX), (0x7fff_ffff, 3));
+        assert_eq!(time(0x8000_0000, 0), (0x8000_0000, 1));
+        assert_eq!(time(0x1_0000_0000, 0), (0, 1));
+        assert_eq!(time(1, 999_999_999), (1, 999_999_999 << 2));
+        assert_eq!(time(-5, 0), (-5_i32 as u32, 0));
+        assert_eq!(time(0x8000_0000, 7), (0x8000_0000, 7 << 2 | 1));
+        assert_eq!((time(i64::MAX, 5), time(i64::MIN, 5)), ((0x7fff_ffff, 3), (0x8000_0000, 0)));
     }
 }

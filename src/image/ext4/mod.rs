@@ -19,18 +19,21 @@ mod extent;
 mod groups;
 mod inode;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use arcbox_ext4::types::Inode;
+use roaring::RoaringBitmap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::Volume;
 use directory::Directory;
-use groups::{GROUP_BYTES, Groups};
-pub(super) use inode::{Attributes, Kind};
+use groups::{GROUP_BYTES, GROUPS_MAX, Groups};
+pub(super) use inode::{Attributes, Kind, Time};
 
 /// Bytes of a block of the file system.
 const BLOCK_BYTES: usize = 4096;
@@ -44,21 +47,40 @@ const NEW_GROUPS: u32 = 64;
 /// Bytes of a new file system, of which hardly any are stored.
 pub(super) const NEW_BYTES: u64 = NEW_GROUPS as u64 * GROUP_BYTES;
 
+/// Bytes of the largest file system.
+pub(super) const MAX_BYTES: u64 = GROUPS_MAX * GROUP_BYTES;
+
 /// The largest file system that fits a volume of `size_bytes`.
 pub(super) fn fitting_bytes(size_bytes: u64) -> u64 {
     size_bytes / GROUP_BYTES * GROUP_BYTES
 }
 
-/// The file system of a volume while it is changed; nothing of a change is whole before [`FileSystem::commit`].
+/// What is in memory between two changes, at most: a layer may have millions of files.
+struct Kept {
+    inodes: usize,
+    /// Names in directories: at least twice those of the largest one, or that is read again with each change.
+    names: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { inodes: 32 << 10, names: 2 * tree::DIRECTORY_NAMES_MAX }
+    }
+}
+
+/// The file system of a volume while a layer changes it; nothing of a change is whole before [`FileSystem::commit`].
 pub(super) struct FileSystem<'a> {
     volume: &'a Volume,
     groups: Groups,
     /// Inodes that were read or changed; `true` are those to be written.
     inodes: BTreeMap<u32, (Inode, bool)>,
     directories: BTreeMap<u32, Directory>,
-    changed_directories: BTreeSet<u32>,
-    /// What the current layer has put or walked through, which its whiteouts do not touch.
-    seen: BTreeSet<u32>,
+    /// Names in these, at most.
+    names: usize,
+    changed_directories: RoaringBitmap,
+    kept: Kept,
+    /// What the layer has put or walked through, which its whiteouts do not touch.
+    seen: RoaringBitmap,
 }
 
 impl<'a> FileSystem<'a> {
@@ -87,7 +109,8 @@ impl<'a> FileSystem<'a> {
 
     fn over(volume: &'a Volume, groups: Groups) -> Self {
         let (inodes, directories) = (BTreeMap::new(), BTreeMap::new());
-        Self { volume, groups, inodes, directories, changed_directories: BTreeSet::new(), seen: BTreeSet::new() }
+        let (changed_directories, seen) = (RoaringBitmap::new(), RoaringBitmap::new());
+        Self { volume, groups, inodes, directories, names: 0, changed_directories, kept: Kept::default(), seen }
     }
 
     /// Bytes of the file system.
@@ -123,7 +146,10 @@ impl<'a> FileSystem<'a> {
     }
 
     fn grow(&mut self) -> Result<()> {
-        let size_bytes = self.size_bytes() * 2;
+        if self.size_bytes() == MAX_BYTES {
+            return Err(refused(format!("the file system of the image is full, and it has {MAX_BYTES} bytes, the most there are")));
+        }
+        let size_bytes = (self.size_bytes() * 2).min(MAX_BYTES);
         if size_bytes > self.volume.size_bytes() {
             self.volume.resize(size_bytes, false)?;
         }
@@ -155,25 +181,17 @@ impl<'a> FileSystem<'a> {
         Ok(runs)
     }
 
-    /// Forgets what the layer has touched, so that the whiteouts of the next one see it.
-    pub fn next_layer(&mut self) {
-        self.seen.clear();
-    }
-
     /// Writes all metadata that changed. The volume is to be flushed, or sealed, by the caller.
     ///
     /// # Errors
     /// An error of the volume.
     pub fn commit(&mut self) -> Result<()> {
-        for number in std::mem::take(&mut self.changed_directories) {
-            self.write_directory(number)?;
-        }
+        self.write_directories()?;
         self.write_inodes()?;
         self.groups.write(self.volume)?;
         superblock::write(self.volume, &self.groups)?;
         // Nothing is kept of a layer that may be large.
         self.inodes.clear();
-        self.directories.clear();
         Ok(())
     }
 }

@@ -14,6 +14,8 @@ use crate::error::Result;
 const LINK_HOPS_MAX: usize = 40;
 const LINKS_MAX: u16 = 65_000;
 const NAME_BYTES_MAX: usize = 255;
+/// Names in a directory, at most: it is in memory as a whole.
+pub(super) const DIRECTORY_NAMES_MAX: usize = 1 << 20;
 /// Targets of symbolic links that stand in the inode are shorter.
 const INLINE_TARGET_BYTES: usize = 60;
 
@@ -28,7 +30,7 @@ impl FileSystem<'_> {
             let mut inode = new_inode(file_mode::S_IFDIR, &Attributes { permissions, ..attributes.clone() });
             inode.links_count = if number == ROOT { 3 } else { 2 };
             self.set_extents(&mut inode, &[])?;
-            self.put_inode(number, inode);
+            self.put_inode(number, inode)?;
             self.groups.count_directory(number);
             self.directories.insert(number, Directory { parent: ROOT, entries: [].into() });
             self.changed_directories.insert(number);
@@ -46,7 +48,12 @@ impl FileSystem<'_> {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(&0) || name.contains(&b'/') {
             return Err(refused(format!("'{}' is not a name that a file can have", shown(name))));
         }
-        self.directory(directory)?.entries.insert(name.to_vec(), entry);
+        let entries = &mut self.directory(directory)?.entries;
+        entries.insert(name.to_vec(), entry);
+        if entries.len() > DIRECTORY_NAMES_MAX {
+            return Err(refused(format!("its directory has more than {DIRECTORY_NAMES_MAX} names")));
+        }
+        self.names += 1;
         self.changed_directories.insert(directory);
         self.seen.insert(entry.inode);
         Ok(())
@@ -68,6 +75,7 @@ impl FileSystem<'_> {
     /// The directory at `path`, which is made if it is not there. Symbolic links are followed inside of the file system: nothing
     /// leads out of it.
     pub(in crate::image) fn directory_at(&mut self, path: &[&[u8]]) -> Result<u32> {
+        self.make_room_for_names()?;
         let mut above = vec![ROOT];
         let mut rest: VecDeque<Vec<u8>> = path.iter().map(|part| part.to_vec()).collect();
         let mut hops = 0;
@@ -100,7 +108,7 @@ impl FileSystem<'_> {
                 None => above.push(self.make_directory(at, &part, &Attributes { permissions: 0o755, ..Attributes::default() })?),
             }
         }
-        self.seen.extend(&above);
+        self.seen.extend(above.iter().copied());
         Ok(above.last().copied().unwrap_or(ROOT))
     }
 
@@ -112,7 +120,7 @@ impl FileSystem<'_> {
                 self.describe(entry.inode, attributes)?;
                 return Ok(entry.inode);
             }
-            Some(_) => self.remove(parent, name)?,
+            Some(_) => self.make_way(parent, name)?,
             None => {}
         }
         let number = self.allocate_inode(true)?;
@@ -120,7 +128,7 @@ impl FileSystem<'_> {
         inode.links_count = 2;
         self.set_extended(number, &mut inode, &attributes.extended)?;
         self.set_extents(&mut inode, &[])?;
-        self.put_inode(number, inode);
+        self.put_inode(number, inode)?;
         self.directories.insert(number, Directory { parent, entries: [].into() });
         self.changed_directories.insert(number);
         self.set_entry(parent, name, Entry { inode: number, kind: DIRECTORY })?;
@@ -138,8 +146,7 @@ impl FileSystem<'_> {
         }
         self.set_extended(number, &mut inode, &attributes.extended)?;
         self.set_extents(&mut inode, &runs)?;
-        self.put_inode(number, inode);
-        Ok(())
+        self.put_inode(number, inode)
     }
 
     /// A directory counts the directories in it; from 65,000 on it says 1, which means "many".
@@ -163,14 +170,14 @@ impl FileSystem<'_> {
         bytes: u64,
         content: &mut dyn Read,
     ) -> Result<()> {
-        self.remove(parent, name)?;
+        self.make_way(parent, name)?;
         let number = self.allocate_inode(false)?;
         let mut inode = new_inode(file_mode::S_IFREG, attributes);
         self.set_extended(number, &mut inode, &attributes.extended)?;
         let runs = self.write_content(content, bytes)?;
         inode.set_file_size(bytes);
         self.set_extents(&mut inode, &runs)?;
-        self.put_inode(number, inode);
+        self.put_inode(number, inode)?;
         self.set_entry(parent, name, Entry { inode: number, kind: 1 })
     }
 
@@ -183,7 +190,7 @@ impl FileSystem<'_> {
                 target.len()
             )));
         }
-        self.remove(parent, name)?;
+        self.make_way(parent, name)?;
         let number = self.allocate_inode(false)?;
         let mut inode = new_inode(file_mode::S_IFLNK, &Attributes { permissions: 0o777, ..attributes.clone() });
         self.set_extended(number, &mut inode, &attributes.extended)?;
@@ -194,18 +201,18 @@ impl FileSystem<'_> {
             self.set_extents(&mut inode, &runs)?;
         }
         inode.set_file_size(target.len() as u64);
-        self.put_inode(number, inode);
+        self.put_inode(number, inode)?;
         self.set_entry(parent, name, Entry { inode: number, kind: SYMLINK })
     }
 
     /// Puts a device or a pipe.
     pub(in crate::image) fn make_special(&mut self, parent: u32, name: &[u8], attributes: &Attributes, kind: Kind) -> Result<()> {
-        self.remove(parent, name)?;
+        self.make_way(parent, name)?;
         let number = self.allocate_inode(false)?;
         let mut inode = new_inode(kind.mode(), attributes);
         self.set_extended(number, &mut inode, &attributes.extended)?;
         kind.write_device(&mut inode);
-        self.put_inode(number, inode);
+        self.put_inode(number, inode)?;
         let kind = match kind {
             Kind::Character { .. } => 3,
             Kind::Block { .. } => 4,
@@ -224,7 +231,7 @@ impl FileSystem<'_> {
             self.seen.insert(entry.inode);
             return Ok(());
         }
-        self.remove(parent, name)?;
+        self.make_way(parent, name)?;
         if self.inode(entry.inode)?.links_count >= LINKS_MAX {
             return Err(refused(format!("'{}' is one hard link too many: a file has {LINKS_MAX} names at most", shown(name))));
         }
@@ -232,7 +239,17 @@ impl FileSystem<'_> {
         self.set_entry(parent, name, entry)
     }
 
-    /// Removes what has this name, and all in it. Nothing happens if there is nothing.
+    /// Removes what has the name of something that is going to be put.
+    fn make_way(&mut self, parent: u32, name: &[u8]) -> Result<()> {
+        match self.entry(parent, name)? {
+            Some(entry) if entry.inode == LOST_AND_FOUND => {
+                Err(refused("it would stand in the place of the directory that every ext4 file system has under this name"))
+            }
+            _ => self.remove(parent, name),
+        }
+    }
+
+    /// Removes what has this name, and all in it. Nothing happens if there is nothing, and nothing to `/lost+found`.
     pub(in crate::image) fn remove(&mut self, parent: u32, name: &[u8]) -> Result<()> {
         let Some(entry) = self.entry(parent, name)?.filter(|entry| entry.inode != LOST_AND_FOUND) else { return Ok(()) };
         self.directory(parent)?.entries.remove(name);
@@ -245,7 +262,7 @@ impl FileSystem<'_> {
             if entry.is_directory() {
                 gone.extend(self.directory(entry.inode)?.entries.values());
                 self.directories.remove(&entry.inode);
-                self.changed_directories.remove(&entry.inode);
+                self.changed_directories.remove(entry.inode);
             } else if self.inode(entry.inode)?.links_count > 1 {
                 self.change_inode(entry.inode, |inode| inode.links_count -= 1)?;
                 continue;
@@ -264,16 +281,16 @@ impl FileSystem<'_> {
         }
         self.groups.free_inode(entry.inode, entry.is_directory());
         // A deleted inode is all zero: when it was deleted must not show.
-        self.put_inode(entry.inode, arcbox_ext4::types::Inode::default());
-        self.seen.remove(&entry.inode);
+        self.put_inode(entry.inode, arcbox_ext4::types::Inode::default())?;
+        self.seen.remove(entry.inode);
         Ok(())
     }
 
     /// Whiteout: removes what the layers below have under this name; what this layer put stays.
     pub(in crate::image) fn remove_lower(&mut self, parent: u32, name: &[u8]) -> Result<()> {
         match self.entry(parent, name)? {
-            Some(entry) if self.seen.contains(&entry.inode) && entry.is_directory() => self.clear_lower(entry.inode),
-            Some(entry) if !self.seen.contains(&entry.inode) => self.remove(parent, name),
+            Some(entry) if self.seen.contains(entry.inode) && entry.is_directory() => self.clear_lower(entry.inode),
+            Some(entry) if !self.seen.contains(entry.inode) => self.remove(parent, name),
             _ => Ok(()),
         }
     }
@@ -282,9 +299,10 @@ impl FileSystem<'_> {
     pub(in crate::image) fn clear_lower(&mut self, directory: u32) -> Result<()> {
         let mut left = vec![directory];
         while let Some(at) = left.pop() {
+            self.make_room_for_names()?;
             let entries: Vec<_> = self.directory(at)?.entries.iter().map(|(name, entry)| (name.clone(), *entry)).collect();
             for (name, entry) in entries {
-                if !self.seen.contains(&entry.inode) {
+                if !self.seen.contains(entry.inode) {
                     self.remove(at, &name)?;
                 } else if entry.is_directory() {
                     left.push(entry.inode);

@@ -3,6 +3,7 @@
 mod faulty;
 mod forks;
 mod shortage;
+mod unfinished;
 
 use std::path::Path;
 use std::sync::Arc;

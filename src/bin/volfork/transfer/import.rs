@@ -3,21 +3,19 @@
 //! A thread reads the image ahead, the caller's thread writes what is not zero through a queue.
 //!
 //! # Crash ordering
-//! The volume is filled under the name `NAME.importing` and gets its own name after the last flush, so a volume that has its name is
-//! whole. A failed import destroys it itself; until it is whole it carries a label, by which what a crash left is found and destroyed
-//! when the store is opened again.
+//! The volume gets its name after the last flush, so a volume that has its name is whole: see [`volfork::store::Unfinished`]. A failed
+//! import destroys it; what a crash left is found and destroyed when the store is opened again.
 
-use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
-use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::fs::{SeekFrom, seek};
+use volfork::store::ReservedName;
 use volfork::{ErrorKind, Store, Volume};
 
 use super::pipe::{fill, unblocked};
@@ -33,25 +31,10 @@ const GROWTH_BYTES_MIN: u64 = 1 << 30;
 /// First bytes of a qcow2 image.
 const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
 
-/// Key of the label of a volume that is not whole yet.
-const UNFINISHED: &str = "volfork.unfinished-import";
-/// What is added to the name of such a volume.
-const UNFINISHED_SUFFIX: &str = ".importing";
-
-/// Imports under way in this process, which owns their stores.
-static RUNNING: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
-
 /// Makes the volume `name` with the bytes of `file`. `raw` skips the test for image formats.
 pub fn import(store: &Store, name: &str, file: File, raw: bool, watcher: &mut dyn Watcher) -> Result<Moved> {
     let begun = Instant::now();
-    match store.show(name) {
-        Ok(_) => {
-            let message = format!("volume '{name}' exists already: choose another name, or run 'volfork destroy {name}' first");
-            return Err(Failure::new(ErrorKind::Exists, message));
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
+    let reserved = reserve(store, name)?;
     let mut image = Image::new(file)?;
     let head = image.head(watcher)?;
     if !raw && head.starts_with(QCOW2_MAGIC) {
@@ -62,71 +45,22 @@ pub fn import(store: &Store, name: &str, file: File, raw: bool, watcher: &mut dy
     if head.is_empty() {
         return Err(Failure::new(ErrorKind::InvalidInput, "the image is empty: a volume needs at least one byte"));
     }
-    let half = HalfMade::new(store, name)?;
     let size_bytes = image.size_bytes();
-    let labels = BTreeMap::from([(UNFINISHED.to_owned(), "yes".to_owned())]);
-    let volume = store.create_volume_labeled(&half.temporary, size_bytes.unwrap_or(head.len() as u64), labels)?;
-    let copied = copy(store, &half.temporary, &volume, image, head, watcher)?;
-    half.keep(name)?;
+    let mut unfinished = reserved.create(size_bytes.unwrap_or(head.len() as u64))?;
+    let volume = unfinished.volume().clone();
+    let copied = copy(&volume, image, head, watcher)?;
+    unfinished.finish([].into())?;
     Ok(Moved { name: name.into(), size_bytes: volume.size_bytes(), data_bytes: copied, seconds: begun.elapsed().as_secs_f64() })
 }
 
-/// The volume until it is whole: destroyed when dropped.
-struct HalfMade<'a> {
-    store: &'a Store,
-    name: String,
-    temporary: String,
-    kept: bool,
-}
-
-impl<'a> HalfMade<'a> {
-    fn new(store: &'a Store, name: &str) -> Result<Self> {
-        if !RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into()) {
-            return Err(Failure::new(
-                ErrorKind::Busy,
-                format!("volume '{name}' is being imported already: wait for that, or choose another name"),
-            ));
+fn reserve(store: &Store, name: &str) -> Result<ReservedName> {
+    store.reserve_name(name).map_err(|error| match (error.kind(), store.show(name)) {
+        (ErrorKind::Exists, Ok(info)) if !info.id.is_empty() => {
+            let message = format!("volume '{name}' exists already: choose another name, or run 'volfork destroy {name}' first");
+            Failure::new(ErrorKind::Exists, message)
         }
-        let half = Self { store, name: name.into(), temporary: format!("{name}{UNFINISHED_SUFFIX}"), kept: false };
-        match store.destroy_volume(&half.temporary, true) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(half)
-    }
-
-    fn keep(mut self, name: &str) -> Result<()> {
-        self.store.rename(&self.temporary, name)?;
-        self.kept = true;
-        // It is whole under its name: a label that stays is taken away when the store is opened again.
-        let _ = self.store.set_labels(name, BTreeMap::new());
-        Ok(())
-    }
-}
-
-impl Drop for HalfMade<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            // The failure that ended the import is reported; what is left is destroyed by the next import of the name.
-            let _ = self.store.destroy_volume(&self.temporary, true);
-        }
-        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-    }
-}
-
-/// Destroys volumes whose import ended with its process. To be called before anything else is done with a store.
-pub fn sweep_unfinished(store: &Store) -> Result<()> {
-    for (name, _, mut labels) in store.labels() {
-        if labels.remove(UNFINISHED).is_none() {
-            continue;
-        }
-        match name.ends_with(UNFINISHED_SUFFIX) {
-            true => store.destroy_volume(&name, true)?,
-            false => store.set_labels(&name, labels)?,
-        }
-    }
-    Ok(())
+        _ => error.into(),
+    })
 }
 
 /// What is imported: a file with places, or bytes in order.
@@ -182,15 +116,14 @@ impl Image {
 type Piece = (u64, Bytes);
 
 /// Moves all of the image; answers how many bytes were written.
-fn copy(store: &Store, name: &str, volume: &Volume, image: Image, head: Vec<u8>, watcher: &mut dyn Watcher) -> Result<u64> {
+fn copy(volume: &Volume, image: Image, head: Vec<u8>, watcher: &mut dyn Watcher) -> Result<u64> {
     let total = image.size_bytes();
     let stop = AtomicBool::new(false);
     let (sender, receiver) = mpsc::sync_channel(AHEAD);
     std::thread::scope(|scope| {
         let stop = &stop;
         let reader = scope.spawn(move || read(image, head, &sender, stop));
-        let mut target =
-            Target { store, name, volume, writes: Writes::new(volume.queue(DEPTH)?), grows: total.is_none(), end: 0, data_bytes: 0 };
+        let mut target = Target { volume, writes: Writes::new(volume.queue(DEPTH)?), grows: total.is_none(), end: 0, data_bytes: 0 };
         let written = loop {
             match receiver.recv_timeout(Duration::from_millis(200)) {
                 Ok((offset, data)) => {
@@ -262,8 +195,6 @@ fn read_stream(mut file: File, head: Vec<u8>, sender: &SyncSender<Piece>, stop: 
 
 /// The volume that is being filled.
 struct Target<'a> {
-    store: &'a Store,
-    name: &'a str,
     volume: &'a Volume,
     writes: Writes,
     /// The length is not known before the end.
@@ -290,17 +221,17 @@ impl Target<'_> {
             return Ok(());
         }
         let ample = size_bytes + (size_bytes / 2).max(GROWTH_BYTES_MIN);
-        match self.store.resize(self.name, ample, false) {
+        match self.volume.resize(ample, false) {
             Ok(()) => Ok(()),
             // Near the largest size only what is needed fits.
-            Err(_) => Ok(self.store.resize(self.name, self.end, false)?),
+            Err(_) => Ok(self.volume.resize(self.end, false)?),
         }
     }
 
     fn finish(self) -> Result<u64> {
         self.writes.finish()?;
         if self.grows && self.volume.size_bytes() != self.end {
-            self.store.resize(self.name, self.end, true)?;
+            self.volume.resize(self.end, true)?;
         }
         self.volume.flush()?;
         Ok(self.data_bytes)

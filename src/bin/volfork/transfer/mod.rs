@@ -5,7 +5,7 @@ mod pipe;
 mod ranges;
 
 pub use export::export;
-pub use import::{import, sweep_unfinished};
+pub use import::import;
 pub use ranges::next_data;
 
 use volfork::Queue;

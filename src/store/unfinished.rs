@@ -1,0 +1,169 @@
+//! Volumes that are being filled, as by an import. A volume that has its name is whole.
+//!
+//! Until then it has a name of its own, that of a user's volume never: `NAME.importing-` and a random number. A label says so; its
+//! value is the name that the volume was made with, so that forks, which inherit labels, are told from it, and so is a volume that a
+//! user has renamed. Nothing else is ever swept.
+//!
+//! # Crash ordering
+//! Name and label come in one frame; the frame that gives the volume its name takes the label away. What a crash leaves is
+//! destroyed by [`Store::sweep_unfinished`]. Of an image, the layers that were whole are kept below it until its next import.
+
+use std::collections::BTreeMap;
+
+use super::Store;
+#[cfg(feature = "images")]
+use crate::content::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::NAME_BYTES_MAX;
+use crate::volume::{Announced, Volume};
+
+/// Key of the label of a volume that is not whole; its value is the name that the volume was made with.
+const UNFINISHED: &str = "volfork.unfinished-import";
+/// Key of the label of one that keeps layers of an image; its value is the name that the import was to give.
+const LAYERS_OF: &str = "volfork.layers-of";
+/// What stands behind the beginning of the name of such a volume.
+const SUFFIX: &str = ".importing-";
+/// Random names that are tried; one is enough but for a bad source of randomness.
+const TRIES: usize = 16;
+
+type Labels = BTreeMap<String, String>;
+
+/// A name that is taken for a volume which is not there yet. Given back when dropped.
+pub struct ReservedName {
+    store: Store,
+    name: String,
+    _announced: Announced,
+}
+
+/// A volume that is being filled; destroyed when dropped, unless it was finished.
+pub struct Unfinished<'a> {
+    reserved: &'a ReservedName,
+    volume: Volume,
+    kept: bool,
+}
+
+impl Store {
+    /// Takes a name for a volume that is going to be filled: nothing else in this store gets it meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if a volume has it, or one on its way; [`ErrorKind::InvalidInput`] if it is not a name.
+    pub fn reserve_name(&self, name: &str) -> Result<ReservedName> {
+        let _pass = self.0.core.enter()?;
+        let announced = self.0.core.announce(name, None)?;
+        Ok(ReservedName { store: self.clone(), name: name.to_owned(), _announced: announced })
+    }
+
+    /// Destroys what a crash has left of volumes that were being filled. To be called when nothing is being filled, as after
+    /// opening. What imports of images have left stays: it keeps their layers.
+    ///
+    /// # Errors
+    /// As [`Store::destroy_volume`].
+    pub fn sweep_unfinished(&self) -> Result<()> {
+        for (name, _, mut labels) in self.labels() {
+            let Some(made_as) = labels.remove(UNFINISHED) else { continue };
+            let keeps_layers = labels.remove(LAYERS_OF).is_some();
+            match (made_as == name, keeps_layers) {
+                (true, false) => self.volume(&name)?.destroy()?,
+                (true, true) => {}
+                // A fork, or one that a user has given a name.
+                (false, _) => self.set_labels(&name, labels)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn random_name(name: &str) -> Result<String> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
+    let begin = name.floor_char_boundary(NAME_BYTES_MAX - SUFFIX.len() - 2 * bytes.len());
+    Ok(format!("{}{SUFFIX}{:016x}", &name[..begin], u64::from_le_bytes(bytes)))
+}
+
+impl ReservedName {
+    /// Makes a volume that reads as zero, and gets the name when it is finished.
+    ///
+    /// # Errors
+    /// As [`Store::create_volume`].
+    pub fn create(&self, size_bytes: u64) -> Result<Unfinished<'_>> {
+        self.make(Labels::new(), |name, labels| self.store.create_volume_labeled(name, size_bytes, labels))
+    }
+
+    fn make(&self, labels: Labels, make: impl Fn(&str, Labels) -> Result<Volume>) -> Result<Unfinished<'_>> {
+        let mut tries = 0;
+        loop {
+            let name = random_name(&self.name)?;
+            let mut labels = labels.clone();
+            labels.insert(UNFINISHED.to_owned(), name.clone());
+            tries += 1;
+            match make(&name, labels) {
+                Err(error) if error.kind() == ErrorKind::Exists && tries < TRIES => {}
+                made => return Ok(Unfinished { reserved: self, volume: made?, kept: false }),
+            }
+        }
+    }
+}
+
+/// An image: its layers stay when its import does not come to its end.
+#[cfg(feature = "images")]
+impl ReservedName {
+    fn layers_label(&self) -> Labels {
+        [(LAYERS_OF.to_owned(), self.name.clone())].into()
+    }
+
+    /// As [`ReservedName::create`], for the layers of an image.
+    pub(crate) fn create_for_layers(&self, size_bytes: u64) -> Result<Unfinished<'_>> {
+        self.make(self.layers_label(), |name, labels| self.store.create_volume_labeled(name, size_bytes, labels))
+    }
+
+    /// Forks the layer that holds a chain of layers of an image.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is none.
+    pub(crate) fn fork_held(&self, chain: &Digest) -> Result<Unfinished<'_>> {
+        self.make(self.layers_label(), |name, labels| {
+            let _pass = self.store.0.core.enter()?;
+            let head = self.store.0.core.fork_held(chain, name, labels)?;
+            let head = head.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the layers {chain} went away")))?;
+            Ok(self.store.volume_of(head))
+        })
+    }
+
+    /// What earlier imports of an image under this name have left.
+    pub(crate) fn left_layers(&self) -> Vec<String> {
+        let is_left = |name: &String, labels: &Labels| labels.get(UNFINISHED) == Some(name) && labels.get(LAYERS_OF) == Some(&self.name);
+        self.store.labels().into_iter().filter(|(name, _, labels)| is_left(name, labels)).map(|(name, _, _)| name).collect()
+    }
+}
+
+impl Unfinished<'_> {
+    /// The volume, to be filled.
+    pub fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// Gives the volume its name, and these labels alone: it is whole. The caller has flushed it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotDurable`]: it has its name; [`ErrorKind::NotFound`] if it was destroyed meanwhile.
+    pub fn finish(&mut self, labels: Labels) -> Result<()> {
+        let named = self.volume.set_name(&self.reserved.name, labels);
+        self.kept = named.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::NotDurable);
+        named
+    }
+
+    /// Leaves the volume as it is, for what it keeps.
+    #[cfg(feature = "images")]
+    pub(crate) fn leave(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            // The failure that ended the work is reported; what stays is swept when the store is opened again.
+            let _ = self.volume.destroy();
+        }
+    }
+}
