@@ -1,7 +1,7 @@
 //! Container images: where they come from, what is in them, and how they become volumes.
 //!
 //! - `name`: `oci:DIR:TAG` for a directory, `host/name:tag` for a registry.
-//! - `source`: the [`ManifestSource`] trait, with `layout` (a directory) and `registry` (over HTTP, by the `oci-client` crate).
+//! - `source`: the [`ManifestSource`] trait, with `layout` (a directory) and `registry` (over HTTP; `login`: who may know a password).
 //! - `manifest`: the documents, as they are; `resolve`: from a name to the layers of one platform.
 //! - `import`, with `unpack`, `archive`, `stream` and `ext4`: the layers become a chain of layers of the store, so that a base is stored once.
 //!
@@ -15,6 +15,8 @@ mod ext4;
 #[cfg(feature = "images")]
 mod import;
 mod layout;
+#[cfg(feature = "images")]
+mod login;
 mod manifest;
 mod name;
 #[cfg(feature = "images")]
@@ -28,6 +30,8 @@ mod unpack;
 #[cfg(feature = "images")]
 pub use import::{ImportOptions, ImportProgress, ImportedImage, Start, import_image};
 pub use layout::LayoutSource;
+#[cfg(feature = "images")]
+pub use login::RegistryLogin;
 pub use manifest::{Compression, Document, Platform, parse_document};
 pub use name::{ImageName, Place, Version};
 #[cfg(feature = "images")]

@@ -1,21 +1,20 @@
-//! A repository of a registry, by the `oci-client` crate on a runtime of its own.
+//! A repository of a registry, over HTTP by the `reqwest` crate on a runtime of its own.
 //!
-//! Manifests are fetched here, because the crate reads them whole, however large they are.
+//! A login is given to nobody but the registry that it is for, when that asks for it, and to the server of tokens that this registry
+//! names; see `login`.
 
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
-use serde::Deserialize;
+use oci_spec::distribution::Reference;
+use reqwest::header::WWW_AUTHENTICATE;
+use reqwest::{Client, RequestBuilder, Response};
 use tokio::runtime::Runtime;
+use url::Url;
 
+use super::login::{Challenge, RegistryLogin, checked_realm, docker_login, token_of};
 use super::manifest::{DOCUMENT_BYTES_MAX, DOCUMENT_TYPES};
 use super::name::Version;
 use super::source::{ManifestSource, RawManifest};
@@ -30,17 +29,36 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct RegistryOptions {
     /// Without TLS. Registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are spoken to without it anyway.
     pub plain_http: bool,
-    /// User and password; without them what Docker's configuration says of the host, or nothing.
-    pub login: Option<(String, String)>,
+    /// For one registry. Others get what Docker's configuration says of them, or nothing.
+    pub login: Option<RegistryLogin>,
+}
+
+/// What a request says of who asks.
+#[derive(Clone)]
+enum Authorization {
+    None,
+    Basic(RegistryLogin),
+    Bearer(String),
+}
+
+impl Authorization {
+    fn apply(&self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Self::None => request,
+            Self::Basic(login) => request.basic_auth(&login.user, Some(&login.password)),
+            Self::Bearer(token) => request.bearer_auth(token),
+        }
+    }
 }
 
 struct Shared {
     runtime: Runtime,
-    client: Client,
-    http: reqwest::Client,
-    login: RegistryAuth,
+    http: Client,
+    login: Option<RegistryLogin>,
     place: Reference,
     plain: bool,
+    /// What the last challenge was answered with.
+    authorization: Mutex<Authorization>,
 }
 
 /// The images of a repository.
@@ -61,29 +79,20 @@ impl RegistrySource {
             .parse::<Reference>()
             .map_err(|error| Error::new(ErrorKind::InvalidInput, format!("'{repository}' is not a repository of a registry: {error}")))?;
         let plain = options.plain_http || host_is_here(place.resolve_registry());
-        let config = ClientConfig {
-            protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
-            read_timeout: Some(PATIENCE),
-            connect_timeout: Some(PATIENCE),
-            platform_resolver: None,
-            user_agent: concat!("volfork/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let unready = |error: &dyn std::fmt::Display| Error::new(ErrorKind::Io, format!("cannot speak HTTP: {error}"));
-        let client = Client::try_from(config).map_err(|error| unready(&error))?;
-        let http = reqwest::Client::builder().connect_timeout(PATIENCE).read_timeout(PATIENCE).user_agent("volfork").build();
+        let agent = concat!("volfork/", env!("CARGO_PKG_VERSION"));
+        // Whoever the registry leads to has to keep what is asked secret, too.
+        let http = Client::builder().connect_timeout(PATIENCE).read_timeout(PATIENCE).user_agent(agent).https_only(!plain).build();
+        let http = http.map_err(|error| Error::new(ErrorKind::Io, format!("cannot speak HTTP: {error}")))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let login = match &options.login {
-            Some((user, password)) => RegistryAuth::Basic(user.clone(), password.clone()),
-            None => docker_login(place.registry()).unwrap_or(RegistryAuth::Anonymous),
-        };
+        let is_meant = |login: &&RegistryLogin| [place.registry(), place.resolve_registry()].iter().any(|host| login.is_for(host));
+        let login = options.login.as_ref().filter(is_meant).cloned().or_else(|| docker_login(place.registry()));
         Ok(Self(Arc::new(Shared {
             runtime: runtime.map_err(|error| Error::io("start a runtime", error))?,
-            client,
-            http: http.map_err(|error| unready(&error))?,
+            http,
             login,
             place,
             plain,
+            authorization: Mutex::new(Authorization::None),
         })))
     }
 
@@ -97,23 +106,8 @@ impl RegistrySource {
     }
 
     async fn fetch_manifest(&self, reference: &Reference) -> Result<RawManifest> {
-        let shared = &*self.0;
-        let failed = |error: reqwest::Error| unreachable(reference, error.is_timeout(), &chained(&error));
-        let token = shared.client.auth(reference, &shared.login, RegistryOperation::Pull).await;
-        let token = token.map_err(|error| refusal(reference, error))?;
-        let scheme = if shared.plain { "http" } else { "https" };
         let version = reference.digest().or(reference.tag()).unwrap_or("latest");
-        let url = format!("{scheme}://{}/v2/{}/manifests/{version}", reference.resolve_registry(), reference.repository());
-        let mut request = shared.http.get(&url);
-        for accepted in DOCUMENT_TYPES {
-            request = request.header("accept", accepted);
-        }
-        request = match (token, &shared.login) {
-            (Some(token), _) => request.bearer_auth(token),
-            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
-            (None, _) => request,
-        };
-        let mut answer = request.send().await.map_err(failed)?;
+        let answer = self.0.get(&format!("manifests/{version}"), reference).await?;
         match answer.status().as_u16() {
             200 => {}
             404 => {
@@ -122,22 +116,79 @@ impl RegistrySource {
                     format!("{} is not in the registry: check its name and tag", reference.whole()),
                 ));
             }
-            401 | 403 => return Err(unauthorized(reference)),
             status => {
                 return Err(Error::new(ErrorKind::Io, format!("the registry answers {status} for the manifest of {}", reference.whole())));
             }
         }
         let media_type = answer.headers().get("content-type").and_then(|value| value.to_str().ok());
         let media_type = media_type.map(|value| value.split(';').next().unwrap_or(value).trim().to_owned());
-        let mut bytes = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(failed)? {
-            if bytes.len() as u64 + piece.len() as u64 > DOCUMENT_BYTES_MAX {
-                let message = format!("the manifest of {} has more than {DOCUMENT_BYTES_MAX} bytes", reference.whole());
-                return Err(Error::new(ErrorKind::InvalidInput, message));
-            }
-            bytes.extend_from_slice(&piece);
-        }
+        let bytes = document(answer, reference, "manifest").await?;
         Ok(RawManifest { digest: Digest::of(&bytes), media_type, bytes })
+    }
+}
+
+/// The body of an answer that has to be short.
+async fn document(mut answer: Response, reference: &Reference, what: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(|error| unreachable(reference, &error))? {
+        if bytes.len() as u64 + piece.len() as u64 > DOCUMENT_BYTES_MAX {
+            let message = format!("the {what} of {} has more than {DOCUMENT_BYTES_MAX} bytes", reference.whole());
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+impl Shared {
+    /// Asks for a part of the repository; answers a challenge once: a token may have run out of time.
+    async fn get(&self, part: &str, reference: &Reference) -> Result<Response> {
+        let scheme = if self.plain { "http" } else { "https" };
+        let url = format!("{scheme}://{}/v2/{}/{part}", reference.resolve_registry(), reference.repository());
+        let url = Url::parse(&url).map_err(|error| Error::new(ErrorKind::InvalidInput, format!("'{url}' is not an address: {error}")))?;
+        let mut was_challenged = false;
+        loop {
+            let mut request = self.http.get(url.clone());
+            for accepted in DOCUMENT_TYPES {
+                request = request.header("accept", accepted);
+            }
+            let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let answer = authorization.apply(request).send().await.map_err(|error| unreachable(reference, &error))?;
+            match answer.status().as_u16() {
+                // Not of somebody else that the registry has led to.
+                401 if !was_challenged && answer.url().origin() == url.origin() => {
+                    let headers = answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+                    let answered = self.answer_challenge(Challenge::of(headers), reference).await?;
+                    *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = answered;
+                    was_challenged = true;
+                }
+                401 | 403 => return Err(unauthorized(reference)),
+                _ => return Ok(answer),
+            }
+        }
+    }
+
+    async fn answer_challenge(&self, challenge: Challenge, reference: &Reference) -> Result<Authorization> {
+        match (challenge, &self.login) {
+            (Challenge::Basic, Some(login)) => Ok(Authorization::Basic(login.clone())),
+            (Challenge::Bearer { realm, service }, login) => {
+                let mut url = checked_realm(&realm, reference.resolve_registry())?;
+                let scope = format!("repository:{}:pull", reference.repository());
+                url.query_pairs_mut().append_pair("scope", &scope).extend_pairs(service.map(|service| ("service", service)));
+                let request = self.http.get(url);
+                let request = match login {
+                    Some(login) => request.basic_auth(&login.user, Some(&login.password)),
+                    None => request,
+                };
+                let answer = request.send().await.map_err(|error| unreachable(reference, &error))?;
+                match answer.status().as_u16() {
+                    200 => Ok(Authorization::Bearer(token_of(&document(answer, reference, "token").await?)?)),
+                    400..500 => Err(unauthorized(reference)),
+                    status => Err(Error::new(ErrorKind::Io, format!("{realm} answers {status} when asked for a token"))),
+                }
+            }
+            _ => Err(unauthorized(reference)),
+        }
     }
 }
 
@@ -155,12 +206,13 @@ impl ManifestSource for RegistrySource {
 
     fn open_blob(&self, digest: &Digest) -> Result<Box<dyn Read + Send>> {
         let shared = self.0.clone();
-        let opened = shared.runtime.block_on(async {
-            shared.client.store_auth_if_needed(shared.place.resolve_registry(), &shared.login).await;
-            shared.client.pull_blob_stream(&shared.place, digest.to_string().as_str()).await
-        });
-        let stream = opened.map_err(|error| refusal(&shared.place, error))?.stream;
-        Ok(Box::new(RemoteBlob { shared, stream: Some(stream), piece: Bytes::new() }))
+        let answer = shared.runtime.block_on(shared.get(&format!("blobs/{digest}"), &shared.place))?;
+        let place = &shared.place;
+        match answer.status().as_u16() {
+            200 => Ok(Box::new(RemoteBlob { answer: Some(answer), shared, piece: Bytes::new() })),
+            404 => Err(Error::new(ErrorKind::NotFound, format!("a part of {} is not in the registry: push it again", place.whole()))),
+            status => Err(Error::new(ErrorKind::Io, format!("the registry answers {status} for a part of {}", place.whole()))),
+        }
     }
 }
 
@@ -168,19 +220,21 @@ impl ManifestSource for RegistrySource {
 struct RemoteBlob {
     shared: Arc<Shared>,
     /// Gone at the end: it must not be asked again.
-    stream: Option<BoxStream<'static, io::Result<Bytes>>>,
+    answer: Option<Response>,
     piece: Bytes,
 }
 
 impl Read for RemoteBlob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() {
-            let Some(stream) = &mut self.stream else { return Ok(0) };
-            match self.shared.runtime.block_on(stream.next()) {
-                Some(Ok(piece)) => self.piece = piece,
-                // The crate checks the digest too, and says so with an error of its own kind.
-                Some(Err(error)) => return Err(io::Error::other(interrupted(&self.shared.place, &error))),
-                None => self.stream = None,
+            let Some(answer) = &mut self.answer else { return Ok(0) };
+            match self.shared.runtime.block_on(answer.chunk()) {
+                Ok(Some(piece)) => self.piece = piece,
+                Ok(None) => self.answer = None,
+                Err(error) => {
+                    let message = format!("fetch a layer of {}: {}", self.shared.place.repository(), chained(&error));
+                    return Err(io::Error::other(Error::new(ErrorKind::Io, message)));
+                }
             }
         }
         let read = buffer.len().min(self.piece.len());
@@ -189,34 +243,18 @@ impl Read for RemoteBlob {
     }
 }
 
-fn interrupted(reference: &Reference, error: &io::Error) -> Error {
-    let digest = error.get_ref().is_some_and(|inner| inner.is::<oci_client::errors::DigestError>());
-    let kind = if digest { ErrorKind::Corrupt } else { ErrorKind::Io };
-    Error::new(kind, format!("fetch a layer of {}: {}", reference.repository(), chained(error)))
-}
-
 fn unauthorized(reference: &Reference) -> Error {
+    let (whole, registry) = (reference.whole(), reference.registry());
     let message = format!(
-        "the registry does not let us read {}: check the name, and set VOLFORK_REGISTRY_USER and VOLFORK_REGISTRY_PASSWORD, or run 'docker login'",
-        reference.whole()
+        "the registry does not let us read {whole}: check the name, and set VOLFORK_REGISTRY_HOST={registry} with \
+         VOLFORK_REGISTRY_USER and VOLFORK_REGISTRY_PASSWORD, or run 'docker login {registry}'"
     );
     Error::new(ErrorKind::ReadOnly, message)
 }
 
-fn unreachable(reference: &Reference, timeout: bool, why: &str) -> Error {
-    let why = if timeout { "it does not answer in time" } else { why };
+fn unreachable(reference: &Reference, error: &reqwest::Error) -> Error {
+    let why = if error.is_timeout() { "it does not answer in time".into() } else { chained(error) };
     Error::new(ErrorKind::Io, format!("the registry {} cannot be read: {why}", reference.registry()))
-}
-
-fn refusal(reference: &Reference, error: OciDistributionError) -> Error {
-    match error {
-        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => unauthorized(reference),
-        OciDistributionError::ImageManifestNotFoundError(_) | OciDistributionError::ServerError { code: 404, .. } => {
-            Error::new(ErrorKind::NotFound, format!("a part of {} is not in the registry: push it again", reference.whole()))
-        }
-        OciDistributionError::RequestError(error) => unreachable(reference, error.is_timeout(), &chained(&error)),
-        other => Error::new(ErrorKind::Io, format!("the registry {}: {}", reference.registry(), chained(&other))),
-    }
 }
 
 /// An error and what caused it, as far as that says more.
@@ -231,35 +269,6 @@ fn chained(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text.chars().take(500).collect()
-}
-
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: std::collections::HashMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize)]
-struct DockerAuth {
-    #[serde(default)]
-    auth: String,
-}
-
-/// What `docker login` wrote for a host. Logins that it keeps in a program of its own are not found.
-fn docker_login(host: &str) -> Option<RegistryAuth> {
-    let directory = std::env::var_os("DOCKER_CONFIG").map(Into::into);
-    let directory = directory.or_else(|| Some(std::path::PathBuf::from(std::env::var_os("HOME")?).join(".docker")))?;
-    let text = std::fs::read(directory.join("config.json")).ok()?;
-    login_of(&text, host)
-}
-
-fn login_of(config: &[u8], host: &str) -> Option<RegistryAuth> {
-    let config: DockerConfig = serde_json::from_slice(config).ok()?;
-    let key = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
-    let decoded = data_encoding::BASE64.decode(config.auths.get(key)?.auth.as_bytes()).ok()?;
-    let text = String::from_utf8(decoded).ok()?;
-    let (user, password) = text.split_once(':')?;
-    Some(RegistryAuth::Basic(user.into(), password.into()))
 }
 
 #[cfg(test)]
@@ -279,13 +288,5 @@ mod tests {
         ] {
             assert_eq!(host_is_here(registry), here, "{registry}");
         }
-    }
-
-    #[test]
-    fn logins_are_read_from_dockers_configuration() {
-        let config = format!("{{\"auths\":{{\"host:5000\":{{\"auth\":\"{}\"}}}}}}", data_encoding::BASE64.encode(b"user:pass:word"));
-        assert_eq!(login_of(config.as_bytes(), "host:5000"), Some(RegistryAuth::Basic("user".into(), "pass:word".into())));
-        assert_eq!(login_of(config.as_bytes(), "other"), None);
-        assert_eq!(login_of(b"nonsense", "host:5000"), None);
     }
 }

@@ -9,6 +9,7 @@ mod fixture;
 mod hostile;
 mod layers;
 mod peers;
+mod registry;
 mod together;
 
 use std::process::{Command, Stdio};

@@ -1,6 +1,8 @@
 //! Carries out the commands about images.
 
-use volfork::image::{ImageName, ImportOptions, Platform, RegistryOptions, ResolvedImage, import_image, open_source, resolve};
+use volfork::image::{
+    ImageName, ImportOptions, Place, Platform, RegistryLogin, RegistryOptions, ResolvedImage, import_image, open_source, resolve,
+};
 use volfork::{ErrorKind, Store};
 
 use super::args::Choice;
@@ -8,11 +10,23 @@ use super::{HeldImage, HeldImages, ImageRequest, ImageResponse};
 use crate::failure::{Failure, Result};
 use crate::request::{Progress, Watcher};
 
-/// User and password of registries, from the environment of the process that fetches.
-fn registry_options(plain_http: bool) -> RegistryOptions {
+/// How the place of an image is reached: the login is in the environment of the process that fetches.
+fn registry_options(image: &ImageName, plain_http: bool) -> Result<RegistryOptions> {
+    if matches!(image.place, Place::Layout(_)) {
+        return Ok(RegistryOptions::default());
+    }
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let login = variable("VOLFORK_REGISTRY_USER").zip(variable("VOLFORK_REGISTRY_PASSWORD"));
-    RegistryOptions { plain_http, login }
+    let [host, user, password] = ["HOST", "USER", "PASSWORD"].map(|name| variable(format!("VOLFORK_REGISTRY_{name}")));
+    let login = match (host, user, password) {
+        (None, None, None) => None,
+        (Some(host), Some(user), Some(password)) => Some(RegistryLogin { host, user, password }),
+        _ => {
+            let message = "a login is for one registry: set VOLFORK_REGISTRY_HOST (as in registry.example:5000), VOLFORK_REGISTRY_USER \
+                           and VOLFORK_REGISTRY_PASSWORD, or none of them";
+            return Err(Failure::new(ErrorKind::InvalidInput, message));
+        }
+    };
+    Ok(RegistryOptions { plain_http, login })
 }
 
 fn platform(text: Option<&str>) -> Result<Platform> {
@@ -27,7 +41,7 @@ pub fn carry_out(store: &Store, request: ImageRequest, watcher: &mut dyn Watcher
     let image: ImageName = reference.parse()?;
     let mut options = ImportOptions { size_bytes, platform: platform(wanted.as_deref())?, ..ImportOptions::default() };
     options.unpacked_bytes_max = options.unpacked_bytes_max.max(size_bytes.unwrap_or(0));
-    let source = open_source(&image, &registry_options(plain_http))?;
+    let source = open_source(&image, &registry_options(&image, plain_http)?)?;
     // The failure of the watcher is the one to be told.
     let mut told = Ok(());
     let imported = import_image(store, &*source, &image, &name, &options, &mut |progress| {
@@ -51,6 +65,6 @@ fn list(store: &Store) -> Result<HeldImages> {
 /// The image that a reference stands for now.
 pub fn show(reference: &str, choice: &Choice) -> Result<ResolvedImage> {
     let image: ImageName = reference.parse()?;
-    let source = open_source(&image, &registry_options(choice.plain_http)).map_err(Failure::from)?;
+    let source = open_source(&image, &registry_options(&image, choice.plain_http)?)?;
     Ok(resolve(&*source, &image, &platform(choice.platform.as_deref())?)?)
 }
