@@ -86,7 +86,7 @@ fn a_store_that_others_could_use_is_closed_to_them_with_a_word() {
     open_to_all(&host.store());
     let output = ok(host.run(&["--json", "list"]));
     let note: Value = serde_json::from_slice(&output.stderr).unwrap();
-    assert!(note["note"].as_str().unwrap().contains("other users"), "{note}");
+    assert!(note["message"].as_str().unwrap().contains("other users"), "{note}");
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()[0]["name"], "v");
     is_private(&host.store());
     assert_eq!(ok(host.run(&["list"])).stderr, b"");

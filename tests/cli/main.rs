@@ -1,7 +1,9 @@
 //! The command line with the real binary: every command, its exit status, its JSON, alone and while a server owns the store.
 mod access;
+mod devices;
 mod host;
 mod hydration;
+mod transfer;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -17,6 +19,7 @@ fn usage_is_status_2_and_help_is_status_0() {
     for arguments in [&["nonsense"][..], &[], &["create", "v"], &["create", "v", "--size", "x"], &["hydrate", "v", "--pause", "--resume"]] {
         assert_eq!(host.run(arguments).status.code(), Some(2), "{arguments:?}");
     }
+    assert!(host.fails(2, &["create", "v", "--size", "10"]).contains("write 10G or 10M, or 10B for bytes"));
     for arguments in [&["--json", "create", "v", "--size", "x"][..], &["show", "--json"], &["--json", "destroy", "@s"]] {
         let error: Value = serde_json::from_str(&host.fails(2, arguments)).unwrap();
         assert_eq!(error["error"]["kind"], "usage", "{error}");
@@ -220,6 +223,42 @@ fn an_import_that_was_killed_is_swept_by_the_next_command() {
     assert_eq!(host.volumes(), ["mine.importing"]);
     host.import("v", 1);
     assert_eq!(host.json(&["show", "v"])["labels"], serde_json::json!({}));
+}
+
+#[test]
+fn an_import_takes_no_names_but_its_own() {
+    let host = Host::new();
+    let bytes = host.import("x.importing", 1);
+    host.ok(&["snapshot", "x.importing", "s"]);
+    host.import("x", 2);
+    assert_eq!(host.volumes(), ["x", "x.importing"]);
+    assert!(host.bytes("x.importing@s") == bytes);
+    // Names that are given while an import goes on.
+    let server = host.serve(&[]);
+    for ends in [true, false] {
+        let mut child = host.command(&["import", "y", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&vec![1; 4 << 20]).unwrap();
+        until("the import begins", || host.volumes().iter().any(|name| name.starts_with("y.importing-")));
+        host.ok(&["fork", "x", "y.importing"]);
+        host.ok(&["rename", "y.importing", "y.other"]);
+        host.ok(&["rename", "y.other", "y.importing"]);
+        assert_eq!(host.kind(&["fork", "x", "y"]), "exists");
+        assert_eq!(host.kind(&["import", "y", "x.img"]), "exists");
+        if ends {
+            drop(stdin);
+            assert!(wait(&mut child).success());
+            host.ok(&["destroy", "y"]);
+        } else {
+            signal(&child, libc::SIGINT);
+            assert!(!wait(&mut child).success());
+            until("the import is undone", || !server.has_a_command());
+        }
+        assert_eq!(host.volumes(), ["x", "x.importing", "y.importing"]);
+        assert!(host.bytes("y.importing") == host.bytes("x"));
+        host.ok(&["destroy", "y.importing"]);
+    }
+    server.stop();
 }
 
 #[test]

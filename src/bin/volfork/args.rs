@@ -55,7 +55,7 @@ pub enum Command {
     Create {
         /// Name of the new volume
         name: String,
-        /// Its size, for example 10G
+        /// Its size, for example 10G; a multiple of 4K, or clients with such blocks do not reach its end
         #[arg(long, value_parser = size)]
         size: u64,
         /// The machine that will use it; kept as labels of the volume, for placement
@@ -76,6 +76,9 @@ pub enum Command {
         raw: bool,
     },
     /// Write a volume or snapshot to a raw, sparse image; of a volume in use, export a snapshot
+    ///
+    /// The bytes are written as they are. If a guest has written the first bytes of another format there (such as those of qcow2),
+    /// other programs may take the image for that: 'volfork import' refuses it without --raw, and qemu needs format=raw.
     Export {
         /// NAME or NAME@SNAP
         target: Target,
@@ -172,7 +175,7 @@ pub enum Command {
         #[arg(long)]
         resume: bool,
         /// Most bytes a second, as in 100M; 0 for no limit
-        #[arg(long, value_parser = size)]
+        #[arg(long, value_parser = bytes)]
         rate: Option<u64>,
         /// Be complete in so much time, as in 10m or 1h30m, even if that slows reads and writes down; 0 for no deadline
         #[arg(long, value_parser = seconds, value_name = "TIME")]
@@ -247,7 +250,7 @@ pub struct DemoArguments {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Most bytes a second of background replication, to watch it longer
-    #[arg(long, value_parser = size)]
+    #[arg(long, value_parser = bytes)]
     pub rate: Option<u64>,
     /// Keep both stores
     #[arg(long)]
@@ -255,8 +258,20 @@ pub struct DemoArguments {
 }
 
 /// A number of bytes.
-pub fn size(text: &str) -> Result<u64, String> {
+fn bytes(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(|error| error.to_string())
+}
+
+/// Sizes below this are not meant without a unit: who writes `--size 10` thinks of gigabytes.
+const SIZE_WITHOUT_UNIT_MIN: u64 = 1 << 20;
+
+/// The size of something that has many bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    let has_unit = !text.trim().bytes().all(|byte| byte.is_ascii_digit());
+    match bytes(text)? {
+        few @ 1..SIZE_WITHOUT_UNIT_MIN if !has_unit => Err(format!("'{text}' has no unit: write {few}G or {few}M, or {few}B for bytes")),
+        size => Ok(size),
+    }
 }
 
 /// Whole seconds, at least one unless it is "0".
@@ -279,6 +294,6 @@ fn source_timeout(text: &str) -> Result<Duration, String> {
 }
 
 fn block_size(text: &str) -> Result<BlockSize, String> {
-    let bytes = u32::try_from(size(text)?).unwrap_or(u32::MAX);
+    let bytes = u32::try_from(bytes(text)?).unwrap_or(u32::MAX);
     BlockSize::new(bytes).map_err(|error| error.to_string())
 }

@@ -22,7 +22,7 @@ use crate::trace::Action;
 pub fn ask(settings: &Settings, request: Request, file: FileArgument, makes_store: bool) -> Result<Response> {
     let mut user_file = UserFile::open(file)?;
     let reached = reach(settings, makes_store)?;
-    let mut bar = Bar::new(&settings.label, settings.quiet);
+    let mut bar = Bar::new(&settings.label, settings);
     let response = match reached {
         Reached::Server(stream) => control::ask(&stream, &request, user_file.file.as_ref(), &mut bar)?,
         Reached::Store(_) if matches!(request, Request::Trace { action: Action::Record, .. }) => {

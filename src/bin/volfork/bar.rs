@@ -5,7 +5,9 @@ use std::io::{IsTerminal, Write};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::failure::Result;
+use crate::print::note_json;
 use crate::request::{Progress, Unit, Watcher};
+use crate::settings::Settings;
 
 const BYTES: &str = "{msg}[{bar:30}] {percent:>3}%  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta}";
 const BYTES_OPEN: &str = "{msg}{spinner} {binary_bytes}  {binary_bytes_per_sec}";
@@ -15,6 +17,7 @@ const BLOCKS: &str = "{msg}[{bar:30}] {percent:>3}%  {human_pos}/{human_len} blo
 pub struct Bar {
     shown: bool,
     quiet: bool,
+    json: bool,
     label: String,
     bar: Option<ProgressBar>,
     note: Option<String>,
@@ -22,13 +25,14 @@ pub struct Bar {
 
 impl Bar {
     /// A bar that begins with `label`.
-    pub fn new(label: impl Into<String>, quiet: bool) -> Self {
+    pub fn new(label: impl Into<String>, Settings { quiet, json, .. }: &Settings) -> Self {
+        let (quiet, json) = (*quiet, *json);
         let shown = !quiet && std::io::stderr().is_terminal();
         let mut label = label.into();
         if !label.is_empty() {
             label.push(' ');
         }
-        Self { shown, quiet, label, bar: None, note: None }
+        Self { shown, quiet, json, label, bar: None, note: None }
     }
 
     fn begin(&self, progress: &Progress) -> ProgressBar {
@@ -70,6 +74,7 @@ impl Watcher for Bar {
             if let (Some(note), false) = (&self.note, self.quiet) {
                 match &self.bar {
                     Some(bar) => bar.println(format!("volfork: {note}")),
+                    None if self.json => note_json(note),
                     // Nobody can be told that stderr does not take the line.
                     None => drop(writeln!(std::io::stderr(), "volfork: {note}")),
                 }
@@ -89,11 +94,15 @@ impl Drop for Bar {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::Arguments;
 
     #[test]
     fn what_was_done_before_the_bar_began_is_no_progress() {
-        let bar = Bar::new("hydrate", false);
+        let settings = Arguments::try_parse_from(["volfork", "list"]).unwrap().settle().0;
+        let bar = Bar::new("hydrate", &settings);
         let begun = bar.begin(&Progress { unit: Unit::Bytes, done: 1 << 40, total: Some(1 << 41), note: None });
         begun.set_position((1 << 40) + 1);
         begun.tick();

@@ -1,9 +1,10 @@
-//! SIGINT and SIGTERM: the first one asks, the second one ends the process at once.
+//! SIGINT and SIGTERM: the first one asks, the second one ends the process at once. SIGHUP, the end of a terminal, does not end a
+//! server. SIGXFSZ, a file beyond what the user may write, ends nothing: the write fails, and says so.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
@@ -26,6 +27,7 @@ impl Interrupt {
                 .and_then(|_| flag::register(signal, asked.clone()))
                 .map_err(|error| Failure::io("catch signals", error))?;
         }
+        pass_over(SIGXFSZ)?;
         Ok(Self(asked))
     }
 
@@ -38,6 +40,11 @@ impl Interrupt {
     }
 }
 
+/// Lets a signal do nothing from now on.
+fn pass_over(signal: i32) -> Result<()> {
+    flag::register(signal, Arc::default()).map(drop).map_err(|error| Failure::io("catch signals", error))
+}
+
 /// The end of a server: what the first signal asks for, while the second one ends the process at once.
 pub struct Stop(Signals);
 
@@ -46,6 +53,7 @@ impl Stop {
     pub fn catch() -> Result<Self> {
         let signals = Signals::new(SIGNALS).map_err(|error| Failure::io("catch signals", error))?;
         Interrupt::catch()?;
+        pass_over(SIGHUP)?;
         Ok(Self(signals))
     }
 

@@ -6,10 +6,11 @@
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, OFlags, linkat};
+use volfork::ErrorKind;
 
 use crate::failure::{Failure, Result};
 
@@ -34,7 +35,7 @@ pub fn open(path: &Path) -> Result<(File, Option<Output>)> {
         Ok(old) => {
             // Whoever may not write the file may not replace it either. Old bytes stay until the export begins, so that a wrong
             // name costs nothing.
-            let file = File::options().write(true).open(path).map_err(wrong)?;
+            let file = open_old(path, &old)?;
             let replacing = is_replaceable(path, &old).then(|| fs::canonicalize(path).and_then(Output::begin).and_then(begun));
             match replacing {
                 Some(Ok(output)) => Ok(output),
@@ -47,6 +48,21 @@ pub fn open(path: &Path) -> Result<(File, Option<Output>)> {
         }
         Err(error) => Err(wrong(error)),
     }
+}
+
+/// Opens what is there; a device only if the machine does not use it, as a mounted one.
+fn open_old(path: &Path, old: &Metadata) -> Result<File> {
+    let mut options = File::options();
+    if old.file_type().is_block_device() {
+        options.custom_flags(OFlags::EXCL.bits() as i32);
+    }
+    options.write(true).open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => {
+            let message = format!("{} is in use, perhaps mounted: unmount it, or name another device", path.display());
+            Failure::new(ErrorKind::Busy, message)
+        }
+        _ => Failure::io(format!("write {}", path.display()), error),
+    })
 }
 
 /// Whether another file may take the place of this one: nobody would miss it.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use volfork::format_bytes;
 use volfork::serve::ClientInfo;
 use volfork::store::{AffectedBlocks, ScrubReport};
@@ -16,6 +16,9 @@ use crate::failure::{Failure, Result};
 use crate::request::{Disconnected, Done, Moved, Request, Response};
 use crate::settings::Settings;
 
+/// The largest block that clients and guests are used with.
+const CLIENT_BLOCK_BYTES: u64 = 4096;
+
 /// Prints the answer to `request`.
 pub fn response(settings: &Settings, request: &Request, response: &Response) -> Result<()> {
     // The image itself may be on standard output.
@@ -25,6 +28,9 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
             (false, true) => Ok(()),
             (false, false) => to(io::stderr(), &moved_text("exported", moved)),
         };
+    }
+    if let Some(text) = odd_size(response) {
+        note(settings, &text);
     }
     if settings.json {
         return as_json(response);
@@ -51,9 +57,35 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
     }
 }
 
+/// What is to be said of a new size that not every client reaches to its end.
+fn odd_size(response: &Response) -> Option<String> {
+    let (name, size_bytes) = match response {
+        Response::Volume(Done::Created | Done::Extended, info) => (&info.name, info.size_bytes),
+        Response::Moved(moved) => (&moved.name, moved.size_bytes),
+        _ => return None,
+    };
+    let over = size_bytes % CLIENT_BLOCK_BYTES;
+    (over > 0).then(|| {
+        let fitting = size_bytes.next_multiple_of(CLIENT_BLOCK_BYTES);
+        format!(
+            "note: {size_bytes} bytes are no multiple of {CLIENT_BLOCK_BYTES}, so a client with blocks of that size does not reach the \
+             last {over}: 'volfork extend {name} --size {fitting}B' makes room"
+        )
+    })
+}
+
 /// Prints `value` as one JSON document.
 pub fn json(value: &impl Serialize) -> Result<()> {
     to(io::stdout().lock(), &one_line(value)?)
+}
+
+/// A line of the log of a process, for scripts: when, what, and what belongs to it.
+pub fn log(event: &str, about: &Value) -> Value {
+    let mut line = json!({ "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(), "event": event });
+    if let (Some(line), Some(about)) = (line.as_object_mut(), about.as_object()) {
+        line.extend(about.clone());
+    }
+    line
 }
 
 /// What happened, for people.
@@ -78,7 +110,7 @@ fn event_text(event: &Event) -> String {
 pub fn event(settings: &Settings, event: &Event) {
     // Nobody is left to be told that a stream does not take the line.
     let _ = match (settings.json, settings.quiet) {
-        (true, _) => json(&json!({ "event": event })),
+        (true, _) => json(&log(&word(&event.kind), &json!({ "volumes": event.volumes, "error": event.error }))),
         (false, true) => Ok(()),
         (false, false) => to(io::stderr(), &event_text(event)),
     };
@@ -96,15 +128,20 @@ pub fn text(text: &str) -> Result<()> {
     to(io::stdout().lock(), text)
 }
 
-/// Tells people something beside the answer.
+/// Tells something beside the answer.
 pub fn note(settings: &Settings, text: &str) {
-    if !settings.quiet {
+    match (settings.quiet, settings.json) {
+        (true, _) => {}
+        (false, true) => note_json(text),
         // Nobody is left to be told that stderr does not take the line.
-        let _ = match settings.json {
-            true => to(io::stderr(), &json!({ "note": text }).to_string()),
-            false => to(io::stderr(), text),
-        };
+        (false, false) => drop(to(io::stderr(), text)),
     }
+}
+
+/// As [`note`], for scripts.
+pub fn note_json(text: &str) {
+    // As there.
+    let _ = to(io::stderr(), &log("note", &json!({ "message": text })).to_string());
 }
 
 /// Prints why the command failed.

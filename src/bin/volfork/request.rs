@@ -183,7 +183,7 @@ pub struct Moved {
     pub name: String,
     /// Size of the image.
     pub size_bytes: u64,
-    /// Bytes that were not zero, or not known to be.
+    /// Bytes in blocks that are not all zero.
     pub data_bytes: u64,
     /// Time it took.
     pub seconds: f64,

@@ -130,7 +130,7 @@ fn default_address(store: &Path) -> String {
 
 fn announce(settings: &Settings, uris: &[String]) -> Result<()> {
     if settings.json {
-        return print::json(&json!({ "listening": uris }));
+        return print::json(&print::log("listening", &json!({ "listening": uris })));
     }
     if settings.quiet {
         return Ok(());

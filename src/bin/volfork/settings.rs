@@ -183,6 +183,8 @@ mod tests {
     fn commands_become_requests() {
         let cases = [
             ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30, labels: [].into() }),
+            ("create v --size 10B", Request::Create { name: "v".into(), size_bytes: 10, labels: [].into() }),
+            ("create v --size 1048576", Request::Create { name: "v".into(), size_bytes: 1 << 20, labels: [].into() }),
             ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30) }),
             ("extend v --size 2G", Request::Extend { name: "v".into(), growth: Growth::To(2 << 30) }),
             ("hydrate v", hydrate(HydrationControl::default(), false)),
@@ -248,6 +250,9 @@ mod tests {
             "nonsense",
             "create v",
             "create v --size x",
+            "create v --size 10",
+            "extend v --size +10",
+            "create v --size 1G --vm-memory 4",
             "init --block-size 5000",
             "extend v --size -1G",
             "hydrate v --pause --resume",

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use volfork::parse_bytes;
+
+use crate::args::size;
 
 /// `NAME` or `NAME@SNAP`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,10 +53,9 @@ impl FromStr for Growth {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bytes = |text| parse_bytes(text).map_err(|error| error.to_string());
         match text.strip_prefix('+') {
-            Some(more) => bytes(more).map(Self::By),
-            None => bytes(text).map(Self::To),
+            Some(more) => size(more).map(Self::By),
+            None => size(text).map(Self::To),
         }
     }
 }
@@ -84,7 +84,7 @@ mod tests {
     fn growth_is_absolute_or_relative() {
         assert_eq!("20G".parse(), Ok(Growth::To(20 << 30)));
         assert_eq!("+1.5M".parse(), Ok(Growth::By(3 << 19)));
-        for text in ["", "+", "-1G", "++1G", "x"] {
+        for text in ["", "+", "-1G", "++1G", "x", "20", "+10"] {
             assert!(text.parse::<Growth>().is_err(), "{text}");
         }
     }

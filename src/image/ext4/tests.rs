@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::tree::DIRECTORY_NAMES_MAX;
 use super::*;
-use crate::{Store, StoreOptions};
+use crate::store::{Store, StoreOptions};
 
 /// Files and their content, and directories, by path.
 type Model = BTreeMap<String, Option<Vec<u8>>>;

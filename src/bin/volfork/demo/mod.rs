@@ -107,7 +107,7 @@ impl Demo<'_> {
     }
 
     fn import(&mut self, host_a: &Store, image: File) -> Result<()> {
-        let mut watcher = Interruptible { watcher: Bar::new("import", self.settings.quiet), interrupt: self.interrupt.clone() };
+        let mut watcher = Interruptible { watcher: Bar::new("import", self.settings), interrupt: self.interrupt.clone() };
         let moved = match execute(host_a, Request::Import { name: DISK.into(), raw: false }, Some(image), &mut watcher)? {
             Response::Moved(moved) => moved,
             _ => return Err(Failure::new(ErrorKind::Unsupported, "an import answered something else")),
@@ -160,7 +160,7 @@ impl Demo<'_> {
 
     /// Reads the fork and writes to both sides until everything is there.
     fn hydrate(&mut self, sides: &Sides<'_>, expected_a: &mut Expected, expected_b: &mut Expected, forked: Instant) -> Result<()> {
-        let mut bar = Interruptible { watcher: Bar::new("hydrate", self.settings.quiet), interrupt: self.interrupt.clone() };
+        let mut bar = Interruptible { watcher: Bar::new("hydrate", self.settings), interrupt: self.interrupt.clone() };
         let mut chance = Chance::new(3);
         let (mut reads, mut read_bytes, mut writes, mut fetched, mut slowest) = (0, 0, 0, 0, Duration::ZERO);
         let mut hydrated: Option<(Duration, u64)> = None;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use volfork::parse_bytes;
 
 use super::ImageRequest;
+use crate::args::size;
 use crate::request::Request;
 use crate::settings::{FileArgument, Plan};
 
@@ -47,10 +47,6 @@ pub struct Choice {
     /// Speak to the registry without TLS, as is done with one on localhost anyway
     #[arg(long)]
     pub plain_http: bool,
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    parse_bytes(text).map_err(|error| error.to_string())
 }
 
 /// The process that serves the store works in another directory.

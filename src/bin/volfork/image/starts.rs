@@ -24,7 +24,10 @@ impl Starts {
                 times.record(start.fetch_seconds, start.prepare_seconds, start.is_cached());
                 match settings.json {
                     // A log that cannot be written must not fail the import.
-                    true => drop(crate::print::json(&json!({ "event": "image_ready", "image": print::imported_json(imported) }))),
+                    true => {
+                        let about = json!({ "image": print::imported_json(imported) });
+                        drop(crate::print::json(&crate::print::log("image_ready", &about)));
+                    }
                     false if settings.quiet => {}
                     false => eprintln!("{}", print::start_text(imported)),
                 }

@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, fcntl_getfl};
 use volfork::volume::{Completion, Request, Run, RunKind};
-use volfork::{ErrorKind, Queue, Snapshot, Store, Volume};
+use volfork::{ErrorKind, Queue, Snapshot, Store, Volume, format_bytes};
 
 use super::pipe::{drain, unblocked};
-use super::ranges::ZEROES;
+use super::ranges::{ZEROES, nonzero_runs};
 use super::{DEPTH, PIECE_BYTES};
 use crate::failure::{Failure, Result};
 use crate::request::{Moved, Progress, Watcher};
@@ -21,6 +22,8 @@ use crate::target::Target;
 
 /// Runs asked for at once.
 const RUNS_MAX: usize = 1024;
+/// Bytes that are left out as a whole, where they are zeroes.
+const HOLE_BYTES: usize = 4096;
 
 /// Writes the bytes of `target` into `file`.
 pub fn export(store: &Store, target: &Target, file: File, watcher: &mut dyn Watcher) -> Result<Moved> {
@@ -93,10 +96,24 @@ impl Sink {
         }
         let appends = fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::APPEND));
         if kind.is_file() && !appends && file.stream_position().is_ok_and(|position| position == 0) {
-            file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(wrong)?;
+            file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(|error| unfit(&file, size_bytes, error))?;
             return Ok(Self::File(file));
         }
         Ok(Self::Stream(unblocked(file, true)))
+    }
+
+    /// Writes what was read; answers how much of it, in small blocks, is not zero. What is still at a source may be zeroes, too.
+    fn piece(&mut self, offset: u64, data: &Bytes, wanted: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
+        let runs = nonzero_runs(data, HOLE_BYTES);
+        match self {
+            Self::File(_) => {
+                for run in &runs {
+                    self.data(offset + run.start as u64, &data[run.clone()], wanted)?;
+                }
+            }
+            Self::Device(_) | Self::Stream(_) => self.data(offset, data, wanted)?,
+        }
+        Ok(runs.iter().map(|run| run.len() as u64).sum())
     }
 
     fn data(&mut self, offset: u64, bytes: &[u8], wanted: &mut dyn FnMut() -> Result<()>) -> Result<()> {
@@ -135,6 +152,32 @@ impl Sink {
         };
         ended.map_err(|error| Failure::io("write the image", error))
     }
+}
+
+/// Why a file does not get its size. Where its file system ends is found by trying: there is nothing to ask.
+fn unfit(file: &File, size_bytes: u64, error: io::Error) -> Failure {
+    if error.raw_os_error() != Some(libc::EFBIG) {
+        return Failure::io("write the image", error);
+    }
+    let (mut fits, mut too_large) = (0, size_bytes);
+    while too_large - fits > 1 {
+        let middle = fits + (too_large - fits) / 2;
+        match file.set_len(middle) {
+            Ok(()) => fits = middle,
+            Err(_) => too_large = middle,
+        }
+    }
+    // Nothing is left of the trials; a failure would hide what failed first.
+    let _ = file.set_len(0);
+    let own = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+    let place = own.parent().map(|place| format!(" in {}", place.display())).unwrap_or_default();
+    let message = format!(
+        "the file system{place} takes files of at most {} ({fits} bytes) here, and the image has {} ({size_bytes} bytes): export to \
+         another file system, to a block device, or through a pipe",
+        format_bytes(fits),
+        format_bytes(size_bytes)
+    );
+    Failure::new(ErrorKind::NoSpace, message)
 }
 
 /// A part of the image on its way.
@@ -188,9 +231,10 @@ fn step(reads: &mut Reads<'_>, sink: &mut Sink, done: &mut u64, watcher: &mut dy
     reads.take()?;
     while let Some(piece) = reads.pop_ready() {
         let at = *done;
-        let mut wanted = || watcher.tell(Progress::bytes(at, Some(reads.size_bytes)));
+        let size_bytes = reads.size_bytes;
+        let mut wanted = || watcher.tell(Progress::bytes(at, Some(size_bytes)));
         match &piece.state {
-            PieceState::Read(data) => sink.data(piece.offset, data, &mut wanted)?,
+            PieceState::Read(data) => reads.data_bytes += sink.piece(piece.offset, data, &mut wanted)?,
             _ => sink.zeroes(piece.offset, piece.bytes, &mut wanted)?,
         }
         *done = piece.offset + piece.bytes;
@@ -217,7 +261,6 @@ impl Reads<'_> {
                     let bytes = left.min(PIECE_BYTES as u64 - offset % PIECE_BYTES as u64);
                     let token = self.first + self.pieces.len() as u64;
                     self.queue.submit(token, Request::Read { offset, bytes: bytes as u32 })?;
-                    self.data_bytes += bytes;
                     (bytes, PieceState::Reading)
                 }
             };
@@ -277,12 +320,18 @@ mod tests {
         let file = File::options().write(true).open(&path).unwrap();
         let mut sink = Sink::new(file, 64 << 20).unwrap();
         sink.data(4096, b"abc", &mut || Ok(())).unwrap();
-        sink.zeroes(8192, 32 << 20, &mut || Ok(())).unwrap();
+        let piece = Bytes::from([vec![0; 8 << 20], vec![7; 10]].concat());
+        assert_eq!(sink.piece(16 << 20, &piece, &mut || Ok(())).unwrap(), 10);
+        sink.zeroes(8192, 8 << 20, &mut || Ok(())).unwrap();
         sink.finish(64 << 20).unwrap();
         let meta = fs::metadata(&path).unwrap();
         assert_eq!(meta.len(), 64 << 20);
         assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
-        assert_eq!(&fs::read(&path).unwrap()[4094..4100], b"\0\0abc\0");
+        let read = fs::read(&path).unwrap();
+        assert_eq!(
+            (&read[4094..4100], &read[(24 << 20) - 1..(24 << 20) + 11]),
+            (&b"\0\0abc\0"[..], &b"\0\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\0"[..])
+        );
 
         let log = directory.path().join("log");
         fs::write(&log, "kept").unwrap();
