@@ -4,11 +4,15 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use super::current;
+use super::order::Number;
 use super::state::On;
 
 /// As `parking_lot::Mutex`.
 #[derive(Default)]
-pub struct Mutex<T: ?Sized>(parking_lot::Mutex<T>);
+pub struct Mutex<T: ?Sized> {
+    number: Number,
+    real: parking_lot::Mutex<T>,
+}
 
 /// As `parking_lot::MutexGuard`.
 #[must_use]
@@ -21,18 +25,18 @@ pub struct MutexGuard<'a, T: ?Sized> {
 impl<T> Mutex<T> {
     /// A mutex that nothing holds.
     pub const fn new(value: T) -> Self {
-        Self(parking_lot::Mutex::new(value))
+        Self { number: Number::new(), real: parking_lot::Mutex::new(value) }
     }
 
     /// The value.
     pub fn into_inner(self) -> T {
-        self.0.into_inner()
+        self.real.into_inner()
     }
 }
 
 impl<T: ?Sized> Mutex<T> {
     fn address(&self) -> usize {
-        (&raw const self.0).cast::<u8>() as usize
+        &raw const self.number as usize
     }
 
     /// Takes the lock; waits for it.
@@ -46,9 +50,10 @@ impl<T: ?Sized> Mutex<T> {
 
     #[track_caller]
     fn lock_without_point(&self) -> parking_lot::MutexGuard<'_, T> {
-        let Some(task) = current() else { return self.0.lock() };
+        let Some(task) = current() else { return self.real.lock() };
+        task.takes(self.number.get());
         loop {
-            match self.0.try_lock() {
+            match self.real.try_lock() {
                 Some(real) => return real,
                 None => drop(task.wait("lock", On::Lock(self.address()), None)),
             }
@@ -58,15 +63,20 @@ impl<T: ?Sized> Mutex<T> {
     /// Takes the lock if nothing holds it.
     #[track_caller]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        if let Some(task) = current() {
+        let task = current();
+        if let Some(task) = &task {
             task.point("try_lock");
         }
-        Some(MutexGuard { mutex: self, real: Some(self.0.try_lock()?) })
+        let real = self.real.try_lock()?;
+        if let Some(task) = &task {
+            task.has(self.number.get());
+        }
+        Some(MutexGuard { mutex: self, real: Some(real) })
     }
 
     /// The value; nothing else can have it.
     pub fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut()
+        self.real.get_mut()
     }
 
     /// Whether something holds it.
@@ -75,13 +85,13 @@ impl<T: ?Sized> Mutex<T> {
         if let Some(task) = current() {
             task.point("is_locked");
         }
-        self.0.is_locked()
+        self.real.is_locked()
     }
 }
 
 impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.real.fmt(f)
     }
 }
 
@@ -100,7 +110,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
         if self.real.take().is_some()
             && let Some(task) = current()
         {
-            task.world.state.lock().wake_lock(self.mutex.address());
+            task.gives(self.mutex.number.get(), self.mutex.address());
         }
     }
 

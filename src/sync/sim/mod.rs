@@ -14,8 +14,8 @@
 //!
 //! # How a run ends
 //! - When all tasks have ended. The value of the first one is the result.
-//! - As a failure: no task can run and no timer is set (deadlock, or a task that outlives the run); the budget of steps is spent
-//!   (livelock); a panic leaves a task; or a task blocks outside this module for a minute. The tasks of a failed run stay where they
+//! - As a failure: no task can run and no timer is set (deadlock, or a task that outlives the run); locks were taken in a circle, which
+//!   is a deadlock under another seed; the budget of steps is spent (livelock); a panic leaves a task; or a task blocks outside this module for a minute. The tasks of a failed run stay where they
 //!   are for ever, with their memory: a failure is the end of a test, and unwinding them would run code of the engine in states that
 //!   the engine never has. To end tasks early in a run that goes on, let the disk or the source fail, as after a loss of power.
 //!
@@ -33,6 +33,7 @@ mod condvar;
 mod entropy;
 mod lock;
 mod once;
+mod order;
 mod report;
 mod rwlock;
 mod state;
@@ -50,7 +51,7 @@ pub use lock::{Mutex, MutexGuard};
 pub use once::OnceLock;
 pub use report::{Failure, FailureKind, Outcome};
 pub use rwlock::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-pub use strategy::{Config, Early, Strategy};
+pub use strategy::{Config, Early, SlowPlaces, Strategy};
 pub(super) use wait::send_now;
 pub(super) use world::current;
 pub use world::run;

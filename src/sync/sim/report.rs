@@ -15,6 +15,8 @@ const FRAMES_MAX: usize = 12;
 pub enum FailureKind {
     /// No task can run, and no timer is set.
     Deadlock,
+    /// Locks were taken in a circle, which is a deadlock if the tasks meet.
+    LockOrder,
     /// The budget of steps is spent.
     Livelock,
     /// A panic left a task.

@@ -7,11 +7,13 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::current;
+use super::order::Number;
 use super::state::On;
 
 /// As `parking_lot::RwLock`.
 #[derive(Default)]
 pub struct RwLock<T: ?Sized> {
+    number: Number,
     /// Tasks that wait to write.
     writers: AtomicUsize,
     real: parking_lot::RwLock<T>,
@@ -34,7 +36,7 @@ pub struct RwLockWriteGuard<'a, T: ?Sized> {
 impl<T> RwLock<T> {
     /// A lock that nothing holds.
     pub const fn new(value: T) -> Self {
-        Self { writers: AtomicUsize::new(0), real: parking_lot::RwLock::new(value) }
+        Self { number: Number::new(), writers: AtomicUsize::new(0), real: parking_lot::RwLock::new(value) }
     }
 
     /// The value.
@@ -53,6 +55,7 @@ impl<T: ?Sized> RwLock<T> {
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         let Some(task) = current() else { return RwLockReadGuard { lock: self, real: Some(self.real.read()) } };
         task.point("read lock");
+        task.takes(self.number.get());
         loop {
             if let Some(guard) = self.read_if_free() {
                 return guard;
@@ -72,6 +75,7 @@ impl<T: ?Sized> RwLock<T> {
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         let Some(task) = current() else { return RwLockWriteGuard { lock: self, real: Some(self.real.write()) } };
         task.point("write lock");
+        task.takes(self.number.get());
         loop {
             if let Some(real) = self.real.try_write() {
                 return RwLockWriteGuard { lock: self, real: Some(real) };
@@ -88,7 +92,7 @@ impl<T: ?Sized> RwLock<T> {
         match current() {
             Some(task) => {
                 task.point("try_read");
-                self.read_if_free()
+                self.read_if_free().inspect(|_| task.has(self.number.get()))
             }
             None => Some(RwLockReadGuard { lock: self, real: Some(self.real.try_read()?) }),
         }
@@ -97,10 +101,15 @@ impl<T: ?Sized> RwLock<T> {
     /// Takes the lock to write if nothing has it.
     #[track_caller]
     pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
-        if let Some(task) = current() {
+        let task = current();
+        if let Some(task) = &task {
             task.point("try_write");
         }
-        Some(RwLockWriteGuard { lock: self, real: Some(self.real.try_write()?) })
+        let real = self.real.try_write()?;
+        if let Some(task) = &task {
+            task.has(self.number.get());
+        }
+        Some(RwLockWriteGuard { lock: self, real: Some(real) })
     }
 
     /// The value; nothing else can have it.
@@ -110,7 +119,7 @@ impl<T: ?Sized> RwLock<T> {
 
     fn released(&self) {
         if let Some(task) = current() {
-            task.world.state.lock().wake_lock(self.address());
+            task.gives(self.number.get(), self.address());
         }
     }
 }

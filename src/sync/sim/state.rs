@@ -3,8 +3,11 @@
 use std::collections::VecDeque;
 use std::panic::Location;
 
+use rustc_hash::FxHashMap;
+
+use super::order::Order;
 use super::report::FailureKind;
-use super::strategy::{Config, Early, Random, Strategy, nap_one_in, nap_steps, step_nanos};
+use super::strategy::{Config, Early, Random, SlowPlaces, Strategy, nap_one_in, nap_steps, step_nanos};
 use crate::sync::poll::poll_now;
 
 /// Events kept for the report of a failure.
@@ -65,8 +68,13 @@ pub(super) struct State {
     pub failure: Option<(FailureKind, String)>,
     /// Tasks of a scope, by its address, that were not waited for.
     pub scoped: Vec<(usize, usize)>,
+    pub order: Order,
     step_nanos: u64,
     nap_one_in: u32,
+    slow: SlowPlaces,
+    salt: u64,
+    /// Whether a place is slow, by its address, for those that were passed.
+    slow_places: FxHashMap<usize, bool>,
     changes: Vec<u64>,
     lowest: u64,
     streak: u64,
@@ -80,6 +88,8 @@ impl State {
         let (strategy, early) = (config.strategy.unwrap_or(strategy), config.early.unwrap_or(early));
         let step_nanos = step_nanos(&config, &mut random);
         let nap_one_in = nap_one_in(&config, &mut random);
+        let slow = SlowPlaces::of(&mut random);
+        let (slow, salt) = (config.slow.unwrap_or(slow), random.next());
         let changes = strategy.change_steps(&mut random);
         Self {
             random,
@@ -95,8 +105,12 @@ impl State {
             events: VecDeque::with_capacity(EVENTS_MAX),
             failure: None,
             scoped: Vec::new(),
+            order: Order::default(),
             step_nanos,
             nap_one_in,
+            slow,
+            salt,
+            slow_places: FxHashMap::default(),
             changes,
             lowest: 1 << 62,
             streak: 0,
@@ -152,9 +166,16 @@ impl State {
     }
 
     /// Whether the running task sleeps here, and until when.
-    pub fn nap(&mut self) -> Option<u64> {
-        let naps = self.live.len() > 1 && self.random.one_in(self.nap_one_in);
+    pub fn nap(&mut self, place: Place) -> Option<u64> {
+        let is_slow = self.slow.one_in > 0 && self.is_slow(place);
+        let one_in = if is_slow { self.slow.nap_one_in } else { self.nap_one_in };
+        let naps = self.live.len() > 1 && self.random.one_in(one_in);
         naps.then(|| self.now + self.step_nanos * nap_steps(&mut self.random))
+    }
+
+    fn is_slow(&mut self, place: Place) -> bool {
+        let (slow, salt) = (self.slow, self.salt);
+        *self.slow_places.entry(std::ptr::from_ref(place).addr()).or_insert_with(|| slow.has(place, salt))
     }
 
     /// Gives a task the lowest priority.

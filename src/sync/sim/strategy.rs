@@ -1,5 +1,6 @@
 //! How a run chooses.
 
+use std::panic::Location;
 use std::time::Duration;
 
 /// How the scheduler chooses the next task.
@@ -29,6 +30,16 @@ pub struct Early {
     pub within: Duration,
 }
 
+/// Places in the code where tasks often sleep. Other runs have other ones. A fault that needs a task to stop for long between two
+/// given lines is seen in the runs that have drawn the second one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowPlaces {
+    /// Of so many places one is slow; 0: none.
+    pub one_in: u32,
+    /// There, a task sleeps once in so many times.
+    pub nap_one_in: u32,
+}
+
 /// What a run may do. `None`: chosen from the seed.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -40,6 +51,8 @@ pub struct Config {
     pub early: Option<Early>,
     /// At one point in so many, the task sleeps while the others make some steps, as when a processor is taken away; 0: never.
     pub nap_one_in: Option<u32>,
+    /// Places in the code where tasks sleep more often than elsewhere.
+    pub slow: Option<SlowPlaces>,
     /// Virtual time of a step.
     pub step: Option<Duration>,
     /// Of so many starts of threads one fails; 0: none.
@@ -55,6 +68,7 @@ impl Default for Config {
             strategy: None,
             early: None,
             nap_one_in: None,
+            slow: None,
             step: None,
             spawn_failure_one_in: 0,
             stall: Duration::from_secs(60),
@@ -120,6 +134,20 @@ impl Early {
 pub(super) fn nap_one_in(config: &Config, random: &mut Random) -> u32 {
     let drawn = [0, 0, 4096, 512, 128][random.below(5)];
     config.nap_one_in.unwrap_or(drawn)
+}
+
+impl SlowPlaces {
+    pub(super) fn of(random: &mut Random) -> Self {
+        let one_in = [0, 0, 8, 32, 128][random.below(5)];
+        Self { one_in, nap_one_in: 1 << random.below(4) }
+    }
+
+    /// Whether a place is slow in a run with this salt, by what it is called.
+    pub(super) fn has(self, place: &Location<'_>, salt: u64) -> bool {
+        let position = u64::from(place.line()) << 32 | u64::from(place.column());
+        let name = place.file().bytes().fold(salt, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        Random::new(name ^ position).one_in(self.one_in)
+    }
 }
 
 /// Steps of others for which a task sleeps at a point.

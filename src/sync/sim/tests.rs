@@ -10,11 +10,16 @@ use std::time::Duration;
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::mpsc::{RecvTimeoutError, channel};
 use super::time::Instant;
-use super::{Condvar, Config, Early, FailureKind, Mutex, MutexGuard, OnceLock, Outcome, RwLock, Strategy, run, thread};
+use super::{Condvar, Config, Early, FailureKind, Mutex, MutexGuard, OnceLock, Outcome, RwLock, SlowPlaces, Strategy, run, thread};
 
 /// Without early timers: the tests of time know what it is.
 fn exact() -> Config {
-    Config { early: Some(Early { one_in: 0, within: Duration::ZERO }), nap_one_in: Some(0), ..Config::default() }
+    Config {
+        early: Some(Early { one_in: 0, within: Duration::ZERO }),
+        nap_one_in: Some(0),
+        slow: Some(SlowPlaces { one_in: 0, nap_one_in: 0 }),
+        ..Config::default()
+    }
 }
 
 fn random() -> Config {
@@ -63,6 +68,32 @@ fn different_seeds_are_different_orders() {
     assert!(traces.len() > 10, "{} orders", traces.len());
 }
 
+/// Fails if others count to a hundred between two neighbouring lines.
+fn long_stop() {
+    let counter = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| (0..300).for_each(|_| drop(counter.fetch_add(1, Ordering::SeqCst))));
+        scope.spawn(|| {
+            for _ in 0..50 {
+                let before = counter.load(Ordering::SeqCst);
+                let passed = counter.load(Ordering::SeqCst) - before;
+                assert!(passed < 100, "{passed} steps of others");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_place_that_is_slow_shows_what_needs_a_long_stop() {
+    for seed in 0..500 {
+        run(seed, random(), long_stop).unwrap();
+    }
+    let slow = Config { slow: Some(SlowPlaces { one_in: 8, nap_one_in: 4 }), ..random() };
+    let found = first_failure(&slow, long_stop);
+    let again = run(found.seed, slow, long_stop);
+    assert_eq!((found.trace, found.steps), (again.trace, again.steps));
+}
+
 #[test]
 fn a_lost_wake_is_a_deadlock_that_says_who_waits() {
     let found = first_failure(&exact(), || {
@@ -88,16 +119,38 @@ fn a_lost_wake_is_a_deadlock_that_says_who_waits() {
     assert!(failure.report.contains("a_lost_wake_is_a_deadlock"), "there is no backtrace: {failure:?}");
 }
 
-#[test]
-fn locks_in_two_orders_are_a_deadlock() {
-    let found = first_failure(&exact(), || {
-        let locks = Arc::new((Mutex::new(1), Mutex::new(2)));
-        let other = Arc::clone(&locks);
-        let thread = thread::spawn(move || *other.1.lock() + *other.0.lock());
-        let sum = *locks.0.lock() + *locks.1.lock();
-        assert_eq!(sum, thread.join().unwrap());
+/// One task takes two locks, and when it has ended another one takes them in the other order; both under a third one or not.
+fn two_orders(under: bool) {
+    let gate = Mutex::new(());
+    let locks = (Mutex::new(1), RwLock::new(2));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _gate = under.then(|| gate.lock());
+            *locks.0.lock() + *locks.1.read()
+        });
     });
-    assert_eq!(found.result.unwrap_err().kind, FailureKind::Deadlock);
+    let _gate = under.then(|| gate.lock());
+    let second = locks.1.write();
+    assert_eq!(*second - *locks.0.lock(), 1);
+}
+
+#[test]
+fn locks_in_two_orders_are_found_though_the_tasks_never_meet() {
+    let failure = run(1, exact(), || two_orders(false)).result.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::LockOrder);
+    assert_eq!(failure.report.matches("sim/tests.rs").count().min(4), 4, "both orders are told: {failure:?}");
+    run(1, exact(), || two_orders(true)).unwrap();
+}
+
+#[test]
+fn a_lock_that_is_tried_waits_for_nobody() {
+    let outcome = run(1, exact(), || {
+        let locks = (Mutex::new(1), Mutex::new(2));
+        drop((locks.0.lock(), locks.1.lock()));
+        let _second = locks.1.lock();
+        drop(locks.0.try_lock());
+    });
+    outcome.unwrap();
 }
 
 #[test]

@@ -103,11 +103,33 @@ impl Task {
     #[track_caller]
     pub(in crate::sync) fn point(&self, what: &'static str) {
         let mut state = self.step(what);
-        let until = state.nap();
+        let until = state.nap(std::panic::Location::caller());
         if until.is_some() {
             state.tasks[self.id].status = Status::Waits { on: On::Time, until };
         }
         self.reschedule(state, until.is_none());
+    }
+
+    /// Notes that the task takes a lock for which it may have to wait.
+    #[track_caller]
+    pub(super) fn takes(&self, lock: u64) {
+        let mut state = self.world.state.lock();
+        if let Some(circle) = state.order.takes(self.id, lock, std::panic::Location::caller()) {
+            self.fail(state, FailureKind::LockOrder, circle);
+        }
+    }
+
+    /// Notes that the task has a lock for which it did not wait.
+    #[track_caller]
+    pub(super) fn has(&self, lock: u64) {
+        self.world.state.lock().order.has(self.id, lock, std::panic::Location::caller());
+    }
+
+    /// Notes that the task gives a lock back, and wakes those who wait for it.
+    pub(super) fn gives(&self, lock: u64, address: usize) {
+        let mut state = self.world.state.lock();
+        state.order.gives(self.id, lock);
+        state.wake_lock(address);
     }
 
     /// Lets another task go first if there is one.
