@@ -102,6 +102,21 @@ impl Error {
         Self(Arc::new(Inner { kind, message: format!("{context}: {cause}"), corruption: None, cause: Some(cause) }))
     }
 
+    /// Wraps the error of a sync that was tried. The system tells it once, and would call the next sync of the same bytes or names a
+    /// success: whatever the number says, it is never a mere shortage.
+    pub(crate) fn sync(context: impl fmt::Display, cause: std::io::Error) -> Self {
+        Self::new(ErrorKind::Io, format!("{context}: {cause}"))
+    }
+
+    /// As [`Error::sync`], of a directory, which may have to be opened for it: without a descriptor or memory for that nothing was tried
+    /// (see [`crate::io::Disk::sync_dir`]), and another time there may be enough.
+    pub(crate) fn sync_dir(context: impl fmt::Display, cause: std::io::Error) -> Self {
+        match cause.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Self::io(context, cause),
+            _ => Self::sync(context, cause),
+        }
+    }
+
     /// Damaged bytes at a known place.
     pub fn corrupt_block(corruption: Corruption) -> Self {
         let message = corruption.to_string();

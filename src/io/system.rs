@@ -225,7 +225,12 @@ impl Disk for SystemDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.directory(path)?.sync_all()
+        // A sync that was tried has no number of one that was not.
+        let tried = |error: io::Error| match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => io::Error::other(error),
+            _ => error,
+        };
+        self.directory(path)?.sync_all().map_err(tried)
     }
 
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {

@@ -67,6 +67,11 @@ fn io_error(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::io(context, error)
 }
 
+/// Makes the names of journals and of the superblock durable.
+fn sync_names(disk: &dyn Disk, paths: &StorePaths) -> Result<()> {
+    disk.sync_dir(paths.root()).map_err(|error| Error::sync_dir(format!("cannot sync {}", paths.root().display()), error))
+}
+
 impl Journal {
     /// Makes the files of an empty store, or of a recovered one whose `state` replaces what `superblock` points at.
     /// The frame after `sequence` is the first.
@@ -134,7 +139,7 @@ impl Journal {
         }
         let slots = Self::open_superblock(disk, paths)?;
         // The name of a successor that is taken instead of a journal that is gone may be as new.
-        disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+        sync_names(disk, paths)?;
         Self::write_superblock(disk, paths, &*slots, &loaded.superblock)
     }
 
@@ -165,7 +170,7 @@ impl Journal {
                 return Err(Error::new(ErrorKind::NoSpace, format!("there is no space for a new journal {}", path.display())));
             }
             spare.rename(path.clone()).map_err(io_error("name", &path))?;
-            disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+            sync_names(disk, paths)?;
             Ok((written, Self::open_superblock(disk, paths)?))
         });
         let (written, slots) = written.inspect_err(|_| drop(spare.rename(paths.reserve())))?;
@@ -214,6 +219,8 @@ impl Journal {
         put(spare, &writer.bytes, FrameKind::StateEnd)?;
         // Where there is space the new journal has its whole reserve; the caller says whether it needs that.
         let _ = spare.grow(tail + limits.journal_reserve_bytes);
+        // Where it fails nothing depends on it: the next try writes every byte again before it syncs, so a lack of space is no more than
+        // that here.
         spare.file.sync_data().map_err(|error| Error::io("cannot sync the state", error))?;
         Ok(Written { sequence, tail_bytes: tail })
     }
@@ -227,9 +234,9 @@ impl Journal {
         let path = paths.superblock();
         let fresh = file.size_bytes().map_err(io_error("read the size of", &path))? < 2 * SUPERBLOCK_BYTES as u64;
         file.write_all_at(&superblock.encode(), superblock.slot_offset()).map_err(io_error("write", &path))?;
-        file.sync_data().map_err(io_error("sync", &path))?;
+        file.sync_data().map_err(|error| Error::sync(format!("cannot sync {}", path.display()), error))?;
         if fresh {
-            disk.sync_dir(paths.root()).map_err(io_error("sync", paths.root()))?;
+            sync_names(disk, paths)?;
         }
         Ok(())
     }

@@ -224,7 +224,8 @@ impl Layers {
         let wrap = |error| Error::io(format!("cannot write layer {} at block {block}", layer.id), error);
         self.put(&*file, self.place(block).1, bytes).map_err(wrap)?;
         // The sync is that of all others who wrote to the file as well, and they would never hear of its failure.
-        file.sync_data().map_err(wrap).inspect_err(|error| self.commit.poison(error.clone()))
+        let synced = file.sync_data().map_err(|error| Error::sync(format!("cannot sync layer {} at block {block}", layer.id), error));
+        synced.inspect_err(|error| self.commit.poison(error.clone()))
     }
 
     /// Writes whole blocks of an extent that the caller was admitted to; makes them the blocks' content, or gives them back.

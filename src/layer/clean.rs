@@ -68,14 +68,14 @@ impl Layers {
         // If those of somebody else were not synced, the store is poisoned by now.
         self.commit.healthy()?;
         let files = self.checksums.take_unsynced();
-        let named = self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error));
+        let named = self.files.sync_names();
         if named.as_ref().is_err_and(Error::is_shortage) {
-            // Nothing was synced, and nothing is lost.
+            // No sync was tried, and nothing is lost.
             self.checksums.put_back_unsynced(files);
             return named;
         }
         let files: Vec<_> = files.into_values().collect();
-        let synced = named.and_then(|()| self.disk.sync_all(&files).map_err(|error| Error::io("cannot sync checksums", error)));
+        let synced = named.and_then(|()| self.disk.sync_all(&files).map_err(|error| Error::sync("cannot sync checksums", error)));
         synced.inspect_err(|error| self.commit.poison(error.clone()))
     }
 

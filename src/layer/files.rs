@@ -6,6 +6,7 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 use rustc_hash::FxHashMap;
 
+use crate::error::{Error, Result};
 use crate::format::{LayerFile, StorePaths};
 use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode, descriptors_max};
@@ -118,12 +119,15 @@ impl LayerFiles {
     }
 
     /// Makes the names of created files durable, if there are any.
-    pub fn sync_names(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// A shortage: nothing was tried. Any other error says that the names are lost or not, and that nobody will be told again.
+    pub fn sync_names(&self) -> Result<()> {
         let _one_at_a_time = self.naming.lock();
         if !self.new_names.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let synced = self.disk.sync_dir(&self.paths.layers());
+        let synced = self.disk.sync_dir(&self.paths.layers()).map_err(|error| Error::sync_dir("cannot sync the layers' directory", error));
         synced.inspect_err(|_| self.new_names.store(true, Ordering::Release))
     }
 }

@@ -29,7 +29,7 @@
 //! 10. *While the file system has no space for checksum pages*, a checkpoint carries the checksums that the pages in the files lack.
 //!
 //! # Errors
-//! Only a failed write or sync of bytes that may have reached the disk poisons the store. A round that finds no room for its frame is
+//! Only a failed write or sync of bytes or names that may have reached the disk poisons the store. A round that finds no room for its frame is
 //! undone, and a write that finds no room leaves its blocks old or new, hashed as they are.
 //!
 //! # Layers that are freed

@@ -230,7 +230,7 @@ impl Recovery {
         self.write_believed()?;
         let files: Vec<Arc<dyn DiskFile>> = std::mem::take(&mut self.believed).into_values().map(|(file, _)| file).collect();
         let synced = self.config.disk.sync_all(&files);
-        synced.map_err(|error| Error::io("cannot sync the blocks of the last round", error))?;
+        synced.map_err(|error| Error::sync("cannot sync the blocks of the last round", error))?;
         // A disk that cannot drop them has them written again, when their extents are hashed.
         files.iter().for_each(|file| drop(file.drop_clean()));
         Ok(())
@@ -286,9 +286,10 @@ impl Recovery {
         let kept = self.kept_checksums(&written);
         // The process that made a file may have been killed before its name was durable.
         let named = self.config.disk.sync_dir(&self.config.paths.layers());
+        named.map_err(|error| Error::sync_dir("cannot sync the layers' directory", error))?;
         let files: Vec<_> = self.checksums.take_unsynced().into_values().collect();
-        let synced = named.and_then(|()| self.config.disk.sync_all(&files));
-        synced.map_err(|error| Error::io("cannot sync checksums", error))?;
+        let synced = self.config.disk.sync_all(&files);
+        synced.map_err(|error| Error::sync("cannot sync checksums", error))?;
         let bytes_max = self.config.limits.state_record_bytes_max();
         let records = self.layers.iter().flat_map(|(id, layer)| {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());

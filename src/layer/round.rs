@@ -122,10 +122,9 @@ impl Layers {
         !state.written.is_empty() || !state.dying.is_empty() || state.round.is_some() || !state.fresh_extents.is_empty()
     }
 
-    /// After a failed sync the pages are clean and the bytes may be gone: whatever the number says, it is never a mere shortage.
+    /// After a failed sync the pages are clean and the bytes may be gone.
     fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
-        let synced = self.disk.sync_all(files).map_err(|error| Error::io("cannot sync", error));
-        synced.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))
+        self.disk.sync_all(files).map_err(|error| Error::sync("cannot sync", error))
     }
 
     /// Writes the frame of a round; answers the files to sync. A shortage leaves the journal as it was.
@@ -133,7 +132,7 @@ impl Layers {
         self.commit.healthy()?;
         let parts = || begun.members.iter().map(|(_, part)| part);
         let mut files: Vec<Arc<dyn DiskFile>> = parts().flat_map(|part| part.files.values().cloned()).collect();
-        self.files.sync_names().map_err(|error| Error::io("cannot sync the layers' directory", error))?;
+        self.files.sync_names()?;
         let expected: usize = parts().flat_map(|part| &part.expect).map(|run| run.checksums.len()).sum();
         let names_expected = expected <= self.limits.expect_blocks_max && self.commit.has_room_to_expect(expected);
         if !names_expected {

@@ -180,7 +180,7 @@ impl OpenStore {
         make(paths.root())?;
         for made in new.iter().rev() {
             let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            disk.sync_dir(above).map_err(|error| Error::io(format!("cannot sync {}", above.display()), error))?;
+            disk.sync_dir(above).map_err(|error| Error::sync_dir(format!("cannot sync {}", above.display()), error))?;
         }
         let lock = lock(&*disk, &paths, &options.owner)?;
         let exists = |error: Option<Error>| match error {

@@ -34,6 +34,8 @@ struct Switches {
     dirty: Mutex<HashMap<PathBuf, Vec<Before>>>,
     clean: Mutex<HashMap<PathBuf, Vec<Before>>>,
     synced_directories: Mutex<Vec<PathBuf>>,
+    /// Directories whose next sync fails, with this number. The one after that succeeds, as that of Linux does.
+    syncs_of_names_fail: Mutex<HashMap<PathBuf, i32>>,
     /// Runs when a page of checksums has been read, before the reader goes on.
     after_page: Mutex<Option<Hook>>,
 }
@@ -75,6 +77,11 @@ impl FaultyDisk {
 
     pub fn fail_syncs(&self, fail: bool) {
         self.switches.syncs_fail.store(fail, Ordering::SeqCst);
+    }
+
+    /// The next sync of a directory fails.
+    pub fn fail_sync_of_names(&self, path: &Path, number: i32) {
+        self.switches.syncs_of_names_fail.lock().insert(path.to_owned(), number);
     }
 
     pub fn fail_opens(&self, fail: bool) {
@@ -132,6 +139,9 @@ impl Disk for FaultyDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.take_descriptor()?;
+        if let Some(number) = self.switches.syncs_of_names_fail.lock().remove(path) {
+            return Err(io::Error::from_raw_os_error(number));
+        }
         self.switches.synced_directories.lock().push(path.to_owned());
         self.disk.sync_dir(path)
     }

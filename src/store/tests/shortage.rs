@@ -72,6 +72,47 @@ fn a_shortage_that_is_over_soon_is_not_seen() {
     store.close().unwrap();
 }
 
+/// A sync of a directory that failed is not believed the second time, whatever the number says: names that are lost by then would
+/// take flushed blocks, checksums, or the journal with them.
+#[test]
+fn a_failed_sync_of_a_directory_poisons_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let makes_names: [(&str, &str, Change); 4] = [
+        ("flush", "layers", |store| store.volume("v")?.flush()),
+        ("snapshot", "layers", |store| store.create_snapshot("v", "s")),
+        ("cleaner", "layers", |store| {
+            let layers = store.0.core.layers();
+            layers.all().iter().try_for_each(|layer| layers.clean_layer(layer).map(drop))
+        }),
+        ("checkpoint", ".", |store| store.0.core.checkpoint()),
+    ];
+    for (name, place, make) in makes_names {
+        for number in [libc::ENOSPC, libc::EDQUOT, libc::EIO] {
+            let disk = FaultyDisk::default();
+            let path = directory.path().join(format!("{name} {number}"));
+            let store = with_new_name(&path, &disk);
+            let volume = store.volume("v").unwrap();
+            if place == "." || name == "cleaner" {
+                // The name of its file is durable, and its extent is marked, and was not written since the cleaner looked.
+                for _ in 0..2 {
+                    volume.write_at(&[2; BLOCK as usize], 0).unwrap();
+                    volume.flush().unwrap();
+                }
+                let layers = store.0.core.layers();
+                layers.all().iter().for_each(|layer| assert_eq!(layers.clean_layer(layer).unwrap(), 1));
+            }
+            disk.fail_sync_of_names(&path.join(place).components().collect::<std::path::PathBuf>(), number);
+            assert_eq!(make(&store).unwrap_err().kind(), ErrorKind::Io, "{name}, {number}");
+            let refused = volume.write_at(&[3; BLOCK as usize], 0).and_then(|()| volume.flush());
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Poisoned, "{name}, {number}");
+            drop((volume, store));
+            let store = Store::open(&path, on(&disk)).unwrap();
+            store.volume("v").unwrap().flush().unwrap();
+            store.close().unwrap();
+        }
+    }
+}
+
 /// The root of such a fork keeps its source, which is open, so that what is missing can be read.
 #[test]
 fn a_fork_of_a_source_that_is_not_durable_can_be_read() {
