@@ -180,10 +180,7 @@ impl Layers {
                 state.overwritten_extents.insert(extent);
             }
         }
-        if state.written.is_empty() {
-            self.note_written(layer);
-        }
-        state.written.entry(file.0).or_insert_with(|| Arc::clone(file.1));
+        self.note_written(layer, state, file.0, file.1);
     }
 
     /// The writer went away in the middle, by a panic: as [`Layers::abort_write`] after a shortage.

@@ -137,7 +137,12 @@ impl Layers {
                 }
                 match file.write_all_at(&buffer, offset).map_err(|error| Error::io(format!("cannot write layer {}", layer.id), error)) {
                     Err(error) if !error.is_shortage() => return Err(error),
-                    _ => drop(layer.state.lock().written.entry(segment).or_insert(file)),
+                    _ => {
+                        let mut state = layer.state.lock();
+                        if !state.freed {
+                            self.note_written(layer, &mut state, segment, &file);
+                        }
+                    }
                 }
             }
             let zeros = vec![0; block_bytes as usize];

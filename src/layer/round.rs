@@ -286,8 +286,7 @@ impl Layers {
                 }
             }
             for (segment, file) in part.files {
-                state.written.entry(segment).or_insert(file);
-                self.note_written(layer);
+                self.note_written(layer, state, segment, &file);
             }
         }
         layer.changed.notify_all();

@@ -14,7 +14,7 @@ use super::state::{Layer, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, StorePaths};
 use crate::ids::{BlockSize, LayerId};
-use crate::io::{Disk, IoMode};
+use crate::io::{Disk, DiskFile, IoMode};
 use crate::journal::Journal;
 use crate::limits::{Limits, Planted, SEGMENT_BYTES, VOLUME_BYTES_MAX};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -302,12 +302,15 @@ impl Layers {
         }
     }
 
-    /// Notes that a file of a layer stays open until a round syncs it: a file that was closed might lose the error of its
-    /// write-back. The layer's state is locked.
-    pub(super) fn note_written(&self, layer: &Layer) {
-        let mut written = self.written.lock();
-        written.insert(layer.id);
-        self.written_layers.store(written.len(), Ordering::Relaxed);
+    /// Notes that a file of a layer was written, which stays open until a round syncs it: a file that was closed might lose the error
+    /// of its write-back. A layer is listed while it has such files.
+    pub(super) fn note_written(&self, layer: &Layer, state: &mut State, segment: u32, file: &Arc<dyn DiskFile>) {
+        if state.written.is_empty() {
+            let mut written = self.written.lock();
+            written.insert(layer.id);
+            self.written_layers.store(written.len(), Ordering::Relaxed);
+        }
+        state.written.entry(segment).or_insert_with(|| Arc::clone(file));
     }
 
     /// A round syncs, or nobody needs any more, what was written to a layer. The layer's state is locked.

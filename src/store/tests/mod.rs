@@ -323,6 +323,27 @@ fn a_lost_block_is_damaged_for_good() {
     assert_eq!(block[0], 6, "what is written again is there");
 }
 
+/// What hashing writes again after a crash is synced by whoever makes everything durable, and not only with its own volume.
+#[test]
+fn an_extent_that_was_hashed_again_is_synced_with_all_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
+    let store = Store::create(&path, options()).unwrap();
+    let volume = store.create_volume("v", 8 << 20).unwrap();
+    for _ in 0..2 {
+        volume.write_at(&[1; BLOCK as usize], 0).unwrap();
+        volume.flush().unwrap();
+    }
+    killed(&path, &copy);
+    let store = open(&copy);
+    let layers = store.0.core.layers();
+    let layer = &layers.unverified()[0];
+    while layers.rehash_step(layer).unwrap() {}
+    assert!(layers.needs_sync(layer), "its bytes were written again");
+    layers.sync_fresh().unwrap();
+    assert!(!layers.needs_sync(layer));
+}
+
 /// Directories that were made for a store are durable before it is: power loss must not take a store with flushed volumes as a whole.
 #[test]
 fn the_directories_above_a_new_store_are_synced() {
