@@ -298,6 +298,48 @@ fn a_discard_to_the_end_spares_what_is_written_behind_it() {
     assert_eq!(seen.expect("no seed shows a size that was taken before the gate").kind, sim::FailureKind::Panic);
 }
 
+/// A volume is forked and gets snapshots, while one task flushes it and one writes and flushes. Then the process is killed.
+fn flushes_beside_seals(path: &Path, planted: Planted) {
+    let limits = Limits { planted, ..Limits::DEFAULT };
+    let options = || StoreOptions { limits, ..without_threads() };
+    let store = Store::create(path, options()).unwrap();
+    let volume = store.create_volume("v", 1 << 20).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..2 {
+                volume.snapshot(&format!("s{number}")).unwrap();
+                volume.fork(&format!("f{number}")).unwrap();
+            }
+        });
+        scope.spawn(|| (0..8).for_each(|_| volume.flush().unwrap()));
+        scope.spawn(|| {
+            for block in 1..7u8 {
+                volume.write_at(&[block; BLOCK as usize], u64::from(block) * BLOCK).unwrap();
+                volume.flush().unwrap();
+            }
+        });
+    });
+    let copy = path.with_extension("killed");
+    super::tests::killed(path, &copy);
+    let volume = Store::open(&copy, options()).unwrap().volume("v").unwrap();
+    for block in 1..7 {
+        assert_eq!(u64::from(byte_at(&volume, block).unwrap()), block, "a block that was flushed");
+    }
+}
+
+/// A flush of the head that follows a sealed one names its blocks in no frame before that with the record of the new head: recovery
+/// would not know their layer, and pass them by.
+#[test]
+fn a_flush_beside_the_seal_of_a_head_keeps_what_it_made_durable() {
+    let run = |seed, planted| run_in_store(seed, move |path| flushes_beside_seals(path, planted));
+    for seed in sim::seeds(40) {
+        run(seed, Planted::Nothing).unwrap();
+    }
+    let seen = (0..500).find_map(|seed| run(seed, Planted::SealedInTwoRounds).result.err());
+    let seen = seen.expect("no seed shows a head that was flushed before its record");
+    assert!(seen.kind == sim::FailureKind::Panic && format!("{seen:?}").contains("a block that was flushed"), "{seen:?}");
+}
+
 /// E4: a handle acts on its volume, whatever that is called and whatever else has its name by then.
 #[test]
 fn a_handle_acts_on_its_volume_while_two_volumes_exchange_their_names() {

@@ -75,7 +75,7 @@ fn on(disk: &FaultyDisk) -> StoreOptions {
 }
 
 /// What a killed process leaves.
-fn killed(store: &Path, to: &Path) {
+pub(super) fn killed(store: &Path, to: &Path) {
     std::fs::create_dir_all(to.join("layers")).unwrap();
     for directory in [store.to_owned(), store.join("layers")] {
         for entry in std::fs::read_dir(&directory).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
