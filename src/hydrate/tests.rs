@@ -9,11 +9,10 @@ use roaring::RoaringBitmap;
 
 use super::{Budget, Hydrator, HydratorConfig};
 use crate::clock::Clock;
-use crate::format::{HydrationSettings, SourceRecord, StorePaths, Superblock};
+use crate::format::{HydrationSettings, SourceRecord};
 use crate::ids::{BlockSize, LayerId};
-use crate::io::{IoMode, SystemDisk};
-use crate::journal::Journal;
-use crate::layer::{BlockRead, Layer, LayerConfig, Layers, Recovery};
+use crate::io::SystemDisk;
+use crate::layer::{BlockRead, Layer, Layers, bare_layers};
 use crate::limits::{EXTENT_BLOCKS, Limits};
 use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
 use crate::sync::Mutex;
@@ -117,21 +116,7 @@ struct Scene {
 impl Scene {
     fn new(data: Vec<u8>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let paths = StorePaths::new(dir.path());
-        std::fs::create_dir(paths.layers()).unwrap();
-        let config = LayerConfig {
-            disk: Arc::new(SystemDisk::new()),
-            paths: paths.clone(),
-            block_size: BlockSize::DEFAULT,
-            io_mode: IoMode::Buffered,
-            checksum_cache_bytes: 1 << 20,
-            checkpoint_bytes: 1 << 20,
-            limits: Limits::DEFAULT,
-        };
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
-        let start =
-            |state: &mut dyn Iterator<Item = _>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state, Limits::DEFAULT);
-        let layers = Arc::new(Recovery::new(config).finish(|_| (None, None), start).unwrap());
+        let layers = Arc::new(bare_layers(Arc::new(SystemDisk::new()), dir.path(), Limits::DEFAULT));
         let size_bytes = data.len() as u64;
         let layer = layers.add(LayerId(1), None, Some(size_bytes.div_ceil(BLOCK as u64)));
         layer.seal();

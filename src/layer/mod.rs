@@ -41,6 +41,8 @@
 //! is waited for.
 mod admit;
 mod admitted;
+#[cfg(test)]
+mod bare;
 mod blocks;
 mod checksums;
 mod clean;
@@ -59,6 +61,8 @@ mod state;
 mod trace;
 
 pub use admitted::Admitted;
+#[cfg(test)]
+pub(crate) use bare::layers as bare_layers;
 pub use blocks::BlockRead;
 pub use commit::Ticket;
 pub use patches::{Merged, PatchRoom};

@@ -5,16 +5,14 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::bare::{commit, layers};
 use super::commit::{Commit, Gathered, RoundError, Rounds, Ticket};
-use super::recover::Recovery;
-use super::set::{LayerConfig, Layers};
 use super::state::Layer;
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind};
-use crate::format::{Record, StorePaths, Superblock};
-use crate::ids::{BlockSize, LayerId};
-use crate::io::{IoMode, SystemDisk};
-use crate::journal::Journal;
+use crate::format::Record;
+use crate::ids::LayerId;
+use crate::io::SystemDisk;
 use crate::limits::{Limits, Planted};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, sim, thread};
@@ -68,12 +66,6 @@ impl Rounds for Model {
         self.durable.lock().extend(layers);
         Ok(())
     }
-}
-
-fn commit(dir: &std::path::Path) -> Commit {
-    let superblock = Superblock { block_size: BlockSize::new(4096).unwrap(), generation: 0, store_id: [1; 16], journal: 0 };
-    let (paths, limits) = (StorePaths::new(dir), Limits::DEFAULT);
-    Commit::new(Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, std::iter::empty(), limits).unwrap(), &limits)
 }
 
 /// Makes a record durable: tries again while there is no space. False: the store refuses writes.
@@ -139,27 +131,9 @@ fn every_caller_of_a_round_gets_an_answer_that_is_true() {
 /// Blocks of each layer.
 const BLOCKS: u32 = 4;
 
-fn layers(dir: &std::path::Path, planted: Planted) -> Layers {
-    let limits = Limits { planted, ..Limits::DEFAULT };
-    let paths = StorePaths::new(dir);
-    std::fs::create_dir_all(paths.layers()).unwrap();
-    let config = LayerConfig {
-        disk: Arc::new(SystemDisk::new()),
-        paths: paths.clone(),
-        block_size: BlockSize::DEFAULT,
-        io_mode: IoMode::Buffered,
-        checksum_cache_bytes: 1 << 20,
-        checkpoint_bytes: 1 << 20,
-        limits,
-    };
-    let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
-    let start = |state: &mut dyn Iterator<Item = Record>| Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state, limits);
-    Recovery::new(config).finish(|_| (None, None), start).unwrap()
-}
-
 /// One task discards blocks of a layer, one frees that layer, and one leads rounds for it and for another layer.
 fn freeing(dir: &std::path::Path, planted: Planted) {
-    let layers = layers(dir, planted);
+    let layers = layers(Arc::new(SystemDisk::new()), dir, Limits { planted, ..Limits::DEFAULT });
     let [freed, other] = [LayerId(1), LayerId(2)].map(|id| layers.add(id, None, None));
     let write = |layer: &Layer, blocks: std::ops::Range<u32>| {
         layers.admit_wait(layer, 0, &BlockBits::of(blocks.clone())).unwrap();

@@ -353,22 +353,16 @@ impl Layers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{LayerRecord, StorePaths};
-    use crate::ids::BlockSize;
-    use crate::io::{IoMode, SystemDisk};
+    use crate::format::LayerRecord;
+    use crate::io::SystemDisk;
     use crate::limits::Limits;
 
+    fn config(directory: &std::path::Path) -> LayerConfig {
+        super::super::bare::config(Arc::new(SystemDisk::new()), directory, Limits::DEFAULT)
+    }
+
     fn recovery(directory: &std::path::Path) -> Recovery {
-        let config = LayerConfig {
-            disk: Arc::new(SystemDisk::new()),
-            paths: StorePaths::new(directory),
-            block_size: BlockSize::DEFAULT,
-            io_mode: IoMode::Buffered,
-            checksum_cache_bytes: 1 << 20,
-            checkpoint_bytes: 1 << 20,
-            limits: Limits::DEFAULT,
-        };
-        let mut recovery = Recovery::new(config);
+        let mut recovery = Recovery::new(config(directory));
         recovery.apply(&Record::Layer(LayerRecord::over(Some(LayerId(0)), LayerId(1)))).unwrap();
         recovery
     }
@@ -405,12 +399,7 @@ mod tests {
     #[test]
     fn whatever_becomes_of_a_write_its_room_in_the_journal_is_given_back() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = StorePaths::new(dir.path());
-        std::fs::create_dir(paths.layers()).unwrap();
-        let superblock = crate::format::Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
-        let start = |state: &mut dyn Iterator<Item = Record>| {
-            Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, state, Limits::DEFAULT)
-        };
+        let start = |state: &mut dyn Iterator<Item = Record>| super::super::bare::journal(config(dir.path()), state);
         let layers = recovery(dir.path()).finish(|_| (Some(LayerId(0)), None), start).unwrap();
         let layer = layers.get(LayerId(1)).unwrap();
         let bits = crate::bits::BlockBits::of(0..3);

@@ -1,16 +1,7 @@
 //! Rounds that end as they are told.
 
+use super::super::bare::commit;
 use super::*;
-use crate::format::{StorePaths, Superblock};
-use crate::ids::BlockSize;
-use crate::io::SystemDisk;
-
-fn commit(dir: &std::path::Path) -> Commit {
-    let superblock = Superblock { block_size: BlockSize::new(4096).unwrap(), generation: 0, store_id: [1; 16], journal: 0 };
-    let paths = StorePaths::new(dir);
-    let limits = Limits::DEFAULT;
-    Commit::new(Journal::start(Arc::new(SystemDisk::new()), paths, superblock, 0, std::iter::empty(), limits).unwrap(), &limits)
-}
 
 /// Rounds that do nothing.
 struct Idle;

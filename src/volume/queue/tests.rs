@@ -9,11 +9,9 @@ use std::path::Path;
 use super::*;
 use crate::catalog::Catalog;
 use crate::clock::SystemClock;
-use crate::format::{Record, StorePaths, Superblock};
-use crate::ids::{BlockSize, LayerId};
+use crate::ids::BlockSize;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode, SystemDisk};
-use crate::journal::Journal;
-use crate::layer::{LayerConfig, Reap, Recovery};
+use crate::layer::{Reap, bare_layers};
 use crate::limits::Limits;
 use crate::volume::core::CoreConfig;
 
@@ -149,24 +147,10 @@ struct Scene {
 impl Scene {
     fn new(ring: RingKind, plain: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let paths = StorePaths::new(dir.path());
-        std::fs::create_dir(paths.layers()).unwrap();
         let fault = Arc::new(Mutex::new(Fault::None));
-        let disk: Arc<dyn Disk> = Arc::new(Faulty { disk: SystemDisk::new(), fault: Arc::clone(&fault), plain });
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
-        let config = LayerConfig {
-            disk: Arc::clone(&disk),
-            paths: paths.clone(),
-            block_size: BlockSize::DEFAULT,
-            io_mode: IoMode::Buffered,
-            checksum_cache_bytes: 1 << 20,
-            checkpoint_bytes: 8 << 20,
-            limits: Limits::DEFAULT,
-        };
-        let start = |state: &mut dyn Iterator<Item = Record>| Journal::start(disk, paths, superblock, 0, state, Limits::DEFAULT);
-        let layers = Recovery::new(config).finish(|_: LayerId| (None, None), start).unwrap();
+        let disk = Arc::new(Faulty { disk: SystemDisk::new(), fault: Arc::clone(&fault), plain });
         let core = Core::new(CoreConfig {
-            layers: Arc::new(layers),
+            layers: Arc::new(bare_layers(disk, dir.path(), Limits::DEFAULT)),
             catalog: Catalog::default(),
             block_size: BlockSize::DEFAULT,
             store_id: String::new(),
