@@ -44,6 +44,33 @@ fn flush_beside(volume: &Volume) -> Beside<Outcome> {
     beside(move || volume.flush())
 }
 
+/// A round that has begun in its first layer, where it waits for a writer.
+struct WaitingRound {
+    writer: Beside<Outcome>,
+    /// The flushes of the two volumes that are in it.
+    flushes: [Beside<Outcome>; 2],
+}
+
+/// Lets a round of `first` and `second` begin and wait for a writer of `first`, whose layer is the lower one. Of `second` the round has
+/// what was queued, and it has not begun there. Until the disk lets the writer go on, the round waits.
+fn waiting_round(disk: &SimDisk, [first, second, other]: [&Volume; 3]) -> WaitingRound {
+    write(first, 10, 1);
+    write(other, 10, 1);
+    disk.holds.hold(Kind::Sync, "journal");
+    let before = flush_beside(other);
+    disk.holds.await_held();
+    let flushes = [flush_beside(first), flush_beside(second)];
+    assert!(!flushes[0].ends_soon() && !flushes[1].ends_soon());
+    disk.holds.hold(Kind::Write, ".data");
+    let writer = write_beside(first, 10, vec![2; BLOCK as usize]);
+    disk.holds.await_held();
+    // The round of the other volume ends, and the next one begins.
+    disk.holds.release();
+    before.join().unwrap();
+    assert!(!flushes[0].ends_soon(), "its round has begun, and waits");
+    WaitingRound { writer, flushes }
+}
+
 fn lose_power(disk: &SimDisk, store: Store, seed: u64) -> Store {
     disk.power_off();
     drop(store);
@@ -204,29 +231,15 @@ fn a_discard_beside_a_round_brings_back_nothing_older_than_the_flush() {
         write(v, 0, 1);
         v.flush().unwrap();
         write(v, 10, 2);
-        write(a, 10, 1);
-        write(c, 10, 1);
-        disk.holds.hold(Kind::Sync, "journal");
-        let flush_c = flush_beside(c);
-        disk.holds.await_held();
-        let (flush_a, flush_v) = (flush_beside(a), flush_beside(v));
-        assert!(!flush_a.ends_soon() && !flush_v.ends_soon());
-        disk.holds.hold(Kind::Write, ".data");
-        let again = write_beside(a, 10, vec![2; BLOCK as usize]);
-        disk.holds.await_held();
-        // The round of c ends; the next one, of a and v, waits for the writer of a.
-        disk.holds.release();
-        flush_c.join().unwrap();
-        assert!(!flush_a.ends_soon());
+        let WaitingRound { writer, flushes } = waiting_round(&disk, [a, v, c]);
         let discard = {
             let v = v.clone();
             beside(move || v.discard(10 * BLOCK, BLOCK))
         };
         discard.ends_soon();
         disk.holds.release();
-        again.join().unwrap();
-        flush_a.join().unwrap();
-        flush_v.join().unwrap();
+        writer.join().unwrap();
+        flushes.map(|flush| flush.join().unwrap());
         disk.power_off();
         let _ = discard.join();
         drop(volumes);
@@ -240,27 +253,15 @@ fn a_destroy_in_the_middle_of_a_round_leaves_the_accounts_right() {
     let disk = SimDisk::default();
     let (store, volumes) = marked(&disk, &["a", "z", "c"]);
     let [a, z, c] = &volumes[..] else { panic!("three volumes") };
-    write(a, 10, 1);
     z.write_at(&vec![1; 4 << 20], 0).unwrap();
-    write(c, 10, 1);
-    disk.holds.hold(Kind::Sync, "journal");
-    let flush_c = flush_beside(c);
-    disk.holds.await_held();
-    let (flush_a, flush_z) = (flush_beside(a), flush_beside(z));
-    assert!(!flush_a.ends_soon() && !flush_z.ends_soon());
-    disk.holds.hold(Kind::Write, ".data");
-    let again = write_beside(a, 10, vec![2; BLOCK as usize]);
-    disk.holds.await_held();
-    disk.holds.release();
-    flush_c.join().unwrap();
-    assert!(!flush_a.ends_soon(), "its round has begun, and waits");
+    let WaitingRound { writer, flushes: [flush_a, flush_z] } = waiting_round(&disk, [a, z, c]);
     let destroy = {
         let store = store.clone();
         beside(move || store.destroy_volume("z", true))
     };
     destroy.ends_soon();
     disk.holds.release();
-    again.join().unwrap();
+    writer.join().unwrap();
     flush_a.join().unwrap();
     let _ = flush_z.join();
     destroy.join().unwrap();
@@ -281,20 +282,8 @@ fn a_flush_beside_a_destroy_counts_while_the_destroy_is_not_durable() {
         let disk = SimDisk::default();
         let (store, volumes) = marked(&disk, &["a", "v", "c"]);
         let [a, v, c] = &volumes[..] else { panic!("three volumes") };
-        [a, c].into_iter().for_each(|volume| write(volume, 10, 1));
         write(v, 10, 2);
-        disk.holds.hold(Kind::Sync, "journal");
-        let flush_c = flush_beside(c);
-        disk.holds.await_held();
-        let (flush_a, flush_v) = (flush_beside(a), flush_beside(v));
-        assert!(!flush_a.ends_soon() && !flush_v.ends_soon());
-        disk.holds.hold(Kind::Write, ".data");
-        let again = write_beside(a, 10, vec![2; BLOCK as usize]);
-        disk.holds.await_held();
-        // The round of c ends; the next one, of a and v, waits for the writer of a.
-        disk.holds.release();
-        flush_c.join().unwrap();
-        assert!(!flush_a.ends_soon());
+        let WaitingRound { writer, flushes } = waiting_round(&disk, [a, v, c]);
         let destroy = {
             let store = store.clone();
             beside(move || store.destroy_volume("v", true))
@@ -302,12 +291,11 @@ fn a_flush_beside_a_destroy_counts_while_the_destroy_is_not_durable() {
         assert!(!destroy.ends_soon(), "it waits for its round");
         disk.holds.hold(Kind::Sync, "journal");
         disk.holds.release();
-        again.join().unwrap();
+        writer.join().unwrap();
         disk.holds.await_held();
         disk.holds.hold(Kind::Sync, "journal");
         disk.holds.release();
-        flush_a.join().unwrap();
-        flush_v.join().unwrap();
+        flushes.map(|flush| flush.join().unwrap());
         // The round with the record of the destruction.
         disk.holds.await_held();
         disk.power_off();
