@@ -4,8 +4,9 @@
 //!
 //! # Invariants
 //! - A frame is *proven* once a later frame is durable: `Commit::is_proven`. "Appended" is not "durable".
-//! - What a discard takes out of a layer and the record that says so are in the same round: discards hold `Commit::beginning` for
-//!   reading, and a leader holds it for writing from the gathering of the records until every layer has begun.
+//! - What a discard takes out of a layer and the record that says so are in the same round, and so are the end of a layer, or the seal
+//!   of a head, and theirs: they hold `Commit::beginning` for reading, and a leader holds it for writing from the gathering of the
+//!   records until every layer has begun.
 //! - A round that could not append its frame (no space, no descriptors) is undone: its records and blocks are in the next one, and
 //!   only the callers that waited for it see the error. After its frame may have reached the disk, an error poisons the store.
 //! - A leader that panics poisons the store and gives up leading, so that nobody waits for it.
@@ -125,7 +126,7 @@ pub struct Commit {
     frames: AtomicU64,
     /// Those of them that are durable.
     durable: AtomicU64,
-    /// Held for reading by discards, for writing by a leader while its round begins.
+    /// Held for reading by discards and by what frees or seals a layer, for writing by a leader while its round begins.
     beginning: RwLock<()>,
     journal: Mutex<Journal>,
     /// Journal bytes that new blocks and patches without a record will need.
@@ -222,7 +223,8 @@ impl Commit {
         self.done.load(Ordering::Acquire) >= ticket.0
     }
 
-    /// Keeps a round from beginning while a discard changes a layer and queues its record. Taken before the layer's state.
+    /// Keeps a round from beginning while its caller changes layers and queues the record: all of it is in one round. Taken before a
+    /// layer's state.
     pub fn hold_beginning(&self) -> impl Drop + '_ {
         self.beginning.read()
     }

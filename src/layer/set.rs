@@ -141,8 +141,9 @@ impl Layers {
         all
     }
 
-    /// Keeps rounds from beginning, so that what is queued meanwhile is all in one. Taken before a view.
-    pub fn hold_beginning(&self) -> Option<impl Drop + '_> {
+    /// Lets no round begin between the seal of a head and the record of the next one: [`Commit::hold_beginning`] for a change of shape.
+    /// Taken before a view.
+    pub fn hold_for_seal(&self) -> Option<impl Drop + '_> {
         (!self.limits.has(Planted::SealedInTwoRounds)).then(|| self.commit.hold_beginning())
     }
 

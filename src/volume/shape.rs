@@ -143,7 +143,7 @@ impl Core {
     }
 
     /// Seals a volume's head, unless it is blank, so that others can stand on it. The gate is closed, the catalogue locked, and no
-    /// round begins until the records that follow are queued ([`crate::layer::Layers::hold_beginning`]): who flushes the new head must not be in a
+    /// round begins until the records that follow are queued ([`crate::layer::Layers::hold_for_seal`]): who flushes the new head must not be in a
     /// round before the one that has its record, or blocks of a layer are named that recovery does not know.
     fn seal(&self, catalog: &Catalog, head: &Head, always: bool) -> Result<Base> {
         head.check_alive()?;
@@ -189,7 +189,7 @@ impl Core {
             let source = source.name.clone();
             // The clock's code may take long, and no round begins from here on.
             let created_at = Some(self.unix_seconds());
-            let _beginning = self.layers.hold_beginning();
+            let _beginning = self.layers.hold_for_seal();
             let mut base = self.seal(&catalog, head, false)?;
             let size_bytes = base.view.size_bytes;
             let mut records = std::mem::take(&mut base.records);
@@ -423,7 +423,7 @@ impl Core {
             let has_parent = head.view.read().layer.parent.is_some();
             // As for a fork.
             let created_at = self.unix_seconds();
-            let _beginning = self.layers.hold_beginning();
+            let _beginning = self.layers.hold_for_seal();
             let mut base = self.seal(&catalog, head, !has_parent)?;
             let mut records = std::mem::take(&mut base.records);
             let size_bytes = base.view.size_bytes;
