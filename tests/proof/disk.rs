@@ -310,7 +310,8 @@ impl Disk for SimDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let begun = self.begin(Act::SyncNames, path);
         // Without a descriptor for the directory nothing was tried.
-        if begun.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EIO)) {
+        let tried = |number| !matches!(number, libc::EMFILE | libc::ENFILE | libc::ENOMEM);
+        if begun.as_ref().is_err_and(|error| error.raw_os_error().is_some_and(tried)) {
             self.medium().harmed = true;
         }
         let mut medium = begun?;

@@ -30,7 +30,7 @@ pub struct Weather {
     pub threads: u32,
     /// ENOSPC although there may be room a moment later.
     pub space: u64,
-    /// EIO of a sync.
+    /// EIO, ENOSPC or EDQUOT of a sync.
     pub syncs: u64,
     /// Reads that find pages that cannot be read from then on, until they are written.
     pub unreadable: u64,
@@ -49,7 +49,7 @@ impl Weather {
             Act::Open | Act::Create | Act::SyncNames if one_in(self.descriptors) => {
                 Some([libc::EMFILE, libc::ENFILE, libc::ENOMEM][random.below(3) as usize])
             }
-            Act::Sync | Act::SyncNames if one_in(self.syncs) => Some(libc::EIO),
+            Act::Sync | Act::SyncNames if one_in(self.syncs) => Some([libc::EIO, libc::ENOSPC, libc::EDQUOT][random.below(3) as usize]),
             _ => None,
         }
     }

@@ -120,7 +120,7 @@ impl World {
         };
         let known = match error.kind() {
             kind if excused.contains(&kind) => true,
-            ErrorKind::NoSpace => full || weather.space > 0,
+            ErrorKind::NoSpace => full || weather.space > 0 || harmed,
             ErrorKind::NotDurable => full || weather.space > 0 || weather.descriptors > 0,
             ErrorKind::Poisoned => harmed,
             ErrorKind::SourceLost => self.plan.weather.servers > 0 || self.plan.weather.threads > 0,
