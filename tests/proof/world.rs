@@ -106,6 +106,14 @@ impl World {
         held(&self.oracle)
     }
 
+    /// Something was promised: perhaps the next operation of the disk comes too late for it.
+    pub fn look_soon(&self) {
+        let mut cases = held(&self.cases);
+        if cases.random.below(6) == 0 {
+            cases.left = cases.left.min(1);
+        }
+    }
+
     /// Ends the run.
     pub fn fail(&self, what: &str) -> ! {
         let story = self.oracle().story();

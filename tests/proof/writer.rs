@@ -142,7 +142,11 @@ impl Writer<'_> {
         oracle.end(asked);
         oracle.note(format!("flush {key} of {asked} ends: {outcome:?}"));
         match outcome {
-            Ok(()) => oracle.flushed(key, asked),
+            Ok(()) => {
+                oracle.flushed(key, asked);
+                drop(oracle);
+                self.world.look_soon();
+            }
             Err(error) => {
                 drop(oracle);
                 self.world.excuse("flush", &error, MEANWHILE);

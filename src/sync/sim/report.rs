@@ -112,7 +112,7 @@ fn waits_for(state: &State, status: &Status) -> String {
         On::Lock(address) => format!("waits for the lock {address:#x}"),
         On::Notification(address) => format!("waits for a notification of {address:#x}"),
         On::End(task) => format!("waits for the end of task {task} ({})", state.tasks[*task].name),
-        On::Time => "sleeps".into(),
+        On::Time | On::Nap => "sleeps".into(),
         On::Descriptors(fds) => format!("waits for descriptors {:?}", fds.iter().map(|fd| fd.fd).collect::<Vec<_>>()),
     };
     match until {

@@ -14,6 +14,8 @@ use crate::sync::poll::poll_now;
 const EVENTS_MAX: usize = 200;
 /// A task of the highest priority that takes so many steps in a row waits for something that another one does.
 const STREAK_MAX: u64 = 2_000;
+/// Virtual time that a run may lose since nobody but sleepers is there: who waits for an answer would take it for none.
+const NAPPED_NANOS_MAX: u64 = 5_000_000_000;
 /// With tasks that wait for descriptors, the descriptors are looked at once in so many steps.
 const LOOK_ONE_IN: u32 = 8;
 
@@ -26,6 +28,8 @@ pub(super) enum On {
     Notification(usize),
     End(usize),
     Time,
+    /// As time, but only so that others go on.
+    Nap,
     Descriptors(Vec<libc::pollfd>),
 }
 
@@ -71,6 +75,7 @@ pub(super) struct State {
     pub order: Order,
     step_nanos: u64,
     nap_one_in: u32,
+    napped_nanos: u64,
     slow: SlowPlaces,
     salt: u64,
     /// Whether a place is slow, by its address, for those that were passed.
@@ -108,6 +113,7 @@ impl State {
             order: Order::default(),
             step_nanos,
             nap_one_in,
+            napped_nanos: 0,
             slow,
             salt,
             slow_places: FxHashMap::default(),
@@ -294,10 +300,9 @@ impl State {
         if ready.is_empty() {
             self.look_at_descriptors();
             if !self.live.iter().any(|task| self.is_ready(*task))
-                && let Some((until, _)) = self.next_timer()
+                && let Some((until, task)) = self.next_timer()
             {
-                self.now = self.now.max(until);
-                self.fire_timers();
+                self.jump(until, task);
             }
             ready.extend(self.live.iter().copied().filter(|task| self.is_ready(*task)));
         }
@@ -308,6 +313,18 @@ impl State {
             self.streak = 0;
         }
         chosen
+    }
+
+    /// Goes on to the next timer, since no task can run before.
+    fn jump(&mut self, until: u64, task: usize) {
+        if matches!(self.tasks[task].status, Status::Waits { on: On::Nap, .. }) {
+            self.napped_nanos += until.saturating_sub(self.now);
+            if self.napped_nanos > NAPPED_NANOS_MAX {
+                return self.wake(task, true);
+            }
+        }
+        self.now = self.now.max(until);
+        self.fire_timers();
     }
 
     fn pick(&mut self, me: usize, stays: bool, ready: &[usize]) -> Option<usize> {

@@ -72,7 +72,11 @@ fn different_seeds_are_different_orders() {
 fn long_stop() {
     let counter = AtomicU64::new(0);
     thread::scope(|scope| {
-        scope.spawn(|| (0..300).for_each(|_| drop(counter.fetch_add(1, Ordering::SeqCst))));
+        scope.spawn(|| {
+            for _ in 0..300 {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        });
         scope.spawn(|| {
             for _ in 0..50 {
                 let before = counter.load(Ordering::SeqCst);

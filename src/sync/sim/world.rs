@@ -105,7 +105,7 @@ impl Task {
         let mut state = self.step(what);
         let until = state.nap(std::panic::Location::caller());
         if until.is_some() {
-            state.tasks[self.id].status = Status::Waits { on: On::Time, until };
+            state.tasks[self.id].status = Status::Waits { on: On::Nap, until };
         }
         self.reschedule(state, until.is_none());
     }
