@@ -192,8 +192,8 @@ fn sockets_with_long_and_odd_paths_are_served_and_forked_from() {
         if name.len() < 100 {
             assert_eq!(run("nbdinfo", &["--size", &of_volume]).trim(), data.len().to_string(), "{name}");
         }
-        // qemu decodes a query before it takes it apart.
-        if name.len() < 100 && !name.contains('&') {
+        // qemu decodes a query before it takes it apart, and then its parts again.
+        if name.len() < 100 && !name.contains(['&', '%']) {
             assert!(run("qemu-img", &["info", "-f", "raw", &of_volume]).contains("1 MiB"), "{name}");
         }
         server.shutdown();

@@ -46,8 +46,11 @@ fn a_change_of_shape_that_is_not_durable_says_so_and_stands() {
         assert_eq!(change(&store).unwrap_err().kind(), ErrorKind::NotDurable, "{name}");
         assert_eq!(shown(&store), after, "{name}");
         // Before that is durable nothing else is changed, and nothing that is refused is there.
-        let refused =
-            [store.create_volume("x", 1 << 20).map(drop), store.create_snapshot(&after[0][..1], "t"), store.destroy_volume("v", true)];
+        let refused = [
+            store.create_volume("x", 1 << 20).map(drop),
+            store.create_snapshot(&after[0][..1], "t"),
+            store.destroy_volume(&after[0][..1], true),
+        ];
         for refused in refused {
             assert_eq!(refused.unwrap_err().kind(), ErrorKind::Io, "{name}");
         }
