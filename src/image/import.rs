@@ -168,7 +168,9 @@ impl Drop for Whole<'_> {
 }
 
 /// The chains that imports of this process are making, each with its store: a layer is fetched once, however many imports need it.
-static MAKING: LazyLock<(Mutex<HashSet<(usize, Digest)>>, Condvar)> = LazyLock::new(Default::default);
+static MAKING: LazyLock<Claimed> = LazyLock::new(Default::default);
+
+type Claimed = (Mutex<HashSet<(usize, Digest)>>, Condvar);
 
 /// A chain is made by the import that has this.
 struct Making((usize, Digest));

@@ -19,7 +19,9 @@ fn header(kind: EntryType, name: &str, bytes: u64) -> Header {
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
     header.set_entry_type(kind);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_size(bytes);
     header
 }
@@ -61,7 +63,11 @@ fn headers_that_extend_an_entry_are_small_or_are_not_read() {
     let mut old = Header::new_old();
     old.as_old_mut().name[0] = b'x';
     old.as_old_mut().linkflag = [b'x'];
-    (old.set_size(bytes), old.set_mode(0o644), old.set_uid(0), old.set_gid(0), old.set_mtime(0));
+    old.set_size(bytes);
+    old.set_mode(0o644);
+    old.set_uid(0);
+    old.set_gid(0);
+    old.set_mtime(0);
     assert!(refusal(Archive::new().raw(old, &vec![b'a'; bytes as usize]).file("f", b"x")).contains("are the most"));
 }
 

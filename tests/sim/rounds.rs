@@ -239,7 +239,7 @@ fn a_discard_beside_a_round_brings_back_nothing_older_than_the_flush() {
         discard.ends_soon();
         disk.holds.release();
         writer.join().unwrap();
-        flushes.map(|flush| flush.join().unwrap());
+        flushes.into_iter().for_each(|flush| flush.join().unwrap());
         disk.power_off();
         let _ = discard.join();
         drop(volumes);
@@ -295,7 +295,7 @@ fn a_flush_beside_a_destroy_counts_while_the_destroy_is_not_durable() {
         disk.holds.await_held();
         disk.holds.hold(Kind::Sync, "journal");
         disk.holds.release();
-        flushes.map(|flush| flush.join().unwrap());
+        flushes.into_iter().for_each(|flush| flush.join().unwrap());
         // The round with the record of the destruction.
         disk.holds.await_held();
         disk.power_off();
