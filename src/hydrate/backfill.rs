@@ -144,16 +144,17 @@ impl Hydrator {
         });
     }
 
-    /// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether anything is
-    /// left to do.
+    /// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether it did anything:
+    /// otherwise what is missing waits for time, for a source or for what readers fetch.
     pub fn backfill_step(&self) -> bool {
+        let missing = self.missing().len();
         let mut backfill = Backfill::new(self, None, None);
         backfill.follow_first();
         backfill.round(false);
         while !backfill.requests.is_empty() {
             backfill.take_arrival(None);
         }
-        !self.is_complete()
+        backfill.next > 0 || self.missing().len() < missing
     }
 
     pub(super) fn follow_trace(&self, trace: Trace) {

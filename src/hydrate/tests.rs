@@ -170,9 +170,10 @@ impl Scene {
         self.far.data.slice(at(blocks.start)..at(blocks.end))
     }
 
-    /// Backfill, as far as it comes while the clock stands still.
+    /// Backfill, as far as it comes while the clock stands still. Answers whether nothing is missing.
     fn backfill(&self) -> bool {
-        (0..100).any(|_| !self.hydrator.backfill_step())
+        assert!((0..100).any(|_| !self.hydrator.backfill_step()), "it says for ever that it did something");
+        self.hydrator.is_complete()
     }
 
     /// Requests since the last look.

@@ -389,8 +389,8 @@ impl Store {
         scrub::scrub(&self.0.core, volume, progress)
     }
 
-    /// Does one bounded piece of background work. Answers whether there may be more. Only needed without
-    /// [`StoreOptions::threads`].
+    /// Does one bounded piece of background work. Answers whether there may be more to do now; if not, hydration may go on a while
+    /// later, say 50 ms. Only needed without [`StoreOptions::threads`].
     ///
     /// # Errors
     /// An I/O error.

@@ -144,7 +144,7 @@ fn a_hydration_that_is_resumed_asks_an_address_that_failed_at_once() {
     let actor = stage.add(Actor::new("a://", &data));
     actor.play(|_, _| Play::Fail);
     let volume = store.fork("a://", "v").unwrap();
-    let try_again = || assert!((0..20).all(|_| store.step().unwrap()), "it is not complete");
+    let try_again = || assert!((0..20).any(|_| !store.step().unwrap()), "it says for ever that it did something");
     try_again();
     let asked = actor.reads().len();
     assert!(asked > 0 && store.show("v").unwrap().state == VolumeState::Degraded);

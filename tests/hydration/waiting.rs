@@ -270,7 +270,7 @@ fn background_work_waits_for_no_repair_of_a_block_below_a_patch() {
     let (sender, idle) = mpsc::channel();
     let store = trial.store.clone();
     std::thread::spawn(move || {
-        // All that there is to do now; hydration is paused, and always has more.
+        // All that there is to do now.
         let steps = (0..20).try_for_each(|_| store.step().map(drop));
         drop(sender.send(steps));
     });

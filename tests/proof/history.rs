@@ -17,9 +17,6 @@ use crate::verify::{Case, verify};
 use crate::world::World;
 use crate::writer::Writer;
 
-/// Steps in the background after which whoever makes them looks only now and then.
-const STEPS_IN_A_ROW: u32 = 200;
-
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
@@ -92,16 +89,10 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
     let stepper = (!plan.threads).then(|| {
         let (world, over) = (Arc::clone(&world), Arc::clone(&over));
         spawn("stepper", move || {
-            let mut busy = 0;
             while !over.load(Ordering::Acquire) {
                 match world.store.step() {
-                    // What is left may wait for a server that others wait for as well.
-                    Ok(true) if busy < STEPS_IN_A_ROW => busy += 1,
-                    Ok(true) => sleep(std::time::Duration::from_millis(100)),
-                    Ok(false) => {
-                        busy = 0;
-                        sleep(std::time::Duration::from_millis(5));
-                    }
+                    Ok(true) => {}
+                    Ok(false) => sleep(std::time::Duration::from_millis(5)),
                     Err(error) => world.excuse("background", &error, &[]),
                 }
             }
