@@ -173,14 +173,19 @@ impl OpenStore {
         let paths = absolute(&*options.disk, path)?;
         let disk = Arc::clone(&options.disk);
         let make = |path: &Path| disk.create_dir(path).map_err(|error| Error::io(format!("cannot create {}", path.display()), error));
-        // Crash ordering: a directory's name is durable once the one above it is synced, so those that are made here are synced from
-        // above before anything in the store is.
+        // Crash ordering: a directory's name is durable once the one above it is synced, so all are synced from above before anything
+        // in the store is. One that was there may have been made by a try that was killed before it synced; but it need not be ours to
+        // open, nor of a file system that syncs directories.
         let new: Vec<&Path> =
             paths.root().ancestors().take_while(|path| !path.as_os_str().is_empty() && disk.list(path).is_err()).collect();
         make(paths.root())?;
-        for made in new.iter().rev() {
-            let above = made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            disk.sync_dir(above).map_err(|error| Error::sync_dir(format!("cannot sync {}", above.display()), error))?;
+        let all: Vec<&Path> = paths.root().ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
+        for (depth, path) in all.iter().enumerate().rev().filter(|(_, path)| path.parent().is_some()) {
+            let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let synced = disk.sync_dir(above).map_err(|error| Error::sync_dir(format!("cannot sync {}", above.display()), error));
+            if depth < new.len() {
+                synced?;
+            }
         }
         let lock = lock(&*disk, &paths, &options.owner)?;
         let exists = |error: Option<Error>| match error {
