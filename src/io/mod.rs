@@ -3,6 +3,8 @@ mod access;
 mod buffer;
 mod descriptors;
 mod disk;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod priority;
 mod ring;
 #[cfg(feature = "sim")]

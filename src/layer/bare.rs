@@ -33,7 +33,11 @@ pub(super) fn journal(config: LayerConfig, state: &mut dyn Iterator<Item = Recor
 }
 
 pub(super) fn commit(directory: &Path) -> Commit {
-    let config = config(Arc::new(SystemDisk::new()), directory, Limits::DEFAULT);
+    commit_on(Arc::new(SystemDisk::new()), directory)
+}
+
+pub(super) fn commit_on(disk: Arc<dyn Disk>, directory: &Path) -> Commit {
+    let config = config(disk, directory, Limits::DEFAULT);
     let limits = config.limits;
     Commit::new(journal(config, &mut std::iter::empty()).unwrap(), &limits)
 }

@@ -37,15 +37,15 @@ const QUEUED_BYTES_MAX: u64 = 1 << 20;
 /// Most that the record of one new block costs: a run header of 13 bytes and its checksum.
 const NEW_BLOCK_BYTES: u64 = 17;
 
-/// Callers that may be between the look at what is queued and their change of shape.
-const SHAPING_MAX: u64 = 4096;
+/// Most journal bytes of changes of shape that are under way: about 4,096 of them.
+const SHAPING_BYTES_MAX: u64 = 4096 * SHAPE_BYTES;
 
 // No round is larger than a frame: it has what took space in advance, blocks that are expected, and changes of shape. (A store whose
 // frame is refused takes no writes any more.)
 const _: () = {
     let limits = Limits::DEFAULT;
     let expected = limits.expect_blocks_max as u64 * NEW_BLOCK_BYTES;
-    let shapes = QUEUED_BYTES_MAX + SHAPING_MAX * SHAPE_BYTES;
+    let shapes = QUEUED_BYTES_MAX + SHAPING_BYTES_MAX;
     assert!(limits.reserved_bytes_max + expected + shapes <= limits.frame_payload_bytes_max as u64);
     // Blocks of one extent, and the largest record.
     assert!(EXTENT_BLOCKS as u64 * NEW_BLOCK_BYTES + limits.set_record_bytes_max as u64 <= limits.reserved_bytes_max / 2);
@@ -131,7 +131,9 @@ pub struct Commit {
     journal: Mutex<Journal>,
     /// Journal bytes that new blocks and patches without a record will need.
     outstanding: AtomicU64,
-    /// Journal bytes that are allocated for them.
+    /// Journal bytes that changes of shape took until their rounds have ended.
+    shaping: AtomicU64,
+    /// Journal bytes that are allocated for new blocks and patches.
     ceiling: AtomicU64,
     /// The same with the reserve: for records of changes that must not fail for lack of space.
     deep_ceiling: AtomicU64,
@@ -154,6 +156,7 @@ impl Commit {
             beginning: RwLock::new(()),
             journal: Mutex::new(journal),
             outstanding: AtomicU64::new(0),
+            shaping: AtomicU64::new(0),
             ceiling: AtomicU64::new(0),
             deep_ceiling: AtomicU64::new(0),
             low: AtomicBool::new(false),
@@ -322,12 +325,12 @@ impl Commit {
     /// # Errors
     /// As [`Commit::reserve_blocks`].
     pub fn reserve(&self, bytes: u64) -> Result<bool> {
-        let outstanding = self.outstanding.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let outstanding = self.outstanding.fetch_add(bytes, Ordering::SeqCst) + bytes;
         if outstanding > self.limits.reserved_bytes_max {
             self.release(bytes);
             return Ok(false);
         }
-        if outstanding <= self.ceiling.load(Ordering::Acquire) {
+        if outstanding <= self.ceiling.load(Ordering::SeqCst) {
             return Ok(true);
         }
         let mut journal = self.journal.lock();
@@ -351,14 +354,14 @@ impl Commit {
         bytes <= frame && self.outstanding.load(Ordering::Acquire) + bytes > frame
     }
 
-    /// Takes space for all that is outstanding, and a step more if there is so much.
+    /// Takes space for all that is outstanding, beside changes of shape, and a step more if there is so much.
     fn raise(&self, journal: &mut Journal, outstanding: u64) -> Result<()> {
-        let large = outstanding + self.limits.reserve_step_bytes;
-        let ceiling = match journal.reserve(large) {
+        let (large, shaping) = (outstanding + self.limits.reserve_step_bytes, self.shaping.load(Ordering::Acquire));
+        let ceiling = match journal.reserve(large + shaping) {
             Ok(()) => large,
-            Err(_) => journal.reserve(outstanding).map(|()| outstanding)?,
+            Err(_) => journal.reserve(outstanding + shaping).map(|()| outstanding)?,
         };
-        self.ceiling.store(ceiling, Ordering::Release);
+        self.ceiling.store(ceiling, Ordering::SeqCst);
         Ok(())
     }
 
@@ -383,12 +386,12 @@ impl Commit {
 
     /// Looks how much room there is, after the reserve was filled up as far as the file system has space.
     fn measure(&self, journal: &mut Journal) -> u64 {
-        let outstanding = self.outstanding.load(Ordering::Acquire);
+        let (outstanding, shaping) = (self.outstanding.load(Ordering::Acquire), self.shaping.load(Ordering::Acquire));
         let least = outstanding + self.limits.journal_reserve_bytes / 4;
-        if journal.room() < least {
+        if journal.room() < least + shaping {
             let _ = self.raise(journal, outstanding);
         }
-        let room = journal.room();
+        let room = journal.room().saturating_sub(shaping);
         self.deep_ceiling.store(room, Ordering::Release);
         self.low.store(room < least, Ordering::Release);
         room
@@ -420,14 +423,31 @@ impl Commit {
         blocks == 0 || self.measure(&mut self.journal.lock()) >= self.outstanding.load(Ordering::Acquire) + bytes
     }
 
-    /// Takes journal space for a change of shape with so many bytes of addresses.
+    /// Takes journal space for a change of shape with so many bytes of addresses, for as long as the answer lives. It waits for nothing.
     ///
     /// # Errors
-    /// As [`Commit::reserve_blocks`].
-    pub fn reserve_shape(&self, addresses: u64) -> Result<()> {
+    /// As [`Commit::reserve_blocks`]; [`ErrorKind::Busy`]: a frame would not hold all that are under way.
+    pub fn reserve_shape(&self, addresses: u64) -> Result<ShapeRoom<'_>> {
         let mut journal = self.journal.lock();
-        let taken = journal.reserve(self.outstanding.load(Ordering::Acquire) + SHAPE_BYTES + addresses);
-        taken.inspect_err(|_| self.low.store(true, Ordering::Release))
+        let bytes = SHAPE_BYTES + addresses;
+        let shaping = self.shaping.load(Ordering::Acquire) + bytes;
+        if shaping > SHAPING_BYTES_MAX {
+            return Err(Error::new(ErrorKind::Busy, "thousands of changes of volumes are under way: repeat when some of them have ended"));
+        }
+        let before = self.ceiling.load(Ordering::Acquire);
+        let ahead = before.max(self.outstanding.load(Ordering::Acquire));
+        let taken = journal.reserve(ahead + shaping).or_else(|_| {
+            // What is allocated ahead of need is not kept from a change. From here on whoever takes some of it waits for the journal.
+            self.ceiling.store(0, Ordering::SeqCst);
+            let outstanding = self.outstanding.load(Ordering::SeqCst);
+            let taken = journal.reserve(outstanding + shaping);
+            self.ceiling.store(if taken.is_ok() { outstanding } else { before }, Ordering::SeqCst);
+            taken
+        });
+        taken.inspect_err(|_| self.low.store(true, Ordering::Release))?;
+        self.shaping.fetch_add(bytes, Ordering::AcqRel);
+        self.measure(&mut journal);
+        Ok(ShapeRoom { commit: self, bytes })
     }
 
     /// Whether so much is queued that the next round should take it before there is more.
@@ -471,6 +491,20 @@ impl Commit {
         self.ceiling.store(ceiling.saturating_sub(frame_bytes(payload.len())), Ordering::Release);
         self.measure(&mut journal);
         Ok(journal.file())
+    }
+}
+
+/// Journal space of a change of shape: its caller keeps it until the round of the change has ended, so that changes that are made
+/// together do not take the same.
+#[must_use]
+pub struct ShapeRoom<'a> {
+    commit: &'a Commit,
+    bytes: u64,
+}
+
+impl Drop for ShapeRoom<'_> {
+    fn drop(&mut self) {
+        self.commit.shaping.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 

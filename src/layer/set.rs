@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 
 use super::checksums::{ChecksumCache, ChecksumPage, ContentChecksums};
-use super::commit::{Commit, Ticket};
+use super::commit::{Commit, ShapeRoom, Ticket};
 use super::files::LayerFiles;
 use super::space::Need;
 use super::state::{Layer, State};
@@ -212,20 +212,22 @@ impl Layers {
         self.commit.healthy()
     }
 
-    /// Takes journal space for a change of shape, so that it cannot fail half-way.
+    /// Takes journal space for a change of shape, so that it cannot fail half-way. The caller holds no lock, and keeps the space until
+    /// the round of the change has ended.
     ///
     /// # Errors
-    /// [`ErrorKind::NoSpace`].
-    pub fn reserve_shape(&self) -> Result<()> {
+    /// [`ErrorKind::NoSpace`]; as [`Layers::prepare_shape`].
+    pub fn reserve_shape(&self) -> Result<ShapeRoom<'_>> {
+        self.prepare_shape()?;
         self.reserve_shape_with(0)
     }
 
-    /// As [`Layers::reserve_shape`], for a change that notes so many bytes of addresses.
+    /// As [`Layers::reserve_shape`], for a change that notes so many bytes of addresses: after [`Layers::prepare_shape`], and with the
+    /// catalogue locked, for it tells how many they are.
     ///
     /// # Errors
-    /// As there.
-    pub fn reserve_shape_with(&self, addresses: u64) -> Result<()> {
-        self.prepare_shape()?;
+    /// [`ErrorKind::NoSpace`].
+    pub fn reserve_shape_with(&self, addresses: u64) -> Result<ShapeRoom<'_>> {
         self.commit.reserve_shape(addresses)
     }
 

@@ -14,7 +14,7 @@ impl Core {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`].
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
         valid_name(new)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let volume = catalog.volume_id(name)?;
@@ -32,7 +32,7 @@ impl Core {
     pub fn name_head(self: &Arc<Self>, head: &Head, name: &str, labels: Labels) -> Result<()> {
         valid_name(name)?;
         valid_labels(&labels)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
@@ -49,7 +49,7 @@ impl Core {
     /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] if it is too much.
     pub fn set_labels(&self, name: &str, labels: Labels) -> Result<()> {
         valid_labels(&labels)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let volume = catalog.volume_id(name)?;

@@ -52,9 +52,9 @@ impl Core {
         }
         let cut = self.blocks_cut(old, size_bytes);
         // What gives back space lives on the reserve. Nobody else changes the size, so the cut stays what it is.
-        let room = match cut.is_empty() {
-            true => self.layers.reserve_shape().map(|()| None)?,
-            false => Some(self.layers.claim_cut(&(cut.start as u32..=(cut.end - 1) as u32))?),
+        let (room, _shape) = match cut.is_empty() {
+            true => (None, Some(self.layers.reserve_shape()?)),
+            false => (Some(self.layers.claim_cut(&(cut.start as u32..=(cut.end - 1) as u32))?), None),
         };
         if size_bytes < old && self.layers.limits().has(Planted::ShrinkInTwoSteps) {
             let _closed = head.close();

@@ -95,7 +95,7 @@ impl Core {
         valid_name(name)?;
         valid_labels(&labels)?;
         check_size(size_bytes)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let (head, ticket) = {
             let mut catalog = self.catalog();
             self.name_is_free(&catalog, name)?;
@@ -178,7 +178,7 @@ impl Core {
     /// As there.
     pub fn fork_head(self: &Arc<Self>, head: &Head, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let (fork, ticket) = {
             let _closed = head.close();
             let mut catalog = self.catalog();
@@ -208,7 +208,7 @@ impl Core {
     /// As [`Core::fork_volume`].
     pub fn fork_snapshot(self: &Arc<Self>, volume: &str, snapshot: &str, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let base;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
@@ -234,7 +234,7 @@ impl Core {
     pub fn fork_held(self: &Arc<Self>, chain: &Digest, name: &str, labels: Labels) -> Result<Option<Arc<Head>>> {
         valid_name(name)?;
         valid_labels(&labels)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
             self.name_is_free(&catalog, name)?;
@@ -295,22 +295,25 @@ impl Core {
         used: &mut bool,
     ) -> Result<Arc<Head>> {
         check_size(source.size_bytes())?;
-        // The volume notes one of them as well.
-        self.layers.reserve_shape_with(2 * bytes_of(&uris))?;
+        self.layers.prepare_shape()?;
         let label = uris[0].clone();
         let birth = Birth { name, size_bytes: source.size_bytes(), parent: &label, labels, created_at: None };
-        let (head, Root { layer: root, hydrator, .. }, ticket) = {
+        let (head, Root { layer: root, hydrator, .. }, ticket, _room) = {
             let _roots = self.roots.lock();
             let mut catalog = self.catalog();
             catalog.name_is_free(name)?;
-            let mut root = match self.standing_root(&catalog, source, &uris) {
+            let standing = self.standing_root(&catalog, source, &uris);
+            let noted = standing.and_then(|root| catalog.layer(root)?.source.as_ref()).map_or(0, |source| bytes_of(&source.uris));
+            // The volume notes one of them as well.
+            let room = self.layers.reserve_shape_with(noted + 2 * bytes_of(&uris))?;
+            let mut root = match standing {
                 Some(root) => self.join_root(&catalog, root, uris, source)?,
                 None => self.new_root(&catalog, uris, source)?,
             };
             let mut records = std::mem::take(&mut root.records);
             records.push(Record::Layer(LayerRecord::over(Some(root.layer), root.next_layer)));
             let (head, ticket) = self.add_volume(&mut catalog, records, Some(root.layer), birth, None)?;
-            (head, root, ticket)
+            (head, root, ticket, room)
         };
         *used = hydrator.is_some();
         let durable = self.layers.wait_shape(ticket);
@@ -411,7 +414,7 @@ impl Core {
     /// As there.
     pub fn snapshot_head(&self, head: &Head, name: &str, held: Option<HeldLayer>) -> Result<()> {
         valid_name(name)?;
-        self.layers.reserve_shape()?;
+        let _room = self.layers.reserve_shape()?;
         let ticket = {
             let _closed = head.close();
             let mut catalog = self.catalog();
@@ -502,8 +505,8 @@ impl Core {
             }
         }
         let _pass = self.enter()?;
-        self.layers.reserve_shape_with(bytes_of(&hydrator.uris()) + bytes_of(add))?;
-        let ticket = {
+        self.layers.prepare_shape()?;
+        let (ticket, _room) = {
             let mut catalog = self.catalog();
             let mut uris = hydrator.uris();
             if let Some(unknown) = remove.iter().find(|uri| !uris.contains(uri)) {
@@ -517,8 +520,9 @@ impl Core {
                 }
             }
             check_uris(&uris)?;
+            let room = self.layers.reserve_shape_with(bytes_of(&uris))?;
             hydrator.set_uris(&uris);
-            self.change(&mut catalog, None, vec![Record::Sources(hydrator.layer().id, uris)])?
+            (self.change(&mut catalog, None, vec![Record::Sources(hydrator.layer().id, uris)])?, room)
         };
         self.layers.wait_shape(ticket)
     }

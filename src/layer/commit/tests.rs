@@ -1,7 +1,8 @@
 //! Rounds that end as they are told.
 
-use super::super::bare::commit;
+use super::super::bare::{commit, commit_on};
 use super::*;
+use crate::io::faulty::FaultyDisk;
 
 /// Rounds that do nothing.
 struct Idle;
@@ -116,4 +117,36 @@ fn a_checkpoint_that_failed_is_known_before_its_round_ends() {
     let later = commit.enqueue([]);
     let rounds = Ends(vec![(|_| panic!("nothing may be appended any more")) as fn(Gathered) -> RoundError].into());
     assert_eq!(commit.wait(later, &rounds).unwrap_err().kind(), ErrorKind::Poisoned);
+}
+
+/// All of them have taken their space before the first of them is in a frame.
+#[test]
+fn changes_of_shape_that_are_made_together_take_space_for_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let commit = commit_on(Arc::new(disk.clone()), dir.path());
+    let long: u64 = 200 << 10;
+    let rooms: Vec<_> = (0..64).map(|_| commit.reserve_shape(long).unwrap()).collect();
+    assert!(commit.reserve_blocks(1000).unwrap());
+    disk.set_full(true);
+    assert_eq!(commit.reserve_shape(2 << 20).err().unwrap().kind(), ErrorKind::NoSpace);
+    for _ in &rooms {
+        commit.append(&vec![0; (SHAPE_BYTES + long) as usize - 64], 0).unwrap();
+    }
+    // What new blocks took, and the reserve behind it, is still there.
+    drop(rooms);
+    commit.append(&vec![0; 1000 * NEW_BLOCK_BYTES as usize], 0).unwrap();
+    commit.release_blocks(1000);
+    commit.claim(Limits::DEFAULT.journal_reserve_bytes / 8).unwrap();
+    assert_eq!(commit.shaping.load(Ordering::Acquire), 0);
+}
+
+#[test]
+fn changes_of_shape_under_way_fit_into_a_frame() {
+    let dir = tempfile::tempdir().unwrap();
+    let commit = commit(dir.path());
+    let room = commit.reserve_shape(SHAPING_BYTES_MAX - SHAPE_BYTES).unwrap();
+    assert_eq!(commit.reserve_shape(0).err().unwrap().kind(), ErrorKind::Busy);
+    drop(room);
+    drop(commit.reserve_shape(0).unwrap());
 }

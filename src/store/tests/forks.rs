@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::faulty::FaultyDisk;
 use super::{BLOCK, on};
 use crate::clock::{Clock, SystemClock};
 use crate::error::ErrorKind;
+use crate::io::faulty::FaultyDisk;
 use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, UriSources};
 use crate::store::{Store, StoreOptions};
 use crate::sync::atomic::{AtomicBool, Ordering};

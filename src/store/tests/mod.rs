@@ -1,6 +1,5 @@
 //! Stores with small limits: what overflows at real ones only after hours.
 
-mod faulty;
 mod forks;
 mod shortage;
 mod unfinished;
@@ -9,12 +8,28 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Store, StoreOptions};
+use crate::clock::Clock;
 use crate::error::ErrorKind;
+use crate::io::faulty::FaultyDisk;
 use crate::limits::{Limits, SET_RECORD_BYTES_MIN};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::volume::{Request, Volume};
-use faulty::{FastClock, FaultyDisk};
 
 const BLOCK: u64 = 4096;
+
+/// Each look at the clock lets a second pass.
+#[derive(Default)]
+struct FastClock(AtomicU64);
+
+impl Clock for FastClock {
+    fn monotonic(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn unix(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(1_700_000_000)
+    }
+}
 
 fn options() -> StoreOptions {
     let limits = Limits {
@@ -355,7 +370,22 @@ fn the_directories_above_a_new_store_are_synced() {
     let first = |wanted: &Path| synced.iter().position(|path| path == wanted).unwrap_or_else(|| panic!("{wanted:?}: {synced:?}"));
     let above = [directory.path().to_owned(), directory.path().join("a"), directory.path().join("a/b")];
     assert!(above.iter().all(|above| first(above) < first(&path)));
-    assert!(!synced.contains(&directory.path().parent().unwrap().to_owned()), "what was there is not ours to sync");
+}
+
+/// The process was killed between making them and syncing them.
+#[test]
+fn directories_of_an_earlier_try_are_synced_from_above() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let path = directory.path().join("a/b/store");
+    std::fs::create_dir_all(&path).unwrap();
+    // What was there before need not let itself be synced.
+    disk.fail_sync_of_names(directory.path().parent().unwrap(), libc::EACCES);
+    Store::create(&path, on(&disk)).unwrap();
+    let synced = disk.synced_directories();
+    for above in [directory.path().to_owned(), directory.path().join("a"), directory.path().join("a/b")] {
+        assert!(synced.contains(&above), "{above:?}: {synced:?}");
+    }
 }
 
 /// A page of checksums that was read before it was changed, written and dropped does not come into the cache after that.

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::faulty::FaultyDisk;
 use super::{BLOCK, killed, on, open};
 use crate::error::{ErrorKind, Result};
+use crate::io::faulty::FaultyDisk;
 use crate::limits::Limits;
 use crate::source::UriSources;
 use crate::store::{Store, StoreOptions};

@@ -7,8 +7,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::clock::Clock;
-use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
+use super::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -249,19 +248,5 @@ impl DiskFile for FaultyFile {
 
     fn raw_fd(&self) -> Option<RawFd> {
         None
-    }
-}
-
-/// Each look at the clock lets a second pass.
-#[derive(Default)]
-pub struct FastClock(AtomicU64);
-
-impl Clock for FastClock {
-    fn monotonic(&self) -> std::time::Duration {
-        std::time::Duration::from_secs(self.0.fetch_add(1, Ordering::Relaxed))
-    }
-
-    fn unix(&self) -> std::time::Duration {
-        std::time::Duration::from_secs(1_700_000_000)
     }
 }
