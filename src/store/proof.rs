@@ -306,23 +306,26 @@ fn flushes_beside_seals(path: &Path, planted: Planted) {
     let volume = store.create_volume("v", 1 << 20).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
-            for number in 0..2 {
+            for number in 0..6 {
                 volume.snapshot(&format!("s{number}")).unwrap();
                 volume.fork(&format!("f{number}")).unwrap();
             }
         });
-        scope.spawn(|| (0..8).for_each(|_| volume.flush().unwrap()));
-        scope.spawn(|| {
-            for block in 1..7u8 {
-                volume.write_at(&[block; BLOCK as usize], u64::from(block) * BLOCK).unwrap();
-                volume.flush().unwrap();
-            }
-        });
+        scope.spawn(|| (0..20).for_each(|_| volume.flush().unwrap()));
+        for first in [1, 11] {
+            let volume = &volume;
+            scope.spawn(move || {
+                for block in first..first + 10u8 {
+                    volume.write_at(&[block; BLOCK as usize], u64::from(block) * BLOCK).unwrap();
+                    volume.flush().unwrap();
+                }
+            });
+        }
     });
     let copy = path.with_extension("killed");
     super::tests::killed(path, &copy);
     let volume = Store::open(&copy, options()).unwrap().volume("v").unwrap();
-    for block in 1..7 {
+    for block in 1..21 {
         assert_eq!(u64::from(byte_at(&volume, block).unwrap()), block, "a block that was flushed");
     }
 }
@@ -335,7 +338,7 @@ fn a_flush_beside_the_seal_of_a_head_keeps_what_it_made_durable() {
     for seed in sim::seeds(40) {
         run(seed, Planted::Nothing).unwrap();
     }
-    let seen = (0..500).find_map(|seed| run(seed, Planted::SealedInTwoRounds).result.err());
+    let seen = (0..1500).find_map(|seed| run(seed, Planted::SealedInTwoRounds).result.err());
     let seen = seen.expect("no seed shows a head that was flushed before its record");
     assert!(seen.kind == sim::FailureKind::Panic && format!("{seen:?}").contains("a block that was flushed"), "{seen:?}");
 }

@@ -226,7 +226,7 @@ fn space_comes_back_after_a_destroy_and_after_a_crash() {
         if seed % 2 == 0 {
             world.crash();
         }
-        while world.store().step().unwrap() {}
+        world.settle();
         assert_eq!(world.layer_files(), 0, "files of destroyed volumes are left\n{}", world.story());
     }
 }
@@ -243,7 +243,7 @@ fn space_comes_back_although_the_store_was_closed_before() {
         };
         let settled = |world: &mut World| {
             reopen(world);
-            while world.store().step().unwrap() {}
+            world.settle();
             world.disk.used_pages()
         };
         world.open().unwrap();
@@ -300,7 +300,7 @@ fn a_lost_source_harms_only_what_was_not_fetched_and_heals() {
         assert_eq!(format!("{:?}", world.store().show("v1").unwrap().state), "Degraded");
         world.sources.0.lost.store(false, Ordering::SeqCst);
         let fetched = world.sources.0.bytes_read.load(Ordering::SeqCst);
-        while world.store().step().unwrap() {}
+        world.settle();
         let info = world.store().show("v1").unwrap();
         assert_eq!((format!("{:?}", info.state), info.blocks.missing, info.source), ("Created".into(), 0, None));
         let all = world.sources.0.bytes_read.load(Ordering::SeqCst);
@@ -360,7 +360,7 @@ fn a_source_that_fails_and_lies_harms_nobody_while_there_is_another() {
             }
         }
         world.compare();
-        while world.store().step().unwrap() {}
+        world.settle();
         for info in world.store().list().unwrap() {
             assert_eq!((info.blocks.missing, info.source), (0, None), "{}\n{}", info.name, world.story());
         }

@@ -187,7 +187,7 @@ fn backfill_that_is_paused_fetches_nothing_and_goes_on_where_it_was() {
             world.open().unwrap();
         }
         world.store().control_hydration("v1", &paused(false)).unwrap();
-        while world.store().step().unwrap() {}
+        world.settle();
         assert_eq!(fetched(&world), source_tags().len() as u64 * 512, "each block once");
         world.compare();
     }
@@ -210,7 +210,7 @@ fn patches_are_merged_in_the_background_and_fetched_once() {
             }
         }
         world.toggle_source();
-        while world.store().step().unwrap() {}
+        world.settle();
         let info = world.store().show("v1").unwrap();
         assert_eq!((info.blocks.missing, info.source), (0, None), "{}", world.story());
         let fetched = world.sources.0.bytes_read.load(Ordering::SeqCst);

@@ -305,6 +305,15 @@ impl World {
         bytes.chunks(SECTOR as usize).map(tag).collect()
     }
 
+    /// Does all background work, until no volume needs its source.
+    pub fn settle(&self) {
+        let hydrates = || self.store().list().unwrap().iter().any(|info| info.source.is_some());
+        let mut steps = 0..100_000;
+        while self.store().step().unwrap() || hydrates() {
+            assert!(steps.next().is_some(), "background work never ends\n{}", self.story());
+        }
+    }
+
     /// Compares everything with what is live.
     pub fn compare(&self) {
         let names: Vec<_> = self.store().list().unwrap().into_iter().map(|info| (info.name, info.labels)).collect();
