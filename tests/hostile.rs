@@ -1,5 +1,6 @@
 //! NBD clients and servers that nobody should trust: what they can cost is bounded, and nobody else is harmed.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use volfork::serve::{Listener, NbdOptions, NbdServer};
 use volfork::source::{
-    Checksums, NbdOptions as SourceOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent,
+    About, Checksums, NbdOptions as SourceOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent,
     SourceOpener, SourceStats,
 };
 use volfork::wire::constants::{
@@ -21,7 +22,7 @@ use volfork::wire::{
     Chunk, ChunkHeader, ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request, StatusExtent,
     StatusQuery, encode_chunk_header,
 };
-use volfork::{Store, StoreOptions};
+use volfork::{Error, ErrorKind, Store, StoreOptions};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const MIB: usize = 1 << 20;
@@ -437,8 +438,8 @@ fn what_a_server_says_cannot_move_a_cursor() {
     }
 }
 
-/// A source each of whose parts comes several times, as those of a read that was tried again do.
-struct Repeats(bytes::Bytes);
+/// A source each of whose parts comes several times, as those of a read that was tried again do; and what it tells beside.
+struct Repeats(bytes::Bytes, About);
 
 impl Source for Repeats {
     fn size_bytes(&self) -> u64 {
@@ -461,6 +462,10 @@ impl Source for Repeats {
         Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
     }
 
+    fn about(&self) -> About {
+        self.1.clone()
+    }
+
     fn describe(&self) -> String {
         "repeats".into()
     }
@@ -472,11 +477,11 @@ impl Source for Repeats {
     fn close(&self) {}
 }
 
-struct Opener(bytes::Bytes);
+struct Opener(bytes::Bytes, About);
 
 impl SourceOpener for Opener {
     fn open(&self, _: &str) -> Result<Arc<dyn Source>, SourceError> {
-        Ok(Arc::new(Repeats(self.0.clone())))
+        Ok(Arc::new(Repeats(self.0.clone(), self.1.clone())))
     }
 }
 
@@ -484,7 +489,7 @@ impl SourceOpener for Opener {
 fn parts_that_come_again_while_they_are_written_do_not_stop_a_hydration() {
     let data: bytes::Bytes = (0..8 * MIB).map(|number| (number >> 12) as u8 | 1).collect::<Vec<u8>>().into();
     let directory = tempfile::tempdir().unwrap();
-    let options = StoreOptions { sources: Some(Arc::new(Opener(data.clone()))), ..StoreOptions::default() };
+    let options = StoreOptions { sources: Some(Arc::new(Opener(data.clone(), About::default()))), ..StoreOptions::default() };
     let store = Store::create(&directory.path().join("store"), options).unwrap();
     let fork = store.fork("repeats://x", "fork").unwrap();
     assert!(store.wait_hydrated("fork", PATIENCE).unwrap(), "it stands still");
@@ -492,4 +497,52 @@ fn parts_that_come_again_while_they_are_written_do_not_stop_a_hydration() {
     fork.read_at(&mut bytes, 0).unwrap();
     assert!(bytes == data);
     store.close().unwrap();
+}
+
+#[test]
+fn a_fork_has_the_labels_of_its_source_and_none_that_no_volfork_tells() {
+    let of = |labels: &[(&str, &str)]| labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let good: BTreeMap<String, String> = of(&[("vm.cpus", "2"), ("image", "app:v1")]);
+    let long = "v".repeat(2048);
+    for (told, inherited) in [
+        (good.clone(), good.clone()),
+        // Notes of another store would mean something here.
+        (
+            of(&[("vm.cpus", "2"), ("image", "app:v1"), ("volfork.reservation", "x@a.b"), ("volfork.unfinished-import", "fork")]),
+            good.clone(),
+        ),
+        (of(&[("vm.cpus", "2"), ("app", "\u{1b}[2J")]), BTreeMap::new()),
+        (of(&[("vm.cpus", "2"), ("app", &long)]), BTreeMap::new()),
+        (of(&[("", "2")]), BTreeMap::new()),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let about = About { labels: told.clone(), ..About::default() };
+        let options = StoreOptions { sources: Some(Arc::new(Opener(vec![1; MIB].into(), about))), ..StoreOptions::default() };
+        let store = Store::create(&directory.path().join("store"), options).unwrap();
+        store.fork("told://x", "fork").unwrap();
+        assert_eq!(store.show("fork").unwrap().labels, inherited, "{told:?}");
+        // What the user tells goes before, and whoever is asked may refuse it: then nothing is there.
+        let change = [("vm.cpus".to_owned(), None), ("app".to_owned(), Some("shop".to_owned()))].into();
+        let sources = ["told://x".to_owned()];
+        let refuse = &mut |size_bytes, labels: &mut BTreeMap<String, String>| {
+            assert!(size_bytes == MIB as u64 && labels["app"] == "shop" && !labels.contains_key("vm.cpus"));
+            Err(Error::new(ErrorKind::NoSpace, "no"))
+        };
+        assert_eq!(store.fork_admitted(&sources, "other", &change, refuse).err().map(|error| error.kind()), Some(ErrorKind::NoSpace));
+        assert_eq!(store.volume_names(), ["fork"]);
+        let add = &mut |_, labels: &mut BTreeMap<String, String>| {
+            labels.insert("kind".into(), "shared".into());
+            Ok(())
+        };
+        store.fork_admitted(&sources, "other", &change, add).unwrap();
+        assert_eq!(store.show("other").unwrap().labels["kind"], "shared");
+        // The same of a fork from here, which may lose what it inherits.
+        let replace = &mut |_, labels: &mut BTreeMap<String, String>| {
+            *labels = of(&[("kind", "fast")]);
+            Ok(())
+        };
+        store.fork_admitted(&["other".to_owned()], "third", &BTreeMap::new(), replace).unwrap();
+        assert_eq!(store.show("third").unwrap().labels, of(&[("kind", "fast")]));
+        store.close().unwrap();
+    }
 }

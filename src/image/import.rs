@@ -25,7 +25,7 @@ use super::unpack::unpack;
 use crate::content::{Digest, Image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{ReservedName, Store, Unfinished};
-use crate::volume::Volume;
+use crate::volume::{IMAGE_LABEL, Volume};
 
 /// Name of the snapshot that stands for a layer while it is sealed.
 const LAYER: &str = "layer";
@@ -129,7 +129,7 @@ pub fn import_image(
     let mut chain = import.chain(&reserved)?;
     import.fit(chain.work.volume())?;
     let size_bytes = chain.work.volume().size_bytes();
-    let labels = BTreeMap::from([("image".into(), name.to_string()), ("image-digest".into(), image.image.digest.to_string())]);
+    let labels = BTreeMap::from([(IMAGE_LABEL.into(), name.to_string()), ("image-digest".into(), image.image.digest.to_string())]);
     chain.work.finish(labels)?;
     chain.whole.last = None;
     let start = Start {

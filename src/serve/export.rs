@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::About;
 use crate::store::Store;
 use crate::volume::{Queue, Run, Snapshot, Volume};
 use crate::wire::constants::DESCRIPTION_OF_SNAPSHOT;
@@ -51,6 +52,14 @@ impl Export {
         match self {
             Self::Volume(_) => "volfork volume".into(),
             Self::Snapshot(snapshot) => format!("{DESCRIPTION_OF_SNAPSHOT}{}", snapshot.identity()),
+        }
+    }
+
+    /// What another volfork is told of it beside its bytes.
+    pub(super) fn about(&self) -> About {
+        match self {
+            Self::Volume(volume) => volume.about(),
+            Self::Snapshot(snapshot) => snapshot.about(),
         }
     }
 

@@ -11,10 +11,10 @@ use crate::sync::time::Instant;
 use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN, EXPORT_HAS_FLAGS,
     EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF, EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA, EXPORT_SEND_TRIM,
-    EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, MAGIC_NBD, MAGIC_OPTION, OPT_ABORT,
-    OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY,
-    REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
-    REP_SERVER, STRING_BYTES_MAX,
+    EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, INFO_VOLFORK, MAGIC_NBD, MAGIC_OPTION,
+    OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
+    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO,
+    REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
 };
 use crate::wire::{
     ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter, deadline_after, read_by, time_left,
@@ -251,10 +251,15 @@ impl Talk<'_> {
         let info = self.info(&request.name, &export);
         self.reply(option, REP_INFO, &info.encode_export())?;
         self.reply(option, REP_INFO, &ExportInfo::encode_block_sizes(export.block_bytes()))?;
-        for (kind, text) in [(INFO_NAME, export.name()), (INFO_DESCRIPTION, export.description())] {
+        let texts = [
+            (INFO_NAME, export.name().into_bytes()),
+            (INFO_DESCRIPTION, export.description().into_bytes()),
+            (INFO_VOLFORK, export.about().encode()),
+        ];
+        for (kind, text) in texts {
             if request.infos.contains(&kind) {
                 let mut writer = WireWriter::default();
-                writer.u16(kind).raw(text.as_bytes());
+                writer.u16(kind).raw(&text);
                 self.reply(option, REP_INFO, &writer.bytes)?;
             }
         }

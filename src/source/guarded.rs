@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use super::{About, Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::sync::Mutex;
 use crate::sync::mpsc::channel;
 use crate::sync::thread::Builder;
@@ -27,6 +27,7 @@ pub(crate) struct Guarded {
     read_bytes_max: u32,
     align_bytes: u32,
     identity: Option<String>,
+    about: About,
     reads: Arc<Mutex<Reads>>,
 }
 
@@ -51,15 +52,15 @@ impl Guarded {
     /// # Errors
     /// The source says what none can say.
     pub fn new(uri: &str, inner: Arc<dyn Source>) -> Result<Arc<Self>, SourceError> {
-        let told = caught(uri, || (inner.size_bytes(), inner.read_bytes_max(), inner.align_bytes(), inner.identity()));
-        let made = told.and_then(|(size_bytes, read_bytes_max, align_bytes, identity)| {
+        let told = caught(uri, || (inner.size_bytes(), inner.read_bytes_max(), inner.align_bytes(), inner.identity(), inner.about()));
+        let made = told.and_then(|(size_bytes, read_bytes_max, align_bytes, identity, about)| {
             if !read_bytes_max.is_power_of_two() || !align_bytes.is_power_of_two() || align_bytes > read_bytes_max {
                 let what =
                     format!("the source of {uri} takes reads of {align_bytes} to {read_bytes_max} bytes: both must be powers of two");
                 return Err(SourceError { kind: SourceErrorKind::Invalid, message: what });
             }
-            let (inner, reads) = (Arc::clone(&inner), Arc::default());
-            Ok(Arc::new(Self { inner, uri: uri.to_owned(), size_bytes, read_bytes_max, align_bytes, identity, reads }))
+            let (inner, reads, about) = (Arc::clone(&inner), Arc::default(), about.believed());
+            Ok(Arc::new(Self { inner, uri: uri.to_owned(), size_bytes, read_bytes_max, align_bytes, identity, about, reads }))
         });
         if made.is_err() {
             close_aside(uri, &inner);
@@ -172,6 +173,10 @@ impl Source for Guarded {
 
     fn identity(&self) -> Option<String> {
         self.identity.clone()
+    }
+
+    fn about(&self) -> About {
+        self.about.clone()
     }
 
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {

@@ -6,6 +6,7 @@
 //!
 //! # Invariants
 //! - A source that panics, drops a callback, answers without bytes or never answers costs its own requests and nothing else.
+mod about;
 mod arrival;
 mod connect;
 mod file;
@@ -14,6 +15,7 @@ mod guarded;
 mod nbd;
 mod opener;
 
+pub use about::About;
 pub use arrival::{Arrival, OnArrival};
 pub(crate) use connect::Connector;
 pub use file::FileSource;
@@ -203,6 +205,11 @@ pub trait Source: Send + Sync + 'static {
     /// The source failed.
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
         Ok(Vec::new())
+    }
+    /// What it tells beside its bytes: a fork inherits the labels. It is bounded, and nothing of it is believed before
+    /// it is looked at.
+    fn about(&self) -> About {
+        About::default()
     }
     /// The address, without secrets.
     fn describe(&self) -> String;

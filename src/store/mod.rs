@@ -25,8 +25,9 @@ pub use unfinished::{ReservedName, Unfinished};
 
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
+use crate::format::changed_labels;
 use crate::ids::BlockSize;
-use crate::volume::{Head, Holding, HydrationInfo, Snapshot, SnapshotInfo, TraceInfo, Volume, VolumeInfo};
+use crate::volume::{Admit, Head, Holding, HydrationInfo, RoomInfo, Snapshot, SnapshotInfo, TraceInfo, Volume, VolumeInfo};
 use open::OpenStore;
 
 /// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone and the last volume, snapshot and queue
@@ -136,6 +137,24 @@ impl Store {
         self.0.core.holdings()
     }
 
+    /// What this store holds of its volumes as they are now, by the identity that a snapshot taken now would have. Nothing, when the
+    /// store is closed.
+    pub fn live_holdings(&self) -> BTreeMap<String, Holding> {
+        let Ok(_pass) = self.0.core.enter() else { return BTreeMap::new() };
+        self.0.core.live_holdings()
+    }
+
+    /// What its blocks take up. Nothing, when the store is closed.
+    pub fn room(&self) -> RoomInfo {
+        let Ok(_pass) = self.0.core.enter() else { return RoomInfo::default() };
+        self.0.core.room()
+    }
+
+    /// Its id: the identities of its own snapshots begin with it.
+    pub fn id(&self) -> String {
+        self.0.core.store_id().to_owned()
+    }
+
     /// The layers of images that this store holds, each once, in the order of their chains' digests.
     pub fn held_layers(&self) -> Vec<HeldLayer> {
         let catalog = self.0.core.catalog();
@@ -180,24 +199,47 @@ impl Store {
     /// # Errors
     /// As [`Store::fork`].
     pub fn fork_from(&self, uris: &[String], name: &str) -> Result<Volume> {
-        self.0.core.fork_source(uris, name, &BTreeMap::new()).map(|head| self.volume_of(head))
+        self.0.core.fork_source(uris, name, &BTreeMap::new(), &mut |_, _| Ok(())).map(|head| self.volume_of(head))
     }
 
-    /// As [`Store::fork`] for one source and [`Store::fork_from`] for several. The fork has other labels than it would inherit
-    /// from the first moment: new values by key, `None` for those that it does not get.
+    /// As [`Store::fork`] for one source and [`Store::fork_from`] for several. A fork inherits the labels of its source, and from
+    /// another store those that mean something elsewhere ([`crate::source::About`]). It has other ones than that from the first moment: new values by key, `None` for those that it does not get.
     ///
     /// # Errors
     /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large.
     pub fn fork_labeled(&self, sources: &[String], name: &str, labels: &BTreeMap<String, Option<String>>) -> Result<Volume> {
+        self.fork_admitted(sources, name, labels, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Store::fork_labeled`]. Before anything is made, `admit` is told the size and the labels that the fork is going to have; it
+    /// may change the labels, or refuse the fork.
+    ///
+    /// # Errors
+    /// As there; that of `admit`.
+    pub fn fork_admitted(
+        &self,
+        sources: &[String],
+        name: &str,
+        labels: &BTreeMap<String, Option<String>>,
+        admit: Admit<'_>,
+    ) -> Result<Volume> {
         let core = &self.0.core;
-        let [source] = sources else { return core.fork_source(sources, name, labels).map(|head| self.volume_of(head)) };
-        if source.contains("://") {
-            return core.fork_source(sources, name, labels).map(|head| self.volume_of(head));
-        }
+        let source = match sources {
+            [source] if !source.contains("://") => source,
+            _ => return core.fork_source(sources, name, labels, admit).map(|head| self.volume_of(head)),
+        };
+        let (volume, snapshot) = source.split_once('@').map_or((source.as_str(), None), |(volume, snapshot)| (volume, Some(snapshot)));
+        let (size_bytes, inherited) = core.enter().and_then(|_pass| core.heritage(volume, snapshot))?;
+        let mut changed = changed_labels(inherited, labels)?;
+        let given = changed.clone();
+        admit(size_bytes, &mut changed)?;
+        let mut labels = labels.clone();
+        labels.extend(given.into_keys().map(|key| (key, None)).filter(|(key, _)| !changed.contains_key(key)));
+        labels.extend(changed.into_iter().map(|(key, value)| (key, Some(value))));
         let _pass = core.enter()?;
-        let head = match source.split_once('@') {
-            Some((volume, snapshot)) => core.fork_snapshot(volume, snapshot, name, labels),
-            None => core.fork_volume(source, name, labels),
+        let head = match snapshot {
+            Some(snapshot) => core.fork_snapshot(volume, snapshot, name, &labels),
+            None => core.fork_volume(volume, name, &labels),
         };
         head.map(|head| self.volume_of(head))
     }

@@ -15,12 +15,10 @@ use super::Store;
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::NAME_BYTES_MAX;
-use crate::volume::{Announced, Volume};
+use crate::volume::{Announced, LAYERS_OF_LABEL, Volume};
 
 /// Key of the label of a volume that is not whole; its value is the name that the volume was made with.
 const UNFINISHED: &str = "volfork.unfinished-import";
-/// Key of the label of one that keeps layers of an image; its value is the name that the import was to give.
-const LAYERS_OF: &str = "volfork.layers-of";
 /// What stands behind the beginning of the name of such a volume.
 const SUFFIX: &str = ".importing-";
 /// Random names that are tried; one is enough but for a bad source of randomness.
@@ -61,7 +59,7 @@ impl Store {
     pub fn sweep_unfinished(&self) -> Result<()> {
         for (name, _, mut labels) in self.labels() {
             let Some(made_as) = labels.remove(UNFINISHED) else { continue };
-            let keeps_layers = labels.remove(LAYERS_OF).is_some();
+            let keeps_layers = labels.remove(LAYERS_OF_LABEL).is_some();
             match (made_as == name, keeps_layers) {
                 (true, false) => self.volume(&name)?.destroy()?,
                 (true, true) => {}
@@ -108,7 +106,7 @@ impl ReservedName {
 #[cfg(feature = "images")]
 impl ReservedName {
     fn layers_label(&self) -> Labels {
-        [(LAYERS_OF.to_owned(), self.name.clone())].into()
+        [(LAYERS_OF_LABEL.to_owned(), self.name.clone())].into()
     }
 
     /// As [`ReservedName::create`], for the layers of an image.
@@ -131,7 +129,8 @@ impl ReservedName {
 
     /// What earlier imports of an image under this name have left.
     pub(crate) fn left_layers(&self) -> Vec<String> {
-        let is_left = |name: &String, labels: &Labels| labels.get(UNFINISHED) == Some(name) && labels.get(LAYERS_OF) == Some(&self.name);
+        let is_left =
+            |name: &String, labels: &Labels| labels.get(UNFINISHED) == Some(name) && labels.get(LAYERS_OF_LABEL) == Some(&self.name);
         self.store.labels().into_iter().filter(|(name, _, labels)| is_left(name, labels)).map(|(name, _, _)| name).collect()
     }
 }

@@ -130,6 +130,11 @@ impl Core {
         })
     }
 
+    /// The id of the store.
+    pub fn store_id(&self) -> &str {
+        &self.store_id
+    }
+
     /// Lets a public call in, until it ends.
     ///
     /// # Errors

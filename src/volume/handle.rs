@@ -15,6 +15,7 @@ use super::view::View;
 use crate::content::HeldLayer;
 use crate::error::{Error, Result};
 use crate::ids::VolumeId;
+use crate::source::About;
 use crate::sync::RwLock;
 
 /// A named, sized, writable head. Cheap to clone; all clones are the same volume.
@@ -36,6 +37,17 @@ impl Volume {
     /// Name at this moment.
     pub fn name(&self) -> String {
         self.0.name()
+    }
+
+    /// The identity that a snapshot would have which is taken now ([`Snapshot::identity`]).
+    pub fn live_identity(&self) -> String {
+        self.about().live
+    }
+
+    /// What another host is told of it beside its bytes.
+    pub(crate) fn about(&self) -> About {
+        let core = &self.0.core;
+        core.about_volume(&core.catalog(), self.0.id)
     }
 
     /// Size in bytes at this moment.
@@ -308,6 +320,12 @@ impl Snapshot {
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
         let _pass = self.0.core.enter()?;
         self.0.core.changed_since(&self.0.view, (self.0.volume, snapshot), range, runs_max)
+    }
+
+    /// What another host is told of it beside its bytes.
+    pub(crate) fn about(&self) -> About {
+        let catalog = self.0.core.catalog();
+        About { live: String::new(), ..self.0.core.about_volume(&catalog, self.0.volume) }
     }
 
     /// Identity of its bytes, the same on every host that has them.

@@ -6,7 +6,9 @@ use roaring::RoaringBitmap;
 
 use super::core::Core;
 use crate::catalog::{Catalog, LayerEntry};
-use crate::ids::LayerId;
+use crate::format::Labels;
+use crate::ids::{LayerId, VolumeId};
+use crate::source::About;
 
 /// Blocks of one snapshot, wherever it was taken, that a store holds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,6 +62,43 @@ impl Core {
             }
         }
         holdings
+    }
+
+    /// What this store holds of its volumes as they are now, by the identity that a snapshot taken now would have; and by that of
+    /// their heads, which such a snapshot has after the next write.
+    pub fn live_holdings(&self) -> BTreeMap<String, Holding> {
+        let catalog = self.catalog();
+        let sources = layers_over_sources(&catalog);
+        let mut holdings: BTreeMap<String, Holding> = BTreeMap::new();
+        for (_, volume) in catalog.volumes() {
+            let incomplete = sources.get(&volume.head).copied().unwrap_or(false);
+            let present = incomplete.then(|| self.present_in(&catalog, volume.head, volume.size_bytes));
+            let head = identity_in(&catalog, &self.store_id, volume.head);
+            for identity in [self.live_identity_in(&catalog, volume.head), head] {
+                let holding = holdings.entry(identity).or_default();
+                (holding.size_bytes, holding.present) = (volume.size_bytes, present.clone());
+                holding.names.push(volume.name.clone());
+                holding.names.dedup();
+            }
+        }
+        holdings
+    }
+
+    /// The identity that a snapshot of a volume would have that is taken now: if nothing was written to its head, that of the layer
+    /// below.
+    fn live_identity_in(&self, catalog: &Catalog, head: LayerId) -> String {
+        let parent = self.layers.get(head).filter(|layer| layer.is_blank()).and_then(|layer| layer.parent);
+        identity_in(catalog, &self.store_id, parent.unwrap_or(head))
+    }
+
+    /// What is told of a volume beside its bytes.
+    pub(super) fn about_volume(&self, catalog: &Catalog, volume: VolumeId) -> About {
+        let entry = catalog.volume(volume);
+        About {
+            store: self.store_id.clone(),
+            live: entry.map_or_else(String::new, |entry| self.live_identity_in(catalog, entry.head)),
+            labels: entry.map_or_else(Labels::new, |entry| About::travelling(&entry.labels)),
+        }
     }
 
     fn first_blocks(&self, layer: LayerId) -> Option<RoaringBitmap> {

@@ -23,6 +23,7 @@ mod queue;
 mod reclaim;
 mod request;
 mod resize;
+mod room;
 mod runs;
 mod shape;
 mod tally;
@@ -41,5 +42,7 @@ pub use info::{
 };
 pub use queue::Queue;
 pub use request::{Completion, Request, Run, RunKind};
+pub use room::{IMAGE_LABEL, LAYERS_OF_LABEL, RoomInfo};
+pub use shape::Admit;
 pub use trace::TraceInfo;
 pub(crate) use viewers::Viewers;

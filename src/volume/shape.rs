@@ -45,6 +45,9 @@ struct Birth<'a> {
     created_at: Option<u64>,
 }
 
+/// Asked before a fork is made: told its size and labels, which it may change, and may refuse it.
+pub type Admit<'a> = &'a mut dyn FnMut(u64, &mut Labels) -> Result<()>;
+
 /// A layer that forks and snapshots of a volume can stand on.
 struct Base {
     layer: Option<LayerId>,
@@ -248,16 +251,30 @@ impl Core {
         Ok(Some(fork))
     }
 
-    /// Forks what a source has, which can be had at each of these addresses: a root layer that stands for it, and an open layer
-    /// above. No data moves. Forks of the same snapshot stand on the same root, so that its blocks are fetched and kept once.
+    /// What a fork of a volume, or of a snapshot of it, inherits: size and labels.
     ///
     /// # Errors
-    /// [`ErrorKind::SourceLost`] if none can be reached; as [`Core::fork_volume`].
-    pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+    /// [`ErrorKind::NotFound`].
+    pub fn heritage(&self, volume: &str, snapshot: Option<&str>) -> Result<(u64, Labels)> {
+        let catalog = self.catalog();
+        let id = catalog.volume_id(volume)?;
+        let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
+        let found = snapshot.map(|snapshot| catalog.snapshot(volume, snapshot)).transpose()?;
+        Ok((found.map_or(entry.size_bytes, |(_, snapshot)| snapshot.size_bytes), entry.labels.clone()))
+    }
+
+    /// Forks what a source has, which can be had at each of these addresses: a root layer that stands for it, and an open layer
+    /// above. No data moves. Forks of the same snapshot stand on the same root, so that its blocks are fetched and kept once. The
+    /// fork has the labels that the source tells, changed by `change`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::SourceLost`] if none can be reached; that of `admit`; as [`Core::fork_volume`].
+    pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str, change: &LabelChange, admit: Admit<'_>) -> Result<Arc<Head>> {
         self.fence.check()?;
         valid_name(name)?;
         check_uris(uris)?;
-        let labels = changed_labels(Labels::new(), change)?;
+        // Those that are refused whatever the source tells.
+        changed_labels(Labels::new(), change)?;
         let sources = self.sources.as_ref().ok_or_else(no_sources)?;
         let since = sources.now();
         // Asking may take long: meanwhile the name is taken, and shown.
@@ -269,6 +286,11 @@ impl Core {
             order[..=number].rotate_right(1);
             match sources.open(&order[0], since) {
                 Ok(source) => {
+                    let admitted = changed_labels(source.about().labels, change).and_then(|mut labels| {
+                        admit(source.size_bytes(), &mut labels)?;
+                        valid_labels(&labels).map(|()| labels)
+                    });
+                    let labels = admitted.inspect_err(|_| source.close())?;
                     // No pass is held while the source is asked; the store may have been closed meanwhile.
                     let _pass = self.enter().inspect_err(|_| source.close())?;
                     birth.opened(source.size_bytes());

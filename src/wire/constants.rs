@@ -52,6 +52,8 @@ pub const INFO_EXPORT: u16 = 0;
 pub const INFO_NAME: u16 = 1;
 pub const INFO_DESCRIPTION: u16 = 2;
 pub const INFO_BLOCK_SIZE: u16 = 3;
+/// Private to volfork, and sent only to those that ask for it: JSON with what a server tells of an export beside its bytes.
+pub const INFO_VOLFORK: u16 = 0x7666;
 
 pub const EXPORT_HAS_FLAGS: u16 = 1 << 0;
 pub const EXPORT_READ_ONLY: u16 = 1 << 1;

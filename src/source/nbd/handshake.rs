@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::address::{Address, Socket};
 use crate::limits::BLOCK_BYTES_MAX;
-use crate::source::{SourceError, SourceErrorKind};
+use crate::source::{About, SourceError, SourceErrorKind};
 use crate::sync::time::Instant;
 use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE, DESCRIPTION_OF_SNAPSHOT,
-    EXPORT_BLOCK_STATUS_PAYLOAD, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, MAGIC_NBD, MAGIC_OPTION,
-    OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_PLATFORM, REP_ERR_SHUTDOWN,
-    REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
+    EXPORT_BLOCK_STATUS_PAYLOAD, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_VOLFORK, MAGIC_NBD,
+    MAGIC_OPTION, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_PLATFORM,
+    REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
 };
 use crate::wire::{
     ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, deadline_after, decode_export_info,
@@ -35,6 +35,8 @@ pub struct Agreed {
     pub contexts: Contexts,
     /// Identity of the bytes, if the server is a volfork and the export a snapshot.
     pub identity: Option<String>,
+    /// What else a volfork tells of it.
+    pub about: About,
     /// Time of an option and its reply.
     pub round_trip: Duration,
 }
@@ -187,19 +189,20 @@ impl Talk {
         Ok(contexts)
     }
 
-    fn go(&mut self, export: &str, mode: HeaderMode, flags: u16) -> Result<(ExportInfo, Option<String>), Refusal> {
+    fn go(&mut self, export: &str, mode: HeaderMode, flags: u16) -> Result<(ExportInfo, Option<String>, About), Refusal> {
         let mut info = ExportInfo { size_bytes: 0, flags: 0, block_sizes: None };
-        let mut identity = None;
+        let (mut identity, mut about) = (None, None);
         let (end, replies) = self.answer(OPT_GO)?;
         for (kind, data) in &replies {
             if *kind == REP_INFO {
                 decode_export_info(data, &mut info)?;
                 identity = identity.or(identity_of(data));
+                about = about.or(data.strip_prefix(&INFO_VOLFORK.to_be_bytes()).map(About::decode));
             }
         }
         match end {
-            REP_ACK if info.flags != 0 => Ok((info, identity)),
-            REP_ERR_UNSUP if mode != HeaderMode::Extended => Ok((self.export_name(export, flags)?, None)),
+            REP_ACK if info.flags != 0 => Ok((info, identity, about.unwrap_or_default())),
+            REP_ERR_UNSUP if mode != HeaderMode::Extended => Ok((self.export_name(export, flags)?, None, About::default())),
             REP_ERR_UNKNOWN => {
                 let what = format!("the server has no export '{export}': 'nbdinfo --list' shows those it has");
                 Err(Refusal::Never(SourceErrorKind::Invalid, what))
@@ -255,7 +258,7 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
         OptionRequest::encode(OPT_EXTENDED_HEADERS, &[]),
         OptionRequest::encode(OPT_STRUCTURED_REPLY, &[]),
         OptionRequest::encode(OPT_SET_META_CONTEXT, &ContextQuery { name: export.clone(), queries: query.into() }.encode()),
-        OptionRequest::encode(OPT_GO, &GoRequest { name: export, infos: vec![INFO_BLOCK_SIZE, INFO_DESCRIPTION] }.encode()),
+        OptionRequest::encode(OPT_GO, &GoRequest { name: export, infos: vec![INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_VOLFORK] }.encode()),
     ];
     let begun = Instant::now();
     talk.socket.write_all(&options.concat())?;
@@ -267,7 +270,7 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
         (false, _) => HeaderMode::Simple,
     };
     let mut contexts = talk.contexts()?;
-    let (info, identity) = talk.go(&address.export, mode, flags)?;
+    let (info, identity, about) = talk.go(&address.export, mode, flags)?;
     contexts.are_selectable = mode == HeaderMode::Extended && info.flags & EXPORT_BLOCK_STATUS_PAYLOAD != 0;
     contexts.block_bytes = info.block_sizes.map_or(0, |(_, preferred, _)| preferred);
     // Checksums of smaller blocks would need more memory than the bytes.
@@ -278,5 +281,5 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
         // Every status would carry all contexts.
         (contexts.checksums, contexts.trace) = (None, None);
     }
-    Ok(Agreed { socket: talk.socket, mode, info, contexts, identity, round_trip })
+    Ok(Agreed { socket: talk.socket, mode, info, contexts, identity, about, round_trip })
 }

@@ -11,7 +11,7 @@ use super::address::Address;
 use super::handshake::{Agreed, Contexts, Topic, connect};
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
 use crate::io::{Reservation, descriptors_max, give_way};
-use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::source::{About, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc;
 use crate::sync::time::Instant;
@@ -59,6 +59,7 @@ pub(super) struct Shared {
     links_max: usize,
     contexts: Contexts,
     identity: Option<String>,
+    about: About,
     status_bytes_max: u64,
     state: Mutex<State>,
     woken: Condvar,
@@ -120,6 +121,7 @@ impl NbdSource {
             links_max: if multi { options.connections.max(1) * if far { 2 } else { 1 } + 1 } else { 1 },
             contexts: agreed.contexts,
             identity: agreed.identity.clone(),
+            about: agreed.about.clone(),
             status_bytes_max: if agreed.mode == HeaderMode::Extended { u64::MAX } else { (1 << 32) - (64 << 10) },
             options,
             state: Mutex::new(state),
@@ -501,6 +503,10 @@ impl Source for NbdSource {
 
     fn identity(&self) -> Option<String> {
         self.0.identity.clone()
+    }
+
+    fn about(&self) -> About {
+        self.0.about.clone()
     }
 
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {

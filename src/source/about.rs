@@ -1,0 +1,94 @@
+//! What a volfork tells another one of an export, beside its bytes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::format::{Labels, valid_labels};
+
+/// Longest text of it that is looked at, in bytes.
+const TEXT_BYTES_MAX: usize = 16 << 10;
+/// Longest name of a store or of bytes that is believed.
+const NAME_BYTES_MAX: usize = 255;
+/// Keys that begin so are notes of a store about a volume of its own, and mean nothing anywhere else.
+const OWN_KEYS: &str = "volfork.";
+
+/// What a source tells beside its bytes; empty where it does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// Id of its store.
+    pub store: String,
+    /// Of a volume: the identity that a snapshot taken now would have.
+    pub live: String,
+    /// What its user has noted of the volume, as far as it holds for forks too: the machine, the image.
+    pub labels: Labels,
+}
+
+impl About {
+    /// Labels of a volume that a fork elsewhere has, too.
+    pub fn travelling(labels: &Labels) -> Labels {
+        labels.iter().filter(|(key, _)| travels(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// As it travels.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        // A map of texts has no key that JSON cannot have.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// What somebody sent; what no volfork says is nothing.
+    pub(crate) fn decode(text: &[u8]) -> Self {
+        let told: Option<Self> = (text.len() <= TEXT_BYTES_MAX).then(|| serde_json::from_slice(text).ok()).flatten();
+        told.unwrap_or_default().believed()
+    }
+
+    /// Without what no volfork says. It is kept in the journal and shown to people.
+    pub(crate) fn believed(mut self) -> Self {
+        let is_name = |name: &str| name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic());
+        for name in [&mut self.store, &mut self.live] {
+            if !is_name(name) {
+                name.clear();
+            }
+        }
+        let is_plain = |text: &str| !text.chars().any(char::is_control);
+        let is_right = valid_labels(&self.labels).is_ok() && self.labels.iter().all(|(key, value)| is_plain(key) && is_plain(value));
+        self.labels.retain(|key, _| is_right && travels(key));
+        self
+    }
+}
+
+fn travels(key: &str) -> bool {
+    !key.starts_with(OWN_KEYS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(of: &[(&str, &str)]) -> Labels {
+        of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn what_is_told_is_what_was_noted_but_for_the_stores_own() {
+        let noted = labels(&[("vm.cpus", "2"), ("volfork.reservation", "x@a.b"), ("image", "app:v1")]);
+        let about = About { store: "0a".into(), live: "0a/7".into(), labels: About::travelling(&noted) };
+        assert_eq!(about.labels, labels(&[("vm.cpus", "2"), ("image", "app:v1")]));
+        assert_eq!(About::decode(&about.encode()), about);
+    }
+
+    #[test]
+    fn what_no_volfork_says_is_nothing() {
+        let told = |labels: &str| About::decode(format!("{{\"store\": \"0a\", \"labels\": {labels}}}").as_bytes());
+        assert_eq!(told("{\"vm.cpus\": \"2\", \"volfork.unfinished-import\": \"v\"}").labels, labels(&[("vm.cpus", "2")]));
+        let long = format!("{{\"k\": \"{}\"}}", "v".repeat(3000));
+        for wrong in ["{\"k\": \"\\u001b[2J\"}", "{\"k\\n\": \"v\"}", "{\"\": \"v\"}", &long] {
+            let about = told(wrong);
+            assert_eq!((about.store.as_str(), about.labels), ("0a", Labels::new()), "{wrong}");
+        }
+        for wrong in ["", "[]", "{\"store\": 1}", "{\"labels\": {\"a\": 1}}", &"[".repeat(10_000), &" ".repeat(20_000)] {
+            assert_eq!(About::decode(wrong.as_bytes()), About::default());
+        }
+        let about = About::decode(b"{\"store\": \"a b\", \"live\": \"\\u0007\"}");
+        assert_eq!(about, About::default());
+    }
+}
