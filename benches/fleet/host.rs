@@ -161,6 +161,7 @@ impl Host {
             assignments: self.assignments.values().cloned().collect(),
             generation: self.generation,
             reported_at: BEGINNING + now / SECOND,
+            ..HostInventory::default()
         }
     }
 

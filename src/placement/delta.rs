@@ -32,6 +32,7 @@ impl HostInventory {
             base: self.generation,
             generation: newer.generation,
             reported_at: newer.reported_at,
+            store: changed(&self.store, &newer.store),
             region: changed(&self.region, &newer.region),
             zone: changed(&self.zone, &newer.zone),
             status: changed(&self.status, &newer.status),
@@ -42,8 +43,10 @@ impl HostInventory {
             in_flight: differences(&self.in_flight, &newer.in_flight),
             images: differences(&self.images, &newer.images),
             snapshots: differences(&self.snapshots, &newer.snapshots),
+            live: differences(&self.live, &newer.live),
             volumes: differences(&self.volumes, &newer.volumes),
             assignments: changed(&self.assignments, &newer.assignments),
+            report_every_seconds: changed(&self.report_every_seconds, &newer.report_every_seconds),
         }
     }
 
@@ -55,6 +58,9 @@ impl HostInventory {
         self.check(delta)?;
         self.generation = delta.generation;
         self.reported_at = delta.reported_at;
+        if let Some(store) = &delta.store {
+            self.store = store.clone();
+        }
         if let Some(region) = &delta.region {
             self.region = region.clone();
         }
@@ -77,9 +83,13 @@ impl HostInventory {
         patch(&mut self.in_flight, &delta.in_flight);
         patch(&mut self.images, &delta.images);
         patch(&mut self.snapshots, &delta.snapshots);
+        patch(&mut self.live, &delta.live);
         patch(&mut self.volumes, &delta.volumes);
         if let Some(assignments) = &delta.assignments {
             self.assignments = assignments.clone();
+        }
+        if let Some(every) = delta.report_every_seconds {
+            self.report_every_seconds = every;
         }
         Ok(())
     }

@@ -22,7 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// Rules of a fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FleetOptions {
-    /// Hosts that have not reported for longer take no machines. Default 300 seconds.
+    /// Hosts that do not say how often they report take no machines when they have not reported for longer; others when they have
+    /// missed three reports ([`HostInventory::is_stale`]). Default 300 seconds.
     pub max_age_seconds: u64,
     /// How long [`Fleet::place`] holds capacity for an assignment that its host does not report. Default 120 seconds.
     pub reservation_seconds: u64,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::inventory::Processors;
+use super::inventory::{Processors, Resources};
 use super::request::Compute;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -83,6 +83,20 @@ impl MachineHints {
             require_unique_zone: text(UNIQUE_ZONE) == "true",
             unique_zone_app_wide: text(UNIQUE_ZONE_APP_WIDE) == "true",
         })
+    }
+
+    /// With the kinds of processors that were decided on, where none was asked for.
+    pub fn of_kinds(mut self, decided: &Resources) -> Self {
+        let kind = |asked: &mut Processors, decided: &BTreeMap<String, u32>| {
+            if asked.count > 0 && asked.kind.is_empty() {
+                asked.kind = decided.keys().next().cloned().unwrap_or_default();
+            }
+        };
+        kind(&mut self.compute.cpus, &decided.cpus);
+        if let Some(gpus) = &mut self.compute.gpus {
+            kind(gpus, &decided.gpus);
+        }
+        self
     }
 
     /// What is known here, and from `other` what is not.

@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::Digest;
 
+/// A host is dead when so many of its reports are missing.
+const REPORTS_MISSED_MAX: u64 = 3;
+/// Longest time between two reports that is believed, in seconds.
+const REPORT_SECONDS_MAX: u64 = 86_400;
+
 /// Whether machines may be placed on a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -99,6 +104,8 @@ pub struct PlacedVolume {
 pub struct HostInventory {
     /// Name, unique in the fleet.
     pub host: String,
+    /// Id of its store, with which the identities of the store's own snapshots begin; empty if it does not say.
+    pub store: String,
     /// Region, such as `ams`.
     pub region: String,
     /// Zone within the region: what fails together, usually one server.
@@ -119,6 +126,8 @@ pub struct HostInventory {
     pub images: BTreeMap<String, u64>,
     /// Snapshots it holds, whole or in part, by identity.
     pub snapshots: BTreeMap<String, HeldSnapshot>,
+    /// Its volumes as they are now, by the identity that a snapshot taken now would have.
+    pub live: BTreeMap<String, HeldSnapshot>,
     /// Volumes on it, by name.
     pub volumes: BTreeMap<String, PlacedVolume>,
     /// Assignments it knows of: those that a scheduler made and that its `used` already contains.
@@ -127,6 +136,29 @@ pub struct HostInventory {
     pub generation: u64,
     /// Seconds since the Unix epoch.
     pub reported_at: u64,
+    /// Seconds between two reports, at most; 0 if it does not say.
+    pub report_every_seconds: u64,
+}
+
+impl HostInventory {
+    /// How old the latest report of a live host is at most, in seconds: three times as long as it takes between two, or
+    /// `otherwise` if the host does not say.
+    pub fn max_age_seconds(&self, otherwise: u64) -> u64 {
+        max_age_seconds(self.report_every_seconds, otherwise)
+    }
+
+    /// Whether it is dead at `now`: its reports are missing. One from the future is no sign of life either.
+    pub fn is_stale(&self, now: u64, otherwise: u64) -> bool {
+        now.abs_diff(self.reported_at) > self.max_age_seconds(otherwise)
+    }
+}
+
+/// As [`HostInventory::max_age_seconds`], of a host that reports so often.
+pub(super) fn max_age_seconds(report_every_seconds: u64, otherwise: u64) -> u64 {
+    match report_every_seconds {
+        0 => otherwise,
+        every => every.min(REPORT_SECONDS_MAX) * REPORTS_MISSED_MAX,
+    }
 }
 
 /// What changed on a host since a generation; only what is named changes.
@@ -141,6 +173,8 @@ pub struct InventoryDelta {
     pub generation: u64,
     /// When, in seconds since the Unix epoch.
     pub reported_at: u64,
+    /// New store.
+    pub store: Option<String>,
     /// New region, after a move.
     pub region: Option<String>,
     /// New zone.
@@ -161,10 +195,14 @@ pub struct InventoryDelta {
     pub images: BTreeMap<String, Option<u64>>,
     /// Snapshots, likewise.
     pub snapshots: BTreeMap<String, Option<HeldSnapshot>>,
+    /// Volumes as they are now, likewise.
+    pub live: BTreeMap<String, Option<HeldSnapshot>>,
     /// Volumes, likewise.
     pub volumes: BTreeMap<String, Option<PlacedVolume>>,
     /// New list of assignments.
     pub assignments: Option<Vec<String>>,
+    /// New time between two reports.
+    pub report_every_seconds: Option<u64>,
 }
 
 /// Bitmaps in text: base64 of the portable roaring format.

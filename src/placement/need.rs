@@ -62,8 +62,9 @@ impl<'a> Need<'a> {
         if !row.open {
             return Some(Constraint::Status);
         }
-        if now.saturating_sub(row.reported_at) > max_age_seconds {
-            return Some(Constraint::Stale);
+        let (age, most) = row.age(now, max_age_seconds);
+        if age > most {
+            return Some(if row.reported_at > now { Constraint::Clock } else { Constraint::Stale });
         }
         if self.preference(row.region) == NOWHERE {
             return Some(Constraint::Region);
@@ -101,7 +102,7 @@ impl<'a> Need<'a> {
         let Request { compute, volume_bytes, .. } = self.request;
         match constraint {
             Constraint::Known | Constraint::Status | Constraint::Region => (0, 1),
-            Constraint::Stale => (now.saturating_sub(row.reported_at), max_age_seconds),
+            Constraint::Stale | Constraint::Clock => row.age(now, max_age_seconds),
             Constraint::CpuKind => (0, u64::from(self.cpu_count)),
             Constraint::Cpus => (self.cpus(number).free, u64::from(self.cpu_count)),
             Constraint::Gpus => (self.gpus(number).free, u64::from(self.gpu_count)),

@@ -22,6 +22,8 @@ pub enum Constraint {
     Status,
     /// It has reported lately enough: seconds of age against the most allowed.
     Stale,
+    /// Its report is not from the future: seconds ahead against the most allowed.
+    Clock,
     /// It is in a region that the request names.
     Region,
     /// It has processors of the kind.
@@ -42,10 +44,11 @@ pub enum Constraint {
 
 impl Constraint {
     /// All, in the order in which they are applied.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Known,
         Self::Status,
         Self::Stale,
+        Self::Clock,
         Self::Region,
         Self::CpuKind,
         Self::Cpus,
@@ -62,6 +65,7 @@ impl Constraint {
             Self::Known => "known",
             Self::Status => "status",
             Self::Stale => "stale",
+            Self::Clock => "clock",
             Self::Region => "region",
             Self::CpuKind => "cpu_kind",
             Self::Cpus => "cpus",
@@ -180,6 +184,9 @@ impl fmt::Display for Excluded {
             Constraint::Known => write!(f, "{host}: no such host"),
             Constraint::Status => write!(f, "{host}: takes no machines, because it is drained or does not answer"),
             Constraint::Stale => write!(f, "{host}: last reported {have} s ago, the most allowed is {need} s"),
+            Constraint::Clock => {
+                write!(f, "{host}: reported from {have} s in the future, the most allowed is {need} s: set its clock")
+            }
             Constraint::Region => write!(f, "{host}: is in region {region}, which is not asked for"),
             Constraint::CpuKind => write!(f, "{host}: has no processors of the kind"),
             Constraint::Cpus => write!(f, "{host}: {have} processors are free, {need} are needed"),

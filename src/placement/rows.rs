@@ -1,6 +1,6 @@
 //! What is compared of a host in every request, as plain numbers.
 
-use super::inventory::{HostInventory, HostStatus, Resources};
+use super::inventory::{HostInventory, HostStatus, Resources, max_age_seconds};
 
 /// An amount that a host has, and what is left of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +49,7 @@ pub(super) struct Row {
     /// Whether it takes machines.
     pub open: bool,
     pub reported_at: u64,
+    pub report_every_seconds: u64,
     pub region: u32,
     pub zone: u32,
     pub memory: Share,
@@ -76,6 +77,7 @@ impl Row {
             known: true,
             open: inventory.status == HostStatus::Ok,
             reported_at: inventory.reported_at,
+            report_every_seconds: inventory.report_every_seconds,
             region,
             zone,
             memory: Share::new(capacity.memory_bytes, used.memory_bytes, reserved.memory_bytes),
@@ -86,6 +88,13 @@ impl Row {
             name_hash: fnv(inventory.host.as_bytes()),
             ..Self::default()
         }
+    }
+}
+
+impl Row {
+    /// Seconds between its latest report and `now`, and the most of them that a live host has.
+    pub fn age(&self, now: u64, otherwise: u64) -> (u64, u64) {
+        (now.abs_diff(self.reported_at), max_age_seconds(self.report_every_seconds, otherwise))
     }
 }
 

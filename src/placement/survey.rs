@@ -96,8 +96,10 @@ impl<'a> Survey<'a> {
     fn find_snapshot(&mut self, need: &SnapshotNeed) {
         let Some(holders) = self.fleet.index.snapshots.get(&need.identity) else { return };
         for number in holders.hosts.iter().filter(|number| self.verdicts[*number as usize].is_none()) {
-            if let Some(held) = self.fleet.inventory(number).snapshots.get(&need.identity) {
-                self.snapshot.insert(number, missing_bytes(need, held, self.need.snapshot_bytes));
+            let inventory = self.fleet.inventory(number);
+            let held = [&inventory.snapshots, &inventory.live].into_iter().filter_map(|held| held.get(&need.identity));
+            if let Some(missing) = held.map(|held| missing_bytes(need, held, self.need.snapshot_bytes)).min() {
+                self.snapshot.insert(number, missing);
             }
         }
         for moving in &holders.moving {

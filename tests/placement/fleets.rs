@@ -1,5 +1,7 @@
 //! Random hosts and requests, small enough that they often meet.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use volfork::content::{Digest, Image, ImageLayer};
 use volfork::placement::{
@@ -53,6 +55,20 @@ fn snapshot() -> impl Strategy<Value = HeldSnapshot> {
     })
 }
 
+fn held() -> impl Strategy<Value = BTreeMap<String, HeldSnapshot>> {
+    prop::collection::btree_map(word(&["s1", "s2"]), snapshot(), 0..3)
+}
+
+/// When a host reported, and how often it says that it does.
+fn report() -> impl Strategy<Value = (u64, u64)> {
+    prop_oneof![
+        6 => (NOW - 300..=NOW, Just(0)),
+        1 => (NOW - 400..NOW - 300, Just(0)),
+        2 => (NOW - 400..=NOW, 60..140_u64),
+        1 => (NOW..NOW + 400, 0..140_u64),
+    ]
+}
+
 fn volume() -> impl Strategy<Value = PlacedVolume> {
     (word(&["", "shop", "blog"]), word(&["data", "log"])).prop_map(|(app, name)| PlacedVolume { app, name, size_bytes: 1 })
 }
@@ -69,9 +85,9 @@ prop_compose! {
         layers in prop::collection::btree_set(0..12_u8, 0..12),
         flying in prop::collection::btree_map(0..12_u8, 0..=100_u64, 0..4),
         named in any::<bool>(),
-        snapshots in prop::collection::btree_map(word(&["s1", "s2"]), snapshot(), 0..3),
+        (snapshots, live) in (held(), held()),
         volumes in prop::collection::vec(volume(), 0..3),
-        age in prop_oneof![8 => 0..300_u64, 1 => 301..400_u64],
+        (reported_at, report_every_seconds) in report(),
     ) -> HostInventory {
         let fetch = |(number, percent): (u8, u64)| {
             let layer = layer(number);
@@ -84,9 +100,11 @@ prop_compose! {
             in_flight: flying.into_iter().map(fetch).collect(),
             images: named.then(|| ("shop:v1".to_owned(), 500_000_000)).into_iter().collect(),
             snapshots,
+            live,
             volumes: volumes.into_iter().enumerate().map(|(at, volume)| (format!("v{at}"), volume)).collect(),
             generation: 1,
-            reported_at: NOW - age,
+            reported_at,
+            report_every_seconds,
             ..HostInventory::default()
         }
     }

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use fleets::{NOW, host, hosts, layer, request};
 use naive::{Naive, NaiveHost};
 use proptest::prelude::*;
+use roaring::RoaringBitmap;
 use volfork::ErrorKind;
 use volfork::placement::{
-    Constraint, Fleet, HostInventory, HostStatus, InFlight, Placement, Policy, Processors, Ranking, Request, Reservation, Resources,
-    Weights,
+    Constraint, Fleet, HeldSnapshot, HostInventory, HostStatus, InFlight, Placement, Policy, Processors, Ranking, Request, Reservation,
+    Resources, SnapshotNeed, Weights,
 };
 
 fn fleet_of(hosts: &[HostInventory]) -> Fleet {
@@ -69,7 +70,8 @@ fn keeps_constraints(hosts: &[HostInventory], request: &Request, placement: &Pla
         let reservation = &placed.reservation;
         let host = by_name[&reservation.host];
         prop_assert_eq!(host.status, HostStatus::Ok);
-        prop_assert!(NOW - host.reported_at <= 300);
+        let max_age = if host.report_every_seconds == 0 { 300 } else { 3 * host.report_every_seconds };
+        prop_assert!(NOW.abs_diff(host.reported_at) <= max_age);
         prop_assert!(request.regions.is_empty() || request.regions.contains(&host.region));
         let here: Vec<_> = made.iter().filter(|one| one.host == host.host).copied().collect();
         prop_assert_eq!(free(host, &here).lacking(&reservation.resources), None);
@@ -148,8 +150,9 @@ proptest! {
         let mut richer = hosts.clone();
         let chosen = chosen % hosts.len();
         if whole {
-            let held = richer[chosen].snapshots.get_mut("s1");
-            held.into_iter().for_each(|held| held.present = None);
+            let HostInventory { snapshots, live, .. } = &mut richer[chosen];
+            let held = [snapshots.get_mut("s1"), live.get_mut("s1")];
+            held.into_iter().flatten().for_each(|held| held.present = None);
         } else {
             richer[chosen].layers.insert(layer(number).digest, layer(number).bytes);
         }
@@ -320,6 +323,60 @@ fn stale_reports_and_changes_from_elsewhere_are_refused() {
     assert_eq!(fleet.apply(&delta).unwrap_err().kind(), ErrorKind::NotFound);
     let old = fleet.rank(&memory(1), &Policy::default(), NOW + 301);
     assert_eq!(old.excluded[0].to_string(), "a: last reported 301 s ago, the most allowed is 300 s");
+}
+
+#[test]
+fn a_host_that_misses_three_of_its_reports_is_dead() {
+    let reporting = |every, reported_at| HostInventory { report_every_seconds: every, reported_at, ..plain("a", 1 << 30) };
+    let at = |host: HostInventory| fleet_of(&[host]).rank(&memory(1), &Policy::default(), NOW);
+    for (every, age) in [(10, 30), (1, 3), (3600, 10_800), (0, 300), (u64::MAX, 3 * 86_400)] {
+        assert_eq!(at(reporting(every, NOW - age)).fitting, 1, "every {every} s, {age} s ago");
+        let dead = at(reporting(every, NOW - age - 1));
+        assert_eq!(dead.nothing.unwrap().constraint, Constraint::Stale, "every {every} s, {age} s ago");
+        assert_eq!(dead.excluded[0].to_string(), format!("a: last reported {} s ago, the most allowed is {age} s", age + 1));
+    }
+    assert_eq!(at(reporting(10, NOW + 30)).fitting, 1, "clocks differ");
+    let ahead = at(reporting(10, NOW + 31));
+    assert_eq!(ahead.nothing.unwrap().constraint, Constraint::Clock);
+    assert!(ahead.excluded[0].to_string().contains("31 s in the future"), "{}", ahead.excluded[0]);
+    assert_eq!(at(reporting(10, u64::MAX)).fitting, 0);
+}
+
+#[test]
+fn a_volume_that_becomes_a_snapshot_is_held_all_the_while() {
+    let held = || HeldSnapshot { block_bytes: 4096, size_bytes: 1 << 20, present: None };
+    let snapshot = SnapshotNeed { identity: "s/1".into(), block_bytes: 4096, size_bytes: 1 << 20, first: None, source_bandwidth: 1 << 20 };
+    let request = Request { snapshot: Some(snapshot), ..memory(1) };
+    let live = HostInventory { live: [("s/1".to_owned(), held())].into(), ..plain("a", 1 << 30) };
+    let mut fleet = fleet_of(std::slice::from_ref(&live));
+    let missing = |fleet: &Fleet| fleet.rank(&request, &Policy::default(), NOW).hosts[0].terms.snapshot_bytes_missing;
+    assert_eq!(missing(&fleet), 0);
+    // A snapshot is taken, and the volume goes on as another one; then the snapshot is destroyed, and it goes.
+    let taken = HostInventory {
+        generation: 6,
+        live: [("s/2".to_owned(), held())].into(),
+        snapshots: [("s/1".to_owned(), held())].into(),
+        ..live.clone()
+    };
+    fleet.apply(&live.delta_to(&taken)).unwrap();
+    assert_eq!(missing(&fleet), 0);
+    let both = HostInventory { generation: 7, live: [("s/1".to_owned(), held())].into(), ..taken.clone() };
+    fleet.apply(&taken.delta_to(&both)).unwrap();
+    let unnamed = HostInventory { generation: 8, snapshots: BTreeMap::new(), ..both.clone() };
+    fleet.apply(&both.delta_to(&unnamed)).unwrap();
+    assert_eq!(missing(&fleet), 0, "it is still there as a volume");
+    fleet.apply(&unnamed.delta_to(&HostInventory { generation: 9, live: BTreeMap::new(), ..unnamed.clone() })).unwrap();
+    assert_eq!(missing(&fleet), 1 << 20);
+}
+
+#[test]
+fn nothing_is_missing_of_a_snapshot_that_is_empty() {
+    let snapshot = |first| SnapshotNeed { identity: "s/1".into(), block_bytes: 4096, size_bytes: 1 << 30, first, source_bandwidth: 1 };
+    let missing = |first| {
+        let request = Request { snapshot: Some(snapshot(first)), ..memory(1) };
+        fleet_of(&[plain("a", 1 << 30)]).rank(&request, &Policy::default(), NOW).hosts[0].terms.snapshot_bytes_missing
+    };
+    assert_eq!((missing(Some(RoaringBitmap::new())), missing(None)), (0, 1 << 30));
 }
 
 #[test]

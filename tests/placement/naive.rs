@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use volfork::content::Digest;
-use volfork::placement::{HostInventory, HostStatus, Request, Reservation, Weights};
+use volfork::placement::{HeldSnapshot, HostInventory, HostStatus, Request, Reservation, Weights};
 
 /// A host with its layers in a hash set, as a scheduler would keep them that does not think about it.
 pub struct NaiveHost {
@@ -75,8 +75,9 @@ impl Naive {
 
     /// Fullness with the request on the host, or `None` if there is no room or the host takes none.
     fn fullness(&self, host: &NaiveHost, reserved: &[&Reservation], request: &Request, now: u64) -> Option<f64> {
-        let HostInventory { capacity, used, status, reported_at, .. } = &host.inventory;
-        if *status != HostStatus::Ok || now.saturating_sub(*reported_at) > self.max_age_seconds {
+        let HostInventory { capacity, used, status, reported_at, report_every_seconds, .. } = &host.inventory;
+        let max_age_seconds = if *report_every_seconds == 0 { self.max_age_seconds } else { 3 * report_every_seconds };
+        if *status != HostStatus::Ok || *reported_at > now + max_age_seconds || *reported_at + max_age_seconds < now {
             return None;
         }
         let mut fullness: f64 = 0.0;
@@ -170,10 +171,11 @@ fn snapshot_bytes(inventory: &HostInventory, request: &Request) -> u64 {
     let Some(need) = &request.snapshot else { return 0 };
     let blocks = need.size_bytes.div_ceil(u64::from(need.block_bytes)) as u32;
     let first: Vec<u32> = need.first.as_ref().map_or_else(|| (0..blocks).collect(), |first| first.iter().collect());
-    let there = |block: &u32| match inventory.snapshots.get(&need.identity) {
-        None => false,
-        Some(held) => held.present.as_ref().is_none_or(|present| present.contains(*block)),
+    let missing = |held: &HeldSnapshot| {
+        let there = |block: &u32| held.present.as_ref().is_none_or(|present| present.contains(*block));
+        first.iter().filter(|block| !there(block)).count()
     };
-    let missing = first.iter().filter(|block| !there(block)).count() as u64;
+    let held = [&inventory.snapshots, &inventory.live].into_iter().filter_map(|held| held.get(&need.identity));
+    let missing = held.map(missing).min().unwrap_or(first.len()) as u64;
     (missing * u64::from(need.block_bytes)).min(need.size_bytes)
 }
