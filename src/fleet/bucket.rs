@@ -7,6 +7,7 @@
 //! rename, so readers need no lock.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,12 +114,25 @@ impl Bucket {
     ///
     /// # Errors
     /// That of `decide`; the bucket fails; [`ErrorKind::Busy`] if others were faster too often.
-    pub fn change<T>(&self, path: &str, bytes_max: u64, mut decide: impl FnMut(Option<&[u8]>) -> Result<Change<T>>) -> Result<T> {
+    pub fn change<T>(&self, path: &str, bytes_max: u64, decide: impl FnMut(Option<&[u8]>) -> Result<Change<T>>) -> Result<T> {
+        self.change_tagged(path, bytes_max, decide).map(|(answer, _)| answer)
+    }
+
+    /// As [`Bucket::change`]; also answers the tag of what was written, as [`Bucket::tag`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn change_tagged<T>(
+        &self,
+        path: &str,
+        bytes_max: u64,
+        mut decide: impl FnMut(Option<&[u8]>) -> Result<Change<T>>,
+    ) -> Result<(T, Option<String>)> {
         let _locked = self.lock.as_deref().map(locked).transpose()?;
         for attempt in 0..CHANGES_MAX {
             let found = self.runtime.block_on(self.fetch(path, bytes_max))?;
             let (bytes, answer) = match decide(found.as_ref().map(|object| &object.bytes[..]))? {
-                Change::Keep(answer) => return Ok(answer),
+                Change::Keep(answer) => return Ok((answer, found.and_then(|object| object.version.e_tag))),
                 Change::Write(bytes, answer) => (bytes, answer),
             };
             let mode = match found {
@@ -126,8 +140,8 @@ impl Bucket {
                 None => PutMode::Create,
                 Some(object) => PutMode::Update(object.version),
             };
-            if self.put(path, bytes, mode)? {
-                return Ok(answer);
+            if let Some(tag) = self.put(path, bytes, mode)? {
+                return Ok((answer, tag));
             }
             std::thread::sleep(pause_after(attempt)?);
         }
@@ -135,13 +149,24 @@ impl Bucket {
         Err(Error::new(ErrorKind::Busy, message))
     }
 
-    /// `false` if the precondition does not hold.
-    fn put(&self, path: &str, bytes: Vec<u8>, mode: PutMode) -> Result<bool> {
+    /// What tells this version of an object from all others, as far as the bucket says; `None` if there is no such object.
+    ///
+    /// # Errors
+    /// The bucket fails.
+    pub fn tag(&self, path: &str) -> Result<Option<Option<String>>> {
+        match self.runtime.block_on(self.objects.head(&object_store::path::Path::from(path))) {
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            found => Ok(Some(found.map_err(|error| self.failed("look at", path, &error))?.e_tag)),
+        }
+    }
+
+    /// The tag of what was written; `None` if the precondition does not hold.
+    fn put(&self, path: &str, bytes: Vec<u8>, mode: PutMode) -> Result<Option<Option<String>>> {
         use object_store::Error::{AlreadyExists, Precondition};
         let location = object_store::path::Path::from(path);
         match self.runtime.block_on(self.objects.put_opts(&location, bytes.into(), mode.into())) {
-            Ok(_) => Ok(true),
-            Err(AlreadyExists { .. } | Precondition { .. }) => Ok(false),
+            Ok(put) => Ok(Some(put.e_tag)),
+            Err(AlreadyExists { .. } | Precondition { .. }) => Ok(None),
             Err(error) => Err(self.failed("write", path, &error)),
         }
     }
@@ -198,9 +223,15 @@ fn open_directory(path: &Path) -> Result<(Arc<dyn ObjectStore>, Option<PathBuf>)
 /// Locks the lock file of a directory until what is answered is dropped.
 fn locked(path: &Path) -> Result<File> {
     let wrong = |error| Error::io(format!("cannot lock {}", path.display()), error);
-    let file = File::options().create(true).write(true).truncate(false).open(path).map_err(wrong)?;
-    file.lock().map_err(wrong)?;
-    Ok(file)
+    loop {
+        let file = File::options().create(true).write(true).truncate(false).open(path).map_err(wrong)?;
+        file.lock().map_err(wrong)?;
+        // If the directory was wiped meanwhile, this is the lock of nobody: others make a new one.
+        let own = file.metadata().map_err(wrong)?;
+        if std::fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
+            return Ok(file);
+        }
+    }
 }
 
 /// Random, so that those who collided once do not do so again.

@@ -1,13 +1,14 @@
 //! From a store and what its operator says about the host to what the fleet is told.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{Bandwidth, HeldSnapshot, HostInventory, HostStatus, MachineHints, PlacedVolume, RESERVATION_LABEL, Resources};
 use crate::store::Store;
+use crate::volume::Holding;
 
 /// The kind of processors of hosts that do not say.
 const CPU_KIND: &str = "shared";
@@ -25,14 +26,20 @@ pub struct HostFacts {
     /// Whether it takes machines.
     pub status: HostStatus,
     /// What machines and volumes may use. If it has no processors: the machine's, of kind `shared`; if it has no memory or volume
-    /// bytes: those of the machine and of the store's file system.
+    /// bytes: that of the machine, and what is free on the store's file system beside what its volumes hold there.
     pub capacity: Resources,
     /// What is in use beside the volumes of the store and their machines.
     pub reserved: Resources,
     /// Links. Default 1 Gbit/s each way.
     pub bandwidth: Bandwidth,
-    /// Names of whole images that it holds, and their bytes; only for policies that know nothing of layers.
+    /// Names of whole images that it holds beside those of the store, and their bytes; only for policies that know nothing of layers.
     pub images: BTreeMap<String, u64>,
+    /// Seconds between two reports; 0 if that is not known.
+    #[serde(skip)]
+    pub report_every_seconds: u64,
+    /// Where the room for volumes is looked for, unless the operator says how much there is.
+    #[serde(skip)]
+    pub room_in: Option<PathBuf>,
 }
 
 impl HostFacts {
@@ -68,43 +75,67 @@ impl HostFacts {
             capacity.memory_bytes = memory_bytes(&read("/proc/meminfo")?)?;
         }
         if capacity.volume_bytes == 0 {
-            let wrong = |error: rustix::io::Errno| Error::io(format!("cannot ask the file system of {}", store.display()), error.into());
-            let system = rustix::fs::statvfs(store).map_err(wrong)?;
-            capacity.volume_bytes = system.f_blocks.saturating_mul(system.f_frsize);
+            free_bytes(store)?;
+            self.room_in = Some(store.to_path_buf());
         }
         Ok(self)
     }
 
-    /// What the fleet is told of `store` on this host: the layers of images and the blocks of snapshots that are really there.
-    ///
-    /// Every volume counts with its size, and with the machine its labels name ([`MachineHints`]). One with the label
-    /// [`RESERVATION_LABEL`] confirms that reservation.
+    /// What the fleet is told of `store` on this host: as [`HostFacts::amounts`], and the layers of images and the blocks of
+    /// snapshots and volumes that are really there.
     ///
     /// # Errors
-    /// The store fails.
+    /// The store or its file system fails.
     pub fn inventory(&self, store: &Store) -> Result<HostInventory> {
+        let mut inventory = self.amounts(store)?;
+        inventory.layers = store.held_layers().into_iter().map(|held| (held.layer.digest, held.layer.bytes)).collect();
+        let block_bytes = store.block_size().bytes() as u32;
+        let held = |(identity, holding): (String, Holding)| {
+            let mut present = holding.present;
+            if let Some(present) = &mut present {
+                present.optimize();
+            }
+            (identity, HeldSnapshot { block_bytes, size_bytes: holding.size_bytes, present })
+        };
+        inventory.snapshots = store.holdings().into_iter().map(held).collect();
+        let live = store.live_holdings().into_iter().filter(|(identity, _)| !inventory.snapshots.contains_key(identity));
+        inventory.live = live.map(held).collect();
+        Ok(inventory)
+    }
+
+    /// What this host has and uses, without what of which content is there.
+    ///
+    /// Every volume counts with its size, and with the machine its labels name ([`MachineHints`]); one that was imported as an image
+    /// counts with what it holds. One with the label [`RESERVATION_LABEL`] confirms that reservation.
+    ///
+    /// # Errors
+    /// The file system of the store fails.
+    pub fn amounts(&self, store: &Store) -> Result<HostInventory> {
+        let room = store.room();
         let mut inventory = HostInventory {
             host: self.host.clone(),
+            store: store.id(),
             region: self.region.clone(),
             zone: self.zone.clone(),
             status: self.status,
             capacity: self.capacity.clone(),
             used: self.reserved.clone(),
             bandwidth: self.bandwidth,
-            images: self.images.clone(),
-            layers: store.held_layers().into_iter().map(|held| (held.layer.digest, held.layer.bytes)).collect(),
+            images: room.images.into_iter().chain(self.images.clone()).collect(),
+            report_every_seconds: self.report_every_seconds,
             ..HostInventory::default()
         };
-        let block_bytes = store.block_size().bytes() as u32;
-        for (identity, holding) in store.holdings() {
-            let mut present = holding.present;
-            if let Some(present) = &mut present {
-                present.optimize();
-            }
-            inventory.snapshots.insert(identity, HeldSnapshot { block_bytes, size_bytes: holding.size_bytes, present });
-        }
+        let mut volume_bytes = room.image_bytes;
         for (name, size_bytes, labels) in store.labels() {
+            let own_bytes = if room.image_volumes.contains(&name) { 0 } else { size_bytes };
+            volume_bytes = volume_bytes.saturating_add(own_bytes);
             self.count(&mut inventory, name, size_bytes, &labels);
+        }
+        inventory.used.volume_bytes = inventory.used.volume_bytes.saturating_add(volume_bytes);
+        if let Some(path) = &self.room_in {
+            // What volumes hold is not free any more, and counts as used. So what is left is what is free, without what volumes
+            // may still grow by.
+            inventory.capacity.volume_bytes = free_bytes(path)?.saturating_add(room.held_bytes.min(volume_bytes));
         }
         Ok(inventory)
     }
@@ -113,29 +144,28 @@ impl HostFacts {
         // Labels are the users' own; those that say nothing of a machine count as none.
         let hints = MachineHints::from_labels(labels).unwrap_or_default();
         let used = &mut inventory.used;
-        used.volume_bytes = used.volume_bytes.saturating_add(size_bytes);
         used.memory_bytes = used.memory_bytes.saturating_add(hints.compute.memory_bytes);
         let cpus = hints.compute.cpus;
         if cpus.count > 0 {
-            add(&mut used.cpus, self.cpu_kind(cpus.kind), cpus.count);
+            add(&mut used.cpus, kind_of(cpus.kind, &self.capacity.cpus, CPU_KIND), cpus.count);
         }
         if let Some(gpus) = hints.compute.gpus {
-            add(&mut used.gpus, gpus.kind, gpus.count);
+            add(&mut used.gpus, kind_of(gpus.kind, &self.capacity.gpus, ""), gpus.count);
         }
         if let Some(id) = labels.get(RESERVATION_LABEL) {
             inventory.assignments.push(id.clone());
         }
         inventory.volumes.insert(name.clone(), PlacedVolume { app: hints.app, name, size_bytes });
     }
+}
 
-    /// The kind that a machine uses which did not ask for one: that of which there are most.
-    fn cpu_kind(&self, asked: String) -> String {
-        if !asked.is_empty() {
-            return asked;
-        }
-        let most = self.capacity.cpus.iter().max_by_key(|(kind, count)| (**count, std::cmp::Reverse(*kind)));
-        most.map_or_else(|| CPU_KIND.to_owned(), |(kind, _)| kind.clone())
+/// The kind that a machine uses which did not ask for one: that of which there are most, or `otherwise` if there are none.
+fn kind_of(asked: String, capacity: &BTreeMap<String, u32>, otherwise: &str) -> String {
+    if !asked.is_empty() {
+        return asked;
     }
+    let most = capacity.iter().max_by_key(|(kind, count)| (**count, std::cmp::Reverse(*kind)));
+    most.map_or_else(|| otherwise.to_owned(), |(kind, _)| kind.clone())
 }
 
 fn add(map: &mut BTreeMap<String, u32>, kind: String, count: u32) {
@@ -145,6 +175,12 @@ fn add(map: &mut BTreeMap<String, u32>, kind: String, count: u32) {
 
 fn read(path: &str) -> Result<String> {
     std::fs::read_to_string(path).map_err(|error| Error::io(format!("cannot read {path}"), error))
+}
+
+fn free_bytes(path: &Path) -> Result<u64> {
+    let wrong = |error: rustix::io::Errno| Error::io(format!("cannot ask the file system of {}", path.display()), error.into());
+    let system = rustix::fs::statvfs(path).map_err(wrong)?;
+    Ok(system.f_bavail.saturating_mul(system.f_frsize))
 }
 
 fn memory_bytes(meminfo: &str) -> Result<u64> {

@@ -51,6 +51,21 @@ pub fn book_path(book: &str) -> String {
     format!("{RESERVATIONS}/{book}.json")
 }
 
+/// The book that a reservation is in.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for an id that was never given out.
+pub fn book_in(id: &str) -> Result<&str> {
+    let parts = id.split_once('@').and_then(|(_, book)| Some((book, book.split_once('.')?)));
+    let (book, (region, zone)) = parts.ok_or_else(|| {
+        let shown: String = id.chars().take(100).collect();
+        Error::new(ErrorKind::InvalidInput, format!("'{shown}' is not a reservation: they look like 0a1b2c3d4e5f6071@REGION.ZONE"))
+    })?;
+    valid_name("region", region, false)?;
+    valid_name("zone", zone, false)?;
+    Ok(book)
+}
+
 /// What a path calls its object, if it is one of `folder`.
 pub fn name_in<'a>(folder: &str, path: &'a str) -> Option<&'a str> {
     path.strip_prefix(folder)?.strip_prefix('/')?.strip_suffix(".json").filter(|name| !name.contains('/'))

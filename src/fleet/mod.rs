@@ -11,8 +11,14 @@
 //!
 //! A host takes what it reports out of the reservations itself, after the report; schedulers do the same with what they find there.
 //!
-//! It holds as long as the volume is made, and its host reports it, before the reservation lapses; as long as clocks agree to
-//! within some seconds; and for machines and volumes that were placed by a reservation at all.
+//! A host that makes a volume takes the reservation in the same way, or makes one ([`SharedFleet::admit`]): that it is good for the
+//! volume is decided there, and its end is put off until a host that has not reported the volume would count as dead.
+//!
+//! It holds as long as clocks agree to within some seconds, and for volumes that are admitted at all.
+//!
+//! # Signs of life
+//! A host says how often it reports, and does so when nothing is new. One that misses three reports is dead
+//! ([`HostInventory::is_stale`](crate::placement::HostInventory::is_stale)). What was wiped is written again with the next report.
 //!
 //! # Untrusted bytes
 //! Objects are bounded in size. One that is not what it should be takes its host, or the hosts of its zone, out of the fleet, is
@@ -20,6 +26,7 @@
 //!
 //! # Blocking
 //! Calls block, on a small runtime of their own: not to be called from tasks of an asynchronous runtime.
+mod admission;
 mod book;
 mod bucket;
 mod facts;
@@ -29,6 +36,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
+pub use admission::{Admitted, Birth};
 pub use facts::HostFacts;
 pub use publisher::{Published, Publisher};
 pub use shared::{FleetView, SharedFleet, Unreadable};

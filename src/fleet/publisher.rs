@@ -6,7 +6,7 @@ use super::shared::SharedFleet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{HostInventory, InventoryDelta};
 
-/// A report that would say nothing new is left out for so long.
+/// A report that would say nothing new is left out for so long, by a host that does not say how often it reports.
 const SILENCE_SECONDS: u64 = 30;
 /// Changes up to this size are worth an object of their own.
 const DELTA_BYTES_MIN: usize = 4096;
@@ -22,12 +22,19 @@ pub enum Published {
     Nothing,
 }
 
-/// The reports of one host. Everything is written at first, and again when the changes have grown to a quarter of it; in between
-/// only the changes since then. A host has one publisher at a time.
+/// What was written whole.
+struct Whole {
+    inventory: HostInventory,
+    bytes: usize,
+    /// By which the bucket tells this version of it from others, if it does.
+    tag: Option<String>,
+}
+
+/// The reports of one host. Everything is written at first, and again when the changes have grown to a quarter of it, or what was
+/// written whole is not there any more; in between only the changes since then. A host has one publisher at a time.
 pub struct Publisher {
     fleet: SharedFleet,
-    /// What was written whole, and its bytes.
-    whole: Option<(HostInventory, usize)>,
+    whole: Option<Whole>,
     /// What was told last.
     told: HostInventory,
     /// The assignments of it that were taken out of the reservations.
@@ -49,18 +56,18 @@ impl Publisher {
         check(&inventory)?;
         inventory.reported_at = now;
         inventory.generation = self.told.generation;
-        let age = now.saturating_sub(self.told.reported_at);
+        let every = if inventory.report_every_seconds == 0 { SILENCE_SECONDS } else { inventory.report_every_seconds };
+        // A clock that was set back says nothing of when the next one is due.
+        let is_due = now.checked_sub(self.told.reported_at).is_none_or(|age| age >= every);
         if self.whole.is_some()
-            && age < SILENCE_SECONDS
+            && !is_due
+            && inventory.assignments == self.confirmed
             && (HostInventory { reported_at: self.told.reported_at, ..inventory.clone() }) == self.told
         {
             return Ok(Published::Nothing);
         }
         inventory.generation += 1;
-        let published = match self.delta(&inventory)? {
-            Some((delta, bytes)) => self.publish_delta(&delta, bytes).map(|()| Published::Changes),
-            None => self.publish_whole(&mut inventory).map(|()| Published::Whole),
-        };
+        let published = self.publish_next(&mut inventory);
         if let Err(error) = published {
             // What is there now is not known.
             self.whole = None;
@@ -71,20 +78,33 @@ impl Publisher {
         published
     }
 
+    fn publish_next(&mut self, inventory: &mut HostInventory) -> Result<Published> {
+        match self.delta(inventory)? {
+            Some((delta, bytes)) if self.is_there(&delta.host)? => self.publish_delta(&delta, bytes).map(|()| Published::Changes),
+            _ => self.publish_whole(inventory).map(|()| Published::Whole),
+        }
+    }
+
+    /// Whether what was written whole is there as it was written: changes mean nothing without it.
+    fn is_there(&self, host: &str) -> Result<bool> {
+        let found = self.fleet.bucket().tag(&layout::host_path(host))?;
+        let written = self.whole.as_ref().and_then(|whole| whole.tag.as_ref());
+        Ok(found.is_some_and(|found| found.as_ref().zip(written).is_none_or(|(found, written)| found == written)))
+    }
+
     /// Takes what the host reports now out of the reservations: if the volume is destroyed later, nothing is left of it. After the
     /// report, so that it counts at every moment.
     fn confirm(&mut self) -> Result<()> {
-        let HostInventory { region, zone, assignments, .. } = &self.told;
-        if assignments.iter().any(|id| !self.confirmed.contains(id)) {
-            self.fleet.confirm(region, zone, assignments)?;
-        }
+        let HostInventory { host, assignments, .. } = &self.told;
+        let new: Vec<String> = assignments.iter().filter(|id| !self.confirmed.contains(id)).cloned().collect();
+        self.fleet.confirm(host, &new)?;
         self.confirmed.clone_from(assignments);
         Ok(())
     }
 
     /// The changes since everything was written, if they are worth it.
     fn delta(&self, inventory: &HostInventory) -> Result<Option<(InventoryDelta, Vec<u8>)>> {
-        let Some((whole, whole_bytes)) = &self.whole else { return Ok(None) };
+        let Some(Whole { inventory: whole, bytes: whole_bytes, .. }) = &self.whole else { return Ok(None) };
         let delta = whole.delta_to(inventory);
         let bytes = layout::write(&layout::delta_path(&inventory.host), &delta)?;
         Ok((bytes.len() <= DELTA_BYTES_MIN.max(whole_bytes / 4)).then_some((delta, bytes)))
@@ -106,13 +126,14 @@ impl Publisher {
 
     fn publish_whole(&mut self, inventory: &mut HostInventory) -> Result<()> {
         let path = layout::host_path(&inventory.host);
-        let expected = self.whole.as_ref().map(|(whole, _)| whole.generation);
+        let expected = self.whole.as_ref().map(|whole| whole.inventory.generation);
         // The generations of changes go on from those of what was written whole, so the next whole one comes after both.
         let delta = self.fleet.bucket().read(&layout::delta_path(&inventory.host), INVENTORY_BYTES_MAX)?;
         let delta = delta.and_then(|bytes| layout::parse::<InventoryDelta>("delta", &bytes).ok()).map_or(0, |delta| delta.generation);
-        let bytes = self.fleet.bucket().change(&path, INVENTORY_BYTES_MAX, |found| {
+        let (bytes, tag) = self.fleet.bucket().change_tagged(&path, INVENTORY_BYTES_MAX, |found| {
             let found = found.and_then(|bytes| layout::parse::<HostInventory>(&path, bytes).ok()).map(|found| found.generation);
-            if expected.is_some() && expected != found {
+            // One that is gone or older was wiped or restored; a newer one is somebody else's.
+            if expected.is_some() && found > expected {
                 return Err(twice(&inventory.host));
             }
             inventory.generation = inventory.generation.max(found.unwrap_or(0).max(delta).saturating_add(1));
@@ -124,7 +145,7 @@ impl Publisher {
             let length = bytes.len();
             Ok(Change::Write(bytes, length))
         })?;
-        self.whole = Some((inventory.clone(), bytes));
+        self.whole = Some(Whole { inventory: inventory.clone(), bytes, tag });
         Ok(())
     }
 }

@@ -48,7 +48,7 @@ impl FleetView {
     }
 }
 
-fn fleet_of(hosts: &[HostInventory], reservations: &[Reservation], options: FleetOptions, now: u64) -> Fleet {
+pub(super) fn fleet_of(hosts: &[HostInventory], reservations: &[Reservation], options: FleetOptions, now: u64) -> Fleet {
     let mut fleet = Fleet::with_options(options);
     for host in hosts {
         fleet.report(host.clone());
@@ -249,9 +249,8 @@ impl SharedFleet {
             for host in zone {
                 match self.host(host) {
                     Ok(host) if layout::book_of(&host.region, &host.zone) == book => hosts.push(host),
-                    Ok(_) => {}
-                    Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::InvalidInput) => {}
-                    Err(error) => return Err(error),
+                    found if found.is_ok() || is_out(&found) => {}
+                    found => hosts.push(found?),
                 }
             }
             found.clean(&hosts, rules.now);
@@ -272,18 +271,27 @@ impl SharedFleet {
         })
     }
 
-    /// Takes assignments that their host reports out of the book of its zone.
-    pub(super) fn confirm(&self, region: &str, zone: &str, assignments: &[String]) -> Result<()> {
-        let path = layout::book_path(&layout::book_of(region, zone));
-        self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
-            let mut found = Book::read(&path, bytes)?;
-            let before = found.reservations.len();
-            found.reservations.retain(|reservation| !assignments.contains(&reservation.id));
-            match found.reservations.len() < before {
-                true => Ok(Change::Write(found.next(&path)?, ())),
-                false => Ok(Change::Keep(())),
-            }
-        })
+    /// Takes assignments that `host` reports out of their books. Those of other hosts stay.
+    pub(super) fn confirm(&self, host: &str, assignments: &[String]) -> Result<()> {
+        let mut books: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+        for id in assignments {
+            // Labels are the users' own: what is no reservation is in no book.
+            books.entry(layout::book_in(id).unwrap_or_default()).or_default().push(id);
+        }
+        books.remove("");
+        for (book, ids) in books {
+            let path = layout::book_path(book);
+            self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
+                let mut found = Book::read(&path, bytes)?;
+                let before = found.reservations.len();
+                found.reservations.retain(|reservation| reservation.host != host || !ids.contains(&&reservation.id));
+                match found.reservations.len() < before {
+                    true => Ok(Change::Write(found.next(&path)?, ())),
+                    false => Ok(Change::Keep(())),
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// Gives back a reservation.
@@ -291,14 +299,7 @@ impl SharedFleet {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an id that was never given out; [`ErrorKind::NotFound`] if it is not held (any more).
     pub fn release(&self, id: &str) -> Result<()> {
-        let book = id.split_once('@').and_then(|(_, book)| Some((book, book.split_once('.')?)));
-        let (book, (region, zone)) = book.ok_or_else(|| {
-            let shown: String = id.chars().take(100).collect();
-            Error::new(ErrorKind::InvalidInput, format!("'{shown}' is not a reservation: they look like 0a1b2c3d4e5f6071@REGION.ZONE"))
-        })?;
-        layout::valid_name("region", region, false)?;
-        layout::valid_name("zone", zone, false)?;
-        let path = layout::book_path(book);
+        let path = layout::book_path(layout::book_in(id)?);
         self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
             let mut found = Book::read(&path, bytes)?;
             let before = found.reservations.len();
@@ -312,6 +313,12 @@ impl SharedFleet {
             }
         })
     }
+}
+
+/// Whether a host is out of the fleet: it has gone, or what tells of it cannot be read.
+pub(super) fn is_out(host: &Result<HostInventory>) -> bool {
+    let kind = host.as_ref().err().map(Error::kind);
+    kind.is_some_and(|kind| matches!(kind, ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::InvalidInput))
 }
 
 /// A host from the two objects that tell of it.

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bucket::Change;
-use super::{Published, Publisher, SharedFleet};
+use super::{Admitted, Birth, HostFacts, Published, Publisher, SharedFleet};
 use crate::content::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::placement::{
-    Compute, FleetOptions, HostInventory, PLACEMENTS_MAX, PlacedVolume, Placement, Policy, Processors, Request, Resources,
+    Compute, FleetOptions, HostInventory, HostStatus, PLACEMENTS_MAX, PlacedVolume, Placement, Policy, Processors, Request, Resources,
 };
+use crate::store::{Store, StoreOptions};
+use crate::volume::IMAGE_LABEL;
 
 const NOW: u64 = 1_000_000;
 
@@ -87,6 +89,240 @@ fn two_hosts_of_one_name_hear_of_it() {
     for wrong in names {
         assert_eq!(first.publish(wrong, NOW).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
+}
+
+/// Wipes a part of a fleet in a directory.
+fn wiped(directory: &std::path::Path, part: &str) {
+    std::fs::remove_dir_all(directory.join(part)).unwrap();
+}
+
+#[test]
+fn what_was_wiped_is_written_again_with_the_next_report() {
+    let directory = tempfile::tempdir().unwrap();
+    let fleet = SharedFleet::open(directory.path().to_str().unwrap()).unwrap();
+    let mut publisher = Publisher::new(fleet.clone());
+    let mut inventory = HostInventory { report_every_seconds: 10, ..host("a", "a", 4) };
+    publisher.publish(inventory.clone(), NOW).unwrap();
+    inventory.used.memory_bytes = 1;
+    assert_eq!(publisher.publish(inventory.clone(), NOW + 1).unwrap(), Published::Changes);
+    for (at, part) in (2..).zip(["hosts", "deltas", "."]) {
+        match part {
+            "." => ["hosts", "deltas"].into_iter().for_each(|part| wiped(directory.path(), part)),
+            part => wiped(directory.path(), part),
+        }
+        // Nothing is new, but it is due.
+        let told = publisher.publish(inventory.clone(), NOW + 10 * at).unwrap();
+        assert_eq!(told, if part == "deltas" { Published::Changes } else { Published::Whole }, "{part}");
+        let read = fleet.host("a").unwrap();
+        assert_eq!((read.reported_at, read.used.memory_bytes), (NOW + 10 * at, 1), "{part}");
+    }
+    // An older one was restored.
+    let path = directory.path().join("hosts/a.json");
+    let old = std::fs::read(&path).unwrap();
+    inventory.layers = (0..1000u32).map(|number| (Digest::of(&number.to_le_bytes()), 1)).collect();
+    assert_eq!(publisher.publish(inventory.clone(), NOW + 60).unwrap(), Published::Whole);
+    std::fs::write(&path, old).unwrap();
+    assert_eq!(publisher.publish(inventory.clone(), NOW + 70).unwrap(), Published::Whole);
+    assert_eq!(fleet.host("a").unwrap().layers.len(), 1000);
+}
+
+#[test]
+fn a_report_that_is_due_is_written_though_nothing_is_new() {
+    let fleet = memory();
+    let mut publisher = Publisher::new(fleet.clone());
+    let inventory = HostInventory { report_every_seconds: 10, ..host("a", "a", 4) };
+    let mut at = |now| publisher.publish(inventory.clone(), now).unwrap();
+    assert_eq!(
+        [NOW, NOW + 9, NOW + 10, NOW + 19].map(&mut at),
+        [Published::Whole, Published::Nothing, Published::Changes, Published::Nothing]
+    );
+    assert_eq!(at(NOW - 100), Published::Changes, "the clock was set back");
+    assert_eq!(fleet.host("a").unwrap().reported_at, NOW - 100);
+}
+
+fn admit(fleet: &SharedFleet, own: &HostInventory, reservation: Option<&str>, wanted: &Request, now: u64) -> Result<Admitted> {
+    fleet.admit(&Birth { wanted, reservation, own: &|| Ok(own.clone()) }, now)
+}
+
+#[test]
+fn a_reservation_is_good_for_one_volume_on_its_host() {
+    let fleet = memory();
+    let own = HostInventory { report_every_seconds: 10, ..host("a", "z", 2) };
+    publish(&fleet, own.clone());
+    publish(&fleet, HostInventory { capacity: Resources::default(), ..host("b", "z", 0) });
+    let id = place(&fleet, &machine("v")).placed.remove(0).reservation.id;
+    let refused = |own: &HostInventory, id: &str, wanted: &Request, now| {
+        let error = admit(&fleet, own, Some(id), wanted, now).unwrap_err();
+        (error.kind(), error.to_string())
+    };
+    let before = fleet.load().unwrap().reservations;
+    let mut large = machine("v");
+    large.volume_bytes += 1;
+    let mut many = machine("v");
+    many.compute.cpus.count = 2;
+    let used = HostInventory { assignments: vec![id.clone()], ..own.clone() };
+    let all = [
+        (refused(&own, "bogus", &machine("v"), NOW), ErrorKind::InvalidInput, "is not a reservation"),
+        (refused(&own, "0a1b2c3d4e5f6071@ams.z", &machine("v"), NOW), ErrorKind::NotFound, "is not held"),
+        (refused(&own, "0a1b2c3d4e5f6071@ams.y", &machine("v"), NOW), ErrorKind::NotFound, "is not held"),
+        (refused(&host("b", "z", 2), &id, &machine("v"), NOW), ErrorKind::InvalidInput, "is for host 'a', and this is 'b'"),
+        (refused(&own, &id, &large, NOW), ErrorKind::InvalidInput, "is too small: of what it holds, 1.0 MiB for volumes"),
+        (refused(&own, &id, &many, NOW), ErrorKind::InvalidInput, "is too small: of what it holds, 1 processors"),
+        (refused(&own, &id, &machine("v"), NOW + 60), ErrorKind::NotFound, "lapsed 0 s ago"),
+        (refused(&used, &id, &machine("v"), NOW), ErrorKind::Exists, "was used up"),
+    ];
+    for ((kind, text), expected, part) in all {
+        assert!(kind == expected && text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(fleet.load().unwrap().reservations, before, "what is refused changes nothing");
+
+    // Taken shortly before it lapses, it holds until a host that does not report the volume would count as dead.
+    let taken = admit(&fleet, &own, Some(&id), &machine("other"), NOW + 59).unwrap();
+    let held = fleet.load().unwrap().reservations;
+    assert_eq!((held.len(), held[0].expires_at), (1, NOW + 59 + 30 + 60));
+    fleet.give_back(&taken).unwrap();
+    assert_eq!(fleet.load().unwrap().reservations, before, "the volume was not made");
+    let taken = admit(&fleet, &own, Some(&id), &machine("other"), NOW + 59).unwrap();
+    publish(&fleet, HostInventory { assignments: vec![taken.id], used: held[0].resources.clone(), ..own.clone() });
+    assert_eq!(fleet.load().unwrap().reservations, []);
+}
+
+#[test]
+fn a_host_makes_nothing_that_breaks_its_capacity_or_its_zone() {
+    let fleet = memory();
+    let own = host("a", "z", 2);
+    let other = PlacedVolume { app: "app".into(), name: "db".into(), size_bytes: 1 };
+    publish(&fleet, own.clone());
+    publish(&fleet, HostInventory { volumes: [("db".to_owned(), other)].into(), ..host("b", "z", 8) });
+    publish(&fleet, host("c", "elsewhere", 8));
+    // One of two processors is reserved on this host, and the next volume gets the other; b and c do not help.
+    fleet.release(&place(&fleet, &machine("free")).placed.remove(0).reservation.id).unwrap();
+    let first = admit(&fleet, &own, None, &machine("one"), NOW).unwrap();
+    assert_eq!(fleet.load().unwrap().reservations[0].volume, "one");
+    admit(&fleet, &own, None, &machine("two"), NOW).unwrap();
+    let error = admit(&fleet, &own, None, &machine("three"), NOW).unwrap_err();
+    assert!(error.kind() == ErrorKind::NoSpace && error.to_string().contains("a: 0 processors are free, 1 are needed"), "{error}");
+    fleet.give_back(&first).unwrap();
+    admit(&fleet, &HostInventory { status: HostStatus::Draining, ..own.clone() }, None, &machine("three"), NOW).unwrap();
+    // A machine of any kind gets one, and nobody else has it.
+    let any = Request { compute: Compute { cpus: Processors { kind: String::new(), count: 3 }, ..Compute::default() }, ..machine("any") };
+    let mixed = HostInventory {
+        capacity: Resources { cpus: [("fast".to_owned(), 3), ("shared".to_owned(), 2)].into(), ..own.capacity.clone() },
+        ..host("mixed", "y", 0)
+    };
+    assert_eq!(admit(&fleet, &mixed, None, &any, NOW).unwrap().resources.cpus, [("fast".to_owned(), 3)].into());
+
+    let unique = |volume: &str, require_unique_zone, unique_zone_app_wide| {
+        let request = Request { require_unique_zone, unique_zone_app_wide, ..machine(volume) };
+        admit(&fleet, &host("empty", "z", 8), None, &request, NOW).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert!(unique("db", true, false).unwrap_err().contains("same app and name"));
+    assert!(unique("log", false, true).unwrap_err().contains("same app are in its zone"));
+    unique("log", true, false).unwrap();
+    // What is reserved counts like what is there.
+    assert!(unique("log", true, false).unwrap_err().contains("same app and name"));
+}
+
+/// Schedulers reserve on a host that makes volumes of its own meanwhile, and of what was reserved.
+#[test]
+fn hosts_and_schedulers_together_do_not_oversell() {
+    let directory = tempfile::tempdir().unwrap();
+    let fleet = SharedFleet::open(directory.path().to_str().unwrap()).unwrap();
+    let own = std::sync::Mutex::new(HostInventory { report_every_seconds: 10, ..host("a", "z", 7) });
+    publish(&fleet, own.lock().unwrap().clone());
+    let make = |reservation: Option<&str>, volume: &str| {
+        let look = || Ok(own.lock().unwrap().clone());
+        let wanted = machine(volume);
+        let admitted = fleet.admit(&Birth { wanted: &wanted, reservation, own: &look }, NOW).ok()?;
+        let mut own = own.lock().unwrap();
+        *own.used.cpus.entry("shared".into()).or_default() += 1;
+        assert!(own.used.cpus["shared"] <= 7, "the host was oversold");
+        own.assignments.push(admitted.id);
+        Some(())
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut publisher = Publisher::new(fleet.clone());
+            for _ in 0..20 {
+                let look = own.lock().unwrap().clone();
+                publisher.publish(look, NOW).unwrap();
+            }
+        });
+        for worker in 0..3 {
+            let (make, fleet) = (&make, &fleet);
+            scope.spawn(move || {
+                for number in 0..3 {
+                    let volume = format!("v{worker}-{number}");
+                    match number % 2 {
+                        0 => drop(make(None, &volume)),
+                        _ => place(fleet, &machine(&volume)).placed.into_iter().for_each(|placed| {
+                            // A reservation that was made is good.
+                            make(Some(&placed.reservation.id), &volume).unwrap();
+                        }),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(own.lock().unwrap().used.cpus["shared"], 7, "all room was used");
+}
+
+/// What a host has made is in the book until it has reported it, whatever else it makes meanwhile.
+#[test]
+fn a_scheduler_sees_what_a_host_has_made_and_not_reported() {
+    let fleet = memory();
+    let mut own = host("a", "z", 2);
+    publish(&fleet, own.clone());
+    let first = admit(&fleet, &own, None, &machine("one"), NOW).unwrap();
+    (own.assignments, own.used) = (vec![first.id], first.resources);
+    let second = admit(&fleet, &own, None, &machine("two"), NOW).unwrap();
+    assert_eq!(place(&fleet, &machine("three")).placed, []);
+    fleet.give_back(&second).unwrap();
+    assert_eq!(place(&fleet, &machine("three")).placed.len(), 1);
+}
+
+#[test]
+fn a_host_confirms_only_what_is_its_own() {
+    let fleet = memory();
+    publish(&fleet, host("a", "z", 1));
+    let id = place(&fleet, &machine("v")).placed.remove(0).reservation.id;
+    publish(&fleet, HostInventory { assignments: vec![id.clone(), "nonsense".into(), "x@../..".into()], ..host("b", "z", 1) });
+    assert_eq!(fleet.load().unwrap().reservations[0].id, id);
+    publish(&fleet, HostInventory { assignments: vec![id], ..host("a", "z", 1) });
+    assert_eq!(fleet.load().unwrap().reservations, []);
+}
+
+#[test]
+fn room_is_what_is_free_and_images_count_what_they_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = Store::create(&path, StoreOptions::default()).unwrap();
+    let facts = HostFacts::default().complete(&path).unwrap();
+    let free = || {
+        let system = rustix::fs::statvfs(&path).unwrap();
+        system.f_bavail * system.f_frsize
+    };
+    // Others write there, too.
+    const SLACK: u64 = 1 << 30;
+    let near = |room: u64, expected: u64| assert!(room.abs_diff(expected) < SLACK, "{room} is not about {expected}");
+    let left = |inventory: &HostInventory| inventory.capacity.without(&inventory.used).volume_bytes;
+    near(left(&facts.amounts(&store).unwrap()), free());
+
+    let image = store.create_volume_labeled("app", 64 << 30, [(IMAGE_LABEL.to_owned(), "app:v1".to_owned())].into()).unwrap();
+    image.write_at(&[1; 1 << 20], 0).unwrap();
+    image.flush().unwrap();
+    let holding = facts.amounts(&store).unwrap();
+    assert_eq!((holding.used.volume_bytes, holding.volumes["app"].size_bytes), (1 << 20, 64 << 30));
+    assert!(holding.images.contains_key("app:v1"));
+    near(left(&holding), free());
+    // A machine's own disk may grow to its size.
+    image.fork("disk").unwrap();
+    let forked = facts.amounts(&store).unwrap();
+    assert_eq!(forked.used.volume_bytes, (1 << 20) + (64 << 30));
+    near(left(&forked), free().saturating_sub(64 << 30));
+    // What the operator says counts.
+    let told = HostFacts { capacity: Resources { volume_bytes: 7, ..Resources::default() }, ..HostFacts::default() };
+    assert_eq!(told.complete(&path).unwrap().amounts(&store).unwrap().capacity.volume_bytes, 7);
 }
 
 #[test]

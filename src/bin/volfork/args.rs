@@ -64,6 +64,9 @@ pub enum Command {
         /// The reservation that the volume uses up, as 'place --reserve' printed it
         #[arg(long, value_name = "ID")]
         reservation: Option<String>,
+        /// Make it even if it breaks the capacity of this host, a rule about its zone, or the reservation
+        #[arg(long)]
+        force: bool,
     },
     /// Make a volume from a raw image; makes the store too, if there is none
     Import {
@@ -120,6 +123,9 @@ pub enum Command {
         /// The reservation that the volume uses up, as 'place --reserve' printed it
         #[arg(long, value_name = "ID")]
         reservation: Option<String>,
+        /// Make it even if it breaks the capacity of this host, a rule about its zone, or the reservation
+        #[arg(long)]
+        force: bool,
     },
     /// Rank the hosts of a fleet for a volume and its machine, by the seconds until it can start
     #[cfg(feature = "fleet")]

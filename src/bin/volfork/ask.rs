@@ -11,6 +11,7 @@ use crate::bar::Bar;
 use crate::control;
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
+use crate::gate::Alone;
 use crate::interrupt::{Interrupt, Interruptible};
 use crate::output::{self, Output};
 use crate::reach::{Reached, reach};
@@ -31,7 +32,7 @@ pub fn ask(settings: &Settings, request: Request, file: FileArgument, makes_stor
         }
         Reached::Store(store) => {
             let mut watcher = Interruptible { watcher: bar, interrupt: Interrupt::catch()? };
-            let done = execute(&store, request, user_file.file.take(), &mut watcher);
+            let done = execute(&store, request, user_file.file.take(), &Alone, &mut watcher);
             let closed = store.close();
             let mut response = done?;
             closed?;

@@ -8,6 +8,7 @@ use volfork::volume::{HydrationInfo, HydrationState, SnapshotInfo, VolumeState};
 use volfork::{ErrorKind, Store, format_bytes};
 
 use crate::failure::{Failure, Result};
+use crate::gate::{Admission, Forced, Gate};
 use crate::origin::origin;
 use crate::request::{Disconnected, Done, Progress, Request, Response, Shown, Unit, Watcher};
 use crate::target::{Growth, Target};
@@ -16,12 +17,13 @@ use crate::transfer::{export, import};
 /// How often waiting work tells its watcher.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
-/// Carries out `request`; `file` belongs to an import or export.
-pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mut dyn Watcher) -> Result<Response> {
+/// Carries out `request`; `file` belongs to an import or export, and `gate` is asked before a volume is created or forked.
+pub fn execute(store: &Store, request: Request, file: Option<File>, gate: &dyn Gate, watcher: &mut dyn Watcher) -> Result<Response> {
     let file = || file.ok_or_else(|| Failure::new(ErrorKind::InvalidInput, "the request came without a file"));
     match request {
-        Request::Create { name, size_bytes, labels } => {
-            store.create_volume_labeled(&name, size_bytes, labels)?;
+        Request::Create { name, size_bytes, mut labels, force } => {
+            let admission = gate_of(force, gate).admit(store, &name, size_bytes, &mut labels)?;
+            admission.conclude(store.create_volume_labeled(&name, size_bytes, labels))?;
             shown(store, Done::Created, &name)
         }
         Request::Import { name, raw } => import(store, &name, file()?, raw, watcher).map(Response::Moved),
@@ -34,8 +36,13 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
             Ok(Response::Snapshot(find_snapshot(store.snapshots(&volume)?, &snapshot)?))
         }
         Request::Snapshots { volume } => Ok(Response::Snapshots(store.snapshots(&volume)?)),
-        Request::Fork { source, also, name, labels } => {
-            store.fork_labeled(&[&[source], &also[..]].concat(), &name, &labels)?;
+        Request::Fork { source, also, name, labels, force } => {
+            let (gate, mut admission) = (gate_of(force, gate), Admission::default());
+            let forked = store.fork_admitted(&[&[source], &also[..]].concat(), &name, &labels, &mut |size_bytes, labels| {
+                admission = gate.admit(store, &name, size_bytes, labels)?;
+                Ok(())
+            });
+            admission.conclude(forked)?;
             shown(store, Done::Forked, &name)
         }
         Request::Origin { target } => Ok(Response::Origin(origin(store, &target)?)),
@@ -58,6 +65,10 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, watcher: &mu
         #[cfg(feature = "images")]
         Request::Image(request) => crate::image::carry_out(store, request, watcher).map(Response::Image),
     }
+}
+
+fn gate_of(force: bool, gate: &dyn Gate) -> &dyn Gate {
+    if force { &Forced } else { gate }
 }
 
 fn shown(store: &Store, done: Done, name: &str) -> Result<Response> {

@@ -3,6 +3,7 @@
 //! - `args`, `settings`, `target`, `hints`: what was typed, and what it means.
 //! - `request`, `execute`, `transfer`, `output`: what can be asked of an open store, and how it is done.
 //! - `reach`, `ask`, `control`: where that happens: here, or in the process that serves the store.
+//! - `gate`: whether a host makes a volume.
 //! - `serve`, `nbd`, `clients`, `ready`: the serving process.
 //! - `fleet`, `origin`: many hosts, and what placement wants to know of a source.
 //! - `image`: container images. `trace`: what forks read first.
@@ -20,6 +21,7 @@ mod execute;
 mod failure;
 #[cfg(feature = "fleet")]
 mod fleet;
+mod gate;
 mod hints;
 #[cfg(feature = "images")]
 mod image;
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
         Plan::Check => check::check(&settings),
         Plan::Serve(serve) => serve::serve(&settings, &serve).map(|()| true),
         #[cfg(feature = "fleet")]
-        Plan::Place(place) => fleet::place(&settings, &place),
+        Plan::Place(place) => fleet::place(&settings, &place).map(|()| true),
         #[cfg(feature = "fleet")]
         Plan::Fleet(command) => fleet::run(&settings, command).map(|()| true),
         Plan::Demo(demo) => demo::run(&settings, demo).map(|()| true),

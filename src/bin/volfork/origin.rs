@@ -4,66 +4,82 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use volfork::volume::RunKind;
-use volfork::{Snapshot, Store};
+use volfork::Store;
+use volfork::volume::{Run, RunKind};
 
 use crate::failure::Result;
 use crate::target::Target;
 
 /// Ranges of data that are told, and asked for at once.
 const RUNS_MAX: usize = 16 << 10;
+/// How often it is looked for more of them.
+const LOOKS_MAX: usize = 1024;
 
 /// The snapshot below a fork.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// Identity of its bytes; `None` if there is no snapshot, or it has none.
+    /// Id of the store that has it; empty if it does not say.
+    pub store: String,
+    /// Identity of its bytes; `None` if it has none.
     pub identity: Option<String>,
     /// Size in bytes.
     pub size_bytes: u64,
     /// Bytes of a block, where that is known.
     pub block_bytes: Option<u32>,
-    /// Bytes that earlier forks touched first, or all that are not zero if that was not recorded; empty if neither is known.
-    pub first: Vec<Range<u64>>,
+    /// Bytes that earlier forks touched first, or all that are not zero if that was not recorded; `None` if neither is known.
+    pub first: Option<Vec<Range<u64>>>,
     /// Labels of the volume.
     pub labels: BTreeMap<String, String>,
 }
 
-/// Of a volume or snapshot of `store`. A volume stands for its latest snapshot: other hosts can have nothing newer of it.
+/// Of a volume or snapshot of `store`. A volume stands for the snapshot that would be taken of it now.
 pub fn origin(store: &Store, target: &Target) -> Result<Origin> {
     let volume = store.volume(&target.volume)?;
     let all = store.labels();
     let labels = all.into_iter().find(|(name, ..)| *name == target.volume).map(|(_, _, labels)| labels).unwrap_or_default();
-    let snapshot = target.snapshot.clone().or_else(|| store.snapshot_names(&target.volume).ok()?.pop());
-    let Some(snapshot) = snapshot else {
-        return Ok(Origin { size_bytes: volume.size_bytes(), labels, ..Origin::default() });
+    let live = volume.live_identity();
+    let snapshot = match &target.snapshot {
+        Some(snapshot) => Some(store.snapshot(&target.volume, snapshot)?),
+        // What was written since the latest one is not in it.
+        None => store.snapshot_names(&target.volume)?.pop().map(|latest| store.snapshot(&target.volume, &latest)).transpose()?,
     };
-    let snapshot = store.snapshot(&target.volume, &snapshot)?;
-    Ok(Origin {
-        identity: Some(snapshot.identity()),
-        size_bytes: snapshot.size_bytes(),
-        block_bytes: u32::try_from(store.block_size().bytes()).ok(),
-        first: match snapshot.trace() {
-            trace if trace.is_empty() => data(&snapshot)?,
-            trace => trace,
-        },
-        labels,
-    })
+    let snapshot = snapshot.filter(|snapshot| target.snapshot.is_some() || snapshot.identity() == live);
+    let runs = |runs: Vec<Run>| runs.into_iter().map(|run| (run.bytes, run.kind == RunKind::Zero)).collect();
+    let (identity, size_bytes, first) = match &snapshot {
+        Some(snapshot) => (snapshot.identity(), snapshot.size_bytes(), snapshot.trace()),
+        None => (live, volume.size_bytes(), Vec::new()),
+    };
+    let first = match (&snapshot, first.is_empty()) {
+        (_, false) => first,
+        (Some(snapshot), true) => not_zero(size_bytes, |range| snapshot.allocation(range, RUNS_MAX).map(runs))?,
+        (None, true) => not_zero(size_bytes, |range| volume.allocation(range, RUNS_MAX).map(runs))?,
+    };
+    let block_bytes = u32::try_from(store.block_size().bytes()).ok();
+    Ok(Origin { store: store.id(), identity: Some(identity), size_bytes, block_bytes, first: Some(first), labels })
 }
 
-/// What is not known to be zero. The last range covers the rest when there are more than can be told.
-fn data(snapshot: &Snapshot) -> Result<Vec<Range<u64>>> {
-    let (mut ranges, mut at, end) = (Vec::new(), 0, snapshot.size_bytes());
-    while at < end {
-        for run in snapshot.allocation(at..end, RUNS_MAX)? {
-            if run.kind != RunKind::Zero {
-                ranges.push(at..at + run.bytes);
-            }
-            at += run.bytes;
-        }
-        if ranges.len() > RUNS_MAX {
-            ranges.push(at..end);
+/// What is not known to be zero, by what `look` tells of the bytes from the start of a range: lengths, and whether they are zero. The
+/// last range covers the rest when there are more than can be told.
+pub fn not_zero<E>(
+    size_bytes: u64,
+    mut look: impl FnMut(Range<u64>) -> std::result::Result<Vec<(u64, bool)>, E>,
+) -> std::result::Result<Vec<Range<u64>>, E> {
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    // A source may tell as little at once as it likes, and not for ever.
+    for _ in 0..LOOKS_MAX {
+        if at >= size_bytes || ranges.len() > RUNS_MAX {
             break;
         }
+        for (bytes, is_zero) in look(at..size_bytes)? {
+            let end = at.saturating_add(bytes).min(size_bytes);
+            if !is_zero {
+                ranges.push(at..end);
+            }
+            at = end;
+        }
+    }
+    if at < size_bytes {
+        ranges.push(at..size_bytes);
     }
     Ok(ranges)
 }
@@ -83,6 +99,6 @@ mod tests {
         volume.write_at(&[1; 4096], 32 << 20).unwrap();
         volume.snapshot("s").unwrap();
         let origin = origin(&store, &"v@s".parse().unwrap()).unwrap();
-        assert_eq!(origin.first, [4096..12288, 32 << 20..(32 << 20) + 4096]);
+        assert_eq!(origin.first.unwrap(), [4096..12288, 32 << 20..(32 << 20) + 4096]);
     }
 }

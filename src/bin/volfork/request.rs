@@ -17,12 +17,14 @@ use crate::trace::Action;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// An empty volume.
+    /// An empty volume; `force` makes it and a fork also where the host has no room for it.
     Create {
         name: String,
         size_bytes: u64,
         #[serde(default)]
         labels: BTreeMap<String, String>,
+        #[serde(default)]
+        force: bool,
     },
     /// A volume with the bytes of the descriptor; `raw` skips the test for image formats.
     Import { name: String, raw: bool },
@@ -43,6 +45,8 @@ pub enum Request {
         name: String,
         #[serde(default)]
         labels: BTreeMap<String, Option<String>>,
+        #[serde(default)]
+        force: bool,
     },
     /// What a fork of it would be made from.
     Origin { target: Target },

@@ -13,6 +13,7 @@ use crate::clients::Clients;
 use crate::control::{self, ControlServer};
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
+use crate::gate::{Alone, Gate};
 use crate::interrupt::Stop;
 use crate::nbd::Door;
 use crate::print;
@@ -30,7 +31,7 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     let teller = settings.clone();
     let store = reach::open_with(settings, Some(Arc::new(move |event: &Event| print::event(&teller, event))))?;
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
-        let served = control_and_wait(settings, &store, &arguments.listen, fleet.changed());
+        let served = control_and_wait(settings, &store, &arguments.listen, fleet.gate(), fleet.changed());
         fleet.stop();
         served
     });
@@ -63,6 +64,15 @@ impl Fleet {
         Ok(Self {})
     }
 
+    /// Asked before a volume is made.
+    fn gate(&self) -> Box<dyn Gate> {
+        #[cfg(feature = "fleet")]
+        if let Some(reporter) = &self.reporter {
+            return Box::new(reporter.gate());
+        }
+        Box::new(Alone)
+    }
+
     /// To be called after each command.
     fn changed(&self) -> impl Fn() + Send + Sync + use<> {
         #[cfg(feature = "fleet")]
@@ -83,7 +93,13 @@ impl Fleet {
     }
 }
 
-fn control_and_wait(settings: &Settings, store: &Store, listen: &[String], changed: impl Fn() + Send + Sync + 'static) -> Result<()> {
+fn control_and_wait(
+    settings: &Settings,
+    store: &Store,
+    listen: &[String],
+    gate: Box<dyn Gate>,
+    changed: impl Fn() + Send + Sync + 'static,
+) -> Result<()> {
     let clients = Clients::default();
     let control = ControlServer::start(&settings.store, {
         let (store, clients) = (store.clone(), clients.clone());
@@ -92,7 +108,7 @@ fn control_and_wait(settings: &Settings, store: &Store, listen: &[String], chang
         move |request, file, watcher| {
             let changes = request.changes();
             #[cfg_attr(not(feature = "images"), expect(unused_mut, reason = "only answers about images are added to"))]
-            let mut done = execute(&store, request, file, watcher).and_then(|response| clients.complete(response));
+            let mut done = execute(&store, request, file, &*gate, watcher).and_then(|response| clients.complete(response));
             #[cfg(feature = "images")]
             if let Ok(response) = &mut done {
                 starts.note(&settings, response);

@@ -101,9 +101,9 @@ impl Arguments {
 fn plan(command: Command) -> (&'static str, Plan) {
     match command {
         Command::Init { block_size, group_access } => ("init", Plan::Init { block_size, group_access }),
-        Command::Create { name, size, hints, reservation } => {
+        Command::Create { name, size, hints, reservation, force } => {
             let labels = hints::labels(hints, reservation);
-            ("create", Plan::ask(Request::Create { name, size_bytes: size, labels }))
+            ("create", Plan::ask(Request::Create { name, size_bytes: size, labels, force }))
         }
         Command::Import { name, file, raw } => {
             ("import", Plan::Ask { request: Request::Import { name, raw }, file: FileArgument::Read(file), makes_store: true })
@@ -115,10 +115,11 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
         Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
         Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
-        Command::Fork { source, new, also, hints, reservation } => {
+        Command::Fork { source, new, also, hints, reservation, force } => {
             let makes_store = is_uri(&source);
             let labels = hints::fork_labels(hints, reservation);
-            ("fork", Plan::Ask { request: Request::Fork { source, also, name: new, labels }, file: FileArgument::None, makes_store })
+            let request = Request::Fork { source, also, name: new, labels, force };
+            ("fork", Plan::Ask { request, file: FileArgument::None, makes_store })
         }
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
@@ -182,9 +183,9 @@ mod tests {
     #[test]
     fn commands_become_requests() {
         let cases = [
-            ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30, labels: [].into() }),
-            ("create v --size 10B", Request::Create { name: "v".into(), size_bytes: 10, labels: [].into() }),
-            ("create v --size 1048576", Request::Create { name: "v".into(), size_bytes: 1 << 20, labels: [].into() }),
+            ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30, labels: [].into(), force: false }),
+            ("create v --size 10B", Request::Create { name: "v".into(), size_bytes: 10, labels: [].into(), force: false }),
+            ("create v --size 1048576", Request::Create { name: "v".into(), size_bytes: 1 << 20, labels: [].into(), force: false }),
             ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30) }),
             ("extend v --size 2G", Request::Extend { name: "v".into(), growth: Growth::To(2 << 30) }),
             ("hydrate v", hydrate(HydrationControl::default(), false)),

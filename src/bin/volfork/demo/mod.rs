@@ -21,6 +21,7 @@ use crate::args::DemoArguments;
 use crate::bar::Bar;
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
+use crate::gate::Alone;
 use crate::interrupt::{Interrupt, Interruptible};
 use crate::nbd::{Door, export_uri};
 use crate::reach;
@@ -108,7 +109,7 @@ impl Demo<'_> {
 
     fn import(&mut self, host_a: &Store, image: File) -> Result<()> {
         let mut watcher = Interruptible { watcher: Bar::new("import", self.settings), interrupt: self.interrupt.clone() };
-        let moved = match execute(host_a, Request::Import { name: DISK.into(), raw: false }, Some(image), &mut watcher)? {
+        let moved = match execute(host_a, Request::Import { name: DISK.into(), raw: false }, Some(image), &Alone, &mut watcher)? {
             Response::Moved(moved) => moved,
             _ => return Err(Failure::new(ErrorKind::Unsupported, "an import answered something else")),
         };

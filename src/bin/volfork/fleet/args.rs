@@ -74,7 +74,8 @@ pub struct ReportArguments {
     /// What the host is
     #[command(flatten)]
     pub host: HostArguments,
-    /// How often; changes by commands are reported at once
+    /// How often, as a sign of life: a host of which three reports are missing takes no machines. Changes by commands are reported
+    /// at once
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = period)]
     pub report_every: Duration,
 }
@@ -85,8 +86,8 @@ pub struct PlaceArguments {
     /// Where the fleet is
     #[command(flatten)]
     pub fleet: FleetArguments,
-    /// What the volume will be forked from: NAME or NAME@SNAP of the store, or an NBD address; machine and size are taken from it
-    /// unless they are told
+    /// What the volume will be forked from: NAME or NAME@SNAP of the store, or an NBD address; machine, size and region are taken
+    /// from it unless they are told
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
     /// Size of the volume, for example 10G [default: that of the source]
@@ -101,7 +102,7 @@ pub struct PlaceArguments {
     /// The layers of the image, instead of asking for them: a file with {"reference", "digest", "layers": [{"digest", "bytes"}]}
     #[arg(long, value_name = "FILE")]
     pub image_layers: Option<PathBuf>,
-    /// Regions it may go to, the preferred one first, as in ams,fra,any
+    /// Regions it may go to, the preferred one first, as in ams,fra,any [default: that of the host of --source, or any]
     #[arg(long, value_name = "REGIONS", value_delimiter = ',')]
     pub region: Vec<String>,
     /// How many to place
@@ -119,7 +120,7 @@ pub struct PlaceArguments {
     /// How long a reservation is held unless its host reports the volume
     #[arg(long, default_value = "60s", value_parser = period, value_name = "TIME")]
     pub ttl: Duration,
-    /// Hosts that have not reported for so long take no machines
+    /// Hosts that do not say how often they report take no machines when they have not reported for so long
     #[arg(long, default_value = "5m", value_parser = period, value_name = "TIME")]
     pub max_age: Duration,
     /// Print every host, with all its terms

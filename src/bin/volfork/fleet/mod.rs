@@ -1,9 +1,10 @@
 //! Commands about many hosts.
 //!
 //! - `args`: what was typed. `place`: from there to a request and its answer. `image`: what an image consists of.
-//! - `reporter`: a server tells its fleet what it has.
+//! - `reporter`: a server tells its fleet what it has. `gate`: it asks the fleet before it makes a volume.
 //! - `print`: tables and JSON.
 mod args;
+mod gate;
 mod image;
 mod place;
 mod print;

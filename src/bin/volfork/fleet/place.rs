@@ -1,24 +1,30 @@
 //! `volfork place`: from arguments, a source and a fleet to a ranking or a reservation.
 
+use std::ops::Range;
+
 use roaring::RoaringBitmap;
 use volfork::ErrorKind;
 use volfork::content::Image;
 use volfork::fleet::{FleetView, SharedFleet};
-use volfork::placement::{Bandwidth, FleetOptions, HostStatus, MachineHints, Policy, Request as Need, SnapshotNeed};
+use volfork::placement::{Bandwidth, FleetOptions, HostInventory, HostStatus, MachineHints, Policy, Request as Need, SnapshotNeed};
+use volfork::source::{About, Source, SourceError};
 
 use super::{PlaceArguments, image, now, print};
 use crate::ask::ask;
 use crate::failure::{Failure, Result};
 use crate::nbd;
-use crate::origin::Origin;
+use crate::origin::{Origin, not_zero};
 use crate::request::{Request, Response};
 use crate::settings::{FileArgument, Settings};
 
 /// The region that stands for all that are not named.
 const ANY_REGION: &str = "any";
 
-/// Ranks, and reserves if that was asked for; `false` if no host is left.
-pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<bool> {
+/// Ranks, and reserves if that was asked for.
+///
+/// # Errors
+/// No host is left.
+pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<()> {
     let origin = find_origin(settings, arguments)?;
     let hints = match &origin {
         Some(origin) => arguments.hints.clone().hints().or(MachineHints::from_labels(&origin.labels)?),
@@ -38,7 +44,7 @@ pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<bool> {
     let mut hosts = view.fleet(options, now);
     if need.count > 1 {
         // Each of them is placed as if the ones before were there.
-        return print::placement(settings, &hosts.place(&need, &policy, now), &view.unreadable);
+        return print::placed(settings, &hosts.place(&need, &policy, now), &view.unreadable);
     }
     print::ranking(settings, &hosts.rank(&need, &policy, now), &view.unreadable, arguments.explain)
 }
@@ -88,13 +94,17 @@ fn need(arguments: &PlaceArguments, view: &FleetView, origin: Option<Origin>, hi
         return Err(Failure::new(ErrorKind::InvalidInput, message));
     }
     let MachineHints { compute, app, require_unique_zone, unique_zone_app_wide, .. } = hints;
+    let regions = match (&origin, &arguments.region[..]) {
+        (Some(origin), []) => region_of(view, &origin.store),
+        (_, named) => regions(named, view),
+    };
     let snapshot = origin.and_then(|origin| snapshot_need(view, origin));
     Ok(Need {
         // Asking twice gives the same answer; another volume is spread elsewhere if hosts are equal.
         id: format!("{app}/{}", arguments.volume),
         app,
         volume: arguments.volume.clone(),
-        regions: regions(&arguments.region, view),
+        regions,
         volume_bytes: size_bytes,
         compute,
         image,
@@ -122,24 +132,48 @@ fn regions(named: &[String], view: &FleetView) -> Vec<String> {
     }
 }
 
-/// Of an export elsewhere, which does not tell its labels.
+/// The region of the host that has a store; none if no host says so.
+fn region_of(view: &FleetView, store: &str) -> Vec<String> {
+    let has_it = |host: &&HostInventory| !store.is_empty() && host.store == store;
+    // A host that was given another name may have left a report behind.
+    let host = view.hosts.iter().filter(has_it).max_by_key(|host| host.reported_at);
+    host.map(|host| host.region.clone()).into_iter().collect()
+}
+
+/// Of an export elsewhere.
 fn origin_at(settings: &Settings, uri: &str) -> Result<Origin> {
-    let wrong = |message: String| Failure::new(ErrorKind::SourceLost, message);
-    let source = nbd::sources(settings).open(uri).map_err(|error| wrong(error.to_string()))?;
-    let first = source.trace();
-    let origin = Origin { identity: source.identity(), size_bytes: source.size_bytes(), ..Origin::default() };
+    let wrong = |error: SourceError| Failure::new(ErrorKind::SourceLost, error.to_string());
+    let source = nbd::sources(settings).open(uri).map_err(wrong)?;
+    let About { store, live, labels } = source.about();
+    let identity = source.identity().or(Some(live)).filter(|identity| !identity.is_empty());
+    let first = first_of(&*source, identity.is_some());
+    let size_bytes = source.size_bytes();
     source.close();
-    Ok(Origin { first: first.map_err(|error| wrong(error.to_string()))?, ..origin })
+    Ok(Origin { store, identity, size_bytes, block_bytes: None, first: first.map_err(wrong)?, labels })
+}
+
+/// What forks touched first, or what is not zero; hosts do not say what they have of bytes without an identity.
+fn first_of(source: &dyn Source, is_known: bool) -> std::result::Result<Option<Vec<Range<u64>>>, SourceError> {
+    match source.trace()? {
+        _ if !is_known => Ok(None),
+        trace if !trace.is_empty() => Ok(Some(trace)),
+        _ => not_zero(source.size_bytes(), |range| {
+            let extents = source.extents(range)?;
+            Ok(extents.into_iter().map(|extent| (extent.bytes, extent.zero)).collect())
+        })
+        .map(Some),
+    }
 }
 
 /// A snapshot is known to the hosts by its identity; one without is the same to all of them.
 fn snapshot_need(view: &FleetView, origin: Origin) -> Option<SnapshotNeed> {
     let identity = origin.identity?;
-    let holders = || view.hosts.iter().filter_map(|host| Some((host, host.snapshots.get(&identity)?)));
-    let block_bytes = origin.block_bytes.or_else(|| holders().next().map(|(_, held)| held.block_bytes)).unwrap_or(4096);
-    let first = (!origin.first.is_empty()).then(|| {
+    let held = |host: &'_ HostInventory| host.snapshots.get(&identity).or_else(|| host.live.get(&identity)).map(|held| held.block_bytes);
+    let holders = || view.hosts.iter().filter_map(|host| Some((host, held(host)?)));
+    let block_bytes = origin.block_bytes.or_else(|| holders().next().map(|(_, block_bytes)| block_bytes)).unwrap_or(4096);
+    let first = origin.first.map(|first| {
         let mut blocks = RoaringBitmap::new();
-        for range in &origin.first {
+        for range in first {
             let (start, end) = (range.start / u64::from(block_bytes), range.end.div_ceil(u64::from(block_bytes)));
             blocks.insert_range(u32::try_from(start).unwrap_or(u32::MAX)..u32::try_from(end).unwrap_or(u32::MAX));
         }
@@ -156,7 +190,7 @@ fn snapshot_need(view: &FleetView, origin: Origin) -> Option<SnapshotNeed> {
 
 #[cfg(test)]
 mod tests {
-    use volfork::placement::{HeldSnapshot, HostInventory};
+    use volfork::placement::HeldSnapshot;
 
     use super::*;
 
@@ -182,12 +216,13 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_needed_in_the_blocks_of_those_who_hold_it() {
-        let origin = Origin { identity: Some("s".into()), size_bytes: 1 << 20, first: vec![0..4096, 16384..32768], ..Origin::default() };
+        let origin =
+            Origin { identity: Some("s".into()), size_bytes: 1 << 20, first: Some(vec![0..4096, 16384..32768]), ..Origin::default() };
         let need = snapshot_need(&view(), origin.clone()).unwrap();
         assert_eq!((need.block_bytes, need.source_bandwidth), (8192, 30));
         assert_eq!(need.first.unwrap().iter().collect::<Vec<_>>(), [0, 2, 3]);
         assert_eq!(snapshot_need(&view(), Origin { identity: None, ..origin.clone() }), None);
-        let unknown = snapshot_need(&view(), Origin { identity: Some("x".into()), first: Vec::new(), ..origin }).unwrap();
+        let unknown = snapshot_need(&view(), Origin { identity: Some("x".into()), first: None, ..origin }).unwrap();
         assert_eq!((unknown.block_bytes, unknown.first, unknown.source_bandwidth), (4096, None, Bandwidth::default().upload));
     }
 }

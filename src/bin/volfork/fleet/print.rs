@@ -1,9 +1,10 @@
 //! Fleets and rankings, for people and for scripts.
 
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use volfork::fleet::{FleetView, Unreadable};
 use volfork::format_bytes;
-use volfork::placement::{HostInventory, Placement, Ranked, Ranking, Resources};
+use volfork::placement::{FleetOptions, HostInventory, HostStatus, Placement, Ranked, Ranking, Resources};
 
 use crate::date::format_time;
 use crate::failure::{Failure, Result};
@@ -16,7 +17,13 @@ const HOSTS_SHOWN: usize = 10;
 /// Prints `fleet list`.
 pub fn view(settings: &Settings, view: &FleetView, now: u64) -> Result<()> {
     if settings.json {
-        return json(&json!({ "hosts": view.hosts, "reservations": view.reservations, "unreadable": view.unreadable }));
+        let hosts = view.hosts.iter().map(|host| {
+            let mut value = value_of(host)?;
+            value["status"] = json!(status(host, now));
+            Ok(value)
+        });
+        let hosts = hosts.collect::<Result<Vec<_>>>()?;
+        return json(&json!({ "hosts": hosts, "reservations": view.reservations, "unreadable": view.unreadable }));
     }
     tell_unreadable(settings, &view.unreadable);
     if settings.quiet {
@@ -42,7 +49,7 @@ fn hosts_table(hosts: &[HostInventory], now: u64) -> String {
             host.host.clone(),
             host.region.clone(),
             host.zone.clone(),
-            word(&host.status),
+            status(host, now),
             format!("{} of {}", cpus(&host.used), cpus(&host.capacity)),
             of(host.used.memory_bytes, host.capacity.memory_bytes),
             of(host.used.volume_bytes, host.capacity.volume_bytes),
@@ -54,6 +61,14 @@ fn hosts_table(hosts: &[HostInventory], now: u64) -> String {
     });
     let header = ["HOST", "REGION", "ZONE", "STATUS", "CPUS", "MEMORY", "ROOM", "VOLUMES", "SNAPSHOTS", "LAYERS", "AGE"];
     table(&header, &[7, 8, 9, 10], rows)
+}
+
+/// A host of which reports are missing is `stale`, unless it has said that it stops.
+fn status(host: &HostInventory, now: u64) -> String {
+    match host.status != HostStatus::Unreachable && host.is_stale(now, FleetOptions::default().max_age_seconds) {
+        true => "stale".into(),
+        false => word(&host.status),
+    }
 }
 
 fn cpus(resources: &Resources) -> String {
@@ -75,28 +90,30 @@ pub fn published(inventory: &HostInventory) -> String {
     format!("host '{host}' in {region}, zone {zone}: {volumes} volumes, {snapshots} snapshots, {layers} image layers")
 }
 
-/// Prints a ranking; `false` (or a failure, for people) if nobody is left in it.
-pub fn ranking(settings: &Settings, ranking: &Ranking, unreadable: &[Unreadable], all: bool) -> Result<bool> {
+/// Prints a ranking.
+///
+/// # Errors
+/// Nobody is left in it.
+pub fn ranking(settings: &Settings, ranking: &Ranking, unreadable: &[Unreadable], all: bool) -> Result<()> {
     if settings.json {
-        let value = serde_json::to_value(ranking).map_err(|error| Failure::io("print", error))?;
-        json(&with_reasons(value, ranking.nothing.as_ref().map(ToString::to_string), unreadable))?;
-        return Ok(ranking.nothing.is_none());
-    }
-    tell_unreadable(settings, unreadable);
-    if settings.quiet {
-        text(&ranking.hosts.iter().map(|host| host.host.as_str()).collect::<Vec<_>>().join("\n"))?;
+        answer(ranking, unreadable)?;
     } else {
-        let shown = if all { ranking.hosts.len() } else { HOSTS_SHOWN.min(ranking.hosts.len()) };
-        if shown > 0 {
-            text(&ranked_table(ranking.hosts[..shown].iter(), all))?;
+        tell_unreadable(settings, unreadable);
+        if settings.quiet {
+            text(&ranking.hosts.iter().map(|host| host.host.as_str()).collect::<Vec<_>>().join("\n"))?;
+        } else {
+            let shown = if all { ranking.hosts.len() } else { HOSTS_SHOWN.min(ranking.hosts.len()) };
+            if shown > 0 {
+                text(&ranked_table(ranking.hosts[..shown].iter(), all))?;
+            }
+            if shown < ranking.hosts.len() {
+                note(settings, &format!("{} more hosts: --all shows them", ranking.hosts.len() - shown));
+            }
+            excluded(settings, ranking, all)?;
         }
-        if shown < ranking.hosts.len() {
-            note(settings, &format!("{} more hosts: --all shows them", ranking.hosts.len() - shown));
-        }
-        excluded(settings, ranking, all)?;
     }
     match &ranking.nothing {
-        None => Ok(true),
+        None => Ok(()),
         Some(nothing) => Err(Failure::new(volfork::ErrorKind::NoSpace, nothing.to_string())),
     }
 }
@@ -145,44 +162,77 @@ fn ranked_table<'a>(hosts: impl Iterator<Item = &'a Ranked>, all: bool) -> Strin
     table(&header, &[3, 4, 5, 6, 7, 8, 9, 10, 11, 12], rows)
 }
 
-/// Prints where machines were placed; `false` (or a failure, for people) if some were not.
-pub fn placement(settings: &Settings, placement: &Placement, unreadable: &[Unreadable]) -> Result<bool> {
-    let why = placement.nothing.as_ref().map(ToString::to_string).or_else(|| placement.refused.clone());
+/// Prints where machines were placed, and what is held for them.
+///
+/// # Errors
+/// Some were not.
+pub fn placement(settings: &Settings, placement: &Placement, unreadable: &[Unreadable]) -> Result<()> {
     if settings.json {
-        let value = serde_json::to_value(placement).map_err(|error| Failure::io("print", error))?;
-        json(&with_reasons(value, why, unreadable))?;
-        return Ok(placement.left == 0);
-    }
-    tell_unreadable(settings, unreadable);
-    if settings.quiet {
-        let lines = placement.placed.iter().map(|placed| format!("{} {}", placed.reservation.id, placed.reservation.host));
-        text(&lines.collect::<Vec<_>>().join("\n"))?;
-    } else if !placement.placed.is_empty() {
-        let rows = placement.placed.iter().map(|placed| {
-            let (reservation, ranked) = (&placed.reservation, &placed.ranked);
-            let until = format_time(reservation.expires_at);
-            let seconds = format!("{:.2}", ranked.seconds);
-            vec![reservation.id.clone(), ranked.host.clone(), ranked.region.clone(), ranked.zone.clone(), seconds, until]
-        });
-        text(&table(&["RESERVATION", "HOST", "REGION", "ZONE", "SECONDS", "HELD UNTIL"], &[4], rows))?;
-    }
-    match placement.left {
-        0 => Ok(true),
-        left => {
-            let placed = placement.placed.len();
-            let why = why.unwrap_or_else(|| "no host is left".into());
-            Err(Failure::new(volfork::ErrorKind::NoSpace, format!("{placed} placed, {left} not: {why}")))
+        answer(placement, unreadable)?;
+    } else {
+        tell_unreadable(settings, unreadable);
+        if settings.quiet {
+            let lines = placement.placed.iter().map(|placed| format!("{} {}", placed.reservation.id, placed.reservation.host));
+            text(&lines.collect::<Vec<_>>().join("\n"))?;
+        } else if !placement.placed.is_empty() {
+            let rows = placement.placed.iter().map(|placed| {
+                let reservation = &placed.reservation;
+                let until = format_time(reservation.expires_at);
+                [vec![reservation.id.clone()], place_of(&placed.ranked), vec![until]].concat()
+            });
+            text(&table(&["RESERVATION", "HOST", "REGION", "ZONE", "SECONDS", "HELD UNTIL"], &[4], rows))?;
         }
     }
+    left(placement)
 }
 
-/// The sentences that people are told belong to the JSON too.
-fn with_reasons(mut value: serde_json::Value, why: Option<String>, unreadable: &[Unreadable]) -> serde_json::Value {
-    if let Some(map) = value.as_object_mut() {
-        map.insert("message".into(), json!(why));
-        map.insert("unreadable".into(), json!(unreadable));
+/// Prints where machines would be placed; nothing is held for them.
+///
+/// # Errors
+/// Some would not be.
+pub fn placed(settings: &Settings, placement: &Placement, unreadable: &[Unreadable]) -> Result<()> {
+    if settings.json {
+        let mut value = value_of(placement)?;
+        for placed in value["placed"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            placed.remove("reservation");
+        }
+        answer(&value, unreadable)?;
+    } else {
+        tell_unreadable(settings, unreadable);
+        if settings.quiet {
+            text(&placement.placed.iter().map(|placed| placed.ranked.host.as_str()).collect::<Vec<_>>().join("\n"))?;
+        } else if !placement.placed.is_empty() {
+            let rows = placement.placed.iter().map(|placed| place_of(&placed.ranked));
+            text(&table(&["HOST", "REGION", "ZONE", "SECONDS"], &[3], rows))?;
+        }
     }
-    value
+    left(placement)
+}
+
+fn place_of(ranked: &Ranked) -> Vec<String> {
+    vec![ranked.host.clone(), ranked.region.clone(), ranked.zone.clone(), format!("{:.2}", ranked.seconds)]
+}
+
+/// Fails if some have no host.
+fn left(placement: &Placement) -> Result<()> {
+    if placement.left == 0 {
+        return Ok(());
+    }
+    let why = placement.nothing.as_ref().map(ToString::to_string).or_else(|| placement.refused.clone());
+    let why = why.unwrap_or_else(|| "no host is left".into());
+    let (placed, left) = (placement.placed.len(), placement.left);
+    Err(Failure::new(volfork::ErrorKind::NoSpace, format!("{placed} placed, {left} not: {why}")))
+}
+
+fn value_of(answer: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(answer).map_err(|error| Failure::io("print", error))
+}
+
+/// Prints an answer as JSON, with what could not be read for it.
+fn answer(answer: &impl Serialize, unreadable: &[Unreadable]) -> Result<()> {
+    let mut value = value_of(answer)?;
+    value["unreadable"] = json!(unreadable);
+    json(&value)
 }
 
 fn tell_unreadable(settings: &Settings, unreadable: &[Unreadable]) {

@@ -8,6 +8,7 @@ use volfork::Store;
 use volfork::fleet::{HostFacts, Publisher, SharedFleet};
 use volfork::placement::HostStatus;
 
+use super::gate::{FleetGate, Unconfirmed};
 use super::{ReportArguments, facts, now};
 use crate::failure::{Failure, Result};
 use crate::settings::Settings;
@@ -29,6 +30,9 @@ struct Shared {
 /// A thread that reports.
 pub struct Reporter {
     shared: Arc<Shared>,
+    fleet: SharedFleet,
+    facts: HostFacts,
+    unconfirmed: Unconfirmed,
     thread: JoinHandle<()>,
 }
 
@@ -49,11 +53,16 @@ impl Reporter {
     /// is served all the same.
     pub fn start(settings: &Settings, arguments: &ReportArguments, store: &Store) -> Result<Option<Self>> {
         let Some(url) = &arguments.fleet else { return Ok(None) };
-        let facts = facts(arguments.host.clone(), &settings.store)?;
+        let every = arguments.report_every.as_millis().div_ceil(1000);
+        let report_every_seconds = u64::try_from(every).unwrap_or(u64::MAX);
+        let mut facts = facts(arguments.host.clone(), &settings.store)?;
+        facts.report_every_seconds = report_every_seconds;
+        let (fleet, unconfirmed) = (SharedFleet::open(url)?, Unconfirmed::default());
         let mut reports = Reports {
             store: store.clone(),
-            publisher: Publisher::new(SharedFleet::open(url)?),
-            facts,
+            publisher: Publisher::new(fleet.clone()),
+            facts: facts.clone(),
+            unconfirmed: unconfirmed.clone(),
             settings: settings.clone(),
             failing: false,
         };
@@ -63,7 +72,12 @@ impl Reporter {
             move || reports.run(&shared, every)
         });
         let thread = thread.map_err(|error| Failure::io("start a thread", error))?;
-        Ok(Some(Self { shared, thread }))
+        Ok(Some(Self { shared, fleet, facts, unconfirmed, thread }))
+    }
+
+    /// What holds room in the fleet for volumes that this host makes.
+    pub fn gate(&self) -> FleetGate {
+        FleetGate { fleet: self.fleet.clone(), facts: self.facts.clone(), unconfirmed: self.unconfirmed.clone() }
     }
 
     /// What tells it of changes.
@@ -84,6 +98,7 @@ struct Reports {
     store: Store,
     publisher: Publisher,
     facts: HostFacts,
+    unconfirmed: Unconfirmed,
     settings: Settings,
     failing: bool,
 }
@@ -102,7 +117,13 @@ impl Reports {
     }
 
     fn report(&mut self) {
-        let reported = self.facts.inventory(&self.store).and_then(|inventory| self.publisher.publish(inventory, now()));
+        let seen = self.unconfirmed.seen(|| self.facts.inventory(&self.store));
+        let reported = seen.and_then(|inventory| {
+            let assignments = inventory.assignments.clone();
+            self.publisher.publish(inventory, now())?;
+            self.unconfirmed.confirm(&assignments);
+            Ok(())
+        });
         // Only what is new is told, not every try.
         match (&reported, self.failing) {
             (Err(error), false) => crate::print::note(&self.settings, &format!("the fleet is not told what this host has: {error}")),

@@ -1,0 +1,160 @@
+//! A host that makes a volume itself: by a reservation that was made for it, or by one that it makes first.
+//!
+//! Both are decided in the book of the host's zone, from what the host has at that moment and not from what it reported. So a
+//! scheduler that reserves at the same time sees it, or is seen. Until the host has reported the volume the reservation stays; its
+//! end is put off, so that it outlives the last report in which the volume is not.
+
+use std::collections::BTreeMap;
+
+use super::book::Book;
+use super::bucket::{Change, random};
+use super::layout::{self, BOOK_BYTES_MAX};
+use super::shared::{SharedFleet, fleet_of, is_out};
+use crate::error::{Error, ErrorKind, Result};
+use crate::placement::{FleetOptions, HostInventory, HostStatus, Policy, Processors, Request, Reservation, Resources};
+
+/// Clocks differ by less.
+const CLOCKS_SECONDS: u64 = 60;
+/// How long a host that does not say how often it reports is believed.
+const UNTOLD_SECONDS: u64 = 300;
+
+/// What a host is going to make.
+pub struct Birth<'a> {
+    /// The volume and its machine; regions, image, snapshot and count do not matter.
+    pub wanted: &'a Request,
+    /// The reservation that it uses up; without one, one is made.
+    pub reservation: Option<&'a str>,
+    /// What the host has. Asked when the book has been read.
+    pub own: &'a dyn Fn() -> Result<HostInventory>,
+}
+
+/// What holds room on a host for a volume that is being made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admitted {
+    /// The reservation.
+    pub id: String,
+    /// What it holds; the kinds of processors are decided.
+    pub resources: Resources,
+    /// When it lapsed before it was taken; `None` if it was made for this volume.
+    before: Option<u64>,
+}
+
+impl SharedFleet {
+    /// Holds room on a host for a volume that it makes next, until it has reported it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`] if the volume breaks the capacity of the host or may not be in its zone. For a reservation:
+    /// [`ErrorKind::NotFound`] if it is not held, [`ErrorKind::Exists`] if it was used, [`ErrorKind::InvalidInput`] if it is none, is
+    /// another host's or too small. The bucket fails.
+    pub fn admit(&self, birth: &Birth<'_>, now: u64) -> Result<Admitted> {
+        let about = (birth.own)()?;
+        super::publisher::check(&about)?;
+        let book = match birth.reservation {
+            Some(id) => layout::book_in(id)?.to_owned(),
+            None => layout::book_of(&about.region, &about.zone),
+        };
+        let new = format!("{:016x}@{book}", random()?);
+        let neighbours = self.neighbours(birth.wanted, &about)?;
+        let path = layout::book_path(&book);
+        self.bucket().change(&path, BOOK_BYTES_MAX, |bytes| {
+            let mut found = Book::read(&path, bytes)?;
+            // After the book, so that no assignment slips between both.
+            let own = HostInventory { status: HostStatus::Ok, reported_at: now, ..(birth.own)()? };
+            let mut wanted = Request { count: 1, id: birth.reservation.unwrap_or(&new).to_owned(), ..birth.wanted.clone() };
+            wanted.regions.clear();
+            let taken = birth.reservation.map(|id| take(&mut found, id, &own, &mut wanted, now)).transpose()?;
+            // What this host has and has not reported yet stays: schedulers know it from nowhere else.
+            found.clean(&[], now);
+            if let Some(made) = found.reservations.iter().find(|made| made.id == wanted.id) {
+                // The answer to an earlier try was lost.
+                return Ok(Change::Keep(Admitted { id: wanted.id, resources: made.resources.clone(), before: None }));
+            }
+            let others: Vec<_> = neighbours.iter().map(|host| self.host(host)).filter(|host| !is_out(host)).collect::<Result<_>>()?;
+            let hold_seconds = own.max_age_seconds(UNTOLD_SECONDS) + CLOCKS_SECONDS;
+            let made = fits(&own, &others, &found, &wanted, hold_seconds, now)?;
+            let before = taken.as_ref().map(|taken| taken.expires_at);
+            // A reservation that is taken goes on to hold what it held.
+            let resources = made.resources.clone();
+            let held = Reservation { expires_at: made.expires_at.max(before.unwrap_or(0)), ..taken.unwrap_or(made) };
+            found.reservations.push(held);
+            Ok(Change::Write(found.next(&path)?, Admitted { id: wanted.id, resources, before }))
+        })
+    }
+
+    /// The volume was not made: a reservation that was taken is as it was before, one that was made for it is gone.
+    ///
+    /// # Errors
+    /// The bucket fails. The reservation lapses then.
+    pub fn give_back(&self, admitted: &Admitted) -> Result<()> {
+        let path = layout::book_path(layout::book_in(&admitted.id)?);
+        self.bucket().change(&path, BOOK_BYTES_MAX, |bytes| {
+            let mut found = Book::read(&path, bytes)?;
+            let Some(at) = found.reservations.iter().position(|held| held.id == admitted.id) else { return Ok(Change::Keep(())) };
+            match admitted.before {
+                Some(expires_at) => found.reservations[at].expires_at = expires_at,
+                None => drop(found.reservations.remove(at)),
+            }
+            Ok(Change::Write(found.next(&path)?, ()))
+        })
+    }
+
+    /// Names of the other hosts in the zone of a host, if it matters what they have.
+    fn neighbours(&self, wanted: &Request, own: &HostInventory) -> Result<Vec<String>> {
+        if !wanted.require_unique_zone && !wanted.unique_zone_app_wide {
+            return Ok(Vec::new());
+        }
+        let is_near = |host: &HostInventory| host.host != own.host && (&host.region, &host.zone) == (&own.region, &own.zone);
+        Ok(self.load()?.hosts.into_iter().filter(is_near).map(|host| host.host).collect())
+    }
+}
+
+/// Takes a reservation out of the book, if it is good for what is wanted on this host.
+fn take(book: &mut Book, id: &str, own: &HostInventory, wanted: &mut Request, now: u64) -> Result<Reservation> {
+    let refused = |kind, why: String| Err(Error::new(kind, format!("reservation {id} {why}")));
+    if own.assignments.iter().any(|used| used == id) {
+        return refused(ErrorKind::Exists, "was used up by another volume of this host: reserve again".into());
+    }
+    let Some(at) = book.reservations.iter().position(|held| held.id == id) else {
+        return refused(ErrorKind::NotFound, "is not held: it was never made, was used, was released, or has lapsed".into());
+    };
+    let held = book.reservations.remove(at);
+    if held.host != own.host {
+        return refused(ErrorKind::InvalidInput, format!("is for host '{}', and this is '{}'", held.host, own.host));
+    }
+    if held.expires_at <= now {
+        return refused(ErrorKind::NotFound, format!("lapsed {} s ago: reserve again", now - held.expires_at));
+    }
+    // "Any kind" was decided when it was reserved.
+    let decided = |asked: &mut Processors, reserved: &BTreeMap<String, u32>| {
+        if asked.kind.is_empty() && asked.count > 0 {
+            asked.kind = reserved.keys().next().cloned().unwrap_or_default();
+        }
+        (asked.count > 0).then(|| (asked.kind.clone(), asked.count))
+    };
+    let compute = &mut wanted.compute;
+    let needed = Resources {
+        cpus: decided(&mut compute.cpus, &held.resources.cpus).into_iter().collect(),
+        gpus: compute.gpus.iter_mut().filter_map(|gpus| decided(gpus, &held.resources.gpus)).collect(),
+        memory_bytes: compute.memory_bytes,
+        volume_bytes: wanted.volume_bytes,
+    };
+    match held.resources.lacking(&needed) {
+        Some(lack) => refused(ErrorKind::InvalidInput, format!("is too small: of what it holds, {lack}; reserve as much as is needed")),
+        None => Ok(held),
+    }
+}
+
+/// What would hold room for `wanted` on the host `own`, beside all that the book holds.
+fn fits(own: &HostInventory, others: &[HostInventory], book: &Book, wanted: &Request, hold_seconds: u64, now: u64) -> Result<Reservation> {
+    // What the others have matters, and they are no choice.
+    let others = others.iter().map(|host| HostInventory { status: HostStatus::Draining, ..host.clone() });
+    let hosts: Vec<_> = others.chain([own.clone()]).collect();
+    let options = FleetOptions { reservation_seconds: hold_seconds, ..FleetOptions::default() };
+    let mut placement = fleet_of(&hosts, &book.reservations, options, now).place(wanted, &Policy::CapacityOnly, now);
+    if let Some(placed) = placement.placed.pop() {
+        return Ok(placed.reservation);
+    }
+    let nearest = placement.nothing.as_ref().and_then(|nothing| nothing.nearest.as_ref()).map(ToString::to_string);
+    let why = nearest.or(placement.refused).unwrap_or_else(|| format!("{} takes no machines", own.host));
+    Err(Error::new(ErrorKind::NoSpace, format!("volume '{}' may not be made on this host: {why}; place it on another one", wanted.volume)))
+}

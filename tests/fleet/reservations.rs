@@ -1,0 +1,152 @@
+//! What a host makes itself: by a reservation, or by what it has.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::{Place, text};
+
+const TWO_CPUS: &str = "{\"region\": \"ams\", \"zone\": \"z\", \"capacity\": {\"cpus\": {\"shared\": 2}}}";
+
+/// A reservation for a volume of 1 MiB with one processor.
+fn reserved(place: &Place) -> Value {
+    let placement = place.json("none", &["place", "--size", "1M", "--vm-cpus", "1", "--reserve", "--ttl", "1h"]);
+    placement["placed"][0]["reservation"].clone()
+}
+
+#[test]
+fn reservations_are_checked_when_they_are_taken() {
+    let place = Place::new();
+    let _one = place.host("one", TWO_CPUS, &[]);
+    let other = TWO_CPUS.replace('2', "0");
+    let _two = place.host("two", &other, &[]);
+    let lapsed = reserved(&place);
+    let lapsed = lapsed["id"].as_str().unwrap();
+    let book = PathBuf::from(&place.url).join("reservations/ams.z.json");
+    let mut books: Value = serde_json::from_slice(&fs::read(&book).unwrap()).unwrap();
+    books["reservations"][0]["expires_at"] = 1.into();
+    fs::write(&book, books.to_string()).unwrap();
+    let held = reserved(&place);
+    let id = held["id"].as_str().unwrap();
+    assert_eq!(held["host"], "one");
+
+    let create = |store: &str, id: &str, size: &str, cpus: &str| {
+        place.error(store, &["create", "disk", "--size", size, "--vm-cpus", cpus, "--reservation", id])
+    };
+    for ((kind, message), expected, part) in [
+        (create("one", "bogus", "1M", "1"), "invalid_input", "is not a reservation"),
+        (create("one", "0a1b2c3d4e5f6071@ams.z", "1M", "1"), "not_found", "is not held"),
+        (create("one", lapsed, "1M", "1"), "not_found", "lapsed"),
+        (create("two", id, "1M", "1"), "invalid_input", "is for host 'one', and this is 'two'"),
+        (create("one", id, "2M", "1"), "invalid_input", "is too small"),
+        (create("one", id, "1M", "2"), "invalid_input", "is too small"),
+    ] {
+        assert!(kind == expected && message.contains(part) && message.contains("--force"), "{kind}: {message}");
+    }
+    for store in ["one", "two"] {
+        assert!(place.json(store, &["list"]).as_array().unwrap().is_empty(), "what is refused is not made");
+    }
+    place.ok("one", &["create", "disk", "--size", "1M", "--vm-cpus", "1", "--reservation", id]);
+    let (kind, message) = create("one", id, "1M", "1");
+    assert!(kind == "exists" && message.contains("used up"), "{kind}: {message}");
+    place.wait_for("one", |host| host["assignments"][0] == id);
+    place.wait_for_reservations(0);
+    let (kind, _) = create("one", id, "1M", "1");
+    assert_eq!(kind, "exists");
+
+    // A fork takes one, too; a volume that cannot be made gives it back.
+    place.ok("one", &["snapshot", "disk", "s"]);
+    let held = reserved(&place);
+    let id = held["id"].as_str().unwrap();
+    let (kind, _) = place.error("one", &["fork", "disk@s", "disk", "--reservation", id]);
+    assert_eq!(kind, "exists");
+    let list = place.json("none", &["fleet", "list"]);
+    assert_eq!(list["reservations"].as_array().unwrap().iter().find(|one| one["id"] == id), Some(&held));
+    place.ok("one", &["fork", "disk@s", "second", "--reservation", id]);
+    place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 2);
+}
+
+#[test]
+fn a_store_that_is_in_no_fleet_takes_no_reservation() {
+    let place = Place::new();
+    place.ok("one", &["init"]);
+    let create = ["create", "disk", "--size", "1M", "--reservation", "0a1b2c3d4e5f6071@ams.z"];
+    let (kind, message) = place.error("one", &create);
+    assert!(kind == "unsupported" && message.contains("serve --fleet") && message.contains("--force"), "{kind}: {message}");
+    place.ok("one", &[&create[..], &["--force"]].concat());
+    place.ok("one", &["create", "other", "--size", "1M"]);
+}
+
+#[test]
+fn a_host_makes_nothing_that_breaks_its_capacity_or_its_zone_unless_it_is_forced() {
+    let place = Place::new();
+    let _one = place.host("one", TWO_CPUS, &[]);
+    let _two = place.host("two", TWO_CPUS, &[]);
+    let machine = ["--size", "1M", "--vm-cpus", "2", "--app", "shop"];
+    place.ok("one", &[&["create", "db"], &machine[..]].concat());
+    let more = [&["create", "more"], &machine[..]].concat();
+    let (kind, message) = place.error("one", &more);
+    assert!(kind == "no_space" && message.contains("one: 0 processors are free, 2 are needed"), "{kind}: {message}");
+    // A fork has the machine of its source.
+    let (kind, _) = place.error("one", &["fork", "db", "copy"]);
+    assert_eq!(kind, "no_space");
+    place.ok("one", &["fork", "db", "copy", "--vm-cpus", "2", "--force"]);
+    place.ok("one", &[&more[..], &["--force"]].concat());
+    place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 6);
+    let large = ["create", "large", "--size", "15T"];
+    let (kind, message) = place.error("two", &large);
+    assert!(kind == "no_space" && message.contains("for volumes are free"), "{kind}: {message}");
+
+    // The other host is in the zone, too.
+    let unique = ["create", "db", "--size", "1M", "--app", "shop", "--require-unique-zone"];
+    let (kind, message) = place.error("two", &unique);
+    assert!(kind == "no_space" && message.contains("same app and name are in its zone"), "{kind}: {message}");
+    let (kind, _) = place.error("two", &["create", "log", "--size", "1M", "--app", "shop", "--unique-zone-app-wide"]);
+    assert_eq!(kind, "no_space");
+    place.ok("two", &["create", "log", "--size", "1M", "--app", "shop", "--require-unique-zone"]);
+    place.ok("two", &[&unique[..], &["--force"]].concat());
+    // What is reserved is not there for others.
+    place.wait_for_reservations(0);
+    reserved(&place);
+    let (kind, _) = place.error("two", &["create", "v", "--size", "1M", "--vm-cpus", "2"]);
+    assert_eq!(kind, "no_space");
+    place.ok("two", &["create", "v", "--size", "1M", "--vm-cpus", "1"]);
+}
+
+/// Schedulers reserve while users create on the host itself.
+#[test]
+fn creators_and_schedulers_do_not_oversell_a_host() {
+    let place = Place::new();
+    let config = TWO_CPUS.replace('2', "5");
+    let _one = place.host("one", &config, &["--report-every", "1h"]);
+    let children: Vec<_> = (0..10)
+        .map(|number| {
+            let volume = format!("v{number}");
+            let machine = ["--size", "1M", "--vm-cpus", "1"];
+            let arguments = match number % 2 {
+                0 => [&["create", &volume], &machine[..]].concat(),
+                _ => [&["--json", "place", "--reserve", "--ttl", "1h", "--volume", &volume], &machine[..]].concat(),
+            };
+            place.command("one", &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let mut ids = BTreeSet::new();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        if let Ok(placement) = serde_json::from_slice::<Value>(&output.stdout) {
+            ids.extend(placement["placed"][0]["reservation"]["id"].as_str().map(str::to_owned));
+        } else if !output.status.success() {
+            assert!(text(&output.stderr).contains("0 processors are free"), "{}", text(&output.stderr));
+        }
+    }
+    for (number, id) in ids.iter().enumerate() {
+        place.ok("one", &["create", &format!("r{number}"), "--size", "1M", "--vm-cpus", "1", "--reservation", id]);
+    }
+    assert_eq!(place.json("one", &["list"]).as_array().unwrap().len(), 5, "all room was used, and no more");
+    place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 5);
+    // Those that the host made for itself are confirmed, too.
+    place.wait_for_reservations(0);
+}

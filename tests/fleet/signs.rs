@@ -1,0 +1,73 @@
+//! Signs of life, and what becomes of hosts and fleets without.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{Place, hosts};
+
+#[test]
+fn a_host_that_dies_becomes_stale_and_takes_nothing() {
+    let place = Place::new();
+    let config = "{\"region\": \"ams\"}";
+    let one = place.host("one", config, &["--report-every", "1s"]);
+    let _two = place.host("two", config, &["--report-every", "1h"]);
+    let host = place.wait_for("one", |_| true);
+    assert_eq!(host["report_every_seconds"], 1);
+    // Nothing is new on it, and it lives.
+    place.wait_for("one", |later| later["reported_at"].as_u64() > host["reported_at"].as_u64());
+    drop(one);
+    place.wait_for("one", |host| host["status"] == "stale");
+    assert!(place.ok("none", &["fleet", "list"]).contains("stale"));
+    let ranking = place.json("none", &["place", "--size", "1M"]);
+    assert_eq!(hosts(&ranking), ["two"]);
+    assert_eq!((&ranking["excluded"][0]["constraint"], &ranking["excluded"][0]["need"]), (&"stale".into(), &3.into()));
+    // One that comes back lives again.
+    let _one = place.host("one", config, &["--report-every", "1s"]);
+    assert_eq!(hosts(&place.json("none", &["place", "--size", "1M"])).len(), 2);
+}
+
+#[test]
+fn a_fleet_that_was_wiped_heals_by_itself() {
+    let place = Place::new();
+    let config = "{\"region\": \"ams\", \"capacity\": {\"cpus\": {\"shared\": 2}}}";
+    let _one = place.host("one", config, &["--report-every", "1s"]);
+    place.ok("one", &["create", "disk", "--size", "1M", "--vm-cpus", "1"]);
+    place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 1);
+    for part in ["hosts", "deltas", "reservations"] {
+        // The whole of it, and each part alone.
+        let parts: &[&str] = if part == "reservations" { &["hosts", "deltas", "reservations"] } else { &[part] };
+        for part in parts {
+            let path = Path::new(&place.url).join(part);
+            if path.exists() {
+                fs::remove_dir_all(path).unwrap();
+            }
+        }
+        let _ = fs::remove_file(Path::new(&place.url).join("lock"));
+        let host = place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 1 && host["status"] == "ok");
+        assert_eq!(host["volumes"]["disk"]["size_bytes"], 1 << 20);
+        assert_eq!(hosts(&place.json("none", &["place", "--size", "1M", "--vm-cpus", "1"])), ["one"]);
+    }
+}
+
+#[test]
+fn reports_that_lie_harm_nobody_else() {
+    let place = Place::new();
+    place.publish("one", 4);
+    let path = Path::new(&place.url).join("hosts/one.json");
+    let honest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let lie = |name: &str, change: &[(&str, Value)]| {
+        let mut report = honest.clone();
+        report["host"] = name.into();
+        change.iter().for_each(|(key, value)| report[*key] = value.clone());
+        fs::write(path.with_file_name(format!("{name}.json")), report.to_string()).unwrap();
+    };
+    lie("old", &[("reported_at", 1.into())]);
+    lie("future", &[("reported_at", u64::MAX.into()), ("report_every_seconds", u64::MAX.into())]);
+    lie("huge", &[("used", serde_json::json!({"cpus": {"shared": u32::MAX}, "memory_bytes": u64::MAX, "volume_bytes": u64::MAX}))]);
+    let ranking = place.json("none", &["place", "--size", "1M", "--vm-cpus", "1", "--all"]);
+    assert_eq!(hosts(&ranking), ["one"]);
+    let constraints: Vec<_> = ranking["excluded"].as_array().unwrap().iter().map(|host| host["constraint"].as_str().unwrap()).collect();
+    assert_eq!(constraints, ["stale", "clock", "cpus"]);
+}
