@@ -278,6 +278,7 @@ impl<'a> Simulation<'a> {
                 size_bytes: template.size_bytes,
                 first: Some(template.first.clone()),
                 source_bandwidth: self.network.upload_share(self.source(number)) as u64,
+                origin: None,
             }
         });
         Request {

@@ -82,7 +82,7 @@ impl HostFacts {
     }
 
     /// What the fleet is told of `store` on this host: as [`HostFacts::amounts`], and the layers of images and the blocks of
-    /// snapshots and volumes that are really there.
+    /// snapshots that are really there.
     ///
     /// # Errors
     /// The store or its file system fails.
@@ -98,8 +98,6 @@ impl HostFacts {
             (identity, HeldSnapshot { block_bytes, size_bytes: holding.size_bytes, present })
         };
         inventory.snapshots = store.holdings().into_iter().map(held).collect();
-        let live = store.live_holdings().into_iter().filter(|(identity, _)| !inventory.snapshots.contains_key(identity));
-        inventory.live = live.map(held).collect();
         Ok(inventory)
     }
 

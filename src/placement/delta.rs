@@ -43,7 +43,6 @@ impl HostInventory {
             in_flight: differences(&self.in_flight, &newer.in_flight),
             images: differences(&self.images, &newer.images),
             snapshots: differences(&self.snapshots, &newer.snapshots),
-            live: differences(&self.live, &newer.live),
             volumes: differences(&self.volumes, &newer.volumes),
             assignments: changed(&self.assignments, &newer.assignments),
             report_every_seconds: changed(&self.report_every_seconds, &newer.report_every_seconds),
@@ -83,7 +82,6 @@ impl HostInventory {
         patch(&mut self.in_flight, &delta.in_flight);
         patch(&mut self.images, &delta.images);
         patch(&mut self.snapshots, &delta.snapshots);
-        patch(&mut self.live, &delta.live);
         patch(&mut self.volumes, &delta.volumes);
         if let Some(assignments) = &delta.assignments {
             self.assignments = assignments.clone();

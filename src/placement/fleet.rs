@@ -274,6 +274,11 @@ impl Fleet {
         &self.inventory(number).host
     }
 
+    /// The hosts that have a store.
+    pub(super) fn numbers_of(&self, store: &str) -> impl Iterator<Item = u32> {
+        self.numbers.values().copied().filter(move |number| !store.is_empty() && self.inventory(*number).store == store)
+    }
+
     /// Bytes of an image by its name with a tag; the largest if a host tells several.
     pub(super) fn image_bytes(&self, number: u32, name: &str) -> u64 {
         let images = &self.inventory(number).images;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::apps::{Apps, Numbers};
-use super::inventory::{HeldSnapshot, HostInventory, InventoryDelta, Resources};
+use super::inventory::{HostInventory, InventoryDelta, Resources};
 use super::presence::{Moving, Presence};
 use super::reservation::Reservation;
 use super::rows::{Kinds, Row, Share};
@@ -72,18 +72,11 @@ impl Index {
         for name in kept.chain(come) {
             self.images.hold(&normal_name(name), number);
         }
-        // What a volume was becomes a snapshot, so what goes is taken out before what comes is put in.
-        let held = || delta.snapshots.iter().chain(&delta.live);
-        for identity in held().filter(|(_, change)| change.is_none()).map(|(identity, _)| identity) {
-            let stays = |held: &BTreeMap<String, HeldSnapshot>, changes: &BTreeMap<String, Option<HeldSnapshot>>| {
-                held.contains_key(identity) && !changes.contains_key(identity)
-            };
-            if !stays(&before.snapshots, &delta.snapshots) && !stays(&before.live, &delta.live) {
-                self.snapshots.lose(identity, number);
+        for (identity, change) in &delta.snapshots {
+            match change {
+                Some(_) => self.snapshots.hold(identity, number),
+                None => self.snapshots.lose(identity, number),
             }
-        }
-        for identity in held().filter(|(_, change)| change.is_some()).map(|(identity, _)| identity) {
-            self.snapshots.hold(identity, number);
         }
         for (name, change) in &delta.volumes {
             if let Some(old) = before.volumes.get(name) {

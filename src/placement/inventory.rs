@@ -126,8 +126,6 @@ pub struct HostInventory {
     pub images: BTreeMap<String, u64>,
     /// Snapshots it holds, whole or in part, by identity.
     pub snapshots: BTreeMap<String, HeldSnapshot>,
-    /// Its volumes as they are now, by the identity that a snapshot taken now would have.
-    pub live: BTreeMap<String, HeldSnapshot>,
     /// Volumes on it, by name.
     pub volumes: BTreeMap<String, PlacedVolume>,
     /// Assignments it knows of: those that a scheduler made and that its `used` already contains.
@@ -195,8 +193,6 @@ pub struct InventoryDelta {
     pub images: BTreeMap<String, Option<u64>>,
     /// Snapshots, likewise.
     pub snapshots: BTreeMap<String, Option<HeldSnapshot>>,
-    /// Volumes as they are now, likewise.
-    pub live: BTreeMap<String, Option<HeldSnapshot>>,
     /// Volumes, likewise.
     pub volumes: BTreeMap<String, Option<PlacedVolume>>,
     /// New list of assignments.

@@ -47,7 +47,7 @@ pub use inventory::{Bandwidth, HeldSnapshot, HostInventory, HostStatus, InFlight
 pub use order::Order;
 pub use policy::{Policy, Weights};
 pub use ranking::{Constraint, Excluded, Nothing, PLACEMENTS_MAX, Placed, Placement, Ranked, Ranking, Terms};
-pub use request::{Compute, Request, SnapshotNeed};
+pub use request::{Compute, Request, SnapshotNeed, SnapshotOrigin};
 pub use reservation::{Reservation, SnapshotFetch};
 pub use scores::{image_locality, layer_score};
 pub use starts::{StartSummary, StartTimes, StartsSummary, TimeSummary};

@@ -3,7 +3,7 @@
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use super::inventory::Processors;
+use super::inventory::{HeldSnapshot, Processors};
 use crate::content::Image;
 
 /// The machine that will use a volume.
@@ -32,6 +32,17 @@ pub struct SnapshotNeed {
     pub first: Option<RoaringBitmap>,
     /// Bytes a second that the hosts with the snapshot can give this fork together.
     pub source_bandwidth: u64,
+    /// Where it comes from, if that is known: nobody reports a volume that has no snapshot yet.
+    pub origin: Option<SnapshotOrigin>,
+}
+
+/// What the store that a snapshot is taken from has of it at this moment, whatever its host reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotOrigin {
+    /// Id of the store.
+    pub store: String,
+    /// What is there.
+    pub held: HeldSnapshot,
 }
 
 /// A volume and its machine, to be placed `count` times.

@@ -94,18 +94,22 @@ impl<'a> Survey<'a> {
     }
 
     fn find_snapshot(&mut self, need: &SnapshotNeed) {
-        let Some(holders) = self.fleet.index.snapshots.get(&need.identity) else { return };
-        for number in holders.hosts.iter().filter(|number| self.verdicts[*number as usize].is_none()) {
-            let inventory = self.fleet.inventory(number);
-            let held = [&inventory.snapshots, &inventory.live].into_iter().filter_map(|held| held.get(&need.identity));
-            if let Some(missing) = held.map(|held| missing_bytes(need, held, self.need.snapshot_bytes)).min() {
-                self.snapshot.insert(number, missing);
+        if let Some(holders) = self.fleet.index.snapshots.get(&need.identity) {
+            for number in holders.hosts.iter().filter(|number| self.verdicts[*number as usize].is_none()) {
+                if let Some(held) = self.fleet.inventory(number).snapshots.get(&need.identity) {
+                    self.snapshot.insert(number, missing_bytes(need, held, self.need.snapshot_bytes));
+                }
+            }
+            for moving in &holders.moving {
+                let underway = self.underway.entry(moving.host).or_default();
+                underway.snapshot_bytes = underway.snapshot_bytes.saturating_add(moving.bytes);
+                underway.pending.add(moving.bytes);
             }
         }
-        for moving in &holders.moving {
-            let underway = self.underway.entry(moving.host).or_default();
-            underway.snapshot_bytes = underway.snapshot_bytes.saturating_add(moving.bytes);
-            underway.pending.add(moving.bytes);
+        if let Some(origin) = &need.origin {
+            for number in self.fleet.numbers_of(&origin.store) {
+                self.snapshot.insert(number, missing_bytes(need, &origin.held, self.need.snapshot_bytes));
+            }
         }
     }
 
@@ -226,7 +230,7 @@ mod tests {
 
     fn need(first: Option<&[u32]>) -> SnapshotNeed {
         let first = first.map(|blocks| blocks.iter().copied().collect());
-        SnapshotNeed { identity: "s".into(), block_bytes: 4096, size_bytes: 10 * 4096 - 1, first, source_bandwidth: 1 }
+        SnapshotNeed { identity: "s".into(), block_bytes: 4096, size_bytes: 10 * 4096 - 1, first, source_bandwidth: 1, origin: None }
     }
 
     fn held(block_bytes: u32, present: &[u32]) -> HeldSnapshot {

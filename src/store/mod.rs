@@ -137,13 +137,6 @@ impl Store {
         self.0.core.holdings()
     }
 
-    /// What this store holds of its volumes as they are now, by the identity that a snapshot taken now would have. Nothing, when the
-    /// store is closed.
-    pub fn live_holdings(&self) -> BTreeMap<String, Holding> {
-        let Ok(_pass) = self.0.core.enter() else { return BTreeMap::new() };
-        self.0.core.live_holdings()
-    }
-
     /// What its blocks take up. Nothing, when the store is closed.
     pub fn room(&self) -> RoomInfo {
         let Ok(_pass) = self.0.core.enter() else { return RoomInfo::default() };

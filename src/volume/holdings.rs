@@ -64,26 +64,6 @@ impl Core {
         holdings
     }
 
-    /// What this store holds of its volumes as they are now, by the identity that a snapshot taken now would have; and by that of
-    /// their heads, which such a snapshot has after the next write.
-    pub fn live_holdings(&self) -> BTreeMap<String, Holding> {
-        let catalog = self.catalog();
-        let sources = layers_over_sources(&catalog);
-        let mut holdings: BTreeMap<String, Holding> = BTreeMap::new();
-        for (_, volume) in catalog.volumes() {
-            let incomplete = sources.get(&volume.head).copied().unwrap_or(false);
-            let present = incomplete.then(|| self.present_in(&catalog, volume.head, volume.size_bytes));
-            let head = identity_in(&catalog, &self.store_id, volume.head);
-            for identity in [self.live_identity_in(&catalog, volume.head), head] {
-                let holding = holdings.entry(identity).or_default();
-                (holding.size_bytes, holding.present) = (volume.size_bytes, present.clone());
-                holding.names.push(volume.name.clone());
-                holding.names.dedup();
-            }
-        }
-        holdings
-    }
-
     /// The identity that a snapshot of a volume would have that is taken now: if nothing was written to its head, that of the layer
     /// below.
     fn live_identity_in(&self, catalog: &Catalog, head: LayerId) -> String {

@@ -1,7 +1,5 @@
 //! Random hosts and requests, small enough that they often meet.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 use volfork::content::{Digest, Image, ImageLayer};
 use volfork::placement::{
@@ -55,10 +53,6 @@ fn snapshot() -> impl Strategy<Value = HeldSnapshot> {
     })
 }
 
-fn held() -> impl Strategy<Value = BTreeMap<String, HeldSnapshot>> {
-    prop::collection::btree_map(word(&["s1", "s2"]), snapshot(), 0..3)
-}
-
 /// When a host reported, and how often it says that it does.
 fn report() -> impl Strategy<Value = (u64, u64)> {
     prop_oneof![
@@ -85,7 +79,7 @@ prop_compose! {
         layers in prop::collection::btree_set(0..12_u8, 0..12),
         flying in prop::collection::btree_map(0..12_u8, 0..=100_u64, 0..4),
         named in any::<bool>(),
-        (snapshots, live) in (held(), held()),
+        snapshots in prop::collection::btree_map(word(&["s1", "s2"]), snapshot(), 0..3),
         volumes in prop::collection::vec(volume(), 0..3),
         (reported_at, report_every_seconds) in report(),
     ) -> HostInventory {
@@ -100,7 +94,6 @@ prop_compose! {
             in_flight: flying.into_iter().map(fetch).collect(),
             images: named.then(|| ("shop:v1".to_owned(), 500_000_000)).into_iter().collect(),
             snapshots,
-            live,
             volumes: volumes.into_iter().enumerate().map(|(at, volume)| (format!("v{at}"), volume)).collect(),
             generation: 1,
             reported_at,
@@ -143,6 +136,7 @@ prop_compose! {
                 size_bytes: 32 * u64::from(BLOCK),
                 first: first.map(|blocks| blocks.into_iter().collect()),
                 source_bandwidth,
+                origin: None,
             }),
             require_unique_zone, unique_zone_app_wide, count,
         }

@@ -12,7 +12,7 @@ use roaring::RoaringBitmap;
 use volfork::ErrorKind;
 use volfork::placement::{
     Constraint, Fleet, HeldSnapshot, HostInventory, HostStatus, InFlight, Placement, Policy, Processors, Ranking, Request, Reservation,
-    Resources, SnapshotNeed, Weights,
+    Resources, SnapshotNeed, SnapshotOrigin, Weights,
 };
 
 fn fleet_of(hosts: &[HostInventory]) -> Fleet {
@@ -150,9 +150,8 @@ proptest! {
         let mut richer = hosts.clone();
         let chosen = chosen % hosts.len();
         if whole {
-            let HostInventory { snapshots, live, .. } = &mut richer[chosen];
-            let held = [snapshots.get_mut("s1"), live.get_mut("s1")];
-            held.into_iter().flatten().for_each(|held| held.present = None);
+            let held = richer[chosen].snapshots.get_mut("s1");
+            held.into_iter().for_each(|held| held.present = None);
         } else {
             richer[chosen].layers.insert(layer(number).digest, layer(number).bytes);
         }
@@ -343,35 +342,34 @@ fn a_host_that_misses_three_of_its_reports_is_dead() {
 }
 
 #[test]
-fn a_volume_that_becomes_a_snapshot_is_held_all_the_while() {
-    let held = || HeldSnapshot { block_bytes: 4096, size_bytes: 1 << 20, present: None };
-    let snapshot = SnapshotNeed { identity: "s/1".into(), block_bytes: 4096, size_bytes: 1 << 20, first: None, source_bandwidth: 1 << 20 };
-    let request = Request { snapshot: Some(snapshot), ..memory(1) };
-    let live = HostInventory { live: [("s/1".to_owned(), held())].into(), ..plain("a", 1 << 30) };
-    let mut fleet = fleet_of(std::slice::from_ref(&live));
-    let missing = |fleet: &Fleet| fleet.rank(&request, &Policy::default(), NOW).hosts[0].terms.snapshot_bytes_missing;
-    assert_eq!(missing(&fleet), 0);
-    // A snapshot is taken, and the volume goes on as another one; then the snapshot is destroyed, and it goes.
-    let taken = HostInventory {
-        generation: 6,
-        live: [("s/2".to_owned(), held())].into(),
-        snapshots: [("s/1".to_owned(), held())].into(),
-        ..live.clone()
+fn the_store_of_a_source_has_what_it_says_whatever_its_host_reported() {
+    let held = |present: Option<&[u32]>| HeldSnapshot {
+        block_bytes: 4096,
+        size_bytes: 1 << 20,
+        present: present.map(|blocks| blocks.iter().copied().collect()),
     };
-    fleet.apply(&live.delta_to(&taken)).unwrap();
-    assert_eq!(missing(&fleet), 0);
-    let both = HostInventory { generation: 7, live: [("s/1".to_owned(), held())].into(), ..taken.clone() };
-    fleet.apply(&taken.delta_to(&both)).unwrap();
-    let unnamed = HostInventory { generation: 8, snapshots: BTreeMap::new(), ..both.clone() };
-    fleet.apply(&both.delta_to(&unnamed)).unwrap();
-    assert_eq!(missing(&fleet), 0, "it is still there as a volume");
-    fleet.apply(&unnamed.delta_to(&HostInventory { generation: 9, live: BTreeMap::new(), ..unnamed.clone() })).unwrap();
-    assert_eq!(missing(&fleet), 1 << 20);
+    let with_store = |name: &str, store: &str| HostInventory { store: store.into(), ..plain(name, 1 << 30) };
+    let stale = HostInventory { snapshots: [("s/1".to_owned(), held(Some(&[])))].into(), ..with_store("a", "s") };
+    let fleet = fleet_of(&[stale, with_store("b", "other"), with_store("c", "")]);
+    let missing = |store: &str, present: Option<&[u32]>| {
+        let origin = Some(SnapshotOrigin { store: store.into(), held: held(present) });
+        let (identity, size_bytes) = ("s/1".to_owned(), 1 << 20);
+        let need = SnapshotNeed { identity, block_bytes: 4096, size_bytes, first: None, source_bandwidth: 1 << 20, origin };
+        let hosts = fleet.rank(&Request { snapshot: Some(need), ..memory(1) }, &Policy::default(), NOW).hosts;
+        let mut all: Vec<_> = hosts.into_iter().map(|ranked| (ranked.host, ranked.terms.snapshot_bytes_missing / 4096)).collect();
+        all.sort();
+        all.into_iter().map(|(_, blocks)| blocks).collect::<Vec<_>>()
+    };
+    assert_eq!(missing("s", None), [0, 256, 256]);
+    assert_eq!(missing("s", Some(&[1, 7])), [254, 256, 256]);
+    assert_eq!(missing("other", None), [256, 0, 256]);
+    assert_eq!(missing("", None), [256, 256, 256], "hosts that do not say which store they have");
 }
 
 #[test]
 fn nothing_is_missing_of_a_snapshot_that_is_empty() {
-    let snapshot = |first| SnapshotNeed { identity: "s/1".into(), block_bytes: 4096, size_bytes: 1 << 30, first, source_bandwidth: 1 };
+    let snapshot =
+        |first| SnapshotNeed { identity: "s/1".into(), block_bytes: 4096, size_bytes: 1 << 30, first, source_bandwidth: 1, origin: None };
     let missing = |first| {
         let request = Request { snapshot: Some(snapshot(first)), ..memory(1) };
         fleet_of(&[plain("a", 1 << 30)]).rank(&request, &Policy::default(), NOW).hosts[0].terms.snapshot_bytes_missing

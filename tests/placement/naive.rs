@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use volfork::content::Digest;
-use volfork::placement::{HeldSnapshot, HostInventory, HostStatus, Request, Reservation, Weights};
+use volfork::placement::{HostInventory, HostStatus, Request, Reservation, Weights};
 
 /// A host with its layers in a hash set, as a scheduler would keep them that does not think about it.
 pub struct NaiveHost {
@@ -171,11 +171,10 @@ fn snapshot_bytes(inventory: &HostInventory, request: &Request) -> u64 {
     let Some(need) = &request.snapshot else { return 0 };
     let blocks = need.size_bytes.div_ceil(u64::from(need.block_bytes)) as u32;
     let first: Vec<u32> = need.first.as_ref().map_or_else(|| (0..blocks).collect(), |first| first.iter().collect());
-    let missing = |held: &HeldSnapshot| {
-        let there = |block: &u32| held.present.as_ref().is_none_or(|present| present.contains(*block));
-        first.iter().filter(|block| !there(block)).count()
+    let there = |block: &u32| match inventory.snapshots.get(&need.identity) {
+        None => false,
+        Some(held) => held.present.as_ref().is_none_or(|present| present.contains(*block)),
     };
-    let held = [&inventory.snapshots, &inventory.live].into_iter().filter_map(|held| held.get(&need.identity));
-    let missing = held.map(missing).min().unwrap_or(first.len()) as u64;
+    let missing = first.iter().filter(|block| !there(block)).count() as u64;
     (missing * u64::from(need.block_bytes)).min(need.size_bytes)
 }

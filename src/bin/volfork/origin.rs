@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use volfork::Store;
-use volfork::volume::{Run, RunKind};
+use volfork::volume::RunKind;
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::target::Target;
 
 /// Ranges of data that are told, and asked for at once.
@@ -28,6 +28,8 @@ pub struct Origin {
     pub block_bytes: Option<u32>,
     /// Bytes that earlier forks touched first, or all that are not zero if that was not recorded; `None` if neither is known.
     pub first: Option<Vec<Range<u64>>>,
+    /// Bytes that the store itself has not fetched yet; `None` if it does not say.
+    pub missing: Option<Vec<Range<u64>>>,
     /// Labels of the volume.
     pub labels: BTreeMap<String, String>,
 }
@@ -44,23 +46,34 @@ pub fn origin(store: &Store, target: &Target) -> Result<Origin> {
         None => store.snapshot_names(&target.volume)?.pop().map(|latest| store.snapshot(&target.volume, &latest)).transpose()?,
     };
     let snapshot = snapshot.filter(|snapshot| target.snapshot.is_some() || snapshot.identity() == live);
-    let runs = |runs: Vec<Run>| runs.into_iter().map(|run| (run.bytes, run.kind == RunKind::Zero)).collect();
-    let (identity, size_bytes, first) = match &snapshot {
+    let (identity, size_bytes, trace) = match &snapshot {
         Some(snapshot) => (snapshot.identity(), snapshot.size_bytes(), snapshot.trace()),
         None => (live, volume.size_bytes(), Vec::new()),
     };
-    let first = match (&snapshot, first.is_empty()) {
-        (_, false) => first,
-        (Some(snapshot), true) => not_zero(size_bytes, |range| snapshot.allocation(range, RUNS_MAX).map(runs))?,
-        (None, true) => not_zero(size_bytes, |range| volume.allocation(range, RUNS_MAX).map(runs))?,
+    let ranges = |chosen: &dyn Fn(RunKind) -> bool| {
+        chosen_ranges(size_bytes, |range| {
+            let runs = match &snapshot {
+                Some(snapshot) => snapshot.allocation(range, RUNS_MAX)?,
+                None => volume.allocation(range, RUNS_MAX)?,
+            };
+            Ok::<_, Failure>(runs.into_iter().map(|run| (run.bytes, chosen(run.kind))).collect())
+        })
     };
-    let block_bytes = u32::try_from(store.block_size().bytes()).ok();
-    Ok(Origin { store: store.id(), identity: Some(identity), size_bytes, block_bytes, first: Some(first), labels })
+    let first = if trace.is_empty() { ranges(&|kind| kind != RunKind::Zero)? } else { trace };
+    Ok(Origin {
+        store: store.id(),
+        identity: Some(identity),
+        size_bytes,
+        block_bytes: u32::try_from(store.block_size().bytes()).ok(),
+        first: Some(first),
+        missing: Some(ranges(&|kind| kind == RunKind::Missing)?),
+        labels,
+    })
 }
 
-/// What is not known to be zero, by what `look` tells of the bytes from the start of a range: lengths, and whether they are zero. The
-/// last range covers the rest when there are more than can be told.
-pub fn not_zero<E>(
+/// The ranges that are chosen, by what `look` tells of the bytes from the start of a range: lengths, and whether they are. The last
+/// one covers the rest when there are more than can be told.
+pub fn chosen_ranges<E>(
     size_bytes: u64,
     mut look: impl FnMut(Range<u64>) -> std::result::Result<Vec<(u64, bool)>, E>,
 ) -> std::result::Result<Vec<Range<u64>>, E> {
@@ -70,9 +83,9 @@ pub fn not_zero<E>(
         if at >= size_bytes || ranges.len() > RUNS_MAX {
             break;
         }
-        for (bytes, is_zero) in look(at..size_bytes)? {
+        for (bytes, is_chosen) in look(at..size_bytes)? {
             let end = at.saturating_add(bytes).min(size_bytes);
-            if !is_zero {
+            if is_chosen {
                 ranges.push(at..end);
             }
             at = end;
@@ -99,6 +112,7 @@ mod tests {
         volume.write_at(&[1; 4096], 32 << 20).unwrap();
         volume.snapshot("s").unwrap();
         let origin = origin(&store, &"v@s".parse().unwrap()).unwrap();
+        assert_eq!(origin.missing.unwrap(), []);
         assert_eq!(origin.first.unwrap(), [4096..12288, 32 << 20..(32 << 20) + 4096]);
     }
 }

@@ -1,19 +1,22 @@
 //! `volfork place`: from arguments, a source and a fleet to a ranking or a reservation.
 
+use std::iter;
 use std::ops::Range;
 
 use roaring::RoaringBitmap;
 use volfork::ErrorKind;
 use volfork::content::Image;
 use volfork::fleet::{FleetView, SharedFleet};
-use volfork::placement::{Bandwidth, FleetOptions, HostInventory, HostStatus, MachineHints, Policy, Request as Need, SnapshotNeed};
+use volfork::placement::{
+    Bandwidth, FleetOptions, HeldSnapshot, HostInventory, HostStatus, MachineHints, Policy, Request as Need, SnapshotNeed, SnapshotOrigin,
+};
 use volfork::source::{About, Source, SourceError};
 
 use super::{PlaceArguments, image, now, print};
 use crate::ask::ask;
 use crate::failure::{Failure, Result};
 use crate::nbd;
-use crate::origin::{Origin, not_zero};
+use crate::origin::{Origin, chosen_ranges};
 use crate::request::{Request, Response};
 use crate::settings::{FileArgument, Settings};
 
@@ -145,11 +148,13 @@ fn origin_at(settings: &Settings, uri: &str) -> Result<Origin> {
     let wrong = |error: SourceError| Failure::new(ErrorKind::SourceLost, error.to_string());
     let source = nbd::sources(settings).open(uri).map_err(wrong)?;
     let About { store, live, labels } = source.about();
+    // What a host has of a snapshot it reports. A volume is nowhere else: its host is the way to what it lacks, too.
+    let missing = source.identity().is_none().then(Vec::new);
     let identity = source.identity().or(Some(live)).filter(|identity| !identity.is_empty());
     let first = first_of(&*source, identity.is_some());
     let size_bytes = source.size_bytes();
     source.close();
-    Ok(Origin { store, identity, size_bytes, block_bytes: None, first: first.map_err(wrong)?, labels })
+    Ok(Origin { store, identity, size_bytes, block_bytes: None, first: first.map_err(wrong)?, missing, labels })
 }
 
 /// What forks touched first, or what is not zero; hosts do not say what they have of bytes without an identity.
@@ -157,9 +162,9 @@ fn first_of(source: &dyn Source, is_known: bool) -> std::result::Result<Option<V
     match source.trace()? {
         _ if !is_known => Ok(None),
         trace if !trace.is_empty() => Ok(Some(trace)),
-        _ => not_zero(source.size_bytes(), |range| {
+        _ => chosen_ranges(source.size_bytes(), |range| {
             let extents = source.extents(range)?;
-            Ok(extents.into_iter().map(|extent| (extent.bytes, extent.zero)).collect())
+            Ok(extents.into_iter().map(|extent| (extent.bytes, !extent.zero)).collect())
         })
         .map(Some),
     }
@@ -168,30 +173,36 @@ fn first_of(source: &dyn Source, is_known: bool) -> std::result::Result<Option<V
 /// A snapshot is known to the hosts by its identity; one without is the same to all of them.
 fn snapshot_need(view: &FleetView, origin: Origin) -> Option<SnapshotNeed> {
     let identity = origin.identity?;
-    let held = |host: &'_ HostInventory| host.snapshots.get(&identity).or_else(|| host.live.get(&identity)).map(|held| held.block_bytes);
-    let holders = || view.hosts.iter().filter_map(|host| Some((host, held(host)?)));
-    let block_bytes = origin.block_bytes.or_else(|| holders().next().map(|(_, block_bytes)| block_bytes)).unwrap_or(4096);
-    let first = origin.first.map(|first| {
+    let held = view.hosts.iter().find_map(|host| host.snapshots.get(&identity));
+    let block_bytes = origin.block_bytes.or(held.map(|held| held.block_bytes)).unwrap_or(4096);
+    let blocks = |ranges: Vec<Range<u64>>| {
         let mut blocks = RoaringBitmap::new();
-        for range in first {
+        for range in ranges {
             let (start, end) = (range.start / u64::from(block_bytes), range.end.div_ceil(u64::from(block_bytes)));
             blocks.insert_range(u32::try_from(start).unwrap_or(u32::MAX)..u32::try_from(end).unwrap_or(u32::MAX));
         }
         blocks
+    };
+    let size_bytes = origin.size_bytes;
+    let first = origin.first.map(blocks);
+    let at_origin = origin.missing.map(|missing| {
+        let present = (!missing.is_empty()).then(|| blocks(iter::once(0..size_bytes).collect()) - blocks(missing));
+        SnapshotOrigin { store: origin.store, held: HeldSnapshot { block_bytes, size_bytes, present } }
     });
-    let upload = holders().filter(|(host, _)| host.status != HostStatus::Unreachable).map(|(host, _)| host.bandwidth.upload);
+    let is_origin = |host: &HostInventory| at_origin.as_ref().is_some_and(|at| !at.store.is_empty() && at.store == host.store);
+    let has_it = |host: &&HostInventory| host.snapshots.contains_key(&identity) || is_origin(host);
+    let able = view.hosts.iter().filter(has_it).filter(|host| host.status != HostStatus::Unreachable);
+    let upload = able.map(|host| host.bandwidth.upload);
     let source_bandwidth = match upload.fold(0, u64::saturating_add) {
         // A host outside of the fleet serves it.
         0 => Bandwidth::default().upload,
         bandwidth => bandwidth,
     };
-    Some(SnapshotNeed { identity, block_bytes, size_bytes: origin.size_bytes, first, source_bandwidth })
+    Some(SnapshotNeed { identity, block_bytes, size_bytes, first, source_bandwidth, origin: at_origin })
 }
 
 #[cfg(test)]
 mod tests {
-    use volfork::placement::HeldSnapshot;
-
     use super::*;
 
     fn view() -> FleetView {
