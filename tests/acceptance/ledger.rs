@@ -1,0 +1,119 @@
+//! The oracle of a fleet's books: what was promised to whom, and what hosts have by their own word.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::world::{World, wait};
+
+/// What became of a reservation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fate {
+    /// Nobody has taken it yet.
+    Held,
+    /// A volume uses it.
+    Used,
+    Released,
+    Lapsed,
+    /// It was in a fleet that was wiped.
+    Wiped,
+}
+
+/// Every reservation that was ever made.
+#[derive(Default)]
+pub struct Ledger {
+    fates: BTreeMap<String, Fate>,
+}
+
+/// Processors and bytes of volumes.
+type Amounts = (u64, u64);
+
+fn amounts(resources: &Value) -> Amounts {
+    (resources["cpus"]["shared"].as_u64().unwrap_or(0), resources["volume_bytes"].as_u64().unwrap())
+}
+
+impl Ledger {
+    /// Notes the reservations of a placement; their ids and hosts.
+    pub fn made(&mut self, placement: &Value) -> Vec<(String, String)> {
+        let made = placement["placed"].as_array().unwrap().iter().map(|placed| {
+            let text = |name: &str| placed["reservation"][name].as_str().unwrap().to_owned();
+            (text("id"), text("host"))
+        });
+        let made: Vec<_> = made.collect();
+        for (id, _) in &made {
+            assert_eq!(self.fates.insert(id.clone(), Fate::Held), None, "{id} was made twice");
+        }
+        made
+    }
+
+    pub fn became(&mut self, id: &str, fate: Fate) {
+        let before = self.fates.insert(id.to_owned(), fate);
+        assert_eq!(before, Some(Fate::Held), "{id} became {fate:?}");
+    }
+
+    /// The volumes that used these are destroyed.
+    pub fn forget(&mut self, used: &[(String, String)]) {
+        used.iter().for_each(|(id, _)| assert_eq!(self.fates.remove(id), Some(Fate::Used)));
+    }
+
+    /// All that is held was in a fleet that was wiped.
+    pub fn wiped(&mut self) {
+        self.fates.values_mut().filter(|fate| **fate == Fate::Held).for_each(|fate| *fate = Fate::Wiped);
+    }
+
+    /// Waits until the books say what the hosts say, and checks them.
+    pub fn balance(&self, world: &World, hosts: &[&str]) {
+        wait("the books", || {
+            let (reports, reservations) = world.list();
+            // A host that is oversold stays so; for a moment a volume may count twice.
+            reports.iter().try_for_each(|report| self.is_not_oversold(report, &reservations))?;
+            for host in hosts {
+                let report = reports.iter().find(|report| report["host"] == *host).ok_or_else(|| format!("{host} is missing"))?;
+                let own = own_amounts(world, host);
+                if amounts(&report["used"]) != own {
+                    return Err(format!("{host} uses {own:?}, and reports {}", report["used"]));
+                }
+            }
+            let mut held: Vec<_> = reservations.iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect();
+            held.sort();
+            let fated = |wanted: Fate| self.fates.iter().filter(move |(_, fate)| **fate == wanted).map(|(id, _)| id.clone());
+            // What has lapsed may lie there until somebody reserves in the zone.
+            held.retain(|id| self.fates.get(id) != Some(&Fate::Lapsed));
+            let expected: Vec<_> = fated(Fate::Held).collect();
+            if held != expected { Err(format!("{held:?} are held, not {expected:?}")) } else { Ok(()) }
+        });
+        let users: Vec<String> = hosts
+            .iter()
+            .flat_map(|host| labels(world, host))
+            .filter_map(|labels| labels["volfork.reservation"].as_str().map(str::to_owned))
+            .collect();
+        for (id, fate) in &self.fates {
+            let count = users.iter().filter(|user| *user == id).count();
+            assert_eq!(count, usize::from(*fate == Fate::Used), "{id} is {fate:?}");
+        }
+    }
+
+    fn is_not_oversold(&self, report: &Value, reservations: &[Value]) -> Result<(), String> {
+        let confirmed = report["assignments"].as_array().unwrap();
+        let of_host = |one: &&Value| one["host"] == report["host"] && !confirmed.contains(&one["id"]);
+        let lapsed = |one: &&Value| self.fates.get(one["id"].as_str().unwrap()) == Some(&Fate::Lapsed);
+        let held = reservations.iter().filter(of_host).filter(|one| !lapsed(one)).map(|one| amounts(&one["resources"]));
+        let sum = held.fold(amounts(&report["used"]), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let capacity = amounts(&report["capacity"]);
+        match sum.0 <= capacity.0 && sum.1 <= capacity.1 {
+            true => Ok(()),
+            false => Err(format!("{}: {sum:?} of {capacity:?} are taken, {reservations:?}", report["host"])),
+        }
+    }
+}
+
+fn labels(world: &World, host: &str) -> Vec<Value> {
+    world.ok(host, &["list"]).as_array().unwrap().iter().map(|volume| volume["labels"].clone()).collect()
+}
+
+/// What the volumes of a host use, by its own word.
+fn own_amounts(world: &World, host: &str) -> Amounts {
+    let volumes = world.ok(host, &["list"]);
+    let cpus = |volume: &Value| volume["labels"]["vm.cpus"].as_str().map_or(0, |count| count.parse().unwrap());
+    volumes.as_array().unwrap().iter().fold((0, 0), |sum, volume| (sum.0 + cpus(volume), sum.1 + volume["size_bytes"].as_u64().unwrap()))
+}

@@ -1,0 +1,10 @@
+//! Acceptance: what users do in a day, with the real binary and real clients, against oracles that know nothing of the engine.
+#![cfg(feature = "fleet")]
+
+#[path = "../fleet/bucket.rs"]
+mod bucket;
+mod day;
+mod disk;
+mod ledger;
+mod way;
+mod world;
