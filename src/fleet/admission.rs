@@ -121,6 +121,10 @@ fn take(book: &mut Book, id: &str, own: &HostInventory, wanted: &mut Request, no
     if held.host != own.host {
         return refused(ErrorKind::InvalidInput, format!("is for host '{}', and this is '{}'", held.host, own.host));
     }
+    if layout::book_in(id)? != layout::book_of(&own.region, &own.zone) {
+        // What is reserved in the zone where it is now is in another book, and would not be counted.
+        return refused(ErrorKind::InvalidInput, format!("was made before this host came to zone '{}': reserve again", own.zone));
+    }
     if held.expires_at <= now {
         return refused(ErrorKind::NotFound, format!("lapsed {} s ago: reserve again", now - held.expires_at));
     }

@@ -168,6 +168,7 @@ fn a_reservation_is_good_for_one_volume_on_its_host() {
         (refused(&host("b", "z", 2), &id, &machine("v"), NOW), ErrorKind::InvalidInput, "is for host 'a', and this is 'b'"),
         (refused(&own, &id, &large, NOW), ErrorKind::InvalidInput, "is too small: of what it holds, 1.0 MiB for volumes"),
         (refused(&own, &id, &many, NOW), ErrorKind::InvalidInput, "is too small: of what it holds, 1 processors"),
+        (refused(&host("a", "y", 2), &id, &machine("v"), NOW), ErrorKind::InvalidInput, "before this host came to zone 'y'"),
         (refused(&own, &id, &machine("v"), NOW + 60), ErrorKind::NotFound, "lapsed 0 s ago"),
         (refused(&used, &id, &machine("v"), NOW), ErrorKind::Exists, "was used up"),
     ];
