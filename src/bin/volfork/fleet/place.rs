@@ -148,13 +148,11 @@ fn origin_at(settings: &Settings, uri: &str) -> Result<Origin> {
     let wrong = |error: SourceError| Failure::new(ErrorKind::SourceLost, error.to_string());
     let source = nbd::sources(settings).open(uri).map_err(wrong)?;
     let About { store, live, labels } = source.about();
-    // What a host has of a snapshot it reports. A volume is nowhere else: its host is the way to what it lacks, too.
-    let missing = source.identity().is_none().then(Vec::new);
     let identity = source.identity().or(Some(live)).filter(|identity| !identity.is_empty());
     let first = first_of(&*source, identity.is_some());
     let size_bytes = source.size_bytes();
     source.close();
-    Ok(Origin { store, identity, size_bytes, block_bytes: None, first: first.map_err(wrong)?, missing, labels })
+    Ok(Origin { store, identity, size_bytes, block_bytes: None, first: first.map_err(wrong)?, missing: None, labels })
 }
 
 /// What forks touched first, or what is not zero; hosts do not say what they have of bytes without an identity.
@@ -185,7 +183,11 @@ fn snapshot_need(view: &FleetView, origin: Origin) -> Option<SnapshotNeed> {
     };
     let size_bytes = origin.size_bytes;
     let first = origin.first.map(blocks);
-    let at_origin = origin.missing.map(|missing| {
+    // Bytes that a store has written itself, and that no report names, are those of a volume as it is now. They are there, or on
+    // their way through that host.
+    let is_own = !origin.store.is_empty() && identity.strip_prefix(&origin.store).is_some_and(|rest| rest.starts_with('/'));
+    let missing = origin.missing.or((is_own && held.is_none()).then(Vec::new));
+    let at_origin = missing.map(|missing| {
         let present = (!missing.is_empty()).then(|| blocks(iter::once(0..size_bytes).collect()) - blocks(missing));
         SnapshotOrigin { store: origin.store, held: HeldSnapshot { block_bytes, size_bytes, present } }
     });
