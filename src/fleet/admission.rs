@@ -56,7 +56,7 @@ impl SharedFleet {
         let new = format!("{:016x}@{book}", random()?);
         let neighbours = self.neighbours(birth.wanted, &about)?;
         let path = layout::book_path(&book);
-        self.bucket().change(&path, BOOK_BYTES_MAX, |bytes| {
+        let admitted = self.bucket().change(&path, BOOK_BYTES_MAX, |bytes| {
             let mut found = Book::read(&path, bytes)?;
             // After the book, so that no assignment slips between both.
             let own = HostInventory { status: HostStatus::Ok, reported_at: now, ..(birth.own)()? };
@@ -67,18 +67,23 @@ impl SharedFleet {
             found.clean(&[], now);
             if let Some(made) = found.reservations.iter().find(|made| made.id == wanted.id) {
                 // The answer to an earlier try was lost.
-                return Ok(Change::Keep(Admitted { id: wanted.id, resources: made.resources.clone(), before: None }));
+                return Ok(Change::Keep(Ok(Admitted { id: wanted.id, resources: made.resources.clone(), before: None })));
             }
             let others: Vec<_> = neighbours.iter().map(|host| self.host(host)).filter(|host| !is_out(host)).collect::<Result<_>>()?;
             let hold_seconds = own.max_age_seconds(UNTOLD_SECONDS) + CLOCKS_SECONDS;
-            let made = fits(&own, &others, &found, &wanted, hold_seconds, now)?;
+            let made = match fits(&own, &others, &found, &wanted, hold_seconds, now) {
+                Ok(made) => made,
+                // As for a scheduler: something may have been counted twice.
+                Err(refused) => return Ok(Change::KeepIfSame(Err(refused))),
+            };
             let before = taken.as_ref().map(|taken| taken.expires_at);
             // A reservation that is taken goes on to hold what it held.
             let resources = made.resources.clone();
             let held = Reservation { expires_at: made.expires_at.max(before.unwrap_or(0)), ..taken.unwrap_or(made) };
             found.reservations.push(held);
-            Ok(Change::Write(found.next(&path)?, Admitted { id: wanted.id, resources, before }))
-        })
+            Ok(Change::Write(found.next(&path)?, Ok(Admitted { id: wanted.id, resources, before })))
+        });
+        admitted?
     }
 
     /// The volume was not made: a reservation that was taken is as it was before, one that was made for it is gone.

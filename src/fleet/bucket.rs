@@ -41,6 +41,8 @@ struct Object {
 pub enum Change<T> {
     /// It stays as it is.
     Keep(T),
+    /// It stays as it is, and the answer holds only if it was so all the while: other objects were compared with it.
+    KeepIfSame(T),
     /// It gets these bytes.
     Write(Vec<u8>, T),
 }
@@ -133,6 +135,13 @@ impl Bucket {
             let found = self.runtime.block_on(self.fetch(path, bytes_max))?;
             let (bytes, answer) = match decide(found.as_ref().map(|object| &object.bytes[..]))? {
                 Change::Keep(answer) => return Ok((answer, found.and_then(|object| object.version.e_tag))),
+                Change::KeepIfSame(answer) => {
+                    let was = found.map(|object| object.version.e_tag);
+                    if self.lock.is_some() || self.tag(path)? == was {
+                        return Ok((answer, was.flatten()));
+                    }
+                    continue;
+                }
                 Change::Write(bytes, answer) => (bytes, answer),
             };
             let mode = match found {
@@ -258,6 +267,24 @@ mod tests {
             let number = found.map_or(0, |bytes| String::from_utf8_lossy(bytes).parse::<u64>().unwrap()) + 1;
             Ok(Change::Write(number.to_string().into_bytes(), number))
         })
+    }
+
+    #[test]
+    fn an_answer_that_changes_nothing_holds_if_nothing_changed() {
+        let bucket = Bucket::open("memory://").unwrap();
+        let (mut asked, mut seen) = (0, Vec::new());
+        let answer = bucket.change("a/count", 100, |found| {
+            seen.push(found.map(<[u8]>::to_vec));
+            asked += 1;
+            if asked < 3 {
+                count(&bucket)?;
+            }
+            Ok(Change::KeepIfSame(asked))
+        });
+        assert_eq!((answer.unwrap(), seen), (3, vec![None, Some(b"1".to_vec()), Some(b"2".to_vec())]));
+        let directory = tempfile::tempdir().unwrap();
+        let bucket = Bucket::open(directory.path().to_str().unwrap()).unwrap();
+        assert_eq!(bucket.change("a/count", 100, |_| Ok(Change::KeepIfSame(7))).unwrap(), 7);
     }
 
     fn conforms(bucket: &Bucket) {

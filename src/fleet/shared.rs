@@ -266,7 +266,8 @@ impl SharedFleet {
                     found.reservations.push(placed.reservation.clone());
                     Ok(Change::Write(found.next(&path)?, Claim::Made(Box::new(placed))))
                 }
-                None => Ok(Change::Keep(Claim::Refused(hosts, found.reservations))),
+                // An assignment that was reported and taken out of the book after that was read was counted twice.
+                None => Ok(Change::KeepIfSame(Claim::Refused(hosts, found.reservations))),
             }
         })
     }

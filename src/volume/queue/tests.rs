@@ -159,7 +159,6 @@ impl Scene {
             clock: Arc::new(SystemClock::default()),
             threads: false,
             on_event: None,
-            lease: Duration::MAX,
         });
         Self { core, fault, _dir: dir }
     }

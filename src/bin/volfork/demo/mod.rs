@@ -19,7 +19,6 @@ use volfork::{BlockSize, ErrorKind, Store, Volume, format_bytes};
 
 use crate::args::DemoArguments;
 use crate::bar::Bar;
-use crate::clients::Clients;
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
 use crate::gate::Alone;
@@ -110,8 +109,7 @@ impl Demo<'_> {
 
     fn import(&mut self, host_a: &Store, image: File) -> Result<()> {
         let mut watcher = Interruptible { watcher: Bar::new("import", self.settings), interrupt: self.interrupt.clone() };
-        let request = Request::Import { name: DISK.into(), raw: false };
-        let moved = match execute(host_a, &Clients::default(), request, Some(image), &Alone, &mut watcher)? {
+        let moved = match execute(host_a, Request::Import { name: DISK.into(), raw: false }, Some(image), &Alone, &mut watcher)? {
             Response::Moved(moved) => moved,
             _ => return Err(Failure::new(ErrorKind::Unsupported, "an import answered something else")),
         };
