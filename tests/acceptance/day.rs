@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::disk::{DATA_BYTES, Disk, MIB, image};
 use crate::ledger::{Fate, Ledger};
 use crate::way::Way;
-use crate::world::{Server, World, error_of, wait};
+use crate::world::{Server, World, error_of, text, wait};
 
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 const GOLDEN: &str = "golden@g";
@@ -188,34 +188,41 @@ fn bytes_travel_once(day: &mut Day) {
     day.balance();
 }
 
-/// More schedulers than there is room for; then everybody makes what was promised to him, at once.
+/// More schedulers and users of the host itself than there is room for; then everybody makes what was promised to him, at once.
 fn a_rush(day: &mut Day) {
-    let run = |host: &str, arguments: &[&str]| day.world.command(host, arguments).spawn().unwrap();
-    let placing: Vec<Child> = (0..6)
-        .map(|number| {
-            let volume = format!("rush{number}");
-            run("nobody", &[&["place", "--reserve", "--ttl", "1h", "--region", "ams", "--volume", &volume], &MACHINE[..]].concat())
-        })
-        .collect();
-    let placements: Vec<Value> =
-        placing.into_iter().map(|child| serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap()).collect();
-    let made: Vec<_> = placements.iter().flat_map(|placement| day.ledger.made(placement)).collect();
-    assert!(made.len() == 3 && made.iter().all(|(_, host)| host == "b"), "{made:?}");
-    let making: Vec<Child> = made
-        .iter()
-        .map(|(id, _)| run("b", &[&["create", &format!("rush-{}", &id[..8]), "--reservation", id], &MACHINE[..]].concat()))
-        .collect();
-    for (child, (id, _)) in making.into_iter().zip(&made) {
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", crate::world::text(&output.stderr));
-        day.ledger.became(id, Fate::Used);
+    let run = |host: &str, arguments: &[&str]| day.world.command(host, &[arguments, &MACHINE[..]].concat()).spawn().unwrap();
+    let (mut placing, mut creating): (Vec<Child>, Vec<Child>) = (Vec::new(), Vec::new());
+    for number in 0..5 {
+        let name = format!("rush{number}");
+        creating.push(run("b", &["create", &name]));
+        placing.push(run("nobody", &["place", "--reserve", "--ttl", "1h", "--region", "ams", "--volume", &name]));
     }
+    let ends = |children: Vec<Child>| children.into_iter().map(|child| child.wait_with_output().unwrap()).collect::<Vec<_>>();
+    let created = ends(creating).into_iter().zip(0..).filter(|(output, _)| {
+        assert!(output.status.success() || error_of(output).0 == "no_space", "{}", text(&output.stderr));
+        output.status.success()
+    });
+    let mut volumes: Vec<(String, Option<String>)> = created.map(|(_, number)| (format!("rush{number}"), None)).collect();
+    let mut making = Vec::new();
+    for output in ends(placing) {
+        for (id, host) in day.ledger.made(&serde_json::from_slice(&output.stdout).unwrap()) {
+            assert_eq!(host, "b");
+            let name = format!("promised-{}", &id[..8]);
+            making.push(run("b", &["create", &name, "--reservation", &id]));
+            volumes.push((name, Some(id)));
+        }
+    }
+    assert_eq!(volumes.len(), 3, "all room was used, and no more: {volumes:?}");
+    for output in ends(making) {
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    volumes.iter().filter_map(|(_, id)| id.as_ref()).for_each(|id| day.ledger.became(id, Fate::Used));
     day.balance();
     // Two of them go, and one of the places is promised again, and released.
-    for (id, _) in &made[..2] {
-        day.world.ok("b", &["destroy", &format!("rush-{}", &id[..8])]);
+    for (name, id) in &volumes[..2] {
+        day.world.ok("b", &["destroy", name]);
+        id.iter().for_each(|id| day.ledger.forget(id));
     }
-    day.ledger.forget(&made[..2]);
     day.balance();
     let (id, _) = day.reserve("short", "1h", &[]);
     day.world.ok("nobody", &["fleet", "release", &id]);

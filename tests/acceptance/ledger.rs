@@ -51,9 +51,9 @@ impl Ledger {
         assert_eq!(before, Some(Fate::Held), "{id} became {fate:?}");
     }
 
-    /// The volumes that used these are destroyed.
-    pub fn forget(&mut self, used: &[(String, String)]) {
-        used.iter().for_each(|(id, _)| assert_eq!(self.fates.remove(id), Some(Fate::Used)));
+    /// The volume that used it is destroyed.
+    pub fn forget(&mut self, id: &str) {
+        assert_eq!(self.fates.remove(id), Some(Fate::Used), "{id}");
     }
 
     /// All that is held was in a fleet that was wiped.
