@@ -3,7 +3,6 @@ mod access;
 mod devices;
 mod host;
 mod hydration;
-mod leases;
 mod transfer;
 
 use std::fs::{self, File};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Place, hosts};
+use crate::{Place, bucket, hosts};
 
 #[test]
 fn a_host_that_dies_becomes_stale_and_takes_nothing() {
@@ -49,6 +49,21 @@ fn a_fleet_that_was_wiped_heals_by_itself() {
         assert_eq!(host["volumes"]["disk"]["size_bytes"], 1 << 20);
         assert_eq!(hosts(&place.json("none", &["place", "--size", "1M", "--vm-cpus", "1"])), ["one"]);
     }
+}
+
+/// A sign of life is small: what was written whole is looked at, and neither read nor written again.
+#[test]
+fn signs_of_life_are_changes_in_a_bucket_too() {
+    let place = Place::in_bucket();
+    let _one = place.host("one", "{\"region\": \"ams\"}", &["--report-every", "1s"]);
+    let whole = place.path("s3").join(bucket::BUCKET).join("some/prefix/hosts/one.json");
+    let told = |path: &Path| serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap()["reported_at"].as_u64().unwrap();
+    let first = told(&whole);
+    place.wait_for("one", |host| host["reported_at"].as_u64().unwrap() >= first + 2);
+    assert_eq!(told(&whole), first);
+    fs::remove_file(&whole).unwrap();
+    place.wait_for("one", |host| host["status"] == "ok");
+    assert!(told(&whole) > first);
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod freed;
 mod hedging;
 mod holdings;
 mod hosts;
-mod leases;
 mod lifecycle;
 mod patches;
 mod refusals;

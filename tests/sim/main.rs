@@ -9,7 +9,6 @@ mod edges;
 mod forced;
 mod hold;
 mod images;
-mod leases;
 mod model;
 mod overwrites;
 mod patches;
