@@ -25,6 +25,22 @@ impl fmt::Display for VolumeId {
     }
 }
 
+/// Identity of a lease. Random, so that nobody can name the lease of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId(pub [u8; 16]);
+
+impl LeaseId {
+    /// A new one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]: the system has no randomness.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
+        Ok(Self(bytes))
+    }
+}
+
 /// Bytes of a block: a power of two from 4 KiB to 64 KiB, fixed when a store is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSize {

@@ -106,7 +106,7 @@ pub mod fuzzing {
 
 pub use clock::{Clock, SystemClock};
 pub use error::{Corruption, Error, ErrorKind, Result};
-pub use ids::{BlockSize, LayerId, VolumeId};
+pub use ids::{BlockSize, LayerId, LeaseId, VolumeId};
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub use limits::{Limits, Planted};

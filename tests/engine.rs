@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use volfork::io::{IoMode, RingKind};
-use volfork::volume::Request;
+use volfork::volume::{ForkOptions, Request};
 use volfork::{ErrorKind, Store, StoreOptions};
 
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
@@ -324,10 +324,11 @@ fn labels_are_there_from_the_first_moment_and_survive() {
     let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let store = Store::create(directory.path(), StoreOptions::default()).unwrap();
     store.create_volume_labeled("v", 1 << 20, [text("a", "1"), text("b", "2")].into()).unwrap();
-    let change = [("a".to_owned(), None), ("c".to_owned(), Some("3".to_owned()))].into();
-    store.fork_labeled(&["v".to_owned()], "fork", &change).unwrap();
-    let huge = [("k".to_owned(), Some("v".repeat(4096)))].into();
-    assert_eq!(store.fork_labeled(&["v".to_owned()], "huge", &huge).err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
+    let labels = [("a".to_owned(), None), ("c".to_owned(), Some("3".to_owned()))].into();
+    store.fork_with(&["v".to_owned()], "fork", &ForkOptions { labels, ..ForkOptions::default() }).unwrap();
+    let labels = [("k".to_owned(), Some("v".repeat(4096)))].into();
+    let huge = ForkOptions { labels, ..ForkOptions::default() };
+    assert_eq!(store.fork_with(&["v".to_owned()], "huge", &huge).err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
     store.close().unwrap();
     let store = Store::open(directory.path(), StoreOptions::default()).unwrap();
     let mut labels: Vec<_> = store.labels().into_iter().map(|(name, _, labels)| (name, labels)).collect();

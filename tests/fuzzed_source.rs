@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use volfork::source::{NbdOptions, UriSources};
 use volfork::wire::constants::{
     CHECKSUM_KNOWN, CMD_BLOCK_STATUS, CMD_READ, CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN,
-    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, MAGIC_NBD, MAGIC_OPTION, OPT_EXTENDED_HEADERS, OPT_GO,
-    OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
+    EXPORT_READ_ONLY, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, MAGIC_NBD, MAGIC_OPTION,
+    OPT_EXTENDED_HEADERS, OPT_GO, OPT_LEASE, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNSUP, REP_INFO, REP_LEASE,
+    REP_META_CONTEXT,
 };
 use volfork::wire::{
-    Chunk, ChunkHeader, ExportInfo, HeaderMode, OptionReply, OptionRequest, Request, StatusExtent, StatusQuery, encode_chunk_header,
-    encode_simple_reply,
+    Chunk, ChunkHeader, ExportInfo, HeaderMode, LeaseGrant, OptionReply, OptionRequest, Request, StatusExtent, StatusQuery,
+    encode_chunk_header, encode_simple_reply,
 };
 use volfork::{Store, StoreOptions, Volume};
 
@@ -167,6 +168,11 @@ impl Talk<'_> {
                         self.option_reply(option, REP_META_CONTEXT, &[&number.to_be_bytes()[..], name.as_bytes()].concat())?;
                     }
                 }
+                OPT_LEASE if self.server.seed.is_multiple_of(2) => answer = REP_ERR_UNSUP,
+                OPT_LEASE => {
+                    let lapse = Duration::from_secs(self.number(3600));
+                    self.option_reply(option, REP_LEASE, &LeaseGrant { lapse, export: "v".into() }.encode())?;
+                }
                 OPT_GO => self.describe()?,
                 _ => {}
             }
@@ -178,7 +184,7 @@ impl Talk<'_> {
     }
 
     fn describe(&mut self) -> io::Result<()> {
-        let right = 1 | EXPORT_CAN_MULTI_CONN | EXPORT_BLOCK_STATUS_PAYLOAD;
+        let right = 1 | EXPORT_READ_ONLY | EXPORT_CAN_MULTI_CONN | EXPORT_BLOCK_STATUS_PAYLOAD;
         let flags = self.number(u64::from(right)) as u16;
         // Without its checksums the server would have lied, not erred.
         let flags = if self.server.has_checksums { right } else { flags };

@@ -14,6 +14,7 @@ use volfork::source::{
     About, Checksums, NbdOptions as SourceOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent,
     SourceOpener, SourceStats,
 };
+use volfork::volume::ForkOptions;
 use volfork::wire::constants::{
     CMD_BLOCK_STATUS, CMD_FLAG_PAYLOAD_LEN, CMD_READ, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, MAGIC_NBD, MAGIC_OPTION, OPT_EXTENDED_HEADERS,
     OPT_GO, OPT_SET_META_CONTEXT, REP_ACK, REP_INFO, REP_META_CONTEXT,
@@ -522,7 +523,8 @@ fn a_fork_has_the_labels_of_its_source_and_none_that_no_volfork_tells() {
         store.fork("told://x", "fork").unwrap();
         assert_eq!(store.show("fork").unwrap().labels, inherited, "{told:?}");
         // What the user tells goes before, and whoever is asked may refuse it: then nothing is there.
-        let change = [("vm.cpus".to_owned(), None), ("app".to_owned(), Some("shop".to_owned()))].into();
+        let labels = [("vm.cpus".to_owned(), None), ("app".to_owned(), Some("shop".to_owned()))].into();
+        let change = ForkOptions { labels, ..ForkOptions::default() };
         let sources = ["told://x".to_owned()];
         let refuse = &mut |size_bytes, labels: &mut BTreeMap<String, String>| {
             assert!(size_bytes == MIB as u64 && labels["app"] == "shop" && !labels.contains_key("vm.cpus"));
@@ -541,7 +543,7 @@ fn a_fork_has_the_labels_of_its_source_and_none_that_no_volfork_tells() {
             *labels = of(&[("kind", "fast")]);
             Ok(())
         };
-        store.fork_admitted(&["other".to_owned()], "third", &BTreeMap::new(), replace).unwrap();
+        store.fork_admitted(&["other".to_owned()], "third", &ForkOptions::default(), replace).unwrap();
         assert_eq!(store.show("third").unwrap().labels, of(&[("kind", "fast")]));
         store.close().unwrap();
     }

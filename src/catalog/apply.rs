@@ -1,7 +1,7 @@
 //! Changes of the shape.
 
 use super::{Catalog, LayerEntry, SnapshotEntry, Snapshots, VolumeEntry};
-use crate::format::{FormatError, Labels, LayerRecord, Record, SnapshotRecord, VolumeRecord};
+use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, Record, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
@@ -48,6 +48,11 @@ impl Catalog {
             }
             Record::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
             Record::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),
+            Record::Lease(lease) => self.add_lease(lease)?,
+            Record::LeaseOver(id) => drop(self.leases.remove(id)),
+            Record::Lessee(lessee) => drop(self.lessees.insert(lessee.id, lessee.clone())),
+            Record::LesseeOver(id) => drop(self.lessees.remove(id)),
+            Record::Live(layer) => self.layer_mut(*layer)?.live = true,
             _ => {}
         }
         Ok(Vec::new())
@@ -102,6 +107,15 @@ impl Catalog {
         }
     }
 
+    fn add_lease(&mut self, lease: &LeaseRecord) -> Result<(), FormatError> {
+        let LeaseRecord { id, volume, snapshot, .. } = lease;
+        if self.volume_mut(*volume)?.snapshots.get(snapshot).is_none() {
+            return Err(FormatError(format!("there is a lease of snapshot '{snapshot}' of volume {volume}, which does not exist")));
+        }
+        self.leases.insert(*id, lease.clone());
+        Ok(())
+    }
+
     fn seal(&mut self, volume: VolumeId, head: LayerId) -> Result<Vec<LayerId>, FormatError> {
         self.layer_mut(head)?.names += 1;
         let entry = self.volume_mut(volume)?;
@@ -123,6 +137,7 @@ impl Catalog {
     fn remove_volume(&mut self, volume: VolumeId) -> Result<Vec<LayerId>, FormatError> {
         let entry = self.volumes.remove(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))?;
         self.names.remove(&entry.name);
+        self.leases.retain(|_, lease| lease.volume != volume);
         let mut freed = self.release(entry.head)?;
         for snapshot in entry.snapshots.iter() {
             freed.extend(self.release(snapshot.layer)?);
@@ -134,6 +149,7 @@ impl Catalog {
         let entry = self.volume_mut(volume)?;
         let removed = entry.snapshots.remove(name);
         let snapshot = removed.ok_or_else(|| FormatError(format!("snapshot '{}@{name}' does not exist", entry.name)))?;
+        self.leases.retain(|_, lease| lease.volume != volume || lease.snapshot != name);
         self.release(snapshot.layer)
     }
 

@@ -5,6 +5,7 @@
 //!   is a rule applied at replay as at run time, so it needs no records of its own.
 //! - A head is nobody's parent and no snapshot's layer: it is open. Every other layer is sealed.
 //! - A layer that holds a layer of an image keeps its whole view while it lives, as one with a name does: others may stand on it.
+//! - A lease goes with its snapshot; a lessee stays when its layer has gone, until the lease was given back.
 //! - Numbers of layers and volumes are never used twice.
 mod apply;
 mod query;
@@ -13,8 +14,8 @@ mod validate;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::content::HeldLayer;
-use crate::format::{Labels, SourceRecord};
-use crate::ids::{LayerId, VolumeId};
+use crate::format::{Labels, LeaseRecord, LesseeRecord, SourceRecord, is_instant};
+use crate::ids::{LayerId, LeaseId, VolumeId};
 
 /// A layer's place in the shape.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,6 +38,8 @@ pub struct LayerEntry {
     pub needed_from: LayerId,
     /// Layers of images that its view is, each with the size of the volume it was sealed in.
     pub held: Vec<(HeldLayer, u64)>,
+    /// Its source was written while it was forked: its blocks are of different instants.
+    pub live: bool,
 }
 
 impl LayerEntry {
@@ -84,12 +87,18 @@ pub struct Snapshots {
     entries: BTreeMap<u64, SnapshotEntry>,
     names: HashMap<String, u64>,
     next: u64,
+    instants: usize,
 }
 
 impl Snapshots {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// How many of them were taken for leases.
+    pub fn instants(&self) -> usize {
+        self.instants
     }
 
     /// Oldest first.
@@ -107,6 +116,7 @@ impl Snapshots {
         if self.names.contains_key(&entry.name) {
             return false;
         }
+        self.instants += usize::from(is_instant(&entry.name));
         self.names.insert(entry.name.clone(), self.next);
         self.entries.insert(self.next, entry);
         self.next += 1;
@@ -115,6 +125,7 @@ impl Snapshots {
 
     fn remove(&mut self, name: &str) -> Option<SnapshotEntry> {
         let number = self.names.remove(name)?;
+        self.instants -= usize::from(is_instant(name));
         self.entries.remove(&number)
     }
 }
@@ -125,6 +136,10 @@ pub struct Catalog {
     names: BTreeMap<String, VolumeId>,
     volumes: BTreeMap<VolumeId, VolumeEntry>,
     layers: HashMap<LayerId, LayerEntry>,
+    /// Of forks of other hosts.
+    leases: BTreeMap<LeaseId, LeaseRecord>,
+    /// Of layers of this store, at other hosts.
+    lessees: BTreeMap<LeaseId, LesseeRecord>,
     next_volume: u64,
     next_layer: u32,
 }

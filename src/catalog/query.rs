@@ -3,8 +3,8 @@
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HeldRecord, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, VolumeRecord};
-use crate::ids::{LayerId, VolumeId};
+use crate::format::{HeldRecord, LayerRecord, LeaseRecord, LesseeRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, VolumeRecord};
+use crate::ids::{LayerId, LeaseId, VolumeId};
 
 impl Catalog {
     /// All volumes, by name.
@@ -96,6 +96,42 @@ impl Catalog {
         None
     }
 
+    /// A lease by number.
+    pub fn lease(&self, id: LeaseId) -> Option<&LeaseRecord> {
+        self.leases.get(&id)
+    }
+
+    /// Leases of forks of other hosts.
+    pub fn leases(&self) -> impl ExactSizeIterator<Item = &LeaseRecord> {
+        self.leases.values()
+    }
+
+    /// Leases of a volume's snapshots, or of one of them.
+    pub fn leases_of(&self, volume: VolumeId, snapshot: Option<&str>) -> impl Iterator<Item = &LeaseRecord> {
+        self.leases().filter(move |lease| lease.volume == volume && snapshot.is_none_or(|name| lease.snapshot == name))
+    }
+
+    /// A lease at another host, by number.
+    pub fn lessee(&self, id: LeaseId) -> Option<&LesseeRecord> {
+        self.lessees.get(&id)
+    }
+
+    /// Leases at other hosts.
+    pub fn lessees(&self) -> impl ExactSizeIterator<Item = &LesseeRecord> {
+        self.lessees.values()
+    }
+
+    /// Whether the layer of a lease at another host still fetches from its address.
+    pub fn needs_lease(&self, lessee: &LesseeRecord) -> bool {
+        let source = self.layer(lessee.layer).and_then(|entry| entry.source.as_ref());
+        source.is_some_and(|source| source.uris.contains(&lessee.uri))
+    }
+
+    /// Whether the records of this shape need a program that knows leases.
+    pub fn has_leases(&self) -> bool {
+        !self.leases.is_empty() || !self.lessees.is_empty() || self.layers.values().any(|entry| entry.live)
+    }
+
     /// The next unused layer number.
     ///
     /// # Errors
@@ -129,7 +165,7 @@ impl Catalog {
         // A child always has a larger number than its parent.
         layers.sort_unstable_by_key(|(id, _)| **id);
         for (id, entry) in layers {
-            let LayerEntry { parent, origin, source, detached, named, needed_from, held, .. } = entry;
+            let LayerEntry { parent, origin, source, detached, named, needed_from, held, live, .. } = entry;
             let mut first = source.clone().or_else(|| detached.clone());
             // A layer begins with all addresses that it ever had, and goes on with those that it has.
             let has = first.as_mut().map(|first| std::mem::replace(&mut first.uris, named.iter().take(SOURCE_URIS_MAX).cloned().collect()));
@@ -141,6 +177,7 @@ impl Catalog {
             }
             let record = |(held, size_bytes): &_| Record::Held(HeldRecord { layer: *id, size_bytes: *size_bytes, held: *held });
             records.extend(held.iter().map(record));
+            records.extend(live.then_some(Record::Live(*id)));
         }
         for (id, volume) in &self.volumes {
             records.push(Record::Volume(VolumeRecord {
@@ -164,6 +201,8 @@ impl Catalog {
                 })
             }));
         }
+        records.extend(self.leases.values().cloned().map(Record::Lease));
+        records.extend(self.lessees.values().cloned().map(Record::Lessee));
         records
     }
 }

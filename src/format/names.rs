@@ -92,6 +92,19 @@ impl StorePaths {
     }
 }
 
+/// What the names of snapshots begin with that are taken for leases. No name of a user begins with a dot.
+const INSTANT: &str = ".lease-";
+
+/// Name of the snapshot of a layer that is taken for a lease. Numbers of layers are never used twice, so it stands for one instant.
+pub fn instant_name(layer: LayerId) -> String {
+    format!("{INSTANT}{layer}")
+}
+
+/// Whether a snapshot was taken for a lease, and goes with the last one.
+pub fn is_instant(name: &str) -> bool {
+    name.starts_with(INSTANT)
+}
+
 /// Checks the name of a volume or snapshot.
 ///
 /// # Errors
@@ -137,7 +150,7 @@ mod tests {
         for name in ["a", "db-1.2_x", "9", "größe"] {
             valid_name(name).unwrap();
         }
-        for name in ["", "-a", "a/b", "a@b", "a b", "..", "a\n", &"x".repeat(256)] {
+        for name in ["", "-a", "a/b", "a@b", "a b", "..", "a\n", &instant_name(LayerId(1)), &"x".repeat(256)] {
             assert_eq!(valid_name(name).unwrap_err().kind(), ErrorKind::InvalidInput, "{name}");
         }
     }

@@ -28,8 +28,13 @@
 //!  31  closed          -
 //!  32  more presence   as 30; adds to those before it
 //!  33  forget          layer u32, blocks blob (a portable roaring bitmap)
+//!  34  lease           lease
+//!  35  lease over      id 16 bytes
+//!  36  lessee          lessee
+//!  37  lessee over     id 16 bytes
+//!  38  live            layer u32
 //! ```
-//! The layout of `source`, `uris` and `settings` is in `source`, that of `labels` in `label`.
+//! The layout of `source`, `uris` and `settings` is in `source`, that of `labels` in `label`, that of `lease` and `lessee` in `lease`.
 //!
 //! # Invariants
 //! - Every record has a bound far below that of a frame: what could be larger (presence, blocks to forget) is cut into several.
@@ -37,9 +42,10 @@
 use super::blocks::{BlockRun, PatchRecord};
 use super::bytes::{FormatError, Reader, Writer};
 use super::label::{HeldRecord, Labels, read_labels, write_labels};
+use super::lease::{LeaseRecord, LesseeRecord, read_id, write_id};
 use super::presence::{ForgetRecord, PresenceRecord};
 use super::source::{HydrationSettings, SourceRecord, read_settings, read_uris, write_settings, write_uris};
-use crate::ids::{LayerId, VolumeId};
+use crate::ids::{LayerId, LeaseId, VolumeId};
 
 /// A layer comes to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +184,16 @@ pub enum Record {
     Forget(ForgetRecord),
     /// The store was closed in order: there is nothing to verify.
     Closed,
+    /// A fork elsewhere needs a snapshot, from now on or still.
+    Lease(LeaseRecord),
+    /// A fork elsewhere needs a snapshot no more.
+    LeaseOver(LeaseId),
+    /// A root layer has a lease at another host.
+    Lessee(LesseeRecord),
+    /// The lease at another host was given back.
+    LesseeOver(LeaseId),
+    /// The source of a root layer was written while it was forked: its blocks are of different instants.
+    Live(LayerId),
 }
 
 const NO_PARENT: u32 = u32::MAX;
@@ -304,6 +320,17 @@ impl Record {
             Self::Presence(presence) => presence.encode(writer),
             Self::Forget(forget) => forget.encode(writer),
             Self::Closed => writer.u8(31),
+            other => other.encode_lease(writer),
+        }
+    }
+
+    fn encode_lease(&self, writer: &mut Writer) {
+        match self {
+            Self::Lease(lease) => lease.encode(writer),
+            Self::LeaseOver(id) => write_id(writer, 35, *id),
+            Self::Lessee(lessee) => lessee.encode(writer),
+            Self::LesseeOver(id) => write_id(writer, 37, *id),
+            Self::Live(layer) => Self::encode_three(writer, 38, [layer.0]),
             _ => {}
         }
     }
@@ -379,6 +406,11 @@ impl Record {
             31 => Self::Closed,
             32 => Self::Presence(PresenceRecord::decode(true, reader)?),
             33 => Self::Forget(ForgetRecord::decode(reader)?),
+            34 => Self::Lease(LeaseRecord::decode(reader)?),
+            35 => Self::LeaseOver(read_id(reader)?),
+            36 => Self::Lessee(LesseeRecord::decode(reader)?),
+            37 => Self::LesseeOver(read_id(reader)?),
+            38 => Self::Live(LayerId(reader.u32()?)),
             other => return Err(FormatError(format!("record type {other} is unknown: use a newer program"))),
         })
     }
@@ -415,6 +447,11 @@ impl Record {
                 | Self::Attach(..)
                 | Self::Labels(..)
                 | Self::Held(_)
+                | Self::Lease(_)
+                | Self::LeaseOver(_)
+                | Self::Lessee(_)
+                | Self::LesseeOver(_)
+                | Self::Live(_)
         )
     }
 }
@@ -479,6 +516,19 @@ mod tests {
             Record::Presence(presence(true)),
             Record::Forget(ForgetRecord { layer: LayerId(1), blocks: (0..5000).collect() }),
             Record::Closed,
+            Record::Lease(LeaseRecord {
+                id: LeaseId([1; 16]),
+                volume: VolumeId(1),
+                renewed_at: 9,
+                snapshot: "s".into(),
+                fork: "f".into(),
+                host: "h".into(),
+                address: "10.0.0.1:2".into(),
+            }),
+            Record::LeaseOver(LeaseId([1; 16])),
+            Record::Lessee(LesseeRecord { id: LeaseId([2; 16]), layer: LayerId(2), until: 9, uri: "nbd://h/x@s".into() }),
+            Record::LesseeOver(LeaseId([2; 16])),
+            Record::Live(LayerId(2)),
         ]
     }
 

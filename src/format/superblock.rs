@@ -23,7 +23,12 @@ pub const SUPERBLOCK_BYTES: usize = 4096;
 ///
 /// `split records`: records 32 and 33, which cut presence and blocks to forget into bounded parts. The journal that comes after the
 /// state may have them at any time, so every superblock says so.
-pub const FEATURES_KNOWN: [&str; 1] = ["split records"];
+///
+/// `leases`: records 34 to 38. A store says so from before its first one on, until it is opened without any.
+pub const FEATURES_KNOWN: [&str; 2] = ["split records", "leases"];
+
+const SPLIT_RECORDS: u64 = 1 << 0;
+const LEASES: u64 = 1 << 1;
 
 const MAGIC: &[u8; 8] = b"volfork\0";
 const VERSION: u32 = 1;
@@ -42,6 +47,8 @@ pub struct Superblock {
     pub store_id: [u8; 16],
     /// Number of the current journal file.
     pub journal: u64,
+    /// The journal may have records of leases.
+    pub leases: bool,
 }
 
 /// A slot as it came from the disk: untrusted until [`SuperblockSlot::verify`].
@@ -66,13 +73,13 @@ impl SuperblockSlot<'_> {
             return Err(FormatError(format!("version is {version}, this program knows {VERSION}: use a program that knows it")));
         }
         let block_size = BlockSize::new(reader.u32()?).map_err(|error| FormatError(error.to_string()))?;
-        let superblock = Superblock { block_size, generation: reader.u64()?, store_id: reader.array()?, journal: reader.u64()? };
-        let unknown = reader.u64()? >> FEATURES_KNOWN.len();
+        let (generation, store_id, journal, features) = (reader.u64()?, reader.array()?, reader.u64()?, reader.u64()?);
+        let unknown = features >> FEATURES_KNOWN.len();
         if unknown != 0 {
             let bit = unknown.trailing_zeros() as usize + FEATURES_KNOWN.len();
             return Err(FormatError(format!("needs feature number {bit}, which this program does not know: use a newer one")));
         }
-        Ok(superblock)
+        Ok(Superblock { block_size, generation, store_id, journal, leases: features & LEASES != 0 })
     }
 }
 
@@ -86,7 +93,7 @@ impl Superblock {
         writer.u64(self.generation);
         writer.raw(&self.store_id);
         writer.u64(self.journal);
-        writer.u64((1u64 << FEATURES_KNOWN.len()) - 1);
+        writer.u64(SPLIT_RECORDS | if self.leases { LEASES } else { 0 });
         let mut slot = [0; SUPERBLOCK_BYTES];
         slot[..FIELDS_BYTES].copy_from_slice(&writer.bytes);
         let crc = crc32fast::hash(&slot[..CRC_AT]);
@@ -105,7 +112,7 @@ mod tests {
     use super::*;
 
     fn example() -> Superblock {
-        Superblock { block_size: BlockSize::DEFAULT, generation: 3, store_id: *b"0123456789abcdef", journal: 7 }
+        Superblock { block_size: BlockSize::DEFAULT, generation: 3, store_id: *b"0123456789abcdef", journal: 7, leases: false }
     }
 
     #[test]
@@ -115,6 +122,9 @@ mod tests {
         assert_eq!(&slot[..FIELDS_BYTES], head);
         assert_eq!(SuperblockSlot(&slot).verify(), Ok(example()));
         assert_eq!(example().slot_offset(), 4096);
+        let leases = Superblock { leases: true, ..example() };
+        assert_eq!(leases.encode()[48], 3);
+        assert_eq!(SuperblockSlot(&leases.encode()).verify(), Ok(leases));
     }
 
     #[test]

@@ -17,9 +17,9 @@ use crate::bits::end_of_run;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{HydrationSettings, SourceRecord, TRACE_RUNS_MAX};
-use crate::ids::BlockSize;
+use crate::ids::{BlockSize, LeaseId};
 use crate::layer::{Layer, Layers};
-use crate::source::{Connector, Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
+use crate::source::{Connector, LeaseRequest, LeasedSource, Since, Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
 use crate::sync::{Condvar, Mutex};
 
 /// Ranges of traces that are kept to be followed.
@@ -32,6 +32,12 @@ const IDLE_LOOK_MIN: Duration = Duration::from_millis(100);
 
 /// Called when hydration fails at every address, and when it goes on again.
 pub type OnChange = Box<dyn Fn(HydratorStatus, Option<String>) + Send + Sync>;
+
+/// The lease to hold at an address; `None`: none.
+pub type Hold = Box<dyn Fn(&str) -> Option<LeaseRequest> + Send + Sync>;
+
+/// Called with an address, the lease that it has given, and the time after which that lapses.
+pub type OnLease = Box<dyn Fn(&str, LeaseId, Duration) + Send + Sync>;
 
 /// What a hydrator works with.
 pub struct HydratorConfig {
@@ -55,6 +61,10 @@ pub struct HydratorConfig {
     pub on_change: OnChange,
     /// Looks at what stands on the layer, and calls [`Hydrator::set_covered`] and [`Hydrator::set_hidden`].
     pub look_above: Box<dyn Fn(&Hydrator) + Send + Sync>,
+    /// The lease to hold at an address that is opened.
+    pub hold: Hold,
+    /// Told of a lease that an address has given, and of the time after which it lapses.
+    pub on_lease: OnLease,
 }
 
 /// One root layer and where its bytes can be had.
@@ -163,7 +173,7 @@ impl Hydrator {
             self.connector.now()
         };
         // One that is not used after all is closed as it is dropped, behind the lock.
-        let source = self.connector.open(uri, since)?;
+        let source = self.open_held(uri, since)?;
         self.check_source(uri, &*source)?;
         let mut state = self.state.lock();
         state.peers.note_use(uri, self.config.clock.monotonic());
@@ -172,6 +182,15 @@ impl Hydrator {
             Some(peer) => Ok(Arc::clone(peer.source.get_or_insert_with(|| Arc::clone(&source)))),
             None => Err(closed()),
         }
+    }
+
+    /// Opens an address, with a lease if its server knows leases.
+    fn open_held(&self, uri: &str, since: Since) -> Result<Arc<dyn Source>, SourceError> {
+        let Some(request) = (self.config.hold)(uri) else { return self.connector.open(uri, since) };
+        let id = request.id;
+        let LeasedSource { source, lease } = self.connector.open_leased(uri, since, request)?;
+        lease.into_iter().for_each(|lease| (self.config.on_lease)(uri, id, lease.lapse));
+        Ok(source)
     }
 
     /// Refuses a source that has other bytes than those that were forked, as far as it tells.

@@ -142,6 +142,8 @@ impl Scene {
             budget: Arc::<Budget>::default(),
             on_change: Box::new(|_, _| {}),
             look_above: Box::new(|_| {}),
+            hold: Box::new(|_| None),
+            on_lease: Box::new(|_, _, _| {}),
         };
         Self { layers, layer, clock, far, hydrator: Hydrator::new(config, None), _dir: dir }
     }

@@ -241,11 +241,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the whole state to a new file and makes it the journal.
+    /// Writes the whole state to a new file and makes it the journal. `leases`: records of leases may follow from then on.
     ///
     /// # Errors
     /// [`ErrorKind::NoSpace`] leaves the old file in use; after any other error nothing more may be appended.
-    pub fn checkpoint(&mut self, state: impl Iterator<Item = Record>) -> Result<()> {
+    pub fn checkpoint(&mut self, state: impl Iterator<Item = Record>, leases: bool) -> Result<()> {
         // It may have been refused space until now.
         let _ = self.make_spare(0);
         let Some(mut spare) = self.spare.take() else {
@@ -254,7 +254,8 @@ impl Journal {
         let left = self.capacity_bytes.saturating_sub(self.tail_bytes);
         let free = (self.limits.journal_reserve_bytes / 2).min(left + 1);
         let place = (&*self.disk, &self.paths, &self.limits);
-        let switched = Self::switch(place, (self.superblock, self.sequence), state, &mut spare, free);
+        let superblock = Superblock { leases: self.superblock.leases || leases, ..self.superblock };
+        let switched = Self::switch(place, (superblock, self.sequence), state, &mut spare, free);
         let (next, written) = match switched {
             Ok(switched) => switched,
             Err(error) => {
@@ -369,6 +370,11 @@ impl Journal {
         Arc::clone(&self.file)
     }
 
+    /// Whether it may have records of leases.
+    pub fn takes_leases(&self) -> bool {
+        self.superblock.leases
+    }
+
     /// Number of the file.
     pub fn number(&self) -> u64 {
         self.superblock.journal
@@ -397,7 +403,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
         let paths = StorePaths::new(dir.path());
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, leases: false };
         let start = || Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, std::iter::empty(), Limits::DEFAULT).unwrap();
         let mut writer = Writer::default();
         Record::Closed.encode(&mut writer);
@@ -416,7 +422,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
         let paths = StorePaths::new(dir.path());
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0 };
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, leases: false };
         let present = (0..100_000u32).map(|block| block * 3).collect();
         let (zeroed, marked) = Default::default();
         let state =

@@ -28,7 +28,7 @@ pub(super) fn config(disk: Arc<dyn Disk>, directory: &Path, limits: Limits) -> L
 }
 
 pub(super) fn journal(config: LayerConfig, state: &mut dyn Iterator<Item = Record>) -> Result<Journal> {
-    let superblock = Superblock { block_size: config.block_size, generation: 0, store_id: [1; 16], journal: 0 };
+    let superblock = Superblock { block_size: config.block_size, generation: 0, store_id: [1; 16], journal: 0, leases: false };
     Journal::start(config.disk, config.paths, superblock, 0, state, config.limits)
 }
 

@@ -182,6 +182,23 @@ impl Layers {
     /// # Errors
     /// [`crate::ErrorKind::NoSpace`], or a lack of descriptors, leaves everything as it was; any other error poisons the store.
     pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
+        self.write_state(shape, false)
+    }
+
+    /// As [`Layers::checkpoint`]; records of leases may follow from then on.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_leases(&self, shape: Vec<Record>) -> Result<()> {
+        self.write_state(shape, true)
+    }
+
+    /// Whether records of leases may follow.
+    pub fn takes_leases(&self) -> bool {
+        self.commit.journal().takes_leases()
+    }
+
+    fn write_state(&self, shape: Vec<Record>, leases: bool) -> Result<()> {
         self.commit.exclusive(self, || {
             // Crash ordering 5 and 10.
             let left = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
@@ -197,7 +214,7 @@ impl Layers {
                     self.presence_records(layer, own.map(|((_, extent), page)| (*extent, &**page)))
                 })
                 .collect();
-            self.commit.journal().checkpoint(shape.into_iter().chain(presence))
+            self.commit.journal().checkpoint(shape.into_iter().chain(presence), leases)
         })
     }
 

@@ -7,6 +7,7 @@ use crate::source::About;
 use crate::store::Store;
 use crate::volume::{Queue, Run, Snapshot, Volume};
 use crate::wire::constants::DESCRIPTION_OF_SNAPSHOT;
+use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 
 /// A volume or a snapshot.
 #[derive(Clone)]
@@ -133,21 +134,39 @@ pub trait Exports: Send + Sync + 'static {
     fn open(&self, name: &str) -> Result<Export>;
     /// Names of all exports.
     fn names(&self) -> Vec<String>;
+    /// Gives a fork of another host, at this address, a lease of an export, or ends it ([`Store::lease`]).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`]: these exports know no leases; the client is told so. As there.
+    fn lease(&self, _name: &str, _request: &LeaseRequest, _address: &str) -> Result<Option<LeaseGrant>> {
+        Err(Error::new(ErrorKind::Unsupported, "there are no leases here"))
+    }
     /// Requests that wait for something outside the store are to fail soon: nobody waits for their answers any more.
     fn give_up_waiting(&self) {}
+}
+
+/// The volume of a name; of the empty one, the only volume.
+fn named(store: &Store, name: &str) -> Result<String> {
+    match &store.volume_names()[..] {
+        _ if !name.is_empty() => Ok(name.to_owned()),
+        [only] => Ok(only.clone()),
+        names => Err(Error::new(ErrorKind::NotFound, format!("there is no default export among {} volumes: name one", names.len()))),
+    }
 }
 
 impl Exports for Store {
     fn open(&self, name: &str) -> Result<Export> {
         match name.split_once('@') {
             Some((volume, snapshot)) => self.snapshot(volume, snapshot).map(Export::Snapshot),
-            None if name.is_empty() => match &self.volume_names()[..] {
-                [only] => self.volume(only).map(Export::Volume),
-                names => {
-                    Err(Error::new(ErrorKind::NotFound, format!("there is no default export among {} volumes: name one", names.len())))
-                }
-            },
-            None => self.volume(name).map(Export::Volume),
+            None => self.volume(&named(self, name)?).map(Export::Volume),
+        }
+    }
+
+    fn lease(&self, name: &str, request: &LeaseRequest, address: &str) -> Result<Option<LeaseGrant>> {
+        match name.split_once('@') {
+            Some((volume, snapshot)) => Self::lease(self, (volume, Some(snapshot)), request, address),
+            None if request.action == LeaseAction::Release => Self::lease(self, (name, None), request, address),
+            None => Self::lease(self, (&named(self, name)?, None), request, address),
         }
     }
 

@@ -12,12 +12,13 @@ use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN, EXPORT_HAS_FLAGS,
     EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF, EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA, EXPORT_SEND_TRIM,
     EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, INFO_VOLFORK, MAGIC_NBD, MAGIC_OPTION,
-    OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
-    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO,
-    REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
+    OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LEASE, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
+    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_POLICY, REP_ERR_SHUTDOWN,
+    REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_LEASE, REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
 };
 use crate::wire::{
-    ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireWriter, deadline_after, read_by, time_left,
+    ContextQuery, ExportInfo, GoRequest, HeaderMode, LeaseRequest, OptionReply, OptionRequest, WireWriter, deadline_after, read_by,
+    time_left,
 };
 
 /// Most options in a row that tell the client nothing about an export. The others are not counted: to list many exports takes many.
@@ -46,6 +47,7 @@ struct Talk<'a> {
     /// Export and contexts of the latest successful selection.
     selection: Option<(String, Vec<(u32, Context)>)>,
     deadline: Instant,
+    timeout: Duration,
     /// Replies that were not sent yet.
     unsent: Vec<u8>,
     /// The client was told something about an export since the latest option.
@@ -64,7 +66,7 @@ fn broken(text: &str) -> io::Error {
 pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
     let deadline = deadline_after(timeout);
     let (mode, unsent) = (HeaderMode::Simple, Vec::new());
-    let mut talk = Talk { socket, exports, mode, no_zeroes: false, selection: None, deadline, unsent, told: false };
+    let mut talk = Talk { socket, exports, mode, no_zeroes: false, selection: None, deadline, timeout, unsent, told: false };
     talk.greet()?;
     let mut idle = 0;
     while idle < IDLE_OPTIONS_MAX {
@@ -174,6 +176,7 @@ impl Talk<'_> {
                 self.reply(option, REP_ACK, &[])
             }
             OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.contexts(option, data),
+            OPT_LEASE => self.lease(data),
             _ => self.refuse(option, REP_ERR_UNSUP, "this server does not know the option"),
         }
     }
@@ -218,6 +221,35 @@ impl Talk<'_> {
             self.selection = Some((query.name, chosen));
         }
         self.reply(option, REP_ACK, &[])
+    }
+
+    /// A lease counts as an option that tells nothing: a client does not get them without end.
+    fn lease(&mut self, data: &[u8]) -> io::Result<()> {
+        let (name, request) = match LeaseRequest::decode(data) {
+            Ok(decoded) => decoded,
+            Err(error) => return self.refuse(OPT_LEASE, REP_ERR_INVALID, &error.0),
+        };
+        let leased = self.exports.lease(&name, &request, &self.socket.peer());
+        // The time that the store took is not the client's.
+        self.deadline = deadline_after(self.timeout);
+        match leased {
+            Ok(grant) => {
+                if let Some(grant) = grant {
+                    self.unsent.extend(OptionReply::encode(OPT_LEASE, REP_LEASE, &grant.encode()));
+                }
+                self.reply(OPT_LEASE, REP_ACK, &[])
+            }
+            Err(error) => {
+                let reply = match error.kind() {
+                    ErrorKind::NotFound => REP_ERR_UNKNOWN,
+                    ErrorKind::Unsupported => REP_ERR_UNSUP,
+                    ErrorKind::Busy | ErrorKind::InvalidInput => REP_ERR_POLICY,
+                    ErrorKind::Closed => REP_ERR_SHUTDOWN,
+                    _ => REP_ERR_PLATFORM,
+                };
+                self.refuse(OPT_LEASE, reply, &error.to_string())
+            }
+        }
     }
 
     fn info(&self, name: &str, export: &Export) -> ExportInfo {

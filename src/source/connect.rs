@@ -1,10 +1,12 @@
 //! Connecting to a source, however long its opener takes and whatever it does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::guarded::{Guarded, caught};
-use super::{Source, SourceError, SourceErrorKind, SourceOpener};
+use super::{Lease, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener};
 use crate::sync::thread::Builder;
+use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex};
 
 /// Connections that may be under way although nobody waits for them any more: an opener that never answers does not get further
@@ -12,9 +14,9 @@ use crate::sync::{Condvar, Mutex};
 const ABANDONED_MAX: usize = 16;
 
 /// What became of one call of the opener.
-enum Answer {
+enum Answer<T> {
     Awaited,
-    Here(Result<Arc<dyn Source>, SourceError>),
+    Here(Result<T, SourceError>),
     Taken,
     /// Nobody waits for it any longer.
     Unwanted,
@@ -71,6 +73,33 @@ impl Connector {
     /// # Errors
     /// That of the opener; [`SourceErrorKind::Closed`] if waiting was given up since that moment.
     pub fn open(&self, uri: &str, since: Since) -> Result<Arc<dyn Source>, SourceError> {
+        self.ask(uri, since, None, open_here)
+    }
+
+    /// As [`Connector::open`], with a lease if the source knows leases.
+    ///
+    /// # Errors
+    /// As there; that of a lease that is refused.
+    pub fn open_leased(&self, uri: &str, since: Since, request: LeaseRequest) -> Result<LeasedSource, SourceError> {
+        self.ask(uri, since, None, move |opener, uri| open_leased_here(opener, uri, &request))
+    }
+
+    /// Renews a lease or gives it back, and waits for that, for at most so long.
+    ///
+    /// # Errors
+    /// As [`Connector::open`]; [`SourceErrorKind::Lost`] after that time.
+    pub fn lease(&self, uri: &str, since: Since, request: LeaseRequest, patience: Duration) -> Result<Option<Lease>, SourceError> {
+        self.ask(uri, since, Some(patience), move |opener, uri| caught(uri, || opener.lease(uri, &request))?)
+    }
+
+    /// Calls the opener and waits for its answer.
+    fn ask<T: Send + 'static>(
+        &self,
+        uri: &str,
+        since: Since,
+        patience: Option<Duration>,
+        call: impl Fn(&dyn SourceOpener, &str) -> Result<T, SourceError> + Send + Sync + 'static,
+    ) -> Result<T, SourceError> {
         let given_up = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not waited for any longer") };
         {
             let mut state = self.shared.state.lock();
@@ -85,11 +114,13 @@ impl Connector {
             state.waiting += 1;
         }
         let _waiting = Waiting(&self.shared);
+        let call = Arc::new(call);
+        let until = patience.map(|patience| Instant::now() + patience);
         let answer = Arc::new(Mutex::new(Answer::Awaited));
         let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer) };
-        let (opener, address) = (Arc::clone(&self.opener), uri.to_owned());
-        if Builder::new().name("source-open".into()).spawn(move || drop(opening.answer(open_here(&*opener, &address)))).is_err() {
-            return open_here(&*self.opener, uri);
+        let (opener, address, calling) = (Arc::clone(&self.opener), uri.to_owned(), Arc::clone(&call));
+        if Builder::new().name("source-open".into()).spawn(move || drop(opening.answer(calling(&*opener, &address)))).is_err() {
+            return call(&*self.opener, uri);
         }
         let mut state = self.shared.state.lock();
         loop {
@@ -104,8 +135,15 @@ impl Connector {
                     *answer = Answer::Unwanted;
                     return Err(given_up());
                 }
+                if until.is_some_and(|until| Instant::now() >= until) {
+                    *answer = Answer::Unwanted;
+                    return Err(SourceError { kind: SourceErrorKind::Lost, message: format!("{uri} does not answer") });
+                }
             }
-            self.shared.changed.wait(&mut state);
+            match until {
+                Some(until) => drop(self.shared.changed.wait_until(&mut state, until)),
+                None => self.shared.changed.wait(&mut state),
+            }
         }
     }
 
@@ -132,14 +170,14 @@ impl Drop for Waiting<'_> {
 }
 
 /// One call of an opener; counted until it has answered, or is dropped.
-struct Opening {
+struct Opening<T> {
     shared: Arc<Shared>,
-    answer: Arc<Mutex<Answer>>,
+    answer: Arc<Mutex<Answer<T>>>,
 }
 
-impl Opening {
+impl<T> Opening<T> {
     /// Hands over what was opened. Gives it back if nobody waits for it any longer.
-    fn answer(&self, opened: Result<Arc<dyn Source>, SourceError>) -> Option<Result<Arc<dyn Source>, SourceError>> {
+    fn answer(&self, opened: Result<T, SourceError>) -> Option<Result<T, SourceError>> {
         let mut state = self.shared.state.lock();
         let mut answer = self.answer.lock();
         let Answer::Awaited = *answer else { return Some(opened) };
@@ -150,7 +188,7 @@ impl Opening {
     }
 }
 
-impl Drop for Opening {
+impl<T> Drop for Opening<T> {
     fn drop(&mut self) {
         let message = "connecting ended without an answer".into();
         let unused = self.answer(Err(SourceError { kind: SourceErrorKind::Lost, message }));
@@ -164,4 +202,11 @@ impl Drop for Opening {
 fn open_here(opener: &dyn SourceOpener, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
     let source = caught(uri, || opener.open(uri))??;
     Ok(Guarded::new(uri, source)?)
+}
+
+/// As [`open_here`], with a lease. The source is known by the address that it holds.
+fn open_leased_here(opener: &dyn SourceOpener, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+    let LeasedSource { source, lease } = caught(uri, || opener.open_leased(uri, request))??;
+    let held = lease.as_ref().map_or(uri, |lease| &lease.uri);
+    Ok(LeasedSource { source: Guarded::new(held, source)?, lease })
 }

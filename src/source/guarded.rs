@@ -28,6 +28,7 @@ pub(crate) struct Guarded {
     align_bytes: u32,
     identity: Option<String>,
     about: About,
+    is_writable: bool,
     reads: Arc<Mutex<Reads>>,
 }
 
@@ -52,15 +53,18 @@ impl Guarded {
     /// # Errors
     /// The source says what none can say.
     pub fn new(uri: &str, inner: Arc<dyn Source>) -> Result<Arc<Self>, SourceError> {
-        let told = caught(uri, || (inner.size_bytes(), inner.read_bytes_max(), inner.align_bytes(), inner.identity(), inner.about()));
-        let made = told.and_then(|(size_bytes, read_bytes_max, align_bytes, identity, about)| {
+        let told = caught(uri, || {
+            let (size_bytes, identity, about) = (inner.size_bytes(), inner.identity(), inner.about());
+            (size_bytes, inner.read_bytes_max(), inner.align_bytes(), identity, about, inner.is_writable())
+        });
+        let made = told.and_then(|(size_bytes, read_bytes_max, align_bytes, identity, about, is_writable)| {
             if !read_bytes_max.is_power_of_two() || !align_bytes.is_power_of_two() || align_bytes > read_bytes_max {
                 let what =
                     format!("the source of {uri} takes reads of {align_bytes} to {read_bytes_max} bytes: both must be powers of two");
                 return Err(SourceError { kind: SourceErrorKind::Invalid, message: what });
             }
-            let (inner, reads, about) = (Arc::clone(&inner), Arc::default(), about.believed());
-            Ok(Arc::new(Self { inner, uri: uri.to_owned(), size_bytes, read_bytes_max, align_bytes, identity, about, reads }))
+            let (inner, reads, about, uri) = (Arc::clone(&inner), Arc::default(), about.believed(), uri.to_owned());
+            Ok(Arc::new(Self { inner, uri, size_bytes, read_bytes_max, align_bytes, identity, about, is_writable, reads }))
         });
         if made.is_err() {
             close_aside(uri, &inner);
@@ -177,6 +181,10 @@ impl Source for Guarded {
 
     fn about(&self) -> About {
         self.about.clone()
+    }
+
+    fn is_writable(&self) -> bool {
+        self.is_writable
     }
 
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {

@@ -12,13 +12,15 @@ mod connect;
 mod file;
 mod gather;
 mod guarded;
+mod lease;
 mod nbd;
 mod opener;
 
 pub use about::About;
 pub use arrival::{Arrival, OnArrival};
-pub(crate) use connect::Connector;
+pub(crate) use connect::{Connector, Since};
 pub use file::FileSource;
+pub use lease::{Lease, LeaseAction, LeaseRequest, LeasedSource};
 pub use nbd::{NbdOptions, NbdSource};
 pub use opener::UriSources;
 pub(crate) use opener::host_of;
@@ -199,6 +201,10 @@ pub trait Source: Send + Sync + 'static {
     fn identity(&self) -> Option<String> {
         None
     }
+    /// Whether others may write the bytes while they are read: what is fetched at different times is then of different instants.
+    fn is_writable(&self) -> bool {
+        false
+    }
     /// Ranges in the order in which an earlier fork first touched them, if the source knows; bounded.
     ///
     /// # Errors
@@ -270,4 +276,18 @@ pub(crate) fn damaged_error(source: &str, offset: u64) -> SourceError {
 pub trait SourceOpener: Send + Sync + 'static {
     /// Connects to `uri` and learns its size.
     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError>;
+
+    /// As [`SourceOpener::open`], with a lease of the bytes if the source knows leases. [`LeaseAction::Take`] fails if the source
+    /// refuses the lease; [`LeaseAction::Hold`] goes on without.
+    fn open_leased(&self, uri: &str, _request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+        self.open(uri).map(|source| LeasedSource { source, lease: None })
+    }
+
+    /// Renews a lease, or gives it back, without opening the source; `None` if it was given back, or the source knows no leases.
+    ///
+    /// # Errors
+    /// [`SourceErrorKind::Lost`]: nobody answers. Any other: the lease is refused.
+    fn lease(&self, _uri: &str, _request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        Ok(None)
+    }
 }

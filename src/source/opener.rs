@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{FileSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
+use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
 
 /// The part of an address that names the host: addresses that share it share a way.
 pub(crate) fn host_of(uri: &str) -> String {
@@ -20,10 +20,15 @@ pub struct UriSources {
     pub nbd: NbdOptions,
 }
 
+/// Whether an address is that of an NBD export.
+fn is_nbd(uri: &str) -> bool {
+    matches!(uri.split_once("://"), Some(("nbd" | "nbd+unix", _)))
+}
+
 impl SourceOpener for UriSources {
     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
         match uri.split_once("://") {
-            Some(("nbd" | "nbd+unix", _)) => Ok(NbdSource::open(uri, self.nbd.clone())?),
+            _ if is_nbd(uri) => Ok(NbdSource::open(uri, self.nbd.clone())?),
             Some(("file", path)) => Ok(Arc::new(FileSource::open(Path::new(path))?)),
             _ => Err(SourceError {
                 kind: SourceErrorKind::Invalid,
@@ -32,5 +37,16 @@ impl SourceOpener for UriSources {
                 ),
             }),
         }
+    }
+
+    fn open_leased(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+        match is_nbd(uri) {
+            true => NbdSource::open_leased(uri, self.nbd.clone(), request),
+            false => self.open(uri).map(|source| LeasedSource { source, lease: None }),
+        }
+    }
+
+    fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        if is_nbd(uri) { NbdSource::lease(uri, &self.nbd, request) } else { Ok(None) }
     }
 }

@@ -1,4 +1,4 @@
-//! Work that nobody waits for: giving back space, merging patches with what has come from a source, hashing after a crash, clearing marks, checkpoints, sweeping.
+//! Work that nobody waits for: giving back space, ending and renewing leases, merging patches with what has come from a source, hashing after a crash, clearing marks, checkpoints, sweeping.
 //!
 //! Each step is bounded, and every one can be done again after a crash.
 
@@ -124,8 +124,14 @@ impl Background {
         if self.core.merge_step()? || self.core.reclaim_step()? || self.rehash_step()? {
             return Ok(true);
         }
+        // One that cannot go now goes later.
+        if self.core.sweep_instants().unwrap_or(false) {
+            return Ok(true);
+        }
         self.clean_step()?;
-        self.core.step_hydration()
+        // A server that is not to be told now does not keep blocks from being fetched.
+        let leased = self.core.lease_step();
+        Ok(self.core.step_hydration()? | leased?)
     }
 
     fn checkpoint_step(&self) -> Result<bool> {
@@ -211,6 +217,8 @@ impl Background {
             cleaned = cleaned.and(self.core.layers().clean_layer(&layer).map(drop));
         }
         self.core.look_for_dead_blocks();
+        // Those that cannot end now end later.
+        let _ = self.core.lapse_leases();
         // A trace is advice: what cannot be written is given up.
         let _ = self.core.save_traces();
         // What was queued becomes durable although nobody flushes, and patches that nobody needs give back their room.

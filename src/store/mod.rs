@@ -4,6 +4,7 @@
 //! `scrub` (open store) and `check` (closed store); volumes that are being filled in `unfinished`.
 mod background;
 mod check;
+mod leases;
 mod open;
 mod options;
 #[cfg(all(test, feature = "sim"))]
@@ -27,7 +28,7 @@ use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
 use crate::format::changed_labels;
 use crate::ids::BlockSize;
-use crate::volume::{Admit, Head, Holding, HydrationInfo, RoomInfo, Snapshot, SnapshotInfo, TraceInfo, Volume, VolumeInfo};
+use crate::volume::{Admit, ForkOptions, Head, Holding, HydrationInfo, RoomInfo, Snapshot, SnapshotInfo, TraceInfo, Volume, VolumeInfo};
 use open::OpenStore;
 
 /// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone and the last volume, snapshot and queue
@@ -176,14 +177,16 @@ impl Store {
     }
 
     /// Forks `source` (`NAME` or `NAME@SNAP` of this store, or the URI of a remote export) into the new volume `name`.
-    /// One journal record group and one barrier round; no data moves. Forks of the same remote snapshot, as far as its identity
+    /// One journal record group and one barrier round; no data moves. A volfork volume elsewhere is forked as it is at this moment: its
+    /// store takes a snapshot, and keeps it while the fork needs it. An export of another server that may be written is refused
+    /// ([`ForkOptions::live`]). Forks of the same remote snapshot, as far as its identity
     /// tells, share what is fetched of it, and how it is.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::SourceLost`],
     /// [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, source: &str, name: &str) -> Result<Volume> {
-        self.fork_labeled(&[source.to_owned()], name, &BTreeMap::new())
+        self.fork_with(&[source.to_owned()], name, &ForkOptions::default())
     }
 
     /// Forks a remote snapshot that can be had at each of these URIs, which have the same bytes: the first that answers is the
@@ -192,41 +195,35 @@ impl Store {
     /// # Errors
     /// As [`Store::fork`].
     pub fn fork_from(&self, uris: &[String], name: &str) -> Result<Volume> {
-        self.0.core.fork_source(uris, name, &BTreeMap::new(), &mut |_, _| Ok(())).map(|head| self.volume_of(head))
+        self.fork_with(uris, name, &ForkOptions::default())
     }
 
-    /// As [`Store::fork`] for one source and [`Store::fork_from`] for several. A fork inherits the labels of its source, and from
-    /// another store those that mean something elsewhere ([`crate::source::About`]). It has other ones than that from the first moment: new values by key, `None` for those that it does not get.
+    /// As [`Store::fork`] for one source and [`Store::fork_from`] for several, with options. A fork inherits the labels of its source, and
+    /// from another store those that mean something elsewhere ([`crate::source::About`]); others are there from the first moment.
     ///
     /// # Errors
     /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large.
-    pub fn fork_labeled(&self, sources: &[String], name: &str, labels: &BTreeMap<String, Option<String>>) -> Result<Volume> {
-        self.fork_admitted(sources, name, labels, &mut |_, _| Ok(()))
+    pub fn fork_with(&self, sources: &[String], name: &str, options: &ForkOptions) -> Result<Volume> {
+        self.fork_admitted(sources, name, options, &mut |_, _| Ok(()))
     }
 
-    /// As [`Store::fork_labeled`]. Before anything is made, `admit` is told the size and the labels that the fork is going to have; it
+    /// As [`Store::fork_with`]. Before anything is made, `admit` is told the size and the labels that the fork is going to have; it
     /// may change the labels, or refuse the fork.
     ///
     /// # Errors
     /// As there; that of `admit`.
-    pub fn fork_admitted(
-        &self,
-        sources: &[String],
-        name: &str,
-        labels: &BTreeMap<String, Option<String>>,
-        admit: Admit<'_>,
-    ) -> Result<Volume> {
+    pub fn fork_admitted(&self, sources: &[String], name: &str, options: &ForkOptions, admit: Admit<'_>) -> Result<Volume> {
         let core = &self.0.core;
         let source = match sources {
             [source] if !source.contains("://") => source,
-            _ => return core.fork_source(sources, name, labels, admit).map(|head| self.volume_of(head)),
+            _ => return core.fork_source(sources, name, options, admit).map(|head| self.volume_of(head)),
         };
         let (volume, snapshot) = source.split_once('@').map_or((source.as_str(), None), |(volume, snapshot)| (volume, Some(snapshot)));
         let (size_bytes, inherited) = core.enter().and_then(|_pass| core.heritage(volume, snapshot))?;
-        let mut changed = changed_labels(inherited, labels)?;
+        let mut changed = changed_labels(inherited, &options.labels)?;
         let given = changed.clone();
         admit(size_bytes, &mut changed)?;
-        let mut labels = labels.clone();
+        let mut labels = options.labels.clone();
         labels.extend(given.into_keys().map(|key| (key, None)).filter(|(key, _)| !changed.contains_key(key)));
         labels.extend(changed.into_iter().map(|(key, value)| (key, Some(value))));
         let _pass = core.enter()?;
@@ -304,7 +301,8 @@ impl Store {
         self.0.core.rename(name, new)
     }
 
-    /// Destroys a volume; refused while it has snapshots (unless `recursive`) or open queues, or one of its snapshots is open.
+    /// Destroys a volume; refused while it has snapshots (unless `recursive`) or open queues, or one of its snapshots is open or needed
+    /// by a fork of another host.
     /// Handles of the volume answer [`crate::ErrorKind::NotFound`] from then on. The metadata goes now, the space comes back in
     /// the background.
     ///
@@ -315,10 +313,11 @@ impl Store {
         self.0.core.destroy_volume(name, recursive)
     }
 
-    /// Destroys a snapshot; refused while somebody reads it: a handle, a queue, a client of an export.
+    /// Destroys a snapshot; refused while somebody reads it (a handle, a queue, a client of an export), or a fork of another host has a
+    /// lease of it ([`Store::destroy_by_force`]).
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`] with the number of readers.
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`] with the number of readers, or of forks and their addresses.
     pub fn destroy_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
         let _pass = self.0.core.enter()?;
         self.0.core.destroy_snapshot(volume, snapshot)

@@ -206,7 +206,7 @@ impl OpenStore {
         make(&paths.layers())?;
         let mut store_id = [0; 16];
         getrandom::fill(&mut store_id).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
-        let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0 };
+        let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0, leases: false };
         let recovery = Recovery::new(layer_config(&paths, &options, &superblock));
         Self::start(paths, options, superblock, 0, Catalog::default(), recovery, lock)
     }
@@ -230,6 +230,8 @@ impl OpenStore {
         Journal::confirm(&*options.disk, &paths, &mut loaded)?;
         // Before pages of checksums take what is left of the disk.
         Journal::take_space(&options.disk, &paths, &loaded, &options.limits());
+        // Older programs read a store that has no leases any more.
+        loaded.superblock.leases = replayed.catalog.has_leases();
         let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
         store.background.note_opened(replayed.unclean);
         store.core.note_restricted(restricted);
@@ -273,6 +275,7 @@ impl OpenStore {
             clock: Arc::clone(&clock),
             threads: options.threads,
             on_event: options.on_event,
+            lease: options.lease,
         });
         let needs = Arc::downgrade(&core);
         core.layers().on_need(move || needs.upgrade().map_or(Ok(()), |core| core.checkpoint()));
@@ -328,6 +331,7 @@ impl OpenStore {
         self.core.fence.wait_empty(|| self.core.layers().help());
         // The last of them may have begun to hydrate a fork.
         self.stop_threads();
+        self.core.release_leases();
         let result = self.core.shut_down(self.background.is_swept());
         // The lock goes last.
         *ownership = Ownership::Released(result.clone());
@@ -341,6 +345,7 @@ impl OpenStore {
         }
         self.background.stop();
         self.core.join_hydrations();
+        self.core.stop_leases();
     }
 }
 
@@ -381,7 +386,7 @@ mod tests {
     #[test]
     fn a_torn_round_neither_changes_the_shape_nor_forgets_blocks() {
         let dir = tempfile::tempdir().unwrap();
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 1, store_id: [1; 16], journal: 1 };
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 1, store_id: [1; 16], journal: 1, leases: false };
         let config = layer_config(&StorePaths::new(dir.path()), &StoreOptions::default(), &superblock);
         let (volume, base, head) = (VolumeId(0), LayerId(0), LayerId(1));
         let name = || "v".to_owned();

@@ -1,6 +1,7 @@
 //! Settings of a store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
 use crate::ids::BlockSize;
@@ -8,6 +9,9 @@ use crate::io::{Disk, IoMode, RingKind, SystemDisk};
 use crate::limits::Limits;
 use crate::source::SourceOpener;
 use crate::volume::OnEvent;
+
+/// A lease lapses after a week.
+const LEASE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Settings of a store while it is open. Plain data and the seams to the world outside; the default is the real world.
 #[derive(Clone)]
@@ -35,6 +39,9 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// Told of what happens in the background.
     pub on_event: Option<OnEvent>,
+    /// A lease that a fork of another host has, and does not renew for so long, lapses: what it holds can be destroyed. Not within an hour
+    /// after opening.
+    pub lease: Duration,
     /// Background work (giving back space, checkpoints, hydration) runs in threads; otherwise [`crate::Store::step`] does it.
     pub threads: bool,
     /// Limits that the proof system makes small.
@@ -66,6 +73,7 @@ impl Default for StoreOptions {
             disk: Arc::new(SystemDisk::new()),
             clock: Arc::new(SystemClock::default()),
             on_event: None,
+            lease: LEASE,
             threads: true,
             #[cfg(any(test, feature = "sim"))]
             limits: Limits::DEFAULT,

@@ -90,6 +90,8 @@ impl Core {
             created_at: coming.created_at,
             parent: coming.uri.clone(),
             source: coming.uri.clone(),
+            live_source: false,
+            leases: Vec::new(),
             depth: 0,
             snapshots: Vec::new(),
             labels: Default::default(),

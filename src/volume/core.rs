@@ -10,6 +10,8 @@ use super::births::Coming;
 use super::event::{EventKind, Events, OnEvent, Told};
 use super::fence::{Fence, Pass};
 use super::head::Head;
+use super::leases::Leases;
+use super::lessees::Lessees;
 use super::queue::Workers;
 use super::trace::Recorder;
 use crate::catalog::Catalog;
@@ -17,7 +19,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, SourceRecord};
 use crate::hydrate::{Budget, Hydrator, HydratorConfig, HydratorStatus, Progress};
-use crate::ids::{BlockSize, LayerId, VolumeId};
+use crate::ids::{BlockSize, LayerId, LeaseId, VolumeId};
 use crate::io::RingKind;
 use crate::layer::{Layer, Layers, Ticket};
 use crate::source::{Connector, Source, SourceOpener};
@@ -47,6 +49,8 @@ pub struct CoreConfig {
     pub threads: bool,
     /// Told of what happens in the background.
     pub on_event: Option<OnEvent>,
+    /// Leases of forks of other hosts lapse after so long.
+    pub lease: Duration,
 }
 
 /// The shared state of the volumes of a store.
@@ -88,6 +92,10 @@ pub struct Core {
     pub(super) arriving: Mutex<BTreeMap<(VolumeId, String), Ticket>>,
     /// Readers of each snapshot that is open. Locked after the catalogue.
     pub(super) pins: Mutex<BTreeMap<(VolumeId, String), usize>>,
+    /// Of forks of other hosts.
+    pub(super) leases: Leases,
+    /// At other hosts.
+    pub(super) lessees: Lessees,
     /// Held for writing while a layer forgets blocks that others hide, and for reading by those that walk a chain and add up what
     /// they find: a block moves from one layer's presence to another's. Locked after the catalogue.
     pub(super) forgetting: RwLock<()>,
@@ -100,7 +108,10 @@ impl Core {
     pub fn new(config: CoreConfig) -> Arc<Self> {
         let fence = Arc::<Fence>::default();
         let events = config.on_event.map(|on_event| Events::new(on_event, Arc::clone(&fence)));
+        let opened_at = config.clock.monotonic();
         Arc::new(Self {
+            leases: Leases::new(config.lease, opened_at),
+            lessees: Lessees::new(config.sources.clone(), opened_at),
             fence,
             layers: config.layers,
             catalog: Mutex::new(config.catalog),
@@ -221,6 +232,10 @@ impl Core {
             }
             self.hydrated.lock().remove(layer);
         }
+        let may_end_leases = |record: &Record| matches!(record, Record::Detach(_) | Record::Sources(..));
+        if !freed.is_empty() || records.iter().any(may_end_leases) {
+            self.lessees.look_now();
+        }
         let ticket = self.layers.enqueue_freeing(sync, records, &freed);
         self.freed.lock().extend(freed.into_iter().map(|layer| (ticket, layer)));
         self.reclaim.store(true, Ordering::Release);
@@ -286,7 +301,11 @@ impl Core {
     /// # Errors
     /// There is no way to reach sources.
     pub fn hydrate(self: &Arc<Self>, layer: &Arc<Layer>, record: SourceRecord, source: Option<Arc<dyn Source>>) -> Result<()> {
-        let origin = self.catalog().layer(layer.id).map(|entry| entry.origin.clone()).unwrap_or_default();
+        let origin = {
+            let catalog = self.catalog();
+            self.recall_leases(&catalog, layer.id);
+            catalog.layer(layer.id).map(|entry| entry.origin.clone()).unwrap_or_default()
+        };
         let hydrator = self.add_hydrator(layer, record, origin, source)?;
         self.start_hydration(&hydrator);
         Ok(())
@@ -319,6 +338,12 @@ impl Core {
         };
         let this = Arc::downgrade(self);
         let look_above = move |hydrator: &Hydrator| this.upgrade().into_iter().for_each(|core| core.look_above(hydrator));
+        let this = Arc::downgrade(self);
+        let identity = origin.clone();
+        let hold = move |uri: &str| this.upgrade()?.lessees.hold(id, &identity, uri);
+        let this = Arc::downgrade(self);
+        let on_lease =
+            move |uri: &str, lease: LeaseId, lapse| this.upgrade().into_iter().for_each(|core| core.note_lease((lease, id), uri, lapse));
         let hydrator = Hydrator::new(
             HydratorConfig {
                 layers: Arc::clone(&self.layers),
@@ -331,6 +356,8 @@ impl Core {
                 budget: Arc::clone(&self.budget),
                 on_change: Box::new(on_change),
                 look_above: Box::new(look_above),
+                hold: Box::new(hold),
+                on_lease: Box::new(on_lease),
             },
             source,
         );
@@ -407,6 +434,11 @@ impl Core {
         if let (Some(events), false) = (&self.events, self.threads) {
             events.tell();
         }
+    }
+
+    /// Whether background work runs in threads.
+    pub(super) fn has_threads(&self) -> bool {
+        self.threads
     }
 
     /// Whether sources can be reached.
@@ -488,7 +520,7 @@ impl Core {
 }
 
 /// Names of the volumes that need the source of a root.
-fn volumes_over(catalog: &Catalog, root: LayerId) -> Vec<String> {
+pub(super) fn volumes_over(catalog: &Catalog, root: LayerId) -> Vec<String> {
     let over = catalog.volumes().filter(|(_, volume)| catalog.needed_root(volume.head) == Some(root));
     over.map(|(_, volume)| volume.name.clone()).collect()
 }

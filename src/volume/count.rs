@@ -55,6 +55,7 @@ impl Core {
                 size_bytes: snapshot.size_bytes,
                 created_at: snapshot.created_at,
                 depth: tally.depth,
+                leases: self.lease_infos(&catalog, id, Some(&snapshot.name)),
                 blocks: tally.counts(self.block_size.blocks_for(snapshot.size_bytes)),
             }
         };
@@ -83,6 +84,8 @@ impl Core {
             created_at: entry.created_at,
             parent: Some(entry.parent.clone()).filter(|parent| !parent.is_empty()),
             source: source.and_then(|(_, record)| record.uris.first().cloned()),
+            live_source: catalog.chain(entry.head).any(|(_, layer)| layer.live),
+            leases: self.lease_infos(catalog, id, None),
             depth: tally.depth,
             snapshots: entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
             labels: entry.labels.clone(),

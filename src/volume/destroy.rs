@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! - What somebody has open for good is not destroyed: a volume with queues (a front end serves it), a snapshot with readers. The
-//!   call answers [`ErrorKind::Busy`] and how many there are.
+//!   call answers [`ErrorKind::Busy`] and how many there are. So it does while forks of other hosts have leases (`leases`).
 //! - A handle of a volume does not keep it: its calls answer [`ErrorKind::NotFound`] from then on. A write that is under way ends
 //!   before, for destroying closes the gate; a read that is under way answers `NotFound` as well, since what it found may be what
 //!   lies below ([`Head::alive`]).
@@ -20,7 +20,8 @@ impl Core {
     /// Destroys a volume. Handles to it fail from now on.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if it has snapshots and `recursive` is not set, a front end serves it, or one of its snapshots is open.
+    /// [`ErrorKind::Busy`] if it has snapshots and `recursive` is not set, a front end serves it, or one of its snapshots is open or
+    /// leased.
     pub fn destroy_volume(self: &Arc<Self>, name: &str, recursive: bool) -> Result<()> {
         let head = self.head(name)?;
         self.destroy_head(&head, recursive)
@@ -48,7 +49,8 @@ impl Core {
     /// Refuses to destroy what is in use.
     fn check_unused(&self, catalog: &Catalog, head: &Head, recursive: bool) -> Result<()> {
         let entry = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
-        let (name, snapshots) = (&entry.name, entry.snapshots.len());
+        // Those that were taken for leases come and go with these.
+        let (name, snapshots) = (&entry.name, entry.snapshots.len() - entry.snapshots.instants());
         if snapshots > 0 && !recursive {
             return Err(Error::new(
                 ErrorKind::Busy,
@@ -64,18 +66,20 @@ impl Core {
                 format!("volume '{name}' is in use by {queues} connections: disconnect its clients first ('volfork disconnect {name}')"),
             ));
         }
+        self.check_unleased(catalog, head.id, None)?;
         entry.snapshots.iter().try_for_each(|snapshot| self.check_unpinned(catalog, head.id, &snapshot.name))
     }
 
     /// Destroys a snapshot.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] while somebody has it open.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] while somebody has it open, or a fork of another host has a lease of it.
     pub fn destroy_snapshot(&self, volume: &str, name: &str) -> Result<()> {
         self.layers.prepare_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let (id, _) = catalog.snapshot(volume, name)?;
+            self.check_unleased(&catalog, id, Some(name))?;
             self.check_unpinned(&catalog, id, name)?;
             self.change(&mut catalog, None, vec![Record::DestroySnapshot { volume: id, name: name.to_owned() }])?
         };

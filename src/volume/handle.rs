@@ -214,6 +214,7 @@ impl Volume {
     /// The machine has no room for another ring.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
         let _pass = self.0.core.enter()?;
+        self.0.core.check_uncondemned(self.0.id, None)?;
         Ok(Queue::for_volume(&self.0, depth)?.keeping(&self.1))
     }
 }
@@ -263,6 +264,7 @@ impl Snapshot {
         let (id, view, pin) = {
             let catalog = core.catalog();
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
+            core.check_uncondemned(id, Some(snapshot))?;
             (id, View::new(core.layers().require(entry.layer)?, entry.size_bytes), core.pin(&catalog, id, snapshot))
         };
         core.await_arrival(id, snapshot)?;

@@ -87,6 +87,23 @@ pub struct HydrationInfo {
     pub last_error: Option<String>,
 }
 
+/// A lease that a fork of another host has of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseInfo {
+    /// The snapshot, within its volume.
+    pub snapshot: String,
+    /// Name of the fork, as its host tells it.
+    pub fork: String,
+    /// Name of the host, as it tells it.
+    pub host: String,
+    /// Where the host connected from: `HOST:PORT`, or `process NUMBER` on this machine.
+    pub address: String,
+    /// When the fork asked for it the last time, in seconds since the Unix epoch.
+    pub renewed_at: u64,
+    /// When it lapses unless it is renewed, in seconds since the Unix epoch.
+    pub lapses_at: u64,
+}
+
 /// Everything `show` prints of a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeInfo {
@@ -106,6 +123,12 @@ pub struct VolumeInfo {
     pub parent: Option<String>,
     /// Address of the source, while there is one.
     pub source: Option<String>,
+    /// The source was written while it was forked (`fork --live`): its blocks are of different instants.
+    #[serde(default)]
+    pub live_source: bool,
+    /// Leases that forks of other hosts have of its snapshots.
+    #[serde(default)]
+    pub leases: Vec<LeaseInfo>,
     /// Layers in its chain, the open one included.
     pub depth: u64,
     /// Names of its snapshots, oldest first.
@@ -132,6 +155,9 @@ pub struct SnapshotInfo {
     pub created_at: u64,
     /// Layers in its chain.
     pub depth: u64,
+    /// Leases that forks of other hosts have of it.
+    #[serde(default)]
+    pub leases: Vec<LeaseInfo>,
     /// Block counts.
     pub blocks: BlockCounts,
 }

@@ -13,6 +13,8 @@ mod handle;
 mod head;
 mod holdings;
 mod info;
+mod leases;
+mod lessees;
 mod merge;
 mod naming;
 mod partial;
@@ -26,6 +28,7 @@ mod resize;
 mod room;
 mod runs;
 mod shape;
+mod steer;
 mod tally;
 mod trace;
 mod view;
@@ -38,11 +41,12 @@ pub use handle::{Snapshot, Volume};
 pub(crate) use head::Head;
 pub use holdings::Holding;
 pub use info::{
-    BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,
+    BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, LeaseInfo, SnapshotInfo, SourceInfo, VolumeInfo,
+    VolumeState,
 };
 pub use queue::Queue;
 pub use request::{Completion, Request, Run, RunKind};
 pub use room::{IMAGE_LABEL, LAYERS_OF_LABEL, RoomInfo};
-pub use shape::Admit;
+pub use shape::{Admit, ForkOptions};
 pub use trace::TraceInfo;
 pub(crate) use viewers::Viewers;

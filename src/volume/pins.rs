@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::core::Core;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::is_instant;
 use crate::ids::VolumeId;
 use crate::limits::Planted;
 
@@ -38,10 +39,19 @@ impl Core {
         arrives.map_or(Ok(()), |ticket| self.layers.wait(ticket))
     }
 
+    fn readers(&self, volume: VolumeId, snapshot: &str) -> usize {
+        self.pins.lock().get(&(volume, snapshot.to_owned())).copied().unwrap_or(0)
+    }
+
+    /// Whether somebody has a snapshot open.
+    pub(super) fn is_pinned(&self, volume: VolumeId, snapshot: &str) -> bool {
+        self.readers(volume, snapshot) > 0
+    }
+
     /// # Errors
     /// [`ErrorKind::Busy`] while somebody has the snapshot open.
     pub(super) fn check_unpinned(&self, catalog: &Catalog, volume: VolumeId, snapshot: &str) -> Result<()> {
-        let readers = self.pins.lock().get(&(volume, snapshot.to_owned())).copied().unwrap_or(0);
+        let readers = self.readers(volume, snapshot);
         if readers == 0 || self.layers.limits().has(Planted::UnpinnedSnapshot) {
             return Ok(());
         }
@@ -64,6 +74,9 @@ impl Drop for Pin {
             *readers -= 1;
             if *readers == 0 {
                 pins.remove(&self.key);
+                if is_instant(&self.key.1) {
+                    self.core.leases.note_unneeded();
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Changes of shape: create, fork, snapshot. (Names and labels, to resize and to destroy: `naming`, `resize`, `destroy`.)
+//! Changes of shape: create, fork, snapshot. (Names and labels, to resize, to destroy and to steer: `naming`, `resize`, `destroy`,
+//! `steer`.)
 //!
 //! # Visible and durable
 //! A change of shape is visible in its store from the moment it is made, before it is durable. That harms nobody here: the journal
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use super::core::{Core, gone, no_sources};
 use super::head::Head;
+use super::lessees::Asked;
 use super::view::View;
 use crate::catalog::{Catalog, LayerEntry};
 use crate::content::{Digest, HeldLayer};
@@ -32,7 +34,27 @@ use crate::hydrate::Hydrator;
 use crate::ids::LayerId;
 use crate::layer::Ticket;
 use crate::limits::VOLUME_BYTES_MAX;
-use crate::source::{Source, SourceError, SourceErrorKind};
+use crate::source::{Lease, LeasedSource, Source, SourceError, SourceErrorKind};
+
+/// How a volume is forked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForkOptions {
+    /// Labels that the fork has other than it would inherit: new values by key, `None` for those that it does not get.
+    pub labels: LabelChange,
+    /// A source elsewhere that is written while it is forked, and cannot give a snapshot of itself, is forked all the same: the
+    /// blocks of the fork are then of different instants.
+    pub live: bool,
+}
+
+/// A source that has answered, and the addresses of the bytes.
+struct Opened<'a> {
+    uris: Vec<String>,
+    source: Arc<dyn Source>,
+    lease: Option<Lease>,
+    asked: Asked<'a>,
+    /// It is written, and the user accepts that.
+    live: bool,
+}
 
 /// What a new volume is called, and where it comes from.
 struct Birth<'a> {
@@ -265,16 +287,17 @@ impl Core {
 
     /// Forks what a source has, which can be had at each of these addresses: a root layer that stands for it, and an open layer
     /// above. No data moves. Forks of the same snapshot stand on the same root, so that its blocks are fetched and kept once. The
-    /// fork has the labels that the source tells, changed by `change`.
+    /// fork has the labels that the source tells, changed by those of `options`.
     ///
     /// # Errors
-    /// [`ErrorKind::SourceLost`] if none can be reached; that of `admit`; as [`Core::fork_volume`].
-    pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str, change: &LabelChange, admit: Admit<'_>) -> Result<Arc<Head>> {
+    /// [`ErrorKind::SourceLost`] if none can be reached; [`ErrorKind::InvalidInput`] if it is written and has no snapshot to give; that
+    /// of `admit`; as [`Core::fork_volume`].
+    pub fn fork_source(self: &Arc<Self>, uris: &[String], name: &str, options: &ForkOptions, admit: Admit<'_>) -> Result<Arc<Head>> {
         self.fence.check()?;
         valid_name(name)?;
         check_uris(uris)?;
         // Those that are refused whatever the source tells.
-        changed_labels(Labels::new(), change)?;
+        changed_labels(Labels::new(), &options.labels)?;
         let sources = self.sources.as_ref().ok_or_else(no_sources)?;
         let since = sources.now();
         // Asking may take long: meanwhile the name is taken, and shown.
@@ -284,9 +307,16 @@ impl Core {
         for number in 0..uris.len() {
             let mut order = uris.to_vec();
             order[..=number].rotate_right(1);
-            match sources.open(&order[0], since) {
-                Ok(source) => {
-                    let admitted = changed_labels(source.about().labels, change).and_then(|mut labels| {
+            let mut asked = self.ask_lease(&order[0], name)?;
+            match sources.open_leased(&order[0], since, asked.request.clone()) {
+                Ok(LeasedSource { source, lease }) => {
+                    asked.kept = lease.is_none();
+                    let live = lease.is_none() && source.is_writable();
+                    let admitted = match live && !options.live {
+                        true => Err(written(&asked.uri)),
+                        false => changed_labels(source.about().labels, &options.labels),
+                    };
+                    let admitted = admitted.and_then(|mut labels| {
                         admit(source.size_bytes(), &mut labels)?;
                         valid_labels(&labels).map(|()| labels)
                     });
@@ -295,7 +325,8 @@ impl Core {
                     let _pass = self.enter().inspect_err(|_| source.close())?;
                     birth.opened(source.size_bytes());
                     let mut used = false;
-                    let forked = self.fork_opened(order, name, labels, &source, &mut used);
+                    let opened = Opened { uris: order, source: Arc::clone(&source), lease, asked, live };
+                    let forked = self.fork_opened(opened, name, labels, &mut used);
                     if !used {
                         source.close();
                     }
@@ -310,15 +341,23 @@ impl Core {
     /// `used`: a root stands for the source from now on, and has it open.
     fn fork_opened(
         self: &Arc<Self>,
-        uris: Vec<String>,
+        Opened { mut uris, source, lease, mut asked, live }: Opened<'_>,
         name: &str,
         labels: Labels,
-        source: &Arc<dyn Source>,
         used: &mut bool,
     ) -> Result<Arc<Head>> {
+        let source = &source;
         check_size(source.size_bytes())?;
         self.layers.prepare_shape()?;
         let label = uris[0].clone();
+        if let Some(lease) = &lease {
+            // From now on what the lease holds.
+            uris[0].clone_from(&lease.uri);
+            check_uris(&uris)?;
+        }
+        if lease.is_some() || live {
+            self.begin_leases()?;
+        }
         let birth = Birth { name, size_bytes: source.size_bytes(), parent: &label, labels, created_at: None };
         let (head, Root { layer: root, hydrator, .. }, ticket, _room) = {
             let _roots = self.roots.lock();
@@ -326,13 +365,15 @@ impl Core {
             catalog.name_is_free(name)?;
             let standing = self.standing_root(&catalog, source, &uris);
             let noted = standing.and_then(|root| catalog.layer(root)?.source.as_ref()).map_or(0, |source| bytes_of(&source.uris));
-            // The volume notes one of them as well.
-            let room = self.layers.reserve_shape_with(noted + 2 * bytes_of(&uris))?;
+            // The volume notes one of them as well, and so does the lease.
+            let room = self.layers.reserve_shape_with(noted + 3 * bytes_of(&uris))?;
             let mut root = match standing {
                 Some(root) => self.join_root(&catalog, root, uris, source)?,
                 None => self.new_root(&catalog, uris, source)?,
             };
             let mut records = std::mem::take(&mut root.records);
+            records.extend(live.then_some(Record::Live(root.layer)));
+            records.extend(lease.and_then(|lease| self.lessee_record(&catalog, root.layer, &mut asked, &lease)));
             records.push(Record::Layer(LayerRecord::over(Some(root.layer), root.next_layer)));
             let (head, ticket) = self.add_volume(&mut catalog, records, Some(root.layer), birth, None)?;
             (head, root, ticket, room)
@@ -445,119 +486,66 @@ impl Core {
                 let message = format!("volume '{}' has a snapshot '{name}' already: choose another name", volume.name);
                 return Err(Error::new(ErrorKind::Exists, message));
             }
-            let has_parent = head.view.read().layer.parent.is_some();
-            // As for a fork.
-            let created_at = self.unix_seconds();
-            let _beginning = self.layers.hold_for_seal();
-            let mut base = self.seal(&catalog, head, !has_parent)?;
-            let mut records = std::mem::take(&mut base.records);
-            let size_bytes = base.view.size_bytes;
-            if let Some(layer) = base.layer {
-                let name = name.to_owned();
-                records.push(Record::Snapshot(SnapshotRecord { volume: head.id, layer, size_bytes, created_at, name }));
-                records.extend(held.map(|held| Record::Held(HeldRecord { layer, size_bytes, held })));
-            }
-            let ticket = self.change(&mut catalog, None, records)?;
-            self.arriving.lock().insert((head.id, name.to_owned()), ticket);
-            ticket
+            let held = |SnapshotRecord { layer, size_bytes, .. }: &SnapshotRecord| {
+                held.map(|held| Record::Held(HeldRecord { layer: *layer, size_bytes: *size_bytes, held }))
+            };
+            self.add_snapshot(&mut catalog, head, false, |_| name.to_owned(), held)?.1
         };
+        self.await_snapshot(ticket)
+    }
+
+    /// Takes a snapshot of a volume; `always`: on a layer of its own, even if nothing was written since the last one. `name` gives its
+    /// name by its layer, and `more` a record that comes in the same frame. The gate is closed.
+    pub(super) fn add_snapshot(
+        &self,
+        catalog: &mut Catalog,
+        head: &Head,
+        always: bool,
+        name: impl FnOnce(LayerId) -> String,
+        more: impl FnOnce(&SnapshotRecord) -> Option<Record>,
+    ) -> Result<(String, Ticket)> {
+        let has_parent = head.view.read().layer.parent.is_some();
+        // As for a fork.
+        let created_at = self.unix_seconds();
+        let _beginning = self.layers.hold_for_seal();
+        let mut base = self.seal(catalog, head, always || !has_parent)?;
+        let layer = base.layer.ok_or_else(|| gone(head.id))?;
+        let mut records = std::mem::take(&mut base.records);
+        let name = name(layer);
+        let snapshot = SnapshotRecord { volume: head.id, layer, size_bytes: base.view.size_bytes, created_at, name: name.clone() };
+        let more = more(&snapshot);
+        records.extend([Record::Snapshot(snapshot)].into_iter().chain(more));
+        let ticket = self.change(catalog, None, records)?;
+        self.arriving.lock().insert((head.id, name.clone()), ticket);
+        Ok((name, ticket))
+    }
+
+    /// Waits until a snapshot is durable.
+    pub(super) fn await_snapshot(&self, ticket: Ticket) -> Result<()> {
         self.layers.wait_shape(ticket)?;
         self.arriving.lock().retain(|_, arrives| !self.layers.is_done(*arrives));
         Ok(())
-    }
-
-    /// The hydrator of the root below a volume, while it needs one.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Unsupported`] if it needs one and the store was opened without sources.
-    fn hydrator_of(&self, catalog: &Catalog, name: &str) -> Result<Option<Arc<Hydrator>>> {
-        let id = catalog.volume_id(name)?;
-        let head = catalog.volume(id).map(|entry| entry.head);
-        let Some(root) = head.and_then(|head| catalog.needed_root(head)) else { return Ok(None) };
-        // A root that is needed has one from before the fork until after the record that detaches it.
-        self.hydrator(root).map(Some).ok_or_else(no_sources)
-    }
-
-    /// The hydrator below a volume, if it still needs one.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn volume_hydrator(&self, name: &str) -> Result<Option<Arc<Hydrator>>> {
-        self.hydrator_of(&self.catalog(), name)
-    }
-
-    /// Changes pause and pace of the hydration of the root below a volume, durably. Nothing happens if it has no source (any more).
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Unsupported`] if the store was opened without sources.
-    pub fn set_hydration(&self, name: &str, change: impl Fn(&mut HydrationSettings)) -> Result<()> {
-        self.layers.prepare_shape()?;
-        let ticket = {
-            let mut catalog = self.catalog();
-            // It may have become complete a moment ago: then there is nothing to change.
-            let Some(hydrator) = self.hydrator_of(&catalog, name)? else { return Ok(()) };
-            let mut settings = hydrator.settings();
-            change(&mut settings);
-            hydrator.set_settings(settings);
-            hydrator.retry_now();
-            self.change(&mut catalog, None, vec![Record::Hydration(hydrator.layer().id, settings)])?
-        };
-        self.layers.wait_shape(ticket)
-    }
-
-    /// Changes at which addresses the missing blocks of a volume can be had, durably. An address that answers and has other
-    /// bytes, as far as it tells, is refused.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`].
-    pub fn set_sources(&self, name: &str, add: &[String], remove: &[String]) -> Result<()> {
-        let Some(hydrator) = self.enter().and_then(|_pass| self.volume_hydrator(name))? else { return Ok(()) };
-        let sources = self.sources.as_ref().ok_or_else(no_sources)?;
-        let since = sources.now();
-        for uri in add {
-            let checked = sources.open(uri, since).and_then(|source| {
-                let checked = hydrator.check_source(uri, &*source);
-                source.close();
-                checked
-            });
-            match checked {
-                // It may be there later.
-                Ok(()) | Err(SourceError { kind: SourceErrorKind::Lost, .. }) => {}
-                Err(error) => return Err(Error::new(ErrorKind::InvalidInput, error.message)),
-            }
-        }
-        let _pass = self.enter()?;
-        self.layers.prepare_shape()?;
-        let (ticket, _room) = {
-            let mut catalog = self.catalog();
-            let mut uris = hydrator.uris();
-            if let Some(unknown) = remove.iter().find(|uri| !uris.contains(uri)) {
-                let known = uris.join(", ");
-                return Err(Error::new(ErrorKind::NotFound, format!("volume '{name}' has no source {unknown}: it has {known}")));
-            }
-            uris.retain(|uri| !remove.contains(uri));
-            for uri in add {
-                if !uris.contains(uri) {
-                    uris.push(uri.clone());
-                }
-            }
-            check_uris(&uris)?;
-            let room = self.layers.reserve_shape_with(bytes_of(&uris))?;
-            hydrator.set_uris(&uris);
-            (self.change(&mut catalog, None, vec![Record::Sources(hydrator.layer().id, uris)])?, room)
-        };
-        self.layers.wait_shape(ticket)
     }
 }
 
 /// Most bytes of all addresses of a fork: they are in one record, which takes journal space.
 const SOURCE_URIS_BYTES_MAX: u64 = 128 << 10;
 
-fn bytes_of(uris: &[String]) -> u64 {
+pub(super) fn bytes_of(uris: &[String]) -> u64 {
     uris.iter().map(|uri| uri.len() as u64).sum()
 }
 
-fn check_uris(uris: &[String]) -> Result<()> {
+fn written(uri: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "cannot fork: {uri} may be written while it is fetched, and its server gives no snapshot of it, so that the fork would have \
+             blocks of different instants: fork a snapshot or a read-only export ('qemu-nbd -r', 'nbdkit -r'), or accept that with --live"
+        ),
+    )
+}
+
+pub(super) fn check_uris(uris: &[String]) -> Result<()> {
     let wrong = |text| Err(Error::new(ErrorKind::InvalidInput, text));
     match (uris.len(), bytes_of(uris)) {
         (1..=SOURCE_URIS_MAX, 0..=SOURCE_URIS_BYTES_MAX) => Ok(()),

@@ -3,6 +3,7 @@ mod access;
 mod devices;
 mod host;
 mod hydration;
+mod leases;
 mod transfer;
 
 use std::fs::{self, File};

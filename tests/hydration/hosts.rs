@@ -57,7 +57,7 @@ impl Host {
     }
 }
 
-fn serve(store: &Store, dir: &Path) -> (NbdServer, String) {
+pub fn serve(store: &Store, dir: &Path) -> (NbdServer, String) {
     let listener = Listener::parse(&format!("unix:{}", dir.join("nbd.sock").display())).unwrap();
     let uri = listener.uri();
     (NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap(), uri)
@@ -124,7 +124,7 @@ fn a_source_that_returns_with_another_snapshot_is_refused() {
     b.store.control_hydration("f", &paused).unwrap();
     a.stop();
     // Another snapshot under the same name.
-    a.store.destroy_snapshot("v", "s").unwrap();
+    a.store.destroy_by_force(("v", Some("s")), false, |_| Ok(())).unwrap();
     a.store.volume("v").unwrap().write_at(&[1; 4096], 4096).unwrap();
     a.store.create_snapshot("v", "s").unwrap();
     let (server, _) = serve(&a.store, a.dir.path());
@@ -134,6 +134,7 @@ fn a_source_that_returns_with_another_snapshot_is_refused() {
         let missing = (0..data.len() as u64 / 4096).rev().map(|block| block * 4096);
         let refused = missing.map(|offset| read(&fork, offset, 4096)).find_map(Result::err).expect("a missing block cannot be had");
         assert!(refused.to_string().contains("another one now"), "{refused}");
+        assert_eq!(a.store.show("v").unwrap().leases, [], "what it does not need is not kept for it");
     }
     server.shutdown();
 }
@@ -321,7 +322,8 @@ fn a_snapshot_that_another_host_forks_is_not_destroyed_under_it() {
     assert!(read(&fork, 8 << 20, 4096).unwrap() == data[8 << 20..][..4096]);
     // Nobody is connected any more; what comes then finds no snapshot.
     a.stop();
-    a.store.destroy_snapshot("v", "s").unwrap();
+    assert_eq!(a.store.destroy_snapshot("v", "s").unwrap_err().kind(), ErrorKind::Busy, "both forks need it still");
+    a.store.destroy_by_force(("v", Some("s")), false, |_| Ok(())).unwrap();
     let (server, _) = serve(&a.store, a.dir.path());
     let resumed = HydrationControl { paused: Some(false), ..Default::default() };
     b.store.control_hydration("f", &resumed).unwrap();

@@ -5,6 +5,7 @@ mod freed;
 mod hedging;
 mod holdings;
 mod hosts;
+mod leases;
 mod lifecycle;
 mod patches;
 mod refusals;

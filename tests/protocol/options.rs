@@ -1,11 +1,12 @@
 //! Before an export is agreed on.
 
+use volfork::LeaseId;
 use volfork::serve::NbdOptions;
 use volfork::wire::constants::{
-    OPT_GO, OPT_INFO, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNKNOWN, REP_ERR_UNSUP,
-    REP_META_CONTEXT, STRING_BYTES_MAX,
+    OPT_GO, OPT_INFO, OPT_LEASE, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_INVALID,
+    REP_ERR_POLICY, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_LEASE, REP_META_CONTEXT, STRING_BYTES_MAX,
 };
-use volfork::wire::{ContextQuery, GoRequest, HeaderMode};
+use volfork::wire::{ContextQuery, GoRequest, HeaderMode, LeaseAction, LeaseGrant, LeaseRequest};
 
 use crate::client::{Client, Host};
 
@@ -33,6 +34,43 @@ fn a_client_may_ask_about_as_many_exports_as_there_are_but_not_for_nothing() {
         let answered = (0..5000).map_while(|_| end(&mut client, option, data).ok()).inspect(|end| assert_eq!(*end, reply)).count();
         assert!((100..=300).contains(&answered), "option {option}: {answered} of them were answered");
     }
+}
+
+#[test]
+fn a_client_does_not_get_leases_without_end() {
+    let host = Host::new(NbdOptions::default());
+    let volume = host.store.create_volume("v", 1 << 20).unwrap();
+    volume.write_at(&[1; 4096], 0).unwrap();
+    let request = |action, number: u16| {
+        let mut request = LeaseRequest { action, id: LeaseId([0; 16]), fork: "f".into(), host: "h".into(), identity: String::new() };
+        request.id.0[..2].copy_from_slice(&number.to_le_bytes());
+        request
+    };
+    let mut client = host.connect();
+    let replies = client.option(OPT_LEASE, &request(LeaseAction::Take, 0).encode("v")).unwrap();
+    assert_eq!(replies.iter().map(|(reply, _)| *reply).collect::<Vec<_>>(), [REP_LEASE, REP_ACK]);
+    let grant = LeaseGrant::decode(&replies[0].1).unwrap();
+    let snapshot = grant.export.strip_prefix("v@").unwrap().to_owned();
+    assert_eq!(host.store.snapshot_names("v").unwrap(), [snapshot]);
+    for (data, reply) in [
+        (request(LeaseAction::Take, 1).encode("w"), REP_ERR_UNKNOWN),
+        (request(LeaseAction::Take, 1).encode("v@s"), REP_ERR_UNKNOWN),
+        (request(LeaseAction::Hold, 1).encode("v"), REP_ERR_UNSUP),
+        (request(LeaseAction::Hold, 1).encode("v")[..20].to_vec(), REP_ERR_INVALID),
+        (LeaseRequest { fork: "\u{1b}[2J".into(), ..request(LeaseAction::Take, 1) }.encode("v"), REP_ERR_INVALID),
+        (request(LeaseAction::Release, 1).encode("v"), REP_ACK),
+    ] {
+        assert_eq!(end(&mut client, OPT_LEASE, &data).unwrap(), reply);
+    }
+    let take = |number: u16| {
+        volume.write_at(&number.to_le_bytes(), 0).unwrap();
+        request(LeaseAction::Take, number).encode("v")
+    };
+    let answered = (1..5000).map_while(|number| end(&mut client, OPT_LEASE, &take(number)).ok()).collect::<Vec<_>>();
+    assert!((100..=300).contains(&answered.len()), "{} of them were answered", answered.len());
+    assert_eq!(answered.iter().filter(|reply| **reply == REP_ACK).count(), 63);
+    assert!(answered[63..].iter().all(|reply| *reply == REP_ERR_POLICY));
+    assert_eq!(host.store.snapshot_names("v").unwrap().len(), 64);
 }
 
 fn contexts(client: &mut Client, option: u32, query: &str) -> Vec<String> {

@@ -9,6 +9,7 @@ mod edges;
 mod forced;
 mod hold;
 mod images;
+mod leases;
 mod model;
 mod overwrites;
 mod patches;

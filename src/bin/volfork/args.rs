@@ -117,6 +117,10 @@ pub enum Command {
         /// Another address that has the same snapshot; may be given several times
         #[arg(long, value_name = "URI")]
         also: Vec<String>,
+        /// Fork an export that is written meanwhile and gives no snapshot of itself, as those of other servers than volfork: blocks that
+        /// are fetched at different times are then of different instants
+        #[arg(long)]
+        live: bool,
         /// The machine that will use it [default: as its source]; kept as labels of the volume, for placement
         #[command(flatten)]
         hints: HintArguments,
@@ -157,6 +161,9 @@ pub enum Command {
         /// The snapshots of the volume too
         #[arg(long)]
         recursive: bool,
+        /// Even if forks of other hosts still fetch from it, which then lack what they have not got; ends its connections
+        #[arg(long)]
+        force: bool,
     },
     /// End the connections of the server to a volume or snapshot, for example of a client that hangs. Clients may connect again
     Disconnect {
@@ -227,6 +234,9 @@ pub struct ServeArguments {
     /// unix:PATH or HOST:PORT; several may be given [default: unix:STORE/nbd.sock, or the sockets systemd passes]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
+    /// How long a fork of another host may be silent before the snapshot that it needs can be destroyed, from 1h on
+    #[arg(long, value_parser = lease, value_name = "TIME", default_value = "7d")]
+    pub lease: Duration,
     /// Whether and how it reports to a fleet
     #[cfg(feature = "fleet")]
     #[command(flatten)]
@@ -290,6 +300,14 @@ fn seconds(text: &str) -> Result<u64, String> {
 
 /// What a limit for sources may be: a far one takes its time to connect, and nobody waits for a day.
 const SOURCE_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
+
+/// A store that was closed for less must not lose the forks that could not reach it.
+const LEASE_MIN: Duration = Duration::from_secs(3600);
+
+fn lease(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| format!("{error}: use 12h or 7d"))?;
+    if time >= LEASE_MIN { Ok(time) } else { Err("give at least 1h".into()) }
+}
 
 fn source_timeout(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| format!("{error}: use 10s, 90s or 2m"))?;

@@ -8,6 +8,7 @@ use std::path::Path;
 use volfork::ErrorKind;
 
 use crate::bar::Bar;
+use crate::clients::Clients;
 use crate::control;
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
@@ -32,7 +33,7 @@ pub fn ask(settings: &Settings, request: Request, file: FileArgument, makes_stor
         }
         Reached::Store(store) => {
             let mut watcher = Interruptible { watcher: bar, interrupt: Interrupt::catch()? };
-            let done = execute(&store, request, user_file.file.take(), &Alone, &mut watcher);
+            let done = execute(&store, &Clients::default(), request, user_file.file.take(), &Alone, &mut watcher);
             let closed = store.close();
             let mut response = done?;
             closed?;

@@ -1,12 +1,9 @@
-//! The clients of the serving process, for the answers that tell of them.
+//! The clients of the process: of one that serves, those of its NBD server; of any other none.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use volfork::serve::NbdClients;
-
-use crate::failure::Result;
-use crate::request::Response;
+use volfork::serve::{ClientInfo, NbdClients};
 
 /// How long connections have to end what they are about.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,18 +19,15 @@ impl Clients {
         let _ = self.0.set(clients);
     }
 
-    /// Adds to an answer what only this process knows, and does what only it can do.
-    pub fn complete(&self, mut response: Response) -> Result<Response> {
-        let Some(clients) = self.0.get() else { return Ok(response) };
-        match &mut response {
-            Response::Shown(shown) => {
-                let volume = shown.info.name.as_str();
-                let of_volume = |export: &str| export.split('@').next() == Some(volume);
-                shown.connections = clients.list().into_iter().filter(|client| of_volume(&client.export)).collect();
-            }
-            Response::Disconnected(disconnected) => disconnected.connections = clients.disconnect(&disconnected.name, PATIENCE)?,
-            _ => {}
-        }
-        Ok(response)
+    /// Those of a volume and its snapshots.
+    pub fn of_volume(&self, volume: &str) -> Vec<ClientInfo> {
+        let of_volume = |export: &str| export.split('@').next() == Some(volume);
+        let all = self.0.get().map_or_else(Vec::new, NbdClients::list);
+        all.into_iter().filter(|client| of_volume(&client.export)).collect()
+    }
+
+    /// Ends the connections to an export; answers how many there were.
+    pub fn disconnect(&self, export: &str) -> volfork::Result<usize> {
+        self.0.get().map_or(Ok(0), |clients| clients.disconnect(export, PATIENCE))
     }
 }

@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use volfork::volume::{HydrationInfo, HydrationState, SnapshotInfo, VolumeState};
+use volfork::volume::{ForkOptions, HydrationInfo, HydrationState, SnapshotInfo, VolumeState};
 use volfork::{ErrorKind, Store, format_bytes};
 
+use crate::clients::Clients;
 use crate::failure::{Failure, Result};
 use crate::gate::{Admission, Forced, Gate};
 use crate::origin::origin;
@@ -17,8 +18,16 @@ use crate::transfer::{export, import};
 /// How often waiting work tells its watcher.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
-/// Carries out `request`; `file` belongs to an import or export, and `gate` is asked before a volume is created or forked.
-pub fn execute(store: &Store, request: Request, file: Option<File>, gate: &dyn Gate, watcher: &mut dyn Watcher) -> Result<Response> {
+/// Carries out `request`; `file` belongs to an import or export, `clients` are those of the process, and `gate` is asked before a volume
+/// is created or forked.
+pub fn execute(
+    store: &Store,
+    clients: &Clients,
+    request: Request,
+    file: Option<File>,
+    gate: &dyn Gate,
+    watcher: &mut dyn Watcher,
+) -> Result<Response> {
     let file = || file.ok_or_else(|| Failure::new(ErrorKind::InvalidInput, "the request came without a file"));
     match request {
         Request::Create { name, size_bytes, mut labels, force } => {
@@ -29,16 +38,16 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, gate: &dyn G
         Request::Import { name, raw } => import(store, &name, file()?, raw, watcher).map(Response::Moved),
         Request::Export { target } => export(store, &target, file()?, watcher).map(Response::Moved),
         Request::List => Ok(Response::Volumes(store.list()?)),
-        // Of clients knows the serving process.
-        Request::Show { name } => Ok(Response::Shown(Box::new(Shown { info: store.show(&name)?, connections: Vec::new() }))),
+        Request::Show { name } => Ok(Response::Shown(Box::new(Shown { info: store.show(&name)?, connections: clients.of_volume(&name) }))),
         Request::Snapshot { volume, snapshot } => {
             store.create_snapshot(&volume, &snapshot)?;
             Ok(Response::Snapshot(find_snapshot(store.snapshots(&volume)?, &snapshot)?))
         }
         Request::Snapshots { volume } => Ok(Response::Snapshots(store.snapshots(&volume)?)),
-        Request::Fork { source, also, name, labels, force } => {
+        Request::Fork { source, also, name, labels, live, force } => {
             let (gate, mut admission) = (gate_of(force, gate), Admission::default());
-            let forked = store.fork_admitted(&[&[source], &also[..]].concat(), &name, &labels, &mut |size_bytes, labels| {
+            let (sources, options) = ([&[source], &also[..]].concat(), ForkOptions { labels, live });
+            let forked = store.fork_admitted(&sources, &name, &options, &mut |size_bytes, labels| {
                 admission = gate.admit(store, &name, size_bytes, labels)?;
                 Ok(())
             });
@@ -51,7 +60,7 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, gate: &dyn G
             store.rename(&name, &new)?;
             shown(store, Done::Renamed, &new)
         }
-        Request::Destroy { target, recursive } => destroy(store, target, recursive),
+        Request::Destroy { target, recursive, force } => destroy(store, clients, target, recursive, force),
         Request::Hydrate { name, control, wait, timeout_seconds } => {
             store.control_hydration(&name, &control)?;
             if wait {
@@ -60,7 +69,7 @@ pub fn execute(store: &Store, request: Request, file: Option<File>, gate: &dyn G
             shown(store, Done::Hydrated, &name)
         }
         Request::Trace { action, target } => crate::trace::carry_out(store, action, target),
-        Request::Disconnect { target } => disconnect(store, &target),
+        Request::Disconnect { target } => disconnect(store, clients, &target),
         Request::Scrub { name } => scrub(store, name.as_deref(), watcher),
         #[cfg(feature = "images")]
         Request::Image(request) => crate::image::carry_out(store, request, watcher).map(Response::Image),
@@ -103,21 +112,27 @@ fn grown(name: &str, size_bytes: u64, growth: Growth) -> Result<u64> {
     }
 }
 
-fn destroy(store: &Store, target: Target, recursive: bool) -> Result<Response> {
+fn destroy(store: &Store, clients: &Clients, target: Target, recursive: bool, force: bool) -> Result<Response> {
+    let volume = target.volume.as_str();
     match &target.snapshot {
-        Some(snapshot) => store.destroy_snapshot(&target.volume, snapshot)?,
-        None => store.destroy_volume(&target.volume, recursive)?,
+        snapshot if force => store.destroy_by_force((volume, snapshot.as_deref()), recursive, |exports| {
+            exports.iter().try_for_each(|export| clients.disconnect(export).map(drop))
+        })?,
+        Some(snapshot) => store.destroy_snapshot(volume, snapshot)?,
+        None => store.destroy_volume(volume, recursive)?,
     }
     Ok(Response::Destroyed(target))
 }
 
-/// Looks whether it is there. A process that serves the store has connections to end.
-fn disconnect(store: &Store, target: &Target) -> Result<Response> {
+/// Ends connections, if it is there.
+fn disconnect(store: &Store, clients: &Clients, target: &Target) -> Result<Response> {
     match &target.snapshot {
         Some(snapshot) => drop(store.snapshot(&target.volume, snapshot)?),
         None => drop(store.volume(&target.volume)?),
     }
-    Ok(Response::Disconnected(Disconnected { name: target.to_string(), connections: 0 }))
+    let name = target.to_string();
+    let connections = clients.disconnect(&name)?;
+    Ok(Response::Disconnected(Disconnected { name, connections }))
 }
 
 fn wait_hydrated(store: &Store, name: &str, timeout_seconds: Option<u64>, watcher: &mut dyn Watcher) -> Result<()> {

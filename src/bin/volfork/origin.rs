@@ -42,8 +42,12 @@ pub fn origin(store: &Store, target: &Target) -> Result<Origin> {
     let live = volume.live_identity();
     let snapshot = match &target.snapshot {
         Some(snapshot) => Some(store.snapshot(&target.volume, snapshot)?),
-        // What was written since the latest one is not in it.
-        None => store.snapshot_names(&target.volume)?.pop().map(|latest| store.snapshot(&target.volume, &latest)).transpose()?,
+        // What was written since the latest one is not in it. Those that were taken for leases, whose names begin with a dot, may be
+        // gone in a moment.
+        None => {
+            let latest = store.snapshot_names(&target.volume)?.into_iter().rfind(|name| !name.starts_with('.'));
+            latest.map(|latest| store.snapshot(&target.volume, &latest)).transpose()?
+        }
     };
     let snapshot = snapshot.filter(|snapshot| target.snapshot.is_some() || snapshot.identity() == live);
     let (identity, size_bytes, trace) = match &snapshot {

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use volfork::format_bytes;
 use volfork::serve::ClientInfo;
 use volfork::store::{AffectedBlocks, ScrubReport};
-use volfork::volume::{Event, EventKind, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, SnapshotInfo, VolumeInfo};
+use volfork::volume::{
+    Event, EventKind, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, LeaseInfo, SnapshotInfo, VolumeInfo,
+};
 
 use crate::date::format_time;
 use crate::failure::{Failure, Result};
@@ -236,11 +238,12 @@ fn volumes_table(list: &[VolumeInfo]) -> String {
             format_bytes(stored_bytes(info)),
             state,
             info.snapshots.len().to_string(),
+            info.leases.len().to_string(),
             info.source.clone().or_else(|| info.parent.clone()).unwrap_or_else(|| "-".into()),
             format_time(info.created_at),
         ]
     });
-    table(&["NAME", "SIZE", "DATA", "STATE", "SNAPSHOTS", "FROM", "CREATED"], &[1, 2, 4], rows)
+    table(&["NAME", "SIZE", "DATA", "STATE", "SNAPSHOTS", "LEASES", "FROM", "CREATED"], &[1, 2, 4, 5], rows)
 }
 
 fn snapshots_table(list: &[SnapshotInfo]) -> String {
@@ -249,10 +252,11 @@ fn snapshots_table(list: &[SnapshotInfo]) -> String {
             format!("{}@{}", info.volume, info.name),
             format_bytes(info.size_bytes),
             info.blocks.unique.to_string(),
+            info.leases.len().to_string(),
             format_time(info.created_at),
         ]
     });
-    table(&["NAME", "SIZE", "UNIQUE BLOCKS", "CREATED"], &[1, 2], rows)
+    table(&["NAME", "SIZE", "UNIQUE BLOCKS", "LEASES", "CREATED"], &[1, 2, 3], rows)
 }
 
 fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> String {
@@ -266,7 +270,7 @@ fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> String {
         ("block size", info.block_size.to_string()),
         ("created", format_time(info.created_at)),
         ("parent", or_none(&info.parent)),
-        ("source", or_none(&info.source)),
+        ("source", source_text(info)),
         ("layers", info.depth.to_string()),
         ("snapshots", if info.snapshots.is_empty() { "-".into() } else { info.snapshots.join(", ") }),
         ("blocks", format!("{} present, {} zero, {} missing", info.blocks.present, info.blocks.zero, info.blocks.missing)),
@@ -293,6 +297,8 @@ fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> String {
     if let Some(error) = &hydration.last_error {
         rows.push(("last error", error.clone()));
     }
+    rows.push(("leases", info.leases.len().to_string()));
+    rows.extend(info.leases.iter().map(|lease| ("", lease_text(&info.name, lease))));
     rows.push(("connections", connections.len().to_string()));
     rows.extend(connections.iter().map(|client| ("", format!("'{}' from {}", client.export, client.address))));
     let mut table = Table::new();
@@ -302,6 +308,18 @@ fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> String {
         text += &format!("\n\n{}", sources_table(hydration));
     }
     text
+}
+
+/// Where blocks come from, and what that means.
+fn source_text(info: &VolumeInfo) -> String {
+    let source = info.source.clone().unwrap_or_else(|| "-".into());
+    if info.live_source { format!("{source} (live source: blocks are of different instants)") } else { source }
+}
+
+/// A fork elsewhere that needs a snapshot.
+fn lease_text(volume: &str, lease: &LeaseInfo) -> String {
+    let LeaseInfo { snapshot, fork, host, address, lapses_at, .. } = lease;
+    format!("'{volume}@{snapshot}' for '{fork}' of host {host} ({address}), until {} if not renewed", format_time(*lapses_at))
 }
 
 fn sources_table(hydration: &HydrationInfo) -> String {
@@ -443,6 +461,8 @@ mod tests {
             created_at: 0,
             parent: None,
             source: None,
+            live_source: false,
+            leases: Vec::new(),
             depth: 1,
             snapshots: vec!["one".into()],
             labels: [].into(),
@@ -459,6 +479,19 @@ mod tests {
         assert!(lines[1].contains("first") && lines[1].contains("10.0 GiB") && lines[1].contains("2.0 MiB"), "{printed}");
         assert!(lines[2].contains("hydrating 50%"), "{printed}");
         assert!(volume_table(&info("first", 0), &[]).contains("vol_00000001"));
+    }
+
+    #[test]
+    fn leases_and_live_sources_are_told() {
+        let (snapshot, fork, host, address) = ("s".into(), "f".into(), "far".into(), "10.0.0.9:4711".into());
+        let lease = LeaseInfo { snapshot, fork, host, address, renewed_at: 0, lapses_at: 0 };
+        let leased = VolumeInfo { live_source: true, leases: vec![lease], ..info("v", 0) };
+        let printed = volume_table(&leased, &[]);
+        assert!(printed.contains("'v@s' for 'f' of host far (10.0.0.9:4711), until "), "{printed}");
+        assert!(printed.contains("live source: blocks are of different instants"), "{printed}");
+        let printed = volumes_table(&[leased]);
+        let columns: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!((columns[0][5], columns[1][7]), ("LEASES", "1"), "{printed}");
     }
 
     #[test]

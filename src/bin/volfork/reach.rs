@@ -53,11 +53,11 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
 
 /// Opens the store of `settings` for this process alone.
 pub fn open(settings: &Settings) -> Result<Store> {
-    open_with(settings, None)
+    open_with(settings, None, None)
 }
 
-/// As [`open`]; `on_event` is told of what happens in the background.
-pub fn open_with(settings: &Settings, on_event: Option<OnEvent>) -> Result<Store> {
+/// As [`open`]; `on_event` is told of what happens in the background, and leases of other hosts lapse after `lease`.
+pub fn open_with(settings: &Settings, on_event: Option<OnEvent>, lease: Option<Duration>) -> Result<Store> {
     if !settings.store.exists() {
         return Err(missing(&settings.store));
     }
@@ -65,7 +65,9 @@ pub fn open_with(settings: &Settings, on_event: Option<OnEvent>) -> Result<Store
         let teller = settings.clone();
         Arc::new(move |event: &Event| print::event_at_opening(&teller, event))
     });
-    let store = Store::open(&settings.store, StoreOptions { on_event: Some(on_event), ..options(settings, BlockSize::DEFAULT) })?;
+    let mut options = StoreOptions { on_event: Some(on_event), ..options(settings, BlockSize::DEFAULT) };
+    options.lease = lease.unwrap_or(options.lease);
+    let store = Store::open(&settings.store, options)?;
     // A store that refuses even this can still be read; they are tried again at the next open.
     let _ = store.sweep_unfinished();
     Ok(store)

@@ -46,6 +46,8 @@ pub enum Request {
         #[serde(default)]
         labels: BTreeMap<String, Option<String>>,
         #[serde(default)]
+        live: bool,
+        #[serde(default)]
         force: bool,
     },
     /// What a fork of it would be made from.
@@ -54,8 +56,13 @@ pub enum Request {
     Extend { name: String, growth: Growth },
     /// Another name.
     Rename { name: String, new: String },
-    /// The end of a volume or snapshot; `recursive` includes a volume's snapshots.
-    Destroy { target: Target, recursive: bool },
+    /// The end of a volume or snapshot; `recursive` includes a volume's snapshots, `force` what forks of other hosts need.
+    Destroy {
+        target: Target,
+        recursive: bool,
+        #[serde(default)]
+        force: bool,
+    },
     /// Look at, steer or await background replication.
     Hydrate {
         name: String,

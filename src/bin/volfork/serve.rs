@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use volfork::Store;
 use volfork::io::Access;
-use volfork::volume::Event;
+use volfork::volume::OnEvent;
 
 use crate::args::ServeArguments;
 use crate::clients::Clients;
@@ -29,7 +29,8 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     }
     raise_descriptors();
     let teller = settings.clone();
-    let store = reach::open_with(settings, Some(Arc::new(move |event: &Event| print::event(&teller, event))))?;
+    let on_event: OnEvent = Arc::new(move |event| print::event(&teller, event));
+    let store = reach::open_with(settings, Some(on_event), Some(arguments.lease))?;
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
         let served = control_and_wait(settings, &store, &arguments.listen, fleet.gate(), fleet.changed());
         fleet.stop();
@@ -108,7 +109,7 @@ fn control_and_wait(
         move |request, file, watcher| {
             let changes = request.changes();
             #[cfg_attr(not(feature = "images"), expect(unused_mut, reason = "only answers about images are added to"))]
-            let mut done = execute(&store, request, file, &*gate, watcher).and_then(|response| clients.complete(response));
+            let mut done = execute(&store, &clients, request, file, &*gate, watcher);
             #[cfg(feature = "images")]
             if let Ok(response) = &mut done {
                 starts.note(&settings, response);

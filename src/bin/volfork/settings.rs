@@ -115,15 +115,15 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
         Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
         Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
-        Command::Fork { source, new, also, hints, reservation, force } => {
+        Command::Fork { source, new, also, live, hints, reservation, force } => {
             let makes_store = is_uri(&source);
             let labels = hints::fork_labels(hints, reservation);
-            let request = Request::Fork { source, also, name: new, labels, force };
+            let request = Request::Fork { source, also, name: new, labels, live, force };
             ("fork", Plan::Ask { request, file: FileArgument::None, makes_store })
         }
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
-        Command::Destroy { target, recursive } => ("destroy", Plan::ask(Request::Destroy { target, recursive })),
+        Command::Destroy { target, recursive, force } => ("destroy", Plan::ask(Request::Destroy { target, recursive, force })),
         Command::Disconnect { target } => ("disconnect", Plan::ask(Request::Disconnect { target })),
         Command::Hydrate { name, wait, timeout, pause, resume, rate, deadline, priority, add_source, remove_source } => {
             let control = HydrationControl {
@@ -268,6 +268,8 @@ mod tests {
             "serve --source-timeout 1s",
             "serve --source-timeout 2h",
             "serve --source-timeout 30",
+            "serve --lease 59m",
+            "serve --lease never",
             "fork nbd://a/v w --source-timeout never",
             "demo image --size 1G",
             "create v --size 1G --vm-gpu-kind a100",

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use rustix::net::{SendFlags, send};
 use url::Url;
 
@@ -22,6 +22,8 @@ use crate::wire::{deadline_after, time_left};
 
 /// The kernel does not take longer times.
 const SOCKET_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// What the name of an export has in an address as something else.
+const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'@');
 /// Names that are being looked up, and how many may be: a resolver that never answers does not get further threads.
 static LOOK_UPS: AtomicUsize = AtomicUsize::new(0);
 const LOOK_UPS_MAX: usize = 64;
@@ -75,6 +77,17 @@ impl Address {
             _ => return Err(wrong("is no NBD address")),
         };
         Ok(Self { place, export })
+    }
+
+    /// The address of another export of the same server.
+    ///
+    /// # Errors
+    /// As [`Address::parse`].
+    pub fn with_export(uri: &str, export: &str) -> Result<String, SourceError> {
+        let wrong = |error| SourceError { kind: SourceErrorKind::Invalid, message: format!("'{uri}' is no address ({error})") };
+        let mut url = Url::parse(uri).map_err(wrong)?;
+        url.set_path(&format!("/{}", percent_encode(export.as_bytes(), IN_PATH)));
+        Ok(url.into())
     }
 
     /// # Errors
@@ -228,6 +241,20 @@ mod tests {
         assert_eq!(Address::parse("nbd://[::1]:7"), Ok(tcp("::1", 7, "")));
         let unix = Address { place: Place::Unix("/run/x.sock".into()), export: "v".into() };
         assert_eq!(Address::parse("nbd+unix:///v?socket=/run/x.sock"), Ok(unix));
+        for (uri, expected) in [
+            ("nbd://127.0.0.1:7/v", "nbd://127.0.0.1:7/v@.lease-3"),
+            ("nbd://h", "nbd://h/v@.lease-3"),
+            ("nbd+unix:///v?socket=/run/x.sock", "nbd+unix:///v@.lease-3?socket=/run/x.sock"),
+        ] {
+            let other = Address::with_export(uri, "v@.lease-3").unwrap();
+            assert_eq!(other, expected);
+            let (before, after) = (Address::parse(uri).unwrap(), Address::parse(&other).unwrap());
+            assert_eq!((after.place, after.export.as_str()), (before.place, "v@.lease-3"));
+        }
+        for export in ["größe", "a/b?c#d%20e", ".."] {
+            let other = Address::with_export("nbd://h/v", export).unwrap();
+            assert_eq!(Address::parse(&other).unwrap().export, if export == ".." { "" } else { export });
+        }
         let odd = Address { place: Place::Unix("/a b/+&%41#ä".into()), export: "v".into() };
         assert_eq!(Address::parse("nbd+unix:///v?tls=no&socket=/a%20b/+%26%2541%23%C3%A4"), Ok(odd));
         for wrong in [

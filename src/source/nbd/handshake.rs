@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use super::NbdOptions;
 use super::address::{Address, Socket};
 use crate::limits::BLOCK_BYTES_MAX;
 use crate::source::{About, SourceError, SourceErrorKind};
@@ -14,8 +15,8 @@ use crate::wire::constants::{
     REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
 };
 use crate::wire::{
-    ContextQuery, ExportInfo, GoRequest, HeaderMode, OptionReply, OptionRequest, WireError, WireReader, deadline_after, decode_export_info,
-    foreign_text, read_by,
+    ContextQuery, ExportInfo, GoRequest, HeaderMode, LeaseAction, LeaseGrant, LeaseRequest, OptionReply, OptionRequest, WireError,
+    WireReader, deadline_after, decode_export_info, foreign_text, read_by,
 };
 
 /// Most replies to one option: bounds a server that never ends.
@@ -29,6 +30,8 @@ const CHECKSUM_BLOCK_BYTES_MIN: u32 = 512;
 
 /// A connection that is ready for requests.
 pub struct Agreed {
+    /// The lease that was asked for, from a server that knows leases.
+    pub lease: Option<LeaseGrant>,
     pub socket: Socket,
     pub mode: HeaderMode,
     pub info: ExportInfo,
@@ -115,19 +118,28 @@ impl Refusal {
 }
 
 /// The kind and data of one reply.
-type Reply = (u32, Vec<u8>);
+pub(super) type Reply = (u32, Vec<u8>);
 
-struct Talk {
-    socket: Socket,
-    deadline: Instant,
+pub(super) struct Talk {
+    pub socket: Socket,
+    pub deadline: Instant,
 }
 
 impl Talk {
+    /// Connects; answers the flags of the server, too.
+    pub fn begin(address: &Address, timeout: Duration) -> Result<(Self, u16), Refusal> {
+        let socket = address.connect(timeout)?;
+        socket.set_timeouts(timeout, timeout)?;
+        let mut talk = Self { socket, deadline: deadline_after(timeout) };
+        let flags = talk.greet()?;
+        Ok((talk, flags))
+    }
+
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         read_by(self.deadline, &mut self.socket, buffer, |socket, left| socket.set_timeouts(left, left))
     }
 
-    fn send(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
+    pub fn send(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
         self.socket.write_all(&OptionRequest::encode(option, data))
     }
 
@@ -144,7 +156,7 @@ impl Talk {
     }
 
     /// Takes the replies to an option that was sent, up to the last one.
-    fn answer(&mut self, option: u32) -> Result<(u32, Vec<Reply>), Refusal> {
+    pub fn answer(&mut self, option: u32) -> Result<(u32, Vec<Reply>), Refusal> {
         let mut replies = Vec::new();
         for _ in 0..REPLIES_MAX {
             let (kind, data) = self.reply(option)?;
@@ -157,7 +169,7 @@ impl Talk {
         Err(WireError(format!("option {option} has no end of replies")).into())
     }
 
-    fn greet(&mut self) -> Result<u16, Refusal> {
+    pub fn greet(&mut self) -> Result<u16, Refusal> {
         let mut greeting = [0; 18];
         self.read(&mut greeting)?;
         let mut reader = WireReader::new(&greeting);
@@ -203,19 +215,7 @@ impl Talk {
         match end {
             REP_ACK if info.flags != 0 => Ok((info, identity, about.unwrap_or_default())),
             REP_ERR_UNSUP if mode != HeaderMode::Extended => Ok((self.export_name(export, flags)?, None, About::default())),
-            REP_ERR_UNKNOWN => {
-                let what = format!("the server has no export '{export}': 'nbdinfo --list' shows those it has");
-                Err(Refusal::Never(SourceErrorKind::Invalid, what))
-            }
-            other => {
-                let text = replies.last().map(|(_, data)| foreign_text(data)).unwrap_or_default();
-                let what = format!("the server refuses export '{export}' (reply {other:#x}): {text}");
-                Err(match other {
-                    // It goes, or is in trouble: another time it may do.
-                    REP_ERR_SHUTDOWN | REP_ERR_PLATFORM => Refusal::Later(what),
-                    _ => Refusal::Never(SourceErrorKind::Invalid, what),
-                })
-            }
+            other => Err(refused(other, export, &replies)),
         }
     }
 
@@ -232,6 +232,21 @@ impl Talk {
     }
 }
 
+/// Why the server refuses an export, or a lease of it.
+pub(super) fn refused(reply: u32, export: &str, replies: &[Reply]) -> Refusal {
+    if reply == REP_ERR_UNKNOWN {
+        let what = format!("the server has no export '{export}': 'nbdinfo --list' shows those it has");
+        return Refusal::Never(SourceErrorKind::Invalid, what);
+    }
+    let text = replies.last().map(|(_, data)| foreign_text(data)).unwrap_or_default();
+    let what = format!("the server refuses export '{export}' (reply {reply:#x}): {text}");
+    match reply {
+        // It goes, or is in trouble: another time it may do.
+        REP_ERR_SHUTDOWN | REP_ERR_PLATFORM => Refusal::Later(what),
+        _ => Refusal::Never(SourceErrorKind::Invalid, what),
+    }
+}
+
 /// The identity in the description of a volfork snapshot.
 fn identity_of(info: &[u8]) -> Option<String> {
     let mut reader = WireReader::new(info);
@@ -245,20 +260,26 @@ fn identity_of(info: &[u8]) -> Option<String> {
     is_plain.then(|| identity.to_owned())
 }
 
-/// Connects and agrees.
-pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> {
-    let socket = address.connect(timeout)?;
-    socket.set_timeouts(timeout, timeout)?;
-    let mut talk = Talk { socket, deadline: deadline_after(timeout) };
-    let flags = talk.greet()?;
-    let export = address.export.clone();
+/// Connects and agrees. A lease is asked for first, if one is wanted: one that is taken says which export to open.
+pub fn connect(address: &Address, options: &NbdOptions, lease: Option<&LeaseRequest>) -> Result<Agreed, Refusal> {
+    let (mut talk, flags) = Talk::begin(address, options.connect_timeout)?;
+    let lease = match lease.map(|request| (request.action, talk.lease(&address.export, request, options))) {
+        // What a fork has already may be had without.
+        None | Some((LeaseAction::Hold, Err(Refusal::Never(..)))) => None,
+        Some((LeaseAction::Take, asked)) => asked?,
+        Some((_, asked)) => asked?.map(|grant| LeaseGrant { export: address.export.clone(), ..grant }),
+    };
+    let export = lease.as_ref().map_or(&address.export, |lease| &lease.export).clone();
     let query = [CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE].map(str::to_owned);
     // All options in one round trip: a server that refuses one of the first three gives less of what follows, and no harm is done.
     let options = [
         OptionRequest::encode(OPT_EXTENDED_HEADERS, &[]),
         OptionRequest::encode(OPT_STRUCTURED_REPLY, &[]),
         OptionRequest::encode(OPT_SET_META_CONTEXT, &ContextQuery { name: export.clone(), queries: query.into() }.encode()),
-        OptionRequest::encode(OPT_GO, &GoRequest { name: export, infos: vec![INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_VOLFORK] }.encode()),
+        OptionRequest::encode(
+            OPT_GO,
+            &GoRequest { name: export.clone(), infos: vec![INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_VOLFORK] }.encode(),
+        ),
     ];
     let begun = Instant::now();
     talk.socket.write_all(&options.concat())?;
@@ -270,7 +291,7 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
         (false, _) => HeaderMode::Simple,
     };
     let mut contexts = talk.contexts()?;
-    let (info, identity, about) = talk.go(&address.export, mode, flags)?;
+    let (info, identity, about) = talk.go(&export, mode, flags)?;
     contexts.are_selectable = mode == HeaderMode::Extended && info.flags & EXPORT_BLOCK_STATUS_PAYLOAD != 0;
     contexts.block_bytes = info.block_sizes.map_or(0, |(_, preferred, _)| preferred);
     // Checksums of smaller blocks would need more memory than the bytes.
@@ -281,5 +302,5 @@ pub fn connect(address: &Address, timeout: Duration) -> Result<Agreed, Refusal> 
         // Every status would carry all contexts.
         (contexts.checksums, contexts.trace) = (None, None);
     }
-    Ok(Agreed { socket: talk.socket, mode, info, contexts, identity, about, round_trip })
+    Ok(Agreed { lease, socket: talk.socket, mode, info, contexts, identity, about, round_trip })
 }

@@ -1,6 +1,6 @@
 //! An NBD export as a source.
 //!
-//! The cast: an address is parsed in `address`, a connection made and agreed on in `handshake`; a `Link` is one connection with
+//! The cast: an address is parsed in `address`, a connection made and agreed on in `handshake`, with a `lease` if one is wanted; a `Link` is one connection with
 //! its reader thread; [`NbdSource`] spreads reads over its links, and its keeper thread makes lost ones anew and replays what
 //! they had under way.
 //!
@@ -10,6 +10,7 @@
 mod address;
 mod assembly;
 mod handshake;
+mod lease;
 mod link;
 mod pool;
 mod tail;
@@ -24,7 +25,7 @@ pub struct NbdOptions {
     /// Connections for bulk, if the server allows several; a far server gets twice as many. One more is kept for reads that
     /// somebody waits for.
     pub connections: usize,
-    /// Time for connecting and agreeing.
+    /// Time for connecting and agreeing. A lease, for which the server may have to take a snapshot, has that of a request.
     pub connect_timeout: Duration,
     /// A connection whose oldest request waits longer is given up.
     pub request_timeout: Duration,

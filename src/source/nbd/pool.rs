@@ -9,14 +9,15 @@ use std::time::Duration;
 use super::NbdOptions;
 use super::address::Address;
 use super::handshake::{Agreed, Contexts, Topic, connect};
+use super::lease::lease_of;
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
 use crate::io::{Reservation, descriptors_max, give_way};
-use crate::source::{About, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::source::{About, Lease, LeaseRequest, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc;
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex};
-use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, PAYLOAD_BYTES_MAX, STATE_ZERO};
+use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, EXPORT_READ_ONLY, PAYLOAD_BYTES_MAX, STATE_ZERO};
 use crate::wire::{HeaderMode, StatusExtent};
 
 /// Requests under way on one connection; further ones wait.
@@ -60,6 +61,7 @@ pub(super) struct Shared {
     contexts: Contexts,
     identity: Option<String>,
     about: About,
+    is_writable: bool,
     status_bytes_max: u64,
     state: Mutex<State>,
     woken: Condvar,
@@ -89,13 +91,24 @@ impl NbdSource {
     /// # Errors
     /// [`SourceErrorKind::Invalid`] for a wrong address or export, [`SourceErrorKind::Lost`] if nobody answers.
     pub fn open(uri: &str, options: NbdOptions) -> Result<Arc<Self>, SourceError> {
-        let address = Address::parse(uri)?;
+        Self::open_with(uri, options, None).map(|(source, _)| source)
+    }
+
+    pub(super) fn open_with(
+        uri: &str,
+        options: NbdOptions,
+        request: Option<&LeaseRequest>,
+    ) -> Result<(Arc<Self>, Option<Lease>), SourceError> {
+        let mut address = Address::parse(uri)?;
         let Some(_reserved) = Reservation::take(LINK_DESCRIPTORS, 3) else {
             let max = descriptors_max();
             let message = format!("{uri}: of the {max} descriptors of this process hardly any is left: raise the limit ('ulimit -n')");
             return Err(SourceError { kind: SourceErrorKind::Lost, message });
         };
-        let agreed = connect(&address, options.connect_timeout).map_err(|refusal| refusal.into_error(uri))?;
+        let mut agreed = connect(&address, &options, request).map_err(|refusal| refusal.into_error(uri))?;
+        let lease = agreed.lease.take().map(|grant| lease_of(uri, &address, grant)).transpose()?;
+        let uri = lease.as_ref().map_or(uri, |lease| &lease.uri);
+        address = Address::parse(uri)?;
         let (align_bytes, read_bytes_max) = block_sizes(&agreed);
         let multi = agreed.info.flags & EXPORT_CAN_MULTI_CONN != 0;
         let far = agreed.round_trip >= FAR_ROUND_TRIP;
@@ -122,6 +135,7 @@ impl NbdSource {
             contexts: agreed.contexts,
             identity: agreed.identity.clone(),
             about: agreed.about.clone(),
+            is_writable: agreed.info.flags & EXPORT_READ_ONLY == 0,
             status_bytes_max: if agreed.mode == HeaderMode::Extended { u64::MAX } else { (1 << 32) - (64 << 10) },
             options,
             state: Mutex::new(state),
@@ -139,7 +153,7 @@ impl NbdSource {
             .map_err(|error| shared.error(SourceErrorKind::Lost, format!("cannot start a thread: {error}")))?;
         let source = Arc::new(Self(shared));
         source.find_tail()?;
-        Ok(source)
+        Ok((source, lease))
     }
 }
 
@@ -311,7 +325,7 @@ impl Shared {
     /// Makes one more connection, if it is the same export.
     fn reconnect(self: &Arc<Self>) -> Result<(), SourceError> {
         self.state.lock().last_try = Instant::now();
-        let agreed = connect(&self.address, self.options.connect_timeout).map_err(|refusal| refusal.into_error(&self.uri))?;
+        let agreed = connect(&self.address, &self.options, None).map_err(|refusal| refusal.into_error(&self.uri))?;
         if agreed.info.size_bytes != self.size_bytes {
             let what = format!("the export has {} bytes now, it had {}", agreed.info.size_bytes, self.size_bytes);
             return Err(self.error(SourceErrorKind::Changed, what));
@@ -507,6 +521,10 @@ impl Source for NbdSource {
 
     fn about(&self) -> About {
         self.0.about.clone()
+    }
+
+    fn is_writable(&self) -> bool {
+        self.0.is_writable
     }
 
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {

@@ -159,6 +159,7 @@ impl Scene {
             clock: Arc::new(SystemClock::default()),
             threads: false,
             on_event: None,
+            lease: Duration::MAX,
         });
         Self { core, fault, _dir: dir }
     }

@@ -19,6 +19,7 @@ use volfork::{BlockSize, ErrorKind, Store, Volume, format_bytes};
 
 use crate::args::DemoArguments;
 use crate::bar::Bar;
+use crate::clients::Clients;
 use crate::execute::execute;
 use crate::failure::{Failure, Result};
 use crate::gate::Alone;
@@ -109,7 +110,8 @@ impl Demo<'_> {
 
     fn import(&mut self, host_a: &Store, image: File) -> Result<()> {
         let mut watcher = Interruptible { watcher: Bar::new("import", self.settings), interrupt: self.interrupt.clone() };
-        let moved = match execute(host_a, Request::Import { name: DISK.into(), raw: false }, Some(image), &Alone, &mut watcher)? {
+        let request = Request::Import { name: DISK.into(), raw: false };
+        let moved = match execute(host_a, &Clients::default(), request, Some(image), &Alone, &mut watcher)? {
             Response::Moved(moved) => moved,
             _ => return Err(Failure::new(ErrorKind::Unsupported, "an import answered something else")),
         };

@@ -1,0 +1,343 @@
+//! Leases that forks of other hosts have of snapshots of this store.
+//!
+//! # Invariants
+//! - A snapshot with leases is not destroyed, unless by force; the refusal says who has them.
+//! - A lease of a volume that is being written is one of a snapshot of it, an *instant*, which goes when its last lease has ended and
+//!   nobody reads it. Forks of one unchanged instant share it. Lease and instant come in one journal frame: after a crash both are
+//!   there, or neither.
+//! - Nobody is told of a lease before it is durable.
+//! - A lease ends when the fork gives it back, or lapses when it was not renewed for the time that the store was opened with. After
+//!   an opening nothing lapses for an hour: the forks could not renew while the store was closed.
+//! - Leases and instants are bounded, whatever clients ask.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::core::{Core, gone};
+use super::holdings::identity_in;
+use super::info::LeaseInfo;
+use crate::catalog::Catalog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{LEASE_TEXT_BYTES_MAX, LeaseRecord, Record, SnapshotRecord, instant_name, is_instant};
+use crate::ids::{LeaseId, VolumeId};
+use crate::layer::Ticket;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
+
+/// Most leases of a store, and most instants of a volume and of a store.
+const LEASES_MAX: usize = 4096;
+const VOLUME_INSTANTS_MAX: usize = 64;
+const INSTANTS_MAX: usize = 1024;
+/// Nothing lapses before so long after opening.
+const GRACE: Duration = Duration::from_secs(3600);
+/// Leases that end in one step of the background.
+const ENDED_MAX: usize = 256;
+/// Forks that a refusal names.
+const NAMED_MAX: usize = 8;
+
+/// What a store knows of its leases, beside the catalogue.
+pub struct Leases {
+    /// A lease lapses after so long.
+    lapse: Duration,
+    opened_at: Duration,
+    /// A lease has ended, or a reader of an instant: there may be instants that nobody needs.
+    unneeded: AtomicBool,
+    /// Volumes and snapshots that are about to be destroyed by force.
+    condemned: Mutex<HashSet<Condemned>>,
+}
+
+type Condemned = (VolumeId, Option<String>);
+
+/// Keeps a volume or snapshot from being opened, and its leases from keeping it.
+pub struct Sentence {
+    core: Arc<Core>,
+    key: Condemned,
+}
+
+impl Leases {
+    pub fn new(lapse: Duration, opened_at: Duration) -> Self {
+        Self { lapse, opened_at, unneeded: AtomicBool::new(true), condemned: Mutex::default() }
+    }
+
+    /// There may be instants that nobody needs any more.
+    pub(super) fn note_unneeded(&self) {
+        self.unneeded.store(true, Ordering::Release);
+    }
+}
+
+fn too_many(what: &str) -> Error {
+    let next = "wait until some forks are complete, or fork a snapshot; 'volfork show' says who has leases";
+    Error::new(ErrorKind::Busy, format!("{what}: {next}"))
+}
+
+impl Core {
+    /// Lets the superblock say that the store may have leases, before the first record of one: older programs refuse the store then.
+    ///
+    /// # Errors
+    /// Those of a checkpoint.
+    pub(super) fn begin_leases(&self) -> Result<()> {
+        if self.layers.takes_leases() {
+            return Ok(());
+        }
+        let catalog = self.catalog();
+        self.layers.begin_leases(catalog.records())
+    }
+
+    /// Gives a lease of a snapshot, or of a volume as it is now; or renews it, or ends it. Answers what it holds, when that is durable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if there are too many; [`ErrorKind::Unsupported`] to hold what is no snapshot;
+    /// those of [`Core::create_snapshot`].
+    pub fn lease(
+        self: &Arc<Self>,
+        (volume, snapshot): (&str, Option<&str>),
+        request: &LeaseRequest,
+        address: &str,
+    ) -> Result<Option<LeaseGrant>> {
+        if request.action == LeaseAction::Release {
+            return self.end_leases(&[request.id]).map(|()| None);
+        }
+        self.begin_leases()?;
+        let _room = self.layers.reserve_shape()?;
+        let granted = self.lease_snapshot(volume, snapshot, request, address)?;
+        let (name, ticket) = match granted {
+            Some(granted) => granted,
+            None if request.action == LeaseAction::Take => self.lease_instant(volume, request, address)?,
+            None => {
+                let message = format!("'{volume}' is a volume, and being written: only a snapshot can be held");
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+        };
+        self.await_snapshot(ticket)?;
+        Ok(Some(LeaseGrant { lapse: self.leases.lapse, export: name }))
+    }
+
+    /// A lease that is there already, or a new one of a snapshot; `None` if neither is meant.
+    fn lease_snapshot(
+        &self,
+        volume: &str,
+        snapshot: Option<&str>,
+        request: &LeaseRequest,
+        address: &str,
+    ) -> Result<Option<(String, Ticket)>> {
+        let now = self.unix_seconds();
+        let mut catalog = self.catalog();
+        let (id, snapshot) = match (catalog.lease(request.id), snapshot) {
+            (Some(lease), _) => (lease.volume, lease.snapshot.clone()),
+            (None, None) => return Ok(None),
+            (None, Some(snapshot)) => {
+                let (id, entry) = catalog.snapshot(volume, snapshot)?;
+                let identity = identity_in(&catalog, &self.store_id, entry.layer);
+                if !request.identity.is_empty() && request.identity != identity {
+                    let message = format!("'{volume}@{snapshot}' has the bytes of {identity}, not of {}", request.identity);
+                    return Err(Error::new(ErrorKind::NotFound, message));
+                }
+                check_room(&catalog)?;
+                (id, snapshot.to_owned())
+            }
+        };
+        self.check_uncondemned(id, Some(&snapshot))?;
+        let name = catalog.volume(id).map(|entry| format!("{}@{snapshot}", entry.name)).ok_or_else(|| gone(id))?;
+        let record = record(id, &snapshot, now, request, address);
+        Ok(Some((name, self.change(&mut catalog, None, vec![record])?)))
+    }
+
+    /// A lease of a volume as it is now: of the instant that another fork has of it, or of a new one.
+    fn lease_instant(self: &Arc<Self>, volume: &str, request: &LeaseRequest, address: &str) -> Result<(String, Ticket)> {
+        let now = self.unix_seconds();
+        let head = self.head(volume)?;
+        let _closed = head.close();
+        let mut catalog = self.catalog();
+        check_room(&catalog)?;
+        if catalog.lease(request.id).is_some() {
+            return Err(Error::new(ErrorKind::Busy, "the same lease is asked for twice at once"));
+        }
+        self.check_uncondemned(head.id, None)?;
+        let entry = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+        let volume = entry.name.clone();
+        let (below, size_bytes) = {
+            let view = head.view.read();
+            (view.layer.parent.filter(|_| view.layer.is_blank()), view.size_bytes)
+        };
+        let standing = below.and_then(|layer| entry.snapshots.get(&instant_name(layer)));
+        // The same bytes in another size are another instant, on a layer of its own.
+        let always = standing.is_some();
+        if let Some(standing) = standing.filter(|standing| standing.size_bytes == size_bytes) {
+            let name = standing.name.clone();
+            let record = record(head.id, &name, now, request, address);
+            return Ok((format!("{volume}@{name}"), self.change(&mut catalog, None, vec![record])?));
+        }
+        if entry.snapshots.instants() >= VOLUME_INSTANTS_MAX {
+            return Err(too_many(&format!("volume '{volume}' has {VOLUME_INSTANTS_MAX} snapshots for forks of other hosts already")));
+        }
+        if catalog.volumes().map(|(_, entry)| entry.snapshots.instants()).sum::<usize>() >= INSTANTS_MAX {
+            return Err(too_many(&format!("this store has {INSTANTS_MAX} snapshots for forks of other hosts already")));
+        }
+        let lease = |taken: &SnapshotRecord| Some(record(head.id, &taken.name, now, request, address));
+        let (snapshot, ticket) = self.add_snapshot(&mut catalog, &head, always, instant_name, lease)?;
+        Ok((format!("{volume}@{snapshot}"), ticket))
+    }
+
+    /// Ends leases, and destroys the instants that nobody needs then.
+    fn end_leases(&self, ids: &[LeaseId]) -> Result<()> {
+        self.layers.prepare_shape()?;
+        {
+            let mut catalog = self.catalog();
+            let over: Vec<Record> = ids.iter().filter(|id| catalog.lease(**id).is_some()).map(|id| Record::LeaseOver(*id)).collect();
+            if over.is_empty() {
+                return Ok(());
+            }
+            self.change(&mut catalog, None, over)?;
+        }
+        self.leases.note_unneeded();
+        self.sweep_instants().map(drop)
+    }
+
+    /// Destroys the instants that no fork needs and nobody reads. Answers whether there were some.
+    ///
+    /// # Errors
+    /// As for a change of shape; it is done later then.
+    pub fn sweep_instants(&self) -> Result<bool> {
+        if !self.leases.unneeded.swap(false, Ordering::AcqRel) {
+            return Ok(false);
+        }
+        if self.unneeded_instants(&self.catalog()).is_empty() {
+            return Ok(false);
+        }
+        let swept = self.layers.prepare_shape().and_then(|()| {
+            let mut catalog = self.catalog();
+            let unneeded = self.unneeded_instants(&catalog);
+            self.change(&mut catalog, None, unneeded)
+        });
+        swept.inspect_err(|_| self.leases.note_unneeded()).map(|_| true)
+    }
+
+    fn unneeded_instants(&self, catalog: &Catalog) -> Vec<Record> {
+        let leased: HashSet<(VolumeId, &str)> = catalog.leases().map(|lease| (lease.volume, lease.snapshot.as_str())).collect();
+        let volumes = catalog.volumes().filter(|(_, entry)| entry.snapshots.instants() > 0);
+        let instants = volumes.flat_map(|(id, entry)| entry.snapshots.iter().map(move |snapshot| (id, snapshot.name.as_str())));
+        let unneeded = instants.filter(|(id, name)| is_instant(name) && !leased.contains(&(*id, *name)) && !self.is_pinned(*id, name));
+        unneeded.take(ENDED_MAX).map(|(volume, name)| Record::DestroySnapshot { volume, name: name.to_owned() }).collect()
+    }
+
+    /// Ends the leases that were not renewed in time.
+    ///
+    /// # Errors
+    /// As for a change of shape; it is done later then.
+    pub fn lapse_leases(&self) -> Result<()> {
+        if self.clock.monotonic().saturating_sub(self.leases.opened_at) < GRACE {
+            return Ok(());
+        }
+        let now = self.unix_seconds();
+        let lapsed: Vec<LeaseId> = {
+            let catalog = self.catalog();
+            let lapsed = catalog.leases().filter(|lease| self.lapses_at(lease) <= now);
+            lapsed.take(ENDED_MAX).map(|lease| lease.id).collect()
+        };
+        if lapsed.is_empty() { Ok(()) } else { self.end_leases(&lapsed) }
+    }
+
+    fn lapses_at(&self, lease: &LeaseRecord) -> u64 {
+        lease.renewed_at.saturating_add(self.leases.lapse.as_secs())
+    }
+
+    /// Who has leases of a volume's snapshots, or of one of them.
+    pub(super) fn lease_infos(&self, catalog: &Catalog, volume: VolumeId, snapshot: Option<&str>) -> Vec<LeaseInfo> {
+        let info = |lease: &LeaseRecord| LeaseInfo {
+            snapshot: lease.snapshot.clone(),
+            fork: lease.fork.clone(),
+            host: lease.host.clone(),
+            address: lease.address.clone(),
+            renewed_at: lease.renewed_at,
+            lapses_at: self.lapses_at(lease),
+        };
+        catalog.leases_of(volume, snapshot).map(info).collect()
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Busy`] while forks of other hosts have leases of a volume's snapshots, or of one of them, unless that is condemned.
+    pub(super) fn check_unleased(&self, catalog: &Catalog, volume: VolumeId, snapshot: Option<&str>) -> Result<()> {
+        let forks: Vec<_> = catalog.leases_of(volume, snapshot).collect();
+        if forks.is_empty() || self.check_uncondemned(volume, snapshot).is_err() {
+            return Ok(());
+        }
+        let name = catalog.volume(volume).map_or("", |entry| &entry.name);
+        let what = snapshot.map_or_else(|| format!("volume '{name}'"), |snapshot| format!("snapshot '{name}@{snapshot}'"));
+        let named = forks.iter().take(NAMED_MAX).map(|lease| format!("'{}' of host {} ({})", lease.fork, lease.host, lease.address));
+        let more = if forks.len() > NAMED_MAX { format!(" and {} more", forks.len() - NAMED_MAX) } else { String::new() };
+        let count = if forks.len() == 1 { "1 fork".to_owned() } else { format!("{} forks", forks.len()) };
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "{what} is needed by {count} of other hosts: {}{more}; wait until they are complete, or destroy it with --force, which \
+                 leaves them without what they have not fetched",
+                named.collect::<Vec<_>>().join(", ")
+            ),
+        ))
+    }
+
+    /// Lets nobody open a volume or snapshot from now on, before it is destroyed by force.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if somebody else does the same.
+    pub fn condemn(self: &Arc<Self>, volume: &str, snapshot: Option<&str>) -> Result<Sentence> {
+        let catalog = self.catalog();
+        let id = match snapshot {
+            Some(snapshot) => catalog.snapshot(volume, snapshot)?.0,
+            None => catalog.volume_id(volume)?,
+        };
+        self.check_uncondemned(id, snapshot)?;
+        let key = (id, snapshot.map(str::to_owned));
+        self.leases.condemned.lock().insert(key.clone());
+        Ok(Sentence { core: Arc::clone(self), key })
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Busy`] for what is about to be destroyed by force.
+    pub(super) fn check_uncondemned(&self, volume: VolumeId, snapshot: Option<&str>) -> Result<()> {
+        let condemned = self.leases.condemned.lock();
+        let hit = |snapshot: Option<&str>| condemned.contains(&(volume, snapshot.map(str::to_owned)));
+        match !condemned.is_empty() && (hit(None) || snapshot.is_some() && hit(snapshot)) {
+            true => Err(Error::new(ErrorKind::Busy, "it is about to be destroyed")),
+            false => Ok(()),
+        }
+    }
+}
+
+fn record(volume: VolumeId, snapshot: &str, renewed_at: u64, request: &LeaseRequest, address: &str) -> Record {
+    let address = address[..address.floor_char_boundary(LEASE_TEXT_BYTES_MAX)].to_owned();
+    let LeaseRequest { id, fork, host, .. } = request.clone();
+    Record::Lease(LeaseRecord { id, volume, renewed_at, snapshot: snapshot.to_owned(), fork, host, address })
+}
+
+/// # Errors
+/// [`ErrorKind::Busy`]: no further lease is given.
+fn check_room(catalog: &Catalog) -> Result<()> {
+    match catalog.leases().len() < LEASES_MAX {
+        true => Ok(()),
+        false => Err(too_many(&format!("forks of other hosts have {LEASES_MAX} leases of this store already"))),
+    }
+}
+
+impl Sentence {
+    /// Names of the exports that are to be left: `VOLUME@SNAPSHOT`, or `VOLUME` and those of its snapshots.
+    pub fn exports(&self) -> Vec<String> {
+        let catalog = self.core.catalog();
+        let Some(entry) = catalog.volume(self.key.0) else { return Vec::new() };
+        match &self.key.1 {
+            Some(snapshot) => vec![format!("{}@{snapshot}", entry.name)],
+            None => {
+                let snapshots = entry.snapshots.iter().map(|snapshot| format!("{}@{}", entry.name, snapshot.name));
+                [entry.name.clone()].into_iter().chain(snapshots).collect()
+            }
+        }
+    }
+}
+
+impl Drop for Sentence {
+    fn drop(&mut self) {
+        self.core.leases.condemned.lock().remove(&self.key);
+    }
+}

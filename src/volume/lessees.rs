@@ -1,0 +1,405 @@
+//! Leases that root layers of this store have of snapshots of other hosts.
+//!
+//! # Invariants
+//! - A root has one lease for each of its addresses whose server knows leases: the first fork takes that of the origin, and each
+//!   opening of an address holds one. The record of a fork's lease comes in the frame of the fork.
+//! - A lease is renewed each third of the time after which it lapses, whether anything is fetched or not, and given back when its root
+//!   needs the address no more. Its record stays until the server was told, or the lease has lapsed.
+//! - Servers are asked without locks, on a thread that does nothing else (without [`crate::StoreOptions::threads`]: in
+//!   [`crate::Store::step`]). One that does not answer costs its own leases a wait, and no others.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::core::{Core, volumes_over};
+use crate::catalog::Catalog;
+use crate::error::Result;
+use crate::format::{LesseeRecord, Record};
+use crate::ids::{LayerId, LeaseId};
+use crate::layer::Ticket;
+use crate::source::{Connector, Lease, LeaseAction, LeaseRequest, SourceErrorKind, SourceOpener, host_of};
+use crate::sync::Mutex;
+use crate::sync::thread::{Builder, JoinHandle};
+use crate::sync::time::Instant;
+
+/// After opening, leases are renewed after so long: a command that has the store open for a moment asks nobody.
+const FIRST_RENEWAL: Duration = Duration::from_secs(5);
+/// Pause after a server did not answer.
+const RETRY_PAUSE: Duration = Duration::from_secs(60);
+/// Longest time between two looks at what is due.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a server may take for one answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a store that is being closed tells servers that leases are not needed any more.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// Leases without a record that are given back; further ones lapse.
+const SURPLUS_MAX: usize = 1024;
+/// Most bytes of the record of a lease beside its address.
+const RECORD_BYTES: u64 = 64;
+/// How often it is tried to give one of them back.
+const SURPLUS_TRIES: u32 = 3;
+
+/// A lease that no record knows, to be given back.
+#[derive(Clone)]
+struct Surplus {
+    uri: String,
+    id: LeaseId,
+    tries: u32,
+}
+
+#[derive(Default)]
+struct State {
+    /// Numbers of the leases of roots, by address.
+    ids: HashMap<(LayerId, String), LeaseId>,
+    /// A fork on each root, for the servers.
+    forks: HashMap<LayerId, String>,
+    /// When a lease is renewed.
+    renewals: HashMap<LeaseId, Duration>,
+    /// When it is tried again to give one back.
+    releases: HashMap<LeaseId, Duration>,
+    /// Leases that were given and have no record yet.
+    given: Vec<LesseeRecord>,
+    surplus: Vec<Surplus>,
+    next_look: Duration,
+    running: bool,
+    stopping: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What a store knows of its leases at other hosts, beside the catalogue.
+pub struct Lessees {
+    connector: Option<Connector>,
+    /// Name of this host.
+    host: String,
+    opened_at: Duration,
+    state: Mutex<State>,
+}
+
+/// One thing to ask a server.
+struct Errand {
+    uri: String,
+    request: LeaseRequest,
+}
+
+/// A lease that a fork asks for; given back when dropped, unless it was kept.
+pub(super) struct Asked<'a> {
+    core: &'a Core,
+    pub uri: String,
+    pub request: LeaseRequest,
+    pub kept: bool,
+}
+
+/// Name of this host, as far as it can be shown.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().chars().filter(char::is_ascii_graphic).take(63).collect()
+}
+
+impl Lessees {
+    pub fn new(opener: Option<Arc<dyn SourceOpener>>, opened_at: Duration) -> Self {
+        Self { connector: opener.map(Connector::new), host: host_name(), opened_at, state: Mutex::default() }
+    }
+
+    /// Something may be due.
+    pub(super) fn look_now(&self) {
+        self.state.lock().next_look = Duration::ZERO;
+    }
+
+    fn request(&self, action: LeaseAction, id: LeaseId, fork: &str, identity: &str) -> LeaseRequest {
+        LeaseRequest { action, id, fork: fork.to_owned(), host: self.host.clone(), identity: identity.to_owned() }
+    }
+
+    /// What is asked of a server when an address of a root, which stands for bytes of this identity, is opened. `None`: there is no
+    /// randomness for the number of a lease.
+    pub(super) fn hold(&self, layer: LayerId, identity: &str, uri: &str) -> Option<LeaseRequest> {
+        let mut state = self.state.lock();
+        let key = (layer, uri.to_owned());
+        let id = match state.ids.get(&key) {
+            Some(id) => *id,
+            None => LeaseId::random().ok()?,
+        };
+        state.ids.insert(key, id);
+        let fork = state.forks.get(&layer).cloned().unwrap_or_default();
+        Some(self.request(LeaseAction::Hold, id, &fork, identity))
+    }
+
+    /// A server has given a lease, or renewed it.
+    pub(super) fn note_given(&self, record: LesseeRecord, lapse: Duration, now: Duration) {
+        let mut state = self.state.lock();
+        state.renewals.insert(record.id, now + lapse / 3);
+        if state.given.iter().all(|given| given.id != record.id) {
+            state.given.push(record);
+        }
+        state.next_look = Duration::ZERO;
+    }
+
+    /// A fork stands on a root.
+    pub(super) fn note_fork(&self, layer: LayerId, fork: &str) {
+        self.state.lock().forks.insert(layer, fork.to_owned());
+    }
+
+    /// Ends what is being asked, and asks no more.
+    fn stop(&self) {
+        let thread = {
+            let mut state = self.state.lock();
+            state.stopping = true;
+            state.thread.take()
+        };
+        self.connector.iter().for_each(Connector::give_up);
+        // A panic was printed there.
+        thread.into_iter().for_each(|thread| drop(thread.join()));
+    }
+
+    /// When a lease is to be renewed, or given back.
+    fn due_at(&self, state: &State, id: LeaseId, needed: bool) -> Duration {
+        match needed {
+            true => state.renewals.get(&id).copied().unwrap_or(self.opened_at + FIRST_RENEWAL),
+            false => state.releases.get(&id).copied().unwrap_or_default(),
+        }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.core.lessees.state.lock();
+        if !self.kept && state.surplus.len() < SURPLUS_MAX {
+            state.surplus.push(Surplus { uri: self.uri.clone(), id: self.request.id, tries: 0 });
+            state.next_look = Duration::ZERO;
+        }
+    }
+}
+
+impl Core {
+    /// What a new fork asks of its source.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub(super) fn ask_lease(&self, uri: &str, fork: &str) -> Result<Asked<'_>> {
+        let request = self.lessees.request(LeaseAction::Take, LeaseId::random()?, fork, "");
+        Ok(Asked { core: self, uri: uri.to_owned(), request, kept: false })
+    }
+
+    /// The record of the lease that a fork has taken, for the root that it stands on; `None` if that has one for the address.
+    pub(super) fn lessee_record(&self, catalog: &Catalog, layer: LayerId, asked: &mut Asked<'_>, lease: &Lease) -> Option<Record> {
+        let stands = catalog.lessees().any(|lessee| lessee.layer == layer && lessee.uri == lease.uri && catalog.needs_lease(lessee));
+        self.lessees.note_fork(layer, &asked.request.fork);
+        if stands {
+            return None;
+        }
+        asked.kept = true;
+        let id = asked.request.id;
+        let mut state = self.lessees.state.lock();
+        state.ids.insert((layer, lease.uri.clone()), id);
+        state.renewals.insert(id, self.clock.monotonic() + lease.lapse / 3);
+        let until = self.unix_seconds().saturating_add(lease.lapse.as_secs());
+        Some(Record::Lessee(LesseeRecord { id, layer, until, uri: lease.uri.clone() }))
+    }
+
+    /// A server has given, or renewed, the lease of an address that was opened. No lock is waited for: this may be the thread of a
+    /// reader.
+    pub(super) fn note_lease(&self, (id, layer): (LeaseId, LayerId), uri: &str, lapse: Duration) {
+        let until = self.unix_seconds().saturating_add(lapse.as_secs());
+        let record = LesseeRecord { id, layer, until, uri: uri.to_owned() };
+        self.lessees.note_given(record, lapse, self.clock.monotonic());
+    }
+
+    /// Learns the leases of a root that was recovered.
+    pub(super) fn recall_leases(&self, catalog: &Catalog, layer: LayerId) {
+        let mut state = self.lessees.state.lock();
+        for lessee in catalog.lessees().filter(|lessee| lessee.layer == layer) {
+            state.ids.insert((layer, lessee.uri.clone()), lessee.id);
+        }
+        state.forks.extend(volumes_over(catalog, layer).into_iter().next().map(|fork| (layer, fork)));
+    }
+
+    /// Records the leases that were given, and asks servers what is due. Answers whether there was something.
+    ///
+    /// # Errors
+    /// As for a change of shape; it is done later then.
+    pub fn lease_step(self: &Arc<Self>) -> Result<bool> {
+        let now = self.clock.monotonic();
+        {
+            let mut state = self.lessees.state.lock();
+            if state.running || state.stopping || now < state.next_look || self.lessees.connector.is_none() {
+                return Ok(false);
+            }
+            state.next_look = now + LOOK_INTERVAL;
+        }
+        let recorded = self.record_given()?;
+        let errands = self.due_errands(now);
+        if errands.is_empty() {
+            return Ok(recorded);
+        }
+        if !self.has_threads() {
+            return self.run_errands(errands, PATIENCE).map(|()| true);
+        }
+        let mut state = self.lessees.state.lock();
+        let core = Arc::clone(self);
+        let thread = Builder::new().name("volfork-leases".into()).spawn(move || {
+            // What failed is due again.
+            let _ = core.run_errands(errands, PATIENCE);
+            core.lessees.state.lock().running = false;
+        });
+        // Without a thread it is tried at the next look.
+        state.running = thread.is_ok();
+        state.thread = thread.ok();
+        Ok(false)
+    }
+
+    /// Leases that were given when an address was opened get their records.
+    fn record_given(&self) -> Result<bool> {
+        let given = std::mem::take(&mut self.lessees.state.lock().given);
+        if given.is_empty() {
+            return Ok(false);
+        }
+        let recorded = self.layers.prepare_shape().and_then(|()| self.begin_leases()).and_then(|()| {
+            let (ticket, _room) = {
+                let mut catalog = self.catalog();
+                let is_new = |record: &&LesseeRecord| catalog.lessee(record.id).is_none() && catalog.layer(record.layer).is_some();
+                let new: Vec<_> = given.iter().filter(is_new).cloned().collect();
+                if new.is_empty() {
+                    return Ok(false);
+                }
+                let room = self.layers.reserve_shape_with(new.iter().map(|record| record.uri.len() as u64 + RECORD_BYTES).sum())?;
+                (self.change(&mut catalog, None, new.into_iter().map(Record::Lessee).collect())?, room)
+            };
+            self.layers.wait_shape(ticket).map(|()| true)
+        });
+        if recorded.is_err() {
+            self.lessees.state.lock().given.extend(given);
+        }
+        recorded
+    }
+
+    /// What is to be asked now; notes when the next is.
+    fn due_errands(&self, now: Duration) -> Vec<Errand> {
+        let unix = self.unix_seconds();
+        let (mut errands, mut over) = (Vec::new(), Vec::new());
+        let mut catalog = self.catalog();
+        let mut state = self.lessees.state.lock();
+        let mut next_look = state.next_look;
+        for lessee in catalog.lessees() {
+            let needed = catalog.needs_lease(lessee);
+            // Its server could not be told, and has forgotten it.
+            if !needed && lessee.until <= unix && state.releases.contains_key(&lessee.id) {
+                over.push(lessee.id);
+                continue;
+            }
+            let due = self.lessees.due_at(&state, lessee.id, needed);
+            if due > now {
+                next_look = next_look.min(due);
+                continue;
+            }
+            let request = match catalog.layer(lessee.layer).filter(|_| needed) {
+                Some(root) => {
+                    let fork = volumes_over(&catalog, lessee.layer).into_iter().next().unwrap_or_default();
+                    self.lessees.request(LeaseAction::Hold, lessee.id, &fork, &root.origin)
+                }
+                None => self.lessees.request(LeaseAction::Release, lessee.id, "", ""),
+            };
+            errands.push(Errand { uri: lessee.uri.clone(), request });
+        }
+        let surplus = std::mem::take(&mut state.surplus);
+        for surplus in surplus {
+            errands.push(Errand { uri: surplus.uri.clone(), request: self.lessees.request(LeaseAction::Release, surplus.id, "", "") });
+            let tries = surplus.tries + 1;
+            state.surplus.extend((tries < SURPLUS_TRIES).then_some(Surplus { tries, ..surplus }));
+        }
+        state.next_look = next_look;
+        state.ids.retain(|(layer, _), _| catalog.layer(*layer).is_some());
+        state.forks.retain(|layer, _| catalog.layer(*layer).is_some());
+        drop(state);
+        if !over.is_empty() {
+            // Without a journal they are looked at again.
+            let _ = self.forget(&mut catalog, &over);
+        }
+        errands
+    }
+
+    fn forget(&self, catalog: &mut Catalog, ids: &[LeaseId]) -> Result<Option<Ticket>> {
+        let over: Vec<_> = ids.iter().filter(|id| catalog.lessee(**id).is_some()).map(|id| Record::LesseeOver(*id)).collect();
+        {
+            let mut state = self.lessees.state.lock();
+            state.surplus.retain(|surplus| !ids.contains(&surplus.id));
+            state.ids.retain(|_, id| !ids.contains(id));
+            for id in ids {
+                state.renewals.remove(id);
+                state.releases.remove(id);
+            }
+        }
+        if over.is_empty() || self.layers.healthy().is_err() { Ok(None) } else { self.change(catalog, None, over).map(Some) }
+    }
+
+    /// Asks servers, one after the other; `patience`: for each answer.
+    fn run_errands(&self, errands: Vec<Errand>, patience: Duration) -> Result<()> {
+        let Some(connector) = &self.lessees.connector else { return Ok(()) };
+        let (mut lost, mut over) = (HashSet::new(), Vec::new());
+        for Errand { uri, request } in errands {
+            let since = connector.now();
+            if self.lessees.state.lock().stopping {
+                break;
+            }
+            let host = host_of(&uri);
+            // Before the server is asked: it counts from a later moment.
+            let now = self.clock.monotonic();
+            let (id, releases) = (request.id, request.action == LeaseAction::Release);
+            let answer = if lost.contains(&host) { None } else { Some(connector.lease(&uri, since, request, patience)) };
+            match answer {
+                Some(Ok(Some(lease))) if !releases => {
+                    let mut state = self.lessees.state.lock();
+                    state.renewals.insert(id, now + lease.lapse / 3);
+                    state.next_look = state.next_look.min(now + lease.lapse / 3);
+                    continue;
+                }
+                Some(Ok(None)) if releases => {
+                    over.push(id);
+                    continue;
+                }
+                // There is nothing that a server would keep for it.
+                Some(Err(error)) if releases && !matches!(error.kind, SourceErrorKind::Lost | SourceErrorKind::Closed) => {
+                    over.push(id);
+                    continue;
+                }
+                Some(Err(error)) if error.kind == SourceErrorKind::Lost => drop(lost.insert(host)),
+                _ => {}
+            }
+            let mut state = self.lessees.state.lock();
+            let times = if releases { &mut state.releases } else { &mut state.renewals };
+            times.insert(id, now + RETRY_PAUSE);
+            state.next_look = state.next_look.min(now + RETRY_PAUSE);
+        }
+        if over.is_empty() {
+            return Ok(());
+        }
+        // Gives back space, so it needs none.
+        self.layers.prepare_shape()?;
+        self.forget(&mut self.catalog(), &over).map(drop)
+    }
+
+    /// Asks no more. What is being asked ends.
+    pub fn stop_leases(&self) {
+        self.lessees.stop();
+    }
+
+    /// Tells servers, for a moment, which leases are not needed any more, unless they did not answer before. Nothing else goes on.
+    pub fn release_leases(&self) {
+        let Some(connector) = &self.lessees.connector else { return };
+        let until = Instant::now() + CLOSE_PATIENCE;
+        self.lessees.state.lock().stopping = false;
+        let now = self.clock.monotonic();
+        let mut errands = self.due_errands(now);
+        let tried: HashSet<LeaseId> = self.lessees.state.lock().releases.keys().copied().collect();
+        errands.retain(|errand| errand.request.action == LeaseAction::Release && !tried.contains(&errand.request.id));
+        for errand in errands {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            // What could not be told is tried again at the next opening.
+            let _ = self.run_errands(vec![errand], left);
+        }
+        self.lessees.state.lock().stopping = true;
+        connector.close();
+    }
+}

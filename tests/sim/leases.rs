@@ -1,0 +1,168 @@
+//! The power goes off at each operation while leases are taken, renewed and given back, on either side.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceOpener};
+use volfork::{LeaseId, Store, StoreOptions};
+
+use crate::clock::SimClock;
+use crate::disk::{Fault, SimDisk};
+use crate::random::Random;
+use crate::source::{STEADY, SimSources};
+use crate::{Named, seeds};
+
+const PLACE: &str = "/sim";
+const BLOCK: usize = 4096;
+
+fn options(disk: &SimDisk, sources: Option<Arc<dyn SourceOpener>>) -> StoreOptions {
+    StoreOptions { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::default()), threads: false, sources, ..StoreOptions::default() }
+}
+
+fn request(action: LeaseAction, number: u8) -> LeaseRequest {
+    LeaseRequest { action, id: LeaseId([number; 16]), fork: "f".into(), host: "far".into(), identity: String::new() }
+}
+
+fn settle(store: &Store) {
+    while store.step().unwrap() {}
+}
+
+/// What was acknowledged to hosts: the first byte of the snapshot that each lease holds.
+type Given = BTreeMap<u8, (String, u8)>;
+
+/// Two instants of a volume, the first of which two forks share; then a lease ends, and one of a user's snapshot comes.
+fn lend(store: &Store, given: &mut Given) -> volfork::Result<()> {
+    let volume = store.volume("v")?;
+    let mut take = |number, export: (&str, Option<&str>), byte| {
+        let grant = store.lease(export, &request(LeaseAction::Take, number), "there")?;
+        given.insert(number, (grant.expect("what was taken is given").export, byte));
+        Ok(())
+    };
+    volume.write_at(&[2; BLOCK], 0)?;
+    take(1, ("v", None), 2)?;
+    take(2, ("v", None), 2)?;
+    volume.write_at(&[3; BLOCK], 0)?;
+    take(3, ("v", None), 3)?;
+    volume.write_at(&[4; BLOCK], 0)?;
+    take(4, ("v", Some("s")), 1)?;
+    take(1, ("v", None), 2)?;
+    given.remove(&3);
+    store.lease(("v", None), &request(LeaseAction::Release, 3), "there")?;
+    volume.flush()
+}
+
+#[test]
+fn after_a_crash_a_lease_and_its_snapshot_are_both_there_or_neither() {
+    for seed in seeds(3) {
+        for at in 1.. {
+            let _named = Named("leases with a power loss", seed);
+            let disk = SimDisk::default();
+            let store = Store::create(Path::new(PLACE), options(&disk, None)).unwrap();
+            let volume = store.create_volume("v", 8 * BLOCK as u64).unwrap();
+            volume.write_at(&[1; BLOCK], 0).unwrap();
+            store.create_snapshot("v", "s").unwrap();
+            let before = disk.operations();
+            disk.fail_at(before + at, Fault::Crash);
+            let mut given = Given::new();
+            let outcome = lend(&store, &mut given);
+            let reached = disk.operations() >= before + at;
+            assert!(reached || outcome.is_ok(), "operation {at}: {outcome:?}");
+            disk.power_off();
+            drop((volume, store));
+            disk.crash(&mut Random::new(seed));
+            let store = Store::open(Path::new(PLACE), options(&disk, None)).unwrap();
+            settle(&store);
+            let leased: BTreeSet<String> = store.show("v").unwrap().leases.into_iter().map(|lease| lease.snapshot).collect();
+            let mut held: BTreeSet<String> = store.snapshot_names("v").unwrap().into_iter().collect();
+            assert!(held.remove("s") && leased.iter().filter(|name| *name != "s").eq(&held), "operation {at}: {leased:?}, {held:?}");
+            for (number, (export, byte)) in &given {
+                let again = store.lease(("v", None), &request(LeaseAction::Take, *number), "there").unwrap().unwrap();
+                assert_eq!(again.export, *export, "operation {at}: lease {number}");
+                let snapshot = store.snapshot("v", export.split_once('@').unwrap().1).unwrap();
+                let mut first = [0];
+                snapshot.read_at(&mut first, 0).unwrap();
+                assert_eq!(first, [*byte], "operation {at}: {export}");
+            }
+            // All of them end.
+            (1..=4).for_each(|number| drop(store.lease(("v", None), &request(LeaseAction::Release, number), "there").unwrap()));
+            settle(&store);
+            assert_eq!(store.snapshot_names("v").unwrap(), ["s"]);
+            store.close().unwrap();
+            assert_eq!(Store::check(Path::new(PLACE), options(&disk, None)).unwrap().violations, Vec::<String>::new());
+            if !reached {
+                break;
+            }
+        }
+    }
+}
+
+/// A source that gives leases of itself.
+#[derive(Clone, Default)]
+struct Lender {
+    sources: SimSources,
+    lent: Arc<Mutex<BTreeSet<LeaseId>>>,
+}
+
+impl SourceOpener for Lender {
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        self.sources.open(uri)
+    }
+
+    fn open_leased(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+        Ok(LeasedSource { source: self.open(uri)?, lease: self.lease(uri, request)? })
+    }
+
+    fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        let mut lent = self.lent.lock().unwrap();
+        match request.action {
+            LeaseAction::Release => drop(lent.remove(&request.id)),
+            _ => drop(lent.insert(request.id)),
+        }
+        let lease = Lease { uri: uri.to_owned(), lapse: Duration::from_secs(3600) };
+        Ok((request.action != LeaseAction::Release).then_some(lease))
+    }
+}
+
+#[test]
+fn a_fork_and_its_lease_are_both_there_after_a_crash_or_neither() {
+    for seed in seeds(3) {
+        for at in 1.. {
+            let _named = Named("a leased fork with a power loss", seed);
+            let (disk, lender) = (SimDisk::default(), Lender::default());
+            let with = || options(&disk, Some(Arc::new(lender.clone())));
+            let store = Store::create(Path::new(PLACE), with()).unwrap();
+            let before = disk.operations();
+            disk.fail_at(before + at, Fault::Crash);
+            let outcome = store.fork(STEADY, "f");
+            let (reached, acknowledged) = (disk.operations() >= before + at, outcome.is_ok());
+            disk.power_off();
+            drop((outcome, store));
+            disk.crash(&mut Random::new(seed));
+            let taken = lender.lent.lock().unwrap().clone();
+            let store = Store::open(Path::new(PLACE), with()).unwrap();
+            let forked = store.volume("f").is_ok();
+            assert!(forked || !acknowledged, "operation {at}");
+            // The lease of a fork is known, and given back. That of a fork which was never there lapses.
+            let steps = |count: usize| {
+                for _ in 0..count {
+                    store.step().unwrap();
+                }
+            };
+            steps(1000);
+            if forked {
+                settle(&store);
+                store.destroy_volume("f", false).unwrap();
+            }
+            steps(100);
+            store.close().unwrap();
+            let left = lender.lent.lock().unwrap().clone();
+            assert_eq!(left, if forked { BTreeSet::new() } else { taken }, "operation {at}");
+            assert_eq!(Store::check(Path::new(PLACE), with()).unwrap().violations, Vec::<String>::new());
+            if !reached {
+                break;
+            }
+        }
+    }
+}
