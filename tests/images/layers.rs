@@ -21,6 +21,30 @@ fn base(layout: &Layout) -> [Layer; 2] {
     [layout.layer(first), layout.layer(second.file("etc/other", b"b"))]
 }
 
+/// What a fleet is told: bytes that are there, each once, and not the sizes of file systems that are nearly empty.
+#[test]
+#[cfg(feature = "fleet")]
+fn images_take_the_room_of_what_they_hold() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let [first, second] = base(&layout);
+    let one = layout.layer(Archive::new().file("app/one", &noise(3, 1 << 20)));
+    layout.image("base", &[&first, &second]);
+    layout.image("one", &[&first, &second, &one]);
+    let used = || volfork::fleet::HostFacts::default().amounts(&host.store).unwrap();
+    layout.import(&host.store, "base", "base").unwrap();
+    let of_base = used().used.volume_bytes;
+    assert!((6 << 20..8 << 20).contains(&of_base), "{of_base}");
+    let imported = layout.import(&host.store, "one", "one").unwrap();
+    let of_both = used().used.volume_bytes;
+    assert!((1 << 20..2 << 20).contains(&(of_both - of_base)), "{of_base} {of_both}");
+    let bytes = |layers: &[&Layer]| layers.iter().map(|layer| layer.descriptor["size"].as_u64().unwrap()).sum::<u64>();
+    let images: Vec<u64> = used().images.into_values().collect();
+    assert_eq!(images, [bytes(&[&first, &second]), bytes(&[&first, &second, &one])]);
+    // A machine's disk may grow to its size.
+    host.store.fork("one", "disk").unwrap();
+    assert_eq!(used().used.volume_bytes, of_both + imported.size_bytes);
+}
+
 #[test]
 fn a_base_is_stored_once_and_is_the_same_everywhere() {
     let (host, layout) = (Host::new(), Layout::new());
