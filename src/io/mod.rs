@@ -5,6 +5,7 @@ mod descriptors;
 mod disk;
 #[cfg(test)]
 pub(crate) mod faulty;
+mod fiemap;
 mod priority;
 mod ring;
 #[cfg(feature = "sim")]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
 
+use super::fiemap::has_space_on_xfs;
 use super::{Access, Disk, DiskFile, IoMode, OpenMode};
 use crate::sync::Mutex;
 
@@ -322,7 +323,10 @@ impl DiskFile for SystemFile {
     }
 
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.fallocate(0, range).map_err(no_fallocate)
+        match self.fallocate(0, range.clone()) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && has_space_on_xfs(&self.0, range)? => Ok(()),
+            other => other.map_err(no_fallocate),
+        }
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<()> {
