@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use data_encoding::BASE32_NOPAD;
+use sha2::{Digest as _, Sha256};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, EXTENT_BLOCKS};
 
@@ -21,7 +24,40 @@ pub struct VolumeId(pub u64);
 
 impl fmt::Display for VolumeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vol_{:08x}", self.0)
+        self.0.fmt(f)
+    }
+}
+
+/// Bytes of a [`VolumeKey`].
+const KEY_BYTES: usize = 10;
+
+/// Identity of a volume among those of all stores: 80 bits, written `vol_` and 16 lower-case characters of base 32 (RFC 4648).
+///
+/// They are the beginning of the SHA-256 of the store's random number and the volume's number in it, so they are as random as the
+/// store's number, and never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VolumeKey([u8; KEY_BYTES]);
+
+impl VolumeKey {
+    /// That of a volume of a store.
+    pub fn new(store_id: &[u8; 16], volume: VolumeId) -> Self {
+        let hash = Sha256::new().chain_update(store_id).chain_update(volume.0.to_le_bytes()).finalize();
+        let mut key = [0; KEY_BYTES];
+        key.copy_from_slice(&hash[..KEY_BYTES]);
+        Self(key)
+    }
+
+    /// What a text stands for, if it has the form of one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let letters = text.strip_prefix("vol_").filter(|letters| !letters.contains(|letter: char| letter.is_ascii_uppercase()))?;
+        let bytes = BASE32_NOPAD.decode(letters.to_ascii_uppercase().as_bytes()).ok()?;
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+impl fmt::Display for VolumeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vol_{}", BASE32_NOPAD.encode(&self.0).to_ascii_lowercase())
     }
 }
 
@@ -86,5 +122,23 @@ impl BlockSize {
     /// Byte offset of a block.
     pub fn offset_of(self, block: u64) -> u64 {
         block << self.shift
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_they_are_written_and_differ_between_stores() {
+        let key = VolumeKey::new(&[1; 16], VolumeId(7));
+        let text = key.to_string();
+        assert_eq!((text.len(), VolumeKey::parse(&text)), (20, Some(key)));
+        assert!(key != VolumeKey::new(&[2; 16], VolumeId(7)) && key != VolumeKey::new(&[1; 16], VolumeId(8)));
+        for other in
+            [&text[..19], &text.to_uppercase(), &text[4..], "vol_", "vol_aaaaaaaaaaaaaaa1", &format!("{text}a"), "vol_\u{e9}aaaaaaaaaaaaaa"]
+        {
+            assert_eq!(VolumeKey::parse(other), None, "{other}");
+        }
     }
 }

@@ -88,6 +88,7 @@ impl Catalog {
         }
         self.layer_mut(head)?.names += 1;
         self.names.insert(name.clone(), volume);
+        self.keys.insert(self.key(volume), volume);
         self.volumes.insert(
             volume,
             VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Snapshots::default(), labels: Labels::new() },
@@ -138,6 +139,7 @@ impl Catalog {
         let entry = self.volumes.remove(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))?;
         self.names.remove(&entry.name);
         self.leases.retain(|_, lease| lease.volume != volume);
+        self.keys.remove(&self.key(volume));
         let mut freed = self.release(entry.head)?;
         for snapshot in entry.snapshots.iter() {
             freed.extend(self.release(snapshot.layer)?);

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::content::HeldLayer;
 use crate::format::{Labels, LeaseRecord, LesseeRecord, SourceRecord, is_instant};
-use crate::ids::{LayerId, LeaseId, VolumeId};
+use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
 /// A layer's place in the shape.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -133,7 +133,10 @@ impl Snapshots {
 /// The shape of a store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Catalog {
+    /// Random, of the store.
+    store_id: [u8; 16],
     names: BTreeMap<String, VolumeId>,
+    keys: HashMap<VolumeKey, VolumeId>,
     volumes: BTreeMap<VolumeId, VolumeEntry>,
     layers: HashMap<LayerId, LayerEntry>,
     /// Of forks of other hosts.
@@ -142,6 +145,13 @@ pub struct Catalog {
     lessees: BTreeMap<LeaseId, LesseeRecord>,
     next_volume: u64,
     next_layer: u32,
+}
+
+impl Catalog {
+    /// That of an empty store with this random number.
+    pub fn new(store_id: [u8; 16]) -> Self {
+        Self { store_id, ..Self::default() }
+    }
 }
 
 #[cfg(test)]

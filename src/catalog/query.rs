@@ -4,7 +4,7 @@ use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{HeldRecord, LayerRecord, LeaseRecord, LesseeRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, VolumeRecord};
-use crate::ids::{LayerId, LeaseId, VolumeId};
+use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
 impl Catalog {
     /// All volumes, by name.
@@ -12,12 +12,18 @@ impl Catalog {
         self.names.values().filter_map(|id| Some((*id, self.volumes.get(id)?)))
     }
 
-    /// Number of a volume.
+    /// Identity of a volume among those of all stores.
+    pub fn key(&self, volume: VolumeId) -> VolumeKey {
+        VolumeKey::new(&self.store_id, volume)
+    }
+
+    /// Number of a volume, of which somebody gives the name or the [`VolumeKey`].
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].
     pub fn volume_id(&self, name: &str) -> Result<VolumeId> {
-        self.names.get(name).copied().ok_or_else(|| {
+        let by_key = || self.keys.get(&VolumeKey::parse(name)?);
+        self.names.get(name).or_else(by_key).copied().ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("there is no volume '{name}': 'volfork list' shows the volumes of this store"))
         })
     }
@@ -42,11 +48,15 @@ impl Catalog {
         })
     }
 
-    /// Refuses a volume name that is taken.
+    /// Refuses a name of a new volume that is taken, or might be meant for another volume.
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`].
+    /// [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`].
     pub fn name_is_free(&self, name: &str) -> Result<()> {
+        if VolumeKey::parse(name).is_some() {
+            let message = format!("'{name}' has the form of an id, which 'volfork list' gives to volumes: choose another name");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
         match self.names.contains_key(name) {
             true => Err(Error::new(ErrorKind::Exists, format!("there is a volume '{name}' already: choose another name"))),
             false => Ok(()),

@@ -93,7 +93,7 @@ pub(super) fn layer_config(paths: &StorePaths, options: &StoreOptions, superbloc
 /// Applies the state and all rounds; the last round only as far as its blocks are on disk.
 pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
     let mut replayed = Replayed {
-        catalog: Catalog::default(),
+        catalog: Catalog::new(loaded.superblock.store_id),
         block_size: config.block_size,
         recovery: Recovery::new(config),
         unclean: !loaded.is_closed(),
@@ -208,7 +208,7 @@ impl OpenStore {
         getrandom::fill(&mut store_id).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
         let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0, leases: false };
         let recovery = Recovery::new(layer_config(&paths, &options, &superblock));
-        Self::start(paths, options, superblock, 0, Catalog::default(), recovery, lock)
+        Self::start(paths, options, superblock, 0, Catalog::new(store_id), recovery, lock)
     }
 
     pub fn open(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {

@@ -50,7 +50,7 @@ impl Core {
         let describe = |snapshot: &crate::catalog::SnapshotEntry| {
             let tally = tallies.get(&snapshot.layer).copied().unwrap_or_default();
             SnapshotInfo {
-                volume: volume.to_owned(),
+                volume: entry.name.clone(),
                 name: snapshot.name.clone(),
                 size_bytes: snapshot.size_bytes,
                 created_at: snapshot.created_at,
@@ -76,7 +76,7 @@ impl Core {
             HydrationState::Running | HydrationState::Paused | HydrationState::NoSpace | HydrationState::Stopped => VolumeState::Hydrating,
         };
         VolumeInfo {
-            id: id.to_string(),
+            id: catalog.key(id).to_string(),
             name: entry.name.clone(),
             state,
             size_bytes: entry.size_bytes,

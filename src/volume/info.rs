@@ -107,7 +107,8 @@ pub struct LeaseInfo {
 /// Everything `show` prints of a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VolumeInfo {
-    /// Identity within the store; survives a rename. Empty while the volume is on its way.
+    /// Identity among the volumes of all stores: `vol_` and 16 characters. It survives a rename, is never used twice, and is taken
+    /// wherever a name is. Empty while the volume is on its way.
     pub id: String,
     /// Name.
     pub name: String,

@@ -240,9 +240,10 @@ impl Core {
             self.name_is_free(&catalog, name)?;
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
             base = entry.layer;
-            let labels = catalog.volume(id).map_or_else(Labels::new, |entry| entry.labels.clone());
-            let labels = changed_labels(labels, change)?;
-            let birth = Birth { name, size_bytes: entry.size_bytes, parent: &format!("{volume}@{snapshot}"), labels, created_at: None };
+            let source = catalog.volume(id).ok_or_else(|| gone(id))?;
+            let labels = changed_labels(source.labels.clone(), change)?;
+            let parent = format!("{}@{snapshot}", source.name);
+            let birth = Birth { name, size_bytes: entry.size_bytes, parent: &parent, labels, created_at: None };
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
             self.add_volume(&mut catalog, records, Some(base), birth, None)?

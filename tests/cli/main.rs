@@ -3,6 +3,7 @@ mod access;
 mod devices;
 mod host;
 mod hydration;
+mod ids;
 mod leases;
 mod transfer;
 

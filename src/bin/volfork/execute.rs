@@ -126,11 +126,10 @@ fn destroy(store: &Store, clients: &Clients, target: Target, recursive: bool, fo
 
 /// Ends connections, if it is there.
 fn disconnect(store: &Store, clients: &Clients, target: &Target) -> Result<Response> {
-    match &target.snapshot {
-        Some(snapshot) => drop(store.snapshot(&target.volume, snapshot)?),
-        None => drop(store.volume(&target.volume)?),
-    }
-    let name = target.to_string();
+    let name = match &target.snapshot {
+        Some(snapshot) => store.snapshot(&target.volume, snapshot)?.name(),
+        None => store.volume(&target.volume)?.name(),
+    };
     let connections = clients.disconnect(&name)?;
     Ok(Response::Disconnected(Disconnected { name, connections }))
 }

@@ -453,7 +453,7 @@ mod tests {
 
     fn info(name: &str, missing: u64) -> VolumeInfo {
         VolumeInfo {
-            id: "vol_00000001".into(),
+            id: "vol_aaaaaaaaaaaaaaab".into(),
             name: name.into(),
             state: if missing == 0 { VolumeState::Created } else { VolumeState::Hydrating },
             size_bytes: 10 << 30,
@@ -478,7 +478,7 @@ mod tests {
         assert!(lines[0].starts_with("NAME") && lines[0].ends_with("CREATED"), "{printed}");
         assert!(lines[1].contains("first") && lines[1].contains("10.0 GiB") && lines[1].contains("2.0 MiB"), "{printed}");
         assert!(lines[2].contains("hydrating 50%"), "{printed}");
-        assert!(volume_table(&info("first", 0), &[]).contains("vol_00000001"));
+        assert!(volume_table(&info("first", 0), &[]).contains("vol_aaaaaaaaaaaaaaab"));
     }
 
     #[test]
