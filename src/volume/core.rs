@@ -111,7 +111,7 @@ impl Core {
         let opened_at = config.clock.monotonic();
         Arc::new(Self {
             leases: Leases::new(config.lease, opened_at),
-            lessees: Lessees::new(config.sources.clone(), opened_at),
+            lessees: Lessees::new(config.sources.clone(), &config.catalog, opened_at),
             fence,
             layers: config.layers,
             catalog: Mutex::new(config.catalog),
@@ -301,11 +301,7 @@ impl Core {
     /// # Errors
     /// There is no way to reach sources.
     pub fn hydrate(self: &Arc<Self>, layer: &Arc<Layer>, record: SourceRecord, source: Option<Arc<dyn Source>>) -> Result<()> {
-        let origin = {
-            let catalog = self.catalog();
-            self.recall_leases(&catalog, layer.id);
-            catalog.layer(layer.id).map(|entry| entry.origin.clone()).unwrap_or_default()
-        };
+        let origin = self.catalog().layer(layer.id).map(|entry| entry.origin.clone()).unwrap_or_default();
         let hydrator = self.add_hydrator(layer, record, origin, source)?;
         self.start_hydration(&hydrator);
         Ok(())
@@ -520,7 +516,7 @@ impl Core {
 }
 
 /// Names of the volumes that need the source of a root.
-pub(super) fn volumes_over(catalog: &Catalog, root: LayerId) -> Vec<String> {
+fn volumes_over(catalog: &Catalog, root: LayerId) -> Vec<String> {
     let over = catalog.volumes().filter(|(_, volume)| catalog.needed_root(volume.head) == Some(root));
     over.map(|(_, volume)| volume.name.clone()).collect()
 }

@@ -12,8 +12,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Core, volumes_over};
-use crate::catalog::Catalog;
+use super::core::Core;
+use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
 use crate::format::{LesseeRecord, Record};
 use crate::ids::{LayerId, LeaseId};
@@ -58,6 +58,8 @@ struct State {
     renewals: HashMap<LeaseId, Duration>,
     /// When it is tried again to give one back.
     releases: HashMap<LeaseId, Duration>,
+    /// Those whose servers could not be told that they are given back.
+    untold: HashSet<LeaseId>,
     /// Leases that were given and have no record yet.
     given: Vec<LesseeRecord>,
     surplus: Vec<Surplus>,
@@ -90,6 +92,15 @@ pub(super) struct Asked<'a> {
     pub kept: bool,
 }
 
+/// A volume over each root, for the servers.
+fn forks_by_root(catalog: &Catalog) -> HashMap<LayerId, String> {
+    let over = |(_, volume): (_, &VolumeEntry)| Some((catalog.needed_root(volume.head)?, volume.name.clone()));
+    match catalog.lessees().len() {
+        0 => HashMap::new(),
+        _ => catalog.volumes().filter_map(over).collect(),
+    }
+}
+
 /// Name of this host, as far as it can be shown.
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -97,8 +108,17 @@ fn host_name() -> String {
 }
 
 impl Lessees {
-    pub fn new(opener: Option<Arc<dyn SourceOpener>>, opened_at: Duration) -> Self {
-        Self { connector: opener.map(Connector::new), host: host_name(), opened_at, state: Mutex::default() }
+    /// Those that a recovered shape has.
+    pub fn new(opener: Option<Arc<dyn SourceOpener>>, catalog: &Catalog, opened_at: Duration) -> Self {
+        let mut state = State { forks: forks_by_root(catalog), ..State::default() };
+        for lessee in catalog.lessees() {
+            match catalog.needs_lease(lessee) {
+                true => drop(state.ids.insert((lessee.layer, lessee.uri.clone()), lessee.id)),
+                // In the background, and not at the end of a command that has the store open for a moment.
+                false => drop(state.releases.insert(lessee.id, opened_at)),
+            }
+        }
+        Self { connector: opener.map(Connector::new), host: host_name(), opened_at, state: Mutex::new(state) }
     }
 
     /// Something may be due.
@@ -204,15 +224,6 @@ impl Core {
         self.lessees.note_given(record, lapse, self.clock.monotonic());
     }
 
-    /// Learns the leases of a root that was recovered.
-    pub(super) fn recall_leases(&self, catalog: &Catalog, layer: LayerId) {
-        let mut state = self.lessees.state.lock();
-        for lessee in catalog.lessees().filter(|lessee| lessee.layer == layer) {
-            state.ids.insert((layer, lessee.uri.clone()), lessee.id);
-        }
-        state.forks.extend(volumes_over(catalog, layer).into_iter().next().map(|fork| (layer, fork)));
-    }
-
     /// Records the leases that were given, and asks servers what is due. Answers whether there was something.
     ///
     /// # Errors
@@ -275,14 +286,14 @@ impl Core {
     /// What is to be asked now; notes when the next is.
     fn due_errands(&self, now: Duration) -> Vec<Errand> {
         let unix = self.unix_seconds();
-        let (mut errands, mut over) = (Vec::new(), Vec::new());
+        let (mut errands, mut over, mut names) = (Vec::new(), Vec::new(), None);
         let mut catalog = self.catalog();
         let mut state = self.lessees.state.lock();
         let mut next_look = state.next_look;
         for lessee in catalog.lessees() {
             let needed = catalog.needs_lease(lessee);
             // Its server could not be told, and has forgotten it.
-            if !needed && lessee.until <= unix && state.releases.contains_key(&lessee.id) {
+            if !needed && lessee.until <= unix && state.untold.contains(&lessee.id) {
                 over.push(lessee.id);
                 continue;
             }
@@ -293,8 +304,8 @@ impl Core {
             }
             let request = match catalog.layer(lessee.layer).filter(|_| needed) {
                 Some(root) => {
-                    let fork = volumes_over(&catalog, lessee.layer).into_iter().next().unwrap_or_default();
-                    self.lessees.request(LeaseAction::Hold, lessee.id, &fork, &root.origin)
+                    let fork = names.get_or_insert_with(|| forks_by_root(&catalog)).get(&lessee.layer).map_or("", String::as_str);
+                    self.lessees.request(LeaseAction::Hold, lessee.id, fork, &root.origin)
                 }
                 None => self.lessees.request(LeaseAction::Release, lessee.id, "", ""),
             };
@@ -308,6 +319,7 @@ impl Core {
         }
         state.next_look = next_look;
         state.ids.retain(|(layer, _), _| catalog.layer(*layer).is_some());
+        state.forks = names.unwrap_or_else(|| std::mem::take(&mut state.forks));
         state.forks.retain(|layer, _| catalog.layer(*layer).is_some());
         drop(state);
         if !over.is_empty() {
@@ -326,6 +338,7 @@ impl Core {
             for id in ids {
                 state.renewals.remove(id);
                 state.releases.remove(id);
+                state.untold.remove(id);
             }
         }
         if over.is_empty() || self.layers.healthy().is_err() { Ok(None) } else { self.change(catalog, None, over).map(Some) }
@@ -365,6 +378,9 @@ impl Core {
                 _ => {}
             }
             let mut state = self.lessees.state.lock();
+            if releases {
+                state.untold.insert(id);
+            }
             let times = if releases { &mut state.releases } else { &mut state.renewals };
             times.insert(id, now + RETRY_PAUSE);
             state.next_look = state.next_look.min(now + RETRY_PAUSE);
@@ -382,7 +398,8 @@ impl Core {
         self.lessees.stop();
     }
 
-    /// Tells servers, for a moment, which leases are not needed any more, unless they did not answer before. Nothing else goes on.
+    /// Tells servers, for a moment, which leases are not needed any more since the store was opened, unless they did not answer before.
+    /// Nothing else goes on.
     pub fn release_leases(&self) {
         let Some(connector) = &self.lessees.connector else { return };
         let until = Instant::now() + CLOSE_PATIENCE;

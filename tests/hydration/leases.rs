@@ -181,6 +181,15 @@ fn what_a_lost_host_did_not_give_back_it_gives_back_when_it_is_opened_again() {
     a.stop();
     b.store.destroy_volume("f", false).unwrap();
     b.stop();
+    // One that has the store open for a moment does not wait for a host that may be gone.
+    let socket = a.dir.path().join("nbd.sock");
+    let silent = UnixListener::bind(&socket).unwrap();
+    silent.set_nonblocking(true).unwrap();
+    let options = StoreOptions { threads: false, ..Host::options(&b.clock) };
+    Store::open(&b.dir.path().join("store"), options).unwrap().close().unwrap();
+    assert_eq!(silent.accept().map(drop).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    drop(silent);
+    std::fs::remove_file(socket).unwrap();
     a.start();
     assert_eq!(a.leases().len(), 1);
     b.start();
@@ -249,6 +258,26 @@ fn a_lease_lapses_when_its_host_is_silent_and_never_just_after_opening() {
     b.start();
     b.store.control_hydration("f", &resumed()).unwrap();
     until(|| b.store.show("f").unwrap().state == VolumeState::Degraded, || format!("{:?}", b.store.show("f")));
+}
+
+#[test]
+fn a_date_that_is_set_ends_no_lease() {
+    let (a, mut b) = (Host::new(), Host::new());
+    a.fill(&pattern(9, 1 << 20));
+    b.paused_fork(&a.export("v"), "f");
+    let lease = LeaseRequest { action: LeaseAction::Take, ..take(1, "g") };
+    a.store.lease(("v", None), &lease, "here").unwrap();
+    b.stop();
+    a.clock.go_on(Duration::from_secs(7200));
+    a.clock.unix.fetch_add(8 * DAY.as_secs(), Ordering::SeqCst);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        a.clock.go_on(Duration::from_secs(6));
+        assert!(a.leases().iter().any(|lease| lease.fork == "g"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    a.clock.go_on(7 * DAY);
+    a.await_snapshots(&[]);
 }
 
 #[test]
@@ -357,6 +386,7 @@ fn leases_and_what_they_hold_are_bounded() {
     assert_eq!(a.store.lease(("v", None), &release, "here").unwrap(), None);
     b.store.fork(&a.export("v"), "f").unwrap();
     b.finish("f");
+    until(|| a.leases().len() == 64, || format!("{} leases", a.leases().len()));
     // Leases of one snapshot, by many at once.
     volume.snapshot("s").unwrap();
     let given = AtomicU64::new(0);
@@ -415,13 +445,18 @@ fn a_server_that_answers_nonsense_costs_an_error() {
     let uri = format!("nbd+unix:///v?socket={}", dir.path().join("s").display());
     let answers: [&[u8]; 4] = [b"", b"\0\0\0\0\0\0\0\0\0\0\0\x01v", b"\0\0\0\0\0\0\0\x09\0\0\0\0", b"\0\0\0\0\0\0\0\x09\xff\xff\xff\xff"];
     let rude = std::thread::spawn(move || {
-        for data in answers {
+        let mut answers = answers.into_iter().peekable();
+        while answers.peek().is_some() {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(b"NBDMAGICIHAVEOPT\0\x03").unwrap();
             let mut header = [0; 20];
             stream.read_exact(&mut header).unwrap();
             let length = u32::from_be_bytes(header[16..].try_into().unwrap()) as usize;
-            stream.read_exact(&mut vec![0; length]).unwrap();
+            let mut request = vec![0; length];
+            stream.read_exact(&mut request).unwrap();
+            // What it may have given is given back, on connections of their own.
+            let is_release = LeaseRequest::decode(&request).unwrap().1.action == LeaseAction::Release;
+            let Some(data) = (if is_release { None } else { answers.next() }) else { continue };
             let option = &header[12..16];
             let reply = |kind: [u8; 4], data: &[u8]| {
                 [b"\0\x03\xe8\x89\x04\x55\x65\xa9", option, &kind, &(data.len() as u32).to_be_bytes(), data].concat()
