@@ -7,10 +7,11 @@
 //!   there, or neither.
 //! - Nobody is told of a lease before it is durable.
 //! - A lease ends when the fork gives it back, or lapses when it was not renewed for the time that the store was opened with. After
-//!   an opening nothing lapses for an hour: the forks could not renew while the store was closed.
+//!   an opening nothing lapses for an hour: the forks could not renew while the store was closed. A date that is set ends no lease that
+//!   was renewed since.
 //! - Leases and instants are bounded, whatever clients ask.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Leases {
     /// A lease lapses after so long.
     lapse: Duration,
     opened_at: Duration,
+    /// When leases were given or renewed since the store was opened, by a clock that nobody sets.
+    renewals: Mutex<HashMap<LeaseId, Duration>>,
     /// A lease has ended, or a reader of an instant: there may be instants that nobody needs.
     unneeded: AtomicBool,
     /// Volumes and snapshots that are about to be destroyed by force.
@@ -58,7 +61,14 @@ pub struct Sentence {
 
 impl Leases {
     pub fn new(lapse: Duration, opened_at: Duration) -> Self {
-        Self { lapse, opened_at, unneeded: AtomicBool::new(true), condemned: Mutex::default() }
+        let (renewals, condemned) = (Mutex::default(), Mutex::default());
+        Self { lapse, opened_at, renewals, unneeded: AtomicBool::new(true), condemned }
+    }
+
+    /// Whether a lease may lapse by now, whatever the date is.
+    fn may_lapse(&self, id: LeaseId, now: Duration) -> bool {
+        let (since, time) = self.renewals.lock().get(&id).map_or((self.opened_at, GRACE), |renewed| (*renewed, self.lapse));
+        now.saturating_sub(since) >= time
     }
 
     /// There may be instants that nobody needs any more.
@@ -110,6 +120,7 @@ impl Core {
                 return Err(Error::new(ErrorKind::Unsupported, message));
             }
         };
+        self.leases.renewals.lock().insert(request.id, self.clock.monotonic());
         self.await_snapshot(ticket)?;
         Ok(Some(LeaseGrant { lapse: self.leases.lapse, export: name }))
     }
@@ -227,13 +238,11 @@ impl Core {
     /// # Errors
     /// As for a change of shape; it is done later then.
     pub fn lapse_leases(&self) -> Result<()> {
-        if self.clock.monotonic().saturating_sub(self.leases.opened_at) < GRACE {
-            return Ok(());
-        }
-        let now = self.unix_seconds();
+        let (now, date) = (self.clock.monotonic(), self.unix_seconds());
         let lapsed: Vec<LeaseId> = {
             let catalog = self.catalog();
-            let lapsed = catalog.leases().filter(|lease| self.lapses_at(lease) <= now);
+            self.leases.renewals.lock().retain(|id, _| catalog.lease(*id).is_some());
+            let lapsed = catalog.leases().filter(|lease| self.lapses_at(lease) <= date && self.leases.may_lapse(lease.id, now));
             lapsed.take(ENDED_MAX).map(|lease| lease.id).collect()
         };
         if lapsed.is_empty() { Ok(()) } else { self.end_leases(&lapsed) }

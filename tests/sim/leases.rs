@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceOpener};
-use volfork::{LeaseId, Store, StoreOptions};
+use volfork::{ErrorKind, LeaseId, Store, StoreOptions};
 
 use crate::clock::SimClock;
 use crate::disk::{Fault, SimDisk};
@@ -96,6 +96,28 @@ fn after_a_crash_a_lease_and_its_snapshot_are_both_there_or_neither() {
             }
         }
     }
+}
+
+#[test]
+fn a_store_has_so_many_snapshots_for_forks_of_other_hosts_and_no_more() {
+    const MOST: u64 = 1024;
+    let disk = SimDisk::default();
+    let store = Store::create(Path::new(PLACE), options(&disk, None)).unwrap();
+    let mut given = 0u64;
+    let refused = loop {
+        let name = format!("v{}", given / 64);
+        let volume = store.volume(&name).or_else(|_| store.create_volume(&name, BLOCK as u64)).unwrap();
+        volume.write_at(&given.to_le_bytes(), 0).unwrap();
+        let mut take = request(LeaseAction::Take, 0);
+        take.id.0[..8].copy_from_slice(&given.to_le_bytes());
+        match store.lease((&name, None), &take, "there") {
+            Ok(_) => given += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(given, MOST);
+    let text = refused.to_string();
+    assert!(refused.kind() == ErrorKind::Busy && text.contains("this store has 1024 snapshots for forks of other hosts already"), "{text}");
 }
 
 /// A source that gives leases of itself.
