@@ -50,6 +50,8 @@
 //! | fetch, fill | read a range from a source; put it into the layer that stands for it |
 //! | patch | parts of a block that were written while the rest is still at the source; merged with it when it has come |
 //! | hydration | making a volume independent of its source: *demand* (a reader waits) and *backfill* (nobody waits) |
+//! | lease | what keeps a snapshot of one host while a fork on another fetches from it; renewed, given back, or lapsed |
+//! | instant | a snapshot that a store takes of a volume for a lease; goes with the last of them |
 //! | journal | the log of changes of shape and presence since the last checkpoint |
 //!
 //! # Floors
