@@ -232,6 +232,30 @@ fn a_rush(day: &mut Day) {
     day.balance();
 }
 
+/// A volume of a host that is being written is placed by and forked: the fork is the volume of one instant.
+fn a_live_volume_is_forked(day: &mut Day) {
+    let mut golden = Disk { uri: day.world.uri("a", "golden"), bytes: day.image.clone() };
+    golden.write(MIB, 128 << 10, 201, true);
+    let source = day.way.uri("golden");
+    let placement = day.world.ok("nobody", &["place", "--source", &source, "--reserve", "--ttl", "1h", "--volume", "live"]);
+    let ranked = &placement["placed"][0]["ranked"];
+    // It has an older snapshot's blocks, and those are not the volume's.
+    assert_eq!((&ranked["host"], &ranked["snapshot_bytes_missing"]), (&"b".into(), &DATA_BYTES.into()), "{placement}");
+    let (id, host) = day.ledger.made(&placement).remove(0);
+    day.way.hold_after(6 << 20);
+    day.world.ok(&host, &["fork", &source, "live", "--reservation", &id]);
+    day.ledger.became(&id, Fate::Used);
+    let live = Disk { uri: day.world.uri(&host, "live"), bytes: golden.bytes.clone() };
+    day.way.wait_held();
+    // The last blocks have not come, and the volume has others when they do.
+    golden.write(24 * MIB, 8 * MIB, 202, true);
+    day.way.open();
+    day.world.ok(&host, &["hydrate", "live", "--wait"]);
+    live.check(day.world.directory());
+    golden.check(day.world.directory());
+    day.balance();
+}
+
 /// A reservation that nobody takes lapses; one that is held while somebody wipes the fleet is gone, and nothing else is.
 fn a_fleet_is_wiped(day: &mut Day) {
     let (short, _) = day.reserve("short", "1s", &[]);
@@ -295,6 +319,7 @@ fn walk(world: World) {
     a_fork_dies(&mut day, &mut web);
     bytes_travel_once(&mut day);
     a_rush(&mut day);
+    a_live_volume_is_forked(&mut day);
     a_fleet_is_wiped(&mut day);
     somebody_lies(&mut day);
     evening(day, &web);

@@ -119,7 +119,11 @@ impl World {
     pub fn wipe(&self) {
         for entry in fs::read_dir(&self.objects).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+            wait("the wipe", || {
+                let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                // A report may come in while its directory goes.
+                if path.exists() { Err(format!("{gone:?}")) } else { Ok(()) }
+            });
         }
     }
 

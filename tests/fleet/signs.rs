@@ -1,6 +1,7 @@
 //! Signs of life, and what becomes of hosts and fleets without.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::Value;
@@ -40,9 +41,8 @@ fn a_fleet_that_was_wiped_heals_by_itself() {
         let parts: &[&str] = if part == "reservations" { &["hosts", "deltas", "reservations"] } else { &[part] };
         for part in parts {
             let path = Path::new(&place.url).join(part);
-            if path.exists() {
-                fs::remove_dir_all(path).unwrap();
-            }
+            // A report may come in while its directory goes.
+            while fs::remove_dir_all(&path).is_err_and(|error| error.kind() != ErrorKind::NotFound) {}
         }
         let _ = fs::remove_file(Path::new(&place.url).join("lock"));
         let host = place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 1 && host["status"] == "ok");
