@@ -86,6 +86,8 @@ pub struct Plan {
     pub shapers: u64,
     /// Most of what they do is to destroy.
     pub destroys: bool,
+    /// Most of it is to seal heads, beside flushes: to take snapshots, and to destroy them again.
+    pub seals: bool,
     /// Calls that each thread makes.
     pub calls: u64,
     /// Most sectors of a write.
@@ -132,6 +134,7 @@ impl Plan {
             scrubbers: below(4) / 3,
             shapers: below(4),
             destroys: below(5) == 0,
+            seals: false,
             calls: 12 + below(40),
             sectors_max: if small { 40 } else { 2048 },
             mix: if narrow { Mix::IN_PLACE } else { Mix::EVERY[below(2) as usize] },
@@ -156,11 +159,17 @@ impl Plan {
             },
             capacity_pages: Some(rough([0, 300 + below(1500)][below(2) as usize])).filter(|pages| *pages > 0),
         };
+        plan.seals = below(6) == 0;
+        if plan.seals {
+            (plan.volumes, plan.shapers, plan.flushers, plan.destroys) = (1, plan.shapers.max(1), plan.flushers + 1, false);
+            plan.calls = plan.calls.max(30);
+        }
         if plan.destroys {
             (plan.shapers, plan.writers) = (plan.shapers.max(3), plan.writers.min(3));
         }
         if narrow {
-            (plan.volumes, plan.shapers, plan.moves_after, plan.apart) = (1, plan.shapers / 3, u64::MAX, 2 + plan.apart / 4);
+            let shapers = if plan.seals { plan.shapers } else { plan.shapers / 3 };
+            (plan.volumes, plan.shapers, plan.moves_after, plan.apart) = (1, shapers, u64::MAX, 2 + plan.apart / 4);
         }
         plan
     }

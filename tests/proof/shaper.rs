@@ -31,6 +31,9 @@ impl Shaper<'_> {
     pub fn act(&mut self) {
         let volumes = self.world.volumes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
         let snapshots = self.world.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+        if self.world.plan.seals && self.random.below(4) > 0 {
+            return if snapshots < SNAPSHOTS_MAX { self.snapshot() } else { self.destroy_snapshot() };
+        }
         let what = if self.world.plan.destroys && self.random.below(3) == 0 { 70 } else { 0 };
         match what + self.random.below(100 - what) {
             0..=9 if volumes < VOLUMES_MAX && self.world.plan.elsewhere => self.fork_elsewhere(),
