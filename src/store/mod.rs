@@ -202,7 +202,7 @@ impl Store {
     /// from another store those that mean something elsewhere ([`crate::source::About`]); others are there from the first moment.
     ///
     /// # Errors
-    /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large.
+    /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large, and for a size smaller than the source's.
     pub fn fork_with(&self, sources: &[String], name: &str, options: &ForkOptions) -> Result<Volume> {
         self.fork_admitted(sources, name, options, &mut |_, _| Ok(()))
     }
@@ -213,6 +213,9 @@ impl Store {
     /// # Errors
     /// As there; that of `admit`.
     pub fn fork_admitted(&self, sources: &[String], name: &str, options: &ForkOptions, admit: Admit<'_>) -> Result<Volume> {
+        if let Some(size_bytes) = options.size_bytes {
+            return self.fork_grown((sources, name), options, size_bytes, admit);
+        }
         let core = &self.0.core;
         let source = match sources {
             [source] if !source.contains("://") => source,

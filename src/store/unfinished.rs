@@ -1,4 +1,4 @@
-//! Volumes that are being filled, as by an import. A volume that has its name is whole.
+//! Volumes that are being filled, as by an import, or made in more than one step. A volume that has its name is whole.
 //!
 //! Until then it has a name of its own, that of a user's volume never: `NAME.importing-` and a random number. A label says so; its
 //! value is the name that the volume was made with, so that forks, which inherit labels, are told from it, and so is a volume that a
@@ -15,7 +15,7 @@ use super::Store;
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::NAME_BYTES_MAX;
-use crate::volume::{Announced, LAYERS_OF_LABEL, Volume};
+use crate::volume::{Admit, Announced, ForkOptions, LAYERS_OF_LABEL, Volume};
 
 /// Key of the label of a volume that is not whole; its value is the name that the volume was made with.
 const UNFINISHED: &str = "volfork.unfinished-import";
@@ -71,6 +71,39 @@ impl Store {
     }
 }
 
+impl Store {
+    /// As [`Store::fork_admitted`], a fork of a size of its own: it is whole when it has its name.
+    pub(super) fn fork_grown(
+        &self,
+        (sources, name): (&[String], &str),
+        options: &ForkOptions,
+        size_bytes: u64,
+        admit: Admit<'_>,
+    ) -> Result<Volume> {
+        let reserved = self.reserve_name(name)?;
+        let mut forked = reserved.make(Labels::new(), |private, marks| {
+            let mut options = ForkOptions { size_bytes: None, ..options.clone() };
+            options.labels.extend(marks.into_iter().map(|(key, value)| (key, Some(value))));
+            self.fork_admitted(sources, private, &options, &mut |source_bytes, labels| {
+                if size_bytes < source_bytes {
+                    let message = format!("{size_bytes} bytes are less than the {source_bytes} of the source: a fork is not smaller");
+                    return Err(Error::new(ErrorKind::InvalidInput, message));
+                }
+                let mark = labels.remove(UNFINISHED);
+                admit(size_bytes, labels)?;
+                labels.extend(mark.map(|mark| (UNFINISHED.to_owned(), mark)));
+                Ok(())
+            })
+        })?;
+        let volume = forked.volume().clone();
+        volume.resize(size_bytes, false)?;
+        let mut labels = self.show(&volume.name())?.labels;
+        labels.remove(UNFINISHED);
+        forked.finish(labels)?;
+        Ok(volume)
+    }
+}
+
 fn random_name(name: &str) -> Result<String> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
@@ -87,7 +120,7 @@ impl ReservedName {
         self.make(Labels::new(), |name, labels| self.store.create_volume_labeled(name, size_bytes, labels))
     }
 
-    fn make(&self, labels: Labels, make: impl Fn(&str, Labels) -> Result<Volume>) -> Result<Unfinished<'_>> {
+    fn make(&self, labels: Labels, mut make: impl FnMut(&str, Labels) -> Result<Volume>) -> Result<Unfinished<'_>> {
         let mut tries = 0;
         loop {
             let name = random_name(&self.name)?;

@@ -44,6 +44,8 @@ pub struct ForkOptions {
     /// A source elsewhere that is written while it is forked, and cannot give a snapshot of itself, is forked all the same: the
     /// blocks of the fork are then of different instants.
     pub live: bool,
+    /// Size of the fork in bytes, if it is to be larger than its source: what is behind the source's end reads as zero.
+    pub size_bytes: Option<u64>,
 }
 
 /// A source that has answered, and the addresses of the bytes.

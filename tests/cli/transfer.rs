@@ -100,3 +100,26 @@ fn a_size_that_clients_do_not_reach_is_told() {
     fs::write(host.path("image"), [1; 513]).unwrap();
     assert!(told(&["import", "small", "image"]).contains("last 513"));
 }
+
+#[test]
+fn a_fork_may_be_larger_than_its_source() {
+    let host = Host::new();
+    let bytes: Vec<u8> = (0..9001u32).map(|byte| byte as u8 | 1).collect();
+    host.pipe_in("base", &bytes);
+    host.ok(&["snapshot", "base", "s"]);
+    let server = host.serve(&[]);
+    let other = Host::new();
+    let grown: Vec<u8> = bytes.iter().copied().chain(std::iter::repeat_n(0, (1 << 20) - bytes.len())).collect();
+    let uri = server.uri("base@s");
+    for (place, source) in [(&host, "base"), (&host, "base@s"), (&other, uri.as_str())] {
+        let made = place.json(&["fork", source, "grown", "--size", "1M"]);
+        assert_eq!((&made["name"], &made["size_bytes"], &made["labels"]), (&"grown".into(), &(1 << 20).into(), &serde_json::json!({})));
+        assert!(place.bytes("grown") == grown, "{source}");
+        place.ok(&["destroy", "grown"]);
+        // Nothing is left of one that is refused.
+        let before = place.volumes();
+        assert_eq!(place.kind(&["fork", source, "small", "--size", "9000B"]), "invalid_input");
+        assert_eq!(place.volumes(), before);
+    }
+    server.stop();
+}

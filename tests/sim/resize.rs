@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use volfork::volume::ForkOptions;
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::clock::SimClock;
@@ -186,4 +187,45 @@ fn shrinks_on_a_full_disk_leave_space_for_the_next_state() {
         store = Some(opened);
     }
     store.unwrap().close().unwrap();
+}
+
+/// A fork that is larger than its source is there with its size and zeros behind the source's end, or not at all, and nothing is left.
+#[test]
+fn a_fork_of_a_larger_size_is_whole_or_not_there() {
+    const END: u64 = WINDOW_START + 83 * SECTOR;
+    const SIZE: u64 = WINDOW_START + WINDOW_SECTORS as u64 * SECTOR + 77;
+    for at in 1.. {
+        let _named = Named("a fork of a larger size with a power loss", at);
+        let mut world = full(1);
+        // The last block has other bytes behind the end.
+        world.resize_to("v1", 83).unwrap();
+        world.snapshot("v1").unwrap();
+        let snapshot = world.store().snapshot_names("v1").unwrap().remove(0);
+        let mut expected = vec![0; (SIZE - WINDOW_START) as usize];
+        world.store().volume("v1").unwrap().read_at(&mut expected[..(END - WINDOW_START) as usize], WINDOW_START).unwrap();
+        let before = world.disk.operations();
+        world.disk.fail_at(before + at, Fault::Crash);
+        let options = ForkOptions { size_bytes: Some(SIZE), ..ForkOptions::default() };
+        let made = world.store().fork_with(&[format!("v1@{snapshot}")], "large", &options).map(drop);
+        let reached = world.disk.operations() >= before + at;
+        assert!(reached || made.is_ok(), "{made:?}");
+        world.restart_without_looking(true);
+        let store = world.store();
+        store.sweep_unfinished().unwrap();
+        let mut names = store.volume_names();
+        names.sort();
+        match &names[..] {
+            [large, first] if large == "large" && first == "v1" => {
+                let (fork, mut found) = (store.volume("large").unwrap(), vec![1; expected.len()]);
+                fork.read_at(&mut found, WINDOW_START).unwrap();
+                assert!(fork.size_bytes() == SIZE && found == expected, "operation {at}");
+                assert_eq!(store.show("large").unwrap().labels, store.show("v1").unwrap().labels);
+            }
+            [first] => assert!(first == "v1" && made.is_err(), "operation {at}: {made:?}"),
+            _ => panic!("operation {at}: {names:?}"),
+        }
+        if !reached {
+            break;
+        }
+    }
 }

@@ -121,6 +121,9 @@ pub enum Command {
         /// are fetched at different times are then of different instants
         #[arg(long)]
         live: bool,
+        /// Its size, for example 20G, not smaller than the source; what is behind the source's end is zero [default: as its source]
+        #[arg(long, value_parser = size)]
+        size: Option<u64>,
         /// The machine that will use it [default: as its source]; kept as labels of the volume, for placement
         #[command(flatten)]
         hints: HintArguments,

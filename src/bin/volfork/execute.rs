@@ -44,9 +44,9 @@ pub fn execute(
             Ok(Response::Snapshot(find_snapshot(store.snapshots(&volume)?, &snapshot)?))
         }
         Request::Snapshots { volume } => Ok(Response::Snapshots(store.snapshots(&volume)?)),
-        Request::Fork { source, also, name, labels, live, force } => {
+        Request::Fork { source, also, name, labels, live, size_bytes, force } => {
             let (gate, mut admission) = (gate_of(force, gate), Admission::default());
-            let (sources, options) = ([&[source], &also[..]].concat(), ForkOptions { labels, live });
+            let (sources, options) = ([&[source], &also[..]].concat(), ForkOptions { labels, live, size_bytes });
             let forked = store.fork_admitted(&sources, &name, &options, &mut |size_bytes, labels| {
                 admission = gate.admit(store, &name, size_bytes, labels)?;
                 Ok(())

@@ -48,6 +48,8 @@ pub enum Request {
         #[serde(default)]
         live: bool,
         #[serde(default)]
+        size_bytes: Option<u64>,
+        #[serde(default)]
         force: bool,
     },
     /// What a fork of it would be made from.

@@ -115,10 +115,10 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
         Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
         Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
-        Command::Fork { source, new, also, live, hints, reservation, force } => {
+        Command::Fork { source, new, also, live, size, hints, reservation, force } => {
             let makes_store = is_uri(&source);
             let labels = hints::fork_labels(hints, reservation);
-            let request = Request::Fork { source, also, name: new, labels, live, force };
+            let request = Request::Fork { source, also, name: new, labels, live, size_bytes: size, force };
             ("fork", Plan::Ask { request, file: FileArgument::None, makes_store })
         }
         Command::Extend { name, size } => ("extend", Plan::ask(Request::Extend { name, growth: size })),
