@@ -35,7 +35,7 @@ impl Store {
         mut end_readers: impl FnMut(&[String]) -> Result<()>,
     ) -> Result<()> {
         let core = &self.0.core;
-        let sentence = core.enter().and_then(|_pass| core.condemn(volume, snapshot))?;
+        let sentence = core.enter().and_then(|_pass| core.condemn(volume, snapshot, recursive))?;
         let mut tries = 0;
         loop {
             // Its code may close the store: no pass is held.

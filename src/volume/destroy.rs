@@ -11,10 +11,28 @@ use std::sync::Arc;
 
 use super::core::{Core, gone};
 use super::head::Head;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Record;
+use crate::ids::VolumeId;
 use crate::sync::atomic::Ordering;
+
+/// # Errors
+/// [`ErrorKind::Busy`] if a volume has snapshots and `recursive` is not set.
+pub(super) fn check_bare(catalog: &Catalog, volume: VolumeId, recursive: bool) -> Result<&VolumeEntry> {
+    let entry = catalog.volume(volume).ok_or_else(|| gone(volume))?;
+    // Those that were taken for leases come and go with these.
+    let (name, snapshots) = (&entry.name, entry.snapshots.len() - entry.snapshots.instants());
+    match snapshots > 0 && !recursive {
+        true => Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "volume '{name}' has {snapshots} snapshots: destroy them first ('volfork destroy {name}@SNAP'), or all with --recursive"
+            ),
+        )),
+        false => Ok(entry),
+    }
+}
 
 impl Core {
     /// Destroys a volume. Handles to it fail from now on.
@@ -48,17 +66,8 @@ impl Core {
 
     /// Refuses to destroy what is in use.
     fn check_unused(&self, catalog: &Catalog, head: &Head, recursive: bool) -> Result<()> {
-        let entry = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
-        // Those that were taken for leases come and go with these.
-        let (name, snapshots) = (&entry.name, entry.snapshots.len() - entry.snapshots.instants());
-        if snapshots > 0 && !recursive {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "volume '{name}' has {snapshots} snapshots: destroy them first ('volfork destroy {name}@SNAP'), or all with --recursive"
-                ),
-            ));
-        }
+        let entry = check_bare(catalog, head.id, recursive)?;
+        let name = &entry.name;
         let queues = head.queues.load(Ordering::Acquire);
         if queues > 0 {
             return Err(Error::new(

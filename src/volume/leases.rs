@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Core, gone};
+use super::destroy::check_bare;
 use super::holdings::identity_in;
 use super::info::LeaseInfo;
 use crate::catalog::Catalog;
@@ -65,10 +66,18 @@ impl Leases {
         Self { lapse, opened_at, renewals, unneeded: AtomicBool::new(true), condemned }
     }
 
-    /// Whether a lease may lapse by now, whatever the date is.
-    fn may_lapse(&self, id: LeaseId, now: Duration) -> bool {
-        let (since, time) = self.renewals.lock().get(&id).map_or((self.opened_at, GRACE), |renewed| (*renewed, self.lapse));
-        now.saturating_sub(since) >= time
+    /// Whether nobody renewed a lease in time. The date counts only for one that was not renewed since the opening: it may have been
+    /// set, also back.
+    fn is_over(&self, lease: &LeaseRecord, now: Duration, date: u64) -> bool {
+        if let Some(renewed) = self.renewals.lock().get(&lease.id) {
+            return now.saturating_sub(*renewed) >= self.lapse;
+        }
+        let open = now.saturating_sub(self.opened_at);
+        open >= GRACE && (open >= self.lapse || self.lapses_at(lease) <= date)
+    }
+
+    fn lapses_at(&self, lease: &LeaseRecord) -> u64 {
+        lease.renewed_at.saturating_add(self.lapse.as_secs())
     }
 
     /// There may be instants that nobody needs any more.
@@ -107,7 +116,7 @@ impl Core {
         address: &str,
     ) -> Result<Option<LeaseGrant>> {
         if request.action == LeaseAction::Release {
-            return self.end_leases(&[request.id]).map(|()| None);
+            return self.end_leases(|_| vec![request.id]).map(|()| None);
         }
         self.begin_leases()?;
         let _room = self.layers.reserve_shape()?;
@@ -177,6 +186,7 @@ impl Core {
         let always = standing.is_some();
         if let Some(standing) = standing.filter(|standing| standing.size_bytes == size_bytes) {
             let name = standing.name.clone();
+            self.check_uncondemned(head.id, Some(&name))?;
             let record = record(head.id, &name, now, request, address);
             return Ok((format!("{volume}@{name}"), self.change(&mut catalog, None, vec![record])?));
         }
@@ -191,12 +201,13 @@ impl Core {
         Ok((format!("{volume}@{snapshot}"), ticket))
     }
 
-    /// Ends leases, and destroys the instants that nobody needs then.
-    fn end_leases(&self, ids: &[LeaseId]) -> Result<()> {
+    /// Ends leases, chosen in the same moment, and destroys the instants that nobody needs then.
+    fn end_leases(&self, choose: impl FnOnce(&Catalog) -> Vec<LeaseId>) -> Result<()> {
         self.layers.prepare_shape()?;
         {
             let mut catalog = self.catalog();
-            let over: Vec<Record> = ids.iter().filter(|id| catalog.lease(**id).is_some()).map(|id| Record::LeaseOver(*id)).collect();
+            let chosen = choose(&catalog).into_iter();
+            let over: Vec<Record> = chosen.filter(|id| catalog.lease(*id).is_some()).map(Record::LeaseOver).collect();
             if over.is_empty() {
                 return Ok(());
             }
@@ -220,6 +231,10 @@ impl Core {
         let swept = self.layers.prepare_shape().and_then(|()| {
             let mut catalog = self.catalog();
             let unneeded = self.unneeded_instants(&catalog);
+            if unneeded.len() == ENDED_MAX {
+                // There may be more.
+                self.leases.note_unneeded();
+            }
             self.change(&mut catalog, None, unneeded)
         });
         swept.inspect_err(|_| self.leases.note_unneeded()).map(|_| true)
@@ -239,17 +254,19 @@ impl Core {
     /// As for a change of shape; it is done later then.
     pub fn lapse_leases(&self) -> Result<()> {
         let (now, date) = (self.clock.monotonic(), self.unix_seconds());
-        let lapsed: Vec<LeaseId> = {
-            let catalog = self.catalog();
-            self.leases.renewals.lock().retain(|id, _| catalog.lease(*id).is_some());
-            let lapsed = catalog.leases().filter(|lease| self.lapses_at(lease) <= date && self.leases.may_lapse(lease.id, now));
+        let lapsed = |catalog: &Catalog| -> Vec<LeaseId> {
+            let lapsed = catalog.leases().filter(|lease| self.leases.is_over(lease, now, date));
             lapsed.take(ENDED_MAX).map(|lease| lease.id).collect()
         };
-        if lapsed.is_empty() { Ok(()) } else { self.end_leases(&lapsed) }
-    }
-
-    fn lapses_at(&self, lease: &LeaseRecord) -> u64 {
-        lease.renewed_at.saturating_add(self.leases.lapse.as_secs())
+        {
+            let catalog = self.catalog();
+            self.leases.renewals.lock().retain(|id, _| catalog.lease(*id).is_some());
+            if lapsed(&catalog).is_empty() {
+                return Ok(());
+            }
+        }
+        // Looked for anew: one may have been renewed meanwhile.
+        self.end_leases(lapsed)
     }
 
     /// Who has leases of a volume's snapshots, or of one of them.
@@ -260,7 +277,7 @@ impl Core {
             host: lease.host.clone(),
             address: lease.address.clone(),
             renewed_at: lease.renewed_at,
-            lapses_at: self.lapses_at(lease),
+            lapses_at: self.leases.lapses_at(lease),
         };
         catalog.leases_of(volume, snapshot).map(info).collect()
     }
@@ -290,13 +307,17 @@ impl Core {
     /// Lets nobody open a volume or snapshot from now on, before it is destroyed by force.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if somebody else does the same.
-    pub fn condemn(self: &Arc<Self>, volume: &str, snapshot: Option<&str>) -> Result<Sentence> {
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if somebody else does the same, or the volume has snapshots and `recursive` is not
+    /// set.
+    pub fn condemn(self: &Arc<Self>, volume: &str, snapshot: Option<&str>, recursive: bool) -> Result<Sentence> {
         let catalog = self.catalog();
         let id = match snapshot {
             Some(snapshot) => catalog.snapshot(volume, snapshot)?.0,
             None => catalog.volume_id(volume)?,
         };
+        if snapshot.is_none() {
+            check_bare(&catalog, id, recursive)?;
+        }
         self.check_uncondemned(id, snapshot)?;
         let key = (id, snapshot.map(str::to_owned));
         self.leases.condemned.lock().insert(key.clone());
