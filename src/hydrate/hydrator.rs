@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{HydrationSettings, SourceRecord, TRACE_RUNS_MAX};
 use crate::ids::{BlockSize, LeaseId};
 use crate::layer::{Layer, Layers};
-use crate::source::{Connector, LeaseRequest, LeasedSource, Since, Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
+use crate::source::{Connector, Lease, LeaseRequest, LeasedSource, Since, Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
 use crate::sync::{Condvar, Mutex};
 
 /// Ranges of traces that are kept to be followed.
@@ -37,7 +37,7 @@ pub type OnChange = Box<dyn Fn(HydratorStatus, Option<String>) + Send + Sync>;
 pub type Hold = Box<dyn Fn(&str) -> Option<LeaseRequest> + Send + Sync>;
 
 /// Called with an address, the lease that it has given, and the time after which that lapses.
-pub type OnLease = Box<dyn Fn(&str, LeaseId, Duration) + Send + Sync>;
+pub type OnLease = Arc<dyn Fn(&str, LeaseId, Duration) + Send + Sync>;
 
 /// What a hydrator works with.
 pub struct HydratorConfig {
@@ -188,7 +188,10 @@ impl Hydrator {
     fn open_held(&self, uri: &str, since: Since) -> Result<Arc<dyn Source>, SourceError> {
         let Some(request) = (self.config.hold)(uri) else { return self.connector.open(uri, since) };
         let id = request.id;
-        let LeasedSource { source, lease } = self.connector.open_leased(uri, since, request)?;
+        // It is known also when it comes too late, so that it is given back.
+        let on_lease = Arc::clone(&self.config.on_lease);
+        let late = move |_: &dyn SourceOpener, uri: &str, lease: &Lease| on_lease(uri, id, lease.lapse);
+        let LeasedSource { source, lease } = self.connector.open_leased(uri, since, request, late)?;
         lease.into_iter().for_each(|lease| (self.config.on_lease)(uri, id, lease.lapse));
         Ok(source)
     }

@@ -143,7 +143,7 @@ impl Scene {
             on_change: Box::new(|_, _| {}),
             look_above: Box::new(|_| {}),
             hold: Box::new(|_| None),
-            on_lease: Box::new(|_, _, _| {}),
+            on_lease: Arc::new(|_, _, _| {}),
         };
         Self { layers, layer, clock, far, hydrator: Hydrator::new(config, None), _dir: dir }
     }

@@ -73,15 +73,28 @@ impl Connector {
     /// # Errors
     /// That of the opener; [`SourceErrorKind::Closed`] if waiting was given up since that moment.
     pub fn open(&self, uri: &str, since: Since) -> Result<Arc<dyn Source>, SourceError> {
-        self.ask(uri, since, None, open_here)
+        self.ask(uri, since, None, open_here, |_, _, _| {})
     }
 
-    /// As [`Connector::open`], with a lease if the source knows leases.
+    /// As [`Connector::open`], with a lease if the source knows leases. `unwanted` is told of one that is given when nobody waits any
+    /// longer.
     ///
     /// # Errors
     /// As there; that of a lease that is refused.
-    pub fn open_leased(&self, uri: &str, since: Since, request: LeaseRequest) -> Result<LeasedSource, SourceError> {
-        self.ask(uri, since, None, move |opener, uri| open_leased_here(opener, uri, &request))
+    pub fn open_leased(
+        &self,
+        uri: &str,
+        since: Since,
+        request: LeaseRequest,
+        unwanted: impl FnOnce(&dyn SourceOpener, &str, &Lease) + Send + 'static,
+    ) -> Result<LeasedSource, SourceError> {
+        let call = move |opener: &dyn SourceOpener, uri: &str| open_leased_here(opener, uri, &request);
+        self.ask(uri, since, None, call, |opener, uri, opened: LeasedSource| {
+            opened.source.close();
+            if let Some(lease) = &opened.lease {
+                unwanted(opener, uri, lease);
+            }
+        })
     }
 
     /// Renews a lease or gives it back, and waits for that, for at most so long.
@@ -89,16 +102,17 @@ impl Connector {
     /// # Errors
     /// As [`Connector::open`]; [`SourceErrorKind::Lost`] after that time.
     pub fn lease(&self, uri: &str, since: Since, request: LeaseRequest, patience: Duration) -> Result<Option<Lease>, SourceError> {
-        self.ask(uri, since, Some(patience), move |opener, uri| caught(uri, || opener.lease(uri, &request))?)
+        self.ask(uri, since, Some(patience), move |opener, uri| caught(uri, || opener.lease(uri, &request))?, |_, _, _| {})
     }
 
-    /// Calls the opener and waits for its answer.
+    /// Calls the opener and waits for its answer; `unwanted` gets one for which nobody waits any longer.
     fn ask<T: Send + 'static>(
         &self,
         uri: &str,
         since: Since,
         patience: Option<Duration>,
         call: impl Fn(&dyn SourceOpener, &str) -> Result<T, SourceError> + Send + Sync + 'static,
+        unwanted: impl FnOnce(&dyn SourceOpener, &str, T) + Send + 'static,
     ) -> Result<T, SourceError> {
         let given_up = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not waited for any longer") };
         {
@@ -119,7 +133,13 @@ impl Connector {
         let answer = Arc::new(Mutex::new(Answer::Awaited));
         let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer) };
         let (opener, address, calling) = (Arc::clone(&self.opener), uri.to_owned(), Arc::clone(&call));
-        if Builder::new().name("source-open".into()).spawn(move || drop(opening.answer(calling(&*opener, &address)))).is_err() {
+        let run = move || {
+            if let Some(Ok(late)) = opening.answer(calling(&*opener, &address)) {
+                // What panics here was unwanted anyway.
+                let _ = caught(&address, || unwanted(&*opener, &address, late));
+            }
+        };
+        if Builder::new().name("source-open".into()).spawn(run).is_err() {
             return call(&*self.opener, uri);
         }
         let mut state = self.shared.state.lock();

@@ -338,8 +338,9 @@ impl Core {
         let identity = origin.clone();
         let hold = move |uri: &str| this.upgrade()?.lessees.hold(id, &identity, uri);
         let this = Arc::downgrade(self);
-        let on_lease =
-            move |uri: &str, lease: LeaseId, lapse| this.upgrade().into_iter().for_each(|core| core.note_lease((lease, id), uri, lapse));
+        let on_lease = move |uri: &str, lease: LeaseId, lapse| {
+            this.upgrade().into_iter().for_each(|core| core.note_lease((lease, id), uri, lapse, core.clock.monotonic()));
+        };
         let hydrator = Hydrator::new(
             HydratorConfig {
                 layers: Arc::clone(&self.layers),
@@ -353,7 +354,7 @@ impl Core {
                 on_change: Box::new(on_change),
                 look_above: Box::new(look_above),
                 hold: Box::new(hold),
-                on_lease: Box::new(on_lease),
+                on_lease: Arc::new(on_lease),
             },
             source,
         );

@@ -31,6 +31,10 @@ const RETRY_PAUSE: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a server may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Two renewals of a lease are at least so far apart, whatever its server says.
+const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The record of a lease is written anew when it lapses so much later, in seconds.
+const UNTIL_STEP: u64 = 3600;
 /// How long a store that is being closed tells servers that leases are not needed any more.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// Leases without a record that are given back; further ones lapse.
@@ -81,6 +85,8 @@ pub struct Lessees {
 /// One thing to ask a server.
 struct Errand {
     uri: String,
+    /// The root that has the lease.
+    layer: Option<LayerId>,
     request: LeaseRequest,
 }
 
@@ -90,6 +96,30 @@ pub(super) struct Asked<'a> {
     pub uri: String,
     pub request: LeaseRequest,
     pub kept: bool,
+}
+
+impl State {
+    /// Notes a lease without a record, to be given back.
+    fn give_back(&mut self, uri: String, id: LeaseId) {
+        if self.surplus.len() < SURPLUS_MAX {
+            self.surplus.push(Surplus { uri, id, tries: 0 });
+            self.next_look = Duration::ZERO;
+        }
+    }
+
+    /// A server has given, or renewed, a lease.
+    fn renew(&mut self, id: LeaseId, lapse: Duration, now: Duration) {
+        self.renewals.insert(id, now + (lapse / 3).max(RENEWAL_PAUSE_MIN));
+    }
+}
+
+impl Asked<'_> {
+    /// Gives back what its server gives when nobody waits for it any longer; the store may be closed by then.
+    pub fn return_late(&self) -> impl FnOnce(&dyn SourceOpener, &str, &Lease) + Send + use<> {
+        let request = LeaseRequest { action: LeaseAction::Release, ..self.request.clone() };
+        // One that is not heard lapses.
+        move |opener, uri, _| drop(opener.lease(uri, &request))
+    }
 }
 
 /// A volume over each root, for the servers.
@@ -147,10 +177,9 @@ impl Lessees {
     /// A server has given a lease, or renewed it.
     pub(super) fn note_given(&self, record: LesseeRecord, lapse: Duration, now: Duration) {
         let mut state = self.state.lock();
-        state.renewals.insert(record.id, now + lapse / 3);
-        if state.given.iter().all(|given| given.id != record.id) {
-            state.given.push(record);
-        }
+        state.renew(record.id, lapse, now);
+        state.given.retain(|given| given.id != record.id);
+        state.given.push(record);
         state.next_look = Duration::ZERO;
     }
 
@@ -183,9 +212,8 @@ impl Lessees {
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
         let mut state = self.core.lessees.state.lock();
-        if !self.kept && state.surplus.len() < SURPLUS_MAX {
-            state.surplus.push(Surplus { uri: self.uri.clone(), id: self.request.id, tries: 0 });
-            state.next_look = Duration::ZERO;
+        if !self.kept {
+            state.give_back(self.uri.clone(), self.request.id);
         }
     }
 }
@@ -202,26 +230,30 @@ impl Core {
 
     /// The record of the lease that a fork has taken, for the root that it stands on; `None` if that has one for the address.
     pub(super) fn lessee_record(&self, catalog: &Catalog, layer: LayerId, asked: &mut Asked<'_>, lease: &Lease) -> Option<Record> {
-        let stands = catalog.lessees().any(|lessee| lessee.layer == layer && lessee.uri == lease.uri && catalog.needs_lease(lessee));
+        let is_same = |lessee: &&LesseeRecord| lessee.layer == layer && lessee.uri == lease.uri && catalog.needs_lease(lessee);
+        let standing = catalog.lessees().find(is_same).map(|lessee| lessee.id);
         self.lessees.note_fork(layer, &asked.request.fork);
-        if stands {
+        let now = self.clock.monotonic();
+        let mut state = self.lessees.state.lock();
+        if let Some(standing) = standing {
+            // It may have lapsed, so it is renewed before the new one goes.
+            state.renewals.insert(standing, now);
             return None;
         }
         asked.kept = true;
         let id = asked.request.id;
-        let mut state = self.lessees.state.lock();
         state.ids.insert((layer, lease.uri.clone()), id);
-        state.renewals.insert(id, self.clock.monotonic() + lease.lapse / 3);
+        state.renew(id, lease.lapse, now);
         let until = self.unix_seconds().saturating_add(lease.lapse.as_secs());
         Some(Record::Lessee(LesseeRecord { id, layer, until, uri: lease.uri.clone() }))
     }
 
-    /// A server has given, or renewed, the lease of an address that was opened. No lock is waited for: this may be the thread of a
-    /// reader.
-    pub(super) fn note_lease(&self, (id, layer): (LeaseId, LayerId), uri: &str, lapse: Duration) {
+    /// A server that was asked at `now` has given, or renewed, the lease of an address. No lock is waited for: this may be the thread of
+    /// a reader.
+    pub(super) fn note_lease(&self, (id, layer): (LeaseId, LayerId), uri: &str, lapse: Duration, now: Duration) {
         let until = self.unix_seconds().saturating_add(lapse.as_secs());
         let record = LesseeRecord { id, layer, until, uri: uri.to_owned() };
-        self.lessees.note_given(record, lapse, self.clock.monotonic());
+        self.lessees.note_given(record, lapse, now);
     }
 
     /// Records the leases that were given, and asks servers what is due. Answers whether there was something.
@@ -267,8 +299,15 @@ impl Core {
         let recorded = self.layers.prepare_shape().and_then(|()| self.begin_leases()).and_then(|()| {
             let (ticket, _room) = {
                 let mut catalog = self.catalog();
-                let is_new = |record: &&LesseeRecord| catalog.lessee(record.id).is_none() && catalog.layer(record.layer).is_some();
-                let new: Vec<_> = given.iter().filter(is_new).cloned().collect();
+                let (fit, gone): (Vec<_>, Vec<_>) = given.iter().partition(|record| catalog.layer(record.layer).is_some());
+                let known_until = |record: &LesseeRecord| catalog.lessee(record.id).map(|known| known.until);
+                // Its root went while it was asked for.
+                for record in gone.into_iter().filter(|record| known_until(record).is_none()) {
+                    self.lessees.state.lock().give_back(record.uri.clone(), record.id);
+                }
+                let is_new =
+                    |record: &&LesseeRecord| known_until(record).is_none_or(|until| until.saturating_add(UNTIL_STEP) <= record.until);
+                let new: Vec<_> = fit.into_iter().filter(is_new).cloned().collect();
                 if new.is_empty() {
                     return Ok(false);
                 }
@@ -289,11 +328,11 @@ impl Core {
         let (mut errands, mut over, mut names) = (Vec::new(), Vec::new(), None);
         let mut catalog = self.catalog();
         let mut state = self.lessees.state.lock();
-        let mut next_look = state.next_look;
+        let (mut next_look, mut leaving) = (state.next_look, HashSet::new());
         for lessee in catalog.lessees() {
             let needed = catalog.needs_lease(lessee);
             // Its server could not be told, and has forgotten it.
-            if !needed && lessee.until <= unix && state.untold.contains(&lessee.id) {
+            if !needed && lessee.until.saturating_add(UNTIL_STEP) <= unix && state.untold.contains(&lessee.id) {
                 over.push(lessee.id);
                 continue;
             }
@@ -309,16 +348,21 @@ impl Core {
                 }
                 None => self.lessees.request(LeaseAction::Release, lessee.id, "", ""),
             };
-            errands.push(Errand { uri: lessee.uri.clone(), request });
+            if !needed {
+                // If the address is used again meanwhile, then with another lease.
+                leaving.insert(lessee.id);
+            }
+            errands.push(Errand { uri: lessee.uri.clone(), layer: Some(lessee.layer), request });
         }
         let surplus = std::mem::take(&mut state.surplus);
         for surplus in surplus {
-            errands.push(Errand { uri: surplus.uri.clone(), request: self.lessees.request(LeaseAction::Release, surplus.id, "", "") });
+            let request = self.lessees.request(LeaseAction::Release, surplus.id, "", "");
+            errands.push(Errand { uri: surplus.uri.clone(), layer: None, request });
             let tries = surplus.tries + 1;
             state.surplus.extend((tries < SURPLUS_TRIES).then_some(Surplus { tries, ..surplus }));
         }
         state.next_look = next_look;
-        state.ids.retain(|(layer, _), _| catalog.layer(*layer).is_some());
+        state.ids.retain(|(layer, _), id| catalog.layer(*layer).is_some() && !leaving.contains(id));
         state.forks = names.unwrap_or_else(|| std::mem::take(&mut state.forks));
         state.forks.retain(|layer, _| catalog.layer(*layer).is_some());
         drop(state);
@@ -348,7 +392,7 @@ impl Core {
     fn run_errands(&self, errands: Vec<Errand>, patience: Duration) -> Result<()> {
         let Some(connector) = &self.lessees.connector else { return Ok(()) };
         let (mut lost, mut over) = (HashSet::new(), Vec::new());
-        for Errand { uri, request } in errands {
+        for Errand { uri, layer, request } in errands {
             let since = connector.now();
             if self.lessees.state.lock().stopping {
                 break;
@@ -358,23 +402,21 @@ impl Core {
             let now = self.clock.monotonic();
             let (id, releases) = (request.id, request.action == LeaseAction::Release);
             let answer = if lost.contains(&host) { None } else { Some(connector.lease(&uri, since, request, patience)) };
-            match answer {
-                Some(Ok(Some(lease))) if !releases => {
-                    let mut state = self.lessees.state.lock();
-                    state.renewals.insert(id, now + lease.lapse / 3);
-                    state.next_look = state.next_look.min(now + lease.lapse / 3);
+            match (answer, layer) {
+                (Some(Ok(Some(lease))), Some(layer)) if !releases => {
+                    self.note_lease((id, layer), &uri, lease.lapse, now);
                     continue;
                 }
-                Some(Ok(None)) if releases => {
+                (Some(Ok(None)), _) if releases => {
                     over.push(id);
                     continue;
                 }
                 // There is nothing that a server would keep for it.
-                Some(Err(error)) if releases && !matches!(error.kind, SourceErrorKind::Lost | SourceErrorKind::Closed) => {
+                (Some(Err(error)), _) if releases && !matches!(error.kind, SourceErrorKind::Lost | SourceErrorKind::Closed) => {
                     over.push(id);
                     continue;
                 }
-                Some(Err(error)) if error.kind == SourceErrorKind::Lost => drop(lost.insert(host)),
+                (Some(Err(error)), _) if error.kind == SourceErrorKind::Lost => drop(lost.insert(host)),
                 _ => {}
             }
             let mut state = self.lessees.state.lock();
@@ -402,6 +444,8 @@ impl Core {
     /// Nothing else goes on.
     pub fn release_leases(&self) {
         let Some(connector) = &self.lessees.connector else { return };
+        // What cannot be recorded lapses.
+        let _ = self.record_given();
         let until = Instant::now() + CLOSE_PATIENCE;
         self.lessees.state.lock().stopping = false;
         let now = self.clock.monotonic();

@@ -311,10 +311,11 @@ impl Core {
             let mut order = uris.to_vec();
             order[..=number].rotate_right(1);
             let mut asked = self.ask_lease(&order[0], name)?;
-            match sources.open_leased(&order[0], since, asked.request.clone()) {
+            match sources.open_leased(&order[0], since, asked.request.clone(), asked.return_late()) {
                 Ok(LeasedSource { source, lease }) => {
                     asked.kept = lease.is_none();
-                    let live = lease.is_none() && source.is_writable();
+                    // A lease of what is written all the same is none of an instant.
+                    let live = source.is_writable();
                     let admitted = match live && !options.live {
                         true => Err(written(&asked.uri)),
                         false => changed_labels(source.about().labels, &options.labels),

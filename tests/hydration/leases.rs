@@ -15,18 +15,18 @@ use crate::hosts::serve;
 use crate::stage::PATIENCE;
 use crate::{pattern, paused, read, resumed};
 
-const DAY: Duration = Duration::from_secs(86_400);
-const BLOCK: usize = 4096;
+pub const DAY: Duration = Duration::from_secs(86_400);
+pub const BLOCK: usize = 4096;
 
 /// A clock that a test moves.
 #[derive(Default)]
-struct Hand {
-    monotonic: AtomicU64,
-    unix: AtomicU64,
+pub struct Hand {
+    pub monotonic: AtomicU64,
+    pub unix: AtomicU64,
 }
 
 impl Hand {
-    fn go_on(&self, time: Duration) {
+    pub fn go_on(&self, time: Duration) {
         self.monotonic.fetch_add(time.as_secs(), Ordering::SeqCst);
         self.unix.fetch_add(time.as_secs(), Ordering::SeqCst);
     }
@@ -43,37 +43,37 @@ impl Clock for Hand {
 }
 
 /// A store that can be opened again, and its server.
-struct Host {
-    store: Store,
-    server: Option<NbdServer>,
+pub struct Host {
+    pub store: Store,
+    pub server: Option<NbdServer>,
     uri: String,
-    clock: Arc<Hand>,
-    dir: tempfile::TempDir,
+    pub clock: Arc<Hand>,
+    pub dir: tempfile::TempDir,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::<Hand>::default());
         let store = Store::create(&dir.path().join("store"), Self::options(&clock)).unwrap();
         let (server, uri) = serve(&store, dir.path());
         Self { store, server: Some(server), uri, clock, dir }
     }
 
-    fn options(clock: &Arc<Hand>) -> StoreOptions {
+    pub fn options(clock: &Arc<Hand>) -> StoreOptions {
         StoreOptions { sources: Some(Arc::new(UriSources::default())), clock: Arc::clone(clock) as _, ..StoreOptions::default() }
     }
 
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.server.take().into_iter().for_each(NbdServer::shutdown);
         self.store.close().unwrap();
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         self.store = Store::open(&self.dir.path().join("store"), Self::options(&self.clock)).unwrap();
         self.server = Some(serve(&self.store, self.dir.path()).0);
     }
 
-    fn export(&self, name: &str) -> String {
+    pub fn export(&self, name: &str) -> String {
         self.uri.replace("nbd+unix:///", &format!("nbd+unix:///{name}"))
     }
 
@@ -81,31 +81,31 @@ impl Host {
         self.server.as_ref().unwrap().clients()
     }
 
-    fn leases(&self) -> Vec<LeaseInfo> {
+    pub fn leases(&self) -> Vec<LeaseInfo> {
         self.store.show("v").unwrap().leases
     }
 
-    fn finish(&self, name: &str) {
+    pub fn finish(&self, name: &str) {
         assert!(self.store.wait_hydrated(name, PATIENCE).unwrap(), "{:?}", self.store.show(name).unwrap());
     }
 
     /// A volume `v` with these bytes.
-    fn fill(&self, data: &[u8]) {
+    pub fn fill(&self, data: &[u8]) {
         self.store.create_volume("v", data.len() as u64).unwrap().write_at(data, 0).unwrap();
     }
 
-    fn await_snapshots(&self, expected: &[&str]) {
+    pub fn await_snapshots(&self, expected: &[&str]) {
         until(|| self.store.snapshot_names("v").unwrap() == expected, || format!("{:?}", self.store.snapshots("v")));
     }
 
     /// A fork of which nothing more comes by itself.
-    fn paused_fork(&self, uri: &str, name: &str) {
+    pub fn paused_fork(&self, uri: &str, name: &str) {
         self.store.fork(uri, name).unwrap();
         self.store.control_hydration(name, &paused()).unwrap();
     }
 }
 
-fn until(mut is_so: impl FnMut() -> bool, what: impl Fn() -> String) {
+pub fn until(mut is_so: impl FnMut() -> bool, what: impl Fn() -> String) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "{}", what());
@@ -113,7 +113,7 @@ fn until(mut is_so: impl FnMut() -> bool, what: impl Fn() -> String) {
     }
 }
 
-fn take(number: u8, fork: &str) -> LeaseRequest {
+pub fn take(number: u8, fork: &str) -> LeaseRequest {
     LeaseRequest { action: LeaseAction::Take, id: LeaseId([number; 16]), fork: fork.into(), host: "far".into(), identity: String::new() }
 }
 

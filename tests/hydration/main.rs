@@ -6,6 +6,7 @@ mod hedging;
 mod holdings;
 mod hosts;
 mod leases;
+mod lending;
 mod lifecycle;
 mod patches;
 mod refusals;

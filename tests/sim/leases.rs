@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceOpener};
+use volfork::store::HydrationControl;
 use volfork::{ErrorKind, LeaseId, Store, StoreOptions};
 
 use crate::clock::SimClock;
 use crate::disk::{Fault, SimDisk};
+use crate::model::WINDOW_START;
 use crate::random::Random;
 use crate::source::{STEADY, SimSources};
 use crate::{Named, seeds};
@@ -120,11 +123,64 @@ fn a_store_has_so_many_snapshots_for_forks_of_other_hosts_and_no_more() {
     assert!(refused.kind() == ErrorKind::Busy && text.contains("this store has 1024 snapshots for forks of other hosts already"), "{text}");
 }
 
+#[test]
+fn all_instants_go_when_many_are_not_needed_any_more() {
+    let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
+    let mut readers = Vec::new();
+    let ask = |action, volume: &str, number: u16| {
+        let mut request = request(action, 0);
+        request.id.0[..2].copy_from_slice(&number.to_le_bytes());
+        store.lease((volume, None), &request, "there").unwrap()
+    };
+    for number in 0..300u16 {
+        let name = format!("v{}", number / 60);
+        let volume = store.volume(&name).or_else(|_| store.create_volume(&name, BLOCK as u64)).unwrap();
+        volume.write_at(&number.to_le_bytes(), 0).unwrap();
+        let export = ask(LeaseAction::Take, &name, number).unwrap().export;
+        readers.push(store.snapshot(&name, export.split_once('@').unwrap().1).unwrap());
+        ask(LeaseAction::Release, &name, number);
+    }
+    settle(&store);
+    assert_eq!(store.volume_names().iter().map(|name| store.snapshot_names(name).unwrap().len()).sum::<usize>(), 300);
+    drop(readers);
+    settle(&store);
+    assert!(store.volume_names().iter().all(|name| store.snapshot_names(name).unwrap().is_empty()));
+}
+
+#[test]
+fn what_is_about_to_be_destroyed_by_force_is_not_leased() {
+    let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
+    store.create_volume("v", BLOCK as u64).unwrap().write_at(&[1], 0).unwrap();
+    let instant = store.lease(("v", None), &request(LeaseAction::Take, 1), "there").unwrap().unwrap().export;
+    let mut refused = None;
+    let end = |_: &[String]| {
+        // The volume is as it was, and another fork comes.
+        refused = Some(store.lease(("v", None), &request(LeaseAction::Take, 2), "there").map(drop).unwrap_err().kind());
+        Ok(())
+    };
+    store.destroy_by_force(("v", instant.split_once('@').map(|(_, snapshot)| snapshot)), false, end).unwrap();
+    assert_eq!((refused, store.show("v").unwrap().leases), (Some(ErrorKind::Busy), vec![]));
+    store.lease(("v", None), &request(LeaseAction::Take, 3), "there").unwrap();
+    // A refusal that no force lifts disturbs nobody.
+    store.create_snapshot("v", "s").unwrap();
+    let error = store.destroy_by_force(("v", None), false, |exports| panic!("{exports:?} are ended")).unwrap_err();
+    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("--recursive"), "{error}");
+}
+
 /// A source that gives leases of itself.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Lender {
     sources: SimSources,
     lent: Arc<Mutex<BTreeSet<LeaseId>>>,
+    asked: Arc<AtomicUsize>,
+    lapse: Duration,
+}
+
+impl Default for Lender {
+    fn default() -> Self {
+        let lapse = Duration::from_secs(3600);
+        Self { sources: SimSources::default(), lent: Arc::default(), asked: Arc::default(), lapse }
+    }
 }
 
 impl SourceOpener for Lender {
@@ -142,7 +198,8 @@ impl SourceOpener for Lender {
             LeaseAction::Release => drop(lent.remove(&request.id)),
             _ => drop(lent.insert(request.id)),
         }
-        let lease = Lease { uri: uri.to_owned(), lapse: Duration::from_secs(3600) };
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let lease = Lease { uri: uri.to_owned(), lapse: self.lapse };
         Ok((request.action != LeaseAction::Release).then_some(lease))
     }
 }
@@ -187,4 +244,46 @@ fn a_fork_and_its_lease_are_both_there_after_a_crash_or_neither() {
             }
         }
     }
+}
+
+#[test]
+fn a_lease_of_another_address_that_just_came_is_kept_or_given_back() {
+    for destroyed in [true, false] {
+        let (disk, lender) = (SimDisk::default(), Lender::default());
+        let with = || options(&disk, Some(Arc::new(lender.clone())));
+        let store = Store::create(Path::new(PLACE), with()).unwrap();
+        let fork = store.fork(STEADY, "f").unwrap();
+        let mut control = HydrationControl { paused: Some(true), add_sources: vec!["sim://y".into()], ..HydrationControl::default() };
+        store.control_hydration("f", &control).unwrap();
+        control = HydrationControl { remove_sources: vec![STEADY.into()], ..HydrationControl::default() };
+        store.control_hydration("f", &control).unwrap();
+        assert_eq!(lender.lent.lock().unwrap().len(), 1);
+        fork.read_at(&mut [0; BLOCK], WINDOW_START).unwrap();
+        assert_eq!(lender.lent.lock().unwrap().len(), 2);
+        // Nothing goes on in the background between that and the end.
+        if destroyed {
+            store.destroy_volume("f", false).unwrap();
+        }
+        drop(fork);
+        store.close().unwrap();
+        if !destroyed {
+            assert_eq!(lender.lent.lock().unwrap().len(), 1, "the fork needs it");
+            let store = Store::open(Path::new(PLACE), with()).unwrap();
+            store.destroy_volume("f", false).unwrap();
+            store.close().unwrap();
+        }
+        assert_eq!(*lender.lent.lock().unwrap(), BTreeSet::new());
+    }
+}
+
+#[test]
+fn a_lease_that_lapses_at_once_is_not_renewed_without_end() {
+    let lender = Lender { lapse: Duration::ZERO, ..Lender::default() };
+    let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), Some(Arc::new(lender.clone())))).unwrap();
+    store.fork(STEADY, "f").unwrap();
+    store.control_hydration("f", &HydrationControl { paused: Some(true), ..HydrationControl::default() }).unwrap();
+    for _ in 0..200 {
+        store.step().unwrap();
+    }
+    assert!(lender.asked.load(Ordering::SeqCst) < 100, "{} times", lender.asked.load(Ordering::SeqCst));
 }

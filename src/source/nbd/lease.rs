@@ -4,12 +4,13 @@ use super::NbdOptions;
 use super::address::Address;
 use super::handshake::{Refusal, Talk, refused};
 use super::pool::NbdSource;
-use crate::source::{Lease, LeaseRequest, LeasedSource, SourceError};
-use crate::wire::constants::{OPT_ABORT, OPT_LEASE, REP_ACK, REP_ERR_UNSUP, REP_LEASE};
+use crate::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, SourceError};
+use crate::wire::constants::{OPT_ABORT, OPT_LEASE, REP_ACK, REP_ERR_SHUTDOWN, REP_ERR_UNSUP, REP_LEASE};
 use crate::wire::{LeaseGrant, deadline_after};
 
 impl Talk {
-    /// Asks for a lease, or gives one back; `None` if it was given back, or the server knows no leases. The time for what follows
+    /// Asks for a lease, or gives one back; `None` if it was given back, or the server knows no leases, or has
+    /// none for what is held. The time for what follows
     /// begins anew.
     pub fn lease(&mut self, export: &str, request: &LeaseRequest, options: &NbdOptions) -> Result<Option<LeaseGrant>, Refusal> {
         // A server that takes a snapshot makes what was written durable first.
@@ -23,6 +24,8 @@ impl Talk {
                 Ok(grant.map(|(_, data)| LeaseGrant::decode(data)).transpose()?)
             }
             REP_ERR_UNSUP => Ok(None),
+            // What a fork has already may be had without: a server that is full, or has too many leases, serves it all the same.
+            other if other != REP_ERR_SHUTDOWN && request.action == LeaseAction::Hold => Ok(None),
             other => Err(refused(other, export, &replies)),
         }
     }

@@ -1,0 +1,189 @@
+//! Leases when a server is in trouble, a clock is set, or nobody waits any longer for what was asked.
+
+use std::collections::BTreeSet;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
+use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceOpener};
+use volfork::wire::LeaseGrant;
+use volfork::{Error, ErrorKind, LeaseId, Store, StoreOptions};
+
+use crate::leases::{DAY, Host, take, until};
+use crate::stage::{Actor, Play, Stage};
+use crate::{pattern, read, resumed};
+
+/// A host that serves what it has, and gives this for a lease.
+struct Odd(Store, fn() -> volfork::Result<LeaseGrant>);
+
+impl Exports for Odd {
+    fn open(&self, name: &str) -> volfork::Result<Export> {
+        Exports::open(&self.0, name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        Exports::names(&self.0)
+    }
+
+    fn lease(&self, _: &str, _: &LeaseRequest, _: &str) -> volfork::Result<Option<LeaseGrant>> {
+        (self.1)().map(Some)
+    }
+}
+
+fn serve_odd(host: &mut Host, lease: fn() -> volfork::Result<LeaseGrant>) -> NbdServer {
+    host.server.take().into_iter().for_each(NbdServer::shutdown);
+    let listener = Listener::parse(&format!("unix:{}", host.dir.path().join("nbd.sock").display())).unwrap();
+    NbdServer::start(Arc::new(Odd(host.store.clone(), lease)), vec![listener], NbdOptions::default()).unwrap()
+}
+
+#[test]
+fn a_server_that_cannot_record_a_lease_serves_the_forks_that_there_are() {
+    let (mut a, mut b) = (Host::new(), Host::new());
+    let data = pattern(1, 8 << 20);
+    a.fill(&data);
+    b.paused_fork(&a.export("v"), "f");
+    b.stop();
+    a.stop();
+    a.start();
+    let _full = serve_odd(&mut a, || Err(Error::new(ErrorKind::NoSpace, "the disk is full")));
+    b.start();
+    let error = b.store.fork(&a.export("v"), "g").map(drop).unwrap_err();
+    assert!(error.to_string().contains("the disk is full"), "{error}");
+    b.store.control_hydration("f", &resumed()).unwrap();
+    b.finish("f");
+    assert!(read(&b.store.volume("f").unwrap(), 0, data.len()).unwrap() == data);
+}
+
+#[test]
+fn a_lease_of_what_is_written_is_none_of_an_instant() {
+    let (mut a, b) = (Host::new(), Host::new());
+    a.fill(&pattern(6, 1 << 20));
+    let _liar = serve_odd(&mut a, || Ok(LeaseGrant { lapse: DAY, export: "v".into() }));
+    let error = b.store.fork(&a.export("v"), "f").map(drop).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("different instants"), "{error}");
+}
+
+#[test]
+fn a_date_that_was_wrong_keeps_no_lease_for_ever() {
+    let mut a = Host::new();
+    a.fill(&pattern(2, 1 << 20));
+    a.clock.unix.fetch_add(10_000 * DAY.as_secs(), Ordering::SeqCst);
+    a.store.lease(("v", None), &take(1, "f"), "here").unwrap();
+    a.clock.unix.fetch_sub(10_000 * DAY.as_secs(), Ordering::SeqCst);
+    a.stop();
+    a.start();
+    a.clock.go_on(6 * DAY);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        a.clock.go_on(Duration::from_secs(6));
+        assert_eq!(a.leases().len(), 1);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    a.clock.go_on(DAY);
+    a.await_snapshots(&[]);
+}
+
+#[test]
+fn a_lease_that_was_renewed_for_long_is_given_back_when_its_server_is_back() {
+    let (mut a, b) = (Host::new(), Host::new());
+    a.fill(&pattern(3, 8 << 20));
+    b.paused_fork(&a.export("v"), "f");
+    for day in (3..15).step_by(3) {
+        let before = a.leases()[0].renewed_at;
+        a.clock.go_on(3 * DAY);
+        b.clock.go_on(3 * DAY);
+        until(|| a.leases()[0].renewed_at > before, || format!("day {day}: {:?}", a.leases()));
+    }
+    a.stop();
+    let socket = a.dir.path().join("nbd.sock");
+    let silent = UnixListener::bind(&socket).unwrap();
+    b.store.destroy_volume("f", false).unwrap();
+    silent.set_nonblocking(true).unwrap();
+    // It is told twice, and does not hear it.
+    for _ in 0..2 {
+        until(|| silent.accept().is_ok(), || "nobody is told".into());
+        b.clock.go_on(Duration::from_secs(61));
+    }
+    drop(silent);
+    std::fs::remove_file(socket).unwrap();
+    a.start();
+    b.clock.go_on(Duration::from_secs(61));
+    a.await_snapshots(&[]);
+    assert_eq!(a.leases(), []);
+}
+
+/// Sources that give leases of themselves.
+#[derive(Clone, Default)]
+struct Lender {
+    stage: Stage,
+    /// Those that were given, and those that were not given back.
+    given: Arc<AtomicUsize>,
+    lent: Arc<Mutex<BTreeSet<LeaseId>>>,
+}
+
+impl SourceOpener for Lender {
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        self.stage.open(uri)
+    }
+
+    fn open_leased(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+        Ok(LeasedSource { source: self.open(uri)?, lease: self.lease(uri, request)? })
+    }
+
+    fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        let mut lent = self.lent.lock();
+        if request.action == LeaseAction::Release {
+            lent.remove(&request.id);
+            return Ok(None);
+        }
+        lent.insert(request.id);
+        self.given.fetch_add(1, Ordering::SeqCst);
+        Ok(Some(Lease { uri: uri.to_owned(), lapse: DAY }))
+    }
+}
+
+impl Lender {
+    fn await_returned(&self, given: usize) {
+        let is_so = || self.given.load(Ordering::SeqCst) >= given && self.lent.lock().is_empty();
+        until(is_so, || format!("{} given, {:?}", self.given.load(Ordering::SeqCst), self.lent.lock()));
+    }
+}
+
+#[test]
+fn a_lease_that_comes_when_nobody_waits_any_longer_is_given_back() {
+    let ends: [fn(&Store); 2] = [|store| store.give_up_waiting(), |store| store.close().unwrap()];
+    for end in ends {
+        let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
+        let actor = lender.stage.add(Actor::new("a://", &pattern(4, 1 << 20)));
+        let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+        let store = Store::create(dir.path(), options).unwrap();
+        actor.hang_open(true);
+        std::thread::scope(|scope| {
+            let forking = scope.spawn(|| store.fork("a://", "f").map(drop));
+            actor.await_open(1);
+            end(&store);
+            assert!(forking.join().unwrap().is_err());
+        });
+        actor.hang_open(false);
+        lender.await_returned(1);
+    }
+}
+
+#[test]
+fn a_lease_that_comes_when_its_fork_is_gone_is_given_back() {
+    let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
+    let data = pattern(5, 8 << 20);
+    let [a, b] = ["a://", "b://"].map(|uri| lender.stage.add(Actor::new(uri, &data)));
+    a.play(|_, _| Play::Hang);
+    b.hang_open(true);
+    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+    let store = Store::create(dir.path(), options).unwrap();
+    store.fork_from(&["a://".into(), "b://".into()], "f").unwrap();
+    b.await_open(1);
+    store.destroy_volume("f", false).unwrap();
+    b.hang_open(false);
+    lender.await_returned(2);
+}
