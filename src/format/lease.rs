@@ -1,7 +1,7 @@
 //! Leases, on both sides: of a snapshot that forks of other hosts need, and of a fork that needs a snapshot of another host.
 //!
 //! ```text
-//! lease        id 16 bytes, volume u64, renewed_at u64, snapshot blob, fork blob, host blob, address blob
+//! lease        id 16 bytes, volume u64, renewed_at u64, lapse u64, snapshot blob, fork blob, host blob, address blob
 //! lease over   id 16 bytes
 //! lessee       id 16 bytes, layer u32, until u64, address blob
 //! lessee over  id 16 bytes
@@ -24,6 +24,8 @@ pub struct LeaseRecord {
     pub volume: VolumeId,
     /// When the fork asked for it the last time, in seconds since the Unix epoch.
     pub renewed_at: u64,
+    /// After how many seconds it lapses, as the fork was told.
+    pub lapse_seconds: u64,
     /// Name of the snapshot within the volume.
     pub snapshot: String,
     /// Name of the fork, as its host tells it.
@@ -69,6 +71,7 @@ impl LeaseRecord {
         write_id(writer, 34, self.id);
         writer.u64(self.volume.0);
         writer.u64(self.renewed_at);
+        writer.u64(self.lapse_seconds);
         for text in [&self.snapshot, &self.fork, &self.host, &self.address] {
             writer.blob(text.as_bytes());
         }
@@ -79,6 +82,7 @@ impl LeaseRecord {
             id: read_id(reader)?,
             volume: VolumeId(reader.u64()?),
             renewed_at: reader.u64()?,
+            lapse_seconds: reader.u64()?,
             snapshot: text(reader)?,
             fork: text(reader)?,
             host: text(reader)?,
@@ -112,13 +116,14 @@ mod tests {
             id,
             volume: VolumeId(1),
             renewed_at: 2,
+            lapse_seconds: 3,
             snapshot: "s".into(),
             fork: "f".into(),
             host: "h".into(),
             address: "a".into(),
         };
         lease.encode(&mut writer);
-        let tail = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x01\0\0\0s\x01\0\0\0f\x01\0\0\0h\x01\0\0\0a";
+        let tail = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0s\x01\0\0\0f\x01\0\0\0h\x01\0\0\0a";
         assert_eq!(writer.bytes, [b"\x22", &[7; 16][..], tail].concat());
         let mut writer = Writer::default();
         LesseeRecord { id, layer: LayerId(3), until: 4, uri: "u".into() }.encode(&mut writer);

@@ -520,6 +520,7 @@ mod tests {
                 id: LeaseId([1; 16]),
                 volume: VolumeId(1),
                 renewed_at: 9,
+                lapse_seconds: 10,
                 snapshot: "s".into(),
                 fork: "f".into(),
                 host: "h".into(),

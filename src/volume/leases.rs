@@ -5,9 +5,9 @@
 //! - A lease of a volume that is being written is one of a snapshot of it, an *instant*, which goes when its last lease has ended and
 //!   nobody reads it. Forks of one unchanged instant share it. Lease and instant come in one journal frame: after a crash both are
 //!   there, or neither.
-//! - Nobody is told of a lease before it is durable.
-//! - A lease ends when the fork gives it back, or lapses when it was not renewed for the time that the store was opened with. After
-//!   an opening nothing lapses for an hour: the forks could not renew while the store was closed. A date that is set ends no lease that
+//! - Nobody is told of a lease, or of its end, before that is durable.
+//! - A lease ends when the fork gives it back, or lapses when it was not renewed for the time that the fork was told. After an
+//!   opening nothing lapses for an hour: the forks could not renew while the store was closed. A date that is set ends no lease that
 //!   was renewed since.
 //! - Leases and instants are bounded, whatever clients ask.
 
@@ -41,7 +41,7 @@ const NAMED_MAX: usize = 8;
 
 /// What a store knows of its leases, beside the catalogue.
 pub struct Leases {
-    /// A lease lapses after so long.
+    /// A lease that is given or renewed lapses after so long.
     lapse: Duration,
     opened_at: Duration,
     /// When leases were given or renewed since the store was opened, by a clock that nobody sets.
@@ -63,27 +63,37 @@ pub struct Sentence {
 impl Leases {
     pub fn new(lapse: Duration, opened_at: Duration) -> Self {
         let (renewals, condemned) = (Mutex::default(), Mutex::default());
+        // A second is the least that can be told.
+        let lapse = lapse.max(Duration::from_secs(1));
         Self { lapse, opened_at, renewals, unneeded: AtomicBool::new(true), condemned }
     }
 
     /// Whether nobody renewed a lease in time. The date counts only for one that was not renewed since the opening: it may have been
     /// set, also back.
     fn is_over(&self, lease: &LeaseRecord, now: Duration, date: u64) -> bool {
+        let told = Duration::from_secs(lease.lapse_seconds);
         if let Some(renewed) = self.renewals.lock().get(&lease.id) {
-            return now.saturating_sub(*renewed) >= self.lapse;
+            return now.saturating_sub(*renewed) >= told;
         }
         let open = now.saturating_sub(self.opened_at);
-        open >= GRACE && (open >= self.lapse || self.lapses_at(lease) <= date)
+        open >= GRACE && (open >= told || lapses_at(lease) <= date)
     }
 
-    fn lapses_at(&self, lease: &LeaseRecord) -> u64 {
-        lease.renewed_at.saturating_add(self.lapse.as_secs())
+    fn record(&self, volume: VolumeId, snapshot: &str, renewed_at: u64, request: &LeaseRequest, address: &str) -> Record {
+        let address = address[..address.floor_char_boundary(LEASE_TEXT_BYTES_MAX)].to_owned();
+        let LeaseRequest { id, fork, host, .. } = request.clone();
+        let (snapshot, lapse_seconds) = (snapshot.to_owned(), self.lapse.as_secs());
+        Record::Lease(LeaseRecord { id, volume, renewed_at, lapse_seconds, snapshot, fork, host, address })
     }
 
     /// There may be instants that nobody needs any more.
     pub(super) fn note_unneeded(&self) {
         self.unneeded.store(true, Ordering::Release);
     }
+}
+
+fn lapses_at(lease: &LeaseRecord) -> u64 {
+    lease.renewed_at.saturating_add(lease.lapse_seconds)
 }
 
 fn too_many(what: &str) -> Error {
@@ -116,7 +126,9 @@ impl Core {
         address: &str,
     ) -> Result<Option<LeaseGrant>> {
         if request.action == LeaseAction::Release {
-            return self.end_leases(|_| vec![request.id]).map(|()| None);
+            let ended = self.end_leases(|_| vec![request.id])?;
+            // Whoever knows that it has ended does not say so again.
+            return ended.map_or(Ok(()), |ticket| self.layers.wait_shape(ticket)).map(|()| None);
         }
         self.begin_leases()?;
         let _room = self.layers.reserve_shape()?;
@@ -160,7 +172,7 @@ impl Core {
         };
         self.check_uncondemned(id, Some(&snapshot))?;
         let name = catalog.volume(id).map(|entry| format!("{}@{snapshot}", entry.name)).ok_or_else(|| gone(id))?;
-        let record = record(id, &snapshot, now, request, address);
+        let record = self.leases.record(id, &snapshot, now, request, address);
         Ok(Some((name, self.change(&mut catalog, None, vec![record])?)))
     }
 
@@ -187,7 +199,7 @@ impl Core {
         if let Some(standing) = standing.filter(|standing| standing.size_bytes == size_bytes) {
             let name = standing.name.clone();
             self.check_uncondemned(head.id, Some(&name))?;
-            let record = record(head.id, &name, now, request, address);
+            let record = self.leases.record(head.id, &name, now, request, address);
             return Ok((format!("{volume}@{name}"), self.change(&mut catalog, None, vec![record])?));
         }
         if entry.snapshots.instants() >= VOLUME_INSTANTS_MAX {
@@ -196,25 +208,25 @@ impl Core {
         if catalog.volumes().map(|(_, entry)| entry.snapshots.instants()).sum::<usize>() >= INSTANTS_MAX {
             return Err(too_many(&format!("this store has {INSTANTS_MAX} snapshots for forks of other hosts already")));
         }
-        let lease = |taken: &SnapshotRecord| Some(record(head.id, &taken.name, now, request, address));
+        let lease = |taken: &SnapshotRecord| Some(self.leases.record(head.id, &taken.name, now, request, address));
         let (snapshot, ticket) = self.add_snapshot(&mut catalog, &head, always, instant_name, lease)?;
         Ok((format!("{volume}@{snapshot}"), ticket))
     }
 
     /// Ends leases, chosen in the same moment, and destroys the instants that nobody needs then.
-    fn end_leases(&self, choose: impl FnOnce(&Catalog) -> Vec<LeaseId>) -> Result<()> {
+    fn end_leases(&self, choose: impl FnOnce(&Catalog) -> Vec<LeaseId>) -> Result<Option<Ticket>> {
         self.layers.prepare_shape()?;
-        {
+        let ticket = {
             let mut catalog = self.catalog();
             let chosen = choose(&catalog).into_iter();
             let over: Vec<Record> = chosen.filter(|id| catalog.lease(*id).is_some()).map(Record::LeaseOver).collect();
             if over.is_empty() {
-                return Ok(());
+                return Ok(None);
             }
-            self.change(&mut catalog, None, over)?;
-        }
+            self.change(&mut catalog, None, over)?
+        };
         self.leases.note_unneeded();
-        self.sweep_instants().map(drop)
+        self.sweep_instants().map(|_| Some(ticket))
     }
 
     /// Destroys the instants that no fork needs and nobody reads. Answers whether there were some.
@@ -266,7 +278,7 @@ impl Core {
             }
         }
         // Looked for anew: one may have been renewed meanwhile.
-        self.end_leases(lapsed)
+        self.end_leases(lapsed).map(drop)
     }
 
     /// Who has leases of a volume's snapshots, or of one of them.
@@ -277,7 +289,7 @@ impl Core {
             host: lease.host.clone(),
             address: lease.address.clone(),
             renewed_at: lease.renewed_at,
-            lapses_at: self.leases.lapses_at(lease),
+            lapses_at: lapses_at(lease),
         };
         catalog.leases_of(volume, snapshot).map(info).collect()
     }
@@ -334,12 +346,6 @@ impl Core {
             false => Ok(()),
         }
     }
-}
-
-fn record(volume: VolumeId, snapshot: &str, renewed_at: u64, request: &LeaseRequest, address: &str) -> Record {
-    let address = address[..address.floor_char_boundary(LEASE_TEXT_BYTES_MAX)].to_owned();
-    let LeaseRequest { id, fork, host, .. } = request.clone();
-    Record::Lease(LeaseRecord { id, volume, renewed_at, snapshot: snapshot.to_owned(), fork, host, address })
 }
 
 /// # Errors

@@ -148,6 +148,40 @@ fn all_instants_go_when_many_are_not_needed_any_more() {
 }
 
 #[test]
+fn a_lease_that_was_given_back_does_not_come_again_after_a_crash() {
+    for seed in seeds(10) {
+        let _named = Named("a lease that was given back, and a power loss", seed);
+        let disk = SimDisk::default();
+        let store = Store::create(Path::new(PLACE), options(&disk, None)).unwrap();
+        store.create_volume("v", BLOCK as u64).unwrap().write_at(&[1], 0).unwrap();
+        store.lease(("v", None), &request(LeaseAction::Take, 1), "there").unwrap();
+        store.lease(("v", None), &request(LeaseAction::Release, 1), "there").unwrap();
+        disk.power_off();
+        drop(store);
+        disk.crash(&mut Random::new(seed));
+        let store = Store::open(Path::new(PLACE), options(&disk, None)).unwrap();
+        settle(&store);
+        assert_eq!((store.show("v").unwrap().leases, store.snapshot_names("v").unwrap()), (vec![], vec![]));
+    }
+}
+
+#[test]
+fn a_lease_holds_for_the_time_that_its_fork_was_told() {
+    const WEEK: u64 = 7 * 86_400;
+    let disk = SimDisk::default();
+    let with = |lease| StoreOptions { lease, ..options(&disk, None) };
+    let store = Store::create(Path::new(PLACE), with(Duration::from_secs(4 * WEEK))).unwrap();
+    store.create_volume("v", BLOCK as u64).unwrap();
+    let told = store.lease(("v", None), &request(LeaseAction::Take, 1), "there").unwrap().unwrap().lapse;
+    store.close().unwrap();
+    // Another time is for those that are given or renewed from now on.
+    let store = Store::open(Path::new(PLACE), with(Duration::ZERO)).unwrap();
+    let second = store.lease(("v", None), &request(LeaseAction::Take, 2), "there").unwrap().unwrap().lapse;
+    let lapses: Vec<_> = store.show("v").unwrap().leases.iter().map(|lease| lease.lapses_at - lease.renewed_at).collect();
+    assert_eq!((lapses, told.as_secs(), second.as_secs()), (vec![4 * WEEK, 1], 4 * WEEK, 1));
+}
+
+#[test]
 fn what_is_about_to_be_destroyed_by_force_is_not_leased() {
     let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
     store.create_volume("v", BLOCK as u64).unwrap().write_at(&[1], 0).unwrap();
