@@ -152,13 +152,15 @@ fn wait_hydrated(store: &Store, name: &str, timeout_seconds: Option<u64>, watche
         if is_hopeless(&before, hydration) {
             return Err(Failure::new(ErrorKind::SourceLost, hopeless_text(name, hydration)));
         }
-        let no_source = "no source has what is missing, trying again";
+        let no_source = |error: &String| {
+            format!("no source has what is missing, trying again ('volfork hydrate {name} --add-source URI' names another): {error}")
+        };
         let error = hydration.last_error.as_ref().filter(|_| info.state == VolumeState::Degraded);
         let is_full = hydration.state == HydrationState::NoSpace;
         if left.is_some_and(|left| left.is_zero()) {
             let missing = format_bytes(hydration.bytes_missing);
             let full = is_full.then(|| "; there is no space for more".to_owned());
-            let why = error.map(|error| format!("; {no_source}: {error}")).or(full).unwrap_or_default();
+            let why = error.map(|error| format!("; {}", no_source(error))).or(full).unwrap_or_default();
             let message = format!(
                 "volume '{name}' is not complete after {}: {missing} are missing{why}; what came is kept, so wait again",
                 humantime::format_duration(Duration::from_secs(begun.elapsed().as_secs()))
@@ -166,7 +168,7 @@ fn wait_hydrated(store: &Store, name: &str, timeout_seconds: Option<u64>, watche
             return Err(Failure::timed_out(message));
         }
         let full = is_full.then(|| "no space: free some, and it goes on by itself".to_owned());
-        let note = error.map(|error| format!("{no_source}: {error}")).or(full);
+        let note = error.map(no_source).or(full);
         let done = info.size_bytes.saturating_sub(hydration.bytes_missing);
         watcher.tell(Progress { unit: Unit::Bytes, done, total: Some(info.size_bytes), note })?;
     }
