@@ -50,13 +50,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("s3");
         fs::create_dir(&root).unwrap();
-        let address = bucket::serve(&root);
-        let environment = vec![
-            ("AWS_ENDPOINT_URL", format!("http://{address}")),
-            ("AWS_ACCESS_KEY_ID", bucket::ACCESS_KEY.into()),
-            ("AWS_SECRET_ACCESS_KEY", bucket::SECRET_KEY.into()),
-            ("AWS_REGION", "us-east-1".into()),
-        ];
+        let environment = bucket::environment(&root);
         let objects = root.join(bucket::BUCKET).join("fleet");
         Self { directory, fleet: format!("s3://{}/fleet", bucket::BUCKET), objects, environment }
     }

@@ -10,12 +10,22 @@ use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use tokio::sync::Mutex;
 
-pub const ACCESS_KEY: &str = "an-access-key";
-pub const SECRET_KEY: &str = "a-secret-key";
+const ACCESS_KEY: &str = "an-access-key";
+const SECRET_KEY: &str = "a-secret-key";
 pub const BUCKET: &str = "fleet-bucket";
 
+/// Serves a bucket from a directory, and answers the variables with which the binary finds it.
+pub fn environment(root: &Path) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_ENDPOINT_URL", format!("http://{}", serve(root))),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
+        ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
+        ("AWS_REGION", "us-east-1".into()),
+    ]
+}
+
 /// Serves the directories of `root` as buckets, until the process ends.
-pub fn serve(root: &Path) -> SocketAddr {
+fn serve(root: &Path) -> SocketAddr {
     std::fs::create_dir(root.join(BUCKET)).unwrap();
     let files = s3s_fs::FileSystem::new(root).unwrap();
     let mut builder = S3ServiceBuilder::new(files);

@@ -40,13 +40,7 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let server = directory.path().join("s3");
         fs::create_dir(&server).unwrap();
-        let address = bucket::serve(&server);
-        let environment = vec![
-            ("AWS_ENDPOINT_URL", format!("http://{address}")),
-            ("AWS_ACCESS_KEY_ID", bucket::ACCESS_KEY.into()),
-            ("AWS_SECRET_ACCESS_KEY", bucket::SECRET_KEY.into()),
-            ("AWS_REGION", "us-east-1".into()),
-        ];
+        let environment = bucket::environment(&server);
         Self { directory, url: format!("s3://{}/some/prefix", bucket::BUCKET), environment }
     }
 
