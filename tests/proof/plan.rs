@@ -88,6 +88,8 @@ pub struct Plan {
     pub destroys: bool,
     /// Most of it is to seal heads, beside flushes: to take snapshots, and to destroy them again.
     pub seals: bool,
+    /// Most of it is to move the end of a volume a little, beside discards up to that end.
+    pub grows: bool,
     /// Calls that each thread makes.
     pub calls: u64,
     /// Most sectors of a write.
@@ -135,6 +137,7 @@ impl Plan {
             shapers: below(4),
             destroys: below(5) == 0,
             seals: false,
+            grows: false,
             calls: 12 + below(40),
             sectors_max: if small { 40 } else { 2048 },
             mix: if narrow { Mix::IN_PLACE } else { Mix::EVERY[below(2) as usize] },
@@ -164,11 +167,16 @@ impl Plan {
             (plan.volumes, plan.shapers, plan.flushers, plan.destroys) = (1, plan.shapers.max(1), plan.flushers + 1, false);
             plan.calls = plan.calls.max(30);
         }
+        plan.grows = below(8) == 0 && !plan.seals;
+        if plan.grows {
+            (plan.volumes, plan.shapers, plan.destroys, plan.mix) = (1, plan.shapers.max(1), false, Mix::DISCARDS);
+            plan.calls = plan.calls.max(30);
+        }
         if plan.destroys {
             (plan.shapers, plan.writers) = (plan.shapers.max(3), plan.writers.min(3));
         }
         if narrow {
-            let shapers = if plan.seals { plan.shapers } else { plan.shapers / 3 };
+            let shapers = if plan.seals || plan.grows { plan.shapers } else { plan.shapers / 3 };
             (plan.volumes, plan.shapers, plan.moves_after, plan.apart) = (1, shapers, u64::MAX, 2 + plan.apart / 4);
         }
         plan

@@ -34,6 +34,9 @@ impl Shaper<'_> {
         if self.world.plan.seals && self.random.below(4) > 0 {
             return if snapshots < SNAPSHOTS_MAX { self.snapshot() } else { self.destroy_snapshot() };
         }
+        if self.world.plan.grows && self.random.below(4) > 0 {
+            return self.resize();
+        }
         let what = if self.world.plan.destroys && self.random.below(3) == 0 { 70 } else { 0 };
         match what + self.random.below(100 - what) {
             0..=9 if volumes < VOLUMES_MAX && self.world.plan.elsewhere => self.fork_elsewhere(),
@@ -165,7 +168,7 @@ impl Shaper<'_> {
     fn resize(&mut self) {
         let Some((key, _)) = self.source() else { return };
         let mut size = 1 + self.random.below(self.world.plan.window as u64);
-        if self.random.below(3) == 0 {
+        if self.random.below(3) == 0 || (self.world.plan.grows && self.random.below(8) > 0) {
             // Another end within the last block, or a block behind it.
             let now = self.world.oracle().volumes.get(&key).and_then(|model| model.content.size.survivors().last().copied());
             size = (now.unwrap_or(size) + 1 + self.random.below(8)).min(self.world.plan.window as u64);

@@ -98,7 +98,7 @@ impl Writer<'_> {
 
     fn zero(&mut self, key: VolumeKey, volume: &Volume) {
         let size_bytes = volume.size_bytes();
-        let (sectors, range) = match if self.world.plan.narrow { 2 } else { self.random.below(7) } {
+        let (sectors, range) = match if self.world.plan.narrow { 2 } else { self.random.below(if self.world.plan.grows { 3 } else { 7 }) } {
             // The whole volume, or all from somewhere to its end.
             0 => (0..self.world.plan.sectors(size_bytes) as usize, 0..size_bytes),
             1 => {
