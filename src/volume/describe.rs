@@ -10,6 +10,7 @@ use super::request::{Run, RunKind};
 use super::view::{Answer, Piece, View};
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::is_instant;
 use crate::ids::{LayerId, VolumeId};
 use crate::limits::EXTENT_BLOCKS;
 use crate::sync::RwLock;
@@ -119,12 +120,13 @@ impl Core {
         None
     }
 
-    /// Names of the snapshots of a volume on which a view stands.
+    /// Names of the snapshots of a volume on which a view stands, but for those that were taken for leases: they come and go.
     pub(super) fn snapshots_below(&self, view: &View, volume: VolumeId) -> Vec<String> {
         let catalog = self.catalog();
         let below: HashSet<LayerId> = catalog.chain(view.layer.id).map(|(layer, _)| layer).collect();
         let snapshots = catalog.volume(volume).into_iter().flat_map(|entry| entry.snapshots.iter());
-        snapshots.filter(|snapshot| below.contains(&snapshot.layer)).map(|snapshot| snapshot.name.clone()).collect()
+        let snapshots = snapshots.filter(|snapshot| !is_instant(&snapshot.name) && below.contains(&snapshot.layer));
+        snapshots.map(|snapshot| snapshot.name.clone()).collect()
     }
 
     /// The bytes of `range` that were written or zeroed since a snapshot of `volume`, in whole blocks; at most `runs_max` runs.

@@ -92,6 +92,11 @@ impl Leases {
     }
 }
 
+/// Whether a lease may have been asked for by this name.
+fn is_of(catalog: &Catalog, lease: &LeaseRecord, (volume, snapshot): (&str, Option<&str>)) -> bool {
+    catalog.volume_id(volume).is_ok_and(|id| id == lease.volume) && snapshot.is_none_or(|snapshot| snapshot == lease.snapshot)
+}
+
 fn lapses_at(lease: &LeaseRecord) -> u64 {
     lease.renewed_at.saturating_add(lease.lapse_seconds)
 }
@@ -157,6 +162,9 @@ impl Core {
         let now = self.unix_seconds();
         let mut catalog = self.catalog();
         let (id, snapshot) = match (catalog.lease(request.id), snapshot) {
+            (Some(lease), _) if request.action == LeaseAction::Take && !is_of(&catalog, lease, (volume, snapshot)) => {
+                return Err(Error::new(ErrorKind::Busy, "the number of this lease is that of a lease of something else: choose another"));
+            }
             (Some(lease), _) => (lease.volume, lease.snapshot.clone()),
             (None, None) => return Ok(None),
             (None, Some(snapshot)) => {

@@ -182,6 +182,38 @@ fn a_lease_holds_for_the_time_that_its_fork_was_told() {
 }
 
 #[test]
+fn instants_are_not_told_among_the_snapshots_since_which_changes_are_known() {
+    let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
+    let volume = store.create_volume("v", BLOCK as u64).unwrap();
+    volume.write_at(&[1], 0).unwrap();
+    store.create_snapshot("v", "s").unwrap();
+    for number in 2..5 {
+        volume.write_at(&[number], 0).unwrap();
+        store.lease(("v", None), &request(LeaseAction::Take, number), "there").unwrap();
+    }
+    // An NBD server lists the latest ones, and these would leave the user's no room.
+    assert_eq!((volume.snapshots_below(), store.snapshot_names("v").unwrap().len()), (vec!["s".to_owned()], 4));
+}
+
+#[test]
+fn a_number_stands_for_one_lease() {
+    let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
+    for name in ["v", "w"] {
+        store.create_volume(name, BLOCK as u64).unwrap().write_at(name.as_bytes(), 0).unwrap();
+        store.create_snapshot(name, "s").unwrap();
+    }
+    let take = |export| store.lease(export, &request(LeaseAction::Take, 1), "there");
+    assert_eq!(take(("v", Some("s"))).unwrap().unwrap().export, "v@s");
+    for other in [("w", None), ("w", Some("s")), ("v", Some("t"))] {
+        assert_eq!(take(other).unwrap_err().kind(), ErrorKind::Busy, "{other:?}");
+    }
+    // It is renewed whatever its volume is called by now.
+    store.rename("v", "u").unwrap();
+    let held = store.lease(("v", Some("s")), &request(LeaseAction::Hold, 1), "there").unwrap().unwrap().export;
+    assert_eq!(held, "u@s");
+}
+
+#[test]
 fn what_is_about_to_be_destroyed_by_force_is_not_leased() {
     let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
     store.create_volume("v", BLOCK as u64).unwrap().write_at(&[1], 0).unwrap();
