@@ -56,6 +56,7 @@ impl SharedFleet {
         let new = format!("{:016x}@{book}", random()?);
         let neighbours = self.neighbours(birth.wanted, &about)?;
         let path = layout::book_path(&book);
+        let mut lapses = None;
         let admitted = self.bucket().change(&path, BOOK_BYTES_MAX, |bytes| {
             let mut found = Book::read(&path, bytes)?;
             // After the book, so that no assignment slips between both.
@@ -76,12 +77,13 @@ impl SharedFleet {
                 // As for a scheduler: something may have been counted twice.
                 Err(refused) => return Ok(Change::KeepIfSame(Err(refused))),
             };
-            let before = taken.as_ref().map(|taken| taken.expires_at);
+            // If the answer to an earlier try was lost, its end was put off already.
+            lapses = lapses.or(taken.as_ref().map(|taken| taken.expires_at));
             // A reservation that is taken goes on to hold what it held.
             let resources = made.resources.clone();
-            let held = Reservation { expires_at: made.expires_at.max(before.unwrap_or(0)), ..taken.unwrap_or(made) };
+            let held = Reservation { expires_at: made.expires_at.max(lapses.unwrap_or(0)), ..taken.unwrap_or(made) };
             found.reservations.push(held);
-            Ok(Change::Write(found.next(&path)?, Ok(Admitted { id: wanted.id, resources, before })))
+            Ok(Change::Write(found.next(&path)?, Ok(Admitted { id: wanted.id, resources, before: lapses })))
         });
         admitted?
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::layout;
+use super::layout::{self, BOOK_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{HostInventory, Reservation};
 
@@ -38,11 +38,14 @@ impl Book {
     /// # Errors
     /// [`ErrorKind::NoSpace`] if it is full.
     pub fn next(mut self, path: &str) -> Result<Vec<u8>> {
-        if self.reservations.len() > RESERVATIONS_MAX {
+        // From its end it begins again: it only has to differ from the one before.
+        self.sequence = self.sequence.wrapping_add(1);
+        let bytes = layout::write(path, &self)?;
+        // A larger one is taken by nobody, and would close the zone.
+        if self.reservations.len() > RESERVATIONS_MAX || bytes.len() as u64 > BOOK_BYTES_MAX {
             return Err(Error::new(ErrorKind::NoSpace, format!("{path} is full: release reservations, or let them lapse")));
         }
-        self.sequence += 1;
-        layout::write(path, &self)
+        Ok(bytes)
     }
 
     /// Takes out what has lapsed by `now`, and what the hosts report themselves.

@@ -20,6 +20,11 @@ pub const INVENTORY_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of a book: some ten thousand reservations.
 pub const BOOK_BYTES_MAX: u64 = 8 << 20;
 
+/// Greater generations are no host's: at ten reports a second they take three billion years.
+pub const GENERATION_MAX: u64 = 1 << 60;
+/// Most kinds of processors, and of accelerators, of a host.
+pub const KINDS_MAX: usize = 100;
+
 const NAME_CHARACTERS_MAX: usize = 60;
 
 /// Refuses names that would not be the same as a part of a path.

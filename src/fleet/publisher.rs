@@ -1,7 +1,7 @@
 //! A host tells what it has.
 
 use super::bucket::Change;
-use super::layout::{self, INVENTORY_BYTES_MAX};
+use super::layout::{self, GENERATION_MAX, INVENTORY_BYTES_MAX, KINDS_MAX};
 use super::shared::SharedFleet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{HostInventory, InventoryDelta};
@@ -114,7 +114,7 @@ impl Publisher {
         let path = layout::delta_path(&delta.host);
         self.fleet.bucket().change(&path, INVENTORY_BYTES_MAX, |found| {
             // One that cannot be read is of no use to anyone.
-            let found = found.and_then(|bytes| layout::parse::<InventoryDelta>(&path, bytes).ok());
+            let found = found.and_then(|bytes| layout::parse::<InventoryDelta>(&path, bytes).ok()).filter(is_sane);
             match found {
                 // The answer to an earlier try was lost.
                 Some(found) if found == *delta => Ok(Change::Keep(())),
@@ -129,14 +129,18 @@ impl Publisher {
         let expected = self.whole.as_ref().map(|whole| whole.inventory.generation);
         // The generations of changes go on from those of what was written whole, so the next whole one comes after both.
         let delta = self.fleet.bucket().read(&layout::delta_path(&inventory.host), INVENTORY_BYTES_MAX)?;
-        let delta = delta.and_then(|bytes| layout::parse::<InventoryDelta>("delta", &bytes).ok()).map_or(0, |delta| delta.generation);
+        let delta = delta
+            .and_then(|bytes| layout::parse::<InventoryDelta>("delta", &bytes).ok())
+            .filter(is_sane)
+            .map_or(0, |delta| delta.generation);
         let (bytes, tag) = self.fleet.bucket().change_tagged(&path, INVENTORY_BYTES_MAX, |found| {
             let found = found.and_then(|bytes| layout::parse::<HostInventory>(&path, bytes).ok()).map(|found| found.generation);
+            let found = found.filter(|found| *found <= GENERATION_MAX);
             // One that is gone or older was wiped or restored; a newer one is somebody else's.
             if expected.is_some() && found > expected {
                 return Err(twice(&inventory.host));
             }
-            inventory.generation = inventory.generation.max(found.unwrap_or(0).max(delta).saturating_add(1));
+            inventory.generation = inventory.generation.max(found.unwrap_or(0).max(delta) + 1);
             let bytes = layout::write(&path, inventory)?;
             if bytes.len() as u64 > INVENTORY_BYTES_MAX {
                 let message = format!("the inventory of host '{}' has {} bytes: too many to report", inventory.host, bytes.len());
@@ -150,11 +154,23 @@ impl Publisher {
     }
 }
 
-/// Refuses an inventory whose names are no names.
+/// Whether a change has generations that a host comes to.
+pub(super) fn is_sane(delta: &InventoryDelta) -> bool {
+    delta.base.max(delta.generation) <= GENERATION_MAX
+}
+
+/// Refuses an inventory whose names are no names, or that has more kinds of processors than can be compared quickly.
 pub(super) fn check(inventory: &HostInventory) -> Result<()> {
     layout::valid_name("host", &inventory.host, true)?;
     layout::valid_name("region", &inventory.region, false)?;
-    layout::valid_name("zone", &inventory.zone, false)
+    layout::valid_name("zone", &inventory.zone, false)?;
+    match inventory.capacity.cpus.len().max(inventory.capacity.gpus.len()) {
+        0..=KINDS_MAX => Ok(()),
+        count => {
+            let message = format!("host '{}' has {count} kinds of processors, at most {KINDS_MAX} are told apart", inventory.host);
+            Err(Error::new(ErrorKind::InvalidInput, message))
+        }
+    }
 }
 
 fn twice(host: &str) -> Error {

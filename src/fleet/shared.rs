@@ -341,7 +341,7 @@ fn combine(host: &str, whole: Option<Vec<u8>>, delta: Option<Vec<u8>>) -> Result
             let message = format!("{} tells of host '{}': remove it", layout::delta_path(host), delta.host);
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
-        if delta.base > inventory.generation {
+        if delta.base > inventory.generation && publisher::is_sane(&delta) {
             return Ok(Combined::Again);
         }
         if delta.base == inventory.generation {

@@ -1,14 +1,16 @@
 //! Hosts and schedulers on one fleet, in memory and in a directory.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bucket::Change;
 use super::{Admitted, Birth, HostFacts, Published, Publisher, SharedFleet};
-use crate::content::Digest;
+use crate::content::{Digest, Image, ImageLayer};
 use crate::error::{ErrorKind, Result};
 use crate::placement::{
-    Compute, FleetOptions, HostInventory, HostStatus, PLACEMENTS_MAX, PlacedVolume, Placement, Policy, Processors, Request, Resources,
+    Compute, FleetOptions, HostInventory, HostStatus, InventoryDelta, PLACEMENTS_MAX, PlacedVolume, Placement, Policy, Processors, Request,
+    Resources,
 };
 use crate::store::{Store, StoreOptions};
 use crate::volume::IMAGE_LABEL;
@@ -475,4 +477,73 @@ fn several_are_placed_one_after_the_other() {
     let ids: BTreeSet<_> = placement.placed.iter().map(|placed| placed.reservation.id.clone()).collect();
     assert_eq!(ids.len(), 3);
     assert!(placement.nothing.is_some());
+}
+
+#[test]
+fn a_book_stays_readable_whatever_is_reserved() {
+    let fleet = memory();
+    publish(&fleet, host("a", "z", 100));
+    let layers = (0..40_000u32).map(|number| ImageLayer { digest: Digest::of(&number.to_le_bytes()), bytes: 1 }).collect();
+    let image = Some(Image { reference: "app:v1".into(), digest: Digest::of(b"app"), layers });
+    let reserve = |number: u32| place_at(&fleet, &Request { image: image.clone(), ..machine(&format!("v{number}")) }, NOW);
+    let refused = (0..10).find_map(|number| reserve(number).err()).expect("a book has an end");
+    assert!(refused.kind() == ErrorKind::NoSpace && refused.to_string().contains("is full"), "{refused}");
+    assert_eq!(fleet.load().unwrap().unreadable, []);
+    assert_eq!(place(&fleet, &machine("small")).placed.len(), 1);
+}
+
+#[test]
+fn numbers_at_their_end_stop_nobody() {
+    let fleet = memory();
+    let own = host("a", "z", 9);
+    publish(&fleet, own.clone());
+    put(&fleet, "reservations/ams.z.json", format!("{{\"sequence\":{},\"reservations\":[]}}", u64::MAX).as_bytes());
+    assert_eq!(place(&fleet, &machine("v")).placed.len(), 1);
+    admit(&fleet, &own, None, &machine("w"), NOW).unwrap();
+    let last = HostInventory { generation: u64::MAX, ..own.clone() };
+    put(&fleet, "hosts/a.json", &serde_json::to_vec(&last).unwrap());
+    let delta = InventoryDelta { host: "a".into(), base: u64::MAX - 1, generation: u64::MAX, ..InventoryDelta::default() };
+    put(&fleet, "deltas/a.json", &serde_json::to_vec(&delta).unwrap());
+    let mut publisher = Publisher::new(fleet.clone());
+    for round in 1..5 {
+        publisher.publish(own.clone(), NOW + 100 * round).unwrap();
+        assert_eq!(fleet.host("a").unwrap().reported_at, NOW + 100 * round);
+    }
+}
+
+#[test]
+fn a_host_of_countless_kinds_takes_out_itself() {
+    let fleet = memory();
+    publish(&fleet, host("good", "z", 1));
+    let mut many = host("many", "z", 1);
+    many.capacity.cpus.extend((0..1000).map(|number| (format!("kind-{number}"), 1)));
+    put(&fleet, "hosts/many.json", &serde_json::to_vec(&many).unwrap());
+    let view = fleet.load().unwrap();
+    assert_eq!((view.hosts.len(), view.hosts[0].host.as_str()), (1, "good"));
+    assert!(view.unreadable[0].reason.contains("kinds of processors"), "{:?}", view.unreadable);
+    let refused = Publisher::new(fleet).publish(many, NOW).unwrap_err();
+    assert!(refused.kind() == ErrorKind::InvalidInput && refused.to_string().contains("1001 kinds"), "{refused}");
+}
+
+/// The write of a reservation that was taken may succeed although the answer to it is lost.
+#[test]
+fn a_reservation_that_was_taken_twice_is_given_back_as_it_was() {
+    let fleet = memory();
+    let own = host("a", "z", 2);
+    publish(&fleet, own.clone());
+    let id = place(&fleet, &machine("v")).placed.remove(0).reservation.id;
+    let before = fleet.load().unwrap().reservations;
+    let asked = Cell::new(0);
+    let look = || {
+        asked.set(asked.get() + 1);
+        // First for the names, then with the book: another try of the same host comes before its write.
+        if asked.get() == 2 {
+            admit(&fleet, &own, Some(&id), &machine("v"), NOW)?;
+        }
+        Ok(own.clone())
+    };
+    let taken = fleet.admit(&Birth { wanted: &machine("v"), reservation: Some(&id), own: &look }, NOW).unwrap();
+    assert_eq!(asked.get(), 3);
+    fleet.give_back(&taken).unwrap();
+    assert_eq!(fleet.load().unwrap().reservations, before);
 }
