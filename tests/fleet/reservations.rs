@@ -51,11 +51,14 @@ fn reservations_are_checked_when_they_are_taken() {
     }
     place.ok("one", &["create", "disk", "--size", "1M", "--vm-cpus", "1", "--reservation", id]);
     let (kind, message) = create("one", id, "1M", "1");
+    assert!(kind == "exists" && message.contains("'disk' is on this host already"), "{kind}: {message}");
+    let again = ["create", "again", "--size", "1M", "--vm-cpus", "1", "--reservation", id];
+    let (kind, message) = place.error("one", &again);
     assert!(kind == "exists" && message.contains("used up"), "{kind}: {message}");
     place.wait_for("one", |host| host["assignments"][0] == id);
     place.wait_for_reservations(0);
-    let (kind, _) = create("one", id, "1M", "1");
-    assert_eq!(kind, "exists");
+    let (kind, message) = place.error("one", &again);
+    assert!(kind == "exists" && message.contains("used up"), "{kind}: {message}");
 
     // A fork takes one, too; a volume that cannot be made gives it back.
     place.ok("one", &["snapshot", "disk", "s"]);
@@ -90,6 +93,9 @@ fn a_host_makes_nothing_that_breaks_its_capacity_or_its_zone_unless_it_is_forced
     let more = [&["create", "more"], &machine[..]].concat();
     let (kind, message) = place.error("one", &more);
     assert!(kind == "no_space" && message.contains("one: 0 processors are free, 2 are needed"), "{kind}: {message}");
+    // Whoever did not hear that it was made asks again, and must not go elsewhere.
+    let (kind, message) = place.error("one", &[&["create", "db"], &machine[..]].concat());
+    assert!(kind == "exists" && !message.contains("--force"), "{kind}: {message}");
     // A fork has the machine of its source.
     let (kind, _) = place.error("one", &["fork", "db", "copy"]);
     assert_eq!(kind, "no_space");

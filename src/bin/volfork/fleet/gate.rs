@@ -1,10 +1,11 @@
 //! The gate of a host in a fleet: a volume has room that is held for it, from before it is made until the fleet is told of it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use volfork::fleet::{Birth, HostFacts, SharedFleet};
 use volfork::placement::{HostInventory, MachineHints, RESERVATION_LABEL, Request as Need};
-use volfork::{Result, Store};
+use volfork::{Error, ErrorKind, Result, Store};
 
 use super::now;
 use crate::gate::{Admission, Gate, Labels, forceable};
@@ -54,17 +55,52 @@ impl Unconfirmed {
     }
 }
 
+/// Reservations that are being taken. That one was used is seen when the volume is there; until then nobody else takes it.
+#[derive(Clone, Default)]
+struct Taking(Arc<Mutex<BTreeSet<String>>>);
+
+impl Taking {
+    fn begin(&self, id: &str) -> Result<Taken> {
+        match self.list().insert(id.to_owned()) {
+            true => Ok(Taken { all: self.clone(), id: id.to_owned() }),
+            false => Err(Error::new(ErrorKind::Busy, format!("reservation {id} is being used up by another volume: reserve again"))),
+        }
+    }
+
+    fn list(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reservation that is being taken.
+struct Taken {
+    all: Taking,
+    id: String,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.all.list().remove(&self.id);
+    }
+}
+
 /// The gate of a host in a fleet.
 pub struct FleetGate {
-    pub fleet: SharedFleet,
-    pub facts: HostFacts,
-    pub unconfirmed: Unconfirmed,
+    fleet: SharedFleet,
+    facts: HostFacts,
+    unconfirmed: Unconfirmed,
+    taking: Taking,
 }
 
 impl FleetGate {
+    pub fn new(fleet: SharedFleet, facts: HostFacts, unconfirmed: Unconfirmed) -> Self {
+        Self { fleet, facts, unconfirmed, taking: Taking::default() }
+    }
+
     fn hold(&self, store: &Store, name: &str, size_bytes: u64, labels: &mut Labels) -> Result<Admission> {
         let hints = MachineHints::from_labels(labels)?;
         let reservation = labels.get(RESERVATION_LABEL).cloned();
+        let taken = reservation.as_deref().map(|id| self.taking.begin(id)).transpose()?;
         let wanted = Need {
             app: hints.app.clone(),
             volume: name.to_owned(),
@@ -89,12 +125,52 @@ impl FleetGate {
                 // If the fleet cannot be told, what is held lapses.
                 let _ = fleet.give_back(&admitted);
             }
+            drop(taken);
         }))
     }
 }
 
 impl Gate for FleetGate {
     fn admit(&self, store: &Store, name: &str, size_bytes: u64, labels: &mut Labels) -> Result<Admission> {
+        // Whoever asks again for what was made must not take it for a lack of room, and go elsewhere.
+        if store.volume(name).is_ok() {
+            return Err(Error::new(ErrorKind::Exists, format!("volume '{name}' is on this host already: choose another name")));
+        }
         self.hold(store, name, size_bytes, labels).map_err(forceable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use volfork::StoreOptions;
+    use volfork::fleet::Publisher;
+    use volfork::placement::{FleetOptions, Policy, Resources};
+
+    use super::*;
+
+    #[test]
+    fn a_reservation_is_taken_by_one_volume_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        let capacity = Resources { volume_bytes: 1 << 30, ..Resources::default() };
+        let facts = HostFacts { host: "a".into(), region: "ams".into(), zone: "z".into(), capacity, ..HostFacts::default() };
+        let fleet = SharedFleet::open("memory://").unwrap();
+        Publisher::new(fleet.clone()).publish(facts.amounts(&store).unwrap(), now()).unwrap();
+        let wanted = Need { volume: "v".into(), volume_bytes: 1 << 20, count: 1, ..Need::default() };
+        let placed = fleet.place(&wanted, &Policy::default(), FleetOptions::default(), now()).unwrap().placed;
+        let gate = FleetGate::new(fleet.clone(), facts, Unconfirmed::default());
+        let labels = Labels::from([(RESERVATION_LABEL.to_owned(), placed[0].reservation.id.clone())]);
+        let ask = |name: &str| gate.admit(&store, name, 1 << 20, &mut labels.clone());
+
+        let first = ask("one").unwrap();
+        let refused = ask("two").err().unwrap();
+        assert!(refused.kind() == ErrorKind::Busy && refused.to_string().contains("used up by another volume"), "{refused}");
+        first.conclude(Err::<(), _>(Error::new(ErrorKind::NoSpace, "no room"))).unwrap_err();
+        let second = ask("two").unwrap();
+        second.conclude(store.create_volume_labeled("two", 1 << 20, labels.clone())).unwrap();
+        for (name, part) in [("one", "was used up"), ("two", "'two' is on this host already")] {
+            let refused = ask(name).err().unwrap();
+            assert!(refused.kind() == ErrorKind::Exists && refused.to_string().contains(part), "{refused}");
+        }
     }
 }

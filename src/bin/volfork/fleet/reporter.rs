@@ -77,7 +77,7 @@ impl Reporter {
 
     /// What holds room in the fleet for volumes that this host makes.
     pub fn gate(&self) -> FleetGate {
-        FleetGate { fleet: self.fleet.clone(), facts: self.facts.clone(), unconfirmed: self.unconfirmed.clone() }
+        FleetGate::new(self.fleet.clone(), self.facts.clone(), self.unconfirmed.clone())
     }
 
     /// What tells it of changes.
