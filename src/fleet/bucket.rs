@@ -6,11 +6,11 @@
 //! excludes threads and processes alike (on a network file system only if that passes locks on). Writes replace a file by a
 //! rename, so readers need no lock.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -30,6 +30,8 @@ const OBJECTS_MAX: usize = 100_000;
 const CHANGES_MAX: u32 = 64;
 /// How long a bucket may fail before a request is given up.
 const RETRY_TIME: Duration = Duration::from_secs(15);
+/// How long the lock of a directory is waited for: whoever has it may have been stopped.
+const LOCK_TIME: Duration = Duration::from_secs(30);
 
 /// An object and which version of it this is.
 struct Object {
@@ -130,7 +132,7 @@ impl Bucket {
         bytes_max: u64,
         mut decide: impl FnMut(Option<&[u8]>) -> Result<Change<T>>,
     ) -> Result<(T, Option<String>)> {
-        let _locked = self.lock.as_deref().map(locked).transpose()?;
+        let _locked = self.lock.as_deref().map(|path| locked(path, LOCK_TIME)).transpose()?;
         for attempt in 0..CHANGES_MAX {
             let found = self.runtime.block_on(self.fetch(path, bytes_max))?;
             let (bytes, answer) = match decide(found.as_ref().map(|object| &object.bytes[..]))? {
@@ -230,11 +232,27 @@ fn open_directory(path: &Path) -> Result<(Arc<dyn ObjectStore>, Option<PathBuf>)
 }
 
 /// Locks the lock file of a directory until what is answered is dropped.
-fn locked(path: &Path) -> Result<File> {
+fn locked(path: &Path, patience: Duration) -> Result<File> {
     let wrong = |error| Error::io(format!("cannot lock {}", path.display()), error);
+    let begun = Instant::now();
     loop {
         let file = File::options().create(true).write(true).truncate(false).open(path).map_err(wrong)?;
-        file.lock().map_err(wrong)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(error)) => return Err(wrong(error)),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < patience => {
+                std::thread::sleep(pause_after(0)?);
+                continue;
+            }
+            Err(TryLockError::WouldBlock) => {
+                let message = format!(
+                    "{} was locked by others for {} s: find out which process has it (fuser), and end it if it has stopped",
+                    path.display(),
+                    patience.as_secs()
+                );
+                return Err(Error::new(ErrorKind::Busy, message));
+            }
+        }
         // If the directory was wiped meanwhile, this is the lock of nobody: others make a new one.
         let own = file.metadata().map_err(wrong)?;
         if std::fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
@@ -317,6 +335,20 @@ mod tests {
         conforms(&Bucket::open(directory.path().to_str().unwrap()).unwrap());
         let url = format!("file://{}", directory.path().display());
         assert_eq!(Bucket::open(&url).unwrap().read("a/x", 3).unwrap().as_deref(), Some(&b"two"[..]));
+    }
+
+    #[test]
+    fn a_lock_that_is_never_given_back_is_not_waited_for_forever() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = locked(&path, Duration::ZERO).unwrap();
+        let refused = locked(&path, Duration::from_millis(10)).unwrap_err();
+        assert!(refused.kind() == ErrorKind::Busy && refused.to_string().contains("was locked by others"), "{refused}");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| locked(&path, LOCK_TIME));
+            drop(held);
+            waiting.join().unwrap().unwrap();
+        });
     }
 
     #[test]

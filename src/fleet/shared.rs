@@ -10,6 +10,7 @@ use super::bucket::{self, Bucket, Change};
 use super::layout::{self, BOOK_BYTES_MAX, INVENTORY_BYTES_MAX};
 use super::publisher;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::BlockSize;
 use crate::placement::{Fleet, FleetOptions, HostInventory, InventoryDelta, Nothing, Placed, Placement, Policy, Request, Reservation};
 
 /// How often a host that reports at the same moment is read again.
@@ -353,8 +354,9 @@ fn combine(host: &str, whole: Option<Vec<u8>>, delta: Option<Vec<u8>>) -> Result
     if inventory.host != host {
         return Err(wrong(&format_args!("it tells of host '{}'", inventory.host)));
     }
-    if let Some((identity, _)) = inventory.snapshots.iter().find(|(_, held)| !held.block_bytes.is_power_of_two()) {
-        return Err(wrong(&format_args!("the block size of snapshot {identity} is no power of two")));
+    if let Some((identity, held)) = inventory.snapshots.iter().find(|(_, held)| BlockSize::new(held.block_bytes).is_err()) {
+        // Others count what they need in blocks of this size.
+        return Err(wrong(&format_args!("blocks of {} bytes of snapshot {identity} are none of a store", held.block_bytes)));
     }
     Ok(Combined::Host(Box::new(inventory)))
 }

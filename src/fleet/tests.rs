@@ -9,8 +9,8 @@ use super::{Admitted, Birth, HostFacts, Published, Publisher, SharedFleet};
 use crate::content::{Digest, Image, ImageLayer};
 use crate::error::{ErrorKind, Result};
 use crate::placement::{
-    Compute, FleetOptions, HostInventory, HostStatus, InventoryDelta, PLACEMENTS_MAX, PlacedVolume, Placement, Policy, Processors, Request,
-    Resources,
+    Compute, FleetOptions, HeldSnapshot, HostInventory, HostStatus, InventoryDelta, PLACEMENTS_MAX, PlacedVolume, Placement, Policy,
+    Processors, Request, Resources,
 };
 use crate::store::{Store, StoreOptions};
 use crate::volume::IMAGE_LABEL;
@@ -523,6 +523,19 @@ fn a_host_of_countless_kinds_takes_out_itself() {
     assert!(view.unreadable[0].reason.contains("kinds of processors"), "{:?}", view.unreadable);
     let refused = Publisher::new(fleet).publish(many, NOW).unwrap_err();
     assert!(refused.kind() == ErrorKind::InvalidInput && refused.to_string().contains("1001 kinds"), "{refused}");
+}
+
+#[test]
+fn a_host_with_blocks_of_no_store_takes_out_itself() {
+    let fleet = memory();
+    for block_bytes in [0, 1, 2048, 4096, 5000, 65536, 1 << 31] {
+        let held = HeldSnapshot { block_bytes, size_bytes: 1 << 40, present: None };
+        let lying = HostInventory { snapshots: [("s".to_owned(), held)].into(), ..host(&format!("h{block_bytes}"), "z", 1) };
+        publish(&fleet, lying);
+    }
+    let view = fleet.load().unwrap();
+    assert_eq!(view.hosts.iter().map(|host| host.host.as_str()).collect::<Vec<_>>(), ["h4096", "h65536"]);
+    assert!(view.unreadable[0].reason.contains("blocks of 0 bytes"), "{:?}", view.unreadable);
 }
 
 /// The write of a reservation that was taken may succeed although the answer to it is lost.
