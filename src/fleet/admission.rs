@@ -64,8 +64,9 @@ impl SharedFleet {
             let mut wanted = Request { count: 1, id: birth.reservation.unwrap_or(&new).to_owned(), ..birth.wanted.clone() };
             wanted.regions.clear();
             let taken = birth.reservation.map(|id| take(&mut found, id, &own, &mut wanted, now)).transpose()?;
-            // What this host has and has not reported yet stays: schedulers know it from nowhere else.
-            found.clean(&[], now);
+            // What this host has and has not reported yet stays: schedulers know it from nowhere else. What others have, too: by a
+            // clock that is fast, it would be sold again.
+            found.reservations.retain(|held| held.host != own.host || held.expires_at > now);
             if let Some(made) = found.reservations.iter().find(|made| made.id == wanted.id) {
                 // The answer to an earlier try was lost.
                 return Ok(Change::Keep(Ok(Admitted { id: wanted.id, resources: made.resources.clone(), before: None })));

@@ -560,3 +560,15 @@ fn a_reservation_that_was_taken_twice_is_given_back_as_it_was() {
     fleet.give_back(&taken).unwrap();
     assert_eq!(fleet.load().unwrap().reservations, before);
 }
+
+#[test]
+fn a_host_with_a_fast_clock_lets_nothing_of_others_lapse() {
+    let fleet = memory();
+    publish(&fleet, host("a", "z", 0));
+    publish(&fleet, host("b", "z", 1));
+    let held = place(&fleet, &machine("v")).placed.remove(0).reservation;
+    assert_eq!(held.host, "b");
+    admit(&fleet, &host("a", "z", 1), None, &machine("own"), NOW + 3600).unwrap();
+    assert!(fleet.load().unwrap().reservations.contains(&held));
+    assert_eq!(place(&fleet, &machine("w")).placed, []);
+}
