@@ -105,6 +105,11 @@ impl Connector {
         self.ask(uri, since, Some(patience), move |opener, uri| caught(uri, || opener.lease(uri, &request))?, |_, _, _| {})
     }
 
+    /// Gives a lease back on this thread, also when nobody is to wait any longer. One that is not heard lapses.
+    pub fn give_back(&self, uri: &str, request: &LeaseRequest) {
+        let _ = caught(uri, || self.opener.lease(uri, request));
+    }
+
     /// Calls the opener and waits for its answer; `unwanted` gets one for which nobody waits any longer.
     fn ask<T: Send + 'static>(
         &self,

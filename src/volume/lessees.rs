@@ -114,9 +114,13 @@ impl State {
 }
 
 impl Asked<'_> {
+    pub fn release(&self) -> LeaseRequest {
+        LeaseRequest { action: LeaseAction::Release, ..self.request.clone() }
+    }
+
     /// Gives back what its server gives when nobody waits for it any longer; the store may be closed by then.
     pub fn return_late(&self) -> impl FnOnce(&dyn SourceOpener, &str, &Lease) + Send + use<> {
-        let request = LeaseRequest { action: LeaseAction::Release, ..self.request.clone() };
+        let request = self.release();
         // One that is not heard lapses.
         move |opener, uri, _| drop(opener.lease(uri, &request))
     }
@@ -416,6 +420,8 @@ impl Core {
                     over.push(id);
                     continue;
                 }
+                // The store is being closed, and asks once more as it does so.
+                (Some(Err(error)), _) if error.kind == SourceErrorKind::Closed && self.lessees.state.lock().stopping => break,
                 (Some(Err(error)), _) if error.kind == SourceErrorKind::Lost => drop(lost.insert(host)),
                 _ => {}
             }

@@ -324,9 +324,12 @@ impl Core {
                         admit(source.size_bytes(), &mut labels)?;
                         valid_labels(&labels).map(|()| labels)
                     });
+                    // No pass is held while the source is asked; the store may have been closed meanwhile, and gives back nothing more.
+                    let _pass = self.enter().inspect_err(|_| {
+                        source.close();
+                        lease.iter().for_each(|_| sources.give_back(&asked.uri, &asked.release()));
+                    })?;
                     let labels = admitted.inspect_err(|_| source.close())?;
-                    // No pass is held while the source is asked; the store may have been closed meanwhile.
-                    let _pass = self.enter().inspect_err(|_| source.close())?;
                     birth.opened(source.size_bytes());
                     let mut used = false;
                     let opened = Opened { uris: order, source: Arc::clone(&source), lease, asked, live };

@@ -1,14 +1,15 @@
 //! Leases when a server is in trouble, a clock is set, or nobody waits any longer for what was asked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
 use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceOpener};
+use volfork::volume::ForkOptions;
 use volfork::wire::LeaseGrant;
 use volfork::{Error, ErrorKind, LeaseId, Store, StoreOptions};
 
@@ -122,6 +123,18 @@ struct Lender {
     /// Those that were given, and those that were not given back.
     given: Arc<AtomicUsize>,
     lent: Arc<Mutex<BTreeSet<LeaseId>>>,
+    /// What becomes of the next that is given back.
+    hearing: Arc<(Mutex<Hearing>, Condvar)>,
+}
+
+#[derive(Default, PartialEq)]
+enum Hearing {
+    #[default]
+    Good,
+    /// It is not answered.
+    Bad,
+    /// It waits for an answer.
+    Waiting,
 }
 
 impl SourceOpener for Lender {
@@ -134,6 +147,14 @@ impl SourceOpener for Lender {
     }
 
     fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        if request.action == LeaseAction::Release {
+            let mut hearing = self.hearing.0.lock();
+            if *hearing == Hearing::Bad {
+                *hearing = Hearing::Waiting;
+                self.hearing.1.wait_while(&mut hearing, |hearing| *hearing == Hearing::Waiting);
+                return Ok(None);
+            }
+        }
         let mut lent = self.lent.lock();
         if request.action == LeaseAction::Release {
             lent.remove(&request.id);
@@ -170,6 +191,36 @@ fn a_lease_that_comes_when_nobody_waits_any_longer_is_given_back() {
         actor.hang_open(false);
         lender.await_returned(1);
     }
+}
+
+#[test]
+fn a_lease_of_a_fork_whose_store_is_closed_meanwhile_is_given_back() {
+    let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
+    lender.stage.add(Actor::new("a://", &pattern(7, 1 << 20)));
+    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+    let store = Store::create(dir.path(), options).unwrap();
+    // Whoever admits forks has asked the owner, who has closed the store.
+    let mut admit = |_: u64, _: &mut BTreeMap<String, String>| store.close();
+    let forked = store.fork_admitted(&["a://".into()], "f", &ForkOptions::default(), &mut admit);
+    assert_eq!(forked.map(drop).unwrap_err().kind(), ErrorKind::Closed);
+    lender.await_returned(1);
+}
+
+#[test]
+fn what_is_given_back_while_its_store_is_closed_is_said_again() {
+    let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
+    let actor = lender.stage.add(Actor::new("a://", &pattern(8, 1 << 20)));
+    actor.play(|_, _| Play::Hang);
+    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+    let store = Store::create(dir.path(), options).unwrap();
+    store.fork("a://", "f").unwrap();
+    *lender.hearing.0.lock() = Hearing::Bad;
+    store.destroy_volume("f", false).unwrap();
+    until(|| *lender.hearing.0.lock() == Hearing::Waiting, || "nothing is given back".into());
+    store.close().unwrap();
+    assert_eq!(*lender.lent.lock(), BTreeSet::new());
+    *lender.hearing.0.lock() = Hearing::Good;
+    lender.hearing.1.notify_all();
 }
 
 #[test]
