@@ -22,7 +22,8 @@ const UNTOLD_SECONDS: u64 = 300;
 pub struct Birth<'a> {
     /// The volume and its machine; regions, image, snapshot and count do not matter.
     pub wanted: &'a Request,
-    /// The reservation that it uses up; without one, one is made.
+    /// The reservation that it uses up; without one, one is made. Only one at a time may name it: that it was used is seen when the
+    /// volume is there.
     pub reservation: Option<&'a str>,
     /// What the host has. Asked when the book has been read.
     pub own: &'a dyn Fn() -> Result<HostInventory>,

@@ -283,7 +283,7 @@ impl SharedFleet {
         books.remove("");
         for (book, ids) in books {
             let path = layout::book_path(book);
-            self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
+            let confirmed = self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
                 let mut found = Book::read(&path, bytes)?;
                 let before = found.reservations.len();
                 found.reservations.retain(|reservation| reservation.host != host || !ids.contains(&&reservation.id));
@@ -291,7 +291,9 @@ impl SharedFleet {
                     true => Ok(Change::Write(found.next(&path)?, ())),
                     false => Ok(Change::Keep(())),
                 }
-            })?;
+            });
+            // One that cannot be read holds nothing, and may be of any zone that a label names.
+            confirmed.or_else(|error| if error.kind() == ErrorKind::Corrupt { Ok(()) } else { Err(error) })?;
         }
         Ok(())
     }

@@ -291,7 +291,9 @@ fn a_host_confirms_only_what_is_its_own() {
     let id = place(&fleet, &machine("v")).placed.remove(0).reservation.id;
     publish(&fleet, HostInventory { assignments: vec![id.clone(), "nonsense".into(), "x@../..".into()], ..host("b", "z", 1) });
     assert_eq!(fleet.load().unwrap().reservations[0].id, id);
-    publish(&fleet, HostInventory { assignments: vec![id], ..host("a", "z", 1) });
+    // Whatever a label of a volume names, the others are confirmed.
+    put(&fleet, "reservations/ams.broken.json", b"{");
+    publish(&fleet, HostInventory { assignments: vec!["x@ams.broken".into(), id], ..host("a", "z", 1) });
     assert_eq!(fleet.load().unwrap().reservations, []);
 }
 
