@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::disk::{DATA_BYTES, Disk, MIB, image};
 use crate::ledger::{Fate, Ledger};
+use crate::server::Server;
 use crate::way::Way;
-use crate::world::{Server, World, error_of, text, wait};
+use crate::world::{World, error_of, text, wait};
 
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 const GOLDEN: &str = "golden@g";
@@ -56,7 +57,9 @@ impl Day {
     }
 
     fn kill(&mut self, host: &str) {
-        self.servers[number(host)].take().unwrap().kill();
+        let mut server = self.servers[number(host)].take().unwrap();
+        server.0.kill().unwrap();
+        server.0.wait().unwrap();
     }
 
     /// Reserves for a fork of the golden snapshot; the reservation and the host.

@@ -6,5 +6,7 @@ mod bucket;
 mod day;
 mod disk;
 mod ledger;
+#[path = "../fleet/server.rs"]
+mod server;
 mod way;
 mod world;

@@ -3,13 +3,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::bucket;
+use crate::server::Server;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -160,27 +161,4 @@ pub fn error_of(output: &Output) -> (String, String) {
     let error: Value = serde_json::from_slice(&output.stderr).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
     let part = |name: &str| error["error"][name].as_str().unwrap().to_owned();
     (part("kind"), part("message"))
-}
-
-/// A serving process; killed when dropped.
-pub struct Server(Child);
-
-impl Server {
-    /// As a machine that loses its power.
-    pub fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    pub fn stop(mut self) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), rustix::process::Signal::TERM).unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -3,6 +3,7 @@
 
 mod bucket;
 mod reservations;
+mod server;
 mod signs;
 mod sources;
 
@@ -14,6 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use server::Server;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -158,23 +160,6 @@ impl Place {
 
     fn reservations(&self) -> usize {
         self.json("none", &["fleet", "list"])["reservations"].as_array().unwrap().len()
-    }
-}
-
-/// A serving process; killed when dropped.
-struct Server(Child);
-
-impl Server {
-    fn stop(mut self) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), rustix::process::Signal::TERM).unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

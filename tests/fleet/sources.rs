@@ -50,7 +50,7 @@ fn a_remote_fork_has_the_machine_of_its_source() {
         assert_eq!(reserved["placed"][0]["reservation"]["app"], "shop");
         place.ok("none", &["fleet", "release", reserved["placed"][0]["reservation"]["id"].as_str().unwrap()]);
     }
-    [one, two, three].into_iter().for_each(crate::Server::stop);
+    [one, two, three].into_iter().for_each(crate::server::Server::stop);
 }
 
 #[test]
