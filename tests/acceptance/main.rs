@@ -5,7 +5,12 @@
 mod bucket;
 mod day;
 mod disk;
+#[cfg(feature = "images")]
+mod images;
 mod ledger;
+#[cfg(feature = "images")]
+#[path = "../images/programs.rs"]
+mod programs;
 #[path = "../fleet/server.rs"]
 mod server;
 mod way;

@@ -1,4 +1,4 @@
-//! A way between hosts: TCP in front of a server's socket. It counts what the server sends, and can hold it.
+//! A way to a host or a registry: TCP in front of a server's socket. It counts what the server sends, and can hold it.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -39,8 +39,13 @@ impl Way {
         Self { port, shared }
     }
 
+    /// Where it begins: host and port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub fn uri(&self, export: &str) -> String {
-        format!("nbd://127.0.0.1:{}/{export}", self.port)
+        format!("nbd://{}/{export}", self.address())
     }
 
     /// Bytes that the server has sent.

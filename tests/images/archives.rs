@@ -8,7 +8,7 @@ use volfork::content::Digest;
 use volfork::image::{ImportOptions, import_image};
 
 use crate::fixture::{Archive, Host, Layer, Layout};
-use crate::{check, debugfs, run};
+use crate::programs::{check, debugfs, run};
 
 fn text(image: &std::path::Path, request: &str) -> String {
     String::from_utf8_lossy(&debugfs(image, request)).into_owned()

@@ -3,7 +3,7 @@
 use tar::EntryType;
 
 use crate::fixture::{Archive, Host, Layout};
-use crate::{check, debugfs};
+use crate::programs::{check, debugfs};
 
 fn text(image: &std::path::Path, request: &str) -> String {
     String::from_utf8_lossy(&debugfs(image, request)).into_owned()

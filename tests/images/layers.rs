@@ -3,8 +3,8 @@
 use volfork::ErrorKind;
 use volfork::image::{ImportOptions, ImportProgress, Platform, import_image};
 
-use crate::check;
 use crate::fixture::{Archive, Host, Layer, Layout, content};
+use crate::programs::check;
 
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2).wrapping_add(1);

@@ -1,62 +1,14 @@
 //! Images that other programs make, and a registry that another program is.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use volfork::{Store, StoreOptions};
 
 use crate::fixture::{Host, content};
-use crate::{check, debugfs, run};
-
-/// A registry on this machine, which ends with the test.
-struct Registry {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Registry {
-    /// The port is free when it is chosen; if another program is faster, the registry ends, and the next one is tried.
-    fn start(directory: &Path) -> Self {
-        for _ in 0..10 {
-            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-            let config = directory.join("registry.yml");
-            let root = directory.join("registry");
-            let text = format!(
-                "version: 0.1\nlog: {{accesslog: {{disabled: true}}, level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: \"{address}\"}}\n",
-                root.display()
-            );
-            std::fs::write(&config, text).unwrap();
-            let child = Command::new("docker-registry")
-                .args(["serve", config.to_str().unwrap()])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap_or_else(|error| panic!("docker-registry cannot be run ({error}): install Debian's package docker-registry"));
-            let mut registry = Self { child, address };
-            let begun = Instant::now();
-            while registry.child.try_wait().unwrap().is_none() {
-                if std::net::TcpStream::connect(&registry.address).is_ok() {
-                    return registry;
-                }
-                assert!(begun.elapsed() < Duration::from_secs(30), "the registry does not listen");
-                std::thread::yield_now();
-            }
-        }
-        panic!("the registry ended at once, ten times");
-    }
-}
+use crate::programs::{Registry, Umoci, check, debugfs};
 
 fn volfork(host: &Host, arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_volfork"))
@@ -77,19 +29,17 @@ fn json(host: &Host, arguments: &[&str]) -> Value {
 }
 
 /// A layout with an image of two layers, made by `umoci`.
-fn umoci_layout(directory: &Path) -> String {
-    let layout = directory.join("layout").display().to_string();
+fn umoci_layout(directory: &Path) -> Umoci {
+    let layout = Umoci::new(&directory.join("layout"));
     let tree = directory.join("tree");
     std::fs::create_dir_all(tree.join("etc")).unwrap();
     std::fs::write(tree.join("etc/issue"), "made by umoci\n").unwrap();
     std::fs::write(tree.join("data"), vec![7; 300_000]).unwrap();
     std::os::unix::fs::symlink("etc/issue", tree.join("link")).unwrap();
-    run("umoci", &["init", "--layout", &layout]);
-    let image = format!("{layout}:v1");
-    run("umoci", &["new", "--image", &image]);
-    run("umoci", &["insert", "--rootless", "--image", &image, tree.to_str().unwrap(), "/"]);
+    layout.begin("v1", None);
+    layout.insert("v1", &tree, "/");
     std::fs::write(tree.join("data"), vec![8; 100_000]).unwrap();
-    run("umoci", &["insert", "--rootless", "--image", &image, tree.join("data").to_str().unwrap(), "/data"]);
+    layout.insert("v1", &tree.join("data"), "/data");
     layout
 }
 
@@ -98,13 +48,13 @@ fn images_of_other_programs_are_imported_from_a_layout_and_from_a_registry() {
     let host = Host::new();
     let directory = host.directory.path();
     let layout = umoci_layout(directory);
-    let registry = Registry::start(directory);
+    let registry = Registry::start(directory, None);
     let remote = format!("{}/team/app:v1", registry.address);
-    run("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", &format!("oci:{layout}:v1"), &format!("docker://{remote}")]);
+    layout.push("v1", &remote, "oci");
     // Docker's own media types, as many registries have them.
     let docker = format!("{}/team/app:docker", registry.address);
-    let (from, to) = (format!("oci:{layout}:v1"), format!("docker://{docker}"));
-    run("skopeo", &["--insecure-policy", "copy", "--format", "v2s2", "--dest-tls-verify=false", &from, &to]);
+    layout.push("v1", &docker, "v2s2");
+    let from = layout.name("v1");
 
     let here = json(&host, &["image", "show", &from]);
     let there = json(&host, &["image", "show", &remote]);
@@ -142,7 +92,7 @@ fn images_of_other_programs_are_imported_from_a_layout_and_from_a_registry() {
         (format!("{}/team/app:absent", registry.address), "not in the registry"),
         (format!("{}/team/absent:v1", registry.address), "not in the registry"),
         ("127.0.0.1:1/team/app:v1".into(), "cannot be read"),
-        (format!("oci:{layout}:absent"), "has no tag 'absent'"),
+        (layout.name("absent"), "has no tag 'absent'"),
     ] {
         let (done, _, errors) = volfork(&host, &["image", "import", &reference, "bad"]);
         assert!(!done && errors.contains(wanted), "{reference}: {errors}");
@@ -154,7 +104,7 @@ fn images_of_other_programs_are_imported_from_a_layout_and_from_a_registry() {
 #[test]
 fn the_process_that_serves_the_store_imports_for_others() {
     let host = Host::new();
-    let layout = umoci_layout(host.directory.path());
+    umoci_layout(host.directory.path());
     let store = host.directory.path().join("other");
     assert!(volfork(&host, &["init"]).0);
     let mut server = Command::new(env!("CARGO_BIN_EXE_volfork"))
@@ -180,7 +130,7 @@ fn the_process_that_serves_the_store_imports_for_others() {
     let _ = output.read_to_string(&mut line);
     assert!(server.wait().unwrap().success());
     assert!(client.status.success() && text.contains("\"layers\":2"), "{text}");
-    assert_eq!(listed[0]["name"], "v", "{listed} {layout}");
+    assert_eq!(listed[0]["name"], "v", "{listed}");
     // The server counts how long starts take, and logs each.
     assert_eq!((&starts["fetched"]["count"], &starts["cached"]["count"]), (&1.into(), &0.into()), "{starts}");
     assert!(line.contains("\"event\":\"image_ready\"") && line.contains("\"cached\":false"), "{line}");

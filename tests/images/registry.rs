@@ -8,8 +8,8 @@ use volfork::content::Digest;
 use volfork::image::{ManifestSource, Platform, RegistryLogin, RegistryOptions, RegistrySource, Version};
 use volfork::{ErrorKind, Store, StoreOptions};
 
-use crate::check;
 use crate::fixture::{Archive, Host, Layout};
+use crate::programs::check;
 
 /// `Authorization: Basic` of alice with the password secret.
 const BASIC: &str = "Basic YWxpY2U6c2VjcmV0";

@@ -10,8 +10,8 @@ use volfork::image::{
 };
 use volfork::{Error, ErrorKind, Result};
 
-use crate::check;
 use crate::fixture::{Archive, Host, Layout, content};
+use crate::programs::check;
 
 /// A layout that notes which blobs are opened.
 struct Noted(LayoutSource, Mutex<Vec<Digest>>);
