@@ -147,7 +147,7 @@ fn a_source_dies(day: &mut Day, web: &mut Disk) {
     day.wait_for_volume("b", "web2", |volume| volume["state"] == "hydrating");
 }
 
-/// Reads while most is missing; then the host of the fork dies, too.
+/// Reads while most is missing; then the host of the fork dies, too, and is back before its source.
 fn a_fork_dies(day: &mut Day, web: &mut Disk) {
     // Paused, it fetches what readers want and nothing else.
     day.world.ok("b", &["hydrate", "web2", "--pause"]);
@@ -157,7 +157,12 @@ fn a_fork_dies(day: &mut Day, web: &mut Disk) {
     web.write(20 * MIB, 8192, 173, true);
     web.write(21 * MIB, 8192, 174, false);
     day.kill("b");
+    day.kill("a");
     day.serve("b");
+    // Both have died, and this one is back first: it has what was written, and lacks what never came.
+    web.check_blocks((20 * MIB / 4096..20 * MIB / 4096 + 2).chain(21 * MIB / 4096..21 * MIB / 4096 + 2));
+    web.cannot_read(web.bytes.len() / 4096 - 2);
+    day.serve("a");
     assert!(missing(&day.world.ok("b", &["show", "web2"])) > 0);
     web.check_blocks((0..web.bytes.len() / 4096).rev().step_by(1021));
     day.world.ok("b", &["hydrate", "web2", "--resume", "--rate", "0"]);

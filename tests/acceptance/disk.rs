@@ -45,6 +45,13 @@ impl Disk {
         self.bytes[at..at + length].fill(byte);
     }
 
+    /// A write for which there is no room says so, and changes nothing.
+    pub fn cannot_write(&self, at: usize, length: usize) {
+        let output = self.io(&[format!("write -P 99 {at} {length}")]);
+        let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+        assert!(said.contains("write failed: No space left on device"), "{}: {said}", self.uri);
+    }
+
     /// Reads blocks by a client, which compares them.
     pub fn check_blocks(&self, blocks: impl Iterator<Item = usize>) {
         let command = |block: usize| format!("read -P {} {} {BLOCK}", self.bytes[block * BLOCK], block * BLOCK);

@@ -5,10 +5,10 @@
 mod bucket;
 mod day;
 mod disk;
+mod full;
 #[cfg(feature = "images")]
 mod images;
 mod ledger;
-#[cfg(feature = "images")]
 #[path = "../images/programs.rs"]
 mod programs;
 #[path = "../fleet/server.rs"]
