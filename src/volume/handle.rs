@@ -163,7 +163,7 @@ impl Volume {
     /// [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.resize_head(&self.0, size_bytes, force)
+        self.0.core.resize_head(&self.0, |_| Ok(size_bytes), force)
     }
 
     /// What answers for the bytes from the start of `range`, coalesced; at most `runs_max` runs, never past the range.

@@ -29,19 +29,32 @@ impl Core {
     pub fn resize(self: &Arc<Self>, name: &str, size_bytes: u64, force: bool) -> Result<()> {
         check_size(size_bytes)?;
         let head = self.head(name)?;
-        self.resize_head(&head, size_bytes, force)
+        self.resize_head(&head, |_| Ok(size_bytes), force)
+    }
+
+    /// Gives a volume the size that `size_of` makes of the one that it has, which nobody else changes meanwhile.
+    ///
+    /// # Errors
+    /// Those of `size_of`; as [`Core::resize`].
+    pub fn resize_with(self: &Arc<Self>, name: &str, size_of: impl FnOnce(u64) -> Result<u64>) -> Result<()> {
+        let head = self.head(name)?;
+        self.resize_head(&head, size_of, false)
     }
 
     /// As [`Core::resize`], of a volume that is open, whatever it is called by now.
     ///
     /// # Errors
     /// As there.
-    pub fn resize_head(&self, head: &Head, size_bytes: u64, force: bool) -> Result<()> {
-        check_size(size_bytes)?;
+    pub fn resize_head(&self, head: &Head, size_of: impl FnOnce(u64) -> Result<u64>, force: bool) -> Result<()> {
         self.layers.prepare_shape()?;
         let _one_at_a_time = head.resizing.lock();
         head.check_alive()?;
         let old = head.view.read().size_bytes;
+        let size_bytes = size_of(old)?;
+        check_size(size_bytes)?;
+        if size_bytes == old {
+            return Ok(());
+        }
         if size_bytes < old && !force {
             let (name, lost) = (head.name(), old - size_bytes);
             let message = format!("volume '{name}' has {old} bytes; {size_bytes} would lose the last {lost}: force it if you mean it");

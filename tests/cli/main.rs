@@ -5,6 +5,7 @@ mod host;
 mod hydration;
 mod ids;
 mod leases;
+mod repeats;
 mod transfer;
 
 use std::fs::{self, File};

@@ -142,12 +142,18 @@ pub enum Command {
     #[command(subcommand)]
     Fleet(FleetCommand),
     /// Make a volume larger
+    ///
+    /// A command whose answer was lost can be repeated with the new size, or with --from: it changes nothing if it was done. +SIZE alone
+    /// adds each time.
     Extend {
         /// Name of the volume
         name: String,
         /// The new size, as in 20G, or what to add, as in +10G
         #[arg(long, allow_hyphen_values = true)]
         size: Growth,
+        /// The size before. A volume that has neither this size nor the new one is left as it is, with an error
+        #[arg(long, value_parser = size)]
+        from: Option<u64>,
     },
     /// Give a volume another name
     Rename {

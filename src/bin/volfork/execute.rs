@@ -5,7 +5,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use volfork::volume::{ForkOptions, HydrationInfo, HydrationState, SnapshotInfo, VolumeState};
-use volfork::{ErrorKind, Store, format_bytes};
+use volfork::{Error, ErrorKind, Store, format_bytes};
 
 use crate::clients::Clients;
 use crate::failure::{Failure, Result};
@@ -55,7 +55,10 @@ pub fn execute(
             shown(store, Done::Forked, &name)
         }
         Request::Origin { target } => Ok(Response::Origin(origin(store, &target)?)),
-        Request::Extend { name, growth } => extend(store, &name, growth),
+        Request::Extend { name, growth, from } => {
+            store.resize_with(&name, |size_bytes| grown(&name, size_bytes, growth, from))?;
+            shown(store, Done::Extended, &name)
+        }
         Request::Rename { name, new } => {
             store.rename(&name, &new)?;
             shown(store, Done::Renamed, &new)
@@ -89,27 +92,25 @@ fn find_snapshot(snapshots: Vec<SnapshotInfo>, name: &str) -> Result<SnapshotInf
     found.ok_or_else(|| Failure::new(ErrorKind::NotFound, format!("snapshot '{name}' was destroyed at the same moment")))
 }
 
-fn extend(store: &Store, name: &str, growth: Growth) -> Result<Response> {
-    let size_bytes = store.volume(name)?.size_bytes();
-    let wanted = grown(name, size_bytes, growth)?;
-    if wanted != size_bytes {
-        store.resize(name, wanted, false)?;
+/// The size of a volume of `size_bytes` after `growth`, which may be meant for one of `from` bytes and made already; an error if it is
+/// smaller, or does not fit 64 bits.
+fn grown(name: &str, size_bytes: u64, growth: Growth, from: Option<u64>) -> volfork::Result<u64> {
+    let refused = |message| Err(Error::new(ErrorKind::InvalidInput, message));
+    let before = from.unwrap_or(size_bytes);
+    let wanted = match growth {
+        Growth::To(bytes) => bytes,
+        Growth::By(bytes) => match before.checked_add(bytes) {
+            Some(wanted) => wanted,
+            None => return refused(format!("volume '{name}' cannot grow by {bytes} bytes: give a smaller size")),
+        },
+    };
+    if size_bytes != before && size_bytes != wanted {
+        return refused(format!("volume '{name}' has {size_bytes} bytes, neither {before} nor {wanted}: look at 'volfork show {name}'"));
     }
-    shown(store, Done::Extended, name)
-}
-
-/// The size after `growth`; an error if that is smaller, or does not fit 64 bits.
-fn grown(name: &str, size_bytes: u64, growth: Growth) -> Result<u64> {
-    match growth {
-        Growth::To(bytes) if bytes < size_bytes => Err(Failure::new(
-            ErrorKind::InvalidInput,
-            format!("volume '{name}' has {size_bytes} bytes already, and extend only grows: give a larger size, or +SIZE"),
-        )),
-        Growth::To(bytes) => Ok(bytes),
-        Growth::By(bytes) => size_bytes.checked_add(bytes).ok_or_else(|| {
-            Failure::new(ErrorKind::InvalidInput, format!("volume '{name}' cannot grow by {bytes} bytes: give a smaller size"))
-        }),
+    if wanted < size_bytes {
+        return refused(format!("volume '{name}' has {size_bytes} bytes already, and extend only grows: give a larger size, or +SIZE"));
     }
+    Ok(wanted)
 }
 
 fn destroy(store: &Store, clients: &Clients, target: Target, recursive: bool, force: bool) -> Result<Response> {
@@ -207,10 +208,18 @@ mod tests {
 
     #[test]
     fn extend_only_grows() {
-        assert_eq!(grown("v", 10, Growth::By(5)), Ok(15));
-        assert_eq!(grown("v", 10, Growth::To(10)), Ok(10));
+        let by = |size_bytes, growth, from| grown("v", size_bytes, growth, from).map_err(|error| error.kind());
+        assert_eq!(by(10, Growth::By(5), None), Ok(15));
+        assert_eq!(by(10, Growth::To(10), None), Ok(10));
         for growth in [Growth::To(9), Growth::By(u64::MAX)] {
-            assert!(grown("v", 10, growth).unwrap_err().is(ErrorKind::InvalidInput));
+            assert_eq!(by(10, growth, None), Err(ErrorKind::InvalidInput));
+        }
+        // Asked for again, it is not made twice; what somebody else made is told.
+        for (growth, size_bytes) in [(Growth::By(5), 10), (Growth::By(5), 15), (Growth::To(15), 10), (Growth::To(15), 15)] {
+            assert_eq!(by(size_bytes, growth, Some(10)), Ok(15));
+        }
+        for (growth, size_bytes) in [(Growth::By(5), 12), (Growth::To(15), 20), (Growth::To(9), 10), (Growth::By(u64::MAX), 10)] {
+            assert_eq!(by(size_bytes, growth, Some(10)), Err(ErrorKind::InvalidInput));
         }
     }
 }

@@ -54,8 +54,13 @@ pub enum Request {
     },
     /// What a fork of it would be made from.
     Origin { target: Target },
-    /// A larger size.
-    Extend { name: String, growth: Growth },
+    /// A larger size, of a volume that has so many bytes or was extended already.
+    Extend {
+        name: String,
+        growth: Growth,
+        #[serde(default)]
+        from: Option<u64>,
+    },
     /// Another name.
     Rename { name: String, new: String },
     /// The end of a volume or snapshot; `recursive` includes a volume's snapshots, `force` what forks of other hosts need.
