@@ -1,7 +1,7 @@
 //! Questions about the shape.
 
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
-use crate::content::Digest;
+use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{HeldRecord, LayerRecord, LeaseRecord, LesseeRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
@@ -73,14 +73,21 @@ impl Catalog {
         self.layers.iter().map(|(id, entry)| (*id, entry))
     }
 
-    /// The layer whose view is this chain of layers of an image, and the size of the volume it was sealed in.
-    pub fn held(&self, chain: &Digest) -> Option<(LayerId, u64)> {
+    /// The layer whose view is this chain of layers of an image, of those that are `whole`, and the size of the volume it was sealed in.
+    pub fn held(&self, chain: &Digest, whole: impl Fn(LayerId) -> bool) -> Option<(LayerId, u64)> {
         let found = |(id, entry): (&LayerId, &LayerEntry)| {
             let (_, size_bytes) = entry.held.iter().find(|(held, _)| held.chain == *chain)?;
             Some((*id, *size_bytes))
         };
-        // The oldest of several, so that the answer does not depend on the order of a hash map.
-        self.layers.iter().filter_map(found).min()
+        // The newest of several: it was fetched again because an older one was damaged.
+        self.layers.iter().filter_map(found).filter(|(id, _)| whole(*id)).max()
+    }
+
+    /// Other layers that hold a chain of layers of an image which this one holds, in no order.
+    pub fn twins(&self, layer: LayerId) -> Vec<LayerId> {
+        let Some(LayerEntry { held, .. }) = self.layers.get(&layer).filter(|entry| !entry.held.is_empty()) else { return Vec::new() };
+        let is_twin = |(other, _): &(HeldLayer, u64)| held.iter().any(|(own, _)| own.chain == other.chain);
+        self.layers().filter(|(id, entry)| *id != layer && entry.held.iter().any(is_twin)).map(|(id, _)| id).collect()
     }
 
     /// Layers that stand for the bytes of this identity, in no order.

@@ -1,6 +1,7 @@
 //! An image becomes a volume: its layers become a chain of layers of the store.
 //!
-//! A layer that the store holds already is neither fetched nor stored again, whichever image it came with.
+//! A layer that the store holds already is neither fetched nor stored again, whichever image it came with. One whose damage was met is:
+//! what stands on the damaged one is repaired from the new one then, block by block.
 //!
 //! # Crash ordering
 //! The volume is made under a name of its own, and gets that which was asked for as the last step ([`crate::store::Unfinished`]).
@@ -43,11 +44,14 @@ pub struct ImportOptions {
     pub platform: Platform,
     /// Bytes of all layers when unpacked, at most.
     pub unpacked_bytes_max: u64,
+    /// Whether every block of the layers that are here is read before they are used; those that are damaged are fetched again.
+    /// Without, those whose damage this store has met since it was opened are.
+    pub verify: bool,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        Self { size_bytes: None, platform: Platform::here(), unpacked_bytes_max: 64 << 30 }
+        Self { size_bytes: None, platform: Platform::here(), unpacked_bytes_max: 64 << 30, verify: false }
     }
 }
 
@@ -137,7 +141,7 @@ pub fn import_image(
         prepare_seconds: begun.elapsed().saturating_sub(import.fetch).as_secs_f64(),
         bytes_fetched: import.bytes_done,
         layers: image.layers.len() as u64,
-        layers_reused: (image.layers.len() - import.layers_made) as u64,
+        layers_reused: image.layers.len().saturating_sub(import.layers_made) as u64,
     };
     Ok(ImportedImage { volume: volume.into(), size_bytes, image: image.image, start })
 }
@@ -213,7 +217,7 @@ impl Import<'_> {
     fn chain<'r>(&mut self, reserved: &'r ReservedName) -> Result<Chain<'r>> {
         let layers = &self.image.layers;
         let mut chain = self.begin(reserved)?;
-        let mut left = self.options.unpacked_bytes_max;
+        let (mut left, mut damaged) = (self.options.unpacked_bytes_max, 0);
         while let Some(layer) = layers.get(chain.layers) {
             let making = Making::claim(self.store, layer.held.chain);
             if making.is_none() || self.store.held_layers().iter().any(|held| held.chain == layer.held.chain) {
@@ -222,14 +226,20 @@ impl Import<'_> {
                 while !Making::wait(self.store, layer.held.chain) {
                     (self.tell)(ImportProgress { bytes_done: self.bytes_done, bytes_total: self.bytes_total })?;
                 }
-                let again = self.begin(reserved)?;
-                let mut before = std::mem::replace(&mut chain, again);
-                before.whole.last = None;
+                self.begin_again(reserved, &mut chain)?;
                 continue;
             }
             let volume = chain.work.volume();
-            let mut files = if chain.layers == 0 { FileSystem::create(volume)? } else { FileSystem::open(volume)? };
-            self.put(&mut files, layer, &mut left)?;
+            match self.put(volume, chain.layers == 0, layer, &mut left) {
+                // The layers below were damaged, which is known by now: what is whole of them is begun with.
+                Err(error) if error.corruption().is_some() && damaged < layers.len() => {
+                    (damaged, left) = (damaged + 1, self.options.unpacked_bytes_max);
+                    drop(making);
+                    self.begin_again(reserved, &mut chain)?;
+                    continue;
+                }
+                put => put?,
+            }
             volume.snapshot_image(LAYER, layer.held)?;
             chain.whole.last = Some(layer.held.chain);
             self.store.destroy_snapshot(&volume.name(), LAYER)?;
@@ -241,19 +251,50 @@ impl Import<'_> {
         Ok(chain)
     }
 
+    /// Takes a volume on top of the layers that are here by now in place of that of `chain`.
+    fn begin_again<'r>(&mut self, reserved: &'r ReservedName, chain: &mut Chain<'r>) -> Result<()> {
+        let again = self.begin(reserved)?;
+        std::mem::replace(chain, again).whole.last = None;
+        Ok(())
+    }
+
+    /// The layers of the image that are here, and an unfinished volume on top of them.
+    fn fork_here<'r>(&mut self, reserved: &'r ReservedName) -> Result<(Unfinished<'r>, usize)> {
+        let layers = &self.image.layers;
+        for _ in 0..=layers.len() {
+            let held: HashSet<_> = self.store.held_layers().into_iter().map(|held| held.chain).collect();
+            let Some(last) = layers.iter().rposition(|layer| held.contains(&layer.held.chain)) else { break };
+            match reserved.fork_held(&layers[last].held.chain) {
+                Ok(work) if self.is_sound(work.volume())? => return Ok((work, last + 1)),
+                // Its damage is known by now, so it is not held any more.
+                Ok(_) => {}
+                // They went away a moment ago.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((reserved.create_for_layers(NEW_BYTES)?, 0))
+    }
+
+    /// Whether every block below a volume is what was stored, if that has to be known.
+    fn is_sound(&mut self, volume: &Volume) -> Result<bool> {
+        if !self.options.verify {
+            return Ok(true);
+        }
+        let progress = ImportProgress { bytes_done: self.bytes_done, bytes_total: self.bytes_total };
+        let mut told = Ok(());
+        let report = self.store.scrub_while(Some(&volume.name()), &mut |_| {
+            told = (self.tell)(progress);
+            told.is_ok()
+        })?;
+        told.map(|()| report.blocks_damaged == 0)
+    }
+
     /// A volume on top of the layers that are here.
     fn begin<'r>(&mut self, reserved: &'r ReservedName) -> Result<Chain<'r>> {
         let layers = &self.image.layers;
         let left = reserved.left_layers();
-        let held: HashSet<_> = self.store.held_layers().into_iter().map(|held| held.chain).collect();
-        let here = (0..layers.len()).rev().find(|number| held.contains(&layers[*number].held.chain)).map_or(0, |number| number + 1);
-        let forked = layers[..here].last().map(|last| reserved.fork_held(&last.held.chain));
-        let (work, here) = match forked {
-            Some(Ok(work)) => (work, here),
-            // They went away a moment ago.
-            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => (reserved.create_for_layers(NEW_BYTES)?, 0),
-        };
+        let (work, here) = self.fork_here(reserved)?;
         let last = layers[..here].last().filter(|_| !left.is_empty() || self.layers_made > 0).map(|layer| layer.held.chain);
         for name in &left {
             // The layers that it keeps are below the volume now, as far as they are needed. One that somebody reads stays.
@@ -265,13 +306,14 @@ impl Import<'_> {
     }
 
     /// Fetches a layer and puts it on top of those below.
-    fn put(&mut self, files: &mut FileSystem<'_>, layer: &ResolvedLayer, left: &mut u64) -> Result<()> {
+    fn put(&mut self, volume: &Volume, is_first: bool, layer: &ResolvedLayer, left: &mut u64) -> Result<()> {
+        let mut files = if is_first { FileSystem::create(volume)? } else { FileSystem::open(volume)? };
         let begun = Instant::now();
         let blob = Blob::open(self.source, layer.held.layer)?;
         self.fetch += begun.elapsed();
         let limit = self.options.unpacked_bytes_max;
         let mut fetched = Fetched { blob, import: self };
-        unpack(files, &mut fetched, layer, left, limit)?;
+        unpack(&mut files, &mut fetched, layer, left, limit)?;
         // The archive may end before the blob does.
         io::copy(&mut fetched, &mut io::sink()).map_err(|error| error_of("a layer of the image", error))?;
         files.commit()

@@ -102,6 +102,8 @@ pub(super) struct State {
     pub garbage: RoaringBitmap,
     /// Files with completed writes that were not synced yet, by segment.
     pub written: BTreeMap<u32, Arc<dyn DiskFile>>,
+    /// Blocks of a sealed layer whose damage was met and not repaired.
+    pub damaged: RoaringBitmap,
     /// Nothing refers to the layer any more.
     pub freed: bool,
 }
@@ -157,6 +159,20 @@ impl Layer {
     /// Calls `look` with the presence.
     pub fn with_presence<T>(&self, look: impl FnOnce(&Presence) -> T) -> T {
         look(&self.state.lock().presence)
+    }
+
+    /// Notes of a block of a sealed layer that it is damaged, or not any more.
+    pub fn note_damage(&self, block: u32, damaged: bool) {
+        let mut state = self.state.lock();
+        match damaged && self.is_sealed() {
+            true => state.damaged.insert(block),
+            false => state.damaged.remove(block),
+        };
+    }
+
+    /// Whether damage was met, and not repaired.
+    pub fn has_damage(&self) -> bool {
+        !self.state.lock().damaged.is_empty()
     }
 
     /// Blocks of the extent that are still only at the source.

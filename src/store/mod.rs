@@ -149,10 +149,10 @@ impl Store {
         self.0.core.store_id().to_owned()
     }
 
-    /// The layers of images that this store holds, each once, in the order of their chains' digests.
+    /// The layers of images that this store holds, each once, in the order of their chains' digests. One whose damage was met, and
+    /// those above it, are not among them: an import fetches them again.
     pub fn held_layers(&self) -> Vec<HeldLayer> {
-        let catalog = self.0.core.catalog();
-        let mut held: Vec<_> = catalog.layers().flat_map(|(_, entry)| entry.held.iter().map(|(held, _)| *held)).collect();
+        let mut held = self.0.core.held_layers();
         held.sort_unstable_by_key(|held| (held.chain, held.layer.digest));
         held.dedup();
         held

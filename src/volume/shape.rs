@@ -255,7 +255,14 @@ impl Core {
         Ok(fork)
     }
 
-    /// Forks the layer that holds a chain of layers of an image, if there is one. The fork has these labels from the first moment.
+    /// The layers of images in this store, in no order, but those that are known to be damaged.
+    pub fn held_layers(&self) -> Vec<HeldLayer> {
+        let catalog = self.catalog();
+        let holding = catalog.layers().filter(|(id, entry)| !entry.held.is_empty() && self.is_whole(&catalog, *id));
+        holding.flat_map(|(_, entry)| entry.held.iter().map(|(held, _)| *held)).collect()
+    }
+
+    /// Forks the layer that holds a chain of layers of an image, if there is one that is not known to be damaged. The fork has these labels from the first moment.
     ///
     /// # Errors
     /// As [`Core::fork_volume`].
@@ -266,7 +273,7 @@ impl Core {
         let (fork, ticket) = {
             let mut catalog = self.catalog();
             self.name_is_free(&catalog, name)?;
-            let Some((base, size_bytes)) = catalog.held(chain) else { return Ok(None) };
+            let Some((base, size_bytes)) = catalog.held(chain, |layer| self.is_whole(&catalog, layer)) else { return Ok(None) };
             let layer = catalog.next_layer()?;
             let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
             let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels, created_at: None };

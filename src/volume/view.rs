@@ -7,7 +7,9 @@ use smallvec::SmallVec;
 
 use super::core::Core;
 use crate::bits::BlockBits;
+use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::LayerId;
 use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
@@ -346,14 +348,34 @@ impl Core {
         self.layers.corruption(layer, block, "the layer answers for it and does not have it")
     }
 
-    /// Fetches a damaged block of a root layer again, if its source still has what the checksum says.
+    /// Fetches a damaged block of a root layer again, if its source still has what the checksum says; that of a layer of an image is
+    /// taken from another layer that holds the same. What stays damaged is noted: see [`Core::is_whole`].
     ///
     /// # Errors
     /// `damage`, with why it could not be repaired.
     pub fn repair(&self, layer: &Layer, block: u32, buffer: &mut [u8], damage: Error) -> Result<()> {
-        let Some(hydrator) = self.hydrator(layer.id) else { return Err(damage) };
-        hydrator.read_through(u64::from(block), buffer).map_err(|error| damage.context(error))?;
-        self.layers.repair_block(layer, block, buffer).map_err(|error| damage.context(error))
+        let found = match self.hydrator(layer.id) {
+            Some(hydrator) => hydrator.read_through(u64::from(block), buffer).map_err(|error| damage.context(error)),
+            None if self.read_twin(layer, block, buffer) => Ok(()),
+            None => Err(damage.clone()),
+        };
+        let repaired = found.and_then(|()| self.layers.repair_block(layer, block, buffer).map_err(|error| damage.context(error)));
+        layer.note_damage(block, repaired.is_err());
+        repaired
+    }
+
+    /// Fills `buffer` with a block of a layer of an image as another layer has it that holds the same chain.
+    fn read_twin(&self, layer: &Layer, block: u32, buffer: &mut [u8]) -> bool {
+        let twins = self.catalog().twins(layer.id);
+        twins.into_iter().filter_map(|twin| self.layers.get(twin)).any(|twin| {
+            // Nothing is repaired for it, or two damaged ones would ask each other for ever.
+            matches!(self.read_here(&RwLock::new(View::new(twin, u64::MAX)), block, buffer), Ok(true))
+        })
+    }
+
+    /// Whether no block that is damaged was met in a layer and those below it, or each was repaired.
+    pub(super) fn is_whole(&self, catalog: &Catalog, layer: LayerId) -> bool {
+        catalog.chain(layer).all(|(id, _)| self.layers.get(id).is_none_or(|layer| !layer.has_damage()))
     }
 
     /// Fills `buffer` from byte `offset`.

@@ -1,7 +1,9 @@
 //! Layers that are stored once, and imports that fail half way.
 
-use volfork::ErrorKind;
+use std::os::unix::fs::FileExt;
+
 use volfork::image::{ImportOptions, ImportProgress, Platform, import_image};
+use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::fixture::{Archive, Host, Layer, Layout, content};
 use crate::programs::check;
@@ -111,6 +113,90 @@ fn a_failed_import_leaves_its_whole_layers_and_no_volume() {
     assert_eq!(host.store.volume_names(), ["v"]);
     check(&host.export("v"));
     assert_eq!(layout.import(&host.store, "v", "v").unwrap_err().kind(), ErrorKind::Exists);
+}
+
+/// Changes a byte of each layer of a store that has anything there.
+fn damage(host: &Host, offset: u64) {
+    for entry in std::fs::read_dir(host.directory.path().join("store/layers")).unwrap() {
+        let path = entry.unwrap().path();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut byte = [0];
+        let is_data = path.extension().is_some_and(|extension| extension == "data");
+        if is_data && file.read_at(&mut byte, offset).unwrap() == 1 && byte[0] != 0 {
+            file.write_all_at(&[!byte[0]], offset).unwrap();
+        }
+    }
+}
+
+/// Where a volume has these bytes.
+fn place_of(host: &Host, volume: &str, bytes: &[u8]) -> u64 {
+    let digest = volfork::content::Digest::of(&bytes[..4096]);
+    content(&host.store, volume).into_iter().find(|(_, found)| *found == digest).unwrap().0
+}
+
+#[test]
+fn a_damaged_layer_is_fetched_again_and_what_stands_on_it_repaired() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let [first, second] = base(&layout);
+    layout.image("v", &[&first, &second]);
+    layout.import(&host.store, "v", "a").unwrap();
+    let whole = content(&host.store, "a");
+    let tool = place_of(&host, "a", &noise(1, 4096));
+    damage(&host, tool);
+    // Until somebody reads there, nobody knows.
+    assert!(layout.import(&host.store, "v", "b").unwrap().start.is_cached());
+    let error = host.store.volume("b").unwrap().read_at(&mut [0; 512], tool).unwrap_err();
+    assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("import it again"), "{error}");
+    assert!(host.store.held_layers().is_empty());
+    let again = layout.import(&host.store, "v", "c").unwrap();
+    assert_eq!((again.start.layers, again.start.layers_reused), (2, 0));
+    for name in ["a", "b", "c"] {
+        assert!(content(&host.store, name) == whole, "{name}");
+    }
+    assert!(layout.import(&host.store, "v", "d").unwrap().start.is_cached());
+    // What is known is forgotten when a store is closed; the layers that came last are used then.
+    host.store.close().unwrap();
+    damage_oldest(&host, tool);
+    let path = host.directory.path().join("store");
+    let host = Host { store: Store::open(&path, StoreOptions::default()).unwrap(), directory: host.directory };
+    assert!(layout.import(&host.store, "v", "e").unwrap().start.is_cached());
+    host.store.volume("e").unwrap().read_at(&mut [0; 512], tool).unwrap();
+    let scrubbed = host.store.scrub(None, &mut |_| {}).unwrap();
+    assert_eq!((scrubbed.blocks_repaired, scrubbed.blocks_damaged), (1, 0), "{scrubbed:?}");
+    check(&host.export("a"));
+}
+
+fn damage_oldest(host: &Host, offset: u64) {
+    let file = std::fs::OpenOptions::new().write(true).open(host.directory.path().join("store/layers/0.data")).unwrap();
+    file.write_all_at(b"damaged", offset).unwrap();
+}
+
+#[test]
+fn an_import_finds_damage_where_it_reads_and_everywhere_when_it_is_told_to() {
+    let layout = Layout::new();
+    let [first, second] = base(&layout);
+    let one = layout.layer(Archive::new().file("app/one", &noise(3, 10_000)));
+    layout.image("base", &[&first, &second]);
+    layout.image("one", &[&first, &second, &one]);
+    let verify = ImportOptions { verify: true, ..ImportOptions::default() };
+    // The superblock of the file system, which an import that adds a layer reads; a block of a file, which it does not; nothing.
+    for (what, options, reused) in [("superblock", ImportOptions::default(), 0), ("file", verify.clone(), 0), ("nothing", verify, 2)] {
+        let host = Host::new();
+        layout.import(&host.store, "base", "base").unwrap();
+        match what {
+            "superblock" => damage(&host, 1024 + 56),
+            "file" => damage(&host, place_of(&host, "base", &noise(1, 4096))),
+            _ => {}
+        }
+        let imported = layout.import_with(&host.store, "one", "v", &options).unwrap();
+        assert_eq!(imported.start.layers_reused, reused, "{what}");
+        check(&host.export("v"));
+        assert!(layout.import(&host.store, "base", "again").unwrap().start.is_cached());
+        check(&host.export("base"));
+        let mut names = host.store.volume_names();
+        names.sort();
+        assert_eq!(names, ["again", "base", "v"]);
+    }
 }
 
 #[test]

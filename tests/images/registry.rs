@@ -233,3 +233,94 @@ fn an_import_that_was_killed_leaves_whole_layers_and_no_half_ones() {
     assert_eq!(other.store.volume_names(), ["v"]);
     check(&other.export("v"));
 }
+
+#[test]
+fn clients_of_a_server_fetch_a_layer_once_and_one_that_was_killed_harms_no_other() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let layers = ["base", "one", "two"].map(|name| layout.layer(Archive::new().file(name, name.as_bytes())));
+    let digests = layers.each_ref().map(|layer| format!("/v2/team/app/blobs/{}", layer.descriptor["digest"].as_str().unwrap()));
+    let manifests = [1, 2].map(|above| {
+        let manifest = layout.manifest(&[&layers[0], &layers[above]], &Platform::here().architecture);
+        std::fs::read(layout.blob_path(&manifest["digest"])).unwrap()
+    });
+    let blobs = layout.path().join("blobs/sha256");
+    let stalled = digests[1].clone();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let fake = Fake::start(move |(path, _), _| {
+        if *path == stalled {
+            let _ = released.recv();
+        }
+        match path.rsplit_once("/blobs/sha256:") {
+            Some((_, digest)) => gives(&std::fs::read(blobs.join(digest)).unwrap()),
+            None => gives(&manifests[usize::from(path.ends_with("two"))]),
+        }
+    });
+    let asked = |path: &String| fake.asked().iter().filter(|(asked, _)| asked == path).count();
+    let store = host.directory.path().join("other");
+    let spawn = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_volfork"));
+        command.args(["--json", "--store", store.to_str().unwrap()]).args(arguments).stdout(std::process::Stdio::piped());
+        command.env("DOCKER_CONFIG", host.directory.path()).spawn().unwrap()
+    };
+    let import = |tag: &str, volume: &str| spawn(&["image", "import", &format!("{}/team/app:{tag}", fake.host()), volume]);
+    assert!(spawn(&["init"]).wait().unwrap().success());
+    let mut server = spawn(&["serve"]);
+    let mut ready = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    // The first one has made the base, and waits for its other layer.
+    let mut killed = import("one", "killed");
+    let begun = std::time::Instant::now();
+    while asked(&digests[1]) == 0 {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", fake.asked());
+        std::thread::yield_now();
+    }
+    let others = [import("two", "two"), import("one", "one")];
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    drop(release);
+    for other in others {
+        let output = other.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert_eq!([0, 2].map(|layer| asked(&digests[layer])), [1, 1], "{:?}", fake.asked());
+    // SAFETY: kill takes no pointers, and the child was not waited for, so its number is its own.
+    assert_eq!(unsafe { libc::kill(server.id() as i32, libc::SIGTERM) }, 0);
+    assert!(server.wait().unwrap().success());
+    let other = Host { directory: host.directory, store: Store::open(&store, StoreOptions::default()).unwrap() };
+    for name in ["one", "two"] {
+        check(&other.export(name));
+    }
+}
+
+#[test]
+fn tokens_that_are_used_up_in_the_middle_of_an_import_are_replaced() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let layers = [1, 2, 3].map(|number| layout.layer(Archive::new().file(&format!("f{number}"), &[number; 9000])));
+    let manifest = layout.manifest(&layers.each_ref(), &Platform::here().architecture);
+    let manifest = std::fs::read(layout.blob_path(&manifest["digest"])).unwrap();
+    let blobs = layout.path().join("blobs/sha256");
+    let (issued, good_for) = (Mutex::new(0), Mutex::new(0));
+    let fake = Fake::start(move |(path, authorization), port| {
+        let (mut issued, mut good_for) = (issued.lock().unwrap(), good_for.lock().unwrap());
+        if path.starts_with("/token") {
+            // Each is good for two requests.
+            (*issued, *good_for) = (*issued + 1, 2);
+            return gives(format!("{{\"token\":\"t{issued}\"}}").as_bytes());
+        }
+        if *good_for == 0 || *authorization != format!("Bearer t{issued}") {
+            return asks(&format!("Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"s\",error=\"invalid_token\""));
+        }
+        *good_for -= 1;
+        match path.rsplit_once("/blobs/sha256:") {
+            Some((_, digest)) => gives(&std::fs::read(blobs.join(digest)).unwrap()),
+            None => gives(&manifest),
+        }
+    });
+    let name = format!("{}/team/app:v1", fake.host()).parse().unwrap();
+    let options = volfork::image::ImportOptions::default();
+    let source = fake.source(&fake.host());
+    let imported = volfork::image::import_image(&host.store, &source, &name, "v", &options, &mut |_| Ok(())).unwrap();
+    assert_eq!((imported.start.layers, imported.start.layers_reused), (3, 0));
+    assert_eq!(fake.asked().iter().filter(|(path, _)| path.starts_with("/token")).count(), 3, "{:?}", fake.asked());
+    check(&host.export("v"));
+}

@@ -22,6 +22,10 @@ pub enum ImageCommand {
         /// Size of the volume, at least 128M [default: 8G, or what the image needs]
         #[arg(long, value_parser = size)]
         size: Option<u64>,
+        /// Read the layers that are here first, and fetch those that are damaged again. Without, those are whose damage a reader, or
+        /// 'scrub', has met since the process that serves the store began
+        #[arg(long)]
+        verify: bool,
         #[command(flatten)]
         choice: Choice,
     },
@@ -61,10 +65,10 @@ fn absolute(reference: String) -> String {
 pub fn plan(command: ImageCommand) -> (&'static str, Plan) {
     let ask = |request, makes_store| Plan::Ask { request: Request::Image(request), file: FileArgument::None, makes_store };
     match command {
-        ImageCommand::Import { reference, name, size, choice } => {
+        ImageCommand::Import { reference, name, size, verify, choice } => {
             let Choice { platform, plain_http } = choice;
             let reference = absolute(reference);
-            ("image import", ask(ImageRequest::Import { reference, name, size_bytes: size, platform, plain_http }, true))
+            ("image import", ask(ImageRequest::Import { reference, name, size_bytes: size, platform, plain_http, verify }, true))
         }
         ImageCommand::Show { reference, choice } => ("image show", Plan::ShowImage { reference, choice }),
         ImageCommand::List => ("image list", ask(ImageRequest::List, false)),

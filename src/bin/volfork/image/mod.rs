@@ -19,7 +19,15 @@ use volfork::placement::StartsSummary;
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ImageRequest {
     /// A volume from an image.
-    Import { reference: String, name: String, size_bytes: Option<u64>, platform: Option<String>, plain_http: bool },
+    Import {
+        reference: String,
+        name: String,
+        size_bytes: Option<u64>,
+        platform: Option<String>,
+        plain_http: bool,
+        #[serde(default)]
+        verify: bool,
+    },
     /// What the store holds of images.
     List,
 }

@@ -35,11 +35,11 @@ fn platform(text: Option<&str>) -> Result<Platform> {
 
 /// Carries out a request about images.
 pub fn carry_out(store: &Store, request: ImageRequest, watcher: &mut dyn Watcher) -> Result<ImageResponse> {
-    let ImageRequest::Import { reference, name, size_bytes, platform: wanted, plain_http } = request else {
+    let ImageRequest::Import { reference, name, size_bytes, platform: wanted, plain_http, verify } = request else {
         return list(store).map(ImageResponse::Held);
     };
     let image: ImageName = reference.parse()?;
-    let mut options = ImportOptions { size_bytes, platform: platform(wanted.as_deref())?, ..ImportOptions::default() };
+    let mut options = ImportOptions { size_bytes, platform: platform(wanted.as_deref())?, verify, ..ImportOptions::default() };
     options.unpacked_bytes_max = options.unpacked_bytes_max.max(size_bytes.unwrap_or(0));
     let source = open_source(&image, &registry_options(&image, plain_http)?)?;
     // The failure of the watcher is the one to be told.
