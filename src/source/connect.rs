@@ -68,6 +68,11 @@ impl Connector {
         Since(self.shared.state.lock().given_up)
     }
 
+    /// Whether a source at `uri` may know leases.
+    pub fn lends(&self, uri: &str) -> bool {
+        caught(uri, || self.opener.lends(uri)).unwrap_or(true)
+    }
+
     /// Connects to `uri` and waits for it.
     ///
     /// # Errors

@@ -277,6 +277,12 @@ pub trait SourceOpener: Send + Sync + 'static {
     /// Connects to `uri` and learns its size.
     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError>;
 
+    /// Whether a source at this address may know leases. Of one that may, a fork notes that it is about to ask, so that a lease which it
+    /// does not live to see is given back. Answers at once.
+    fn lends(&self, _uri: &str) -> bool {
+        true
+    }
+
     /// As [`SourceOpener::open`], with a lease of the bytes if the source knows leases. [`LeaseAction::Take`] fails if the source
     /// refuses the lease; [`LeaseAction::Hold`] goes on without.
     fn open_leased(&self, uri: &str, _request: &LeaseRequest) -> Result<LeasedSource, SourceError> {

@@ -39,6 +39,10 @@ impl SourceOpener for UriSources {
         }
     }
 
+    fn lends(&self, uri: &str) -> bool {
+        is_nbd(uri)
+    }
+
     fn open_leased(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
         match is_nbd(uri) {
             true => NbdSource::open_leased(uri, self.nbd.clone(), request),

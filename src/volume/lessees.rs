@@ -5,11 +5,14 @@
 //!   opening of an address holds one. The record of a fork's lease comes in the frame of the fork.
 //! - A lease is renewed each third of the time after which it lapses, whether anything is fetched or not, and given back when its root
 //!   needs the address no more. Its record stays until the server was told, or the lease has lapsed.
+//! - A fork records its lease, for no layer, before it asks for it; the frame of the fork replaces or ends that record. After a crash
+//!   at any point between, the record is that of a lease which no root needs, and the lease is given back, whether the server had given
+//!   it or not. It is not given back while the question is under way, because the server may hear the question last.
 //! - Servers are asked without locks, on a thread that does nothing else (without [`crate::StoreOptions::threads`]: in
 //!   [`crate::Store::step`]). One that does not answer costs its own leases a wait, and no others.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::core::Core;
@@ -37,20 +40,14 @@ const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(1);
 const UNTIL_STEP: u64 = 3600;
 /// How long a store that is being closed tells servers that leases are not needed any more.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
-/// Leases without a record that are given back; further ones lapse.
-const SURPLUS_MAX: usize = 1024;
 /// Most bytes of the record of a lease beside its address.
 const RECORD_BYTES: u64 = 64;
-/// How often it is tried to give one of them back.
-const SURPLUS_TRIES: u32 = 3;
-
-/// A lease that no record knows, to be given back.
-#[derive(Clone)]
-struct Surplus {
-    uri: String,
-    id: LeaseId,
-    tries: u32,
-}
+/// Most records of leases that forks asked for and have not got. The oldest ones make room for further ones; their leases lapse.
+const ASKS_MAX: usize = 256;
+/// How long it is tried to give such a lease back, in seconds: the server was to say when it lapses.
+const ASK_LAPSE: u64 = 7 * 86_400;
+/// Stands for the layer of a lease that a fork asks for. No layer has this number.
+const NO_LAYER: LayerId = LayerId(u32::MAX);
 
 #[derive(Default)]
 struct State {
@@ -66,7 +63,8 @@ struct State {
     untold: HashSet<LeaseId>,
     /// Leases that were given and have no record yet.
     given: Vec<LesseeRecord>,
-    surplus: Vec<Surplus>,
+    /// Leases that forks ask for, until the question has ended.
+    asking: HashMap<LeaseId, Weak<()>>,
     next_look: Duration,
     running: bool,
     stopping: bool,
@@ -86,27 +84,20 @@ pub struct Lessees {
 struct Errand {
     uri: String,
     /// The root that has the lease.
-    layer: Option<LayerId>,
+    layer: LayerId,
     request: LeaseRequest,
 }
 
-/// A lease that a fork asks for; given back when dropped, unless it was kept.
+/// A lease that a fork asks for. It has a record, and is given back when this is dropped unless the fork has recorded it as its own.
 pub(super) struct Asked<'a> {
     core: &'a Core,
     pub uri: String,
     pub request: LeaseRequest,
-    pub kept: bool,
+    /// Held by all that wait for the answer.
+    under_way: Option<Arc<()>>,
 }
 
 impl State {
-    /// Notes a lease without a record, to be given back.
-    fn give_back(&mut self, uri: String, id: LeaseId) {
-        if self.surplus.len() < SURPLUS_MAX {
-            self.surplus.push(Surplus { uri, id, tries: 0 });
-            self.next_look = Duration::ZERO;
-        }
-    }
-
     /// A server has given, or renewed, a lease.
     fn renew(&mut self, id: LeaseId, lapse: Duration, now: Duration) {
         self.renewals.insert(id, now + (lapse / 3).max(RENEWAL_PAUSE_MIN));
@@ -120,9 +111,12 @@ impl Asked<'_> {
 
     /// Gives back what its server gives when nobody waits for it any longer; the store may be closed by then.
     pub fn return_late(&self) -> impl FnOnce(&dyn SourceOpener, &str, &Lease) + Send + use<> {
-        let request = self.release();
-        // One that is not heard lapses.
-        move |opener, uri, _| drop(opener.lease(uri, &request))
+        let (request, under_way) = (self.release(), self.under_way.clone());
+        // What is not heard is said again when the store is open.
+        move |opener, uri, _| {
+            let _ = opener.lease(uri, &request);
+            drop(under_way);
+        }
     }
 }
 
@@ -215,25 +209,46 @@ impl Lessees {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        let mut state = self.core.lessees.state.lock();
-        if !self.kept {
-            state.give_back(self.uri.clone(), self.request.id);
-        }
+        // Before the look, which finds it given up.
+        self.under_way = None;
+        self.core.lessees.look_now();
     }
 }
 
 impl Core {
-    /// What a new fork asks of its source.
+    /// What a new fork asks of its source. That it asks is durable when this returns.
     ///
     /// # Errors
-    /// The system has no randomness.
+    /// The system has no randomness; as for a change of shape.
     pub(super) fn ask_lease(&self, uri: &str, fork: &str) -> Result<Asked<'_>> {
         let request = self.lessees.request(LeaseAction::Take, LeaseId::random()?, fork, "");
-        Ok(Asked { core: self, uri: uri.to_owned(), request, kept: false })
+        let (id, under_way) = (request.id, Arc::new(()));
+        self.lessees.state.lock().asking.insert(id, Arc::downgrade(&under_way));
+        let asked = Asked { core: self, uri: uri.to_owned(), request, under_way: Some(under_way) };
+        if self.lessees.connector.as_ref().is_some_and(|connector| !connector.lends(uri)) {
+            return Ok(asked);
+        }
+        let _pass = self.enter()?;
+        self.layers.prepare_shape()?;
+        self.begin_leases()?;
+        let (ticket, _room) = {
+            let mut catalog = self.catalog();
+            let room = self.layers.reserve_shape_with(uri.len() as u64 + RECORD_BYTES)?;
+            let asks = || catalog.lessees().filter(|lessee| lessee.layer == NO_LAYER);
+            let oldest = asks().min_by_key(|lessee| lessee.until).filter(|_| asks().count() >= ASKS_MAX).map(|lessee| lessee.id);
+            self.forget(&mut catalog, oldest.as_slice())?;
+            let until = self.unix_seconds().saturating_add(ASK_LAPSE);
+            let record = LesseeRecord { id, layer: NO_LAYER, until, uri: uri.to_owned() };
+            (self.change(&mut catalog, None, vec![Record::Lessee(record)])?, room)
+        };
+        self.layers.wait_shape(ticket).map(|()| asked)
     }
 
-    /// The record of the lease that a fork has taken, for the root that it stands on; `None` if that has one for the address.
-    pub(super) fn lessee_record(&self, catalog: &Catalog, layer: LayerId, asked: &mut Asked<'_>, lease: &Lease) -> Option<Record> {
+    /// The record of the lease that a fork has taken, or of the end of its question, for the root that it stands on; `None` if that has a
+    /// lease of the address, so that the fork's own is given back.
+    pub(super) fn lessee_record(&self, catalog: &Catalog, layer: LayerId, asked: &Asked<'_>, lease: Option<&Lease>) -> Option<Record> {
+        let id = asked.request.id;
+        let Some(lease) = lease else { return catalog.lessee(id).map(|_| Record::LesseeOver(id)) };
         let is_same = |lessee: &&LesseeRecord| lessee.layer == layer && lessee.uri == lease.uri && catalog.needs_lease(lessee);
         let standing = catalog.lessees().find(is_same).map(|lessee| lessee.id);
         self.lessees.note_fork(layer, &asked.request.fork);
@@ -244,8 +259,6 @@ impl Core {
             state.renewals.insert(standing, now);
             return None;
         }
-        asked.kept = true;
-        let id = asked.request.id;
         state.ids.insert((layer, lease.uri.clone()), id);
         state.renew(id, lease.lapse, now);
         let until = self.unix_seconds().saturating_add(lease.lapse.as_secs());
@@ -273,10 +286,11 @@ impl Core {
             }
             state.next_look = now + LOOK_INTERVAL;
         }
-        let recorded = self.record_given()?;
+        // Leases are renewed also while there is no space for records of further ones.
+        let recorded = self.record_given();
         let errands = self.due_errands(now);
         if errands.is_empty() {
-            return Ok(recorded);
+            return recorded;
         }
         if !self.has_threads() {
             return self.run_errands(errands, PATIENCE).map(|()| true);
@@ -291,7 +305,7 @@ impl Core {
         // Without a thread it is tried at the next look.
         state.running = thread.is_ok();
         state.thread = thread.ok();
-        Ok(false)
+        recorded.map(|_| false)
     }
 
     /// Leases that were given when an address was opened get their records.
@@ -303,15 +317,11 @@ impl Core {
         let recorded = self.layers.prepare_shape().and_then(|()| self.begin_leases()).and_then(|()| {
             let (ticket, _room) = {
                 let mut catalog = self.catalog();
-                let (fit, gone): (Vec<_>, Vec<_>) = given.iter().partition(|record| catalog.layer(record.layer).is_some());
-                let known_until = |record: &LesseeRecord| catalog.lessee(record.id).map(|known| known.until);
-                // Its root went while it was asked for.
-                for record in gone.into_iter().filter(|record| known_until(record).is_none()) {
-                    self.lessees.state.lock().give_back(record.uri.clone(), record.id);
-                }
-                let is_new =
-                    |record: &&LesseeRecord| known_until(record).is_none_or(|until| until.saturating_add(UNTIL_STEP) <= record.until);
-                let new: Vec<_> = fit.into_iter().filter(is_new).cloned().collect();
+                // Also one whose root went while it was asked for: it is given back.
+                let is_new = |record: &&LesseeRecord| {
+                    catalog.lessee(record.id).is_none_or(|known| known.until.saturating_add(UNTIL_STEP) <= record.until)
+                };
+                let new: Vec<_> = given.iter().filter(is_new).cloned().collect();
                 if new.is_empty() {
                     return Ok(false);
                 }
@@ -332,9 +342,13 @@ impl Core {
         let (mut errands, mut over, mut names) = (Vec::new(), Vec::new(), None);
         let mut catalog = self.catalog();
         let mut state = self.lessees.state.lock();
+        state.asking.retain(|_, under_way| under_way.strong_count() > 0);
         let (mut next_look, mut leaving) = (state.next_look, HashSet::new());
         for lessee in catalog.lessees() {
             let needed = catalog.needs_lease(lessee);
+            if !needed && state.asking.contains_key(&lessee.id) {
+                continue;
+            }
             // Its server could not be told, and has forgotten it.
             if !needed && lessee.until.saturating_add(UNTIL_STEP) <= unix && state.untold.contains(&lessee.id) {
                 over.push(lessee.id);
@@ -356,15 +370,10 @@ impl Core {
                 // If the address is used again meanwhile, then with another lease.
                 leaving.insert(lessee.id);
             }
-            errands.push(Errand { uri: lessee.uri.clone(), layer: Some(lessee.layer), request });
+            errands.push(Errand { uri: lessee.uri.clone(), layer: lessee.layer, request });
         }
-        let surplus = std::mem::take(&mut state.surplus);
-        for surplus in surplus {
-            let request = self.lessees.request(LeaseAction::Release, surplus.id, "", "");
-            errands.push(Errand { uri: surplus.uri.clone(), layer: None, request });
-            let tries = surplus.tries + 1;
-            state.surplus.extend((tries < SURPLUS_TRIES).then_some(Surplus { tries, ..surplus }));
-        }
+        // A lease of a root is renewed before another one of the same goes.
+        errands.sort_by_key(|errand| errand.request.action == LeaseAction::Release);
         state.next_look = next_look;
         state.ids.retain(|(layer, _), id| catalog.layer(*layer).is_some() && !leaving.contains(id));
         state.forks = names.unwrap_or_else(|| std::mem::take(&mut state.forks));
@@ -381,7 +390,6 @@ impl Core {
         let over: Vec<_> = ids.iter().filter(|id| catalog.lessee(**id).is_some()).map(|id| Record::LesseeOver(*id)).collect();
         {
             let mut state = self.lessees.state.lock();
-            state.surplus.retain(|surplus| !ids.contains(&surplus.id));
             state.ids.retain(|_, id| !ids.contains(id));
             for id in ids {
                 state.renewals.remove(id);
@@ -406,23 +414,23 @@ impl Core {
             let now = self.clock.monotonic();
             let (id, releases) = (request.id, request.action == LeaseAction::Release);
             let answer = if lost.contains(&host) { None } else { Some(connector.lease(&uri, since, request, patience)) };
-            match (answer, layer) {
-                (Some(Ok(Some(lease))), Some(layer)) if !releases => {
+            match answer {
+                Some(Ok(Some(lease))) if !releases => {
                     self.note_lease((id, layer), &uri, lease.lapse, now);
                     continue;
                 }
-                (Some(Ok(None)), _) if releases => {
+                Some(Ok(None)) if releases => {
                     over.push(id);
                     continue;
                 }
                 // There is nothing that a server would keep for it.
-                (Some(Err(error)), _) if releases && !matches!(error.kind, SourceErrorKind::Lost | SourceErrorKind::Closed) => {
+                Some(Err(error)) if releases && !matches!(error.kind, SourceErrorKind::Lost | SourceErrorKind::Closed) => {
                     over.push(id);
                     continue;
                 }
                 // The store is being closed, and asks once more as it does so.
-                (Some(Err(error)), _) if error.kind == SourceErrorKind::Closed && self.lessees.state.lock().stopping => break,
-                (Some(Err(error)), _) if error.kind == SourceErrorKind::Lost => drop(lost.insert(host)),
+                Some(Err(error)) if error.kind == SourceErrorKind::Closed && self.lessees.state.lock().stopping => break,
+                Some(Err(error)) if error.kind == SourceErrorKind::Lost => drop(lost.insert(host)),
                 _ => {}
             }
             let mut state = self.lessees.state.lock();

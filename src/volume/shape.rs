@@ -317,10 +317,9 @@ impl Core {
         for number in 0..uris.len() {
             let mut order = uris.to_vec();
             order[..=number].rotate_right(1);
-            let mut asked = self.ask_lease(&order[0], name)?;
+            let asked = self.ask_lease(&order[0], name)?;
             match sources.open_leased(&order[0], since, asked.request.clone(), asked.return_late()) {
                 Ok(LeasedSource { source, lease }) => {
-                    asked.kept = lease.is_none();
                     // A lease of what is written all the same is none of an instant.
                     let live = source.is_writable();
                     let admitted = match live && !options.live {
@@ -355,7 +354,7 @@ impl Core {
     /// `used`: a root stands for the source from now on, and has it open.
     fn fork_opened(
         self: &Arc<Self>,
-        Opened { mut uris, source, lease, mut asked, live }: Opened<'_>,
+        Opened { mut uris, source, lease, asked, live }: Opened<'_>,
         name: &str,
         labels: Labels,
         used: &mut bool,
@@ -387,7 +386,7 @@ impl Core {
             };
             let mut records = std::mem::take(&mut root.records);
             records.extend(live.then_some(Record::Live(root.layer)));
-            records.extend(lease.and_then(|lease| self.lessee_record(&catalog, root.layer, &mut asked, &lease)));
+            records.extend(self.lessee_record(&catalog, root.layer, &asked, lease.as_ref()));
             records.push(Record::Layer(LayerRecord::over(Some(root.layer), root.next_layer)));
             let (head, ticket) = self.add_volume(&mut catalog, records, Some(root.layer), birth, None)?;
             (head, root, ticket, room)

@@ -2,8 +2,13 @@
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::Value;
+use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
+use volfork::source::{LeaseAction, LeaseRequest};
+use volfork::wire::LeaseGrant;
+use volfork::{Store, StoreOptions};
 
 use crate::host::{Host, until};
 
@@ -107,4 +112,52 @@ fn a_writable_export_of_another_server_is_forked_by_name_alone() {
         assert!(host.bytes("copy") == vec![7; 1 << 20]);
         host.ok(&["destroy", "copy"]);
     }
+}
+
+/// A server whose clients are killed between the grant of a lease and its answer.
+struct Deadly {
+    store: Store,
+    client: Mutex<Option<Child>>,
+    spawned: Condvar,
+}
+
+impl Exports for Deadly {
+    fn open(&self, name: &str) -> volfork::Result<Export> {
+        Exports::open(&self.store, name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        Exports::names(&self.store)
+    }
+
+    fn lease(&self, export: &str, request: &LeaseRequest, address: &str) -> volfork::Result<Option<LeaseGrant>> {
+        let answer = Exports::lease(&self.store, export, request, address);
+        if request.action == LeaseAction::Take {
+            let client = self.client.lock().unwrap();
+            let mut client = self.spawned.wait_while(client, |client| client.is_none()).unwrap().take().unwrap();
+            client.kill().unwrap();
+            client.wait().unwrap();
+        }
+        answer
+    }
+}
+
+#[test]
+fn the_lease_of_a_fork_that_was_killed_is_given_back() {
+    let host = Host::new();
+    let store = Store::create(&host.path("origin"), StoreOptions::default()).unwrap();
+    store.create_volume("v", 1 << 20).unwrap().write_at(&[7; 4096], 0).unwrap();
+    let deadly = Arc::new(Deadly { store: store.clone(), client: Mutex::default(), spawned: Condvar::new() });
+    let socket = host.path("origin.sock").to_str().unwrap().to_owned();
+    let listener = Listener::parse(&format!("unix:{socket}")).unwrap();
+    let server = NbdServer::start(Arc::clone(&deadly) as _, vec![listener], NbdOptions::default()).unwrap();
+    let fork = host.command(&["fork", &format!("nbd+unix:///v?socket={socket}"), "copy"]).stderr(Stdio::null()).spawn().unwrap();
+    *deadly.client.lock().unwrap() = Some(fork);
+    deadly.spawned.notify_all();
+    until("the fork was killed", || store.show("v").unwrap().leases.len() == 1 && deadly.client.lock().unwrap().is_none());
+    let owner = host.serve(&[]);
+    until("the lease is given back", || store.show("v").unwrap().leases.is_empty());
+    assert_eq!(host.json(&["list"]), Value::Array(vec![]));
+    owner.stop();
+    server.shutdown();
 }

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
-use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceOpener};
+use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener};
 use volfork::volume::ForkOptions;
 use volfork::wire::LeaseGrant;
 use volfork::{Error, ErrorKind, LeaseId, Store, StoreOptions};
 
-use crate::leases::{DAY, Host, take, until};
+use crate::leases::{DAY, Hand, Host, take, until};
 use crate::stage::{Actor, Play, Stage};
 use crate::{pattern, read, resumed};
 
@@ -131,6 +131,8 @@ struct Lender {
 enum Hearing {
     #[default]
     Good,
+    /// It is not heard.
+    Deaf,
     /// It is not answered.
     Bad,
     /// It waits for an answer.
@@ -149,6 +151,10 @@ impl SourceOpener for Lender {
     fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
         if request.action == LeaseAction::Release {
             let mut hearing = self.hearing.0.lock();
+            if *hearing == Hearing::Deaf {
+                *hearing = Hearing::Good;
+                return Err(SourceError { kind: SourceErrorKind::Lost, message: "nobody hears".into() });
+            }
             if *hearing == Hearing::Bad {
                 *hearing = Hearing::Waiting;
                 self.hearing.1.wait_while(&mut hearing, |hearing| *hearing == Hearing::Waiting);
@@ -191,6 +197,33 @@ fn a_lease_that_comes_when_nobody_waits_any_longer_is_given_back() {
         actor.hang_open(false);
         lender.await_returned(1);
     }
+}
+
+#[test]
+fn a_lease_that_is_still_asked_for_is_not_taken_for_given_back() {
+    let (dir, lender, clock) = (tempfile::tempdir().unwrap(), Lender::default(), Arc::<Hand>::default());
+    let actor = lender.stage.add(Actor::new("a://", &pattern(9, 1 << 20)));
+    let (sources, clock_too) = (Some(Arc::new(lender.clone()) as _), Arc::clone(&clock) as _);
+    let store = Store::create(dir.path(), StoreOptions { sources, clock: clock_too, threads: false, ..StoreOptions::default() }).unwrap();
+    actor.hang_open(true);
+    std::thread::scope(|scope| {
+        let forking = scope.spawn(|| store.fork("a://", "f").map(drop));
+        actor.await_open(1);
+        store.give_up_waiting();
+        assert!(forking.join().unwrap().is_err());
+    });
+    while store.step().unwrap() {}
+    // It is given now, and what is said then is not heard.
+    *lender.hearing.0.lock() = Hearing::Deaf;
+    actor.hang_open(false);
+    until(|| *lender.hearing.0.lock() == Hearing::Good, || "nothing is given back".into());
+    assert_eq!(lender.lent.lock().len(), 1);
+    let is_returned = || {
+        clock.go_on(Duration::from_secs(61));
+        store.step().unwrap();
+        lender.lent.lock().is_empty()
+    };
+    until(is_returned, || format!("{:?}", lender.lent.lock()));
 }
 
 #[test]
