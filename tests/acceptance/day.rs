@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 
 use crate::disk::{DATA_BYTES, Disk, MIB, image};
 use crate::ledger::{Fate, Ledger};
-use crate::server::Server;
 use crate::way::Way;
-use crate::world::{World, error_of, text, wait};
+use crate::world::{Server, World, error_of, text, wait};
 
 const HOSTS: [&str; 3] = ["a", "b", "c"];
 const GOLDEN: &str = "golden@g";
@@ -52,7 +51,7 @@ impl Day {
 
     fn serve(&mut self, host: &str) {
         let (region, cpus, room) = [("ams", 4, 128), ("ams", 4, 128), ("fra", 2, 66)][number(host)];
-        self.servers[number(host)] = Some(self.world.serve(host, region, cpus, room * MIB));
+        self.servers[number(host)] = Some(self.world.host(host, region, cpus, room * MIB));
         self.world.wait_for(host, |host| host["status"] == "ok");
     }
 
@@ -188,7 +187,7 @@ fn bytes_travel_once(day: &mut Day) {
     let source = day.way.uri(GOLDEN);
     let (kind, message) = day.world.fails("c", &["fork", &source, "far3", "--vm-cpus", "0"]);
     assert!(kind == "no_space", "{kind}: {message}");
-    let output = day.world.command("nobody", &["place", "--source", &source, "--region", "fra", "--reserve"]).output().unwrap();
+    let output = day.world.told("nobody", &["place", "--source", &source, "--region", "fra", "--reserve"]).output().unwrap();
     let (kind, message) = error_of(&output);
     assert!(kind == "no_space" && message.contains("'cpus'"), "{kind}: {message}");
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -198,7 +197,7 @@ fn bytes_travel_once(day: &mut Day) {
 
 /// More schedulers and users of the host itself than there is room for; then everybody makes what was promised to him, at once.
 fn a_rush(day: &mut Day) {
-    let run = |host: &str, arguments: &[&str]| day.world.command(host, &[arguments, &MACHINE[..]].concat()).spawn().unwrap();
+    let run = |host: &str, arguments: &[&str]| day.world.told(host, &[arguments, &MACHINE[..]].concat()).spawn().unwrap();
     let (mut placing, mut creating): (Vec<Child>, Vec<Child>) = (Vec::new(), Vec::new());
     for number in 0..5 {
         let name = format!("rush{number}");

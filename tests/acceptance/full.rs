@@ -43,10 +43,10 @@ fn a_day_of_a_full_disk() {
     world.ok("a", &["snapshot", "base", "s"]);
     world.ok("b", &["init"]);
     // Its operator promises more than there is.
-    let _servers = ["a", "b"].map(|host| world.serve(host, if host == "a" { "ams" } else { "fra" }, 4, 64 * MIB));
+    let _servers = ["a", "b"].map(|host| world.host(host, if host == "a" { "ams" } else { "fra" }, 4, 64 * MIB));
     let source = world.uri("a", "base@s");
     let place = ["place", "--source", &source, "--region", "fra", "--reserve", "--ttl", "1h", "--volume", "web"];
-    let (id, host) = wait("the host", || match world.command("nobody", &place).output().unwrap() {
+    let (id, host) = wait("the host", || match world.told("nobody", &place).output().unwrap() {
         output if output.status.success() => Ok(ledger.made(&serde_json::from_slice(&output.stdout).unwrap()).remove(0)),
         output => Err(text(&output.stderr)),
     });

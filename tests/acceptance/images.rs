@@ -8,9 +8,8 @@ use serde_json::Value;
 use crate::disk::MIB;
 use crate::ledger::{Fate, Ledger};
 use crate::programs::{Registry, Umoci, check, debugfs};
-use crate::server::Server;
 use crate::way::Way;
-use crate::world::{World, error_of, text, wait};
+use crate::world::{Server, World, error_of, text, wait};
 
 /// File systems of images have at least this.
 const VOLUME_BYTES: u64 = 128 << 20;
@@ -72,7 +71,7 @@ impl Images {
         assert_eq!(layers[0][0], layers[1][0]);
         let servers = ["a", "b", "c"].map(|host| {
             world.ok(host, &["init"]);
-            let server = world.serve(host, if host == "c" { "fra" } else { "ams" }, 4, 1 << 30);
+            let server = world.host(host, if host == "c" { "fra" } else { "ams" }, 4, 1 << 30);
             world.wait_for(host, |host| host["status"] == "ok");
             server
         });
@@ -81,7 +80,7 @@ impl Images {
 
     fn import(&self, host: &str, tag: &str, volume: &str) -> Command {
         let image = reference(&self.fetched, tag);
-        self.world.command(host, &["image", "import", &image, volume, "--size", &VOLUME_BYTES.to_string()])
+        self.world.told(host, &["image", "import", &image, volume, "--size", &VOLUME_BYTES.to_string()])
     }
 
     /// An import that succeeds, of which `bytes` are fetched.
@@ -210,7 +209,7 @@ fn a_registry_is_gone(day: &mut Images) {
     }
     let source = day.forked.uri("golden@g");
     let place = ["place", "--source", &source, "--reserve", "--ttl", "1h", "--volume", "far", "--region", "fra"];
-    let output = day.world.command("nobody", &place).output().unwrap();
+    let output = day.world.told("nobody", &place).output().unwrap();
     assert!(output.status.success() && text(&output.stderr).contains("without the image of the source"), "{}", text(&output.stderr));
     let (id, host) = day.ledger.made(&serde_json::from_slice(&output.stdout).unwrap()).remove(0);
     assert_eq!(host, "c");

@@ -9,9 +9,9 @@ mod full;
 #[cfg(feature = "images")]
 mod images;
 mod ledger;
+#[path = "../fleet/place.rs"]
+mod place;
 #[path = "../images/programs.rs"]
 mod programs;
-#[path = "../fleet/server.rs"]
-mod server;
 mod way;
 mod world;

@@ -2,65 +2,22 @@
 #![cfg(feature = "fleet")]
 
 mod bucket;
+mod place;
 mod reservations;
-mod server;
 mod signs;
 mod sources;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use place::{PATIENCE, Place, Server, text, wait};
 use serde_json::Value;
-use server::Server;
-use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 
-/// A directory with a fleet and stores in it, and the binary to use them with.
-struct Place {
-    directory: TempDir,
-    url: String,
-    environment: Vec<(&'static str, String)>,
-}
-
 impl Place {
-    /// A fleet in a directory.
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let fleet = directory.path().join("fleet");
-        fs::create_dir(&fleet).unwrap();
-        Self { directory, url: fleet.display().to_string(), environment: Vec::new() }
-    }
-
-    /// A fleet in a bucket.
-    fn in_bucket() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let server = directory.path().join("s3");
-        fs::create_dir(&server).unwrap();
-        let environment = bucket::environment(&server);
-        Self { directory, url: format!("s3://{}/some/prefix", bucket::BUCKET), environment }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn command(&self, store: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_volfork"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
-            command.env_remove(name);
-        }
-        command.env("VOLFORK_STORE", self.path(store)).env("VOLFORK_FLEET", &self.url).envs(self.environment.iter().cloned());
-        command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
-        command.current_dir(self.directory.path()).args(arguments).stdin(Stdio::null());
-        command
-    }
-
     fn run(&self, store: &str, arguments: &[&str]) -> Output {
         self.command(store, arguments).output().unwrap()
     }
@@ -111,20 +68,6 @@ impl Place {
         server
     }
 
-    fn serve(&self, store: &str, more: &[&str]) -> Server {
-        let socket = format!("unix:{}", self.path(&format!("{store}.sock")).display());
-        let arguments = ["--json", "serve", "--listen", &socket, "--host", store];
-        let mut child = self.command(store, &[&arguments, more].concat()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains("listening"), "{line}");
-        Server(child)
-    }
-
-    fn uri(&self, store: &str, export: &str) -> String {
-        format!("nbd+unix:///{export}?socket={}", self.path(&format!("{store}.sock")).display())
-    }
-
     /// A store that reports once, with so many processors.
     fn publish(&self, host: &str, cpus: u32) {
         let config = self.path(&format!("{host}.json"));
@@ -137,34 +80,24 @@ impl Place {
 
     /// Waits until a host is listed as `done` wants it.
     fn wait_for(&self, host: &str, done: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
+        wait(host, || {
             let list = self.json("none", &["fleet", "list"]);
             let found = list["hosts"].as_array().unwrap().iter().find(|entry| entry["host"] == host);
-            if let Some(found) = found.filter(|found| done(found)) {
-                return found.clone();
-            }
-            assert!(Instant::now() < deadline, "{host}: {list}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            found.filter(|found| done(found)).cloned().ok_or_else(|| list.to_string())
+        })
     }
 
     /// Waits until so many reservations are held: reports take those out that were used.
     fn wait_for_reservations(&self, count: usize) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.reservations() != count {
-            assert!(Instant::now() < deadline, "{} are held, not {count}", self.reservations());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait("the reservations", || match self.reservations() {
+            held if held == count => Ok(()),
+            held => Err(format!("{held} are held, not {count}")),
+        });
     }
 
     fn reservations(&self) -> usize {
         self.json("none", &["fleet", "list"])["reservations"].as_array().unwrap().len()
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn hosts(ranking: &Value) -> Vec<&str> {
@@ -173,7 +106,7 @@ fn hosts(ranking: &Value) -> Vec<&str> {
 
 #[test]
 fn the_host_that_holds_the_blocks_comes_first() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.store_with_base("one", 3, 64 * MIB);
     place.ok("one", &["create", "unused", "--size", "1M"]);
     place.ok("two", &["init"]);
@@ -266,17 +199,17 @@ fn processes_do_not_oversell(place: &Place) {
 
 #[test]
 fn processes_do_not_oversell_a_directory() {
-    processes_do_not_oversell(&Place::new());
+    processes_do_not_oversell(&Place::with_directory());
 }
 
 #[test]
 fn processes_do_not_oversell_a_bucket() {
-    processes_do_not_oversell(&Place::in_bucket());
+    processes_do_not_oversell(&Place::with_bucket());
 }
 
 #[test]
 fn a_server_reports_to_a_bucket() {
-    let place = Place::in_bucket();
+    let place = Place::with_bucket();
     place.store_with_base("one", 9, MIB);
     let one = place.serve("one", &["--region", "ams"]);
     place.wait_for("one", |host| host["status"] == "ok" && host["snapshots"].as_object().unwrap().len() == 1);
@@ -288,7 +221,7 @@ fn a_server_reports_to_a_bucket() {
 
 #[test]
 fn a_volume_uses_its_reservation_up() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let config = place.path("config.json");
     fs::write(&config, "{\"region\": \"ams\", \"capacity\": {\"cpus\": {\"shared\": 2}}}").unwrap();
     place.ok("one", &["init"]);
@@ -331,7 +264,7 @@ fn a_volume_uses_its_reservation_up() {
 
 #[test]
 fn reservations_lapse() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.publish("one", 1);
     assert_eq!(place_at_once(&place, 2, &["--ttl", "2s"]).len(), 1);
     let deadline = Instant::now() + PATIENCE;
@@ -344,10 +277,10 @@ fn reservations_lapse() {
 
 #[test]
 fn broken_objects_are_told_and_left_out() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.publish("one", 1);
     place.publish("two", 1);
-    let fleet = PathBuf::from(&place.url);
+    let fleet = &place.objects;
     fs::write(fleet.join("hosts/two.json"), "{\"host\": ").unwrap();
     let output = place.run("none", &["fleet", "list"]);
     assert!(output.status.success() && text(&output.stdout).contains("one") && !text(&output.stdout).contains("two"));
@@ -362,7 +295,7 @@ fn broken_objects_are_told_and_left_out() {
 
 #[test]
 fn an_image_decides_and_wrong_input_is_refused() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.publish("one", 1);
     let digest = |digit: char| format!("sha256:{}", digit.to_string().repeat(64));
     let layer = |digit: char, bytes: u64| format!("{{\"digest\": \"{}\", \"bytes\": {bytes}}}", digest(digit));
@@ -385,5 +318,5 @@ fn an_image_decides_and_wrong_input_is_refused() {
     assert!(error.contains("config.json") && error.contains("regoin"), "{error}");
     let (_, error) = place.fails("one", &["fleet", "publish", "--host", "a/b"]);
     assert!(error.contains("a/b"), "{error}");
-    assert!(!Path::new(&place.url).join("hosts/a").exists());
+    assert!(!place.objects.join("hosts/a").exists());
 }

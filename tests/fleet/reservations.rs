@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -19,13 +18,13 @@ fn reserved(place: &Place) -> Value {
 
 #[test]
 fn reservations_are_checked_when_they_are_taken() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let _one = place.host("one", TWO_CPUS, &[]);
     let other = TWO_CPUS.replace('2', "0");
     let _two = place.host("two", &other, &[]);
     let lapsed = reserved(&place);
     let lapsed = lapsed["id"].as_str().unwrap();
-    let book = PathBuf::from(&place.url).join("reservations/ams.z.json");
+    let book = place.objects.join("reservations/ams.z.json");
     let mut books: Value = serde_json::from_slice(&fs::read(&book).unwrap()).unwrap();
     books["reservations"][0]["expires_at"] = 1.into();
     fs::write(&book, books.to_string()).unwrap();
@@ -74,7 +73,7 @@ fn reservations_are_checked_when_they_are_taken() {
 
 #[test]
 fn a_store_that_is_in_no_fleet_takes_no_reservation() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.ok("one", &["init"]);
     let create = ["create", "disk", "--size", "1M", "--reservation", "0a1b2c3d4e5f6071@ams.z"];
     let (kind, message) = place.error("one", &create);
@@ -85,7 +84,7 @@ fn a_store_that_is_in_no_fleet_takes_no_reservation() {
 
 #[test]
 fn a_host_makes_nothing_that_breaks_its_capacity_or_its_zone_unless_it_is_forced() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let _one = place.host("one", TWO_CPUS, &[]);
     let _two = place.host("two", TWO_CPUS, &[]);
     let machine = ["--size", "1M", "--vm-cpus", "2", "--app", "shop"];
@@ -125,7 +124,7 @@ fn a_host_makes_nothing_that_breaks_its_capacity_or_its_zone_unless_it_is_forced
 /// Schedulers reserve while users create on the host itself.
 #[test]
 fn creators_and_schedulers_do_not_oversell_a_host() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let config = TWO_CPUS.replace('2', "5");
     let _one = place.host("one", &config, &["--report-every", "1h"]);
     let children: Vec<_> = (0..10)

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Place, bucket, hosts};
+use crate::{Place, hosts};
 
 #[test]
 fn a_host_that_dies_becomes_stale_and_takes_nothing() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let config = "{\"region\": \"ams\"}";
     let one = place.host("one", config, &["--report-every", "1s"]);
     let _two = place.host("two", config, &["--report-every", "1h"]);
@@ -31,7 +31,7 @@ fn a_host_that_dies_becomes_stale_and_takes_nothing() {
 
 #[test]
 fn a_fleet_that_was_wiped_heals_by_itself() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let config = "{\"region\": \"ams\", \"capacity\": {\"cpus\": {\"shared\": 2}}}";
     let _one = place.host("one", config, &["--report-every", "1s"]);
     place.ok("one", &["create", "disk", "--size", "1M", "--vm-cpus", "1"]);
@@ -40,11 +40,11 @@ fn a_fleet_that_was_wiped_heals_by_itself() {
         // The whole of it, and each part alone.
         let parts: &[&str] = if part == "reservations" { &["hosts", "deltas", "reservations"] } else { &[part] };
         for part in parts {
-            let path = Path::new(&place.url).join(part);
+            let path = place.objects.join(part);
             // A report may come in while its directory goes.
             while fs::remove_dir_all(&path).is_err_and(|error| error.kind() != ErrorKind::NotFound) {}
         }
-        let _ = fs::remove_file(Path::new(&place.url).join("lock"));
+        let _ = fs::remove_file(place.objects.join("lock"));
         let host = place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 1 && host["status"] == "ok");
         assert_eq!(host["volumes"]["disk"]["size_bytes"], 1 << 20);
         assert_eq!(hosts(&place.json("none", &["place", "--size", "1M", "--vm-cpus", "1"])), ["one"]);
@@ -54,9 +54,9 @@ fn a_fleet_that_was_wiped_heals_by_itself() {
 /// A sign of life is small: what was written whole is looked at, and neither read nor written again.
 #[test]
 fn signs_of_life_are_changes_in_a_bucket_too() {
-    let place = Place::in_bucket();
+    let place = Place::with_bucket();
     let _one = place.host("one", "{\"region\": \"ams\"}", &["--report-every", "1s"]);
-    let whole = place.path("s3").join(bucket::BUCKET).join("some/prefix/hosts/one.json");
+    let whole = place.objects.join("hosts/one.json");
     let told = |path: &Path| serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap()["reported_at"].as_u64().unwrap();
     let first = told(&whole);
     place.wait_for("one", |host| host["reported_at"].as_u64().unwrap() >= first + 2);
@@ -68,9 +68,9 @@ fn signs_of_life_are_changes_in_a_bucket_too() {
 
 #[test]
 fn reports_that_lie_harm_nobody_else() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.publish("one", 4);
-    let path = Path::new(&place.url).join("hosts/one.json");
+    let path = place.objects.join("hosts/one.json");
     let honest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let lie = |name: &str, change: &[(&str, Value)]| {
         let mut report = honest.clone();

@@ -20,7 +20,7 @@ fn missing(ranking: &Value, host: &str) -> u64 {
 
 #[test]
 fn a_remote_fork_has_the_machine_of_its_source() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let [one, two, three] = ["one", "two", "three"].map(|name| place.host(name, &region("ams"), &[]));
     let machine = ["--vm-cpus", "2", "--vm-cpu-kind", "shared", "--vm-memory", "64M", "--compute-image", "app:v1", "--app", "shop"];
     place.ok("one", &[&["create", "disk", "--size", "1M"], &machine[..]].concat());
@@ -50,12 +50,12 @@ fn a_remote_fork_has_the_machine_of_its_source() {
         assert_eq!(reserved["placed"][0]["reservation"]["app"], "shop");
         place.ok("none", &["fleet", "release", reserved["placed"][0]["reservation"]["id"].as_str().unwrap()]);
     }
-    [one, two, three].into_iter().for_each(crate::server::Server::stop);
+    [one, two, three].into_iter().for_each(crate::place::Server::stop);
 }
 
 #[test]
 fn a_live_volume_is_where_it_is() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let [_one, _two] = ["one", "two"].map(|name| place.host(name, &region("ams"), &[]));
     fs::write(place.path("image"), vec![7; 8 * MIB]).unwrap();
     place.ok("one", &["import", "disk", "image"]);
@@ -86,7 +86,7 @@ fn a_live_volume_is_where_it_is() {
 
 #[test]
 fn an_empty_volume_needs_nothing() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let [_one, _two] = ["one", "two"].map(|name| place.host(name, &region("ams"), &[]));
     place.ok("one", &["create", "empty", "--size", "1G"]);
     place.ok("one", &["snapshot", "empty", "s"]);
@@ -98,7 +98,7 @@ fn an_empty_volume_needs_nothing() {
 
 #[test]
 fn a_fork_stays_in_the_region_of_its_source_unless_told() {
-    let place = Place::new();
+    let place = Place::with_directory();
     let _one = place.host("one", &region("ams"), &[]);
     let _two = place.host("two", &region("fra"), &[]);
     place.ok("one", &["create", "disk", "--size", "1M"]);
@@ -119,7 +119,7 @@ fn a_fork_stays_in_the_region_of_its_source_unless_told() {
 
 #[test]
 fn what_is_not_reserved_has_no_reservation() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.publish("one", 2);
     let count = ["place", "--size", "1M", "--vm-cpus", "1", "--count", "2"];
     let table = place.ok("none", &count);
@@ -135,7 +135,7 @@ fn what_is_not_reserved_has_no_reservation() {
 
 #[test]
 fn why_nothing_was_placed_is_an_error_like_all_others() {
-    let place = Place::new();
+    let place = Place::with_directory();
     place.publish("one", 2);
     let machine = ["place", "--size", "1M", "--vm-cpus", "1"];
     for (arguments, part, placed) in [
