@@ -49,7 +49,7 @@ impl Catalog {
             Record::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
             Record::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),
             Record::Lease(lease) => self.add_lease(lease)?,
-            Record::LeaseOver(id) => drop(self.leases.remove(id)),
+            Record::LeaseOver(id) => self.leases.remove(*id),
             Record::Lessee(lessee) => drop(self.lessees.insert(lessee.id, lessee.clone())),
             Record::LesseeOver(id) => drop(self.lessees.remove(id)),
             Record::Live(layer) => self.layer_mut(*layer)?.live = true,
@@ -109,11 +109,11 @@ impl Catalog {
     }
 
     fn add_lease(&mut self, lease: &LeaseRecord) -> Result<(), FormatError> {
-        let LeaseRecord { id, volume, snapshot, .. } = lease;
+        let LeaseRecord { volume, snapshot, .. } = lease;
         if self.volume_mut(*volume)?.snapshots.get(snapshot).is_none() {
             return Err(FormatError(format!("there is a lease of snapshot '{snapshot}' of volume {volume}, which does not exist")));
         }
-        self.leases.insert(*id, lease.clone());
+        self.leases.insert(lease);
         Ok(())
     }
 
@@ -138,7 +138,7 @@ impl Catalog {
     fn remove_volume(&mut self, volume: VolumeId) -> Result<Vec<LayerId>, FormatError> {
         let entry = self.volumes.remove(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))?;
         self.names.remove(&entry.name);
-        self.leases.retain(|_, lease| lease.volume != volume);
+        self.leases.remove_of(volume, None);
         self.keys.remove(&self.key(volume));
         let mut freed = self.release(entry.head)?;
         for snapshot in entry.snapshots.iter() {
@@ -151,7 +151,7 @@ impl Catalog {
         let entry = self.volume_mut(volume)?;
         let removed = entry.snapshots.remove(name);
         let snapshot = removed.ok_or_else(|| FormatError(format!("snapshot '{}@{name}' does not exist", entry.name)))?;
-        self.leases.retain(|_, lease| lease.volume != volume || lease.snapshot != name);
+        self.leases.remove_of(volume, Some(name));
         self.release(snapshot.layer)
     }
 

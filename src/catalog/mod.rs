@@ -8,13 +8,15 @@
 //! - A lease goes with its snapshot; a lessee stays when its layer has gone, until the lease was given back.
 //! - Numbers of layers and volumes are never used twice.
 mod apply;
+mod leases;
 mod query;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use self::leases::Leases;
 use crate::content::HeldLayer;
-use crate::format::{Labels, LeaseRecord, LesseeRecord, SourceRecord, is_instant};
+use crate::format::{Labels, LesseeRecord, SourceRecord, is_instant};
 use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
 /// A layer's place in the shape.
@@ -140,7 +142,7 @@ pub struct Catalog {
     volumes: BTreeMap<VolumeId, VolumeEntry>,
     layers: HashMap<LayerId, LayerEntry>,
     /// Of forks of other hosts.
-    leases: BTreeMap<LeaseId, LeaseRecord>,
+    leases: Leases,
     /// Of layers of this store, at other hosts.
     lessees: BTreeMap<LeaseId, LesseeRecord>,
     next_volume: u64,

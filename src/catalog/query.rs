@@ -115,17 +115,17 @@ impl Catalog {
 
     /// A lease by number.
     pub fn lease(&self, id: LeaseId) -> Option<&LeaseRecord> {
-        self.leases.get(&id)
+        self.leases.get(id)
     }
 
     /// Leases of forks of other hosts.
     pub fn leases(&self) -> impl ExactSizeIterator<Item = &LeaseRecord> {
-        self.leases.values()
+        self.leases.iter()
     }
 
     /// Leases of a volume's snapshots, or of one of them.
     pub fn leases_of(&self, volume: VolumeId, snapshot: Option<&str>) -> impl Iterator<Item = &LeaseRecord> {
-        self.leases().filter(move |lease| lease.volume == volume && snapshot.is_none_or(|name| lease.snapshot == name))
+        self.leases.of(volume, snapshot)
     }
 
     /// A lease at another host, by number.
@@ -146,7 +146,7 @@ impl Catalog {
 
     /// Whether the records of this shape need a program that knows leases.
     pub fn has_leases(&self) -> bool {
-        !self.leases.is_empty() || !self.lessees.is_empty() || self.layers.values().any(|entry| entry.live)
+        self.leases.iter().len() > 0 || !self.lessees.is_empty() || self.layers.values().any(|entry| entry.live)
     }
 
     /// The next unused layer number.
@@ -218,7 +218,7 @@ impl Catalog {
                 })
             }));
         }
-        records.extend(self.leases.values().cloned().map(Record::Lease));
+        records.extend(self.leases.iter().cloned().map(Record::Lease));
         records.extend(self.lessees.values().cloned().map(Record::Lessee));
         records
     }

@@ -7,7 +7,7 @@ use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
 use crate::format::SourceRecord;
 use crate::hydrate::{Hydrator, HydratorStatus};
-use crate::ids::VolumeId;
+use crate::ids::{LayerId, VolumeId};
 
 impl Core {
     /// Everything about one volume.
@@ -54,7 +54,7 @@ impl Core {
                 name: snapshot.name.clone(),
                 size_bytes: snapshot.size_bytes,
                 created_at: snapshot.created_at,
-                depth: tally.depth,
+                depth: tally.chain.depth,
                 leases: self.lease_infos(&catalog, id, Some(&snapshot.name)),
                 blocks: tally.counts(self.block_size.blocks_for(snapshot.size_bytes)),
             }
@@ -68,7 +68,7 @@ impl Core {
         let hydrator = source.and_then(|(layer, _)| self.hydrator(layer));
         let mut hydration = self.hydration_info(source.map(|(_, record)| record), hydrator.as_deref(), &blocks);
         if source.is_none() {
-            self.recall_hydration(catalog, entry, &mut hydration);
+            self.recall_hydration(tally.chain.base, &mut hydration);
         }
         let state = match hydration.state {
             HydrationState::None => VolumeState::Created,
@@ -84,9 +84,9 @@ impl Core {
             created_at: entry.created_at,
             parent: Some(entry.parent.clone()).filter(|parent| !parent.is_empty()),
             source: source.and_then(|(_, record)| record.uris.first().cloned()),
-            live_source: catalog.chain(entry.head).any(|(_, layer)| layer.live),
+            live_source: tally.chain.live,
             leases: self.lease_infos(catalog, id, None),
-            depth: tally.depth,
+            depth: tally.chain.depth,
             snapshots: entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
             labels: entry.labels.clone(),
             blocks,
@@ -95,9 +95,8 @@ impl Core {
     }
 
     /// What the hydration that made a volume complete had done.
-    fn recall_hydration(&self, catalog: &Catalog, entry: &VolumeEntry, info: &mut HydrationInfo) {
-        let root = catalog.chain(entry.head).last();
-        if let Some(progress) = root.and_then(|(root, _)| self.hydrated(root)) {
+    fn recall_hydration(&self, root: Option<LayerId>, info: &mut HydrationInfo) {
+        if let Some(progress) = root.and_then(|root| self.hydrated(root)) {
             info.bytes_fetched = progress.fetched.total();
             info.fetched = progress.fetched;
             // That one of them failed last harms nobody any more.

@@ -11,11 +11,21 @@ use crate::catalog::{Catalog, LayerEntry};
 use crate::ids::LayerId;
 use crate::layer::Layer;
 
+/// What is known of a chain from its layers alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Chain {
+    /// Number of its layers.
+    pub depth: u64,
+    /// The lowest of them.
+    pub base: Option<LayerId>,
+    /// One of them stands for a source that was written while it was forked.
+    pub live: bool,
+}
+
 /// What a layer and its chain show.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
-    /// Layers of the chain.
-    pub depth: u64,
+    pub chain: Chain,
     /// The layer at its bottom that stands for a source which is still needed.
     pub source: Option<LayerId>,
     present: u64,
@@ -126,9 +136,11 @@ impl Core {
         let tops: FxHashSet<LayerId> = tops.into_iter().collect();
         let forest = Forest::below(catalog, &tops);
         let mut tallies = FxHashMap::default();
-        let mut next: Vec<(LayerId, u64, Rc<Shown>)> = forest.bases.iter().map(|base| (*base, 1, Rc::default())).collect();
-        while let Some((id, depth, below)) = next.pop() {
-            let mut shown = below;
+        let begin = |base: &LayerId| (*base, Chain { base: Some(*base), ..Chain::default() }, Rc::default());
+        let mut next: Vec<(LayerId, Chain, Rc<Shown>)> = forest.bases.iter().map(begin).collect();
+        while let Some((id, mut chain, mut shown)) = next.pop() {
+            chain.depth += 1;
+            chain.live |= catalog.layer(id).is_some_and(|entry| entry.live);
             if let (Some((root, _)), Some(parent)) = (shown.source, catalog.layer(id).and_then(|entry| entry.parent))
                 && root == parent
                 && !catalog.layer(root).is_some_and(|root| root.is_needed_by(id))
@@ -144,10 +156,10 @@ impl Core {
             if tops.contains(&id) {
                 let (present, missing) = (shown.present.len(), shown.missing());
                 let source = shown.source.map(|(layer, _)| layer);
-                tallies.insert(id, Tally { depth, source, present, missing, unique: self.unique(catalog, id) });
+                tallies.insert(id, Tally { chain, source, present, missing, unique: self.unique(catalog, id) });
             }
             let above = forest.above.get(&id).into_iter().flatten();
-            next.extend(above.map(|child| (*child, depth + 1, Rc::clone(&shown))));
+            next.extend(above.map(|child| (*child, chain, Rc::clone(&shown))));
         }
         tallies
     }
