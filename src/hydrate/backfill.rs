@@ -373,14 +373,20 @@ impl<'a> Backfill<'a> {
             let mut state = hydrator.state.lock();
             for number in state.peers.for_bulk(now).collect::<Vec<_>>() {
                 let peer = &state.peers.list[number];
-                let (uri, host) = (peer.uri.clone(), Arc::clone(&peer.host));
-                match peer.source.clone() {
+                let (uri, host, source, is_retried) = (peer.uri.clone(), Arc::clone(&peer.host), peer.source.clone(), peer.is_retried());
+                if source.is_none() && state.connecting.contains(&uri) {
+                    continue;
+                }
+                if is_retried && !hydrator.config.budget.may_retry(now, &host) {
+                    state.peers.list[number].put_off(now);
+                    continue;
+                }
+                match source {
                     Some(source) => connected.push((uri, host, source)),
-                    None if !state.connecting.contains(&uri) => {
+                    None => {
                         state.connecting.push(uri.clone());
                         aside.push((uri, host));
                     }
-                    None => {}
                 }
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! # Invariants
 //! - Bytes under way to a host are counted in one window, however many volumes come from there.
+//! - A host that was lost is tried again by one hydration at a time, not by all that fetch from there.
 //! - Of the hydrations that wait for the way to a host, those go on first that have a deadline to keep, and of them, as of the others,
 //!   the one that had the least (relative to its share): start-time fair queuing (Goyal, Vin and Cheng, 1996).
 
@@ -21,6 +22,9 @@ use crate::sync::Mutex;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// A hydration may be so many bytes ahead of one that waits.
 const LEAD_BYTES: u64 = 4 << 20;
+
+/// A host that was lost is tried again so often, however many hydrations fetch from there.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// One hydration.
 #[derive(Default)]
@@ -50,6 +54,8 @@ impl Share {
 #[derive(Default)]
 struct State {
     windows: HashMap<String, Window>,
+    /// Hosts that were lost and have given nothing since, and when the next try is due.
+    lost: HashMap<String, Duration>,
     shares: BTreeMap<LayerId, Share>,
     guard: Guard,
 }
@@ -165,7 +171,27 @@ impl Budget {
     pub fn end(&self, now: Duration, host: &str, sent: Sent, succeeded: bool) {
         let mut state = self.state.lock();
         state.window(host).end(now, sent, succeeded);
+        if succeeded {
+            state.lost.remove(host);
+        }
         state.wake_next(host);
+    }
+
+    /// A host did not answer, or hung up.
+    pub fn note_lost(&self, now: Duration, host: &str) {
+        self.state.lock().lost.entry(host.to_owned()).or_insert(now);
+    }
+
+    /// Whether an address of a host that failed may be tried again now. A host that was lost is tried by one hydration for all.
+    pub fn may_retry(&self, now: Duration, host: &str) -> bool {
+        match self.state.lock().lost.get_mut(host) {
+            Some(due) if *due > now => false,
+            Some(due) => {
+                *due = now + RETRY_EVERY;
+                true
+            }
+            None => true,
+        }
     }
 }
 

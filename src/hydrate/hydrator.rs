@@ -231,6 +231,9 @@ impl Hydrator {
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
         let useless = state.peers.note_error(uri, now, error, run);
+        if let (SourceErrorKind::Lost, Some(host)) = (error.kind, state.peers.host(uri)) {
+            self.config.budget.note_lost(now, host);
+        }
         state.last_error = Some(error.message.clone());
         self.look_at_health(state);
         if let Some(source) = useless {

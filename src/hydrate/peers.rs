@@ -159,6 +159,17 @@ impl Peer {
     fn is_ready(&self, now: Duration) -> bool {
         self.failures == 0 || now >= self.retry_at
     }
+
+    /// Whether to ask it is to try it again, and nobody has said that this is to be done at once.
+    pub fn is_retried(&self) -> bool {
+        self.failures > 0 && self.retry_at > Duration::ZERO
+    }
+
+    /// It failed, or is not to be tried yet: the next time is later.
+    pub fn put_off(&mut self, now: Duration) {
+        let pause = RETRY_PAUSES.start.saturating_mul(1 << self.failures.saturating_sub(1).min(8));
+        self.retry_at = now + pause.min(RETRY_PAUSES.end);
+    }
 }
 
 impl Peers {
@@ -209,6 +220,11 @@ impl Peers {
         peer.map_or(Duration::ZERO, |peer| peer.retry_at)
     }
 
+    /// What shares a way with an address.
+    pub fn host(&self, uri: &str) -> Option<&str> {
+        self.list.iter().find(|peer| peer.uri == uri).map(|peer| &*peer.host)
+    }
+
     fn by_uri(&mut self, uri: &str) -> Option<&mut Peer> {
         self.list.iter_mut().find(|peer| peer.uri == uri)
     }
@@ -253,8 +269,7 @@ impl Peers {
         }
         peer.refused = matches!(error.kind, SourceErrorKind::Changed | SourceErrorKind::Invalid);
         peer.failures = peer.failures.saturating_add(1);
-        let pause = RETRY_PAUSES.start.saturating_mul(1 << (peer.failures - 1).min(8));
-        peer.retry_at = now + pause.min(RETRY_PAUSES.end);
+        peer.put_off(now);
         // What is there at the next try may be the right export again.
         if error.kind == SourceErrorKind::Changed { peer.source.take() } else { None }
     }

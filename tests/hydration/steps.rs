@@ -1,6 +1,7 @@
 //! Background work that a test does step by step.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use volfork::volume::VolumeState;
@@ -155,4 +156,56 @@ fn a_hydration_that_is_resumed_asks_an_address_that_failed_at_once() {
     settle(&store);
     assert_eq!(store.show("v").unwrap().source, None);
     assert!(read(&volume, 0, data.len()).unwrap() == data);
+}
+
+/// A time that the test makes pass, in milliseconds.
+#[derive(Default)]
+struct Passing(AtomicU64);
+
+impl Clock for Passing {
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(1000) + Duration::from_millis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_000_000)
+    }
+}
+
+#[test]
+fn a_host_that_is_lost_is_tried_by_one_fork_for_all() {
+    const FORKS: usize = 20;
+    let (dir, stage, clock) = (tempfile::tempdir().unwrap(), Stage::default(), Arc::new(Passing::default()));
+    let options = StoreOptions { threads: false, clock: clock.clone(), ..options(&stage) };
+    let store = Store::create(dir.path(), options).unwrap();
+    let data = pattern(66, 256 << 10);
+    let pass = |millis, until: &dyn Fn() -> bool| {
+        for _ in 0..100 {
+            clock.0.fetch_add(millis, Ordering::SeqCst);
+            assert!((0..20 * FORKS).any(|_| !store.step().unwrap()), "it says for ever that it did something");
+            if until() {
+                return true;
+            }
+        }
+        false
+    };
+    let mut actors = Vec::new();
+    for number in 0..FORKS {
+        let actor = stage.add(Actor::new(&format!("nbd://host/base@s{number}"), &data));
+        paused_fork(&store, &actor, &format!("v{number}"));
+        actor.lose(true);
+        actors.push(actor);
+    }
+    (0..FORKS).for_each(|number| drop(store.control_hydration(&format!("v{number}"), &resumed()).unwrap()));
+    let asked = || actors.iter().map(|actor| actor.reads().len()).sum::<usize>();
+    // Each is asked once, and then one of them each second.
+    pass(100, &|| false);
+    assert!((FORKS + 5..=FORKS + 11).contains(&asked()), "asked {} times in ten seconds", asked());
+    // When it answers one, the others need not wait for one another.
+    actors.iter().for_each(|actor| actor.lose(false));
+    let is_whole = || (0..FORKS).all(|number| store.show(&format!("v{number}")).unwrap().source.is_none());
+    let before = clock.0.load(Ordering::SeqCst);
+    assert!(pass(100, &is_whole));
+    let took = clock.0.load(Ordering::SeqCst) - before;
+    assert!(took <= 6500, "the last one was asked after {took} ms");
 }
