@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::book::Book;
 use super::bucket::{Change, random};
 use super::layout::{self, BOOK_BYTES_MAX};
-use super::shared::{SharedFleet, fleet_of, is_out};
+use super::shared::{SharedFleet, fleet_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{FleetOptions, HostInventory, HostStatus, Policy, Processors, Request, Reservation, Resources};
 
@@ -55,7 +55,6 @@ impl SharedFleet {
             None => layout::book_of(&about.region, &about.zone),
         };
         let new = format!("{:016x}@{book}", random()?);
-        let neighbours = self.neighbours(birth.wanted, &about)?;
         let path = layout::book_path(&book);
         let mut lapses = None;
         let admitted = self.bucket().change(&path, BOOK_BYTES_MAX, |bytes| {
@@ -72,7 +71,7 @@ impl SharedFleet {
                 // The answer to an earlier try was lost.
                 return Ok(Change::Keep(Ok(Admitted { id: wanted.id, resources: made.resources.clone(), before: None })));
             }
-            let others: Vec<_> = neighbours.iter().map(|host| self.host(host)).filter(|host| !is_out(host)).collect::<Result<_>>()?;
+            let others = self.zone(&book, &[], birth.wanted)?.into_iter().filter(|host| host.host != own.host).collect::<Vec<_>>();
             let hold_seconds = own.max_age_seconds(UNTOLD_SECONDS) + CLOCKS_SECONDS;
             let made = match fits(&own, &others, &found, &wanted, hold_seconds, now) {
                 Ok(made) => made,
@@ -105,15 +104,6 @@ impl SharedFleet {
             }
             Ok(Change::Write(found.next(&path)?, ()))
         })
-    }
-
-    /// Names of the other hosts in the zone of a host, if it matters what they have.
-    fn neighbours(&self, wanted: &Request, own: &HostInventory) -> Result<Vec<String>> {
-        if !wanted.require_unique_zone && !wanted.unique_zone_app_wide {
-            return Ok(Vec::new());
-        }
-        let is_near = |host: &HostInventory| host.host != own.host && (&host.region, &host.zone) == (&own.region, &own.zone);
-        Ok(self.load()?.hosts.into_iter().filter(is_near).map(|host| host.host).collect())
     }
 }
 

@@ -108,10 +108,22 @@ impl Bucket {
         Ok(self.runtime.block_on(self.fetch(path, bytes_max))?.map(|object| object.bytes))
     }
 
-    /// As [`Bucket::read`] for many objects, in their order; each may fail alone.
-    pub fn read_all(&self, paths: &[String], bytes_max: u64) -> Vec<Result<Option<Vec<u8>>>> {
-        let reads = stream::iter(paths).map(async |path| Ok(self.fetch(path, bytes_max).await?.map(|object| object.bytes)));
-        self.runtime.block_on(reads.buffered(READS_AT_ONCE).collect())
+    /// As [`Bucket::read`] for many groups of objects, several groups at the same time; the objects of a group one after the other.
+    /// `take` makes what is answered of each group when it is there, so that few objects are held at once. Each may fail alone.
+    pub fn read_all<const N: usize, T>(
+        &self,
+        groups: &[[String; N]],
+        bytes_max: u64,
+        take: impl Fn(usize, [Option<Vec<u8>>; N]) -> Result<T>,
+    ) -> Vec<Result<T>> {
+        let read = async |(number, group): (usize, &[String; N])| {
+            let mut found = [const { None }; N];
+            for (path, found) in group.iter().zip(&mut found) {
+                *found = self.fetch(path, bytes_max).await?.map(|object| object.bytes);
+            }
+            take(number, found)
+        };
+        self.runtime.block_on(stream::iter(groups.iter().enumerate()).map(read).buffered(READS_AT_ONCE).collect())
     }
 
     /// Changes an object: `decide` sees what is there, and is asked again if that changed before its answer was written.
@@ -315,8 +327,12 @@ mod tests {
         let error = bucket.read("a/x", 2).unwrap_err();
         assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("a/x"), "{error}");
         assert_eq!(bucket.list("a").unwrap(), ["a/x"]);
-        let all = bucket.read_all(&["a/none".into(), "a/x".into()], 10);
-        assert!(matches!(&all[..], [Ok(None), Ok(Some(bytes))] if bytes == b"two"));
+        let all =
+            bucket.read_all(&[["a/none".into(), "a/x".into()], ["a/x".into(), "a/none".into()]], 3, |number, found| Ok((number, found)));
+        let two = || Some(b"two".to_vec());
+        assert!(matches!(&all[..], [Ok((0, first)), Ok((1, second))] if *first == [None, two()] && *second == [two(), None]));
+        let failing = bucket.read_all(&[["a/x".into()], ["a/none".into()]], 2, |_, found| Ok(found));
+        assert!(matches!(&failing[..], [Err(_), Ok([None])]));
         // Nobody's change is lost.
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -71,10 +71,10 @@ enum Claim {
 
 /// By which rules a request is placed, and when.
 #[derive(Clone, Copy)]
-struct Rules<'a> {
-    policy: &'a Policy,
-    options: FleetOptions,
-    now: u64,
+pub(super) struct Rules<'a> {
+    pub policy: &'a Policy,
+    pub options: FleetOptions,
+    pub now: u64,
 }
 
 impl SharedFleet {
@@ -99,26 +99,14 @@ impl SharedFleet {
     pub fn load(&self) -> Result<FleetView> {
         let mut view = FleetView::default();
         let hosts = self.names_in(layout::HOSTS, &mut view)?;
-        let deltas: BTreeSet<String> = self.names_in(layout::DELTAS, &mut FleetView::default())?.into_iter().collect();
         // Before the hosts, so that an assignment that is reported meanwhile is seen at least once.
         let closed = self.load_books(&mut view)?;
-        let paths: Vec<_> = hosts.iter().map(|host| layout::host_path(host)).collect();
-        let whole = self.0.read_all(&paths, INVENTORY_BYTES_MAX);
-        let changed: Vec<_> = hosts.iter().filter(|host| deltas.contains(*host)).map(|host| layout::delta_path(host)).collect();
-        let mut changes: BTreeMap<_, _> = changed.iter().cloned().zip(self.0.read_all(&changed, INVENTORY_BYTES_MAX)).collect();
-        for (host, whole) in hosts.iter().zip(whole) {
-            let delta = changes.remove(&layout::delta_path(host)).unwrap_or(Ok(None));
-            let combined = whole.and_then(|whole| combine(host, whole, delta?));
-            let inventory = match combined {
-                // It reports at this moment.
-                Ok(Combined::Again) => self.host(host),
-                Ok(Combined::Gone) => continue,
-                Ok(Combined::Host(inventory)) => Ok(*inventory),
-                Err(error) => Err(error),
-            };
+        for (host, inventory) in hosts.iter().zip(self.hosts(&hosts)) {
             match inventory {
                 Ok(inventory) if closed.contains(&layout::book_of(&inventory.region, &inventory.zone)) => {}
                 Ok(inventory) => view.hosts.push(inventory),
+                // It was removed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => view.unreadable.push(Unreadable { object: layout::host_path(host), reason: error.to_string() }),
             }
         }
@@ -142,10 +130,11 @@ impl SharedFleet {
     /// Reads the books into `view`; answers those that cannot be read, in whose zones nothing may be placed.
     fn load_books(&self, view: &mut FleetView) -> Result<BTreeSet<String>> {
         let books = self.names_in(layout::RESERVATIONS, view)?;
-        let paths: Vec<_> = books.iter().map(|book| layout::book_path(book)).collect();
+        let paths: Vec<_> = books.iter().map(|book| [layout::book_path(book)]).collect();
         let mut closed = BTreeSet::new();
-        for ((name, path), bytes) in books.into_iter().zip(&paths).zip(self.0.read_all(&paths, BOOK_BYTES_MAX)) {
-            match bytes.and_then(|bytes| Book::read(path, bytes.as_deref())) {
+        let read = self.0.read_all(&paths, BOOK_BYTES_MAX, |number, [bytes]| Book::read(&paths[number][0], bytes.as_deref()));
+        for ((name, [path]), book) in books.into_iter().zip(&paths).zip(read) {
+            match book {
                 Ok(book) => view.reservations.extend(book.reservations),
                 Err(error) => {
                     view.unreadable.push(Unreadable { object: path.clone(), reason: error.to_string() });
@@ -162,19 +151,46 @@ impl SharedFleet {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Corrupt`] for an object that is not what it should be; the bucket fails.
     pub fn host(&self, host: &str) -> Result<HostInventory> {
         layout::valid_name("host", host, true)?;
+        let [path, delta_path] = paths_of(host);
         for _ in 0..READS_MAX {
-            let whole = self.0.read(&layout::host_path(host), INVENTORY_BYTES_MAX)?;
-            let delta = self.0.read(&layout::delta_path(host), INVENTORY_BYTES_MAX)?;
-            match combine(host, whole, delta)? {
-                Combined::Host(inventory) => return Ok(*inventory),
-                Combined::Gone => {
-                    return Err(Error::new(ErrorKind::NotFound, format!("host '{host}' has not reported to {}", self.0.name())));
-                }
-                Combined::Again => {}
+            let whole = self.0.read(&path, INVENTORY_BYTES_MAX)?;
+            if let Some(inventory) = self.combine(host, whole, self.0.read(&delta_path, INVENTORY_BYTES_MAX)?)? {
+                return Ok(inventory);
             }
         }
-        let message = format!("{} belongs to a newer {}: remove it", layout::delta_path(host), layout::host_path(host));
-        Err(Error::new(ErrorKind::Corrupt, message))
+        Err(Error::new(ErrorKind::Corrupt, format!("{delta_path} belongs to a newer {path}: remove it")))
+    }
+
+    /// What these hosts have, in their order; each may fail alone, as [`SharedFleet::host`] does. Many are read at the same time.
+    fn hosts(&self, names: &[String]) -> Vec<Result<HostInventory>> {
+        let paths: Vec<_> = names.iter().map(|host| paths_of(host)).collect();
+        let combine = |number: usize, [whole, delta]: [Option<Vec<u8>>; 2]| self.combine(&names[number], whole, delta);
+        let read = self.0.read_all(&paths, INVENTORY_BYTES_MAX, combine);
+        // One that reports at this moment is read again.
+        read.into_iter().zip(names).map(|(read, host)| read?.map_or_else(|| self.host(host), Ok)).collect()
+    }
+
+    /// The hosts of a zone: those of `known` that are still there. If the request wants a zone without certain volumes, all hosts are
+    /// read, since one that has come to the zone after `known` was read may have brought such a volume.
+    ///
+    /// # Errors
+    /// The bucket fails.
+    pub(super) fn zone(&self, book: &str, known: &[String], request: &Request) -> Result<Vec<HostInventory>> {
+        let is_whole = request.require_unique_zone || request.unique_zone_app_wide;
+        let all = is_whole.then(|| self.names_in(layout::HOSTS, &mut FleetView::default())).transpose()?;
+        let is_there = |host: &Result<HostInventory>| match host {
+            Ok(host) => layout::book_of(&host.region, &host.zone) == book,
+            found => !is_out(found),
+        };
+        self.hosts(all.as_deref().unwrap_or(known)).into_iter().filter(is_there).collect()
+    }
+
+    /// A host from the two objects that tell of it; `None` if they do not belong together, since a report is under way.
+    fn combine(&self, host: &str, whole: Option<Vec<u8>>, delta: Option<Vec<u8>>) -> Result<Option<HostInventory>> {
+        match whole {
+            Some(whole) => combine(host, &whole, delta.as_deref()),
+            None => Err(Error::new(ErrorKind::NotFound, format!("host '{host}' has not reported to {}", self.0.name()))),
+        }
     }
 
     /// Ranks the hosts for a request, and reserves the best one, as often as the request says. What others reserve at the same time
@@ -202,7 +218,8 @@ impl SharedFleet {
         Ok(placement)
     }
 
-    fn place_one(&self, fleet: &mut Fleet, request: &Request, rules: Rules<'_>) -> Result<std::result::Result<Placed, Nothing>> {
+    /// Reserves once; `fleet` may be older than the bucket.
+    pub(super) fn place_one(&self, fleet: &mut Fleet, request: &Request, rules: Rules<'_>) -> Result<std::result::Result<Placed, Nothing>> {
         let mut one = Request { count: 1, id: format!("{:016x}", bucket::random()?), ..request.clone() };
         let random = one.id.clone();
         for _ in 0..TRIES_MAX {
@@ -246,14 +263,7 @@ impl SharedFleet {
         self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
             let mut found = Book::read(&path, bytes)?;
             // After the book: see the module's head.
-            let mut hosts = Vec::new();
-            for host in zone {
-                match self.host(host) {
-                    Ok(host) if layout::book_of(&host.region, &host.zone) == book => hosts.push(host),
-                    found if found.is_ok() || is_out(&found) => {}
-                    found => hosts.push(found?),
-                }
-            }
+            let hosts = self.zone(book, zone, request)?;
             found.clean(&hosts, rules.now);
             if let Some(placed) = found.reservations.iter().find(|made| made.id == request.id) {
                 // The answer to an earlier try was lost.
@@ -325,27 +335,22 @@ pub(super) fn is_out(host: &Result<HostInventory>) -> bool {
     kind.is_some_and(|kind| matches!(kind, ErrorKind::NotFound | ErrorKind::Corrupt | ErrorKind::InvalidInput))
 }
 
-/// A host from the two objects that tell of it.
-enum Combined {
-    Host(Box<HostInventory>),
-    /// It was removed.
-    Gone,
-    /// The objects do not belong together: a report is under way.
-    Again,
+/// Where a host is told of, whole and what changed since.
+fn paths_of(host: &str) -> [String; 2] {
+    [layout::host_path(host), layout::delta_path(host)]
 }
 
-fn combine(host: &str, whole: Option<Vec<u8>>, delta: Option<Vec<u8>>) -> Result<Combined> {
-    let Some(whole) = whole else { return Ok(Combined::Gone) };
-    let path = layout::host_path(host);
-    let mut inventory: HostInventory = layout::parse(&path, &whole)?;
+/// A host from the two objects that tell of it; `None` if they do not belong together, since a report is under way.
+fn combine(host: &str, whole: &[u8], delta: Option<&[u8]>) -> Result<Option<HostInventory>> {
+    let [path, delta_path] = paths_of(host);
+    let mut inventory: HostInventory = layout::parse(&path, whole)?;
     if let Some(delta) = delta {
-        let delta: InventoryDelta = layout::parse(&layout::delta_path(host), &delta)?;
+        let delta: InventoryDelta = layout::parse(&delta_path, delta)?;
         if delta.host != host {
-            let message = format!("{} tells of host '{}': remove it", layout::delta_path(host), delta.host);
-            return Err(Error::new(ErrorKind::Corrupt, message));
+            return Err(Error::new(ErrorKind::Corrupt, format!("{delta_path} tells of host '{}': remove it", delta.host)));
         }
         if delta.base > inventory.generation && publisher::is_sane(&delta) {
-            return Ok(Combined::Again);
+            return Ok(None);
         }
         if delta.base == inventory.generation {
             inventory.apply(&delta)?;
@@ -360,5 +365,5 @@ fn combine(host: &str, whole: Option<Vec<u8>>, delta: Option<Vec<u8>>) -> Result
         // Others count what they need in blocks of this size.
         return Err(wrong(&format_args!("blocks of {} bytes of snapshot {identity} are none of a store", held.block_bytes)));
     }
-    Ok(Combined::Host(Box::new(inventory)))
+    Ok(Some(inventory))
 }

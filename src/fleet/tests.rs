@@ -1,5 +1,7 @@
 //! Hosts and schedulers on one fleet, in memory and in a directory.
 
+mod zones;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};

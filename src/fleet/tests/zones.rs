@@ -1,0 +1,61 @@
+//! Zones whose hosts come and go while something is placed in them.
+
+use super::super::shared::Rules;
+use super::*;
+
+fn alone() -> Request {
+    Request { require_unique_zone: true, ..machine("db") }
+}
+
+fn with_volume(name: &str, zone: &str) -> HostInventory {
+    let volume = PlacedVolume { app: "app".into(), name: "db".into(), size_bytes: 1 };
+    HostInventory { volumes: [("db".to_owned(), volume)].into(), ..host(name, zone, 8) }
+}
+
+#[test]
+fn a_host_that_comes_to_a_zone_after_the_fleet_was_read_is_seen() {
+    for newcomer in ["new", "moved"] {
+        let fleet = memory();
+        publish(&fleet, host("a", "z", 8));
+        publish(&fleet, host("moved", "y", 8));
+        let options = FleetOptions::default();
+        let mut view = fleet.load().unwrap().fleet(options, NOW);
+        publish(&fleet, with_volume(newcomer, "z"));
+        let rules = Rules { policy: &Policy::default(), options, now: NOW };
+        let zones: Vec<_> = (0..2).filter_map(|_| fleet.place_one(&mut view, &alone(), rules).unwrap().ok()).collect();
+        let zones: Vec<_> = zones.into_iter().map(|placed| placed.ranked.zone).collect();
+        assert_eq!(zones, if newcomer == "new" { vec!["y"] } else { vec![] }, "{newcomer}");
+    }
+}
+
+#[test]
+fn a_host_that_comes_to_a_zone_while_another_makes_a_volume_is_seen() {
+    let fleet = memory();
+    let own = host("a", "z", 8);
+    publish(&fleet, own.clone());
+    let asked = Cell::new(0);
+    let look = || {
+        asked.set(asked.get() + 1);
+        // Asked the second time when the book was read.
+        if asked.get() == 2 {
+            publish(&fleet, with_volume("b", "z"));
+        }
+        Ok(own.clone())
+    };
+    let refused = fleet.admit(&Birth { wanted: &alone(), reservation: None, own: &look }, NOW).unwrap_err();
+    assert!(refused.kind() == ErrorKind::NoSpace && asked.get() == 2, "{refused}");
+}
+
+/// More than are read at once, of which some were never there.
+#[test]
+fn the_hosts_of_a_large_zone_are_read_in_their_order() {
+    let fleet = memory();
+    for number in 0..100 {
+        publish(&fleet, host(&format!("h{number}"), if number % 3 == 0 { "y" } else { "z" }, number));
+    }
+    let known: Vec<_> = (0..120).rev().map(|number| format!("h{number}")).collect();
+    let zone = fleet.zone("ams.z", &known, &machine("v")).unwrap();
+    let expected: Vec<_> = (0..100).rev().filter(|number| number % 3 != 0).map(|number| host(&format!("h{number}"), "z", number)).collect();
+    let name = |hosts: &[HostInventory]| hosts.iter().map(|host| (host.host.clone(), host.capacity.clone())).collect::<Vec<_>>();
+    assert_eq!(name(&zone), name(&expected));
+}
