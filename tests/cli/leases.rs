@@ -133,10 +133,10 @@ impl Exports for Deadly {
     fn lease(&self, export: &str, request: &LeaseRequest, address: &str) -> volfork::Result<Option<LeaseGrant>> {
         let answer = Exports::lease(&self.store, export, request, address);
         if request.action == LeaseAction::Take {
-            let client = self.client.lock().unwrap();
-            let mut client = self.spawned.wait_while(client, |client| client.is_none()).unwrap().take().unwrap();
-            client.kill().unwrap();
-            client.wait().unwrap();
+            let mut client = self.spawned.wait_while(self.client.lock().unwrap(), |client| client.is_none()).unwrap();
+            let mut killed = client.take().unwrap();
+            killed.kill().unwrap();
+            killed.wait().unwrap();
         }
         answer
     }
