@@ -6,6 +6,7 @@ mod core;
 mod count;
 mod describe;
 mod destroy;
+mod errands;
 mod event;
 mod fence;
 mod gate;

@@ -125,6 +125,30 @@ struct Lender {
     lent: Arc<Mutex<BTreeSet<LeaseId>>>,
     /// What becomes of the next that is given back.
     hearing: Arc<(Mutex<Hearing>, Condvar)>,
+    silence: Arc<Silence>,
+}
+
+/// Hosts with this in their addresses do not answer questions about leases once they are silent.
+const SILENT: &str = "silent";
+
+#[derive(Default)]
+struct Silence {
+    silent: Mutex<bool>,
+    changed: Condvar,
+    asked: AtomicUsize,
+}
+
+impl Silence {
+    fn set(&self, silent: bool) {
+        *self.silent.lock() = silent;
+        self.changed.notify_all();
+    }
+
+    fn keep(&self) {
+        let mut silent = self.silent.lock();
+        self.asked.fetch_add(usize::from(*silent), Ordering::SeqCst);
+        self.changed.wait_while(&mut silent, |silent| *silent);
+    }
 }
 
 #[derive(Default, PartialEq)]
@@ -149,6 +173,9 @@ impl SourceOpener for Lender {
     }
 
     fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        if uri.contains(SILENT) {
+            self.silence.keep();
+        }
         if request.action == LeaseAction::Release {
             let mut hearing = self.hearing.0.lock();
             if *hearing == Hearing::Deaf {
@@ -270,4 +297,41 @@ fn a_lease_that_comes_when_its_fork_is_gone_is_given_back() {
     store.destroy_volume("f", false).unwrap();
     b.hang_open(false);
     lender.await_returned(2);
+}
+
+/// A store with forks of three hosts that fall silent, and one of a host that does not.
+fn fork_of_silent_hosts(lender: &Lender, clock: &Arc<Hand>, path: &std::path::Path) -> Store {
+    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), clock: Arc::clone(clock) as _, ..StoreOptions::default() };
+    let store = Store::create(path, options).unwrap();
+    for (number, host) in ["silent1", "silent2", "silent3", "good"].into_iter().enumerate() {
+        let uri = format!("{host}://");
+        lender.stage.add(Actor::new(&uri, &pattern(10 + number as u64, 1 << 20))).play(|_, _| Play::Hang);
+        store.fork(&uri, host).unwrap();
+    }
+    lender.silence.set(true);
+    store
+}
+
+#[test]
+fn hosts_that_never_answer_do_not_delay_the_renewal_at_another() {
+    let (dir, lender, clock) = (tempfile::tempdir().unwrap(), Lender::default(), Arc::<Hand>::default());
+    let store = fork_of_silent_hosts(&lender, &clock, dir.path());
+    clock.go_on(DAY / 3);
+    until(|| lender.silence.asked.load(Ordering::SeqCst) > 0, || "nobody is asked".into());
+    for renewals in 1..4 {
+        until(|| lender.given.load(Ordering::SeqCst) >= 4 + renewals, || format!("{} given", lender.given.load(Ordering::SeqCst)));
+        clock.go_on(DAY / 3);
+    }
+    store.close().unwrap();
+    lender.silence.set(false);
+}
+
+#[test]
+fn hosts_that_never_answer_do_not_keep_a_lease_from_being_given_back_at_the_end() {
+    let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
+    let store = fork_of_silent_hosts(&lender, &Arc::default(), dir.path());
+    store.volume_names().iter().for_each(|name| store.destroy_volume(name, false).unwrap());
+    store.close().unwrap();
+    assert_eq!(lender.lent.lock().len(), 3);
+    lender.silence.set(false);
 }
