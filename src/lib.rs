@@ -102,7 +102,7 @@ pub mod wire;
 #[doc(hidden)]
 pub mod fuzzing {
     pub use crate::catalog::Catalog;
-    pub use crate::format::{Reader, Record, Superblock, SuperblockSlot, Trace, Writer, decode_frame};
+    pub use crate::format::{BlocksRecord, Reader, Record, Superblock, SuperblockSlot, Trace, Writer, decode_frame};
     pub use crate::layer::Presence;
 }
 

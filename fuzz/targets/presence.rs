@@ -1,13 +1,13 @@
 //! Presence bitmaps from untrusted bytes: whatever is accepted behaves like a set.
 #![no_main]
 
-use volfork::fuzzing::{Presence, Reader, Record};
+use volfork::fuzzing::{BlocksRecord, Presence, Reader, Record};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // Tag and layer number before the fuzzer's bytes.
     let mut record = vec![30, 1, 0, 0, 0];
     record.extend_from_slice(bytes);
-    let Ok(Record::Presence(decoded)) = Record::decode(&mut Reader::new(&record)) else { return };
+    let Ok(Record::Blocks(BlocksRecord::Presence(decoded))) = Record::decode(&mut Reader::new(&record)) else { return };
     let mut presence = Presence { present: decoded.present, zeroed: decoded.zeroed };
     let before = presence.present.len();
     presence.optimize();

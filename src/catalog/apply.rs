@@ -1,7 +1,7 @@
 //! Changes of the shape.
 
 use super::{Catalog, LayerEntry, SnapshotEntry, Snapshots, VolumeEntry};
-use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, Record, SnapshotRecord, VolumeRecord};
+use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, ShapeRecord, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
@@ -9,51 +9,50 @@ impl Catalog {
     ///
     /// # Errors
     /// The record does not fit the shape. The catalogue may be changed in part; only damaged journals lead here.
-    pub fn apply(&mut self, record: &Record) -> Result<Vec<LayerId>, FormatError> {
+    pub fn apply(&mut self, record: &ShapeRecord) -> Result<Vec<LayerId>, FormatError> {
         match record {
-            Record::Layer(layer) => self.add_layer(layer)?,
-            Record::Volume(volume) => self.add_volume(volume)?,
-            Record::Snapshot(snapshot) => self.add_snapshot(snapshot)?,
-            Record::Counters { volume, layer } => {
+            ShapeRecord::Layer(layer) => self.add_layer(layer)?,
+            ShapeRecord::Volume(volume) => self.add_volume(volume)?,
+            ShapeRecord::Snapshot(snapshot) => self.add_snapshot(snapshot)?,
+            ShapeRecord::Counters { volume, layer } => {
                 self.next_volume = self.next_volume.max(*volume);
                 self.next_layer = self.next_layer.max(*layer);
             }
-            Record::Seal { volume, head } => return self.seal(*volume, *head),
-            Record::Rename { volume, name } => self.rename(*volume, name)?,
-            Record::Resize { volume, size_bytes } => self.volume_mut(*volume)?.size_bytes = *size_bytes,
-            Record::DestroyVolume(volume) => return self.remove_volume(*volume),
-            Record::DestroySnapshot { volume, name } => return self.remove_snapshot(*volume, name),
-            Record::Detach(layer) => {
+            ShapeRecord::Seal { volume, head } => return self.seal(*volume, *head),
+            ShapeRecord::Rename { volume, name } => self.rename(*volume, name)?,
+            ShapeRecord::Resize { volume, size_bytes } => self.volume_mut(*volume)?.size_bytes = *size_bytes,
+            ShapeRecord::DestroyVolume(volume) => return self.remove_volume(*volume),
+            ShapeRecord::DestroySnapshot { volume, name } => return self.remove_snapshot(*volume, name),
+            ShapeRecord::Detach(layer) => {
                 let entry = self.layer_mut(*layer)?;
                 entry.needed_from = LayerId::default();
                 entry.detached = entry.source.take();
             }
-            Record::Hydration(layer, settings) => {
+            ShapeRecord::Hydration(layer, settings) => {
                 if let Some(source) = &mut self.layer_mut(*layer)?.source {
                     source.settings = *settings;
                 }
             }
-            Record::Sources(layer, uris) => {
+            ShapeRecord::Sources(layer, uris) => {
                 let entry = self.layer_mut(*layer)?;
                 if let Some(source) = &mut entry.source {
                     source.uris.clone_from(uris);
                     entry.named.extend(uris.iter().cloned());
                 }
             }
-            Record::Attach(layer, needed_from, source) => {
+            ShapeRecord::Attach(layer, needed_from, source) => {
                 let entry = self.layer_mut(*layer)?;
                 entry.needed_from = *needed_from;
                 (entry.source, entry.detached) = (Some(source.clone()), None);
                 entry.named.extend(source.uris.iter().cloned());
             }
-            Record::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
-            Record::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),
-            Record::Lease(lease) => self.add_lease(lease)?,
-            Record::LeaseOver(id) => self.leases.remove(*id),
-            Record::Lessee(lessee) => drop(self.lessees.insert(lessee.id, lessee.clone())),
-            Record::LesseeOver(id) => drop(self.lessees.remove(id)),
-            Record::Live(layer) => self.layer_mut(*layer)?.live = true,
-            _ => {}
+            ShapeRecord::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
+            ShapeRecord::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),
+            ShapeRecord::Lease(lease) => self.add_lease(lease)?,
+            ShapeRecord::LeaseOver(id) => self.leases.remove(*id),
+            ShapeRecord::Lessee(lessee) => drop(self.lessees.insert(lessee.id, lessee.clone())),
+            ShapeRecord::LesseeOver(id) => drop(self.lessees.remove(id)),
+            ShapeRecord::Live(layer) => self.layer_mut(*layer)?.live = true,
         }
         Ok(Vec::new())
     }

@@ -7,6 +7,8 @@
 //! - A layer that holds a layer of an image keeps its whole view while it lives, as one with a name does: others may stand on it.
 //! - A lease goes with its snapshot; a lessee stays when its layer has gone, until the lease was given back.
 //! - Numbers of layers and volumes are never used twice.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod apply;
 mod leases;
 mod query;
@@ -159,7 +161,7 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::{HydrationSettings, LayerRecord, Record, VolumeRecord};
+    use crate::format::{HydrationSettings, LayerRecord, ShapeRecord, VolumeRecord};
 
     fn written_anew(catalog: &Catalog) -> Catalog {
         let mut again = Catalog::default();
@@ -176,11 +178,11 @@ mod tests {
         for number in 0..2 {
             let (volume, head) = (VolumeId(number), LayerId(number as u32));
             let name = format!("v{number}");
-            catalog.apply(&Record::Layer(LayerRecord::over(None, head))).unwrap();
+            catalog.apply(&ShapeRecord::Layer(LayerRecord::over(None, head))).unwrap();
             let volume = VolumeRecord { volume, head, size_bytes: 1 << 20, created_at: 0, name, parent: String::new() };
-            catalog.apply(&Record::Volume(volume)).unwrap();
+            catalog.apply(&ShapeRecord::Volume(volume)).unwrap();
         }
-        assert_eq!(catalog.apply(&Record::DestroyVolume(VolumeId(1))).unwrap(), [LayerId(1)]);
+        assert_eq!(catalog.apply(&ShapeRecord::DestroyVolume(VolumeId(1))).unwrap(), [LayerId(1)]);
         let again = written_anew(&catalog);
         assert_eq!(again, catalog);
         assert_eq!((again.next_volume(), again.next_layer().unwrap()), (VolumeId(2), LayerId(2)));
@@ -204,11 +206,11 @@ mod tests {
         let uris = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let source = SourceRecord { uris: uris(&["a", "b"]), size_bytes: 1 << 20, settings: HydrationSettings::default() };
         let mut catalog = Catalog::default();
-        catalog.apply(&Record::Layer(LayerRecord { layer: root, parent: None, origin: "h/1".into(), source: Some(source) })).unwrap();
+        catalog.apply(&ShapeRecord::Layer(LayerRecord { layer: root, parent: None, origin: "h/1".into(), source: Some(source) })).unwrap();
         for (record, used) in [
-            (Record::Sources(root, uris(&["c", "a"])), Some(&["c", "a"][..])),
-            (Record::Sources(root, uris(&["c"])), Some(&["c"])),
-            (Record::Detach(root), None),
+            (ShapeRecord::Sources(root, uris(&["c", "a"])), Some(&["c", "a"][..])),
+            (ShapeRecord::Sources(root, uris(&["c"])), Some(&["c"])),
+            (ShapeRecord::Detach(root), None),
         ] {
             catalog.apply(&record).unwrap();
             let again = written_anew(&catalog);
@@ -225,9 +227,9 @@ mod tests {
         let source = SourceRecord { uris: vec!["nbd://h/v@s".into()], size_bytes: 1 << 20, settings: HydrationSettings::default() };
         let mut catalog = Catalog::default();
         let layer = LayerRecord { layer: root, parent: None, origin: "h/1".into(), source: Some(source.clone()) };
-        catalog.apply(&Record::Layer(layer)).unwrap();
+        catalog.apply(&ShapeRecord::Layer(layer)).unwrap();
         let add = |catalog: &mut Catalog, parent: LayerId, layer| {
-            catalog.apply(&Record::Layer(LayerRecord::over(Some(parent), LayerId(layer)))).unwrap();
+            catalog.apply(&ShapeRecord::Layer(LayerRecord::over(Some(parent), LayerId(layer)))).unwrap();
         };
         add(&mut catalog, root, 4);
         let needs = |catalog: &Catalog, layers: &[u32]| {
@@ -236,17 +238,17 @@ mod tests {
             layers.iter().map(|layer| again.needed_root(LayerId(*layer)) == Some(root)).collect::<Vec<bool>>()
         };
         assert_eq!(needs(&catalog, &[3, 4]), [true, true]);
-        catalog.apply(&Record::Detach(root)).unwrap();
+        catalog.apply(&ShapeRecord::Detach(root)).unwrap();
         add(&mut catalog, LayerId(4), 5);
         assert_eq!(needs(&catalog, &[3, 4, 5]), [false; 3]);
-        catalog.apply(&Record::Attach(root, LayerId(6), source)).unwrap();
+        catalog.apply(&ShapeRecord::Attach(root, LayerId(6), source)).unwrap();
         for (parent, layer) in [(root, 6), (LayerId(4), 7), (LayerId(6), 8)] {
             add(&mut catalog, parent, layer);
         }
         assert_eq!(needs(&catalog, &[3, 4, 5, 6, 7, 8]), [true, false, false, true, false, true]);
         assert_eq!(catalog.roots_of("h/1").map(|(id, _)| id).collect::<Vec<_>>(), [root]);
         assert_eq!(catalog.roots_of("").count(), 0);
-        catalog.apply(&Record::Detach(root)).unwrap();
+        catalog.apply(&ShapeRecord::Detach(root)).unwrap();
         assert_eq!(needs(&catalog, &[3, 6, 8]), [false; 3]);
     }
 }

@@ -3,7 +3,7 @@
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HeldRecord, LayerRecord, LeaseRecord, LesseeRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, VolumeRecord};
+use crate::format::{HeldRecord, LayerRecord, LeaseRecord, LesseeRecord, SOURCE_URIS_MAX, ShapeRecord, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
 impl Catalog {
@@ -176,8 +176,8 @@ impl Catalog {
     }
 
     /// Records that make this shape from nothing, parents first.
-    pub fn records(&self) -> Vec<Record> {
-        let mut records = vec![Record::Counters { volume: self.next_volume, layer: self.next_layer }];
+    pub fn records(&self) -> Vec<ShapeRecord> {
+        let mut records = vec![ShapeRecord::Counters { volume: self.next_volume, layer: self.next_layer }];
         let mut layers: Vec<_> = self.layers.iter().collect();
         // A child always has a larger number than its parent.
         layers.sort_unstable_by_key(|(id, _)| **id);
@@ -186,18 +186,18 @@ impl Catalog {
             let mut first = source.clone().or_else(|| detached.clone());
             // A layer begins with all addresses that it ever had, and goes on with those that it has.
             let has = first.as_mut().map(|first| std::mem::replace(&mut first.uris, named.iter().take(SOURCE_URIS_MAX).cloned().collect()));
-            records.push(Record::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: first }));
-            records.extend(has.map(|uris| Record::Sources(*id, uris)));
-            records.extend(detached.is_some().then_some(Record::Detach(*id)));
+            records.push(ShapeRecord::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: first }));
+            records.extend(has.map(|uris| ShapeRecord::Sources(*id, uris)));
+            records.extend(detached.is_some().then_some(ShapeRecord::Detach(*id)));
             if let (Some(source), true) = (source, *needed_from > LayerId::default()) {
-                records.push(Record::Attach(*id, *needed_from, source.clone()));
+                records.push(ShapeRecord::Attach(*id, *needed_from, source.clone()));
             }
-            let record = |(held, size_bytes): &_| Record::Held(HeldRecord { layer: *id, size_bytes: *size_bytes, held: *held });
+            let record = |(held, size_bytes): &_| ShapeRecord::Held(HeldRecord { layer: *id, size_bytes: *size_bytes, held: *held });
             records.extend(held.iter().map(record));
-            records.extend(live.then_some(Record::Live(*id)));
+            records.extend(live.then_some(ShapeRecord::Live(*id)));
         }
         for (id, volume) in &self.volumes {
-            records.push(Record::Volume(VolumeRecord {
+            records.push(ShapeRecord::Volume(VolumeRecord {
                 volume: *id,
                 head: volume.head,
                 size_bytes: volume.size_bytes,
@@ -206,10 +206,10 @@ impl Catalog {
                 parent: volume.parent.clone(),
             }));
             if !volume.labels.is_empty() {
-                records.push(Record::Labels(*id, volume.labels.clone()));
+                records.push(ShapeRecord::Labels(*id, volume.labels.clone()));
             }
             records.extend(volume.snapshots.iter().map(|snapshot| {
-                Record::Snapshot(SnapshotRecord {
+                ShapeRecord::Snapshot(SnapshotRecord {
                     volume: *id,
                     layer: snapshot.layer,
                     size_bytes: snapshot.size_bytes,
@@ -218,8 +218,8 @@ impl Catalog {
                 })
             }));
         }
-        records.extend(self.leases.iter().cloned().map(Record::Lease));
-        records.extend(self.lessees.values().cloned().map(Record::Lessee));
+        records.extend(self.leases.iter().cloned().map(ShapeRecord::Lease));
+        records.extend(self.lessees.values().cloned().map(ShapeRecord::Lessee));
         records
     }
 }

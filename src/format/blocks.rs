@@ -1,6 +1,8 @@
-//! Blocks and parts of blocks, as records carry them. Their layout is in `record`.
+//! Records of blocks: what a layer holds, hides and forgets. Their layout is in `record`.
 
 use super::bytes::{FormatError, Reader, Writer};
+use super::presence::{ForgetRecord, PresenceRecord};
+use super::tags::tags;
 use crate::ids::LayerId;
 use crate::limits::BLOCK_BYTES_MAX;
 
@@ -29,8 +31,7 @@ pub struct PatchRecord {
 }
 
 impl BlockRun {
-    pub(super) fn encode(&self, tag: u8, writer: &mut Writer) {
-        writer.u8(tag);
+    fn encode(&self, writer: &mut Writer) {
         writer.u32(self.layer.0);
         writer.u32(self.block);
         writer.u32(self.checksums.len() as u32);
@@ -39,7 +40,7 @@ impl BlockRun {
         }
     }
 
-    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
         let (layer, block, count) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
         if count == 0 || block.checked_add(count - 1).is_none() {
             return Err(FormatError(format!("{count} blocks from {block} are not a run")));
@@ -54,20 +55,139 @@ impl PatchRecord {
     /// Bytes of a record before the bytes it carries.
     pub const HEADER_BYTES: u64 = 17;
 
-    pub(super) fn encode(&self, writer: &mut Writer) {
-        writer.u8(26);
+    fn encode(&self, writer: &mut Writer) {
         writer.u32(self.layer.0);
         writer.u32(self.block);
         writer.u32(self.offset);
         writer.blob(&self.bytes);
     }
 
-    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
         let (layer, block, offset, bytes) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?, reader.blob()?);
         let fits = offset.checked_add(bytes.len() as u32).is_some_and(|end| end <= BLOCK_BYTES_MAX);
         if bytes.is_empty() || !fits {
             return Err(FormatError(format!("{} bytes at {offset} are not a part of a block", bytes.len())));
         }
         Ok(Self { layer, block, offset, bytes: bytes.to_vec() })
+    }
+}
+
+/// One change of the blocks of a layer, or one part of what it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BlocksRecord {
+    /// Blocks become present.
+    Present(BlockRun),
+    /// Blocks become zero: they are not present, and hide the parent.
+    Zero {
+        /// The layer.
+        layer: LayerId,
+        /// First block.
+        first: u32,
+        /// Last block, inclusive.
+        last: u32,
+    },
+    /// Blocks that nobody can see are forgotten.
+    Drop {
+        /// The layer.
+        layer: LayerId,
+        /// First block.
+        first: u32,
+        /// Last block, inclusive.
+        last: u32,
+    },
+    /// Blocks of the extent may be overwritten in place from here on.
+    Mark(LayerId, u32),
+    /// The extent's checksums are on disk and match its blocks.
+    Clear(LayerId, u32),
+    /// Blocks that were overwritten in place just before their layer was sealed: the round counts only if they match.
+    Expect(BlockRun),
+    /// Part of a block that the layer does not hold is written. It counts until the block is present, zero or dropped.
+    Patch(PatchRecord),
+    /// Presence of a layer, or of a part of its blocks.
+    Presence(PresenceRecord),
+    /// Blocks that nobody can see are forgotten.
+    Forget(ForgetRecord),
+}
+
+tags! {
+    /// Tags of [`BlocksRecord`].
+    Tag {
+        Present = 20,
+        Zero = 21,
+        Drop = 22,
+        Mark = 23,
+        Clear = 24,
+        Expect = 25,
+        Patch = 26,
+        Presence = 30,
+        MorePresence = 32,
+        Forget = 33,
+    }
+}
+
+fn range(reader: &mut Reader<'_>) -> Result<(LayerId, u32, u32), FormatError> {
+    let (layer, first, last) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
+    if last < first {
+        return Err(FormatError(format!("range from {first} to {last} is backwards")));
+    }
+    Ok((layer, first, last))
+}
+
+impl BlocksRecord {
+    fn tag(&self) -> Tag {
+        match self {
+            Self::Present(_) => Tag::Present,
+            Self::Zero { .. } => Tag::Zero,
+            Self::Drop { .. } => Tag::Drop,
+            Self::Mark(..) => Tag::Mark,
+            Self::Clear(..) => Tag::Clear,
+            Self::Expect(_) => Tag::Expect,
+            Self::Patch(_) => Tag::Patch,
+            Self::Presence(presence) => match presence.more {
+                false => Tag::Presence,
+                true => Tag::MorePresence,
+            },
+            Self::Forget(_) => Tag::Forget,
+        }
+    }
+
+    pub(super) fn encode(&self, writer: &mut Writer) {
+        writer.u8(self.tag().byte());
+        match self {
+            Self::Present(run) | Self::Expect(run) => run.encode(writer),
+            Self::Zero { layer, first, last } | Self::Drop { layer, first, last } => {
+                [layer.0, *first, *last].into_iter().for_each(|field| writer.u32(field));
+            }
+            Self::Mark(layer, extent) | Self::Clear(layer, extent) => {
+                writer.u32(layer.0);
+                writer.u32(*extent);
+            }
+            Self::Patch(patch) => patch.encode(writer),
+            Self::Presence(presence) => presence.encode(writer),
+            Self::Forget(forget) => forget.encode(writer),
+        }
+    }
+
+    /// Takes the fields of a record with this tag; `None` if no record of blocks has it.
+    pub(super) fn decode(tag: u8, reader: &mut Reader<'_>) -> Result<Option<Self>, FormatError> {
+        let Some(tag) = Tag::of(tag) else { return Ok(None) };
+        Ok(Some(match tag {
+            Tag::Present => Self::Present(BlockRun::decode(reader)?),
+            Tag::Zero => {
+                let (layer, first, last) = range(reader)?;
+                Self::Zero { layer, first, last }
+            }
+            Tag::Drop => {
+                let (layer, first, last) = range(reader)?;
+                Self::Drop { layer, first, last }
+            }
+            Tag::Mark => Self::Mark(LayerId(reader.u32()?), reader.u32()?),
+            Tag::Clear => Self::Clear(LayerId(reader.u32()?), reader.u32()?),
+            Tag::Expect => Self::Expect(BlockRun::decode(reader)?),
+            Tag::Patch => Self::Patch(PatchRecord::decode(reader)?),
+            Tag::Presence => Self::Presence(PresenceRecord::decode(false, reader)?),
+            Tag::MorePresence => Self::Presence(PresenceRecord::decode(true, reader)?),
+            Tag::Forget => Self::Forget(ForgetRecord::decode(reader)?),
+        }))
     }
 }

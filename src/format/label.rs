@@ -85,7 +85,6 @@ pub struct HeldRecord {
 impl HeldRecord {
     pub(super) fn encode(&self, writer: &mut Writer) {
         let HeldLayer { layer: ImageLayer { digest, bytes }, chain } = self.held;
-        writer.u8(14);
         writer.u32(self.layer.0);
         writer.u64(self.size_bytes);
         writer.raw(&digest.0);
@@ -112,7 +111,7 @@ mod tests {
         let mut writer = Writer::default();
         let held = HeldLayer { layer: ImageLayer { digest: Digest([1; 32]), bytes: 2 }, chain: Digest([3; 32]) };
         HeldRecord { layer: LayerId(4), size_bytes: 5, held }.encode(&mut writer);
-        let golden = [&b"\x0e\x04\0\0\0\x05\0\0\0\0\0\0\0"[..], &[1; 32], b"\x02\0\0\0\0\0\0\0", &[3; 32]].concat();
+        let golden = [&b"\x04\0\0\0\x05\0\0\0\0\0\0\0"[..], &[1; 32], b"\x02\0\0\0\0\0\0\0", &[3; 32]].concat();
         assert_eq!(writer.bytes, golden);
     }
 

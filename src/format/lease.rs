@@ -61,14 +61,9 @@ pub(super) fn read_id(reader: &mut Reader<'_>) -> Result<LeaseId, FormatError> {
     Ok(LeaseId(reader.array()?))
 }
 
-pub(super) fn write_id(writer: &mut Writer, tag: u8, id: LeaseId) {
-    writer.u8(tag);
-    writer.raw(&id.0);
-}
-
 impl LeaseRecord {
     pub(super) fn encode(&self, writer: &mut Writer) {
-        write_id(writer, 34, self.id);
+        writer.raw(&self.id.0);
         writer.u64(self.volume.0);
         writer.u64(self.renewed_at);
         writer.u64(self.lapse_seconds);
@@ -93,7 +88,7 @@ impl LeaseRecord {
 
 impl LesseeRecord {
     pub(super) fn encode(&self, writer: &mut Writer) {
-        write_id(writer, 36, self.id);
+        writer.raw(&self.id.0);
         writer.u32(self.layer.0);
         writer.u64(self.until);
         writer.blob(self.uri.as_bytes());
@@ -124,12 +119,12 @@ mod tests {
         };
         lease.encode(&mut writer);
         let tail = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x01\0\0\0s\x01\0\0\0f\x01\0\0\0h\x01\0\0\0a";
-        assert_eq!(writer.bytes, [b"\x22", &[7; 16][..], tail].concat());
+        assert_eq!(writer.bytes, [&[7; 16][..], tail].concat());
         let mut writer = Writer::default();
         LesseeRecord { id, layer: LayerId(3), until: 4, uri: "u".into() }.encode(&mut writer);
-        assert_eq!(writer.bytes, [b"\x24", &[7; 16][..], b"\x03\0\0\0\x04\0\0\0\0\0\0\0\x01\0\0\0u"].concat());
+        assert_eq!(writer.bytes, [&[7; 16][..], b"\x03\0\0\0\x04\0\0\0\0\0\0\0\x01\0\0\0u"].concat());
         let mut writer = Writer::default();
         LeaseRecord { host: "h".repeat(256), ..lease }.encode(&mut writer);
-        assert!(LeaseRecord::decode(&mut Reader::new(&writer.bytes[1..])).is_err());
+        assert!(LeaseRecord::decode(&mut Reader::new(&writer.bytes)).is_err());
     }
 }

@@ -3,6 +3,8 @@
 //! # Invariants
 //! - A decoder takes untrusted bytes and returns an error that names what is wrong; it never panics, never reads past its
 //!   input, and never reserves memory for more than its input can hold.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod blocks;
 mod bytes;
 mod frame;
@@ -11,18 +13,21 @@ mod lease;
 mod names;
 mod presence;
 mod record;
+mod shape;
 mod source;
 mod superblock;
+mod tags;
 mod trace;
 
-pub use blocks::{BlockRun, PatchRecord};
+pub use blocks::{BlockRun, BlocksRecord, PatchRecord};
 pub use bytes::{FormatError, Reader, Writer};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameCheck, FrameKind, decode_frame, encode_frame, frame_bytes};
 pub use label::{HeldRecord, LabelChange, Labels, changed_labels, valid_labels};
 pub use lease::{LEASE_TEXT_BYTES_MAX, LeaseRecord, LesseeRecord};
 pub use names::{LayerFile, StorePaths, instant_name, is_instant, valid_name};
 pub use presence::{ForgetRecord, PresenceRecord};
-pub use record::{LayerRecord, Record, SnapshotRecord, VolumeRecord};
+pub use record::Record;
+pub use shape::{LayerRecord, ShapeRecord, SnapshotRecord, VolumeRecord};
 pub use source::{HydrationPriority, HydrationSettings, SOURCE_URIS_MAX, SourceRecord};
 pub use superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockSlot};
 pub use trace::{TRACE_BYTES_MAX, TRACE_RUNS_MAX, Trace};

@@ -103,7 +103,6 @@ impl PresenceRecord {
     }
 
     pub(super) fn encode(&self, writer: &mut Writer) {
-        writer.u8(if self.more { 32 } else { 30 });
         writer.u32(self.layer.0);
         write_bitmap(writer, &self.present);
         write_bitmap(writer, &self.zeroed);
@@ -145,7 +144,6 @@ impl ForgetRecord {
     }
 
     pub(super) fn encode(&self, writer: &mut Writer) {
-        writer.u8(33);
         writer.u32(self.layer.0);
         write_bitmap(writer, &self.blocks);
     }
@@ -158,6 +156,7 @@ impl ForgetRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::BlocksRecord;
 
     fn fragmented() -> PresenceRecord {
         let scattered = |step: u32, of: u32| (0..40_000u32).filter(move |n| n % step == 1).map(move |n| n * of);
@@ -186,7 +185,7 @@ mod tests {
             for (number, record) in records.iter().enumerate() {
                 assert_eq!(record.more, number > 0);
                 let mut writer = Writer::default();
-                record.encode(&mut writer);
+                BlocksRecord::Presence(record.clone()).encode(&mut writer);
                 assert_eq!(writer.bytes.len(), record.encoded_bytes());
                 assert!(writer.bytes.len() <= bytes_max, "{} of {bytes_max}", writer.bytes.len());
                 assert!(sum.present.is_disjoint(&record.present), "none is named twice");

@@ -218,9 +218,9 @@ struct Slots {
 
 fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Slots> {
     let path = paths.superblock();
-    let (bytes, surplus) = read_slots(disk, &path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => no_store(disk, paths),
-        _ => Error::io(format!("cannot read {}", path.display()), error),
+    let (bytes, surplus) = read_slots(disk, &path).map_err(|error| {
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        if missing { no_store(disk, paths) } else { Error::io(format!("cannot read {}", path.display()), error) }
     })?;
     let mut slots = Vec::new();
     let mut problems = Vec::new();

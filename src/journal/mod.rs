@@ -19,6 +19,8 @@
 //! - What gives back space, or only overwrites, lives on a reserve that nothing else may take ([`Journal::room`]). A checkpoint
 //!   restores it, and needs no space of the file system; so it is due as soon as the reserve is low, whatever the log's size.
 //! - A store opens on a full disk: its state goes into the spare.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod load;
 mod spare;
 mod torn;
@@ -394,7 +396,8 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::BlockSize;
+    use crate::format::{BlocksRecord, PresenceRecord};
+    use crate::ids::{BlockSize, LayerId};
     use crate::io::SystemDisk;
 
     /// A try that ended before the superblock pointed at it used the same number, so its frames verify.
@@ -425,8 +428,8 @@ mod tests {
         let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, leases: false };
         let present = (0..100_000u32).map(|block| block * 3).collect();
         let (zeroed, marked) = Default::default();
-        let state =
-            [Record::Presence(crate::format::PresenceRecord { layer: crate::ids::LayerId(1), more: false, present, zeroed, marked })];
+        let presence = PresenceRecord { layer: LayerId(1), more: false, present, zeroed, marked };
+        let state = [Record::Blocks(BlocksRecord::Presence(presence))];
         let old = Limits { state_frame_bytes: usize::MAX, ..Limits::DEFAULT };
         let mut journal = Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, state.clone().into_iter(), old).unwrap();
         let mut writer = Writer::default();

@@ -45,9 +45,9 @@ impl Spare {
     /// # Errors
     /// An I/O error, no space for its name.
     pub fn create(disk: &Arc<dyn Disk>, paths: &StorePaths, next: u64) -> io::Result<Self> {
-        Self::open(disk, paths.reserve(), OpenMode::Create).or_else(|error| match error.kind() {
-            io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => Self::open(disk, paths.journal(next), OpenMode::Create),
-            _ => Err(error),
+        Self::open(disk, paths.reserve(), OpenMode::Create).or_else(|error| {
+            let is_other = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory);
+            if is_other { Self::open(disk, paths.journal(next), OpenMode::Create) } else { Err(error) }
         })
     }
 

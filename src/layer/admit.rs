@@ -11,7 +11,7 @@ use super::space::claimed_bytes;
 use super::state::{Hot, Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Record;
+use crate::format::BlocksRecord;
 use crate::io::DiskFile;
 use crate::limits::{EXTENT_BLOCKS, Planted};
 
@@ -71,7 +71,7 @@ impl Layers {
             let unproven = hot.recorded.0.intersects(&overwrites) && !proven;
             let waiting = hot.marking.is_some_and(|ticket| !self.commit.is_done(ticket));
             if (!marked || unproven) && !waiting {
-                let mark = Record::Mark(layer.id, extent);
+                let mark = BlocksRecord::Mark(layer.id, extent);
                 let bytes = claimed_bytes(&mark);
                 if self.commit.claim(bytes).is_err() {
                     return Ok(Admission::Wait(Wait::Room(bytes)));

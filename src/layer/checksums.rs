@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 
 use super::files::LayerFiles;
 use crate::bits::BlockBits;
-use crate::format::{BlockRun, LayerFile, Record};
+use crate::format::{BlockRun, BlocksRecord, LayerFile};
 use crate::ids::LayerId;
 use crate::io::{DiskFile, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
@@ -116,14 +116,14 @@ impl ChecksumPage {
 pub type Key = (LayerId, u32);
 
 /// Records with those checksums of present blocks that the page in the file lacks: the state carries them instead of the page.
-pub fn kept_checksums(layer: LayerId, extent: u32, page: &ChecksumPage, present: &BlockBits) -> Vec<Record> {
+pub fn kept_checksums(layer: LayerId, extent: u32, page: &ChecksumPage, present: &BlockBits) -> Vec<BlocksRecord> {
     let kept = page.changed_blocks().and(present);
     let run = |run: std::ops::Range<u32>| BlockRun {
         layer,
         block: extent * EXTENT_BLOCKS + run.start,
         checksums: run.map(|block| page.get(block)).collect(),
     };
-    kept.runs().map(run).map(Record::Present).collect()
+    kept.runs().map(run).map(BlocksRecord::Present).collect()
 }
 
 /// Pages in memory.

@@ -9,7 +9,7 @@ use super::space::claimed_bytes;
 use super::state::Layer;
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
-use crate::format::{PresenceRecord, Record};
+use crate::format::{BlocksRecord, PresenceRecord, Record, ShapeRecord};
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
 use crate::sync::atomic::Ordering;
@@ -51,7 +51,7 @@ impl Layers {
             let mut state = layer.state.lock();
             for extent in stored {
                 let untouched = state.hot.get(&extent).is_none_or(|hot| !hot.touched && hot.latched.is_empty());
-                let clear = Record::Clear(layer.id, extent);
+                let clear = BlocksRecord::Clear(layer.id, extent);
                 if untouched && !state.unverified.contains(extent) && self.commit.claim(claimed_bytes(&clear)).is_ok() {
                     self.commit.enqueue([clear]);
                     state.marked.remove(extent);
@@ -181,16 +181,16 @@ impl Layers {
     ///
     /// # Errors
     /// [`crate::ErrorKind::NoSpace`], or a lack of descriptors, leaves everything as it was; any other error poisons the store.
-    pub fn checkpoint(&self, shape: Vec<Record>) -> Result<()> {
-        self.write_state(shape, false)
+    pub fn checkpoint(&self, shape: Vec<ShapeRecord>) -> Result<()> {
+        self.write_state(shape, None, false)
     }
 
     /// As [`Layers::checkpoint`]; records of leases may follow from then on.
     ///
     /// # Errors
     /// As there.
-    pub fn begin_leases(&self, shape: Vec<Record>) -> Result<()> {
-        self.write_state(shape, true)
+    pub fn begin_leases(&self, shape: Vec<ShapeRecord>) -> Result<()> {
+        self.write_state(shape, None, true)
     }
 
     /// Whether records of leases may follow.
@@ -198,14 +198,14 @@ impl Layers {
         self.commit.journal().takes_leases()
     }
 
-    fn write_state(&self, shape: Vec<Record>, leases: bool) -> Result<()> {
+    fn write_state(&self, shape: Vec<ShapeRecord>, end: Option<Record>, leases: bool) -> Result<()> {
         self.commit.exclusive(self, || {
             // Crash ordering 5 and 10.
             let left = self.checksums.write_back_all(&self.files).map_err(|error| Error::io("cannot write checksums", error))?;
             self.sync_pages()?;
             // Gathered before the journal is locked: a writer with a layer's lock may be waiting for the journal's. What changes
             // meanwhile is in the next frame.
-            let presence: Vec<Record> = self
+            let presence: Vec<BlocksRecord> = self
                 .all()
                 .iter()
                 .flat_map(|layer| {
@@ -214,14 +214,16 @@ impl Layers {
                     self.presence_records(layer, own.map(|((_, extent), page)| (*extent, &**page)))
                 })
                 .collect();
-            self.commit.journal().checkpoint(shape.into_iter().chain(presence), leases)
+            let shape = shape.into_iter().map(Record::Shape);
+            let state = shape.chain(presence.into_iter().map(Record::Blocks)).chain(end);
+            self.commit.journal().checkpoint(state, leases)
         })
     }
 
     /// What the journal may say of a layer: fresh blocks are left out, for they have no durable bytes yet; the zeros and patches
     /// that they supersede are still in it. It has the checksums of `pages`, which the files lack; those of marked extents are not
     /// needed, for after a crash they are hashed again.
-    fn presence_records<'a>(&self, layer: &Layer, pages: impl Iterator<Item = (u32, &'a ChecksumPage)>) -> Vec<Record> {
+    fn presence_records<'a>(&self, layer: &Layer, pages: impl Iterator<Item = (u32, &'a ChecksumPage)>) -> Vec<BlocksRecord> {
         let state = layer.state.lock();
         let mut present = state.presence.present.clone();
         let mut zeroed = state.presence.zeroed.clone();
@@ -231,16 +233,17 @@ impl Layers {
                 super::presence::insert_bits(&mut zeroed, *extent, &hot.fresh.and(&hot.over_zeros));
             }
         }
-        let patches: Vec<Record> = state.patches_to_keep(&present).flat_map(|(block, patch)| patch.records(layer.id, block)).collect();
+        let patches: Vec<BlocksRecord> =
+            state.patches_to_keep(&present).flat_map(|(block, patch)| patch.records(layer.id, block)).collect();
         present.optimize();
         zeroed.optimize();
         let marked = state.marked.clone();
         let unmarked = pages.filter(|(extent, _)| !marked.contains(*extent));
-        let kept: Vec<Record> =
+        let kept: Vec<BlocksRecord> =
             unmarked.flat_map(|(extent, page)| kept_checksums(layer.id, extent, page, &extent_bits(&present, extent))).collect();
         drop(state);
         let presence = PresenceRecord { layer: layer.id, more: false, present, zeroed, marked };
-        presence.split(self.limits.state_record_bytes_max()).into_iter().map(Record::Presence).chain(patches).chain(kept).collect()
+        presence.split(self.limits.state_record_bytes_max()).into_iter().map(BlocksRecord::Presence).chain(patches).chain(kept).collect()
     }
 
     /// Layers with marked extents.
@@ -272,13 +275,13 @@ impl Layers {
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
-    pub fn shut_down(&self, shape: Vec<Record>, swept: bool) -> Result<()> {
+    pub fn shut_down(&self, shape: Vec<ShapeRecord>, swept: bool) -> Result<()> {
         let result = self.shut_down_healthy(shape, swept);
         self.commit.poison(Error::new(crate::ErrorKind::Poisoned, "the store was closed"));
         result
     }
 
-    fn shut_down_healthy(&self, mut shape: Vec<Record>, swept: bool) -> Result<()> {
+    fn shut_down_healthy(&self, shape: Vec<ShapeRecord>, swept: bool) -> Result<()> {
         self.end_need();
         self.commit.healthy()?;
         self.sync(self.all().iter().map(|layer| layer.id))?;
@@ -295,8 +298,7 @@ impl Layers {
         let has_rounds = self.commit.journal().log_bytes() > 0;
         if has_rounds {
             // Rounds that are lost at the end of a journal are not missed, but a state that is not whole is.
-            shape.push(Record::Closed);
-            match self.checkpoint(shape) {
+            match self.write_state(shape, Some(Record::Closed), false) {
                 Err(error) if error.is_shortage() => {}
                 other => return other,
             }

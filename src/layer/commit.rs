@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::space::claimed_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Record, Writer, frame_bytes};
+use crate::format::{BlocksRecord, Record, Writer, frame_bytes};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::journal::Journal;
@@ -63,6 +63,13 @@ pub struct Gathered {
     pub layers: BTreeSet<LayerId>,
 }
 
+impl Gathered {
+    /// Those of the records that change blocks.
+    pub fn block_records(&self) -> impl Iterator<Item = &BlocksRecord> {
+        self.records.iter().filter_map(Record::blocks)
+    }
+}
+
 /// What the leader of a round does.
 pub trait Rounds {
     /// What a round took from its layers.
@@ -97,9 +104,9 @@ struct Queue {
 }
 
 impl Queue {
-    fn add(&mut self, records: impl IntoIterator<Item = Record>) {
+    fn add(&mut self, records: impl IntoIterator<Item = impl Into<Record>>) {
         let (next, bytes) = (&mut self.next.records, &mut self.bytes);
-        next.extend(records.into_iter().inspect(|record| *bytes += claimed_bytes(record) + shape_bytes(record)));
+        next.extend(records.into_iter().map(Into::into).inspect(|record| *bytes += queued_bytes(record)));
     }
 
     fn add_cut(&mut self, bytes: u64) {
@@ -108,13 +115,17 @@ impl Queue {
     }
 }
 
-fn shape_bytes(record: &Record) -> u64 {
-    if !record.is_shape() {
-        return 0;
+/// Bytes that a queued record takes of a frame, beside those that took their space before.
+fn queued_bytes(record: &Record) -> u64 {
+    match record {
+        Record::Shape(_) => {
+            let mut writer = Writer::default();
+            record.encode(&mut writer);
+            writer.bytes.len() as u64
+        }
+        Record::Blocks(record) => claimed_bytes(record),
+        Record::Closed => 0,
     }
-    let mut writer = Writer::default();
-    record.encode(&mut writer);
-    writer.bytes.len() as u64
 }
 
 /// The commit queue and the journal behind it.
@@ -186,14 +197,14 @@ impl Commit {
     }
 
     /// Puts a record into the next round.
-    pub fn enqueue(&self, records: impl IntoIterator<Item = Record>) -> Ticket {
+    pub fn enqueue(&self, records: impl IntoIterator<Item = impl Into<Record>>) -> Ticket {
         let mut queue = self.queue.lock();
         queue.add(records);
         Ticket(queue.started + 1)
     }
 
     /// Puts a record into the next round that means zeros of which it does not tell; so many bytes were claimed for them.
-    pub fn enqueue_cut(&self, record: Record, cut_bytes: u64) -> Ticket {
+    pub fn enqueue_cut(&self, record: impl Into<Record>, cut_bytes: u64) -> Ticket {
         let mut queue = self.queue.lock();
         queue.add([record]);
         queue.add_cut(cut_bytes);
@@ -201,7 +212,7 @@ impl Commit {
     }
 
     /// Puts records into the next round and lets it make the completed writes of a layer durable.
-    pub fn enqueue_with_sync(&self, layer: Option<LayerId>, records: impl IntoIterator<Item = Record>) -> Ticket {
+    pub fn enqueue_with_sync(&self, layer: Option<LayerId>, records: impl IntoIterator<Item = impl Into<Record>>) -> Ticket {
         let mut queue = self.queue.lock();
         queue.add(records);
         queue.next.layers.extend(layer);

@@ -39,6 +39,8 @@
 //! Lock order: owner map, catalogue, `Commit::beginning`, layer state, commit queue, journal. None is held across a barrier; a
 //! beginning round waits for writers of its blocks, which need none of them. The table of layers is never locked while another lock
 //! is waited for.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod admit;
 mod admitted;
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::set::Layers;
 use super::state::{Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{PatchRecord, Record};
+use crate::format::{BlocksRecord, PatchRecord};
 use crate::ids::LayerId;
 use crate::limits::EXTENT_BLOCKS;
 use crate::sync::atomic::Ordering;
@@ -70,10 +70,10 @@ impl Patch {
         }
     }
 
-    pub(super) fn records(&self, layer: LayerId, block: u32) -> impl Iterator<Item = Record> + '_ {
+    pub(super) fn records(&self, layer: LayerId, block: u32) -> impl Iterator<Item = BlocksRecord> + '_ {
         self.ranges.iter().map(move |range| {
             let bytes = self.bytes[range.start as usize..range.end as usize].to_vec();
-            Record::Patch(PatchRecord { layer, block, offset: range.start, bytes })
+            BlocksRecord::Patch(PatchRecord { layer, block, offset: range.start, bytes })
         })
     }
 }
@@ -243,7 +243,7 @@ impl Layers {
             layer.patched.store(true, Ordering::Release);
             self.patched_layers.lock().insert(layer.id);
             self.patch_bytes_queued.fetch_add(room.journal_bytes, Ordering::AcqRel);
-            self.commit.enqueue([Record::Patch(PatchRecord { layer: layer.id, block, offset, bytes: bytes.to_vec() })]);
+            self.commit.enqueue([BlocksRecord::Patch(PatchRecord { layer: layer.id, block, offset, bytes: bytes.to_vec() })]);
         }
         let within = block % EXTENT_BLOCKS;
         self.withdraw_write(layer, block / EXTENT_BLOCKS, &BlockBits::of(within..within + 1));
@@ -361,7 +361,7 @@ mod tests {
                 assert_eq!(block, model.map(|byte| byte.unwrap_or(0xff)));
                 let mut again = Patch::new(64);
                 for record in patch.records(LayerId(1), 5) {
-                    let Record::Patch(record) = record else { panic!("{record:?}") };
+                    let BlocksRecord::Patch(record) = record else { panic!("{record:?}") };
                     again.put(record.offset, &record.bytes);
                 }
                 assert_eq!(again, patch);

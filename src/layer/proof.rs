@@ -10,7 +10,7 @@ use super::commit::{Commit, Gathered, RoundError, Rounds, Ticket};
 use super::state::Layer;
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind};
-use crate::format::Record;
+use crate::format::{Record, ShapeRecord};
 use crate::ids::LayerId;
 use crate::io::SystemDisk;
 use crate::limits::{Limits, Planted};
@@ -60,7 +60,7 @@ impl Rounds for Model {
             _ => {}
         }
         let layers = begun.records.iter().map(|record| match record {
-            Record::Detach(layer) => *layer,
+            Record::Shape(ShapeRecord::Detach(layer)) => *layer,
             _ => unreachable!("no other record is made"),
         });
         self.durable.lock().extend(layers);
@@ -70,7 +70,7 @@ impl Rounds for Model {
 
 /// Makes a record durable: tries again while there is no space. False: the store refuses writes.
 fn make_durable(commit: &Commit, model: &Model, layer: LayerId) -> bool {
-    let mut ticket = commit.enqueue([Record::Detach(layer)]);
+    let mut ticket = commit.enqueue([ShapeRecord::Detach(layer)]);
     loop {
         // A panic of a round reaches its leader.
         let waited = catch_unwind(AssertUnwindSafe(|| commit.wait(ticket, model)));
@@ -79,7 +79,7 @@ fn make_durable(commit: &Commit, model: &Model, layer: LayerId) -> bool {
                 assert!(model.durable.lock().contains(&layer), "a round has ended without a record that was in it");
                 return true;
             }
-            Ok(Err(error)) if error.kind() == ErrorKind::NoSpace => ticket = commit.enqueue([]),
+            Ok(Err(error)) if error.kind() == ErrorKind::NoSpace => ticket = commit.enqueue_sync([]),
             Ok(Err(_)) | Err(_) => {
                 assert!(commit.healthy().is_err(), "a caller fails while the store takes writes");
                 return false;
@@ -150,7 +150,7 @@ fn freeing(dir: &std::path::Path, planted: Planted) {
     thread::scope(|scope| {
         scope.spawn(|| (0..BLOCKS).for_each(|block| gone(layers.zero(&freed, block..=block, false, None).map(drop))));
         scope.spawn(|| {
-            let ticket = layers.enqueue_freeing(None, vec![Record::Detach(freed.id)], &[freed.id]);
+            let ticket = layers.enqueue_freeing(None, vec![ShapeRecord::Detach(freed.id)], &[freed.id]);
             layers.wait(ticket).unwrap();
         });
         scope.spawn(|| {

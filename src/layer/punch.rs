@@ -12,7 +12,7 @@ use super::space::{CutRoom, claimed_bytes};
 use super::state::{Dying, Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
-use crate::format::{ForgetRecord, Record};
+use crate::format::{BlocksRecord, ForgetRecord, Record, ShapeRecord};
 use crate::limits::{EXTENT_BLOCKS, Planted};
 
 /// Steps in which a store that is being closed gives back space.
@@ -30,7 +30,7 @@ impl Layers {
         layer: &Layer,
         blocks: RangeInclusive<u32>,
         hides: bool,
-        cut: Option<(Record, CutRoom<'_>)>,
+        cut: Option<(ShapeRecord, CutRoom<'_>)>,
     ) -> Result<Option<Ticket>> {
         self.commit.healthy()?;
         // A change of shape comes even if there is nothing to be zeroed. It has its space already, and its caller holds the catalogue,
@@ -41,11 +41,14 @@ impl Layers {
         }
         let (first, last) = (*blocks.start(), *blocks.end());
         let (record, room) = cut.map_or((None, None), |(record, room)| (Some(record), Some(room)));
-        let record = record.unwrap_or(match hides {
-            true => Record::Zero { layer: layer.id, first, last },
-            false => Record::Drop { layer: layer.id, first, last },
-        });
-        let bytes = claimed_bytes(&record);
+        let record = record.map_or_else(
+            || match hides {
+                true => Record::from(BlocksRecord::Zero { layer: layer.id, first, last }),
+                false => BlocksRecord::Drop { layer: layer.id, first, last }.into(),
+            },
+            Record::Shape,
+        );
+        let bytes = record.blocks().map_or(0, claimed_bytes);
         let cut_bytes = || room.map_or(0, CutRoom::keep);
         loop {
             let wait = {
@@ -90,7 +93,7 @@ impl Layers {
         let mut runs = zeros.iter();
         while let Some(run) = runs.next_range() {
             // A fill under way with bytes of its own wins.
-            let record = Record::Zero { layer: layer.id, first: *run.start(), last: *run.end() };
+            let record = BlocksRecord::Zero { layer: layer.id, first: *run.start(), last: *run.end() };
             // Without room they are asked for again, another time.
             if !state.is_latched(&run) && self.commit.claim(claimed_bytes(&record)).is_ok() {
                 self.commit.enqueue([record]);
@@ -115,7 +118,7 @@ impl Layers {
         // A fill under way wins; the next look at this layer takes its blocks.
         let blocks = state.without_latched(&first.blocks);
         if !blocks.is_empty() {
-            let record = Record::Forget(ForgetRecord { layer: layer.id, blocks: blocks.clone() });
+            let record = BlocksRecord::Forget(ForgetRecord { layer: layer.id, blocks: blocks.clone() });
             if self.commit.claim(claimed_bytes(&record)).is_err() {
                 return Ok(false);
             }
@@ -124,8 +127,8 @@ impl Layers {
         Ok(rest.is_empty())
     }
 
-    fn forget_locked(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, record: Record) {
-        self.retire(layer, state, blocks, (record, 0));
+    fn forget_locked(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, record: BlocksRecord) {
+        self.retire(layer, state, blocks, (record.into(), 0));
         let mut runs = blocks.iter();
         while let Some(run) = runs.next_range() {
             self.forget_patches(layer, state, run);

@@ -15,7 +15,7 @@ use super::presence::Presence;
 use super::set::{LayerConfig, Layers};
 use super::state::Layer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BlockRun, LayerFile, PatchRecord, PresenceRecord, Record};
+use crate::format::{BlockRun, BlocksRecord, LayerFile, PatchRecord, PresenceRecord, Record};
 use crate::ids::LayerId;
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::journal::Journal;
@@ -62,34 +62,40 @@ impl Recovery {
         Self { config, files, checksums, layers: BTreeMap::new(), believed: BTreeMap::new() }
     }
 
-    /// Takes in one record; records of shape only tell which layers exist.
+    /// A layer comes to be, with nothing.
+    pub fn add(&mut self, layer: LayerId) {
+        self.layers.insert(layer, RecoveredLayer::default());
+    }
+
+    /// Takes in one record.
     ///
     /// # Errors
     /// A checksum page cannot be read.
-    pub fn apply(&mut self, record: &Record) -> Result<()> {
+    pub fn apply(&mut self, record: &BlocksRecord) -> Result<()> {
         match record {
-            Record::Layer(layer) => drop(self.layers.insert(layer.layer, RecoveredLayer::default())),
-            Record::Present(run) => return self.apply_present(run),
-            Record::Patch(patch) => return self.apply_patch(patch),
-            Record::Zero { layer, first, last } => self.with(*layer, |layer| layer.zero(*first..=*last)),
-            Record::Drop { layer, first, last } => self.with(*layer, |layer| layer.forget(*first..=*last)),
-            Record::Mark(layer, extent) => self.with(*layer, |layer| {
+            BlocksRecord::Present(run) => return self.apply_present(run),
+            BlocksRecord::Patch(patch) => return self.apply_patch(patch),
+            // The blocks were there before; only the round that ends a journal is compared with the disk.
+            BlocksRecord::Expect(_) => {}
+            BlocksRecord::Zero { layer, first, last } => self.with(*layer, |layer| layer.zero(*first..=*last)),
+            BlocksRecord::Drop { layer, first, last } => self.with(*layer, |layer| layer.forget(*first..=*last)),
+            BlocksRecord::Mark(layer, extent) => self.with(*layer, |layer| {
                 layer.marked.insert(*extent);
             }),
-            Record::Clear(layer, extent) => {
+            BlocksRecord::Clear(layer, extent) => {
                 self.with(*layer, |layer| {
                     layer.marked.remove(*extent);
                 });
                 // The page in the file is newer than the checksums of all records before this one.
                 self.checksums.drop_page(*layer, *extent);
             }
-            Record::Forget(record) => self.with(record.layer, |layer| {
+            BlocksRecord::Forget(record) => self.with(record.layer, |layer| {
                 let mut runs = record.blocks.iter();
                 while let Some(run) = runs.next_range() {
                     layer.forget(run);
                 }
             }),
-            Record::Presence(record) => self.with(record.layer, |layer| {
+            BlocksRecord::Presence(record) => self.with(record.layer, |layer| {
                 if !record.more {
                     (layer.presence, layer.marked) = (Presence::default(), RoaringBitmap::new());
                 }
@@ -97,7 +103,6 @@ impl Recovery {
                 layer.presence.zeroed |= &record.zeroed;
                 layer.marked |= &record.marked;
             }),
-            _ => {}
         }
         Ok(())
     }
@@ -295,9 +300,9 @@ impl Recovery {
             let (present, zeroed) = (layer.presence.present.clone(), layer.presence.zeroed.clone());
             let presence = PresenceRecord { layer: *id, more: false, present, zeroed, marked: layer.marked.clone() };
             let patches = layer.patches.iter().flat_map(|(block, patch)| patch.records(*id, *block));
-            presence.split(bytes_max).into_iter().map(Record::Presence).chain(patches)
+            presence.split(bytes_max).into_iter().map(BlocksRecord::Presence).chain(patches)
         });
-        let journal = start(&mut records.chain(kept))?;
+        let journal = start(&mut records.chain(kept).map(Record::Blocks))?;
         let table: FxHashMap<LayerId, Arc<Layer>> = self
             .layers
             .into_iter()
@@ -310,7 +315,7 @@ impl Recovery {
     }
 
     /// Records with the checksums that these pages have and the files lack.
-    fn kept_checksums(&self, pages: &[(Key, Arc<ChecksumPage>)]) -> Vec<Record> {
+    fn kept_checksums(&self, pages: &[(Key, Arc<ChecksumPage>)]) -> Vec<BlocksRecord> {
         let mut records = Vec::new();
         for ((id, extent), page) in pages {
             let Some(layer) = self.layers.get(id).filter(|layer| !layer.marked.contains(*extent)) else { continue };
@@ -353,7 +358,7 @@ impl Layers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::LayerRecord;
+    use crate::format::ShapeRecord;
     use crate::io::SystemDisk;
     use crate::limits::Limits;
 
@@ -363,17 +368,17 @@ mod tests {
 
     fn recovery(directory: &std::path::Path) -> Recovery {
         let mut recovery = Recovery::new(config(directory));
-        recovery.apply(&Record::Layer(LayerRecord::over(Some(LayerId(0)), LayerId(1)))).unwrap();
+        recovery.add(LayerId(1));
         recovery
     }
 
     #[test]
     fn a_patch_counts_until_its_block_is_covered_and_never_again() {
         let dir = tempfile::tempdir().unwrap();
-        let patch = |offset| Record::Patch(PatchRecord { layer: LayerId(1), block: 5, offset, bytes: vec![1; 10] });
+        let patch = |offset| BlocksRecord::Patch(PatchRecord { layer: LayerId(1), block: 5, offset, bytes: vec![1; 10] });
         let covers = [
-            Record::Present(BlockRun { layer: LayerId(1), block: 4, checksums: vec![1, 2, 3] }),
-            Record::Zero { layer: LayerId(1), first: 5, last: 9 },
+            BlocksRecord::Present(BlockRun { layer: LayerId(1), block: 4, checksums: vec![1, 2, 3] }),
+            BlocksRecord::Zero { layer: LayerId(1), first: 5, last: 9 },
         ];
         for cover in covers {
             let mut recovery = recovery(dir.path());
@@ -389,10 +394,10 @@ mod tests {
         }
         let mut recovery = recovery(dir.path());
         recovery.apply(&patch(0)).unwrap();
-        recovery.apply(&Record::Drop { layer: LayerId(1), first: 5, last: 5 }).unwrap();
+        recovery.apply(&BlocksRecord::Drop { layer: LayerId(1), first: 5, last: 5 }).unwrap();
         assert_eq!(recovery.patched().count(), 0);
         assert_eq!(recovery.apply(&patch(4090)).unwrap_err().kind(), ErrorKind::Corrupt);
-        recovery.apply(&Record::Patch(PatchRecord { layer: LayerId(7), block: 5, offset: 0, bytes: vec![1] })).unwrap();
+        recovery.apply(&BlocksRecord::Patch(PatchRecord { layer: LayerId(7), block: 5, offset: 0, bytes: vec![1] })).unwrap();
         assert_eq!(recovery.patched().count(), 0, "the layer was freed");
     }
 
@@ -426,7 +431,7 @@ mod tests {
         assert_eq!(reserved(), 13, "discarded: the record of that has its own room");
         layers.sync([]).unwrap();
         assert_eq!(reserved(), 0, "recorded");
-        let shrink = || Record::Resize { volume: crate::ids::VolumeId(1), size_bytes: 4096 };
+        let shrink = || ShapeRecord::Resize { volume: crate::ids::VolumeId(1), size_bytes: 4096 };
         let cut = 1..=u32::MAX;
         drop(layers.claim_cut(&cut).unwrap());
         assert_eq!(reserved(), 0, "refused");

@@ -11,7 +11,7 @@ use super::space::{claimed_bytes, state_growth};
 use super::state::{Layer, State};
 use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BlockRun, Record, Writer};
+use crate::format::{BlockRun, BlocksRecord, Record, Writer};
 use crate::io::DiskFile;
 use crate::journal::STATE_GROWTH;
 use crate::limits::{EXTENT_BLOCKS, Planted};
@@ -140,13 +140,13 @@ impl Layers {
         }
         let mut writer = Writer::default();
         begun.gathered.records.iter().for_each(|record| record.encode(&mut writer));
-        parts().flat_map(|part| &part.present).for_each(|run| Record::Present(run.clone()).encode(&mut writer));
+        parts().flat_map(|part| &part.present).for_each(|run| Record::from(BlocksRecord::Present(run.clone())).encode(&mut writer));
         if names_expected {
-            parts().flat_map(|part| &part.expect).for_each(|run| Record::Expect(run.clone()).encode(&mut writer));
+            parts().flat_map(|part| &part.expect).for_each(|run| Record::from(BlocksRecord::Expect(run.clone())).encode(&mut writer));
         }
         if !writer.bytes.is_empty() {
             let cut = STATE_GROWTH * begun.gathered.cut_bytes;
-            let growth = begun.gathered.records.iter().map(state_growth).sum::<u64>() + cut;
+            let growth = begun.gathered.block_records().map(state_growth).sum::<u64>() + cut;
             files.push(self.commit.append(&writer.bytes, growth)?);
         }
         Ok(files)
@@ -155,8 +155,8 @@ impl Layers {
     /// Syncs what a round wrote, and ends it in its layers.
     fn end_rounds(&self, begun: Begun, files: &[Arc<dyn DiskFile>]) -> Result<()> {
         // The frame is written: what was reserved for it is used up.
-        self.count_patches_recorded(begun.gathered.records.iter().map(patch_bytes).sum());
-        self.commit.release(begun.gathered.records.iter().map(claimed_bytes).sum::<u64>() + begun.gathered.cut_bytes);
+        self.count_patches_recorded(begun.gathered.block_records().map(patch_bytes).sum());
+        self.commit.release(begun.gathered.block_records().map(claimed_bytes).sum::<u64>() + begun.gathered.cut_bytes);
         self.count_recorded(begun.members.iter().map(|(_, part)| part.new_blocks()).sum());
         if !files.is_empty() {
             let files = if self.limits.has(Planted::ForgottenSync) { &files[1..] } else { files };
@@ -312,10 +312,17 @@ impl Layers {
     }
 }
 
-fn patch_bytes(record: &Record) -> u64 {
+fn patch_bytes(record: &BlocksRecord) -> u64 {
     match record {
-        Record::Patch(patch) => record_bytes(patch.bytes.len()),
-        _ => 0,
+        BlocksRecord::Patch(patch) => record_bytes(patch.bytes.len()),
+        BlocksRecord::Present(_)
+        | BlocksRecord::Zero { .. }
+        | BlocksRecord::Drop { .. }
+        | BlocksRecord::Mark(..)
+        | BlocksRecord::Clear(..)
+        | BlocksRecord::Expect(_)
+        | BlocksRecord::Presence(_)
+        | BlocksRecord::Forget(_) => 0,
     }
 }
 

@@ -12,7 +12,7 @@ use super::files::LayerFiles;
 use super::space::Need;
 use super::state::{Layer, State};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Record, StorePaths};
+use crate::format::{Record, ShapeRecord, StorePaths};
 use crate::ids::{BlockSize, LayerId};
 use crate::io::{Disk, DiskFile, IoMode};
 use crate::journal::Journal;
@@ -149,7 +149,7 @@ impl Layers {
 
     /// Puts the records of a change of shape, which frees these layers, into the next round, and makes completed writes of a layer
     /// durable in it. A flush of a layer that is freed has nothing to name any more, so it must not be in an earlier round.
-    pub fn enqueue_freeing(&self, sync: Option<LayerId>, records: Vec<Record>, freed: &[LayerId]) -> Ticket {
+    pub fn enqueue_freeing(&self, sync: Option<LayerId>, records: Vec<ShapeRecord>, freed: &[LayerId]) -> Ticket {
         let apart = self.limits.has(Planted::FreedInTwoRounds) || self.limits.has(Planted::FreedInARound);
         let _beginning = (!freed.is_empty() && !apart).then(|| self.commit.hold_beginning());
         let ticket = self.commit.enqueue_with_sync(sync, records);
@@ -190,13 +190,13 @@ impl Layers {
     }
 
     /// Puts records into the next barrier round.
-    pub fn enqueue(&self, records: impl IntoIterator<Item = Record>) -> Ticket {
+    pub fn enqueue(&self, records: impl IntoIterator<Item = impl Into<Record>>) -> Ticket {
         self.commit.enqueue(records)
     }
 
-    /// Puts records into the next barrier round and makes completed writes of a layer durable in it.
-    pub fn enqueue_with_sync(&self, layer: Option<LayerId>, records: impl IntoIterator<Item = Record>) -> Ticket {
-        self.commit.enqueue_with_sync(layer, records)
+    /// Lets the next barrier round make completed writes of a layer durable.
+    pub fn enqueue_sync(&self, layer: LayerId) -> Ticket {
+        self.commit.enqueue_sync([layer])
     }
 
     /// Whether the round has ended.

@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 
 use super::set::Layers;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Record;
+use crate::format::BlocksRecord;
 use crate::journal::STATE_GROWTH;
 use crate::sync::OnceLock;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -37,12 +37,12 @@ pub(super) struct Need {
 }
 
 /// Journal bytes that a record took in advance, if it is one of those that may use the reserve.
-pub(super) fn claimed_bytes(record: &Record) -> u64 {
+pub(super) fn claimed_bytes(record: &BlocksRecord) -> u64 {
     match record {
-        Record::Mark(..) | Record::Clear(..) => EXTENT_RECORD_BYTES,
-        Record::Zero { first, last, .. } | Record::Drop { first, last, .. } => range_bytes(*first, *last),
-        Record::Forget(forget) => forget.encoded_bytes() as u64,
-        _ => 0,
+        BlocksRecord::Mark(..) | BlocksRecord::Clear(..) => EXTENT_RECORD_BYTES,
+        BlocksRecord::Zero { first, last, .. } | BlocksRecord::Drop { first, last, .. } => range_bytes(*first, *last),
+        BlocksRecord::Forget(forget) => forget.encoded_bytes() as u64,
+        BlocksRecord::Present(_) | BlocksRecord::Expect(_) | BlocksRecord::Patch(_) | BlocksRecord::Presence(_) => 0,
     }
 }
 
@@ -56,10 +56,17 @@ fn containers_bytes(first: u32, last: u32) -> u64 {
 }
 
 /// Bytes by which a record may lengthen the state beyond what its size tells.
-pub(super) fn state_growth(record: &Record) -> u64 {
+pub(super) fn state_growth(record: &BlocksRecord) -> u64 {
     match record {
-        Record::Zero { first, last, .. } => containers_bytes(*first, *last),
-        _ => 0,
+        BlocksRecord::Zero { first, last, .. } => containers_bytes(*first, *last),
+        BlocksRecord::Present(_)
+        | BlocksRecord::Drop { .. }
+        | BlocksRecord::Mark(..)
+        | BlocksRecord::Clear(..)
+        | BlocksRecord::Expect(_)
+        | BlocksRecord::Patch(_)
+        | BlocksRecord::Presence(_)
+        | BlocksRecord::Forget(_) => 0,
     }
 }
 
@@ -178,7 +185,7 @@ mod tests {
     use roaring::RoaringBitmap;
 
     use super::*;
-    use crate::format::{ForgetRecord, Writer};
+    use crate::format::{ForgetRecord, Record, Writer};
     use crate::ids::LayerId;
 
     #[test]
@@ -186,18 +193,18 @@ mod tests {
         let layer = LayerId(7);
         let blocks: RoaringBitmap = (0..3000).map(|block| block * 3).collect();
         let records = [
-            Record::Mark(layer, 1),
-            Record::Clear(layer, 1),
-            Record::Zero { layer, first: 0, last: u32::MAX },
-            Record::Drop { layer, first: 5, last: 5 },
-            Record::Forget(ForgetRecord { layer, blocks }),
+            BlocksRecord::Mark(layer, 1),
+            BlocksRecord::Clear(layer, 1),
+            BlocksRecord::Zero { layer, first: 0, last: u32::MAX },
+            BlocksRecord::Drop { layer, first: 5, last: 5 },
+            BlocksRecord::Forget(ForgetRecord { layer, blocks }),
         ];
         for record in records {
             let mut writer = Writer::default();
-            record.encode(&mut writer);
+            Record::Blocks(record.clone()).encode(&mut writer);
             assert!(claimed_bytes(&record) >= writer.bytes.len() as u64, "{record:?}");
         }
-        let zeros = Record::Zero { layer, first: 0, last: u32::MAX };
+        let zeros = BlocksRecord::Zero { layer, first: 0, last: u32::MAX };
         assert!(state_growth(&zeros) >= 65_535 * CONTAINER_BYTES);
         assert!(STATE_GROWTH * claimed_bytes(&zeros) >= STATE_GROWTH * RANGE_RECORD_BYTES + state_growth(&zeros));
     }

@@ -2,6 +2,8 @@
 //!
 //! The cast: [`Store`] is the handle; opening and recovery are in `open`, background work in `background`, verification in
 //! `scrub` (open store) and `check` (closed store); volumes that are being filled in `unfinished`.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod background;
 mod check;
 mod leases;

@@ -9,7 +9,7 @@ use super::options::StoreOptions;
 use crate::catalog::Catalog;
 use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Record, StorePaths, Superblock};
+use crate::format::{BlocksRecord, Record, ShapeRecord, StorePaths, Superblock};
 use crate::ids::{BlockSize, LayerId, VolumeId};
 use crate::io::{Access, Disk};
 use crate::journal::{Journal, Loaded, load, no_store};
@@ -38,12 +38,12 @@ pub(super) fn absolute(disk: &dyn Disk, path: &Path) -> Result<StorePaths> {
 
 /// Takes the store's lock.
 pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<Box<dyn Send + Sync>> {
-    disk.lock(&paths.lock(), owner).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
+    disk.lock(&paths.lock(), owner).map_err(|error| {
+        if error.kind() == io::ErrorKind::WouldBlock {
             let message = format!("the store {} is in use by {error}: wait until it has ended, or stop it", paths.root().display());
-            Error::new(ErrorKind::Locked, message)
+            return Error::new(ErrorKind::Locked, message);
         }
-        _ => Error::io(format!("cannot lock the store with {}", paths.lock().display()), error),
+        Error::io(format!("cannot lock the store with {}", paths.lock().display()), error)
     })
 }
 
@@ -117,17 +117,24 @@ pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
 
 impl Replayed {
     fn apply(&mut self, record: &Record) -> Result<()> {
-        if let Record::Resize { volume, size_bytes } = record {
+        match record {
+            Record::Shape(record) => self.apply_shape(record),
+            Record::Blocks(record) => self.recovery.apply(record),
+            Record::Closed => Ok(()),
+        }
+    }
+
+    fn apply_shape(&mut self, record: &ShapeRecord) -> Result<()> {
+        if let ShapeRecord::Resize { volume, size_bytes } = record {
             self.cut(*volume, *size_bytes)?;
         }
-        if record.is_shape() {
-            let freed = self.catalog.apply(record);
-            let freed = freed.map_err(|error| Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {error}")))?;
-            self.recovery.apply(record)?;
-            self.recovery.free(&freed);
-            return Ok(());
+        let freed = self.catalog.apply(record);
+        let freed = freed.map_err(|error| Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {error}")))?;
+        if let ShapeRecord::Layer(layer) = record {
+            self.recovery.add(layer.layer);
         }
-        self.recovery.apply(record)
+        self.recovery.free(&freed);
+        Ok(())
     }
 
     /// A shrink is the record of the zeros behind its new end, too: in whole blocks of the open layer.
@@ -139,7 +146,7 @@ impl Replayed {
         }
         let (first, last) = (first as u32, (end - 1) as u32);
         let hides = self.catalog.layer(layer).is_some_and(|entry| entry.parent.is_some());
-        self.recovery.apply(&if hides { Record::Zero { layer, first, last } } else { Record::Drop { layer, first, last } })
+        self.recovery.apply(&if hides { BlocksRecord::Zero { layer, first, last } } else { BlocksRecord::Drop { layer, first, last } })
     }
 
     /// The last round may not have ended. A block counts if it is on disk as its record says; a change of shape, and what
@@ -147,19 +154,27 @@ impl Replayed {
     fn apply_last(&mut self, records: &[Record]) -> Result<()> {
         let mut present = Vec::new();
         for record in records {
-            if let Record::Present(run) | Record::Expect(run) = record {
+            if let Record::Blocks(BlocksRecord::Present(run) | BlocksRecord::Expect(run)) = record {
                 let parts = self.recovery.matching(run);
                 self.lost_blocks += (run.checksums.len() - parts.iter().map(|part| part.checksums.len()).sum::<usize>()) as u64;
-                if let Record::Present(_) = record {
-                    present.extend(parts.into_iter().map(Record::Present));
+                if let Record::Blocks(BlocksRecord::Present(_)) = record {
+                    present.extend(parts.into_iter().map(|run| Record::from(BlocksRecord::Present(run))));
                 }
             }
         }
         let whole = self.lost_blocks == 0;
         let plain = |record: &&Record| match record {
-            Record::Present(_) | Record::Expect(_) => false,
-            Record::Drop { .. } | Record::Forget(_) => whole,
-            other => whole || !other.is_shape(),
+            Record::Shape(_) => whole,
+            Record::Blocks(record) => match record {
+                BlocksRecord::Present(_) | BlocksRecord::Expect(_) => false,
+                BlocksRecord::Drop { .. } | BlocksRecord::Forget(_) => whole,
+                BlocksRecord::Zero { .. }
+                | BlocksRecord::Mark(..)
+                | BlocksRecord::Clear(..)
+                | BlocksRecord::Patch(_)
+                | BlocksRecord::Presence(_) => true,
+            },
+            Record::Closed => true,
         };
         for record in records.iter().filter(plain).chain(&present) {
             self.apply(record)?;
@@ -255,13 +270,12 @@ impl OpenStore {
             (entry.and_then(|entry| entry.parent), source.map(|source| block_size.blocks_for(source.size_bytes)))
         };
         let disk = Arc::clone(&options.disk);
-        let shape = catalog.records();
+        let shape = catalog.records().into_iter().map(Record::Shape);
         let start_paths = paths.clone();
         // The new journal makes the decisions of this recovery durable, before anything can be written on top of them.
         let limits = options.limits();
-        let layers = recovery.finish(entry, move |presence| {
-            Journal::start(disk, start_paths, superblock, sequence, shape.into_iter().chain(presence), limits)
-        })?;
+        let layers = recovery
+            .finish(entry, move |presence| Journal::start(disk, start_paths, superblock, sequence, shape.chain(presence), limits))?;
         let layers = Arc::new(layers);
         Self::seal_all(&catalog, &layers);
         let clock: Arc<dyn Clock> = Arc::new(GuardedClock::new(options.clock));
@@ -390,17 +404,18 @@ mod tests {
         let config = layer_config(&StorePaths::new(dir.path()), &StoreOptions::default(), &superblock);
         let (volume, base, head) = (VolumeId(0), LayerId(0), LayerId(1));
         let name = || "v".to_owned();
-        let present = |layer, block| Record::Present(BlockRun { layer, block, checksums: vec![1] });
-        let state = vec![
-            Record::Layer(LayerRecord::over(None, base)),
-            Record::Layer(LayerRecord::over(Some(base), head)),
-            Record::Volume(VolumeRecord { volume, head, size_bytes: 1 << 20, created_at: 0, name: name(), parent: String::new() }),
-            Record::Snapshot(SnapshotRecord { volume, layer: base, size_bytes: 1 << 20, created_at: 0, name: name() }),
-        ];
+        let present = |layer, block| Record::from(BlocksRecord::Present(BlockRun { layer, block, checksums: vec![1] }));
+        let state = [
+            ShapeRecord::Layer(LayerRecord::over(None, base)),
+            ShapeRecord::Layer(LayerRecord::over(Some(base), head)),
+            ShapeRecord::Volume(VolumeRecord { volume, head, size_bytes: 1 << 20, created_at: 0, name: name(), parent: String::new() }),
+            ShapeRecord::Snapshot(SnapshotRecord { volume, layer: base, size_bytes: 1 << 20, created_at: 0, name: name() }),
+        ]
+        .map(Record::Shape);
         let ends = vec![
-            Record::DestroySnapshot { volume, name: name() },
-            Record::Drop { layer: base, first: 5, last: 5 },
-            Record::Zero { layer: head, first: 9, last: 9 },
+            Record::from(ShapeRecord::DestroySnapshot { volume, name: name() }),
+            BlocksRecord::Drop { layer: base, first: 5, last: 5 }.into(),
+            BlocksRecord::Zero { layer: head, first: 9, last: 9 }.into(),
         ];
         for torn in [false, true] {
             let mut last = ends.clone();
@@ -409,7 +424,7 @@ mod tests {
             let rounds = vec![vec![present(base, 5)], last];
             let loaded = Loaded {
                 superblock,
-                state: state.clone(),
+                state: state.to_vec(),
                 rounds,
                 sequence: 3,
                 both_slots: true,

@@ -17,7 +17,7 @@ use super::trace::Recorder;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Record, SourceRecord};
+use crate::format::{ShapeRecord, SourceRecord};
 use crate::hydrate::{Budget, Hydrator, HydratorConfig, HydratorStatus, Progress};
 use crate::ids::{BlockSize, LayerId, LeaseId, VolumeId};
 use crate::io::RingKind;
@@ -218,7 +218,7 @@ impl Core {
     ///
     /// # Errors
     /// The records do not fit the shape: a bug, after which the store refuses writes.
-    pub(super) fn change(&self, catalog: &mut Catalog, sync: Option<LayerId>, records: Vec<Record>) -> Result<Ticket> {
+    pub(super) fn change(&self, catalog: &mut Catalog, sync: Option<LayerId>, records: Vec<ShapeRecord>) -> Result<Ticket> {
         let mut freed = Vec::new();
         for record in &records {
             freed.extend(catalog.apply(record).map_err(|error| Error::new(ErrorKind::Corrupt, format!("the catalogue: {error}")))?);
@@ -232,7 +232,7 @@ impl Core {
             }
             self.hydrated.lock().remove(layer);
         }
-        let may_end_leases = |record: &Record| matches!(record, Record::Detach(_) | Record::Sources(..));
+        let may_end_leases = |record: &ShapeRecord| matches!(record, ShapeRecord::Detach(_) | ShapeRecord::Sources(..));
         if !freed.is_empty() || records.iter().any(may_end_leases) {
             self.lessees.look_now();
         }
@@ -324,7 +324,7 @@ impl Core {
             let kind = match status {
                 HydratorStatus::Degraded => EventKind::Degraded,
                 HydratorStatus::NoSpace => EventKind::NoSpace,
-                _ => EventKind::Recovered,
+                HydratorStatus::Running | HydratorStatus::Paused | HydratorStatus::Complete => EventKind::Recovered,
             };
             if let Some(core) = this.upgrade() {
                 // This may be the thread of a reader, who may hold what the holder of the catalogue waits for.
@@ -395,7 +395,7 @@ impl Core {
             // Before the sources are closed, and with them their counters.
             self.hydrated.lock().insert(layer, hydrator.progress());
             let volumes = volumes_over(&catalog, layer);
-            (volumes, self.change(&mut catalog, None, vec![Record::Detach(layer)])?)
+            (volumes, self.change(&mut catalog, None, vec![ShapeRecord::Detach(layer)])?)
         };
         match self.layers.wait_shape(ticket) {
             // The blocks are durable. If a crash comes before the record is, the next opening finds nothing missing.

@@ -13,7 +13,7 @@ use super::core::{Core, gone};
 use super::head::Head;
 use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Record;
+use crate::format::ShapeRecord;
 use crate::ids::VolumeId;
 use crate::sync::atomic::Ordering;
 
@@ -59,7 +59,7 @@ impl Core {
             self.check_unused(&catalog, head, recursive)?;
             head.set_destroyed();
             self.disown(head);
-            self.change(&mut catalog, None, vec![Record::DestroyVolume(head.id)])?
+            self.change(&mut catalog, None, vec![ShapeRecord::DestroyVolume(head.id)])?
         };
         self.layers.wait_shape(ticket)
     }
@@ -90,7 +90,7 @@ impl Core {
             let (id, _) = catalog.snapshot(volume, name)?;
             self.check_unleased(&catalog, id, Some(name))?;
             self.check_unpinned(&catalog, id, name)?;
-            self.change(&mut catalog, None, vec![Record::DestroySnapshot { volume: id, name: name.to_owned() }])?
+            self.change(&mut catalog, None, vec![ShapeRecord::DestroySnapshot { volume: id, name: name.to_owned() }])?
         };
         self.layers.wait_shape(ticket)
     }

@@ -10,7 +10,7 @@ use super::trace::Recorder;
 use super::view::{LOOKS_MAX, Piece, View};
 use crate::bits::BlockBits;
 use crate::error::{Error, Result};
-use crate::format::Record;
+use crate::format::ShapeRecord;
 use crate::ids::VolumeId;
 use crate::layer::{Admitted, CutRoom, Layer, Layers, Ticket};
 use crate::limits::{EXTENT_BLOCKS, Planted, VOLUME_BYTES_MAX};
@@ -329,7 +329,7 @@ impl Head {
 
     /// Zeroes whole blocks, with the record of a shrink in the journal or one of its own. The gate is closed. Answers which round makes it
     /// durable, if anything changed or it is a shrink.
-    pub(super) fn zero_blocks(&self, first: u64, last: u64, cut: Option<(Record, CutRoom<'_>)>) -> Result<Option<Ticket>> {
+    pub(super) fn zero_blocks(&self, first: u64, last: u64, cut: Option<(ShapeRecord, CutRoom<'_>)>) -> Result<Option<Ticket>> {
         let layer = Arc::clone(&self.view.read().layer);
         self.resolve_edges(first, last);
         let ticket = self.core.layers.zero(&layer, first as u32..=(last - 1) as u32, layer.parent.is_some(), cut)?;

@@ -21,7 +21,7 @@ use super::holdings::identity_in;
 use super::info::LeaseInfo;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{LEASE_TEXT_BYTES_MAX, LeaseRecord, Record, SnapshotRecord, instant_name, is_instant};
+use crate::format::{LEASE_TEXT_BYTES_MAX, LeaseRecord, ShapeRecord, SnapshotRecord, instant_name, is_instant};
 use crate::ids::{LeaseId, VolumeId};
 use crate::layer::Ticket;
 use crate::sync::Mutex;
@@ -79,11 +79,11 @@ impl Leases {
         open >= GRACE && (open >= told || lapses_at(lease) <= date)
     }
 
-    fn record(&self, volume: VolumeId, snapshot: &str, renewed_at: u64, request: &LeaseRequest, address: &str) -> Record {
+    fn record(&self, volume: VolumeId, snapshot: &str, renewed_at: u64, request: &LeaseRequest, address: &str) -> ShapeRecord {
         let address = address[..address.floor_char_boundary(LEASE_TEXT_BYTES_MAX)].to_owned();
         let LeaseRequest { id, fork, host, .. } = request.clone();
         let (snapshot, lapse_seconds) = (snapshot.to_owned(), self.lapse.as_secs());
-        Record::Lease(LeaseRecord { id, volume, renewed_at, lapse_seconds, snapshot, fork, host, address })
+        ShapeRecord::Lease(LeaseRecord { id, volume, renewed_at, lapse_seconds, snapshot, fork, host, address })
     }
 
     /// There may be instants that nobody needs any more.
@@ -227,7 +227,7 @@ impl Core {
         let ticket = {
             let mut catalog = self.catalog();
             let chosen = choose(&catalog).into_iter();
-            let over: Vec<Record> = chosen.filter(|id| catalog.lease(*id).is_some()).map(Record::LeaseOver).collect();
+            let over: Vec<ShapeRecord> = chosen.filter(|id| catalog.lease(*id).is_some()).map(ShapeRecord::LeaseOver).collect();
             if over.is_empty() {
                 return Ok(None);
             }
@@ -260,12 +260,12 @@ impl Core {
         swept.inspect_err(|_| self.leases.note_unneeded()).map(|_| true)
     }
 
-    fn unneeded_instants(&self, catalog: &Catalog) -> Vec<Record> {
+    fn unneeded_instants(&self, catalog: &Catalog) -> Vec<ShapeRecord> {
         let leased: HashSet<(VolumeId, &str)> = catalog.leases().map(|lease| (lease.volume, lease.snapshot.as_str())).collect();
         let volumes = catalog.volumes().filter(|(_, entry)| entry.snapshots.instants() > 0);
         let instants = volumes.flat_map(|(id, entry)| entry.snapshots.iter().map(move |snapshot| (id, snapshot.name.as_str())));
         let unneeded = instants.filter(|(id, name)| is_instant(name) && !leased.contains(&(*id, *name)) && !self.is_pinned(*id, name));
-        unneeded.take(ENDED_MAX).map(|(volume, name)| Record::DestroySnapshot { volume, name: name.to_owned() }).collect()
+        unneeded.take(ENDED_MAX).map(|(volume, name)| ShapeRecord::DestroySnapshot { volume, name: name.to_owned() }).collect()
     }
 
     /// Ends the leases that were not renewed in time.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::core::Core;
 use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::Result;
-use crate::format::{LesseeRecord, Record};
+use crate::format::{LesseeRecord, ShapeRecord};
 use crate::ids::{LayerId, LeaseId};
 use crate::layer::Ticket;
 use crate::source::{Connector, Lease, LeaseAction, LeaseRequest, SourceOpener};
@@ -211,16 +211,16 @@ impl Core {
             self.forget(&mut catalog, oldest.as_slice())?;
             let until = self.unix_seconds().saturating_add(ASK_LAPSE);
             let record = LesseeRecord { id, layer: NO_LAYER, until, uri: uri.to_owned() };
-            (self.change(&mut catalog, None, vec![Record::Lessee(record)])?, room)
+            (self.change(&mut catalog, None, vec![ShapeRecord::Lessee(record)])?, room)
         };
         self.layers.wait_shape(ticket).map(|()| asked)
     }
 
     /// The record of the lease that a fork has taken, or of the end of its question, for the root that it stands on; `None` if that has a
     /// lease of the address, so that the fork's own is given back.
-    pub(super) fn lessee_record(&self, catalog: &Catalog, layer: LayerId, asked: &Asked<'_>, lease: Option<&Lease>) -> Option<Record> {
+    pub(super) fn lessee_record(&self, catalog: &Catalog, layer: LayerId, asked: &Asked<'_>, lease: Option<&Lease>) -> Option<ShapeRecord> {
         let id = asked.request.id;
-        let Some(lease) = lease else { return catalog.lessee(id).map(|_| Record::LesseeOver(id)) };
+        let Some(lease) = lease else { return catalog.lessee(id).map(|_| ShapeRecord::LesseeOver(id)) };
         let is_same = |lessee: &&LesseeRecord| lessee.layer == layer && lessee.uri == lease.uri && catalog.needs_lease(lessee);
         let standing = catalog.lessees().find(is_same).map(|lessee| lessee.id);
         self.lessees.note_fork(layer, &asked.request.fork);
@@ -234,7 +234,7 @@ impl Core {
         state.ids.insert((layer, lease.uri.clone()), id);
         state.renew(id, lease.lapse, now);
         let until = self.unix_seconds().saturating_add(lease.lapse.as_secs());
-        Some(Record::Lessee(LesseeRecord { id, layer, until, uri: lease.uri.clone() }))
+        Some(ShapeRecord::Lessee(LesseeRecord { id, layer, until, uri: lease.uri.clone() }))
     }
 
     /// A server that was asked at `now` has given, or renewed, the lease of an address. No lock is waited for: this may be the thread of
@@ -263,7 +263,7 @@ impl Core {
                     return Ok(false);
                 }
                 let room = self.layers.reserve_shape_with(new.iter().map(|record| record.uri.len() as u64 + RECORD_BYTES).sum())?;
-                (self.change(&mut catalog, None, new.into_iter().map(Record::Lessee).collect())?, room)
+                (self.change(&mut catalog, None, new.into_iter().map(ShapeRecord::Lessee).collect())?, room)
             };
             self.layers.wait_shape(ticket).map(|()| true)
         });
@@ -275,7 +275,7 @@ impl Core {
 
     /// Ends the records of leases that were given back.
     pub(super) fn forget(&self, catalog: &mut Catalog, ids: &[LeaseId]) -> Result<Option<Ticket>> {
-        let over: Vec<_> = ids.iter().filter(|id| catalog.lessee(**id).is_some()).map(|id| Record::LesseeOver(*id)).collect();
+        let over: Vec<_> = ids.iter().filter(|id| catalog.lessee(**id).is_some()).map(|id| ShapeRecord::LesseeOver(*id)).collect();
         {
             let mut state = self.lessees.state.lock();
             state.ids.retain(|_, id| !ids.contains(id));

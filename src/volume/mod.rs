@@ -1,6 +1,8 @@
 //! Named, sized heads and what can be done with them.
 //!
 //! The cast: a `Core` is what the volumes of a store share; a `Head` is one open volume, with its view of the chain and its gate; [`Volume`] and [`Snapshot`] are the handles that users hold; a [`Queue`] takes many requests at once.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod births;
 mod core;
 mod count;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::core::{Core, gone};
 use super::head::Head;
 use crate::error::Result;
-use crate::format::{Labels, Record, valid_labels, valid_name};
+use crate::format::{Labels, ShapeRecord, valid_labels, valid_name};
 
 impl Core {
     /// Gives a volume another name.
@@ -19,7 +19,7 @@ impl Core {
             let mut catalog = self.catalog();
             let volume = catalog.volume_id(name)?;
             self.name_is_free(&catalog, new)?;
-            self.change(&mut catalog, None, vec![Record::Rename { volume, name: new.to_owned() }])?
+            self.change(&mut catalog, None, vec![ShapeRecord::Rename { volume, name: new.to_owned() }])?
         };
         self.layers.wait_shape(ticket)
     }
@@ -37,7 +37,7 @@ impl Core {
             let mut catalog = self.catalog();
             catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
             catalog.name_is_free(name)?;
-            let records = vec![Record::Rename { volume: head.id, name: name.to_owned() }, Record::Labels(head.id, labels)];
+            let records = vec![ShapeRecord::Rename { volume: head.id, name: name.to_owned() }, ShapeRecord::Labels(head.id, labels)];
             self.change(&mut catalog, None, records)?
         };
         self.layers.wait_shape(ticket)
@@ -53,7 +53,7 @@ impl Core {
         let ticket = {
             let mut catalog = self.catalog();
             let volume = catalog.volume_id(name)?;
-            self.change(&mut catalog, None, vec![Record::Labels(volume, labels)])?
+            self.change(&mut catalog, None, vec![ShapeRecord::Labels(volume, labels)])?
         };
         self.layers.wait_shape(ticket)
     }

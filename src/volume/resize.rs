@@ -17,7 +17,7 @@ use super::shape::check_size;
 use super::view::Answer;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Record;
+use crate::format::ShapeRecord;
 use crate::layer::{CutRoom, Ticket};
 use crate::limits::{EXTENT_BLOCKS, Planted};
 
@@ -84,7 +84,7 @@ impl Core {
 
     /// The gate is closed. `cut`: the whole blocks that are lost.
     fn change_size(&self, catalog: &mut Catalog, head: &Head, size_bytes: u64, cut: Option<(Range<u64>, CutRoom<'_>)>) -> Result<Ticket> {
-        let record = Record::Resize { volume: head.id, size_bytes };
+        let record = ShapeRecord::Resize { volume: head.id, size_bytes };
         let ticket = if let Some((cut, room)) = cut {
             // First what may be refused. Whatever else changes the shape waits for the catalogue, so the order stays the journal's.
             let ticket = head.zero_blocks(cut.start, cut.end, Some((record.clone(), room)))?.ok_or_else(|| gone(head.id))?;

@@ -27,8 +27,8 @@ use crate::catalog::{Catalog, LayerEntry};
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    HeldRecord, HydrationSettings, LabelChange, Labels, LayerRecord, Record, SOURCE_URIS_MAX, SnapshotRecord, SourceRecord, VolumeRecord,
-    changed_labels, valid_labels, valid_name,
+    HeldRecord, HydrationSettings, LabelChange, Labels, LayerRecord, SOURCE_URIS_MAX, ShapeRecord, SnapshotRecord, SourceRecord,
+    VolumeRecord, changed_labels, valid_labels, valid_name,
 };
 use crate::hydrate::Hydrator;
 use crate::ids::LayerId;
@@ -76,14 +76,14 @@ pub type Admit<'a> = &'a mut dyn FnMut(u64, &mut Labels) -> Result<()>;
 struct Base {
     layer: Option<LayerId>,
     view: View,
-    records: Vec<Record>,
+    records: Vec<ShapeRecord>,
 }
 
 /// The layer that stands for a source, below a new fork.
 struct Root {
     layer: LayerId,
     /// What there is to note of it.
-    records: Vec<Record>,
+    records: Vec<ShapeRecord>,
     /// What is to fetch its blocks from now on, if nobody does.
     hydrator: Option<Arc<Hydrator>>,
     /// The number of the fork's own layer.
@@ -103,7 +103,9 @@ pub(super) fn check_size(size_bytes: u64) -> Result<()> {
 fn source_error(error: &SourceError) -> Error {
     let kind = match error.kind {
         SourceErrorKind::Invalid => ErrorKind::InvalidInput,
-        _ => ErrorKind::SourceLost,
+        SourceErrorKind::Lost | SourceErrorKind::Failed | SourceErrorKind::Changed | SourceErrorKind::Damaged | SourceErrorKind::Closed => {
+            ErrorKind::SourceLost
+        }
     };
     Error::new(kind, format!("cannot fork: {}", error.message))
 }
@@ -127,7 +129,7 @@ impl Core {
             let mut catalog = self.catalog();
             self.name_is_free(&catalog, name)?;
             let layer = catalog.next_layer()?;
-            let records = vec![Record::Layer(LayerRecord::over(None, layer))];
+            let records = vec![ShapeRecord::Layer(LayerRecord::over(None, layer))];
             self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels, created_at: None }, None)?
         };
         self.layers.wait_shape(ticket)?;
@@ -138,17 +140,17 @@ impl Core {
     fn add_volume(
         self: &Arc<Self>,
         catalog: &mut Catalog,
-        mut records: Vec<Record>,
+        mut records: Vec<ShapeRecord>,
         parent: Option<LayerId>,
         Birth { name, size_bytes, parent: label, labels, created_at }: Birth<'_>,
         base: Option<Base>,
     ) -> Result<(Arc<Head>, Ticket)> {
         let volume = catalog.next_volume();
-        let Some(Record::Layer(LayerRecord { layer: head, .. })) = records.last() else {
+        let Some(ShapeRecord::Layer(LayerRecord { layer: head, .. })) = records.last() else {
             return Err(Error::new(ErrorKind::InvalidInput, "a volume needs a layer"));
         };
         let head = *head;
-        records.push(Record::Volume(VolumeRecord {
+        records.push(ShapeRecord::Volume(VolumeRecord {
             volume,
             head,
             size_bytes,
@@ -157,7 +159,7 @@ impl Core {
             parent: label.to_owned(),
         }));
         if !labels.is_empty() {
-            records.push(Record::Labels(volume, labels));
+            records.push(ShapeRecord::Labels(volume, labels));
         }
         let layer = self.layers.add(head, parent, None);
         let ticket = self.change(catalog, None, records)?;
@@ -183,9 +185,9 @@ impl Core {
         old.seal();
         // What was written to the old head is durable with the records that follow. The next round takes it before anybody sees
         // the new head: whoever flushes that has to find that there is something to wait for.
-        self.layers.enqueue_with_sync(Some(old.id), []);
+        self.layers.enqueue_sync(old.id);
         view.layer = self.layers.add(layer, Some(old.id), None);
-        let records = vec![Record::Layer(LayerRecord::over(Some(old.id), layer)), Record::Seal { volume: head.id, head: layer }];
+        let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(old.id), layer)), ShapeRecord::Seal { volume: head.id, head: layer }];
         Ok(Base { layer: Some(old.id), view: view.clone(), records })
     }
 
@@ -221,7 +223,7 @@ impl Core {
             let size_bytes = base.view.size_bytes;
             let mut records = std::mem::take(&mut base.records);
             let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
-            records.push(Record::Layer(LayerRecord::over(base.layer, layer)));
+            records.push(ShapeRecord::Layer(LayerRecord::over(base.layer, layer)));
             let parent = base.layer;
             self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: &source, labels, created_at }, Some(base))?
         };
@@ -247,7 +249,7 @@ impl Core {
             let parent = format!("{}@{snapshot}", source.name);
             let birth = Birth { name, size_bytes: entry.size_bytes, parent: &parent, labels, created_at: None };
             let layer = catalog.next_layer()?;
-            let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
+            let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(base), layer))];
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
         self.layers.wait_shape(ticket)?;
@@ -275,7 +277,7 @@ impl Core {
             self.name_is_free(&catalog, name)?;
             let Some((base, size_bytes)) = catalog.held(chain, |layer| self.is_whole(&catalog, layer)) else { return Ok(None) };
             let layer = catalog.next_layer()?;
-            let records = vec![Record::Layer(LayerRecord::over(Some(base), layer))];
+            let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(base), layer))];
             let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels, created_at: None };
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
@@ -385,9 +387,9 @@ impl Core {
                 None => self.new_root(&catalog, uris, source)?,
             };
             let mut records = std::mem::take(&mut root.records);
-            records.extend(live.then_some(Record::Live(root.layer)));
+            records.extend(live.then_some(ShapeRecord::Live(root.layer)));
             records.extend(self.lessee_record(&catalog, root.layer, &asked, lease.as_ref()));
-            records.push(Record::Layer(LayerRecord::over(Some(root.layer), root.next_layer)));
+            records.push(ShapeRecord::Layer(LayerRecord::over(Some(root.layer), root.next_layer)));
             let (head, ticket) = self.add_volume(&mut catalog, records, Some(root.layer), birth, None)?;
             (head, root, ticket, room)
         };
@@ -416,7 +418,7 @@ impl Core {
         let origin = source.identity().unwrap_or_default();
         // Others may join it from now on.
         let hydrator = self.add_hydrator(&entry, record.clone(), origin.clone(), Some(Arc::clone(source)))?;
-        let records = vec![Record::Layer(LayerRecord { layer, parent: None, origin, source: Some(record) })];
+        let records = vec![ShapeRecord::Layer(LayerRecord { layer, parent: None, origin, source: Some(record) })];
         Ok(Root { layer, records, hydrator: Some(hydrator), next_layer: LayerId(layer.0 + 1) })
     }
 
@@ -447,7 +449,7 @@ impl Core {
             // An operator may have replaced some. The oldest make room, but for the origin: the new ones have just been seen.
             all.drain(1..1 + all.len().saturating_sub(SOURCE_URIS_MAX));
             hydrator.add_fork(&all);
-            return Ok(joined(vec![Record::Sources(root, all)], None));
+            return Ok(joined(vec![ShapeRecord::Sources(root, all)], None));
         }
         let record = self.source_record(uris, source);
         if layer.attach(self.block_size.blocks_for(record.size_bytes)) {
@@ -455,7 +457,7 @@ impl Core {
         }
         let origin = source.identity().unwrap_or_default();
         let hydrator = self.add_hydrator(&layer, record.clone(), origin, Some(Arc::clone(source)))?;
-        Ok(joined(vec![Record::Attach(root, next_layer, record)], Some(hydrator)))
+        Ok(joined(vec![ShapeRecord::Attach(root, next_layer, record)], Some(hydrator)))
     }
 
     /// Notes in which order a new fork touches the blocks of the layer it stands on; and if earlier ones were recorded, lets what is
@@ -500,7 +502,7 @@ impl Core {
                 return Err(Error::new(ErrorKind::Exists, message));
             }
             let held = |SnapshotRecord { layer, size_bytes, .. }: &SnapshotRecord| {
-                held.map(|held| Record::Held(HeldRecord { layer: *layer, size_bytes: *size_bytes, held }))
+                held.map(|held| ShapeRecord::Held(HeldRecord { layer: *layer, size_bytes: *size_bytes, held }))
             };
             self.add_snapshot(&mut catalog, head, false, |_| name.to_owned(), held)?.1
         };
@@ -515,7 +517,7 @@ impl Core {
         head: &Head,
         always: bool,
         name: impl FnOnce(LayerId) -> String,
-        more: impl FnOnce(&SnapshotRecord) -> Option<Record>,
+        more: impl FnOnce(&SnapshotRecord) -> Option<ShapeRecord>,
     ) -> Result<(String, Ticket)> {
         let has_parent = head.view.read().layer.parent.is_some();
         // As for a fork.
@@ -527,7 +529,7 @@ impl Core {
         let name = name(layer);
         let snapshot = SnapshotRecord { volume: head.id, layer, size_bytes: base.view.size_bytes, created_at, name: name.clone() };
         let more = more(&snapshot);
-        records.extend([Record::Snapshot(snapshot)].into_iter().chain(more));
+        records.extend([ShapeRecord::Snapshot(snapshot)].into_iter().chain(more));
         let ticket = self.change(catalog, None, records)?;
         self.arriving.lock().insert((head.id, name.clone()), ticket);
         Ok((name, ticket))

@@ -6,7 +6,7 @@ use super::core::{Core, no_sources};
 use super::shape::{bytes_of, check_uris};
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HydrationSettings, Record};
+use crate::format::{HydrationSettings, ShapeRecord};
 use crate::hydrate::Hydrator;
 use crate::source::{SourceError, SourceErrorKind};
 
@@ -45,7 +45,7 @@ impl Core {
             change(&mut settings);
             hydrator.set_settings(settings);
             hydrator.retry_now();
-            self.change(&mut catalog, None, vec![Record::Hydration(hydrator.layer().id, settings)])?
+            self.change(&mut catalog, None, vec![ShapeRecord::Hydration(hydrator.layer().id, settings)])?
         };
         self.layers.wait_shape(ticket)
     }
@@ -89,7 +89,7 @@ impl Core {
             check_uris(&uris)?;
             let room = self.layers.reserve_shape_with(bytes_of(&uris))?;
             hydrator.set_uris(&uris);
-            (self.change(&mut catalog, None, vec![Record::Sources(hydrator.layer().id, uris)])?, room)
+            (self.change(&mut catalog, None, vec![ShapeRecord::Sources(hydrator.layer().id, uris)])?, room)
         };
         self.layers.wait_shape(ticket)
     }

@@ -36,13 +36,14 @@ fn an_undone_round_is_in_the_next_one_and_poisons_nothing() {
     let commit = commit(dir.path());
     let full = |gathered| RoundError::Undone(gathered, Error::new(ErrorKind::NoSpace, "full"));
     let rounds = Ends(vec![full as fn(Gathered) -> RoundError].into());
-    let first = commit.enqueue([Record::Mark(LayerId(1), 0)]);
+    let first = commit.enqueue([BlocksRecord::Mark(LayerId(1), 0)]);
     assert_eq!(commit.wait(first, &rounds).unwrap_err().kind(), ErrorKind::NoSpace);
     commit.healthy().unwrap();
     assert!(!commit.is_done(first) && !commit.is_idle());
-    let second = commit.enqueue([Record::Mark(LayerId(2), 0)]);
+    let second = commit.enqueue([BlocksRecord::Mark(LayerId(2), 0)]);
     let records = commit.queue.lock().next.records.clone();
-    assert_eq!(records, [Record::Mark(LayerId(1), 0), Record::Mark(LayerId(2), 0)], "in the order in which they were made");
+    let marks = [1, 2].map(|layer| Record::Blocks(BlocksRecord::Mark(LayerId(layer), 0)));
+    assert_eq!(records, marks, "in the order in which they were made");
     commit.wait(second, &rounds).unwrap();
     assert!(commit.is_done(first) && commit.is_idle());
 }
@@ -52,7 +53,7 @@ fn a_leader_that_panics_leaves_nobody_waiting() {
     let dir = tempfile::tempdir().unwrap();
     let commit = commit(dir.path());
     let rounds = Ends(vec![(|_| panic!("a disk that panics")) as fn(Gathered) -> RoundError].into());
-    let ticket = commit.enqueue([]);
+    let ticket = commit.enqueue_sync([]);
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commit.wait(ticket, &rounds))).unwrap_err();
     assert_eq!(commit.wait(ticket, &Idle).unwrap_err().kind(), ErrorKind::Poisoned);
     assert_eq!(commit.exclusive(&Idle, || Ok(())).unwrap_err().kind(), ErrorKind::Poisoned);
@@ -62,7 +63,7 @@ fn a_leader_that_panics_leaves_nobody_waiting() {
 fn a_frame_is_proven_by_a_later_one_that_is_durable() {
     let dir = tempfile::tempdir().unwrap();
     let commit = commit(dir.path());
-    let round = || commit.wait(commit.enqueue([]), &Idle).unwrap();
+    let round = || commit.wait(commit.enqueue_sync([]), &Idle).unwrap();
     commit.append(&[0; 8], 0).unwrap();
     let frame = commit.latest_frame();
     round();
@@ -109,12 +110,12 @@ fn a_frame_uses_up_what_was_reserved_and_what_is_refused_is_given_back() {
 fn a_checkpoint_that_failed_is_known_before_its_round_ends() {
     let dir = tempfile::tempdir().unwrap();
     let commit = commit(dir.path());
-    let waiting = commit.enqueue([]);
+    let waiting = commit.enqueue_sync([]);
     let broken = || Err(Error::new(ErrorKind::Io, "broken"));
     assert_eq!(commit.exclusive(&Idle, broken).unwrap_err().kind(), ErrorKind::Io);
     assert!(commit.is_done(waiting), "the round itself was fine");
     assert_eq!(commit.healthy().unwrap_err().kind(), ErrorKind::Poisoned);
-    let later = commit.enqueue([]);
+    let later = commit.enqueue_sync([]);
     let rounds = Ends(vec![(|_| panic!("nothing may be appended any more")) as fn(Gathered) -> RoundError].into());
     assert_eq!(commit.wait(later, &rounds).unwrap_err().kind(), ErrorKind::Poisoned);
 }

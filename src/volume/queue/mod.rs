@@ -113,7 +113,7 @@ impl Target {
                 head.zero(offset, bytes, Some(changes)).map(|()| fua)?
             }
             Request::Provision { offset, bytes, fua } => provision(head, offset, bytes, changes).map(|()| fua)?,
-            _ => true,
+            Request::Read { .. } | Request::Flush | Request::Prefetch { .. } => true,
         };
         if durable {
             head.flush()?;
@@ -378,7 +378,11 @@ impl Shared {
         let begin = AssertUnwindSafe(|| match &request {
             Request::Read { offset, bytes } => self.start_read(&mut inner, token, *offset, *bytes),
             Request::Write { offset, data, fua } => self.start_write(&mut inner, token, *offset, data, *fua),
-            _ => false,
+            Request::Flush
+            | Request::Discard { .. }
+            | Request::WriteZeroes { .. }
+            | Request::Provision { .. }
+            | Request::Prefetch { .. } => false,
         });
         match catch_unwind(begin) {
             Ok(true) => {}

@@ -83,7 +83,7 @@ impl DiskFile for FaultyFile {
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
         match *self.fault.lock() {
             Fault::Full => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-            _ => self.file.allocate(range),
+            Fault::None | Fault::Panics => self.file.allocate(range),
         }
     }
 
