@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{Bandwidth, HeldSnapshot, HostInventory, HostStatus, MachineHints, PlacedVolume, RESERVATION_LABEL, Resources};
-use crate::store::Store;
+use crate::store::{Store, UNFINISHED_LABEL};
 use crate::volume::Holding;
 
 /// The kind of processors of hosts that do not say.
@@ -104,7 +104,7 @@ impl HostFacts {
     /// What this host has and uses, without what of which content is there.
     ///
     /// Every volume counts with its size, and with the machine its labels name ([`MachineHints`]); one that was imported as an image
-    /// counts with what it holds. One with the label [`RESERVATION_LABEL`] confirms that reservation.
+    /// counts with what it holds. One with the label [`RESERVATION_LABEL`] confirms that reservation when it is whole.
     ///
     /// # Errors
     /// The file system of the store fails.
@@ -150,7 +150,8 @@ impl HostFacts {
         if let Some(gpus) = hints.compute.gpus {
             add(&mut used.gpus, kind_of(gpus.kind, &self.capacity.gpus, ""), gpus.count);
         }
-        if let Some(id) = labels.get(RESERVATION_LABEL) {
+        // One that is not whole may still grow to what is held for it, and is gone after a crash.
+        if let Some(id) = labels.get(RESERVATION_LABEL).filter(|_| !labels.contains_key(UNFINISHED_LABEL)) {
             inventory.assignments.push(id.clone());
         }
         inventory.volumes.insert(name.clone(), PlacedVolume { app: hints.app, name, size_bytes });

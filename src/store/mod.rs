@@ -24,7 +24,7 @@ use std::time::Duration;
 
 pub use options::StoreOptions;
 pub use report::{AffectedBlocks, CheckReport, HydrationControl, ScrubProgress, ScrubReport};
-pub use unfinished::{ReservedName, Unfinished};
+pub use unfinished::{ReservedName, UNFINISHED_LABEL, Unfinished};
 
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;

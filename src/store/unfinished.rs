@@ -18,7 +18,7 @@ use crate::limits::NAME_BYTES_MAX;
 use crate::volume::{Admit, Announced, ForkOptions, LAYERS_OF_LABEL, Volume};
 
 /// Key of the label of a volume that is not whole; its value is the name that the volume was made with.
-const UNFINISHED: &str = "volfork.unfinished-import";
+pub const UNFINISHED_LABEL: &str = "volfork.unfinished-import";
 /// What stands behind the beginning of the name of such a volume.
 const SUFFIX: &str = ".importing-";
 /// Random names that are tried; one is enough but for a bad source of randomness.
@@ -58,7 +58,7 @@ impl Store {
     /// As [`Store::destroy_volume`].
     pub fn sweep_unfinished(&self) -> Result<()> {
         for (name, _, mut labels) in self.labels() {
-            let Some(made_as) = labels.remove(UNFINISHED) else { continue };
+            let Some(made_as) = labels.remove(UNFINISHED_LABEL) else { continue };
             let keeps_layers = labels.remove(LAYERS_OF_LABEL).is_some();
             match (made_as == name, keeps_layers) {
                 (true, false) => self.volume(&name)?.destroy()?,
@@ -89,16 +89,16 @@ impl Store {
                     let message = format!("{size_bytes} bytes are less than the {source_bytes} of the source: a fork is not smaller");
                     return Err(Error::new(ErrorKind::InvalidInput, message));
                 }
-                let mark = labels.remove(UNFINISHED);
+                let mark = labels.remove(UNFINISHED_LABEL);
                 admit(size_bytes, labels)?;
-                labels.extend(mark.map(|mark| (UNFINISHED.to_owned(), mark)));
+                labels.extend(mark.map(|mark| (UNFINISHED_LABEL.to_owned(), mark)));
                 Ok(())
             })
         })?;
         let volume = forked.volume().clone();
         volume.resize(size_bytes, false)?;
         let mut labels = self.show(&volume.name())?.labels;
-        labels.remove(UNFINISHED);
+        labels.remove(UNFINISHED_LABEL);
         forked.finish(labels)?;
         Ok(volume)
     }
@@ -125,7 +125,7 @@ impl ReservedName {
         loop {
             let name = random_name(&self.name)?;
             let mut labels = labels.clone();
-            labels.insert(UNFINISHED.to_owned(), name.clone());
+            labels.insert(UNFINISHED_LABEL.to_owned(), name.clone());
             tries += 1;
             match make(&name, labels) {
                 Err(error) if error.kind() == ErrorKind::Exists && tries < TRIES => {}
@@ -163,7 +163,7 @@ impl ReservedName {
     /// What earlier imports of an image under this name have left.
     pub(crate) fn left_layers(&self) -> Vec<String> {
         let is_left =
-            |name: &String, labels: &Labels| labels.get(UNFINISHED) == Some(name) && labels.get(LAYERS_OF_LABEL) == Some(&self.name);
+            |name: &String, labels: &Labels| labels.get(UNFINISHED_LABEL) == Some(name) && labels.get(LAYERS_OF_LABEL) == Some(&self.name);
         self.store.labels().into_iter().filter(|(name, _, labels)| is_left(name, labels)).map(|(name, _, _)| name).collect()
     }
 }

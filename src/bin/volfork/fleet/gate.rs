@@ -144,33 +144,110 @@ impl Gate for FleetGate {
 mod tests {
     use volfork::StoreOptions;
     use volfork::fleet::Publisher;
-    use volfork::placement::{FleetOptions, Policy, Resources};
+    use volfork::placement::{FleetOptions, Placed, Policy, Resources};
+    use volfork::store::UNFINISHED_LABEL;
 
     use super::*;
 
+    const SIZE: u64 = 1 << 20;
+
+    /// A host with room for two volumes, of which one is reserved.
+    struct Host {
+        _directory: tempfile::TempDir,
+        store: Store,
+        fleet: SharedFleet,
+        facts: HostFacts,
+        labels: Labels,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+            let capacity = Resources { volume_bytes: 2 * SIZE, ..Resources::default() };
+            let facts = HostFacts { host: "a".into(), region: "ams".into(), zone: "z".into(), capacity, ..HostFacts::default() };
+            let fleet = SharedFleet::open("memory://").unwrap();
+            Publisher::new(fleet.clone()).publish(facts.amounts(&store).unwrap(), now()).unwrap();
+            let mut host = Self { _directory: directory, store, fleet, facts, labels: Labels::new() };
+            let placed = host.place().remove(0);
+            host.labels.insert(RESERVATION_LABEL.to_owned(), placed.reservation.id);
+            host
+        }
+
+        fn place(&self) -> Vec<Placed> {
+            let wanted = Need { volume: "v".into(), volume_bytes: SIZE, ..Need::default() };
+            self.fleet.place(&wanted, &Policy::default(), FleetOptions::default(), now()).unwrap().placed
+        }
+
+        /// The gate of a process that has just begun to serve.
+        fn process(&self) -> FleetGate {
+            FleetGate::new(self.fleet.clone(), self.facts.clone(), Unconfirmed::default())
+        }
+
+        fn make(&self, name: &str) -> Result<()> {
+            self.store.create_volume_labeled(name, SIZE, self.labels.clone()).map(drop)
+        }
+    }
+
     #[test]
     fn a_reservation_is_taken_by_one_volume_at_a_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
-        let capacity = Resources { volume_bytes: 1 << 30, ..Resources::default() };
-        let facts = HostFacts { host: "a".into(), region: "ams".into(), zone: "z".into(), capacity, ..HostFacts::default() };
-        let fleet = SharedFleet::open("memory://").unwrap();
-        Publisher::new(fleet.clone()).publish(facts.amounts(&store).unwrap(), now()).unwrap();
-        let wanted = Need { volume: "v".into(), volume_bytes: 1 << 20, count: 1, ..Need::default() };
-        let placed = fleet.place(&wanted, &Policy::default(), FleetOptions::default(), now()).unwrap().placed;
-        let gate = FleetGate::new(fleet.clone(), facts, Unconfirmed::default());
-        let labels = Labels::from([(RESERVATION_LABEL.to_owned(), placed[0].reservation.id.clone())]);
-        let ask = |name: &str| gate.admit(&store, name, 1 << 20, &mut labels.clone());
+        let host = Host::new();
+        let gate = host.process();
+        let ask = |name: &str| gate.admit(&host.store, name, SIZE, &mut host.labels.clone());
 
         let first = ask("one").unwrap();
         let refused = ask("two").err().unwrap();
         assert!(refused.kind() == ErrorKind::Busy && refused.to_string().contains("used up by another volume"), "{refused}");
         first.conclude(Err::<(), _>(Error::new(ErrorKind::NoSpace, "no room"))).unwrap_err();
         let second = ask("two").unwrap();
-        second.conclude(store.create_volume_labeled("two", 1 << 20, labels.clone())).unwrap();
+        second.conclude(host.make("two")).unwrap();
         for (name, part) in [("one", "was used up"), ("two", "'two' is on this host already")] {
             let refused = ask(name).err().unwrap();
             assert!(refused.kind() == ErrorKind::Exists && refused.to_string().contains(part), "{refused}");
         }
+    }
+
+    /// A process that ends between any two steps leaves a reservation that one volume uses, or nobody yet.
+    #[test]
+    fn a_reservation_is_taken_once_however_often_the_server_dies() {
+        let host = Host::new();
+        let ask = |name: &str| host.process().admit(&host.store, name, SIZE, &mut host.labels.clone());
+        // It was taken, and the volume was not made. Until it lapses, it is held for the one that asks again.
+        drop(ask("one").unwrap());
+        drop(ask("two").unwrap());
+        assert_eq!(host.place().len(), 1, "one more has room");
+        assert_eq!(host.place().len(), 0, "what was taken is still held");
+        // The volume was made, and nobody was told.
+        drop(ask("three").unwrap());
+        host.make("three").unwrap();
+        assert_eq!(ask("four").err().unwrap().kind(), ErrorKind::Exists);
+        // It was destroyed again before the fleet knew of it.
+        host.store.destroy_volume("three", false).unwrap();
+        drop(ask("four").unwrap());
+        host.make("four").unwrap();
+        // The fleet was told, and the volume is gone.
+        let reported = Publisher::new(host.fleet.clone()).publish(host.facts.amounts(&host.store).unwrap(), now());
+        reported.unwrap();
+        host.store.destroy_volume("four", false).unwrap();
+        assert_eq!(ask("five").err().unwrap().kind(), ErrorKind::NotFound);
+    }
+
+    /// A fork of a size of its own has its labels before it has its size.
+    #[test]
+    fn a_volume_that_is_not_whole_confirms_no_reservation() {
+        let host = Host::new();
+        let admission = host.process().admit(&host.store, "disk", SIZE, &mut host.labels.clone()).unwrap();
+        let unfinished = Labels::from([(UNFINISHED_LABEL.to_owned(), "disk.importing-1".to_owned())]);
+        let labels = host.labels.clone().into_iter().chain(unfinished).collect();
+        let volume = host.store.create_volume_labeled("disk.importing-1", SIZE / 4, labels).unwrap();
+        Publisher::new(host.fleet.clone()).publish(host.facts.amounts(&host.store).unwrap(), now()).unwrap();
+        assert_eq!(host.place().len(), 0, "the room that the volume grows to is held");
+        volume.resize(SIZE, false).unwrap();
+        host.store.set_labels("disk.importing-1", host.labels.clone()).unwrap();
+        host.store.rename("disk.importing-1", "disk").unwrap();
+        admission.conclude(Ok(())).unwrap();
+        Publisher::new(host.fleet.clone()).publish(host.facts.amounts(&host.store).unwrap(), now()).unwrap();
+        assert_eq!(host.place().len(), 1);
+        assert_eq!(host.place().len(), 0);
     }
 }
