@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::{Place, text};
+use crate::{MIB, Place, text};
 
 const TWO_CPUS: &str = "{\"region\": \"ams\", \"zone\": \"z\", \"capacity\": {\"cpus\": {\"shared\": 2}}}";
 
@@ -154,4 +154,72 @@ fn creators_and_schedulers_do_not_oversell_a_host() {
     place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 5);
     // Those that the host made for itself are confirmed, too.
     place.wait_for_reservations(0);
+}
+
+/// What is imported, and what a volume grows by, is held for it as what is created.
+#[test]
+fn what_is_imported_or_extended_breaks_no_capacity_unless_it_is_forced() {
+    let place = Place::with_directory();
+    let room = format!("{{\"region\": \"ams\", \"capacity\": {{\"volume_bytes\": {}}}}}", 64 * MIB);
+    let _one = place.host("one", &room, &["--report-every", "1h"]);
+    fs::write(place.path("image"), vec![5; 8 * MIB]).unwrap();
+    place.ok("one", &["create", "disk", "--size", "16M"]);
+    let held = place.json("none", &["place", "--size", "36M", "--reserve", "--ttl", "1h"])["placed"][0]["reservation"].clone();
+    assert_eq!(held["host"], "one");
+    // 12 MiB are left, and then 7.
+    place.ok("one", &["extend", "disk", "--size", "21M"]);
+    for refused in [&["extend", "disk", "--size", "29M"][..], &["extend", "disk", "--size", "+8M"], &["import", "large", "image"]] {
+        let (kind, message) = place.error("one", refused);
+        assert!(kind == "no_space" && message.contains("--force"), "{refused:?}: {kind}: {message}");
+    }
+    // A stream is held for as it comes; its length is not known before.
+    let stream = |name: &str, bytes: usize| {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let child = place
+            .command("one", &["--json", "import", name, "-"])
+            .stdin(reader)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // One that is refused is not read to its end.
+        let _ = std::io::Write::write_all(&mut writer, &vec![6; bytes]);
+        drop(writer);
+        child.wait_with_output().unwrap()
+    };
+    let output = stream("large", 8 * MIB);
+    assert!(!output.status.success() && text(&output.stderr).contains("no_space"), "{}", text(&output.stderr));
+    let output = stream("small", 3 * MIB);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let sizes = |place: &Place| {
+        let volumes = place.json("one", &["list"]);
+        volumes.as_array().unwrap().iter().map(|volume| volume["size_bytes"].as_u64().unwrap() >> 20).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(&place), [21, 3]);
+    place.ok("one", &["extend", "disk", "--size", "25M"]);
+    let (kind, _) = place.error("none", &["place", "--size", "1M"]);
+    assert_eq!(kind, "no_space");
+    place.wait_for_reservations(1);
+    place.ok("one", &["extend", "disk", "--size", "26M", "--force"]);
+    place.ok("one", &["import", "large", "image", "--force"]);
+    let host = place.wait_for("one", |host| host["used"]["volume_bytes"] == 37 * MIB);
+    assert_eq!(host["assignments"].as_array().unwrap().len(), 0, "{host}");
+}
+
+/// Volumes grow while schedulers reserve.
+#[test]
+fn growth_and_schedulers_do_not_oversell_a_host() {
+    let place = Place::with_directory();
+    let room = format!("{{\"region\": \"ams\", \"capacity\": {{\"volume_bytes\": {}}}}}", 20 * MIB);
+    let _one = place.host("one", &room, &["--report-every", "1h"]);
+    let names = ["v0", "v1", "v2", "v3"];
+    names.iter().for_each(|name| drop(place.ok("one", &["create", name, "--size", "1M"])));
+    // There is room for four of these eight.
+    let begin = |arguments: &[&str]| place.command("one", arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let children: Vec<_> = names
+        .iter()
+        .flat_map(|name| [begin(&["extend", name, "--size", "+4M"]), begin(&["place", "--size", "4M", "--reserve", "--ttl", "1h"])])
+        .collect();
+    let ends = children.into_iter().map(|child| child.wait_with_output().unwrap());
+    assert_eq!(ends.filter(|output| output.status.success()).count(), 4);
 }

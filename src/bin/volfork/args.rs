@@ -77,6 +77,9 @@ pub enum Command {
         /// Import the bytes as they are, even if they look like a qcow2 image
         #[arg(long)]
         raw: bool,
+        /// Make it even if it breaks the capacity of this host in its fleet
+        #[arg(long)]
+        force: bool,
     },
     /// Write a volume or snapshot to a raw, sparse image; of a volume in use, export a snapshot
     ///
@@ -154,6 +157,9 @@ pub enum Command {
         /// The size before. A volume that has neither this size nor the new one is left as it is, with an error
         #[arg(long, value_parser = size)]
         from: Option<u64>,
+        /// Extend it even if that breaks the capacity of this host in its fleet
+        #[arg(long)]
+        force: bool,
     },
     /// Give a volume another name
     Rename {

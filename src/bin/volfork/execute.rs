@@ -19,7 +19,7 @@ use crate::transfer::{export, import};
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// Carries out `request`; `file` belongs to an import or export, `clients` are those of the process, and `gate` is asked before a volume
-/// is created or forked.
+/// is made or grows.
 pub fn execute(
     store: &Store,
     clients: &Clients,
@@ -35,7 +35,7 @@ pub fn execute(
             admission.conclude(store.create_volume_labeled(&name, size_bytes, labels))?;
             shown(store, Done::Created, &name)
         }
-        Request::Import { name, raw } => import(store, &name, file()?, raw, watcher).map(Response::Moved),
+        Request::Import { name, raw, force } => import(store, &name, file()?, raw, gate_of(force, gate), watcher).map(Response::Moved),
         Request::Export { target } => export(store, &target, file()?, watcher).map(Response::Moved),
         Request::List => Ok(Response::Volumes(store.list()?)),
         Request::Show { name } => Ok(Response::Shown(Box::new(Shown { info: store.show(&name)?, connections: clients.of_volume(&name) }))),
@@ -55,8 +55,14 @@ pub fn execute(
             shown(store, Done::Forked, &name)
         }
         Request::Origin { target } => Ok(Response::Origin(origin(store, &target)?)),
-        Request::Extend { name, growth, from } => {
-            store.resize_with(&name, |size_bytes| grown(&name, size_bytes, growth, from))?;
+        Request::Extend { name, growth, from, force } => {
+            let (gate, mut admission) = (gate_of(force, gate), Admission::default());
+            let extended = store.resize_with(&name, |size_bytes| {
+                let wanted = grown(&name, size_bytes, growth, from)?;
+                admission = gate.grow(store, &name, size_bytes..wanted)?;
+                Ok(wanted)
+            });
+            admission.conclude(extended)?;
             shown(store, Done::Extended, &name)
         }
         Request::Rename { name, new } => {

@@ -1,6 +1,7 @@
 //! Whether a host makes a volume that a user asks it for.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use volfork::placement::{MachineHints, RESERVATION_LABEL};
 use volfork::{Error, ErrorKind, Result, Store};
@@ -8,16 +9,22 @@ use volfork::{Error, ErrorKind, Result, Store};
 /// Labels of a volume.
 pub type Labels = BTreeMap<String, String>;
 
-/// Asked before a volume is made.
+/// Asked before a volume is made or grows.
 pub trait Gate: Send + Sync {
     /// Lets a volume of this name, size and labels be made, which it may complete; the answer is to be told what became of it.
     ///
     /// # Errors
     /// It may not be made.
     fn admit(&self, store: &Store, name: &str, size_bytes: u64, labels: &mut Labels) -> Result<Admission>;
+
+    /// Lets a volume grow from one size to another; the answer is to be told what became of it.
+    ///
+    /// # Errors
+    /// It may not grow.
+    fn grow(&self, store: &Store, name: &str, sizes: Range<u64>) -> Result<Admission>;
 }
 
-/// Told whether the volume was made.
+/// Told whether the volume was made, or has grown.
 #[derive(Default)]
 pub struct Admission(Option<Box<dyn FnOnce(bool)>>);
 
@@ -53,6 +60,10 @@ impl Gate for Alone {
             }
         }
     }
+
+    fn grow(&self, _: &Store, _: &str, _: Range<u64>) -> Result<Admission> {
+        Ok(Admission::default())
+    }
 }
 
 /// Whatever labels say, and whatever room there is.
@@ -62,9 +73,13 @@ impl Gate for Forced {
     fn admit(&self, _: &Store, _: &str, _: u64, _: &mut Labels) -> Result<Admission> {
         Ok(Admission::default())
     }
+
+    fn grow(&self, _: &Store, _: &str, _: Range<u64>) -> Result<Admission> {
+        Ok(Admission::default())
+    }
 }
 
-/// Says how the user gets the volume all the same.
+/// Says how the user gets what he asked for all the same.
 pub fn forceable(error: Error) -> Error {
-    Error::new(error.kind(), format!("{error}; --force makes the volume all the same"))
+    Error::new(error.kind(), format!("{error}; --force does it all the same"))
 }

@@ -27,7 +27,12 @@ pub enum Request {
         force: bool,
     },
     /// A volume with the bytes of the descriptor; `raw` skips the test for image formats.
-    Import { name: String, raw: bool },
+    Import {
+        name: String,
+        raw: bool,
+        #[serde(default)]
+        force: bool,
+    },
     /// The bytes of a volume or snapshot into the descriptor.
     Export { target: Target },
     /// All volumes.
@@ -60,6 +65,8 @@ pub enum Request {
         growth: Growth,
         #[serde(default)]
         from: Option<u64>,
+        #[serde(default)]
+        force: bool,
     },
     /// Another name.
     Rename { name: String, new: String },

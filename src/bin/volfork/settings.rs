@@ -105,8 +105,8 @@ fn plan(command: Command) -> (&'static str, Plan) {
             let labels = hints::labels(hints, reservation);
             ("create", Plan::ask(Request::Create { name, size_bytes: size, labels, force }))
         }
-        Command::Import { name, file, raw } => {
-            ("import", Plan::Ask { request: Request::Import { name, raw }, file: FileArgument::Read(file), makes_store: true })
+        Command::Import { name, file, raw, force } => {
+            ("import", Plan::Ask { request: Request::Import { name, raw, force }, file: FileArgument::Read(file), makes_store: true })
         }
         Command::Export { target, file } => {
             ("export", Plan::Ask { request: Request::Export { target }, file: FileArgument::Write(file), makes_store: false })
@@ -121,7 +121,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
             let request = Request::Fork { source, also, name: new, labels, live, size_bytes: size, force };
             ("fork", Plan::Ask { request, file: FileArgument::None, makes_store })
         }
-        Command::Extend { name, size, from } => ("extend", Plan::ask(Request::Extend { name, growth: size, from })),
+        Command::Extend { name, size, from, force } => ("extend", Plan::ask(Request::Extend { name, growth: size, from, force })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
         Command::Destroy { target, recursive, force } => ("destroy", Plan::ask(Request::Destroy { target, recursive, force })),
         Command::Disconnect { target } => ("disconnect", Plan::ask(Request::Disconnect { target })),
@@ -186,8 +186,11 @@ mod tests {
             ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30, labels: [].into(), force: false }),
             ("create v --size 10B", Request::Create { name: "v".into(), size_bytes: 10, labels: [].into(), force: false }),
             ("create v --size 1048576", Request::Create { name: "v".into(), size_bytes: 1 << 20, labels: [].into(), force: false }),
-            ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30), from: None }),
-            ("extend v --size 2G --from 1G", Request::Extend { name: "v".into(), growth: Growth::To(2 << 30), from: Some(1 << 30) }),
+            ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30), from: None, force: false }),
+            (
+                "extend v --size 2G --from 1G --force",
+                Request::Extend { name: "v".into(), growth: Growth::To(2 << 30), from: Some(1 << 30), force: true },
+            ),
             ("hydrate v", hydrate(HydrationControl::default(), false)),
             ("hydrate v --pause", hydrate(HydrationControl { paused: Some(true), ..HydrationControl::default() }, false)),
             (

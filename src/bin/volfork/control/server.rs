@@ -406,7 +406,7 @@ mod tests {
         writer.write_all(b"bytes of the client").unwrap();
         drop(writer);
         let stream = connect(directory.path()).unwrap().unwrap();
-        let failure = ask(&stream, &Request::Import { name: "v".into(), raw: false }, Some(&file), &mut heard).unwrap_err();
+        let failure = ask(&stream, &Request::Import { name: "v".into(), raw: false, force: false }, Some(&file), &mut heard).unwrap_err();
         assert!(failure.is(ErrorKind::Exists) && failure.message == "bytes of the client", "{failure:?}");
         assert_eq!(heard.0, [7]);
         server.stop();

@@ -110,7 +110,7 @@ impl Demo<'_> {
 
     fn import(&mut self, host_a: &Store, image: File) -> Result<()> {
         let mut watcher = Interruptible { watcher: Bar::new("import", self.settings), interrupt: self.interrupt.clone() };
-        let request = Request::Import { name: DISK.into(), raw: false };
+        let request = Request::Import { name: DISK.into(), raw: false, force: false };
         let moved = match execute(host_a, &Clients::default(), request, Some(image), &Alone, &mut watcher)? {
             Response::Moved(moved) => moved,
             _ => return Err(Failure::new(ErrorKind::Unsupported, "an import answered something else")),

@@ -1,10 +1,11 @@
-//! The gate of a host in a fleet: a volume has room that is held for it, from before it is made until the fleet is told of it.
+//! The gate of a host in a fleet: a volume has room that is held for it, from before it is made or grows until the fleet is told.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use volfork::fleet::{Birth, HostFacts, SharedFleet};
-use volfork::placement::{HostInventory, MachineHints, RESERVATION_LABEL, Request as Need};
+use volfork::placement::{HostInventory, MachineHints, RESERVATION_LABEL, Request as Need, Resources};
 use volfork::{Error, ErrorKind, Result, Store};
 
 use super::now;
@@ -15,7 +16,16 @@ use crate::gate::{Admission, Gate, Labels, forceable};
 struct Own {
     id: String,
     volume: String,
+    /// The size that the volume is getting.
+    size_bytes: u64,
     is_made: bool,
+}
+
+impl Own {
+    /// Whether what the host has contains what was reserved.
+    fn is_in(&self, seen: &HostInventory) -> bool {
+        self.is_made || seen.volumes.get(&self.volume).is_some_and(|volume| volume.size_bytes >= self.size_bytes)
+    }
 }
 
 /// Reservations that this host made for its volumes and has not confirmed yet: the fleet does not know of the volumes.
@@ -28,7 +38,7 @@ impl Unconfirmed {
         // Before the volumes, so that the volume of each is seen.
         let all = self.list().clone();
         let mut seen = look()?;
-        let there = all.into_iter().filter(|own| own.is_made || seen.volumes.contains_key(&own.volume)).map(|own| own.id);
+        let there: Vec<_> = all.into_iter().filter(|own| own.is_in(&seen)).map(|own| own.id).collect();
         seen.assignments.extend(there);
         Ok(seen)
     }
@@ -38,8 +48,8 @@ impl Unconfirmed {
         self.list().retain(|own| !confirmed.contains(&own.id));
     }
 
-    fn add(&self, id: &str, volume: &str) {
-        self.list().push(Own { id: id.to_owned(), volume: volume.to_owned(), is_made: false });
+    fn add(&self, id: &str, volume: &str, size_bytes: u64) {
+        self.list().push(Own { id: id.to_owned(), volume: volume.to_owned(), size_bytes, is_made: false });
     }
 
     fn conclude(&self, id: &str, is_made: bool) {
@@ -97,7 +107,7 @@ impl FleetGate {
         Self { fleet, facts, unconfirmed, taking: Taking::default() }
     }
 
-    fn hold(&self, store: &Store, name: &str, size_bytes: u64, labels: &mut Labels) -> Result<Admission> {
+    fn make(&self, store: &Store, name: &str, size_bytes: u64, labels: &mut Labels) -> Result<Admission> {
         let hints = MachineHints::from_labels(labels)?;
         let reservation = labels.get(RESERVATION_LABEL).cloned();
         let taken = reservation.as_deref().map(|id| self.taking.begin(id)).transpose()?;
@@ -110,23 +120,36 @@ impl FleetGate {
             unique_zone_app_wide: hints.unique_zone_app_wide,
             ..Need::default()
         };
-        let birth =
-            Birth { wanted: &wanted, reservation: reservation.as_deref(), own: &|| self.unconfirmed.seen(|| self.facts.amounts(store)) };
-        let admitted = self.fleet.admit(&birth, now())?;
+        let (resources, admission) = self.hold(store, &wanted, size_bytes, reservation.as_deref(), taken)?;
         // The machine uses what is held for it, also if it did not ask for a kind.
-        labels.extend(hints.of_kinds(&admitted.resources).labels());
+        labels.extend(hints.of_kinds(&resources).labels());
+        Ok(admission)
+    }
+
+    /// Holds what is wanted for a volume that is getting a size.
+    fn hold(
+        &self,
+        store: &Store,
+        wanted: &Need,
+        size_bytes: u64,
+        reservation: Option<&str>,
+        taken: Option<Taken>,
+    ) -> Result<(Resources, Admission)> {
+        let birth = Birth { wanted, reservation, own: &|| self.unconfirmed.seen(|| self.facts.amounts(store)) };
+        let admitted = self.fleet.admit(&birth, now())?;
         if reservation.is_none() {
-            self.unconfirmed.add(&admitted.id, name);
+            self.unconfirmed.add(&admitted.id, &wanted.volume, size_bytes);
         }
-        let (fleet, unconfirmed) = (self.fleet.clone(), self.unconfirmed.clone());
-        Ok(Admission::telling(move |is_made| {
+        let (fleet, unconfirmed, resources) = (self.fleet.clone(), self.unconfirmed.clone(), admitted.resources.clone());
+        let admission = Admission::telling(move |is_made| {
             unconfirmed.conclude(&admitted.id, is_made);
             if !is_made {
                 // If the fleet cannot be told, what is held lapses.
                 let _ = fleet.give_back(&admitted);
             }
             drop(taken);
-        }))
+        });
+        Ok((resources, admission))
     }
 }
 
@@ -136,7 +159,16 @@ impl Gate for FleetGate {
         if store.volume(name).is_ok() {
             return Err(Error::new(ErrorKind::Exists, format!("volume '{name}' is on this host already: choose another name")));
         }
-        self.hold(store, name, size_bytes, labels).map_err(forceable)
+        self.make(store, name, size_bytes, labels).map_err(forceable)
+    }
+
+    fn grow(&self, store: &Store, name: &str, sizes: Range<u64>) -> Result<Admission> {
+        // An image counts with what it holds, whatever its size.
+        if sizes.is_empty() || store.room().image_volumes.contains(name) {
+            return Ok(Admission::default());
+        }
+        let wanted = Need { volume: name.to_owned(), volume_bytes: sizes.end - sizes.start, ..Need::default() };
+        self.hold(store, &wanted, sizes.end, None, None).map(|(_, admission)| admission).map_err(forceable)
     }
 }
 
@@ -146,6 +178,7 @@ mod tests {
     use volfork::fleet::Publisher;
     use volfork::placement::{FleetOptions, Placed, Policy, Resources};
     use volfork::store::UNFINISHED_LABEL;
+    use volfork::volume::IMAGE_LABEL;
 
     use super::*;
 
@@ -230,6 +263,26 @@ mod tests {
         reported.unwrap();
         host.store.destroy_volume("four", false).unwrap();
         assert_eq!(ask("five").err().unwrap().kind(), ErrorKind::NotFound);
+    }
+
+    /// The volume is there before it has grown, so it is its size that tells.
+    #[test]
+    fn what_a_volume_grows_by_is_held_until_it_has_grown() {
+        let host = Host::new();
+        host.store.create_volume("disk", SIZE / 2).unwrap();
+        let gate = host.process();
+        let grow = || gate.grow(&host.store, "disk", SIZE / 2..SIZE);
+        let is_full = || gate.admit(&host.store, "other", SIZE / 2, &mut Labels::new()).err().map(|error| error.kind());
+        let first = grow().unwrap();
+        assert_eq!(is_full(), Some(ErrorKind::NoSpace));
+        first.conclude(Err::<(), _>(Error::new(ErrorKind::NoSpace, "no room"))).unwrap_err();
+        grow().unwrap().conclude(host.store.resize("disk", SIZE, false)).unwrap();
+        assert_eq!(is_full(), Some(ErrorKind::NoSpace));
+        // An image has what its layers hold, whatever its size.
+        let labels = Labels::from([(IMAGE_LABEL.to_owned(), "app:v1".to_owned())]);
+        host.store.create_volume_labeled("app", SIZE, labels).unwrap();
+        gate.grow(&host.store, "app", SIZE..SIZE * 100).unwrap();
+        assert_eq!(gate.grow(&host.store, "disk", SIZE..SIZE + 1).err().unwrap().kind(), ErrorKind::NoSpace);
     }
 
     /// A fork of a size of its own has its labels before it has its size.

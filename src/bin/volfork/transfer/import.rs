@@ -22,6 +22,7 @@ use super::pipe::{fill, unblocked};
 use super::ranges::{next_data, nonzero_runs};
 use super::{DEPTH, PIECE_BYTES, Writes};
 use crate::failure::{Failure, Result};
+use crate::gate::{Gate, Labels};
 use crate::request::{Moved, Progress, Watcher};
 
 /// Pieces read ahead of the writes.
@@ -32,7 +33,7 @@ const GROWTH_BYTES_MIN: u64 = 1 << 30;
 const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
 
 /// Makes the volume `name` with the bytes of `file`. `raw` skips the test for image formats.
-pub fn import(store: &Store, name: &str, file: File, raw: bool, watcher: &mut dyn Watcher) -> Result<Moved> {
+pub fn import(store: &Store, name: &str, file: File, raw: bool, gate: &dyn Gate, watcher: &mut dyn Watcher) -> Result<Moved> {
     let begun = Instant::now();
     let reserved = reserve(store, name)?;
     let mut image = Image::new(file)?;
@@ -45,10 +46,12 @@ pub fn import(store: &Store, name: &str, file: File, raw: bool, watcher: &mut dy
     if head.is_empty() {
         return Err(Failure::new(ErrorKind::InvalidInput, "the image is empty: a volume needs at least one byte"));
     }
-    let size_bytes = image.size_bytes();
-    let mut unfinished = reserved.create(size_bytes.unwrap_or(head.len() as u64))?;
+    let size_bytes = image.size_bytes().unwrap_or(head.len() as u64);
+    // From now on the host has it, under whatever name.
+    let mut unfinished = gate.admit(store, name, size_bytes, &mut Labels::new())?.conclude(reserved.create(size_bytes))?;
     let volume = unfinished.volume().clone();
-    let copied = copy(&volume, image, head, watcher)?;
+    let grow = |size_bytes| gate.grow(store, &volume.name(), volume.size_bytes()..size_bytes)?.conclude(volume.resize(size_bytes, false));
+    let copied = copy(&volume, &grow, image, head, watcher)?;
     unfinished.finish([].into())?;
     Ok(Moved { name: name.into(), size_bytes: volume.size_bytes(), data_bytes: copied, seconds: begun.elapsed().as_secs_f64() })
 }
@@ -112,18 +115,22 @@ impl Image {
     }
 }
 
+/// Gives a volume a larger size.
+type Grow<'a> = dyn Fn(u64) -> volfork::Result<()> + 'a;
+
 /// Bytes of the image at their place.
 type Piece = (u64, Bytes);
 
 /// Moves all of the image; answers how many bytes were written.
-fn copy(volume: &Volume, image: Image, head: Vec<u8>, watcher: &mut dyn Watcher) -> Result<u64> {
+fn copy(volume: &Volume, grow: &Grow<'_>, image: Image, head: Vec<u8>, watcher: &mut dyn Watcher) -> Result<u64> {
     let total = image.size_bytes();
     let stop = AtomicBool::new(false);
     let (sender, receiver) = mpsc::sync_channel(AHEAD);
     std::thread::scope(|scope| {
         let stop = &stop;
         let reader = scope.spawn(move || read(image, head, &sender, stop));
-        let mut target = Target { volume, writes: Writes::new(volume.queue(DEPTH)?), grows: total.is_none(), end: 0, data_bytes: 0 };
+        let mut target =
+            Target { volume, resize: grow, writes: Writes::new(volume.queue(DEPTH)?), grows: total.is_none(), end: 0, data_bytes: 0 };
         let written = loop {
             match receiver.recv_timeout(Duration::from_millis(200)) {
                 Ok((offset, data)) => {
@@ -196,6 +203,7 @@ fn read_stream(mut file: File, head: Vec<u8>, sender: &SyncSender<Piece>, stop: 
 /// The volume that is being filled.
 struct Target<'a> {
     volume: &'a Volume,
+    resize: &'a Grow<'a>,
     writes: Writes,
     /// The length is not known before the end.
     grows: bool,
@@ -221,10 +229,10 @@ impl Target<'_> {
             return Ok(());
         }
         let ample = size_bytes + (size_bytes / 2).max(GROWTH_BYTES_MIN);
-        match self.volume.resize(ample, false) {
+        match (self.resize)(ample) {
             Ok(()) => Ok(()),
-            // Near the largest size only what is needed fits.
-            Err(_) => Ok(self.volume.resize(self.end, false)?),
+            // Near the largest size, and on a host with little room, only what is needed fits.
+            Err(_) => Ok((self.resize)(self.end)?),
         }
     }
 
