@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 
 use super::book::Book;
 use super::bucket::{Change, random};
-use super::layout::{self, BOOK_BYTES_MAX};
+use super::layout::{self, BOOK_BYTES_MAX, CLOCKS_SECONDS};
 use super::shared::{SharedFleet, fleet_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{FleetOptions, HostInventory, HostStatus, Policy, Processors, Request, Reservation, Resources};
 
-/// Clocks differ by less.
-const CLOCKS_SECONDS: u64 = 60;
 /// How long a host that does not say how often it reports is believed.
 const UNTOLD_SECONDS: u64 = 300;
 

@@ -20,6 +20,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, RetryConfig, UpdateVersion};
 use tokio::runtime::Runtime;
 
+use super::layout::CLOCK;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Objects that are read at the same time.
@@ -181,6 +182,17 @@ impl Bucket {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             found => Ok(Some(found.map_err(|error| self.failed("look at", path, &error))?.e_tag)),
         }
+    }
+
+    /// What the bucket's clock says, in seconds since the Unix epoch: when it has written an object that nobody reads.
+    ///
+    /// # Errors
+    /// The bucket fails.
+    pub fn time(&self) -> Result<u64> {
+        self.put(CLOCK, Vec::new(), PutMode::Overwrite)?;
+        let written = self.runtime.block_on(self.objects.head(&object_store::path::Path::from(CLOCK)));
+        let written = written.map_err(|error| self.failed("look at", CLOCK, &error))?;
+        Ok(u64::try_from(written.last_modified.timestamp()).unwrap_or(0))
     }
 
     /// The tag of what was written; `None` if the precondition does not hold.

@@ -5,6 +5,7 @@
 //! deltas/HOST.json                InventoryDelta from the generation of the whole one to the newest; older ones are ignored
 //! reservations/REGION.ZONE.json   Book: the assignments that the hosts of a zone have not reported yet
 //! lock                            of a directory: locked around changes
+//! clock                           empty; written by those who ask for the time of the bucket
 //! ```
 //!
 //! All are JSON. HOST, REGION and ZONE are 1 to 60 of `A-Z a-z 0-9 _ -`; HOST may have dots. A later version of any of these gets
@@ -15,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub const HOSTS: &str = "hosts";
 pub const DELTAS: &str = "deltas";
 pub const RESERVATIONS: &str = "reservations";
+pub const CLOCK: &str = "clock";
 /// Most bytes of an inventory: 100,000 layers, or the present blocks of some hundred TiB in no order at all.
 pub const INVENTORY_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of a book: some ten thousand reservations.
@@ -24,6 +26,9 @@ pub const BOOK_BYTES_MAX: u64 = 8 << 20;
 pub const GENERATION_MAX: u64 = 1 << 60;
 /// Most kinds of processors, and of accelerators, of a host.
 pub const KINDS_MAX: usize = 100;
+
+/// The clocks of two hosts differ by less.
+pub const CLOCKS_SECONDS: u64 = 60;
 
 const NAME_CHARACTERS_MAX: usize = 60;
 

@@ -14,7 +14,7 @@
 //! A host that makes a volume takes the reservation in the same way, or makes one ([`SharedFleet::admit`]): that it is good for the
 //! volume is decided there, and its end is put off until a host that has not reported the volume would count as dead.
 //!
-//! It holds as long as clocks agree to within some seconds, and for volumes that are admitted at all.
+//! It holds as long as clocks agree, which [`SharedFleet::check_clock`] finds out, and for volumes that are admitted at all.
 //!
 //! # Signs of life
 //! A host says how often it reports, and does so when nothing is new. One that misses three reports is dead

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::book::Book;
 use super::bucket::{self, Bucket, Change};
-use super::layout::{self, BOOK_BYTES_MAX, INVENTORY_BYTES_MAX};
+use super::layout::{self, BOOK_BYTES_MAX, CLOCKS_SECONDS, INVENTORY_BYTES_MAX};
 use super::publisher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::BlockSize;
@@ -15,6 +15,8 @@ use crate::placement::{Fleet, FleetOptions, HostInventory, InventoryDelta, Nothi
 
 /// How often a host that reports at the same moment is read again.
 const READS_MAX: u32 = 16;
+/// How far a clock may be from that of the bucket. Any two that are not refused then agree to within what a host allows for.
+const CLOCK_SECONDS: u64 = CLOCKS_SECONDS / 2;
 /// How often another host is looked for because others were faster.
 const TRIES_MAX: u32 = 64;
 
@@ -191,6 +193,28 @@ impl SharedFleet {
             Some(whole) => combine(host, &whole, delta.as_deref()),
             None => Err(Error::new(ErrorKind::NotFound, format!("host '{host}' has not reported to {}", self.0.name()))),
         }
+    }
+
+    /// Refuses a clock that is far from that of the bucket: by one that is fast, reservations of others lapse before their time, and
+    /// by one that is slow, its own. To be asked before [`SharedFleet::place`] and [`SharedFleet::admit`]. `now` tells seconds since
+    /// the Unix epoch.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`]; the bucket fails.
+    pub fn check_clock(&self, now: impl Fn() -> u64) -> Result<()> {
+        let before = now();
+        let there = self.0.time()?;
+        let (ahead, behind) = (before.saturating_sub(there), there.saturating_sub(now()));
+        let (seconds, how) = if ahead > 0 { (ahead, "ahead of") } else { (behind, "behind") };
+        if seconds <= CLOCK_SECONDS {
+            return Ok(());
+        }
+        let message = format!(
+            "the clock of this machine is {seconds} s {how} that of {}, so reservations would lapse before their time: set it; at most \
+             {CLOCK_SECONDS} s are taken",
+            self.0.name()
+        );
+        Err(Error::new(ErrorKind::InvalidInput, message))
     }
 
     /// Ranks the hosts for a request, and reserves the best one, as often as the request says. What others reserve at the same time

@@ -1,5 +1,6 @@
 //! Hosts and schedulers on one fleet, in memory and in a directory.
 
+mod clocks;
 mod zones;
 
 use std::cell::Cell;

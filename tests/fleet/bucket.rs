@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
@@ -13,11 +14,14 @@ use tokio::sync::Mutex;
 const ACCESS_KEY: &str = "an-access-key";
 const SECRET_KEY: &str = "a-secret-key";
 pub const BUCKET: &str = "fleet-bucket";
+/// Where in the bucket the fleet is.
+pub const PREFIX: &str = "some/prefix";
 
-/// Serves a bucket from a directory, and answers the variables with which the binary finds it.
-pub fn environment(root: &Path) -> Vec<(&'static str, String)> {
+/// Serves a bucket from a directory, and answers the variables with which the binary finds it. Its clock is `behind` that of this
+/// machine, as far as anybody asks it for the time.
+pub fn environment(root: &Path, behind: Duration) -> Vec<(&'static str, String)> {
     vec![
-        ("AWS_ENDPOINT_URL", format!("http://{}", serve(root))),
+        ("AWS_ENDPOINT_URL", format!("http://{}", serve(root, behind))),
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
         ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
         ("AWS_REGION", "us-east-1".into()),
@@ -25,7 +29,8 @@ pub fn environment(root: &Path) -> Vec<(&'static str, String)> {
 }
 
 /// Serves the directories of `root` as buckets, until the process ends.
-fn serve(root: &Path) -> SocketAddr {
+fn serve(root: &Path, behind: Duration) -> SocketAddr {
+    let clock = root.join(BUCKET).join(PREFIX).join("clock");
     std::fs::create_dir(root.join(BUCKET)).unwrap();
     let files = s3s_fs::FileSystem::new(root).unwrap();
     let mut builder = S3ServiceBuilder::new(files);
@@ -41,11 +46,14 @@ fn serve(root: &Path) -> SocketAddr {
             let gate = Arc::new(Mutex::new(()));
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
-                let (service, gate) = (service.clone(), gate.clone());
+                let (service, gate, clock) = (service.clone(), gate.clone(), clock.clone());
                 let serialized = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                    let (service, gate) = (service.clone(), gate.clone());
+                    let (service, gate, clock) = (service.clone(), gate.clone(), clock.clone());
                     async move {
                         let _alone = gate.lock().await;
+                        if !behind.is_zero() && request.method() == hyper::Method::HEAD && request.uri().path().ends_with("/clock") {
+                            std::fs::File::open(&clock).unwrap().set_modified(SystemTime::now() - behind).unwrap();
+                        }
                         Service::<hyper::Request<hyper::body::Incoming>>::call(&service, request).await
                     }
                 });

@@ -47,12 +47,17 @@ impl Place {
     }
 
     pub fn with_bucket() -> Self {
+        Self::with_bucket_behind(Duration::ZERO)
+    }
+
+    /// A bucket whose clock is behind that of this machine.
+    pub fn with_bucket_behind(behind: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("s3");
         fs::create_dir(&root).unwrap();
-        let environment = bucket::environment(&root);
-        let objects = root.join(bucket::BUCKET).join("some/prefix");
-        Self { directory, url: format!("s3://{}/some/prefix", bucket::BUCKET), objects, environment }
+        let environment = bucket::environment(&root, behind);
+        let objects = root.join(bucket::BUCKET).join(bucket::PREFIX);
+        Self { directory, url: format!("s3://{}/{}", bucket::BUCKET, bucket::PREFIX), objects, environment }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -49,6 +50,21 @@ fn a_fleet_that_was_wiped_heals_by_itself() {
         assert_eq!(host["volumes"]["disk"]["size_bytes"], 1 << 20);
         assert_eq!(hosts(&place.json("none", &["place", "--size", "1M", "--vm-cpus", "1"])), ["one"]);
     }
+}
+
+#[test]
+fn a_clock_that_is_far_from_that_of_the_bucket_reserves_nothing() {
+    let place = Place::with_bucket_behind(Duration::from_secs(3600));
+    let _one = place.host("one", "{\"region\": \"ams\"}", &[]);
+    let reserve = ["place", "--size", "1M", "--reserve"];
+    for (store, arguments) in [("none", &reserve[..]), ("one", &["create", "disk", "--size", "1M"])] {
+        let (kind, message) = place.error(store, arguments);
+        assert!(kind == "invalid_input" && message.contains(" s ahead of that of s3://"), "{kind}: {message}");
+    }
+    assert_eq!(place.reservations(), 0);
+    // What reserves nothing needs no clock.
+    place.ok("none", &reserve[..3]);
+    place.ok("one", &["create", "disk", "--size", "1M", "--force"]);
 }
 
 /// A sign of life is small: what was written whole is looked at, and neither read nor written again.

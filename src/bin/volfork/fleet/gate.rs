@@ -136,6 +136,7 @@ impl FleetGate {
         taken: Option<Taken>,
     ) -> Result<(Resources, Admission)> {
         let birth = Birth { wanted, reservation, own: &|| self.unconfirmed.seen(|| self.facts.amounts(store)) };
+        self.fleet.check_clock(now)?;
         let admitted = self.fleet.admit(&birth, now())?;
         if reservation.is_none() {
             self.unconfirmed.add(&admitted.id, &wanted.volume, size_bytes);
