@@ -85,6 +85,11 @@ struct Inner {
     cause: Option<std::io::Error>,
 }
 
+/// Whether the system had no descriptor or no memory for a call, so that nothing was tried.
+pub(crate) fn is_untried(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
 impl Error {
     /// An error of `kind` with a sentence for a person.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
@@ -111,10 +116,7 @@ impl Error {
     /// As [`Error::sync`], of a directory, which may have to be opened for it: without a descriptor or memory for that nothing was tried
     /// (see [`crate::io::Disk::sync_dir`]), and another time there may be enough.
     pub(crate) fn sync_dir(context: impl fmt::Display, cause: std::io::Error) -> Self {
-        match cause.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Self::io(context, cause),
-            _ => Self::sync(context, cause),
-        }
+        if is_untried(&cause) { Self::io(context, cause) } else { Self::sync(context, cause) }
     }
 
     /// Damaged bytes at a known place.
@@ -135,14 +137,7 @@ impl Error {
 
     /// Whether it is only a lack of space, descriptors or memory: nothing is broken, and another time there may be enough.
     pub(crate) fn is_shortage(&self) -> bool {
-        let number = self.0.cause.as_ref().and_then(std::io::Error::raw_os_error);
-        self.kind() == ErrorKind::NoSpace || self.lacks_descriptors() || number == Some(libc::ENOMEM)
-    }
-
-    /// Whether the process, or the machine, has no descriptor left: another time there may be one.
-    pub(crate) fn lacks_descriptors(&self) -> bool {
-        let number = self.0.cause.as_ref().and_then(std::io::Error::raw_os_error);
-        matches!(number, Some(libc::EMFILE | libc::ENFILE))
+        self.kind() == ErrorKind::NoSpace || self.0.cause.as_ref().is_some_and(is_untried)
     }
 
     /// The same error with `context` before its sentence.

@@ -19,6 +19,7 @@ use io_uring::{IoUring, opcode, types};
 
 use super::fiemap::has_space_on_xfs;
 use super::{Access, Disk, DiskFile, IoMode, OpenMode};
+use crate::error::is_untried;
 use crate::sync::Mutex;
 
 /// Syncs handed to the ring at once.
@@ -227,10 +228,7 @@ impl Disk for SystemDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         // A sync that was tried has no number of one that was not.
-        let tried = |error: io::Error| match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => io::Error::other(error),
-            _ => error,
-        };
+        let tried = |error| if is_untried(&error) { io::Error::other(error) } else { error };
         self.directory(path)?.sync_all().map_err(tried)
     }
 
