@@ -29,6 +29,10 @@ struct Switches {
     descriptors_lack: AtomicU64,
     /// Reads of data files below this offset fail.
     unreadable_below: AtomicU64,
+    /// Writes of data files panic.
+    writes_panic: AtomicBool,
+    /// Files tell their descriptors; what is transferred through these meets no fault.
+    descriptors_told: AtomicBool,
     /// What is not on the disk: in a page cache that will write it, or that calls it clean.
     dirty: Mutex<HashMap<PathBuf, Vec<Before>>>,
     clean: Mutex<HashMap<PathBuf, Vec<Before>>>,
@@ -89,6 +93,15 @@ impl FaultyDisk {
 
     pub fn fail_reads_below(&self, offset: u64) {
         self.switches.unreadable_below.store(offset, Ordering::SeqCst);
+    }
+
+    pub fn panic_writes(&self, panic: bool) {
+        self.switches.writes_panic.store(panic, Ordering::SeqCst);
+    }
+
+    /// Files tell their descriptors from now on, so that a ring is used; what it transfers meets no fault.
+    pub fn tell_descriptors(&self) {
+        self.switches.descriptors_told.store(true, Ordering::SeqCst);
     }
 
     /// Does something when the next page of checksums has been read, before its reader goes on.
@@ -164,16 +177,17 @@ impl FaultyFile {
         is_data(&self.path)
     }
 
-    fn check_space(&self, range: Range<u64>) -> io::Result<()> {
-        if !self.switches.full.load(Ordering::SeqCst) {
-            return Ok(());
+    /// The beginning of a range that has space.
+    fn with_space(&self, range: Range<u64>) -> io::Result<Range<u64>> {
+        if !self.switches.full.load(Ordering::SeqCst) || range.is_empty() {
+            return Ok(range);
         }
         let of_layer = self.path.parent().is_some_and(|parent| parent.ends_with("layers"));
-        let has = match of_layer {
-            true => self.file.next_allocated(range.start)?.is_some_and(|data| data.start <= range.start && range.end <= data.end),
-            false => range.end <= self.file.size_bytes()?,
+        let end = match of_layer {
+            true => self.file.next_allocated(range.start)?.filter(|data| data.start <= range.start).map_or(0, |data| data.end),
+            false => self.file.size_bytes()?,
         };
-        if has { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
+        if end > range.start { Ok(range.start..end.min(range.end)) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
     }
 }
 
@@ -191,8 +205,10 @@ impl DiskFile for FaultyFile {
     }
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
-        let range = offset..offset + buffer.len() as u64;
-        self.check_space(range.clone())?;
+        // A file system takes space block by block.
+        let range = self.with_space(offset..offset + buffer.len() as u64)?;
+        let buffer = &buffer[..(range.end - range.start) as usize];
+        assert!(!self.is_data() || !self.switches.writes_panic.load(Ordering::SeqCst), "the disk panics, as it was told");
         if self.is_data() {
             let mut bytes = vec![0; buffer.len()];
             self.file.read_at(&mut bytes, offset)?;
@@ -234,8 +250,10 @@ impl DiskFile for FaultyFile {
     }
 
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.check_space(range.clone())?;
-        self.file.allocate(range)
+        match self.with_space(range.clone())? == range {
+            true => self.file.allocate(range),
+            false => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        }
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<()> {
@@ -247,6 +265,6 @@ impl DiskFile for FaultyFile {
     }
 
     fn raw_fd(&self) -> Option<RawFd> {
-        None
+        self.file.raw_fd().filter(|_| self.switches.descriptors_told.load(Ordering::SeqCst))
     }
 }

@@ -15,78 +15,6 @@ use volfork::{ErrorKind, Store, StoreOptions};
 use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{options, pattern, read};
 
-/// The machine's files, which cannot be synced any more once it is `broken`.
-#[derive(Default)]
-struct Broken {
-    disk: SystemDisk,
-    broken: AtomicBool,
-}
-
-impl Disk for Broken {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.create_dir(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
-        self.disk.open(path, mode, io)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.sync_all(&[]).and_then(|()| self.disk.sync_dir(path))
-    }
-
-    fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
-        if self.broken.load(Ordering::SeqCst) { Err(io::ErrorKind::Other.into()) } else { self.disk.sync_all(files) }
-    }
-
-    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
-        self.disk.lock(path, owner)
-    }
-}
-
-#[test]
-fn a_store_that_refuses_writes_is_not_sent_its_blocks_again_and_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let (stage, disk) = (Stage::default(), Arc::new(Broken::default()));
-    let store = Store::create(dir.path(), StoreOptions { disk: Arc::clone(&disk) as _, ..options(&stage) }).unwrap();
-    let actor = stage.add(Actor::new("a://", &pattern(71, 8 << 20)));
-    actor.play(|_, _| Play::Hang);
-    store.fork("a://", "v").unwrap();
-    let local = store.create_volume("local", 1 << 20).unwrap();
-    local.write_at(&[1; 4096], 0).unwrap();
-    actor.await_read(|_, _| true);
-    disk.broken.store(true, Ordering::SeqCst);
-    local.flush().unwrap_err();
-    assert_eq!(local.write_at(&[1; 4096], 0).unwrap_err().kind(), ErrorKind::Poisoned);
-    actor.play(|_, _| Play::Answer);
-    actor.release();
-    let error = loop {
-        match store.show("v").unwrap().hydration.last_error {
-            Some(error) => break error,
-            None => std::thread::yield_now(),
-        }
-    };
-    assert!(error.contains("cannot be stored"), "{error}");
-    let bytes = actor.bytes_read();
-    // A second was the pause after which all of it was fetched again.
-    std::thread::sleep(Duration::from_millis(2500));
-    let again = actor.bytes_read() - bytes;
-    assert!(again <= 8 << 20, "{again} bytes came again");
-    assert!(actor.bytes_read() <= 2 * (8 << 20), "{} bytes", actor.bytes_read());
-}
-
 /// Whether there is space for blocks, and how often somebody found that there is none without having fetched any.
 #[derive(Default)]
 struct Space {
@@ -106,16 +34,17 @@ impl Space {
     }
 }
 
-/// The machine's files; those of blocks can be full.
+/// The machine's files. Those of blocks can be full, and none can be synced any more once the disk is `broken`.
 #[derive(Default)]
-struct FullDisk {
+struct FailingDisk {
     disk: SystemDisk,
+    broken: AtomicBool,
     space: Arc<Space>,
 }
 
-struct FullFile(Arc<dyn DiskFile>, Arc<Space>);
+struct DataFile(Arc<dyn DiskFile>, Arc<Space>);
 
-impl Disk for FullDisk {
+impl Disk for FailingDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.disk.create_dir(path)
     }
@@ -127,7 +56,7 @@ impl Disk for FullDisk {
     fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.disk.open(path, mode, io)?;
         let is_data = path.extension().is_some_and(|kind| kind == "data");
-        Ok(if is_data { Arc::new(FullFile(file, Arc::clone(&self.space))) } else { file })
+        Ok(if is_data { Arc::new(DataFile(file, Arc::clone(&self.space))) } else { file })
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -139,11 +68,14 @@ impl Disk for FullDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.sync_dir(path)
+        self.sync_all(&[]).and_then(|()| self.disk.sync_dir(path))
     }
 
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
-        files.iter().try_for_each(|file| file.sync_data())
+        match self.broken.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::Other.into()),
+            false => files.iter().try_for_each(|file| file.sync_data()),
+        }
     }
 
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
@@ -151,7 +83,7 @@ impl Disk for FullDisk {
     }
 }
 
-impl DiskFile for FullFile {
+impl DiskFile for DataFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_at(buffer, offset)
     }
@@ -187,6 +119,37 @@ impl DiskFile for FullFile {
     }
 }
 
+#[test]
+fn a_store_that_refuses_writes_is_not_sent_its_blocks_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stage, disk) = (Stage::default(), Arc::new(FailingDisk::default()));
+    let store = Store::create(dir.path(), StoreOptions { disk: Arc::clone(&disk) as _, ..options(&stage) }).unwrap();
+    let actor = stage.add(Actor::new("a://", &pattern(71, 8 << 20)));
+    actor.play(|_, _| Play::Hang);
+    store.fork("a://", "v").unwrap();
+    let local = store.create_volume("local", 1 << 20).unwrap();
+    local.write_at(&[1; 4096], 0).unwrap();
+    actor.await_read(|_, _| true);
+    disk.broken.store(true, Ordering::SeqCst);
+    local.flush().unwrap_err();
+    assert_eq!(local.write_at(&[1; 4096], 0).unwrap_err().kind(), ErrorKind::Poisoned);
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    let error = loop {
+        match store.show("v").unwrap().hydration.last_error {
+            Some(error) => break error,
+            None => std::thread::yield_now(),
+        }
+    };
+    assert!(error.contains("cannot be stored"), "{error}");
+    let bytes = actor.bytes_read();
+    // A second was the pause after which all of it was fetched again.
+    std::thread::sleep(Duration::from_millis(2500));
+    let again = actor.bytes_read() - bytes;
+    assert!(again <= 8 << 20, "{again} bytes came again");
+    assert!(actor.bytes_read() <= 2 * (8 << 20), "{} bytes", actor.bytes_read());
+}
+
 /// Waits until space was refused so many times more.
 fn await_refusals(space: &Space, more: u64) {
     let mut refused = space.refused.lock();
@@ -199,7 +162,7 @@ fn await_refusals(space: &Space, more: u64) {
 #[test]
 fn a_full_disk_stops_fetching_and_says_so_and_space_starts_it_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (stage, disk) = (Stage::default(), FullDisk::default());
+    let (stage, disk) = (Stage::default(), FailingDisk::default());
     let (space, told) = (Arc::clone(&disk.space), Arc::<Mutex<Vec<_>>>::default());
     let heard = Arc::clone(&told);
     let on_event: OnEvent = Arc::new(move |event| heard.lock().push((event.kind, event.error.clone())));

@@ -1,16 +1,12 @@
 //! Queues over a store in a directory, whose files do what a test tells them.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::ops::Range;
-use std::os::fd::RawFd;
-use std::path::Path;
 
 use super::*;
 use crate::catalog::Catalog;
 use crate::clock::SystemClock;
 use crate::ids::BlockSize;
-use crate::io::{Disk, DiskFile, IoMode, OpenMode, SystemDisk};
+use crate::io::faulty::FaultyDisk;
 use crate::layer::{Reap, bare_layers};
 use crate::limits::Limits;
 use crate::volume::core::CoreConfig;
@@ -20,137 +16,22 @@ const EXTENT: usize = 4 << 20;
 /// Longer than anything takes that ends at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What happens to the data files.
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Fault {
-    #[default]
-    None,
-    /// No write adds a block, and no space can be taken.
-    Full,
-    /// Writes panic.
-    Panics,
-}
-
-/// The machine's disk, whose data files have a fault. Its files tell no descriptor while `plain` is set, so that every transfer
-/// passes through here.
-struct Faulty {
-    disk: SystemDisk,
-    fault: Arc<Mutex<Fault>>,
-    plain: bool,
-}
-
-struct FaultyFile {
-    file: Arc<dyn DiskFile>,
-    fault: Arc<Mutex<Fault>>,
-    plain: bool,
-}
-
-impl FaultyFile {
-    /// Whether all bytes of a range are allocated.
-    fn has(&self, range: Range<u64>) -> bool {
-        matches!(self.file.next_allocated(range.start), Ok(Some(found)) if found.start <= range.start && found.end >= range.end)
-    }
-}
-
-impl DiskFile for FaultyFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buffer, offset)
-    }
-
-    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
-        // A file system takes space block by block.
-        let bytes = buffer.len().min(BLOCK);
-        match *self.fault.lock() {
-            Fault::Full if !self.has(offset..offset + bytes as u64) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-            Fault::Full => self.file.write_at(&buffer[..bytes], offset),
-            Fault::Panics => panic!("the disk panics, as it was told"),
-            Fault::None => self.file.write_at(buffer, offset),
-        }
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-
-    fn size_bytes(&self) -> io::Result<u64> {
-        self.file.size_bytes()
-    }
-
-    fn set_size(&self, bytes: u64) -> io::Result<()> {
-        self.file.set_size(bytes)
-    }
-
-    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        match *self.fault.lock() {
-            Fault::Full => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-            Fault::None | Fault::Panics => self.file.allocate(range),
-        }
-    }
-
-    fn punch(&self, range: Range<u64>) -> io::Result<()> {
-        self.file.punch(range)
-    }
-
-    fn next_allocated(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.file.next_allocated(offset)
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        self.file.raw_fd().filter(|_| !self.plain)
-    }
-}
-
-impl Disk for Faulty {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.create_dir(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(path)
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {
-        let file = self.disk.open(path, mode, io)?;
-        Ok(match path.extension().is_some_and(|kind| kind == "data") {
-            true => Arc::new(FaultyFile { file, fault: Arc::clone(&self.fault), plain: self.plain }),
-            false => file,
-        })
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.rename(from, to)
-    }
-
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.sync_dir(path)
-    }
-
-    fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
-        self.disk.sync_all(files)
-    }
-
-    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
-        self.disk.lock(path, owner)
-    }
-}
-
 struct Scene {
     core: Arc<Core>,
-    fault: Arc<Mutex<Fault>>,
+    disk: FaultyDisk,
     _dir: tempfile::TempDir,
 }
 
 impl Scene {
+    /// Files tell no descriptor if they are `plain`, so that every transfer passes through the disk.
     fn new(ring: RingKind, plain: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let fault = Arc::new(Mutex::new(Fault::None));
-        let disk = Arc::new(Faulty { disk: SystemDisk::new(), fault: Arc::clone(&fault), plain });
+        let disk = FaultyDisk::default();
+        if !plain {
+            disk.tell_descriptors();
+        }
         let core = Core::new(CoreConfig {
-            layers: Arc::new(bare_layers(disk, dir.path(), Limits::DEFAULT)),
+            layers: Arc::new(bare_layers(Arc::new(disk.clone()), dir.path(), Limits::DEFAULT)),
             catalog: Catalog::default(),
             block_size: BlockSize::DEFAULT,
             store_id: String::new(),
@@ -161,7 +42,7 @@ impl Scene {
             on_event: None,
             lease: Duration::MAX,
         });
-        Self { core, fault, _dir: dir }
+        Self { core, disk, _dir: dir }
     }
 
     fn volume(&self, name: &str) -> Arc<Head> {
@@ -279,7 +160,7 @@ fn a_full_disk_refuses_a_write_over_extents_before_it_changes_anything() {
         // Both extents are marked, so that a queue's write waits for no round.
         [0, EXTENT as u64 + BLOCK as u64].iter().for_each(|offset| head.write(&[1; BLOCK], *offset, None).unwrap());
         head.flush().unwrap();
-        *scene.fault.lock() = Fault::Full;
+        scene.disk.set_full(true);
         let offset = EXTENT - LARGE / 2;
         let mut queue = Queue::for_volume(&head, 8).unwrap();
         queue.submit(0, write(offset, LARGE, 2)).unwrap();
@@ -305,7 +186,7 @@ fn a_full_disk_refuses_a_write_over_extents_before_it_changes_anything() {
         assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == expected(at)), "{kind:?}, {plain}");
         head.read(&mut bytes, (3 * EXTENT - LARGE / 2) as u64).unwrap();
         assert!(bytes.iter().all(|byte| *byte == 0));
-        *scene.fault.lock() = Fault::None;
+        scene.disk.set_full(false);
         queue.submit(0, write(offset, LARGE, 6)).unwrap();
         assert!(take(&mut queue).pop().unwrap().result.is_ok());
         head.flush().unwrap();
@@ -325,14 +206,14 @@ fn a_write_that_panics_in_the_disk_stops_nobody() {
             // Inline, through the ring, and in part of a block, which a worker does.
             let requests = [write(0, BLOCK, 2), write(BLOCK, LARGE, 2), write(LARGE + 2 * BLOCK + 100, 100, 2)];
             for (token, request) in requests.iter().enumerate() {
-                *scene.fault.lock() = Fault::Panics;
+                scene.disk.panic_writes(true);
                 queue.submit(token as u64, request.clone()).unwrap();
                 let done = take(&mut queue).pop().unwrap();
                 assert!(done.result.is_err(), "{kind:?}: {request:?}");
                 let blocking = || head.write(&vec![2; BLOCK + 100], 0, None);
                 let outcome = catch_unwind(AssertUnwindSafe(blocking));
                 assert!(!matches!(outcome, Ok(Ok(()))));
-                *scene.fault.lock() = Fault::None;
+                scene.disk.panic_writes(false);
                 // A ring's transfer that overwrote blocks may have reached the disk in part.
                 if scene.core.layers().healthy().is_ok() {
                     scene.core.create_snapshot("v", &format!("s{token}"), None).unwrap();
