@@ -126,7 +126,7 @@ pub fn import_image(
         let message = format!("the file system of an image has at most {MAX_BYTES} bytes, not {size}: choose a smaller size");
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
-    let reserved = store.reserve_name(volume)?;
+    let reserved = store.reserve_name(volume)?.for_layers();
     let image = resolve(source, name, &options.platform)?;
     let fetch = begun.elapsed();
     let mut import = Import { store, source, image: &image, options, tell, fetch, layers_made: 0, bytes_done: 0, bytes_total: 0 };
@@ -273,7 +273,7 @@ impl Import<'_> {
                 Err(error) => return Err(error),
             }
         }
-        Ok((reserved.create_for_layers(NEW_BYTES)?, 0))
+        Ok((reserved.create(NEW_BYTES)?, 0))
     }
 
     /// Whether every block below a volume is what was stored, if that has to be known.

@@ -30,6 +30,8 @@ type Labels = BTreeMap<String, String>;
 pub struct ReservedName {
     store: Store,
     name: String,
+    /// What the volume has until it is whole, beside the mark that it is not.
+    labels: Labels,
     _announced: Announced,
 }
 
@@ -48,7 +50,7 @@ impl Store {
     pub fn reserve_name(&self, name: &str) -> Result<ReservedName> {
         let _pass = self.0.core.enter()?;
         let announced = self.0.core.announce(name, None)?;
-        Ok(ReservedName { store: self.clone(), name: name.to_owned(), _announced: announced })
+        Ok(ReservedName { store: self.clone(), name: name.to_owned(), labels: Labels::new(), _announced: announced })
     }
 
     /// Destroys what a crash has left of volumes that were being filled. To be called when nothing is being filled, as after
@@ -81,7 +83,7 @@ impl Store {
         admit: Admit<'_>,
     ) -> Result<Volume> {
         let reserved = self.reserve_name(name)?;
-        let mut forked = reserved.make(Labels::new(), |private, marks| {
+        let mut forked = reserved.make(|private, marks| {
             let mut options = ForkOptions { size_bytes: None, ..options.clone() };
             options.labels.extend(marks.into_iter().map(|(key, value)| (key, Some(value))));
             self.fork_admitted(sources, private, &options, &mut |source_bytes, labels| {
@@ -117,14 +119,14 @@ impl ReservedName {
     /// # Errors
     /// As [`Store::create_volume`].
     pub fn create(&self, size_bytes: u64) -> Result<Unfinished<'_>> {
-        self.make(Labels::new(), |name, labels| self.store.create_volume_labeled(name, size_bytes, labels))
+        self.make(|name, labels| self.store.create_volume_labeled(name, size_bytes, labels))
     }
 
-    fn make(&self, labels: Labels, mut make: impl FnMut(&str, Labels) -> Result<Volume>) -> Result<Unfinished<'_>> {
+    fn make(&self, mut make: impl FnMut(&str, Labels) -> Result<Volume>) -> Result<Unfinished<'_>> {
         let mut tries = 0;
         loop {
             let name = random_name(&self.name)?;
-            let mut labels = labels.clone();
+            let mut labels = self.labels.clone();
             labels.insert(UNFINISHED_LABEL.to_owned(), name.clone());
             tries += 1;
             match make(&name, labels) {
@@ -138,13 +140,10 @@ impl ReservedName {
 /// An image: its layers stay when its import does not come to its end.
 #[cfg(feature = "images")]
 impl ReservedName {
-    fn layers_label(&self) -> Labels {
-        [(LAYERS_OF_LABEL.to_owned(), self.name.clone())].into()
-    }
-
-    /// As [`ReservedName::create`], for the layers of an image.
-    pub(crate) fn create_for_layers(&self, size_bytes: u64) -> Result<Unfinished<'_>> {
-        self.make(self.layers_label(), |name, labels| self.store.create_volume_labeled(name, size_bytes, labels))
+    /// For the layers of an image.
+    pub(crate) fn for_layers(mut self) -> Self {
+        self.labels.insert(LAYERS_OF_LABEL.to_owned(), self.name.clone());
+        self
     }
 
     /// Forks the layer that holds a chain of layers of an image.
@@ -152,7 +151,7 @@ impl ReservedName {
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none.
     pub(crate) fn fork_held(&self, chain: &Digest) -> Result<Unfinished<'_>> {
-        self.make(self.layers_label(), |name, labels| {
+        self.make(|name, labels| {
             let _pass = self.store.0.core.enter()?;
             let head = self.store.0.core.fork_held(chain, name, labels)?;
             let head = head.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the layers {chain} went away")))?;
