@@ -73,10 +73,10 @@ enum Claim {
 
 /// By which rules a request is placed, and when.
 #[derive(Clone, Copy)]
-pub(super) struct Rules<'a> {
-    pub policy: &'a Policy,
-    pub options: FleetOptions,
-    pub now: u64,
+struct Rules<'a> {
+    policy: &'a Policy,
+    options: FleetOptions,
+    now: u64,
 }
 
 impl SharedFleet {
@@ -226,8 +226,16 @@ impl SharedFleet {
     /// # Errors
     /// The bucket fails (then what was reserved already lapses); [`ErrorKind::Busy`] if others were faster too often.
     pub fn place(&self, request: &Request, policy: &Policy, options: FleetOptions, now: u64) -> Result<Placement> {
+        self.place_in(&self.load()?, request, policy, options, now)
+    }
+
+    /// As [`SharedFleet::place`], for those who have just read the fleet: `view` says where to look first.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn place_in(&self, view: &FleetView, request: &Request, policy: &Policy, options: FleetOptions, now: u64) -> Result<Placement> {
         let rules = Rules { policy, options, now };
-        let mut fleet = self.load()?.fleet(options, now);
+        let mut fleet = view.fleet(options, now);
         let mut placement = Placement::begin(request, policy);
         while placement.left > 0 && placement.refused.is_none() {
             match self.place_one(&mut fleet, request, rules)? {
@@ -243,7 +251,7 @@ impl SharedFleet {
     }
 
     /// Reserves once; `fleet` may be older than the bucket.
-    pub(super) fn place_one(&self, fleet: &mut Fleet, request: &Request, rules: Rules<'_>) -> Result<std::result::Result<Placed, Nothing>> {
+    fn place_one(&self, fleet: &mut Fleet, request: &Request, rules: Rules<'_>) -> Result<std::result::Result<Placed, Nothing>> {
         let mut one = Request { count: 1, id: format!("{:016x}", bucket::random()?), ..request.clone() };
         let random = one.id.clone();
         for _ in 0..TRIES_MAX {

@@ -1,6 +1,5 @@
 //! Zones whose hosts come and go while something is placed in them.
 
-use super::super::shared::Rules;
 use super::*;
 
 fn alone() -> Request {
@@ -19,11 +18,11 @@ fn a_host_that_comes_to_a_zone_after_the_fleet_was_read_is_seen() {
         publish(&fleet, host("a", "z", 8));
         publish(&fleet, host("moved", "y", 8));
         let options = FleetOptions::default();
-        let mut view = fleet.load().unwrap().fleet(options, NOW);
+        let view = fleet.load().unwrap();
         publish(&fleet, with_volume(newcomer, "z"));
-        let rules = Rules { policy: &Policy::default(), options, now: NOW };
-        let zones: Vec<_> = (0..2).filter_map(|_| fleet.place_one(&mut view, &alone(), rules).unwrap().ok()).collect();
-        let zones: Vec<_> = zones.into_iter().map(|placed| placed.ranked.zone).collect();
+        let request = Request { count: 2, ..alone() };
+        let placed = fleet.place_in(&view, &request, &Policy::default(), options, NOW).unwrap().placed;
+        let zones: Vec<_> = placed.into_iter().map(|placed| placed.ranked.zone).collect();
         assert_eq!(zones, if newcomer == "new" { vec!["y"] } else { vec![] }, "{newcomer}");
     }
 }

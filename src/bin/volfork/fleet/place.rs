@@ -41,7 +41,7 @@ pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<()> {
     let options = FleetOptions { max_age_seconds: arguments.max_age.as_secs().max(1), reservation_seconds: arguments.ttl.as_secs().max(1) };
     if arguments.reserve {
         fleet.check_clock(now)?;
-        let placement = fleet.place(&need, &policy, options, now())?;
+        let placement = fleet.place_in(&view, &need, &policy, options, now())?;
         return print::placement(settings, &placement, &view.unreadable);
     }
     let now = now();
