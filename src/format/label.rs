@@ -32,18 +32,28 @@ pub fn changed_labels(mut labels: Labels, change: &LabelChange) -> crate::error:
     Ok(labels)
 }
 
-/// Most bytes of all keys and values of one volume, so that they fit the journal space kept for a change of shape.
+/// Most bytes of all keys and values that users note about one volume.
 const LABELS_BYTES_MAX: usize = 2048;
+/// How keys begin that volfork notes by itself. Users' labels leave them room: a volume whose users have noted much can be made by a
+/// reservation, and forked in another size.
+const OWN_PREFIX: &str = "volfork.";
+/// Most bytes of these: two with the longest name of a volume, and a reservation.
+const OWN_LABELS_BYTES_MAX: usize = 768;
+/// Most bytes of all labels of one volume.
+pub const ALL_LABELS_BYTES_MAX: usize = LABELS_BYTES_MAX + OWN_LABELS_BYTES_MAX;
 
 /// Refuses labels that are too large, or have an empty key.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`].
 pub fn valid_labels(labels: &Labels) -> crate::error::Result<()> {
-    let bytes: usize = labels.iter().map(|(key, value)| 8 + key.len() + value.len()).sum();
-    if bytes > LABELS_BYTES_MAX {
-        let message = format!("the labels of a volume have {bytes} bytes, {LABELS_BYTES_MAX} are kept: make them shorter");
-        return Err(Error::new(ErrorKind::InvalidInput, message));
+    for (is_own, what, most) in [(false, "labels", LABELS_BYTES_MAX), (true, "labels 'volfork.…'", OWN_LABELS_BYTES_MAX)] {
+        let counted = labels.iter().filter(|(key, _)| key.starts_with(OWN_PREFIX) == is_own);
+        let bytes: usize = counted.map(|(key, value)| 8 + key.len() + value.len()).sum();
+        if bytes > most {
+            let message = format!("the {what} of a volume have {bytes} bytes, {most} are kept: make them shorter");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
     }
     match labels.contains_key("") {
         true => Err(Error::new(ErrorKind::InvalidInput, "a label needs a key")),
@@ -120,8 +130,10 @@ mod tests {
         for wrong in [&b"\x02\0\0\0\x01\0\0\0b\0\0\0\0\x01\0\0\0a\0\0\0\0"[..], b"\xff\xff\xff\xff"] {
             assert!(read_labels(&mut Reader::new(wrong)).is_err());
         }
-        assert!(valid_labels(&[("k".to_owned(), "v".repeat(2000))].into()).is_ok());
-        for wrong in [("k".to_owned(), "v".repeat(2048)), (String::new(), "v".to_owned())] {
+        let label = |key: &str, bytes: usize| (key.to_owned(), "v".repeat(bytes - 8 - key.len()));
+        // Each kind leaves the other its room.
+        assert!(valid_labels(&[label("k", 2048), label("volfork.k", 768)].into()).is_ok());
+        for wrong in [label("k", 2049), label("volfork.k", 769), (String::new(), "v".to_owned())] {
             assert_eq!(valid_labels(&[wrong].into()).unwrap_err().kind(), ErrorKind::InvalidInput);
         }
     }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use super::space::claimed_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BlocksRecord, Record, Writer, frame_bytes};
+use crate::format::{ALL_LABELS_BYTES_MAX, BlocksRecord, Record, Writer, frame_bytes};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::journal::Journal;
-use crate::limits::{EXTENT_BLOCKS, Limits, Planted};
+use crate::limits::{EXTENT_BLOCKS, Limits, NAME_BYTES_MAX, Planted};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock, RwLock};
 
@@ -47,6 +47,8 @@ const _: () = {
     let expected = limits.expect_blocks_max as u64 * NEW_BLOCK_BYTES;
     let shapes = QUEUED_BYTES_MAX + SHAPING_BYTES_MAX;
     assert!(limits.reserved_bytes_max + expected + shapes <= limits.frame_payload_bytes_max as u64);
+    // A fork of a snapshot has labels, its own name, and the two of its parent; numbers and lengths take the rest.
+    assert!((ALL_LABELS_BYTES_MAX + 3 * NAME_BYTES_MAX) as u64 <= SHAPE_BYTES - 256);
     // Blocks of one extent, and the largest record.
     assert!(EXTENT_BLOCKS as u64 * NEW_BLOCK_BYTES + limits.set_record_bytes_max as u64 <= limits.reserved_bytes_max / 2);
     assert!(limits.fresh_blocks_max * NEW_BLOCK_BYTES + limits.patch_bytes_queued_max <= limits.reserved_bytes_max / 2);

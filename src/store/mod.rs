@@ -169,7 +169,8 @@ impl Store {
         Ok(self.0.core.fork_held(chain, name, BTreeMap::new())?.map(|head| self.volume_of(head)))
     }
 
-    /// Replaces what users note about a volume: values by key, 2 KiB in all. A fork inherits the labels of its source.
+    /// Replaces what users note about a volume: values by key, 2 KiB in all beside those that volfork notes by itself
+    /// (`volfork.…`). A fork inherits the labels of its source.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].

@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Stdio;
 
 use serde_json::Value;
+use volfork::{Store, StoreOptions};
 
 use crate::{MIB, Place, text};
 
@@ -69,6 +70,22 @@ fn reservations_are_checked_when_they_are_taken() {
     assert_eq!(list["reservations"].as_array().unwrap().iter().find(|one| one["id"] == id), Some(&held));
     place.ok("one", &["fork", "disk@s", "second", "--reservation", id]);
     place.wait_for("one", |host| host["used"]["cpus"]["shared"] == 2);
+}
+
+#[test]
+fn a_volume_with_many_labels_has_room_for_a_reservation() {
+    let place = Place::with_directory();
+    let store = Store::create(&place.path("one"), StoreOptions::default()).unwrap();
+    let labels = [("note".to_owned(), "x".repeat(2048 - "note".len() - 8))];
+    store.create_volume_labeled("disk", 1 << 20, labels.into()).unwrap();
+    store.close().unwrap();
+    let _one = place.host("one", TWO_CPUS, &[]);
+    let held = reserved(&place);
+    let id = held["id"].as_str().unwrap();
+    place.ok("one", &["fork", "disk", "copy", "--reservation", id]);
+    assert_eq!(place.json("one", &["show", "copy"])["labels"]["volfork.reservation"], id);
+    // A fork of another size is marked until it is whole.
+    place.ok("one", &["fork", "disk", "grown", "--size", "2M"]);
 }
 
 #[test]
