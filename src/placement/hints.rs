@@ -99,28 +99,23 @@ impl MachineHints {
         self
     }
 
-    /// What is known here, and from `other` what is not.
-    pub fn or(self, other: Self) -> Self {
-        let text = |own: String, other: String| if own.is_empty() { other } else { own };
-        let or = |own: Processors, other: Processors| Processors {
-            kind: text(own.kind, other.kind),
-            count: if own.count == 0 { other.count } else { own.count },
-        };
-        let gpus = or(self.compute.gpus.unwrap_or_default(), other.compute.gpus.unwrap_or_default());
-        let memory_bytes = if self.compute.memory_bytes == 0 { other.compute.memory_bytes } else { self.compute.memory_bytes };
-        Self {
-            compute: Compute { cpus: or(self.compute.cpus, other.compute.cpus), gpus: (gpus.count > 0).then_some(gpus), memory_bytes },
-            image: self.image.or(other.image),
-            app: text(self.app, other.app),
-            require_unique_zone: self.require_unique_zone || other.require_unique_zone,
-            unique_zone_app_wide: self.unique_zone_app_wide || other.unique_zone_app_wide,
-        }
+    /// What is known here, and from the labels of a source what is not. Its labels may say anything of what is known here.
+    ///
+    /// # Errors
+    /// As [`MachineHints::from_labels`].
+    pub fn or_labels(&self, labels: &BTreeMap<String, String>) -> Result<Self> {
+        let mut all = labels.clone();
+        all.extend(self.labels());
+        Self::from_labels(&all)
     }
 }
 
 fn number<N: std::str::FromStr + Default>(labels: &BTreeMap<String, String>, key: &str) -> Result<N> {
     let Some(value) = labels.get(key) else { return Ok(N::default()) };
-    value.parse().map_err(|_| Error::new(ErrorKind::InvalidInput, format!("the label {key} is '{value}', which is not a number")))
+    value.parse().map_err(|_| {
+        let message = format!("the label {key} is '{value}', which is not a number: give --{}", key.replace('.', "-"));
+        Error::new(ErrorKind::InvalidInput, message)
+    })
 }
 
 #[cfg(test)]
@@ -155,7 +150,21 @@ mod tests {
     #[test]
     fn what_is_told_goes_before_what_is_inherited() {
         let told = MachineHints { app: "blog".into(), ..MachineHints::default() };
-        assert_eq!(told.clone().or(full()), MachineHints { app: "blog".into(), ..full() });
-        assert_eq!(full().or(told), full());
+        assert_eq!(told.or_labels(&full().labels()).unwrap(), MachineHints { app: "blog".into(), ..full() });
+        assert_eq!(full().or_labels(&told.labels()).unwrap(), full());
+        // A number of accelerators is told, and their kind inherited.
+        let mut told = MachineHints {
+            compute: Compute { gpus: Some(Processors { count: 2, ..Processors::default() }), ..Compute::default() },
+            ..MachineHints::default()
+        };
+        let inherited = told.or_labels(&full().labels()).unwrap().compute.gpus;
+        assert_eq!(inherited, Some(Processors { kind: "a100".into(), count: 2 }));
+        // What is no number harms only one that needs it.
+        let mut labels = full().labels();
+        labels.insert(CPUS.into(), "many".into());
+        assert!(told.or_labels(&labels).unwrap_err().to_string().contains("give --vm-cpus"));
+        told.compute.cpus.count = 1;
+        let found = told.or_labels(&labels).unwrap().compute;
+        assert_eq!((found.cpus.count, found.memory_bytes), (1, full().compute.memory_bytes));
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use volfork::{Store, StoreOptions};
 
 use crate::{MIB, PATIENCE, Place, hosts};
 
@@ -51,6 +52,24 @@ fn a_remote_fork_has_the_machine_of_its_source() {
         place.ok("none", &["fleet", "release", reserved["placed"][0]["reservation"]["id"].as_str().unwrap()]);
     }
     [one, two, three].into_iter().for_each(crate::place::Server::stop);
+}
+
+#[test]
+fn an_option_goes_before_a_label_that_is_no_number() {
+    let place = Place::with_directory();
+    let store = Store::create(&place.path("one"), StoreOptions::default()).unwrap();
+    let labels = [("vm.cpus", "many"), ("vm.memory", "65536")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    store.create_volume_labeled("disk", 1 << 20, labels.into()).unwrap();
+    store.close().unwrap();
+    let _one = place.host("one", &region("ams"), &[]);
+    for source in ["disk".to_owned(), place.uri("one", "disk")] {
+        let (kind, message) = place.error("one", &["place", "--source", &source]);
+        assert!(kind == "invalid_input" && message.contains("vm.cpus is 'many'") && message.contains("--vm-cpus"), "{kind}: {message}");
+        let reserved = place.json("one", &["place", "--source", &source, "--vm-cpus", "2", "--reserve"]);
+        let reservation = &reserved["placed"][0]["reservation"];
+        assert_eq!((&reservation["resources"]["cpus"]["shared"], &reservation["resources"]["memory_bytes"]), (&2.into(), &65536.into()));
+        place.ok("none", &["fleet", "release", reservation["id"].as_str().unwrap()]);
+    }
 }
 
 #[test]

@@ -29,9 +29,10 @@ const ANY_REGION: &str = "any";
 /// No host is left.
 pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<()> {
     let origin = find_origin(settings, arguments)?;
+    let told = arguments.hints.clone().hints();
     let hints = match &origin {
-        Some(origin) => arguments.hints.clone().hints().or(MachineHints::from_labels(&origin.labels)?),
-        None => arguments.hints.clone().hints(),
+        Some(origin) => told.or_labels(&origin.labels)?,
+        None => told,
     };
     let image = find_image(settings, arguments, &hints)?;
     let fleet = SharedFleet::open(&arguments.fleet.fleet)?;
