@@ -6,20 +6,18 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-
 use crate::error::{Error, ErrorKind, Result};
 
 /// SHA-256 of some content, written `sha256:` and 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
     /// The digest of `content`.
     pub fn of(content: &[u8]) -> Self {
-        Self(Sha256::digest(content).into())
+        Self(hmac_sha256::Hash::hash(content))
     }
 
     /// The 64 digits without the name of the algorithm, as in a file name.
@@ -77,7 +75,8 @@ impl From<Digest> for String {
 }
 
 /// A layer of an image, as it travels: digest and bytes of the compressed blob.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ImageLayer {
     /// Digest of the blob.
     pub digest: Digest,
@@ -86,7 +85,8 @@ pub struct ImageLayer {
 }
 
 /// An image of one platform: what a host needs before a machine can start from it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Image {
     /// How it was asked for, as in `registry.example/app:v1`.
     pub reference: String,
@@ -111,7 +111,8 @@ impl Image {
 }
 
 /// A layer of an image that a store holds as a layer of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HeldLayer {
     /// The blob it was made from.
     pub layer: ImageLayer,

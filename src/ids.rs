@@ -3,7 +3,7 @@
 use std::fmt;
 
 use data_encoding::BASE32_NOPAD;
-use sha2::{Digest as _, Sha256};
+use hmac_sha256::Hash;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, EXTENT_BLOCKS};
@@ -41,7 +41,10 @@ pub struct VolumeKey([u8; KEY_BYTES]);
 impl VolumeKey {
     /// That of a volume of a store.
     pub fn new(store_id: &[u8; 16], volume: VolumeId) -> Self {
-        let hash = Sha256::new().chain_update(store_id).chain_update(volume.0.to_le_bytes()).finalize();
+        let mut hash = Hash::new();
+        hash.update(store_id);
+        hash.update(volume.0.to_le_bytes());
+        let hash = hash.finalize();
         let mut key = [0; KEY_BYTES];
         key.copy_from_slice(&hash[..KEY_BYTES]);
         Self(key)

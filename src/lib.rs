@@ -78,13 +78,16 @@ pub mod fleet;
 mod format;
 mod hydrate;
 mod ids;
+#[cfg(feature = "manifests")]
 pub mod image;
 pub mod io;
 mod journal;
 mod layer;
 mod limits;
 mod owners;
+#[cfg(feature = "placement")]
 pub mod placement;
+#[cfg(feature = "serve")]
 pub mod serve;
 pub mod source;
 pub mod store;

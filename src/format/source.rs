@@ -9,8 +9,9 @@
 use super::bytes::{FormatError, Reader, Writer};
 
 /// Share of a hydration in what the hydrations of a store have together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HydrationPriority {
     /// A quarter of the normal share.
     Low,

@@ -1,7 +1,5 @@
 //! What can be known of a hydration.
 
-use serde::{Deserialize, Serialize};
-
 use crate::format::HydrationSettings;
 
 /// What backfill does.
@@ -34,7 +32,8 @@ pub enum FetchClass {
 }
 
 /// Bytes received from sources, by the reason for which they were fetched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FetchedBytes {
     /// A reader waited.
     pub demand: u64,
@@ -64,7 +63,8 @@ impl FetchedBytes {
 }
 
 /// One address at which missing blocks can be had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SourceInfo {
     /// The address.
     pub uri: String,
@@ -80,7 +80,7 @@ pub struct SourceInfo {
     pub last_error: Option<String>,
     /// That error is one that another try does not mend: it serves other bytes, has no such export, or does not speak NBD. It is
     /// tried all the same, in case it is put right.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub refused: bool,
 }
 

@@ -6,8 +6,8 @@
 //! - `import`, with `unpack`, `archive`, `stream` and `ext4`: the layers become a chain of layers of the store, so that a base is stored once.
 //!
 //! What a source answers is not trusted: documents and layers are bounded in size and number, and each byte is checked against
-//! the digest that named it. A registry is found and read only with the cargo feature `images`, as is the import; the rest has
-//! no dependencies of its own.
+//! the digest that named it. A registry is found and read only with the cargo feature `images`, as is the import; the rest
+//! comes with `manifests`.
 #[cfg(feature = "images")]
 mod archive;
 #[cfg(feature = "images")]

@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::export::Export;
 use super::listener::ClientSocket;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,7 +36,8 @@ pub struct Places {
 }
 
 /// A client that has an export open.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ClientInfo {
     /// Where it is: `HOST:PORT`, or `process NUMBER` on this machine.
     pub address: String,

@@ -1,7 +1,5 @@
 //! What a volfork tells another one of an export, beside its bytes.
 
-use serde::{Deserialize, Serialize};
-
 use crate::format::{Labels, valid_labels};
 
 /// Longest text of it that is looked at, in bytes.
@@ -12,8 +10,7 @@ const NAME_BYTES_MAX: usize = 255;
 const OWN_KEYS: &str = "volfork.";
 
 /// What a source tells beside its bytes; empty where it does not.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
     /// Id of its store.
     pub store: String,
@@ -29,16 +26,28 @@ impl About {
         labels.iter().filter(|(key, _)| travels(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
-    /// As it travels.
+    /// As it travels: JSON with the names of the fields.
+    #[cfg(feature = "serve")]
     pub(crate) fn encode(&self) -> Vec<u8> {
-        // A map of texts has no key that JSON cannot have.
-        serde_json::to_vec(self).unwrap_or_default()
+        let labels: jzon::object::Object = self.labels.iter().map(|(key, value)| (key, jzon::JsonValue::from(value.as_str()))).collect();
+        jzon::object! { store: self.store.as_str(), live: self.live.as_str(), labels: labels }.dump().into_bytes()
     }
 
     /// What somebody sent; what no volfork says is nothing.
     pub(crate) fn decode(text: &[u8]) -> Self {
-        let told: Option<Self> = (text.len() <= TEXT_BYTES_MAX).then(|| serde_json::from_slice(text).ok()).flatten();
+        let told = (text.len() <= TEXT_BYTES_MAX).then(|| Self::parse(text)).flatten();
         told.unwrap_or_default().believed()
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let told = jzon::parse(std::str::from_utf8(text).ok()?).ok()?;
+        let told = told.as_object()?;
+        let name = |key| told.get(key).map_or(Some(String::new()), |name| name.as_str().map(str::to_owned));
+        let labels = match told.get("labels") {
+            Some(labels) => labels.as_object()?.iter().map(|(key, value)| Some((key.to_owned(), value.as_str()?.to_owned()))).collect(),
+            None => Some(Labels::new()),
+        };
+        Some(Self { store: name("store")?, live: name("live")?, labels: labels? })
     }
 
     /// Without what no volfork says. It is kept in the journal and shown to people.

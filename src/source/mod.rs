@@ -15,6 +15,7 @@ mod guarded;
 mod lease;
 mod nbd;
 mod opener;
+mod uri;
 
 pub use about::About;
 pub use arrival::{Arrival, OnArrival};

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::uri::Uri;
 use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
 
 /// The part of an address that names the host: addresses that share it share a way.
 pub(crate) fn host_of(uri: &str) -> String {
-    match url::Url::parse(uri) {
-        Ok(url) => format!("{}://{}?{}", url.scheme(), url.authority(), url.query().unwrap_or_default()),
-        Err(_) => uri.to_owned(),
+    match Uri::parse(uri) {
+        Some(parts) => format!("{}://{}?{}", parts.scheme, parts.authority, parts.query.unwrap_or_default()),
+        None => uri.to_owned(),
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::volume::HydrationPriority;
 
 /// How far a scrub has come, for progress bars.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ScrubProgress {
     /// Blocks verified so far.
     pub blocks_verified: u64,
@@ -18,7 +17,8 @@ pub struct ScrubProgress {
 }
 
 /// Damaged blocks that a volume or snapshot shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AffectedBlocks {
     /// They could not be repaired.
     pub blocks_damaged: u64,
@@ -27,24 +27,26 @@ pub struct AffectedBlocks {
 }
 
 /// What a scrub found.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ScrubReport {
     /// Blocks read and verified.
     pub blocks_verified: u64,
     /// Damaged blocks that were fetched again from a source.
     pub blocks_repaired: u64,
     /// Damaged blocks that could not be repaired.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub blocks_damaged: u64,
     /// One sentence for each damaged block that could not be repaired, up to 1000 of them.
     pub errors: Vec<String>,
     /// What shows damaged blocks: `volume 'NAME'` or `snapshot 'NAME@SNAP'`. A block that several of them share counts for each.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub affected: BTreeMap<String, AffectedBlocks>,
 }
 
 /// What `check` found in a closed store.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CheckReport {
     /// Volumes in the store.
     pub volumes: u64,
@@ -57,7 +59,8 @@ pub struct CheckReport {
 }
 
 /// What `hydrate` changes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HydrationControl {
     /// Pause (`true`) or resume (`false`) background replication.
     pub paused: Option<bool>,

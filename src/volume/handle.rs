@@ -325,6 +325,7 @@ impl Snapshot {
     }
 
     /// What another host is told of it beside its bytes.
+    #[cfg(feature = "serve")]
     pub(crate) fn about(&self) -> About {
         let catalog = self.0.core.catalog();
         About { live: String::new(), ..self.0.core.about_volume(&catalog, self.0.volume) }

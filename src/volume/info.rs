@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 pub use crate::format::HydrationPriority;
 pub use crate::hydrate::{FetchedBytes, SourceInfo};
 
 /// Where a volume is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum VolumeState {
     /// On its way: its source has answered and is being forked, or it is being filled by an import.
     Creating,
@@ -24,7 +23,8 @@ pub enum VolumeState {
 }
 
 /// Counts of blocks of a volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockCounts {
     /// Blocks with stored data.
     pub present: u64,
@@ -39,8 +39,9 @@ pub struct BlockCounts {
 }
 
 /// What background replication does.
-#[derive(Default, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum HydrationState {
     /// There is no source, or it is not needed any more.
     #[default]
@@ -58,7 +59,8 @@ pub enum HydrationState {
 }
 
 /// Progress of hydration.
-#[derive(Default, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Default, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HydrationInfo {
     /// What background replication does.
     pub state: HydrationState,
@@ -79,7 +81,7 @@ pub struct HydrationInfo {
     /// Where missing blocks can be had. Of a hydration that is over, where they were had, until the store is closed.
     pub sources: Vec<SourceInfo>,
     /// Reads that wait for the source now.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub readers_waiting: u64,
     /// Estimated seconds to the end, while it runs and there is a rate.
     pub eta_seconds: Option<u64>,
@@ -88,7 +90,8 @@ pub struct HydrationInfo {
 }
 
 /// A lease that a fork of another host has of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LeaseInfo {
     /// The snapshot, within its volume.
     pub snapshot: String,
@@ -105,7 +108,8 @@ pub struct LeaseInfo {
 }
 
 /// Everything `show` prints of a volume.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct VolumeInfo {
     /// Identity among the volumes of all stores: `vol_` and 16 characters. It survives a rename, is never used twice, and is taken
     /// wherever a name is. Empty while the volume is on its way.
@@ -125,17 +129,17 @@ pub struct VolumeInfo {
     /// Address of the source, while there is one.
     pub source: Option<String>,
     /// The source was written while it was forked (`fork --live`): its blocks are of different instants.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub live_source: bool,
     /// Leases that forks of other hosts have of its snapshots.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub leases: Vec<LeaseInfo>,
     /// Layers in its chain, the open one included.
     pub depth: u64,
     /// Names of its snapshots, oldest first.
     pub snapshots: Vec<String>,
     /// What users note about it.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub labels: BTreeMap<String, String>,
     /// Block counts.
     pub blocks: BlockCounts,
@@ -144,7 +148,8 @@ pub struct VolumeInfo {
 }
 
 /// Everything `snapshots` prints of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SnapshotInfo {
     /// Volume it belongs to.
     pub volume: String,
@@ -157,7 +162,7 @@ pub struct SnapshotInfo {
     /// Layers in its chain.
     pub depth: u64,
     /// Leases that forks of other hosts have of it.
-    #[serde(default)]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub leases: Vec<LeaseInfo>,
     /// Block counts.
     pub blocks: BlockCounts,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roaring::RoaringBitmap;
-use serde::{Deserialize, Serialize};
 
 use super::core::Core;
 use crate::catalog::{Catalog, VolumeEntry};
@@ -43,7 +42,8 @@ pub struct Recorder {
 }
 
 /// What is known of the order in which forks first touch a snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TraceInfo {
     /// Runs of bytes, in that order.
     pub runs: Vec<Range<u64>>,

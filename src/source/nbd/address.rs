@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use rustix::net::{SendFlags, send};
-use url::Url;
 
 use crate::io::{connect_unix, keep_alive};
+use crate::source::uri::Uri;
 use crate::source::{SourceError, SourceErrorKind};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::mpsc::channel;
@@ -63,16 +63,18 @@ impl Address {
             kind: SourceErrorKind::Invalid,
             message: format!("'{uri}' {what}: use nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"),
         };
-        let url = Url::parse(uri).map_err(|error| wrong(&format!("is no address ({error})")))?;
-        let export = percent_decode_str(url.path().strip_prefix('/').unwrap_or_default());
+        let parts = Uri::parse(uri).ok_or_else(|| wrong("is no address"))?;
+        let export = percent_decode_str(parts.path.strip_prefix('/').unwrap_or_default());
         let export = export.decode_utf8().map_err(|_| wrong("has an export whose name is no UTF-8"))?.into_owned();
-        let place = match url.scheme() {
+        let place = match parts.scheme {
             "nbd" => {
-                let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("names no host"))?;
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                Place::Tcp(host.to_owned(), url.port().unwrap_or(DEFAULT_PORT))
+                let (host, port) = parts.host().map_err(wrong)?;
+                if host.is_empty() {
+                    return Err(wrong("names no host"));
+                }
+                Place::Tcp(host.to_owned(), port.unwrap_or(DEFAULT_PORT))
             }
-            "nbd+unix" => Place::Unix(url.query().and_then(socket_path).ok_or_else(|| wrong("names no socket"))?),
+            "nbd+unix" => Place::Unix(parts.query.and_then(socket_path).ok_or_else(|| wrong("names no socket"))?),
             "nbds" | "nbds+unix" => return Err(wrong("wants TLS, which this program does not have yet")),
             _ => return Err(wrong("is no NBD address")),
         };
@@ -84,10 +86,10 @@ impl Address {
     /// # Errors
     /// As [`Address::parse`].
     pub fn with_export(uri: &str, export: &str) -> Result<String, SourceError> {
-        let wrong = |error| SourceError { kind: SourceErrorKind::Invalid, message: format!("'{uri}' is no address ({error})") };
-        let mut url = Url::parse(uri).map_err(wrong)?;
-        url.set_path(&format!("/{}", percent_encode(export.as_bytes(), IN_PATH)));
-        Ok(url.into())
+        let wrong = || SourceError { kind: SourceErrorKind::Invalid, message: format!("'{uri}' is no address") };
+        let Uri { scheme, authority, query, .. } = Uri::parse(uri).ok_or_else(wrong)?;
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        Ok(format!("{scheme}://{authority}/{}{query}", percent_encode(export.as_bytes(), IN_PATH)))
     }
 
     /// # Errors
@@ -253,7 +255,7 @@ mod tests {
         }
         for export in ["größe", "a/b?c#d%20e", ".."] {
             let other = Address::with_export("nbd://h/v", export).unwrap();
-            assert_eq!(Address::parse(&other).unwrap().export, if export == ".." { "" } else { export });
+            assert_eq!(Address::parse(&other).unwrap().export, export);
         }
         let odd = Address { place: Place::Unix("/a b/+&%41#ä".into()), export: "v".into() };
         assert_eq!(Address::parse("nbd+unix:///v?tls=no&socket=/a%20b/+%26%2541%23%C3%A4"), Ok(odd));
@@ -265,6 +267,7 @@ mod tests {
             "nbd+unix:///x?socket=",
             "nbd+unix:///x?sockets=/y",
             "nbd://h/%ff",
+            "nbd://h:x/v",
             "nbds://h/x",
             "http://h/x",
         ] {

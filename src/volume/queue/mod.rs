@@ -318,6 +318,7 @@ impl Queue {
 impl Queue {
     /// The descriptor, for a caller that reaps after it has submitted and before it polls: nothing is left then that the descriptor
     /// would not tell of.
+    #[cfg(feature = "serve")]
     pub(crate) fn descriptor(&self) -> RawFd {
         self.fd
     }
