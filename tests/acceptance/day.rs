@@ -171,8 +171,9 @@ fn a_fork_dies(day: &mut Day, web: &mut Disk) {
 }
 
 /// What is sent is counted where it is sent: each block once, zeros never, and nothing for a second fork.
-fn bytes_travel_once(day: &mut Day) {
+fn bytes_travel_once(day: &mut Day) -> Vec<String> {
     let before = day.way.sent();
+    let mut ids = Vec::new();
     for volume in ["far1", "far2"] {
         let (id, host) = day.reserve(volume, "1h", &["--region", "fra"]);
         assert_eq!(host, "c");
@@ -182,6 +183,7 @@ fn bytes_travel_once(day: &mut Day) {
         // What is said of the blocks is sent beside them.
         assert!((DATA_BYTES..DATA_BYTES + DATA_BYTES / 10).contains(&sent), "{volume}: {sent} bytes were sent for {DATA_BYTES}");
         disk.check(day.world.directory());
+        ids.push(id);
     }
     // It is full now.
     let source = day.way.uri(GOLDEN);
@@ -192,6 +194,26 @@ fn bytes_travel_once(day: &mut Day) {
     assert!(kind == "no_space" && message.contains("'cpus'"), "{kind}: {message}");
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(answer["placed"].as_array().unwrap().is_empty());
+    day.balance();
+    ids
+}
+
+/// A host loses its disk: its volumes are gone, their reservations are good for nothing, and its room is there for others.
+fn a_store_is_wiped(day: &mut Day, ids: &[String]) {
+    day.kill("c");
+    std::fs::remove_dir_all(day.world.path("c")).unwrap();
+    day.world.ok("c", &["init"]);
+    day.serve("c");
+    ids.iter().for_each(|id| day.ledger.forget(id));
+    day.balance();
+    for id in ids {
+        let (_, message) = day.world.fails("c", &[&["create", "v", "--reservation", id], &MACHINE[..]].concat());
+        assert!(message.contains("not held"), "{message}");
+    }
+    let (id, host) = day.reserve("far1", "1h", &["--region", "fra"]);
+    assert_eq!(host, "c");
+    let disk = day.fork("c", "far1", Some(&id));
+    disk.check(day.world.directory());
     day.balance();
 }
 
@@ -324,7 +346,8 @@ fn walk(world: World) {
     let mut web = morning(&mut day);
     a_source_dies(&mut day, &mut web);
     a_fork_dies(&mut day, &mut web);
-    bytes_travel_once(&mut day);
+    let ids = bytes_travel_once(&mut day);
+    a_store_is_wiped(&mut day, &ids);
     a_rush(&mut day);
     a_live_volume_is_forked(&mut day);
     a_fleet_is_wiped(&mut day);
