@@ -14,6 +14,7 @@ mod lease;
 mod link;
 mod pool;
 mod tail;
+mod tries;
 
 use std::time::Duration;
 

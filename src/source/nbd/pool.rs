@@ -1,9 +1,11 @@
-//! The connections of a source, and the thread that keeps them.
+//! The connections of a source.
+
+mod keeper;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::NbdOptions;
@@ -11,8 +13,11 @@ use super::address::Address;
 use super::handshake::{Agreed, Contexts, Topic, connect};
 use super::lease::lease_of;
 use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
+use super::tries::{self, PAUSES};
 use crate::io::{Reservation, descriptors_max, give_way};
-use crate::source::{About, Lease, LeaseRequest, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
+use crate::source::{
+    About, Lease, LeaseRequest, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats, host_of,
+};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc;
 use crate::sync::time::Instant;
@@ -26,8 +31,6 @@ const JOBS_MAX: usize = 64;
 const FAR_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// Descriptors of one connection.
 const LINK_DESCRIPTORS: usize = 3;
-/// First and longest pause between tries to connect.
-const PAUSES: Range<Duration> = Duration::from_millis(20)..Duration::from_secs(1);
 
 struct State {
     links: Vec<Arc<Link>>,
@@ -50,6 +53,8 @@ struct State {
 
 pub(super) struct Shared {
     pub(super) uri: String,
+    /// What shares a way with it.
+    host: String,
     address: Address,
     pub(super) options: NbdOptions,
     pub(super) size_bytes: u64,
@@ -126,6 +131,7 @@ impl NbdSource {
         };
         let shared = Arc::new(Shared {
             uri: uri.to_owned(),
+            host: host_of(uri),
             address,
             size_bytes: agreed.info.size_bytes,
             align_bytes,
@@ -142,11 +148,11 @@ impl NbdSource {
             woken: Condvar::new(),
         });
         shared.adopt(agreed)?;
-        let keeper = Arc::downgrade(&shared);
+        let weak = Arc::downgrade(&shared);
         crate::sync::thread::Builder::new()
             .name("nbd-keeper".into())
             .spawn(move || {
-                while catch_unwind(AssertUnwindSafe(|| keep(&keeper))).is_err() {
+                while catch_unwind(AssertUnwindSafe(|| keeper::keep(&weak))).is_err() {
                     crate::sync::thread::sleep(PAUSES.end);
                 }
             })
@@ -196,6 +202,7 @@ impl Shared {
             self.lose(&link, link.give_up(error.to_string()));
             return Err(lost(error));
         }
+        tries::succeed(&self.host);
         self.state.lock().lost_since = None;
         self.send_waiting();
         Ok(())
@@ -237,9 +244,7 @@ impl Shared {
             Some(self.error(SourceErrorKind::Closed, "it was closed"))
         } else if let Some(changed) = &state.changed {
             Some(self.error(SourceErrorKind::Changed, changed))
-        } else if state.lost_since.is_some_and(|since| since.elapsed() > self.options.give_up_after)
-            && state.last_try.elapsed() < PAUSES.end
-        {
+        } else if self.is_given_up(&state) && state.last_try.elapsed() < PAUSES.end {
             // Tried a moment ago: fails at once rather than after another wait.
             Some(self.error(SourceErrorKind::Lost, &state.last_error))
         } else {
@@ -386,94 +391,6 @@ fn finish(waiter: Waiter, result: Result<Answer, SourceError>) {
 
 fn mismatch() -> SourceError {
     SourceError { kind: SourceErrorKind::Changed, message: "a reply is not for its request".into() }
-}
-
-/// Keeps as many connections as are wanted, until the source is closed.
-fn keep(shared: &Weak<Shared>) {
-    let mut pause = PAUSES.start;
-    loop {
-        let Some(shared) = shared.upgrade() else { return };
-        {
-            let mut state = shared.state.lock();
-            if state.closed {
-                return;
-            }
-            let wanted = match state.links.len() {
-                // Given up: tried again when somebody asks.
-                0 if state.lost_since.is_some_and(|since| since.elapsed() > shared.options.give_up_after) => {
-                    state.waiting.iter().any(|queue| !queue.is_empty())
-                }
-                count => count < shared.links_wanted(&state),
-            };
-            if !wanted || state.changed.is_some() {
-                pause = PAUSES.start;
-                shared.woken.wait_for(&mut state, PAUSES.end);
-                continue;
-            }
-        }
-        if shared.connect_missing() {
-            pause = PAUSES.start;
-            continue;
-        }
-        let mut state = shared.state.lock();
-        if !state.closed {
-            shared.woken.wait_for(&mut state, pause);
-        }
-        pause = (pause * 2).min(PAUSES.end);
-    }
-}
-
-impl Shared {
-    /// Makes the connections that are missing, all at once: each takes some round trips. Answers whether one was made.
-    fn connect_missing(self: &Arc<Self>) -> bool {
-        let (there, wanted) = {
-            let state = self.state.lock();
-            let there = state.links.len();
-            // Whether anybody answers is found out with one.
-            (there, if there == 0 { 1 } else { self.links_wanted(&state) })
-        };
-        // Further ones make it faster, which others must not pay for.
-        let reserved: Vec<_> = (there..wanted).map_while(|_| Reservation::take(LINK_DESCRIPTORS, 2)).collect();
-        let missing = reserved.len().max(usize::from(there == 0));
-        if missing == 0 {
-            return false;
-        }
-        let results: Vec<_> = crate::sync::thread::scope(|scope| {
-            // Where no further thread can be had, the others do.
-            let connect = |_| crate::sync::thread::Builder::new().name("nbd-connect".into()).spawn_scoped(scope, || self.reconnect()).ok();
-            let threads: Vec<_> = (1..missing).filter_map(connect).collect();
-            let own = self.reconnect();
-            [own].into_iter().chain(threads.into_iter().filter_map(|thread| thread.join().ok())).collect()
-        });
-        let made = results.iter().filter(|result| result.is_ok()).count() as u64;
-        self.state.lock().stats.reconnects += made;
-        if let (0, Some(Err(error))) = (made, results.into_iter().next()) {
-            self.note_failure(&error);
-        }
-        made > 0
-    }
-
-    /// Connections that there should be.
-    fn links_wanted(&self, state: &State) -> usize {
-        if state.needs_all { self.links_max } else { 1 }
-    }
-
-    fn note_failure(&self, error: &SourceError) {
-        let given_up = {
-            let mut state = self.state.lock();
-            // Whoever is told of it names the address again.
-            let text = error.message.strip_prefix(&self.uri).and_then(|text| text.strip_prefix(": "));
-            text.unwrap_or(&error.message).clone_into(&mut state.last_error);
-            if error.kind == SourceErrorKind::Changed && state.links.is_empty() {
-                state.changed = Some(state.last_error.clone());
-            }
-            let gone = state.links.is_empty();
-            gone && (state.changed.is_some() || state.lost_since.is_some_and(|since| since.elapsed() > self.options.give_up_after))
-        };
-        if given_up {
-            self.fail_waiting(error);
-        }
-    }
 }
 
 impl Source for NbdSource {
