@@ -350,6 +350,18 @@ fn short_commands_wait_for_one_another() {
         assert!(wait(&mut child).success());
     }
     assert_eq!(host.volumes().len(), 8);
+    // So does a server: it may be started while a command runs.
+    let mut import = host.command(&["import", "piped", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let owner = host.store().join("lock");
+    until("the import has the store", || fs::read_to_string(&owner).is_ok_and(|owner| owner.contains("import")));
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| host.serve(&[]));
+        // Nothing shows that it waits. Should it not come to that, nothing fails.
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        import.stdin.take().unwrap().write_all(b"bytes").unwrap();
+        assert!(wait(&mut import).success());
+        server.join().unwrap().stop();
+    });
 }
 
 #[test]

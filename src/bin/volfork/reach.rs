@@ -28,8 +28,7 @@ pub enum Reached {
 
 /// Reaches the store of `settings`; a missing one is made if `makes_store`.
 pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
+    patiently(|| {
         if let Some(stream) = control::connect(&settings.store)? {
             if settings.source_timeout.is_some() {
                 return Err(Failure::new(
@@ -40,13 +39,22 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
             return Ok(Reached::Server(stream));
         }
         match open(settings) {
-            Ok(store) => return Ok(Reached::Store(store)),
-            Err(failure) if failure.is(ErrorKind::Locked) && Instant::now() < deadline => std::thread::sleep(LOCK_LOOK_EVERY),
             Err(failure) if failure.is(ErrorKind::NotFound) && makes_store => {
-                return create(settings, BlockSize::DEFAULT, false).map(Reached::Store);
+                create(settings, BlockSize::DEFAULT, false).map(Reached::Store)
             }
-            Err(failure) if failure.is(ErrorKind::NotFound) => return Err(missing(&settings.store)),
-            Err(failure) => return Err(failure),
+            Err(failure) if failure.is(ErrorKind::NotFound) => Err(missing(&settings.store)),
+            opened => opened.map(Reached::Store),
+        }
+    })
+}
+
+/// Waits a moment for a store that another process has.
+pub fn patiently<T>(mut reach: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match reach() {
+            Err(failure) if failure.is(ErrorKind::Locked) && Instant::now() < deadline => std::thread::sleep(LOCK_LOOK_EVERY),
+            reached => return reached,
         }
     }
 }

@@ -30,7 +30,7 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     raise_descriptors();
     let teller = settings.clone();
     let on_event: OnEvent = Arc::new(move |event| print::event(&teller, event));
-    let store = reach::open_with(settings, Some(on_event), Some(arguments.lease))?;
+    let store = reach::patiently(|| reach::open_with(settings, Some(on_event.clone()), Some(arguments.lease)))?;
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
         let served = control_and_wait(settings, &store, &arguments.listen, fleet.gate(), fleet.changed());
         fleet.stop();
