@@ -100,6 +100,9 @@ pub enum Command {
         name: String,
     },
     /// Take a snapshot of a volume
+    ///
+    /// It has every write that completed before. What a guest still has in its memory is not written: run 'sync' or 'fsfreeze' there
+    /// first, or pause the machine.
     Snapshot {
         /// Name of the volume
         name: String,
@@ -112,6 +115,9 @@ pub enum Command {
         name: String,
     },
     /// Make a volume from another one at once; blocks elsewhere are fetched when read, and in the background
+    ///
+    /// It has every write that completed before. What a guest still has in its memory is not written: run 'sync' or 'fsfreeze' there
+    /// first, or pause the machine. So are several volumes forked as they were at one instant, one after the other.
     Fork {
         /// NAME, NAME@SNAP, or an NBD address such as nbd://host:10809/NAME@SNAP
         source: String,
