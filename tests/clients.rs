@@ -348,6 +348,28 @@ fn a_file_system_lives_on_a_volume() {
     run("e2fsck", &["-fn", &image]);
 }
 
+#[test]
+fn an_export_goes_into_a_file_that_keeps_its_size() {
+    let host = Host::new();
+    let noise = pattern(5, 3 * MIB);
+    host.volume("a", &noise);
+    let mut image = vec![0; 2 * MIB];
+    image[MIB..MIB + 9000].copy_from_slice(&pattern(6, 9000));
+    std::fs::write(host.path("image"), &image).unwrap();
+    let fuse = host.path("fuse");
+    std::fs::create_dir(&fuse).unwrap();
+    let _fuse = Mounted(fuse.clone());
+    let _process = Process(start("nbdfuse", &[&fuse, &host.uri("a")]).spawn().expect("nbdfuse runs: see .ci/run for the packages"));
+    let file = format!("{fuse}/nbd");
+    until("the fuse mount", || Path::new(&file).exists());
+    let store = host.path("other");
+    let volfork = |arguments: &[&str]| run(env!("CARGO_BIN_EXE_volfork"), &[&["--store", &store][..], arguments].concat());
+    volfork(&["import", "v", &host.path("image")]);
+    volfork(&["export", "v", &file]);
+    let found = host.bytes("a");
+    assert!(found[..image.len()] == image && found[image.len()..] == noise[image.len()..]);
+}
+
 fn fork_and_verify(host: &Host, uri: &str, name: &str, data: &[u8]) {
     let fork = host.store.fork(uri, name).unwrap_or_else(|error| panic!("{name}: {error}"));
     let mut part = vec![0; 100_000];

@@ -76,7 +76,7 @@ impl Origin {
 enum Sink {
     /// A regular file: zeroes are holes.
     File(File),
-    /// A block device: it has places, but its old bytes must be overwritten.
+    /// A block device, or a file that keeps its size like one: it has places, but its old bytes must be overwritten.
     Device(File),
     /// Bytes in order.
     Stream(File),
@@ -87,19 +87,30 @@ impl Sink {
         let wrong = |error| Failure::io("write the image", error);
         let kind = file.metadata().map_err(wrong)?.file_type();
         if kind.is_block_device() {
-            let room = file.seek(io::SeekFrom::End(0)).map_err(wrong)?;
-            if room < size_bytes {
-                let message = format!("the device has {room} bytes, and {size_bytes} are needed: choose a larger one");
-                return Err(Failure::new(ErrorKind::NoSpace, message));
-            }
-            return Ok(Self::Device(file));
+            return Self::device(file, size_bytes);
         }
         let appends = fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::APPEND));
         if kind.is_file() && !appends && file.stream_position().is_ok_and(|position| position == 0) {
-            file.set_len(0).and_then(|()| file.set_len(size_bytes)).map_err(|error| unfit(&file, size_bytes, error))?;
+            let cut = file.set_len(0);
+            if cut.as_ref().is_err_and(|error| matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP))) {
+                // So does FUSE show a device.
+                return Self::device(file, size_bytes);
+            }
+            cut.and_then(|()| file.set_len(size_bytes)).map_err(|error| unfit(&file, size_bytes, error))?;
             return Ok(Self::File(file));
         }
         Ok(Self::Stream(unblocked(file, true)))
+    }
+
+    fn device(mut file: File, size_bytes: u64) -> Result<Self> {
+        let room = file.seek(io::SeekFrom::End(0)).map_err(|error| Failure::io("write the image", error))?;
+        match room < size_bytes {
+            true => {
+                let message = format!("the device has {room} bytes, and {size_bytes} are needed: choose a larger one");
+                Err(Failure::new(ErrorKind::NoSpace, message))
+            }
+            false => Ok(Self::Device(file)),
+        }
     }
 
     /// Writes what was read; answers how much of it, in small blocks, is not zero. What is still at a source may be zeroes, too.
