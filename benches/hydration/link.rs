@@ -196,7 +196,8 @@ impl Direction {
 
     /// Hands over every packet that is due.
     fn deliver(&mut self) {
-        while let Some(packet) = self.on_the_way.pop_front_if(|packet| packet.due <= Instant::now()) {
+        while self.on_the_way.front().is_some_and(|packet| packet.due <= Instant::now()) {
+            let Some(packet) = self.on_the_way.pop_front() else { break };
             // A device that is full or down loses the packet, as a real one does.
             let _ = self.to.write(&packet.bytes);
             self.spare.push(packet.bytes);
