@@ -180,10 +180,10 @@ impl Store {
     }
 
     /// Forks `source` (`NAME` or `NAME@SNAP` of this store, or the URI of a remote export) into the new volume `name`.
-    /// One journal record group and one barrier round; no data moves. A volfork volume elsewhere is forked as it is at this moment: its
-    /// store takes a snapshot, and keeps it while the fork needs it. An export of another server that may be written is refused
-    /// ([`ForkOptions::live`]). Forks of the same remote snapshot, as far as its identity
-    /// tells, share what is fetched of it, and how it is.
+    /// One journal record group and one barrier round, and one more before a source that may give leases is asked; no data moves. A
+    /// volfork volume elsewhere is forked as it is at this moment: its store takes a snapshot, and keeps it while the fork needs it. An
+    /// export of another server that may be written is refused ([`ForkOptions::live`]). Forks of the same remote snapshot, as far as
+    /// its identity tells, share what is fetched of it, and how it is.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::SourceLost`],

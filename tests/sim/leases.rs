@@ -418,3 +418,40 @@ fn a_lease_that_lapses_at_once_is_not_renewed_without_end() {
     }
     assert!(lender.asked.load(Ordering::SeqCst) < 100, "{} times", lender.asked.load(Ordering::SeqCst));
 }
+
+#[test]
+fn leases_are_renewed_while_there_is_no_space_for_the_record_of_another() {
+    const OTHER: &str = "sim://y";
+    let (disk, lender) = (SimDisk::default(), Lender { lapse: Duration::from_secs(6), ..Lender::default() });
+    let store = Store::create(Path::new(PLACE), options(&disk, Some(Arc::new(lender.clone())))).unwrap();
+    let pause = |name: &str, add: &[&str], remove: &[&str]| {
+        let [add_sources, remove_sources] = [add, remove].map(|uris| uris.iter().map(|uri| (*uri).to_owned()).collect());
+        store.control_hydration(name, &HydrationControl { paused: Some(true), add_sources, remove_sources, ..HydrationControl::default() })
+    };
+    store.fork("sim://z", "leased").unwrap();
+    pause("leased", &[], &[]).unwrap();
+    let volume = store.fork(STEADY, "f").unwrap();
+    pause("f", &[OTHER], &[]).unwrap();
+    pause("f", &[], &[STEADY]).unwrap();
+    steps(&store, 20);
+    assert_eq!(lender.lent(), 1);
+    let (mut numbers, mut is_full) = (0.., false);
+    while !is_full {
+        // The space that a checkpoint gives back is used, too.
+        settle(&store);
+        disk.set_capacity(Some(disk.used_pages()));
+        let mut create = || store.create_volume(&format!("v{}", numbers.next().unwrap()), BLOCK as u64);
+        is_full = create().is_err();
+        while create().is_ok() {}
+    }
+    volume.read_at(&mut [0; BLOCK], WINDOW_START).unwrap();
+    assert_eq!(lender.lent(), 2);
+    let asked = lender.asked.load(Ordering::SeqCst);
+    // Time passes as it is looked at. Each step may tell that there is no space for the record.
+    let is_renewed = || lender.asked.load(Ordering::SeqCst) > asked + 2;
+    let renewed = (0..2000).any(|_| {
+        let _ = store.step();
+        is_renewed()
+    });
+    assert!(renewed, "the lease of the other fork is not renewed");
+}
