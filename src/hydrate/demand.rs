@@ -2,7 +2,8 @@
 //!
 //! A read goes to the quickest address; one that takes far longer than usual is sent to a second address as well, and the first
 //! answer counts. An address that fails, or sends damaged bytes twice, is passed over for the next one. Who waits for bulk that
-//! brings nothing does not wait for its end, but asks another address.
+//! brings nothing does not wait for its end, but asks another address. When addresses cannot be reached, a reader asks again until its
+//! patience is over; those that come soon after that are told of the loss at once.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -25,6 +26,8 @@ const LONG_READ_PATIENCE: Duration = Duration::from_secs(1);
 const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// Who has waited so long for a request of somebody else has waited for it as for its own: it is not made again if it fails.
 const SHARED_PATIENCE: Duration = Duration::from_secs(10);
+/// All who wait for addresses to come back ask this seldom together.
+const TRY_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest pause after fetched blocks could not be stored.
 const STALLS: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(8);
 /// Fetches in a row that end well and leave nothing in the layer, before a reader is told that there is nothing to wait for. A fill of
@@ -41,14 +44,17 @@ impl Hydrator {
     /// Returns when every block of the range is here. Blocks that are under way already are waited for, not fetched again.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::SourceLost`] after the bounded retries of every source; an I/O error of the layer's file.
+    /// [`crate::ErrorKind::SourceLost`] after the bounded retries of every source, for as long as [`SourceOpener::patience`] says; an I/O
+    /// error of the layer's file.
+    ///
+    /// [`SourceOpener::patience`]: crate::source::SourceOpener::patience
     pub fn demand(&self, blocks: Range<u64>) -> Result<()> {
-        let began = self.config.clock.monotonic();
+        let (began, patience) = (self.config.clock.monotonic(), self.config.opener.patience());
         // Who is seen to wait can be given up: both at once.
         let waiter = {
             let mut state = self.state.lock();
             state.demands += 1;
-            Waiter { began, given_up: state.given_up }
+            Waiter { began, patience, given_up: state.given_up }
         };
         let _counted = Counted(self);
         self.demand_counted(blocks, waiter)
@@ -60,13 +66,17 @@ impl Hydrator {
         let mut latest = (Vec::new(), Duration::ZERO);
         loop {
             self.check_failures(&blocks, waiter)?;
+            let returns = self.state.lock().returns;
             let claimed = self.claim(blocks.clone(), REQUEST_BYTES);
             if std::mem::take(&mut is_first) {
                 self.look_ahead(&blocks);
             }
             if !claimed.is_empty() {
                 let runs: Vec<_> = claimed.iter().map(|claim| claim.run.clone()).collect();
-                self.fetch_waited(claimed.into_iter().map(|claim| (claim.run.clone(), Some(claim))), waiter)?;
+                if let Err(failed) = self.fetch_waited(claimed.into_iter().map(|claim| (claim.run.clone(), Some(claim))), waiter) {
+                    self.wait_for_return(failed, returns, waiter)?;
+                    continue;
+                }
                 let in_vain = runs.iter().any(|run| self.missing_runs(run.clone()) == [run.clone()]);
                 fetches_in_vain = if in_vain { fetches_in_vain + 1 } else { 0 };
                 if fetches_in_vain >= IN_VAIN_MAX {
@@ -96,7 +106,9 @@ impl Hydrator {
                     drop(state);
                     let first = latest.0[0].clone();
                     let end = first.end.min(first.start + self.config.block_size.block_of(REQUEST_BYTES).max(1));
-                    self.fetch_waited(std::iter::once((first.start..end, None)), waiter)?;
+                    if let Err(failed) = self.fetch_waited(std::iter::once((first.start..end, None)), waiter) {
+                        self.wait_for_return(failed, returns, waiter)?;
+                    }
                 }
                 Some(left) => drop(self.changed.wait_for(&mut state, left)),
             }
@@ -106,10 +118,10 @@ impl Hydrator {
     /// Fails who has waited for blocks in vain: otherwise those who wait for one block would ask one after the other,
     /// and the last of them would wait many times as long as the first.
     fn check_failures(&self, blocks: &Range<u64>, waiter: Waiter) -> Result<()> {
-        let is_patient = self.config.clock.monotonic().saturating_sub(waiter.began) < SHARED_PATIENCE;
+        let is_new = self.config.clock.monotonic().saturating_sub(waiter.began) < SHARED_PATIENCE;
         let state = self.state.lock();
         let given_up = state.has_given_up(waiter);
-        if !given_up && (is_patient || state.failures.is_empty()) {
+        if !given_up && (is_new || state.failures.is_empty() || self.is_patient(&state, waiter)) {
             return Ok(());
         }
         let missing = self.missing_runs(blocks.clone());
@@ -119,6 +131,50 @@ impl Hydrator {
         }
         Err(self
             .lost(&state.last_error.clone().map_or_else(given_up_error, |message| SourceError { kind: SourceErrorKind::Lost, message })))
+    }
+
+    /// Whether a reader waits on for addresses that cannot be reached.
+    fn is_patient(&self, state: &State, waiter: Waiter) -> bool {
+        let now = self.config.clock.monotonic();
+        let is_recent = |at: Duration| now.saturating_sub(at) < waiter.patience;
+        is_recent(waiter.began) && !state.lost_at.is_some_and(is_recent)
+    }
+
+    /// Whether a reader that could not reach an address is to be told so; others that come soon are told at once then.
+    fn has_waited_enough(&self, state: &mut State, waiter: Waiter) -> bool {
+        let is_over = !self.is_patient(state, waiter);
+        if is_over {
+            state.lost_at = Some(self.config.clock.monotonic());
+        }
+        is_over
+    }
+
+    /// Returns when it is time to ask again for what could not be had because an address cannot be reached. `returns`: how often one
+    /// had come back before the reader asked.
+    ///
+    /// # Errors
+    /// That of the fetch, if it is not worth waiting, or was waited for long enough.
+    fn wait_for_return(&self, failed: Unfetched, returns: u64, waiter: Waiter) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            if !failed.may_return || state.stopped || state.has_given_up(waiter) {
+                return Err(failed.error);
+            }
+            if self.has_waited_enough(&mut state, waiter) {
+                return Err(failed.error);
+            }
+            let now = self.config.clock.monotonic();
+            if state.returns != returns {
+                return Ok(());
+            }
+            if now >= state.next_try {
+                state.next_try = now + TRY_INTERVAL;
+                return Ok(());
+            }
+            let over = waiter.began.saturating_add(waiter.patience);
+            let pause = state.next_try.min(over).saturating_sub(now);
+            self.changed.wait_for(&mut state, pause);
+        }
     }
 
     /// Keeps in mind that a request brought nothing.
@@ -161,16 +217,21 @@ impl Hydrator {
     }
 
     /// Fetches ranges, each with its claim if the caller has one. Claims are given back as their reads end.
-    fn fetch_waited<'a>(&'a self, runs: impl Iterator<Item = (Range<u64>, Option<Claim<'a>>)>, waiter: Waiter) -> Result<()> {
+    fn fetch_waited<'a>(
+        &'a self,
+        runs: impl Iterator<Item = (Range<u64>, Option<Claim<'a>>)>,
+        waiter: Waiter,
+    ) -> std::result::Result<(), Unfetched> {
         let (sender, receiver) = channel();
         // All are under its care before the first is asked for: whatever happens then gives them all back.
         let reads = runs.map(|(run, claim)| WaitedRead { run, claim, tried: Vec::new(), active: 0, damaged: 0, over: false }).collect();
-        let mut fetch = WaitedFetch { hydrator: self, waiter, sender, reads, attempts: Vec::new(), outcome: Ok(()) };
+        let mut fetch = WaitedFetch { hydrator: self, waiter, sender, reads, attempts: Vec::new(), outcome: Ok(()), is_lost: false };
         for number in 0..fetch.reads.len() {
             fetch.ask(number, None);
         }
         fetch.run(&receiver);
-        fetch.outcome
+        let may_return = fetch.is_lost;
+        fetch.outcome.map_err(|error| Unfetched { may_return: may_return && error.kind() == ErrorKind::SourceLost, error })
     }
 
     /// Fetched blocks could not be stored: backfill pauses for a while, there may be space again later. What it fetches until that is
@@ -214,10 +275,18 @@ impl Hydrator {
     }
 }
 
+/// Why a fetch failed.
+struct Unfetched {
+    error: Error,
+    /// An address could not be reached, and may be later.
+    may_return: bool,
+}
+
 /// A reader that waits.
 #[derive(Clone, Copy)]
 struct Waiter {
     began: Duration,
+    patience: Duration,
     /// [`State::given_up`] when it began.
     given_up: u64,
 }
@@ -270,6 +339,8 @@ struct WaitedFetch<'a> {
     reads: Vec<WaitedRead<'a>>,
     attempts: Vec<Attempt>,
     outcome: Result<()>,
+    /// An address could not be reached.
+    is_lost: bool,
 }
 
 impl WaitedFetch<'_> {
@@ -308,6 +379,7 @@ impl WaitedFetch<'_> {
                 Ok(_) if has_given_up() => {}
                 Err(error) => {
                     hydrator.note_error(&uri, &error);
+                    self.is_lost |= error.kind == SourceErrorKind::Lost;
                     failure = Some(error);
                 }
                 Ok(source) => {
@@ -334,6 +406,11 @@ impl WaitedFetch<'_> {
             return;
         }
         read.over = true;
+        {
+            // Before others learn of the failure: those that wait for the same blocks would wait as long again.
+            let mut state = self.hydrator.state.lock();
+            let _ = self.is_lost && self.hydrator.has_waited_enough(&mut state, self.waiter);
+        }
         self.hydrator.note_failed(&read.run);
         let message = || "there is no address to ask".into();
         let failure = failure.unwrap_or_else(|| SourceError { kind: SourceErrorKind::Closed, message: message() });
@@ -389,6 +466,7 @@ impl WaitedFetch<'_> {
         let Attempt { read, ref uri, .. } = self.attempts[number];
         let uri = uri.clone();
         self.hydrator.note_failure(&uri, &error, Some(&self.reads[read].run));
+        self.is_lost |= error.kind == SourceErrorKind::Lost;
         if self.reads[read].over {
             return;
         }

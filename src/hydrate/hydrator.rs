@@ -98,6 +98,13 @@ pub(super) struct State {
     pub failures: VecDeque<(Range<u64>, Duration)>,
     /// How often it was said that nobody who waits now is to wait any longer.
     pub given_up: u64,
+    /// How often an address that had failed gave something again.
+    pub returns: u64,
+    /// When a reader was told the latest time that an address stayed away for as long as readers wait: those that come soon do not
+    /// wait for it again.
+    pub lost_at: Option<Duration>,
+    /// When the next of those who wait for an address to come back may ask.
+    pub next_try: Duration,
     /// Fetched blocks could not be stored: not tried again before.
     pub stalled_until: Duration,
     /// The latest pause for that.
@@ -245,7 +252,10 @@ impl Hydrator {
     pub(super) fn note_read(&self, uri: &str, run: &Range<u64>, waited: Option<Duration>) {
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
-        state.peers.note_read(uri, now, run, waited);
+        if state.peers.note_read(uri, now, run, waited) {
+            state.returns += 1;
+            state.lost_at = None;
+        }
         state.stuck = false;
         if let Some(waited) = waited {
             let shortest = state.peers.shortest_wait(uri);

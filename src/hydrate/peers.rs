@@ -229,18 +229,17 @@ impl Peers {
         self.list.iter_mut().find(|peer| peer.uri == uri)
     }
 
-    /// A read of these blocks has ended well.
-    pub fn note_read(&mut self, uri: &str, now: Duration, run: &Range<u64>, waited: Option<Duration>) {
-        if let Some(peer) = self.by_uri(uri) {
-            peer.used_at = now;
-            peer.forget_bad(run);
-            peer.bad_in_row = 0;
-            peer.failures = 0;
-            peer.refused = false;
-            if let Some(time) = waited {
-                peer.latency.note(time);
-            }
+    /// A read of these blocks has ended well. Answers whether the address had failed before.
+    pub fn note_read(&mut self, uri: &str, now: Duration, run: &Range<u64>, waited: Option<Duration>) -> bool {
+        let Some(peer) = self.by_uri(uri) else { return false };
+        peer.used_at = now;
+        peer.forget_bad(run);
+        peer.bad_in_row = 0;
+        peer.refused = false;
+        if let Some(time) = waited {
+            peer.latency.note(time);
         }
+        std::mem::take(&mut peer.failures) > 0
     }
 
     /// The shortest time that somebody waited for this address lately.

@@ -297,4 +297,9 @@ pub trait SourceOpener: Send + Sync + 'static {
     fn lease(&self, _uri: &str, _request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
         Ok(None)
     }
+
+    /// How long a reader waits for addresses that cannot be reached: they are asked again until then.
+    fn patience(&self) -> Duration {
+        Duration::ZERO
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::uri::Uri;
 use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
@@ -53,5 +54,9 @@ impl SourceOpener for UriSources {
 
     fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
         if is_nbd(uri) { NbdSource::lease(uri, &self.nbd, request) } else { Ok(None) }
+    }
+
+    fn patience(&self) -> Duration {
+        self.nbd.patience()
     }
 }

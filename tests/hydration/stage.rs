@@ -126,6 +126,11 @@ impl Actor {
         self.seen.lock().extents_asked
     }
 
+    /// How often somebody began to connect.
+    pub fn begun(&self) -> usize {
+        self.seen.lock().begun
+    }
+
     pub fn opened(&self) -> usize {
         self.seen.lock().opened
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use volfork::source::ReadClass;
+use volfork::source::{ReadClass, Source, SourceError, SourceOpener};
 use volfork::store::HydrationControl;
 use volfork::volume::Request;
 use volfork::{Clock, ErrorKind, Store, StoreOptions, SystemClock, Volume};
@@ -96,6 +96,70 @@ fn a_connection_that_a_paused_hydration_does_not_use_is_closed_and_made_again() 
     // One that is complete has no connection.
     actor.await_closed(actor.opened());
     assert!(read(&volume, 0, data.len()).unwrap() == data);
+}
+
+/// Readers wait for its actors for an hour.
+struct Patient(Stage);
+
+impl Patient {
+    const HOUR: Duration = Duration::from_secs(3600);
+}
+
+impl SourceOpener for Patient {
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        self.0.open(uri)
+    }
+
+    fn patience(&self) -> Duration {
+        Self::HOUR
+    }
+}
+
+#[test]
+fn readers_wait_for_an_address_that_is_gone_until_it_is_back_or_their_patience_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
+    let sources = Some(Arc::new(Patient(stage.clone())) as _);
+    let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, sources, ..options(&stage) }).unwrap();
+    let trial = Trial { stage, store, _dir: dir };
+    let data = pattern(48, 8 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    // Nobody is connected any more, and nobody can connect.
+    clock.1.fetch_add(60, Ordering::SeqCst);
+    trial.store.control_hydration("v", &paused()).unwrap();
+    actor.await_closed(actor.opened());
+    actor.lose(true);
+    let gone = |offset| {
+        let begun = actor.begun();
+        let reader = begin(&volume, offset, 4096);
+        // It asks again.
+        actor.await_open(begun + 2);
+        reader
+    };
+    let given_up = gone(3 << 20);
+    trial.store.give_up_waiting();
+    assert_eq!(given_up.recv_timeout(PATIENCE).expect("it is given up").unwrap_err().kind(), ErrorKind::SourceLost);
+    let lucky = [gone(4 << 20), gone(5 << 20)];
+    actor.lose(false);
+    for (reader, offset) in lucky.into_iter().zip([4 << 20, 5 << 20]) {
+        assert!(reader.recv_timeout(PATIENCE).expect("it is answered").unwrap() == data[offset..offset + 4096]);
+    }
+    clock.1.fetch_add(60, Ordering::SeqCst);
+    trial.store.control_hydration("v", &paused()).unwrap();
+    actor.await_closed(actor.opened());
+    actor.lose(true);
+    let unlucky = gone(6 << 20);
+    clock.1.fetch_add(Patient::HOUR.as_secs(), Ordering::SeqCst);
+    assert_eq!(unlucky.recv_timeout(PATIENCE).expect("its patience is over").unwrap_err().kind(), ErrorKind::SourceLost);
+    // One that comes then asks once.
+    let begun = actor.begun();
+    assert_eq!(read(&volume, 7 << 20, 4096).unwrap_err().kind(), ErrorKind::SourceLost);
+    assert_eq!(actor.begun(), begun + 1);
+    actor.lose(false);
+    assert!(read(&volume, 7 << 20, 4096).unwrap() == data[7 << 20..(7 << 20) + 4096]);
 }
 
 #[test]

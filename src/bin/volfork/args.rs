@@ -25,8 +25,8 @@ pub struct Arguments {
     /// Print no progress and no confirmations; of lists only the names
     #[arg(short, long, global = true)]
     pub quiet: bool,
-    /// How long readers wait for a source that does not answer until they are told that it is lost, from 2s to 1h; for 'serve',
-    /// or the command that opens the store itself [default: 30s]
+    /// How long readers wait for a source that does not answer, or cannot be reached, until they are told that it is lost, from 2s to
+    /// 1h; for 'serve', or the command that opens the store itself [default: 30s]
     #[arg(long, global = true, value_parser = source_timeout, value_name = "TIME")]
     pub source_timeout: Option<Duration>,
     /// What to do

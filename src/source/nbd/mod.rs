@@ -28,7 +28,8 @@ pub struct NbdOptions {
     pub connections: usize,
     /// Time for connecting and agreeing. A lease, for which the server may have to take a snapshot, has that of a request.
     pub connect_timeout: Duration,
-    /// A connection whose oldest request waits longer is given up.
+    /// A connection whose oldest request waits longer is given up. Readers of a fork wait twice as long for a source, whether it
+    /// answers none of their requests, or cannot be reached.
     pub request_timeout: Duration,
     /// After a loss, requests wait so long for a connection before they fail.
     pub give_up_after: Duration,
@@ -43,8 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 impl NbdOptions {
-    /// Readers of a source that takes requests and answers none are told of its loss after about `patience`; one that is gone is
-    /// given up after a third of it.
+    /// Readers of a source that answers nothing, or cannot be reached, are told of its loss after about `patience`; backfill gives up
+    /// one that is gone after a third of it.
     pub fn patient_for(patience: Duration) -> Self {
         Self {
             connections: 4,
@@ -54,6 +55,11 @@ impl NbdOptions {
             give_up_after: patience / 3,
             tries: 4,
         }
+    }
+
+    /// How long readers wait.
+    pub(crate) fn patience(&self) -> Duration {
+        self.request_timeout.saturating_mul(2)
     }
 }
 
@@ -76,6 +82,6 @@ mod tests {
         assert_eq!(seconds(30), [5, 15, 10]);
         assert_eq!(seconds(3), [1, 1, 1]);
         assert_eq!(seconds(600), [100, 300, 200]);
-        assert_eq!(NbdOptions::default().request_timeout * 2, PATIENCE);
+        assert_eq!(NbdOptions::default().patience(), PATIENCE);
     }
 }
