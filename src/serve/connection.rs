@@ -16,7 +16,7 @@ use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
 use super::server::Shutdown;
 use super::status::{Context, EXTENTS_MAX, extents};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
 use crate::volume::{Completion, Queue, Request as VolumeRequest};
@@ -335,8 +335,7 @@ impl Connection {
         }
         let inside = request.offset.checked_add(request.length).is_some_and(|end| end <= self.size_bytes);
         if request.command != CMD_FLUSH && !inside {
-            let error = if matches!(request.command, CMD_WRITE | CMD_WRITE_ZEROES) { ENOSPC } else { EINVAL };
-            return Checked::Refused(error, "the range ends behind the export");
+            return Checked::Refused(error_behind_end(request), "the range ends behind the export");
         }
         if request.length == 0 && !matches!(request.command, CMD_FLUSH | CMD_READ) && request.command < CMD_BLOCK_STATUS {
             return Checked::Done;
@@ -436,10 +435,19 @@ impl Connection {
 
     /// Replies with an error. When the export is gone for good, the connection ends behind its last reply.
     fn fail(&mut self, request: &Request, error: &Error) {
-        let number = wire_error(error);
+        let number = match error.kind() {
+            // The volume became smaller since the client connected.
+            ErrorKind::OutOfRange => error_behind_end(request),
+            _ => wire_error(error),
+        };
         self.output.error(self.mode, request, number, &error.to_string());
         self.ending |= number == ESHUTDOWN;
     }
+}
+
+/// The error of a request that ends behind the export.
+fn error_behind_end(request: &Request) -> u32 {
+    if matches!(request.command, CMD_WRITE | CMD_WRITE_ZEROES) { ENOSPC } else { EINVAL }
 }
 
 /// Bytes of memory that a request needs while it is under way.

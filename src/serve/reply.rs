@@ -26,7 +26,7 @@ pub fn wire_error(error: &Error) -> u32 {
     match error.kind() {
         ErrorKind::ReadOnly => EPERM,
         ErrorKind::NoSpace => ENOSPC,
-        ErrorKind::InvalidInput | ErrorKind::OutOfRange => EINVAL,
+        ErrorKind::InvalidInput => EINVAL,
         ErrorKind::Unsupported => ENOTSUP,
         ErrorKind::Busy => ENOMEM,
         // What the client has open is gone, or its store is.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use volfork::serve::NbdOptions;
 use volfork::wire::constants::{
     CMD_BLOCK_STATUS, CMD_CACHE, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN, CMD_READ, CMD_TRIM, CMD_WRITE,
-    CMD_WRITE_ZEROES, ENOSPC, ENOTSUP, INFO_BLOCK_SIZE, OPT_INFO, REP_INFO, STATE_HOLE, STATE_ZERO,
+    CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, INFO_BLOCK_SIZE, OPT_INFO, REP_INFO, STATE_HOLE, STATE_ZERO,
 };
-use volfork::wire::{ExportInfo, GoRequest, HeaderMode, StatusExtent, decode_export_info};
+use volfork::wire::{ExportInfo, GoRequest, HeaderMode, ReplyHeader, StatusExtent, decode_export_info};
 
-use crate::client::{Host, MIB};
+use crate::client::{Client, Host, MIB};
 
 const MODES: [HeaderMode; 3] = [HeaderMode::Simple, HeaderMode::Structured, HeaderMode::Extended];
 
@@ -82,7 +82,8 @@ fn what_has_not_begun_when_the_server_shuts_down_gets_no_reply() {
     let mut client = host.client(HeaderMode::Extended, "v");
     client.send(CMD_READ, 0, 0, 32 << 20);
     // Its reply is under way as long as nobody reads it.
-    client.socket.read_exact(&mut [0; 4]).unwrap();
+    let mut magic = [0; ReplyHeader::MAGIC_BYTES];
+    client.socket.read_exact(&mut magic).unwrap();
     let socket = host.socket();
     let Host { server, directory, .. } = host;
     let stopping = std::thread::spawn(move || server.shutdown());
@@ -94,7 +95,9 @@ fn what_has_not_begun_when_the_server_shuts_down_gets_no_reply() {
     let mut rest = Vec::new();
     // The end may come as a reset, because of what was not taken.
     let _ = client.socket.read_to_end(&mut rest);
-    assert!((32 * MIB..32 * MIB + 100).contains(&rest.len()), "{} bytes", rest.len());
+    // The rest of one chunk, and no other.
+    let header = ReplyHeader::header_bytes(magic, HeaderMode::Extended).unwrap();
+    assert_eq!(rest.len(), header - magic.len() + 8 + 32 * MIB);
     stopping.join().unwrap();
     let mut bytes = [0; 4096];
     volume.read_at(&mut bytes, 0).unwrap();
@@ -124,6 +127,52 @@ fn a_whole_device_is_discarded_by_one_request() {
         volume.read_at(&mut bytes, 4096).unwrap();
         assert_eq!(bytes, [0; 8192]);
     }
+}
+
+/// What a client asks for behind the end: a write across it, a write, zeros, a read, a discard; and what it must be told.
+fn is_refused_behind(client: &mut Client, end: u64) {
+    for offset in [end - 4096, end] {
+        let write = client.header(CMD_WRITE, CMD_FLAG_PAYLOAD_LEN, offset, 8192);
+        client.socket.write_all(&[write, vec![9; 8192]].concat()).unwrap();
+        assert_eq!(client.reply(0).error, ENOSPC);
+        for (command, error) in [(CMD_WRITE_ZEROES, ENOSPC), (CMD_READ, EINVAL), (CMD_TRIM, EINVAL)] {
+            client.send(command, 0, offset, 8192);
+            assert_eq!(client.reply(0).error, error, "{command}");
+        }
+    }
+}
+
+/// A client keeps the size that it was told: what it writes is never accepted and lost.
+#[test]
+fn a_volume_changes_its_size_below_connected_clients() {
+    const OLD: u64 = 1 << 20;
+    let host = Host::new(NbdOptions::default());
+    let volume = host.store.create_volume("v", OLD).unwrap();
+    volume.write_at(&vec![7; MIB], 0).unwrap();
+    let bytes = |offset| {
+        let mut bytes = vec![1; 8192];
+        volume.read_at(&mut bytes, offset).map(|()| bytes)
+    };
+    let mut old = host.client(HeaderMode::Extended, "v");
+    host.store.resize("v", 2 * OLD, false).unwrap();
+    let mut new = host.client(HeaderMode::Extended, "v");
+    is_refused_behind(&mut old, OLD);
+    is_refused_behind(&mut new, 2 * OLD);
+    assert!(bytes(OLD - 4096).unwrap() == [[7; 4096], [0; 4096]].concat());
+    // Of what both know, each sees what the other has written.
+    for (writer, seed) in [(&mut old, 3), (&mut new, 4)] {
+        let write = writer.header(CMD_WRITE, CMD_FLAG_PAYLOAD_LEN, OLD - 8192, 8192);
+        writer.socket.write_all(&[write, vec![seed; 8192]].concat()).unwrap();
+        assert_eq!(writer.reply(0).error, 0);
+        assert!(bytes(OLD - 8192).unwrap() == [seed; 8192]);
+    }
+    let write = new.header(CMD_WRITE, CMD_FLAG_PAYLOAD_LEN, OLD, 8192);
+    new.socket.write_all(&[write, vec![5; 8192]].concat()).unwrap();
+    assert_eq!(new.reply(0).error, 0);
+    host.store.resize("v", OLD, true).unwrap();
+    is_refused_behind(&mut new, OLD);
+    host.store.resize("v", 2 * OLD, false).unwrap();
+    assert!(bytes(OLD - 4096).unwrap() == [[4; 4096], [0; 4096]].concat());
 }
 
 /// A disk that was made with sectors of 512 bytes is one: no client is made to read in larger units.
