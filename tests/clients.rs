@@ -2,12 +2,13 @@
 //!
 //! Needs the programs that `.ci/run` installs; a missing one fails the test that needs it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
 use volfork::source::{NbdOptions as SourceOptions, UriSources};
 use volfork::{Store, StoreOptions};
@@ -500,6 +501,45 @@ impl Served {
     fn uri(&self, export: &str) -> String {
         format!("nbd+unix:///{export}?socket={}", self.socket)
     }
+}
+
+#[test]
+fn a_device_goes_on_after_its_server_was_stopped_or_killed_and_started_again() {
+    const WRITES: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::create(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    store.create_volume("a", 4 * MIB as u64).and_then(|_| store.close()).unwrap();
+    let mut served = Served::start(dir.path());
+    let device = format!("driver=nbd,server.type=unix,server.path={},export=a,reconnect-delay=60", served.socket);
+    // Without buffers it takes its commands one by one. They are under way when a server ends, which is halted before.
+    let mut qemu = start("stdbuf", &["-i0", "-oL", "qemu-io", "--image-opts", &device]);
+    let mut qemu = Process(qemu.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("stdbuf runs"));
+    let (mut commands, lines) = (qemu.0.stdin.take().unwrap(), BufReader::new(qemu.0.stdout.take().unwrap()).lines());
+    let mut lines = lines.map_while(Result::ok).inspect(|line| assert!(!line.contains("failed"), "{line}"));
+    let mut expected = Vec::new();
+    for (seed, fault) in [(1, None), (2, Some(Signal::TERM)), (3, Some(Signal::KILL)), (4, None)] {
+        let pid = Pid::from_child(&served.process.0);
+        fault.map_or(Ok(()), |_| kill_process(pid, Signal::STOP)).unwrap();
+        for number in 0..WRITES {
+            writeln!(commands, "aio_write -P {seed} {} 64k", expected.len() + number * (64 << 10)).unwrap();
+        }
+        writeln!(commands, "aio_flush\nflush").unwrap();
+        expected.resize(expected.len() + WRITES * (64 << 10), seed);
+        if let Some(fault) = fault {
+            kill_process(pid, fault).and_then(|()| kill_process(pid, Signal::CONT)).unwrap();
+            served.process.0.wait().unwrap();
+            served = Served::start(dir.path());
+        }
+        assert_eq!(lines.by_ref().filter(|line| line.contains("wrote")).take(WRITES).count(), WRITES);
+    }
+    drop(commands);
+    lines.for_each(drop);
+    assert!(qemu.0.wait().unwrap().success());
+    drop(served);
+    let store = Store::open(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    let mut bytes = vec![0; expected.len()];
+    store.volume("a").unwrap().read_at(&mut bytes, 0).unwrap();
+    assert!(bytes == expected);
 }
 
 #[test]
