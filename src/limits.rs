@@ -46,6 +46,8 @@ pub struct Limits {
     pub opening_reserve_bytes: u64,
     /// Extents whose space is given back in one step.
     pub punch_extents: usize,
+    /// Runs of blocks whose space a store that is being closed gives back; what is left is found when it is opened again.
+    pub punches_at_end: usize,
     /// A queue's transfers up to this size through the page cache are made by the thread that submits them.
     pub inline_bytes_max: usize,
     /// What the store does wrong.
@@ -111,6 +113,7 @@ impl Limits {
         set_record_bytes_max: 128 << 10,
         opening_reserve_bytes: 4 << 20,
         punch_extents: 256,
+        punches_at_end: 4 << 10,
         inline_bytes_max: 256 << 10,
         #[cfg(feature = "sim")]
         planted: Planted::Nothing,

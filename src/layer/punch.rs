@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use crate::format::{BlocksRecord, ForgetRecord, Record, ShapeRecord};
 use crate::limits::{EXTENT_BLOCKS, Planted};
 
-/// Steps in which a store that is being closed gives back space.
-const PUNCH_STEPS_AT_END: usize = 1024;
+/// Runs of blocks whose space is given back in one step, beside those of its last extent.
+const PUNCHES_MAX: usize = 1 << 10;
 
 impl Layers {
     /// Makes whole blocks of a layer read as zero. `hides`: something below the layer may have these blocks.
@@ -166,14 +166,19 @@ impl Layers {
         ticket
     }
 
-    /// Gives back space of blocks that are durably gone, for a bounded number of extents. Answers whether there is more to do.
+    /// Gives back space of blocks that are durably gone, for a bounded number of extents and runs. Answers whether there is more to do.
     ///
     /// # Errors
     /// An I/O error; the space is found again when the store is swept.
     pub fn punch_step(&self) -> Result<bool> {
+        self.punch_some(PUNCHES_MAX).map(|made| made.is_some())
+    }
+
+    /// As [`Layers::punch_step`], until `punches_max` runs are reached. Answers how many runs there were; `None`: nothing was left to do.
+    fn punch_some(&self, punches_max: usize) -> Result<Option<usize>> {
         // Freed layers give back their space as a whole.
         let garbage = std::iter::from_fn(|| self.take_garbage()).find_map(|id| self.get(id));
-        let Some(layer) = garbage else { return Ok(false) };
+        let Some(layer) = garbage else { return Ok(None) };
         let mut extents: Vec<u32> = Vec::new();
         {
             let state = layer.state.lock();
@@ -187,29 +192,35 @@ impl Layers {
                     .and_then(|from| state.garbage.range(from..).next());
             }
         }
+        let mut punches = 0;
         for extent in extents {
-            self.punch_extent(&layer, extent)?;
+            punches += self.punch_extent(&layer, extent)?;
+            if punches >= punches_max {
+                break;
+            }
         }
         if !layer.state.lock().garbage.is_empty() {
             self.note_garbage(&layer);
         }
-        Ok(true)
+        Ok(Some(punches))
     }
 
     /// Gives back space before the store is closed. `false` if some is left, which is found when a store is opened that was not
     /// closed in order.
     pub(super) fn punch_all(&self) -> bool {
-        for _ in 0..PUNCH_STEPS_AT_END {
-            match self.punch_step() {
-                Ok(true) => {}
-                Ok(false) => return true,
+        let mut left = self.limits.punches_at_end;
+        while left > 0 {
+            match self.punch_some(left.min(PUNCHES_MAX)) {
+                Ok(Some(made)) => left = left.saturating_sub(made.max(1)),
+                Ok(None) => return true,
                 Err(_) => return false,
             }
         }
         false
     }
 
-    fn punch_extent(&self, layer: &Layer, extent: u32) -> Result<()> {
+    /// Answers how many runs of blocks there were.
+    fn punch_extent(&self, layer: &Layer, extent: u32) -> Result<usize> {
         let bits = extent_bits(&layer.state.lock().garbage, extent);
         let latched = self.latch_wait(layer, extent, &bits)?;
         // Behind the latch nobody makes these blocks present; those that became so meanwhile are somebody's data again.
@@ -228,16 +239,18 @@ impl Layers {
         result
     }
 
-    fn punch_blocks(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<()> {
+    fn punch_blocks(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<usize> {
         let first = extent * EXTENT_BLOCKS;
-        let Some(file) = self.data_file(layer, first)? else { return Ok(()) };
+        let Some(file) = self.data_file(layer, first)? else { return Ok(0) };
         let block_bytes = self.block_size.bytes();
+        let mut punches = 0;
         for run in bits.runs() {
+            punches += 1;
             let offset = self.place(first + run.start).1;
             let punched = file.punch(offset..offset + run.len() as u64 * block_bytes);
             punched.map_err(|error| Error::io(format!("cannot give back space of layer {}", layer.id), error))?;
         }
-        Ok(())
+        Ok(punches)
     }
 
     /// Notes blocks that are allocated in the layer's files but not present, as a crash leaves them.
