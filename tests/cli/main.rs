@@ -342,6 +342,18 @@ fn a_lock_names_its_owner() {
 }
 
 #[test]
+fn commands_that_make_the_store_at_once_share_it() {
+    let host = Host::bare();
+    fs::write(host.path("image"), [1; 4096]).unwrap();
+    let import = |index| host.command(&["-q", "import", &format!("v{index}"), "image"]).spawn().unwrap();
+    let children: Vec<Child> = (0..3).map(import).collect();
+    for mut child in children {
+        assert!(wait(&mut child).success());
+    }
+    assert_eq!(host.volumes(), ["v0", "v1", "v2"]);
+}
+
+#[test]
 fn short_commands_wait_for_one_another() {
     let host = Host::new();
     let spawn = |index| host.command(&["create", &format!("v{index}"), "--size", "1M"]).stdout(Stdio::null()).spawn().unwrap();

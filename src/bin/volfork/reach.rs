@@ -40,7 +40,10 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
         }
         match open(settings) {
             Err(failure) if failure.is(ErrorKind::NotFound) && makes_store => {
-                create(settings, BlockSize::DEFAULT, false).map(Reached::Store)
+                let made = create(settings, BlockSize::DEFAULT, false);
+                // Another command has made it a moment ago.
+                let is_there = made.as_ref().is_err_and(|failure| failure.is(ErrorKind::Exists));
+                if is_there { open(settings) } else { made }.map(Reached::Store)
             }
             Err(failure) if failure.is(ErrorKind::NotFound) => Err(missing(&settings.store)),
             opened => opened.map(Reached::Store),
