@@ -58,17 +58,17 @@ impl Catalog {
     }
 
     fn layer_mut(&mut self, layer: LayerId) -> Result<&mut LayerEntry, FormatError> {
-        self.layers.get_mut(&layer).ok_or_else(|| FormatError(format!("layer {layer} does not exist")))
+        self.layers.get_mut(&layer).ok_or_else(|| FormatError::damaged(format!("layer {layer} does not exist")))
     }
 
     fn volume_mut(&mut self, volume: VolumeId) -> Result<&mut VolumeEntry, FormatError> {
-        self.volumes.get_mut(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))
+        self.volumes.get_mut(&volume).ok_or_else(|| FormatError::damaged(format!("volume {volume} does not exist")))
     }
 
     fn add_layer(&mut self, record: &LayerRecord) -> Result<(), FormatError> {
         let layer = record.layer;
         if self.layers.contains_key(&layer) {
-            return Err(FormatError(format!("layer {layer} exists twice")));
+            return Err(FormatError::damaged(format!("layer {layer} exists twice")));
         }
         if let Some(parent) = record.parent {
             self.layer_mut(parent)?.children.insert(layer);
@@ -83,7 +83,7 @@ impl Catalog {
     fn add_volume(&mut self, record: &VolumeRecord) -> Result<(), FormatError> {
         let VolumeRecord { volume, head, size_bytes, created_at, name, parent } = record.clone();
         if self.volumes.contains_key(&volume) || self.names.contains_key(&name) {
-            return Err(FormatError(format!("volume {volume} '{name}' exists twice")));
+            return Err(FormatError::damaged(format!("volume {volume} '{name}' exists twice")));
         }
         self.layer_mut(head)?.names += 1;
         self.names.insert(name.clone(), volume);
@@ -103,14 +103,16 @@ impl Catalog {
         let label = format!("snapshot '{}@{name}' exists twice", entry.name);
         match entry.snapshots.push(SnapshotEntry { name, layer, size_bytes, created_at }) {
             true => Ok(()),
-            false => Err(FormatError(label)),
+            false => Err(FormatError::damaged(label)),
         }
     }
 
     fn add_lease(&mut self, lease: &LeaseRecord) -> Result<(), FormatError> {
         let LeaseRecord { volume, snapshot, .. } = lease;
         if self.volume_mut(*volume)?.snapshots.get(snapshot).is_none() {
-            return Err(FormatError(format!("there is a lease of snapshot '{snapshot}' of volume {volume}, which does not exist")));
+            return Err(FormatError::damaged(format!(
+                "there is a lease of snapshot '{snapshot}' of volume {volume}, which does not exist"
+            )));
         }
         self.leases.insert(lease);
         Ok(())
@@ -125,7 +127,7 @@ impl Catalog {
 
     fn rename(&mut self, volume: VolumeId, name: &str) -> Result<(), FormatError> {
         if self.names.contains_key(name) {
-            return Err(FormatError(format!("name '{name}' is taken")));
+            return Err(FormatError::damaged(format!("name '{name}' is taken")));
         }
         let entry = self.volume_mut(volume)?;
         let old = std::mem::replace(&mut entry.name, name.to_owned());
@@ -135,7 +137,7 @@ impl Catalog {
     }
 
     fn remove_volume(&mut self, volume: VolumeId) -> Result<Vec<LayerId>, FormatError> {
-        let entry = self.volumes.remove(&volume).ok_or_else(|| FormatError(format!("volume {volume} does not exist")))?;
+        let entry = self.volumes.remove(&volume).ok_or_else(|| FormatError::damaged(format!("volume {volume} does not exist")))?;
         self.names.remove(&entry.name);
         self.leases.remove_of(volume, None);
         self.keys.remove(&self.key(volume));
@@ -149,7 +151,7 @@ impl Catalog {
     fn remove_snapshot(&mut self, volume: VolumeId, name: &str) -> Result<Vec<LayerId>, FormatError> {
         let entry = self.volume_mut(volume)?;
         let removed = entry.snapshots.remove(name);
-        let snapshot = removed.ok_or_else(|| FormatError(format!("snapshot '{}@{name}' does not exist", entry.name)))?;
+        let snapshot = removed.ok_or_else(|| FormatError::damaged(format!("snapshot '{}@{name}' does not exist", entry.name)))?;
         self.leases.remove_of(volume, Some(name));
         self.release(snapshot.layer)
     }
@@ -157,7 +159,7 @@ impl Catalog {
     /// Takes one name off a layer and frees what nobody refers to, down the chain.
     fn release(&mut self, layer: LayerId) -> Result<Vec<LayerId>, FormatError> {
         let entry = self.layer_mut(layer)?;
-        entry.names = entry.names.checked_sub(1).ok_or_else(|| FormatError(format!("layer {layer} has no name to release")))?;
+        entry.names = entry.names.checked_sub(1).ok_or_else(|| FormatError::damaged(format!("layer {layer} has no name to release")))?;
         let mut freed = Vec::new();
         let mut next = Some(layer);
         while let Some(layer) = next {

@@ -43,9 +43,9 @@ impl BlockRun {
     fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
         let (layer, block, count) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
         if count == 0 || block.checked_add(count - 1).is_none() {
-            return Err(FormatError(format!("{count} blocks from {block} are not a run")));
+            return Err(FormatError::damaged(format!("{count} blocks from {block} are not a run")));
         }
-        let bytes = reader.take((count as usize).checked_mul(4).ok_or_else(|| FormatError("run is too long".into()))?)?;
+        let bytes = reader.take((count as usize).checked_mul(4).ok_or_else(|| FormatError::damaged("run is too long"))?)?;
         let checksums = bytes.as_chunks::<4>().0.iter().map(|chunk| u32::from_le_bytes(*chunk)).collect();
         Ok(Self { layer, block, checksums })
     }
@@ -66,7 +66,7 @@ impl PatchRecord {
         let (layer, block, offset, bytes) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?, reader.blob()?);
         let fits = offset.checked_add(bytes.len() as u32).is_some_and(|end| end <= BLOCK_BYTES_MAX);
         if bytes.is_empty() || !fits {
-            return Err(FormatError(format!("{} bytes at {offset} are not a part of a block", bytes.len())));
+            return Err(FormatError::damaged(format!("{} bytes at {offset} are not a part of a block", bytes.len())));
         }
         Ok(Self { layer, block, offset, bytes: bytes.to_vec() })
     }
@@ -128,7 +128,7 @@ tags! {
 fn range(reader: &mut Reader<'_>) -> Result<(LayerId, u32, u32), FormatError> {
     let (layer, first, last) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
     if last < first {
-        return Err(FormatError(format!("range from {first} to {last} is backwards")));
+        return Err(FormatError::damaged(format!("range from {first} to {last} is backwards")));
     }
     Ok((layer, first, last))
 }

@@ -4,11 +4,40 @@ use std::fmt;
 
 /// Why bytes could not be decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FormatError(pub String);
+pub struct FormatError {
+    kind: FormatErrorKind,
+    message: String,
+}
+
+/// What that means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormatErrorKind {
+    /// The bytes are not what was written.
+    Damaged,
+    /// They are whole, and of a program that knows more than this one.
+    Unsupported,
+}
+
+impl FormatError {
+    /// The bytes are not what was written.
+    pub fn damaged(message: impl Into<String>) -> Self {
+        Self { kind: FormatErrorKind::Damaged, message: message.into() }
+    }
+
+    /// A program that knows more than this one has written the bytes.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self { kind: FormatErrorKind::Unsupported, message: message.into() }
+    }
+
+    /// What the error means.
+    pub fn kind(&self) -> FormatErrorKind {
+        self.kind
+    }
+}
 
 impl fmt::Display for FormatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
@@ -33,8 +62,10 @@ impl<'a> Reader<'a> {
 
     /// Takes `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], FormatError> {
-        let (taken, rest) =
-            self.rest.split_at_checked(count).ok_or_else(|| FormatError(format!("ends {} bytes too early", count - self.rest.len())))?;
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(count)
+            .ok_or_else(|| FormatError::damaged(format!("ends {} bytes too early", count - self.rest.len())))?;
         self.rest = rest;
         Ok(taken)
     }
@@ -66,7 +97,7 @@ impl<'a> Reader<'a> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(FormatError(format!("flag is {other}, not 0 or 1"))),
+            other => Err(FormatError::damaged(format!("flag is {other}, not 0 or 1"))),
         }
     }
 
@@ -79,7 +110,7 @@ impl<'a> Reader<'a> {
     /// Takes a 32-bit length and that many bytes of UTF-8.
     pub fn text(&mut self) -> Result<String, FormatError> {
         let bytes = self.blob()?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| FormatError("text is not UTF-8".into()))
+        String::from_utf8(bytes.to_vec()).map_err(|_| FormatError::damaged("text is not UTF-8"))
     }
 }
 

@@ -122,25 +122,25 @@ impl FrameCheck {
 pub fn decode_frame<'a>(identity: &[u8; 16], journal: u64, bytes: &'a [u8]) -> Result<Frame<'a>, FormatError> {
     let mut reader = Reader::new(bytes);
     if reader.array::<4>()? != *FRAME_MAGIC {
-        return Err(FormatError("frame has no magic number".into()));
+        return Err(FormatError::damaged("frame has no magic number"));
     }
     let length = reader.u32()? as usize;
     let sequence = reader.u64()?;
     let kind = reader.u32()?;
     let length_max = if is_state(kind) { STATE_PAYLOAD_BYTES_MAX } else { FRAME_PAYLOAD_BYTES_MAX };
     if length > length_max {
-        return Err(FormatError(format!("frame claims {length} bytes, at most {length_max} are allowed")));
+        return Err(FormatError::damaged(format!("frame claims {length} bytes, at most {length_max} are allowed")));
     }
     let crc = reader.u32()?;
     let payload = reader.take(length)?;
     if checksum(identity, journal, &bytes[..CRC_AT], payload) != crc {
-        return Err(FormatError("frame checksum does not match".into()));
+        return Err(FormatError::damaged("frame checksum does not match"));
     }
     let kind = match kind {
         0 => FrameKind::State,
         1 => FrameKind::StateEnd,
         2 => FrameKind::Round,
-        other => return Err(FormatError(format!("frame kind {other} is unknown: use a newer program"))),
+        other => return Err(FormatError::unsupported(format!("frame kind {other} is unknown: use a newer program"))),
     };
     Ok(Frame { sequence, kind, payload })
 }

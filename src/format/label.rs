@@ -74,7 +74,7 @@ pub(super) fn read_labels(reader: &mut Reader<'_>) -> Result<Labels, FormatError
     for _ in 0..reader.u32()? {
         let (key, value) = (reader.text()?, reader.text()?);
         if labels.last_key_value().is_some_and(|(last, _)| *last >= key) {
-            return Err(FormatError(format!("label '{key}' is out of order")));
+            return Err(FormatError::damaged(format!("label '{key}' is out of order")));
         }
         labels.insert(key, value);
     }

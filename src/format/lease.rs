@@ -53,7 +53,7 @@ fn text(reader: &mut Reader<'_>) -> Result<String, FormatError> {
     let text = reader.text()?;
     match text.len() {
         0..=LEASE_TEXT_BYTES_MAX => Ok(text),
-        bytes => Err(FormatError(format!("a name in a lease has {bytes} bytes, at most {LEASE_TEXT_BYTES_MAX} are taken"))),
+        bytes => Err(FormatError::damaged(format!("a name in a lease has {bytes} bytes, at most {LEASE_TEXT_BYTES_MAX} are taken"))),
     }
 }
 

@@ -20,7 +20,7 @@ mod tags;
 mod trace;
 
 pub use blocks::{BlockRun, BlocksRecord, PatchRecord};
-pub use bytes::{FormatError, Reader, Writer};
+pub use bytes::{FormatError, FormatErrorKind, Reader, Writer};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_MAGIC, Frame, FrameCheck, FrameKind, decode_frame, encode_frame, frame_bytes};
 pub use label::{ALL_LABELS_BYTES_MAX, HeldRecord, LabelChange, Labels, changed_labels, valid_labels};
 pub use lease::{LEASE_TEXT_BYTES_MAX, LeaseRecord, LesseeRecord};

@@ -43,7 +43,7 @@ fn write_bitmap(writer: &mut Writer, bitmap: &RoaringBitmap) {
 fn read_bitmap(reader: &mut Reader<'_>) -> Result<RoaringBitmap, FormatError> {
     let bytes = reader.blob()?;
     // Each container costs at least a few bytes of input, so the input bounds what this reserves.
-    RoaringBitmap::deserialize_from(bytes).map_err(|error| FormatError(format!("bitmap is damaged: {error}")))
+    RoaringBitmap::deserialize_from(bytes).map_err(|error| FormatError::damaged(format!("bitmap is damaged: {error}")))
 }
 
 /// The part of a set that lies in a range, in its smallest form.

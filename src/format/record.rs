@@ -102,7 +102,7 @@ impl Record {
         }
         match BlocksRecord::decode(tag, reader)? {
             Some(record) => Ok(Self::Blocks(record)),
-            None => Err(FormatError(format!("record type {tag} is unknown: use a newer program"))),
+            None => Err(FormatError::unsupported(format!("record type {tag} is unknown: use a newer program"))),
         }
     }
 

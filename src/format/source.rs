@@ -78,7 +78,7 @@ pub(super) fn write_uris(writer: &mut Writer, uris: &[String]) {
 pub(super) fn read_uris(reader: &mut Reader<'_>) -> Result<Vec<String>, FormatError> {
     match reader.u32()? as usize {
         count @ 1..=SOURCE_URIS_MAX => (0..count).map(|_| reader.text()).collect(),
-        count => Err(FormatError(format!("a source has {count} addresses, 1 to {SOURCE_URIS_MAX} are taken"))),
+        count => Err(FormatError::damaged(format!("a source has {count} addresses, 1 to {SOURCE_URIS_MAX} are taken"))),
     }
 }
 
@@ -88,7 +88,7 @@ pub(super) fn read_settings(reader: &mut Reader<'_>) -> Result<HydrationSettings
         0 => HydrationPriority::Low,
         1 => HydrationPriority::Normal,
         2 => HydrationPriority::High,
-        other => return Err(FormatError(format!("priority is {other}, not 0 to 2"))),
+        other => return Err(FormatError::damaged(format!("priority is {other}, not 0 to 2"))),
     };
     Ok(HydrationSettings { paused, rate_bytes_per_second, deadline, priority })
 }

@@ -60,24 +60,26 @@ impl SuperblockSlot<'_> {
     /// # Errors
     /// Says which of them is wrong; a feature bit this program does not know is named by its number.
     pub fn verify(&self) -> Result<Superblock, FormatError> {
-        let mut reader = Reader::new(self.0.get(..CRC_AT).ok_or_else(|| FormatError("is too short".into()))?);
+        let mut reader = Reader::new(self.0.get(..CRC_AT).ok_or_else(|| FormatError::damaged("is too short"))?);
         let crc = Reader::new(self.0.get(CRC_AT..).unwrap_or_default()).u32()?;
         if reader.array::<8>()? != *MAGIC {
-            return Err(FormatError("has no magic number: this is not a volfork store".into()));
+            return Err(FormatError::damaged("has no magic number: this is not a volfork store"));
         }
         if crc32fast::hash(&self.0[..CRC_AT]) != crc {
-            return Err(FormatError("checksum does not match".into()));
+            return Err(FormatError::damaged("checksum does not match"));
         }
         let version = reader.u32()?;
         if version != VERSION {
-            return Err(FormatError(format!("version is {version}, this program knows {VERSION}: use a program that knows it")));
+            return Err(FormatError::unsupported(format!(
+                "version is {version}, this program knows {VERSION}: use a program that knows it"
+            )));
         }
-        let block_size = BlockSize::new(reader.u32()?).map_err(|error| FormatError(error.to_string()))?;
+        let block_size = BlockSize::new(reader.u32()?).map_err(|error| FormatError::damaged(error.to_string()))?;
         let (generation, store_id, journal, features) = (reader.u64()?, reader.array()?, reader.u64()?, reader.u64()?);
         let unknown = features >> FEATURES_KNOWN.len();
         if unknown != 0 {
             let bit = unknown.trailing_zeros() as usize + FEATURES_KNOWN.len();
-            return Err(FormatError(format!("needs feature number {bit}, which this program does not know: use a newer one")));
+            return Err(FormatError::unsupported(format!("needs feature number {bit}, which this program does not know: use a newer one")));
         }
         Ok(Superblock { block_size, generation, store_id, journal, leases: features & LEASES != 0 })
     }
@@ -149,6 +151,6 @@ mod tests {
         future[48] = 4;
         let crc = crc32fast::hash(&future[..CRC_AT]);
         future[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        assert!(SuperblockSlot(&future).verify().unwrap_err().0.contains("feature number 2"));
+        assert!(SuperblockSlot(&future).verify().unwrap_err().to_string().contains("feature number 2"));
     }
 }

@@ -72,22 +72,22 @@ impl Trace {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut reader = Reader::new(bytes);
         if reader.take(MAGIC.len())? != MAGIC {
-            return Err(FormatError("this is no trace".into()));
+            return Err(FormatError::damaged("this is no trace"));
         }
         let (count, checksum) = (reader.u32()? as usize, reader.u32()?);
         if count > TRACE_RUNS_MAX {
-            return Err(FormatError(format!("a trace has {count} runs, {TRACE_RUNS_MAX} are taken")));
+            return Err(FormatError::damaged(format!("a trace has {count} runs, {TRACE_RUNS_MAX} are taken")));
         }
         let body = reader.take(count * 8)?;
         if crc32fast::hash(body) != checksum {
-            return Err(FormatError("the trace does not match its checksum".into()));
+            return Err(FormatError::damaged("the trace does not match its checksum"));
         }
         let mut reader = Reader::new(body);
         let mut runs = Vec::with_capacity(count);
         while !reader.is_empty() {
             let (start, blocks) = (reader.u32()?, reader.u32()?);
             let end = start.checked_add(blocks).filter(|_| blocks > 0);
-            runs.push(start..end.ok_or_else(|| FormatError(format!("{blocks} blocks from {start} are not a run")))?);
+            runs.push(start..end.ok_or_else(|| FormatError::damaged(format!("{blocks} blocks from {start} are not a run")))?);
         }
         Ok(Self { runs })
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use super::torn::whole_frame_behind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    FRAME_HEADER_BYTES, FormatError, Frame, FrameCheck, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths, Superblock,
-    SuperblockSlot, decode_frame, frame_bytes,
+    FRAME_HEADER_BYTES, FormatError, FormatErrorKind, Frame, FrameCheck, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths,
+    Superblock, SuperblockSlot, decode_frame, frame_bytes,
 };
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
 use crate::limits::{Limits, STATE_PAYLOAD_BYTES_MAX};
@@ -112,6 +112,10 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
         other => other.map_err(|error| Error::io(format!("cannot open the journal {}", path.display()), error))?,
     };
     let unreadable = |error| Error::io(format!("cannot read {}", path.display()), error);
+    let wrong = |what: String, error: FormatError| match error.kind() {
+        FormatErrorKind::Damaged => damaged(format!("{what} {error}")),
+        FormatErrorKind::Unsupported => Error::new(ErrorKind::Unsupported, format!("{}: {what} {error}", path.display())),
+    };
     let mut loaded = Loaded {
         superblock,
         state: Vec::new(),
@@ -130,7 +134,7 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
         let frame = decode_frame(&superblock.store_id, superblock.journal, &bytes);
         let frame = match frame.and_then(|frame| if complete { not_left_over(frame, loaded.sequence) } else { Ok(frame) }) {
             Ok(frame) => frame,
-            Err(error) if !complete => return Err(damaged(format!("state at offset {offset} {error}"))),
+            Err(error) if !complete => return Err(wrong(format!("state at offset {offset}"), error)),
             Err(error) => {
                 // A round begins after the one before it is durable, so what a crash tore has nothing behind it.
                 return match whole_frame_behind(&*file, &superblock, offset, loaded.sequence + 1).map_err(unreadable)? {
@@ -143,7 +147,7 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
             let (found, wanted) = (frame.sequence, loaded.sequence + 1);
             return Err(damaged(format!("frame at offset {offset} has number {found}, where {wanted} is due")));
         }
-        let records = Record::decode_all(frame.payload).map_err(|error| damaged(format!("frame at offset {offset}: {error}")))?;
+        let records = Record::decode_all(frame.payload).map_err(|error| wrong(format!("frame at offset {offset}:"), error))?;
         match (frame.kind, complete) {
             (FrameKind::State, false) => loaded.state.extend(records),
             (FrameKind::StateEnd, false) => {
@@ -167,7 +171,7 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
 fn not_left_over(frame: Frame<'_>, sequence: u64) -> std::result::Result<Frame<'_>, FormatError> {
     match frame.kind == FrameKind::Round && frame.sequence > sequence {
         true => Ok(frame),
-        false => Err(FormatError("frame is left over from an earlier try".into())),
+        false => Err(FormatError::damaged("frame is left over from an earlier try")),
     }
 }
 
@@ -229,12 +233,11 @@ fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Slots> {
         match SuperblockSlot(slot).verify() {
             Ok(superblock) => slots.push(superblock),
             Err(_) if slot.iter().all(|byte| *byte == 0) => empty = true,
-            Err(error) => problems.push((number, error.to_string())),
+            Err(error) if error.kind() == FormatErrorKind::Unsupported => {
+                return Err(Error::new(ErrorKind::Unsupported, format!("{}: slot {number} {error}", path.display())));
+            }
+            Err(error) => problems.push((number, error)),
         }
-    }
-    let refusal = problems.iter().find(|(_, problem)| problem.contains("use a "));
-    if let Some((number, problem)) = refusal {
-        return Err(Error::new(ErrorKind::Unsupported, format!("{}: slot {number} {problem}", path.display())));
     }
     let mut warnings: Vec<_> = problems.iter().map(|(number, problem)| format!("{}: slot {number} {problem}", path.display())).collect();
     if surplus > 0 {

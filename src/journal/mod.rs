@@ -419,6 +419,26 @@ mod tests {
         assert!(load(&*disk, &paths, &Limits::DEFAULT).unwrap().rounds.is_empty());
     }
 
+    #[test]
+    fn what_a_newer_program_wrote_is_not_called_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
+        let paths = StorePaths::new(dir.path());
+        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, leases: false };
+        let state = std::iter::empty();
+        let mut journal = Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, state, Limits::DEFAULT).unwrap();
+        for (record, kind) in [(b"\xff", ErrorKind::Unsupported), (b"\x01", ErrorKind::Corrupt)] {
+            let whole = journal.log_bytes();
+            journal.append(record).unwrap();
+            let refused = load(&*disk, &paths, &Limits::DEFAULT).map(drop).unwrap_err();
+            assert_eq!(refused.kind(), kind, "{refused}");
+            assert_eq!(refused.to_string().contains("restore the store from a backup"), kind == ErrorKind::Corrupt, "{refused}");
+            let file = std::fs::OpenOptions::new().write(true).open(paths.journal(1)).unwrap();
+            file.set_len(journal.state_bytes() + whole).unwrap();
+            journal = Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, std::iter::empty(), Limits::DEFAULT).unwrap();
+        }
+    }
+
     /// As a program wrote it that did not cut the presence of a layer.
     #[test]
     fn a_state_in_a_frame_larger_than_any_that_is_written_is_read() {
