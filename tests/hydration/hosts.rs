@@ -1,5 +1,7 @@
 //! Stores that serve each other over NBD.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +11,8 @@ use volfork::source::{
     Arrival, NbdOptions as NbdSourceOptions, NbdSource, OnArrival, ReadClass, Source, SourceExt, SourceOpener, UriSources,
 };
 use volfork::store::HydrationControl;
+use volfork::wire::constants::{CMD_CACHE, CMD_READ, OPT_EXPORT_NAME};
+use volfork::wire::{HeaderMode, OptionRequest, ReplyHeader, Request};
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -259,6 +263,34 @@ fn a_server_stops_although_its_readers_wait_for_a_source_that_hangs() {
     actor.release();
     a.finish("v");
     b.store.close().unwrap();
+}
+
+#[test]
+fn hints_about_blocks_that_do_not_come_keep_no_client_from_being_served() {
+    let stage = Stage::default();
+    let actor = stage.add(Actor::new("a://", &pattern(25, 4 << 20)));
+    actor.play(|_, _| Play::Hang);
+    let a = Host::with(Arc::new(stage));
+    a.store.fork("a://", "v").unwrap().write_at(&[9; 4096], 0).unwrap();
+    let mut client = UnixStream::connect(a.dir.path().join("nbd.sock")).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.read_exact(&mut [0; 18]).unwrap();
+    client.write_all(&[&3u32.to_be_bytes()[..], &OptionRequest::encode(OPT_EXPORT_NAME, b"v")].concat()).unwrap();
+    client.read_exact(&mut [0; 10]).unwrap();
+    let request = |command, cookie, offset| Request { flags: 0, command, cookie, offset, length: 4096 }.encode(false);
+    // More than may be under way.
+    let hints = (1..=300).flat_map(|number| request(CMD_CACHE, number, number * 8192));
+    client.write_all(&hints.chain(request(CMD_READ, 0, 0)).collect::<Vec<_>>()).unwrap();
+    let mut reply = [0; 16];
+    while ReplyHeader::decode(&reply, HeaderMode::Simple) != Ok(ReplyHeader::Simple { error: 0, cookie: 0 }) {
+        client.read_exact(&mut reply).expect("the read is not served");
+    }
+    let mut bytes = [0; 4096];
+    client.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, [9; 4096]);
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    a.finish("v");
 }
 
 #[test]
