@@ -64,6 +64,16 @@ impl fmt::Display for VolumeKey {
     }
 }
 
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// [`ErrorKind::Io`]: the system has no randomness.
+pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
+    Ok(bytes)
+}
+
 /// Identity of a lease. Random, so that nobody can name the lease of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId(pub [u8; 16]);
@@ -74,9 +84,7 @@ impl LeaseId {
     /// # Errors
     /// [`ErrorKind::Io`]: the system has no randomness.
     pub fn random() -> Result<Self> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
-        Ok(Self(bytes))
+        random_bytes().map(Self)
     }
 }
 

@@ -8,6 +8,7 @@
 //! - A lease goes with its snapshot; a lessee stays when its layer has gone, until the lease was given back.
 //! - Numbers of layers and volumes are never used twice.
 #![deny(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod apply;
 mod leases;

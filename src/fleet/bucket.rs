@@ -22,6 +22,7 @@ use tokio::runtime::Runtime;
 
 use super::layout::CLOCK;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::random_bytes;
 
 /// Objects that are read at the same time.
 const READS_AT_ONCE: usize = 32;
@@ -295,9 +296,7 @@ fn pause_after(attempt: u32) -> Result<Duration> {
 /// # Errors
 /// The system has no randomness.
 pub fn random() -> Result<u64> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
-    Ok(u64::from_le_bytes(bytes))
+    random_bytes().map(u64::from_le_bytes)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::wake::Waker;
 use super::window::Sent;
 use super::writes::Writes;
 use crate::format::Trace;
+use crate::ids::random_bytes;
 use crate::io::{Ring, give_way};
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -34,8 +35,7 @@ const PANIC_PAUSE: Duration = Duration::from_secs(5);
 const DEADLINE_INTERVAL: Duration = Duration::from_secs(1);
 
 fn random() -> Option<u64> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
+    random_bytes().ok().map(u64::from_le_bytes)
 }
 
 /// What backfill waits for.

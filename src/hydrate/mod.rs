@@ -15,6 +15,8 @@
 //!   a guard that gives it back when it is dropped: an error or a panic on any way out costs one request.
 //! - No wait depends on a source alone: [`Hydrator::stop`] and [`Hydrator::give_up_waiting`] end each, whether the source answers,
 //!   closes, or does neither. Threads that ask what may never be answered touch nothing but the source.
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
+
 mod ahead;
 mod backfill;
 mod budget;

@@ -40,6 +40,7 @@
 //! beginning round waits for writers of its blocks, which need none of them. The table of layers is never locked while another lock
 //! is waited for.
 #![deny(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod admit;
 mod admitted;

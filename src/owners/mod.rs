@@ -7,6 +7,8 @@
 //! - An unresolved cell means the same to every map that shares it: a map resolves an extent before it changes it, so the
 //!   open layers above the point where the maps parted hold nothing in it.
 //! - Reads do not depend on the depth of the chain: only resolving does, once an extent.
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
+
 mod leaf;
 
 use std::ops::Range;

@@ -13,6 +13,8 @@
 //!   again.
 //! - A panic of an export costs the connection on whose thread it comes. A shutdown ends although an export hangs: its time is
 //!   bounded, and nothing is waited for beyond it.
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
+
 mod budget;
 mod clients;
 mod connection;

@@ -6,6 +6,8 @@
 //!
 //! # Invariants
 //! - A source that panics, drops a callback, answers without bytes or never answers costs its own requests and nothing else.
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
+
 mod about;
 mod arrival;
 mod connect;

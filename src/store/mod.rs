@@ -3,6 +3,7 @@
 //! The cast: [`Store`] is the handle; opening and recovery are in `open`, background work in `background`, verification in
 //! `scrub` (open store) and `check` (closed store); volumes that are being filled in `unfinished`.
 #![deny(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod background;
 mod check;

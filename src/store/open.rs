@@ -10,7 +10,7 @@ use crate::catalog::Catalog;
 use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlocksRecord, Record, ShapeRecord, StorePaths, Superblock};
-use crate::ids::{BlockSize, LayerId, VolumeId};
+use crate::ids::{BlockSize, LayerId, VolumeId, random_bytes};
 use crate::io::{Access, Disk};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
@@ -219,8 +219,7 @@ impl OpenStore {
             return Err(Error::new(ErrorKind::InvalidInput, text));
         }
         make(&paths.layers())?;
-        let mut store_id = [0; 16];
-        getrandom::fill(&mut store_id).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
+        let store_id = random_bytes()?;
         let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0, leases: false };
         let recovery = Recovery::new(layer_config(&paths, &options, &superblock));
         Self::start(paths, options, superblock, 0, Catalog::new(store_id), recovery, lock)

@@ -11,9 +11,10 @@
 use std::collections::BTreeMap;
 
 use super::Store;
-#[cfg(feature = "images")]
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "images")]
+use crate::ids::random_bytes;
 use crate::limits::NAME_BYTES_MAX;
 use crate::volume::{Admit, Announced, ForkOptions, LAYERS_OF_LABEL, Volume};
 
@@ -107,8 +108,7 @@ impl Store {
 }
 
 fn random_name(name: &str) -> Result<String> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|error| Error::new(ErrorKind::Io, format!("the system has no randomness: {error}")))?;
+    let bytes = random_bytes::<8>()?;
     let begin = name.floor_char_boundary(NAME_BYTES_MAX - SUFFIX.len() - 2 * bytes.len());
     Ok(format!("{}{SUFFIX}{:016x}", &name[..begin], u64::from_le_bytes(bytes)))
 }

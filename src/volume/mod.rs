@@ -2,6 +2,7 @@
 //!
 //! The cast: a `Core` is what the volumes of a store share; a `Head` is one open volume, with its view of the chain and its gate; [`Volume`] and [`Snapshot`] are the handles that users hold; a [`Queue`] takes many requests at once.
 #![deny(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod births;
 mod core;

@@ -2,6 +2,8 @@
 //!
 //! # Invariants
 //! - Decoders take untrusted bytes and return errors; they never panic and never reserve more than their input or a fixed limit.
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
+
 pub mod constants;
 mod cursor;
 mod deadline;
