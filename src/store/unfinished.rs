@@ -130,7 +130,8 @@ impl ReservedName {
             labels.insert(UNFINISHED_LABEL.to_owned(), name.clone());
             tries += 1;
             match make(&name, labels) {
-                Err(error) if error.kind() == ErrorKind::Exists && tries < TRIES => {}
+                // Something else that exists, as a reservation that was used, is no reason for another name.
+                Err(error) if error.kind() == ErrorKind::Exists && tries < TRIES && self.store.volume(&name).is_ok() => {}
                 made => return Ok(Unfinished { reserved: self, volume: made?, kept: false }),
             }
         }

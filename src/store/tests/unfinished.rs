@@ -3,6 +3,8 @@
 use std::mem;
 
 use super::*;
+use crate::error::Error;
+use crate::volume::ForkOptions;
 
 #[test]
 fn a_name_is_taken_until_its_volume_is_whole() {
@@ -56,4 +58,19 @@ fn only_what_a_crash_left_is_swept() {
     for name in ["v.importing", "mine", &renamed] {
         assert!(store.show(name).unwrap().labels.is_empty(), "{name}");
     }
+}
+
+/// A host in a fleet is asked over the network.
+#[test]
+fn a_fork_of_another_size_that_is_refused_is_asked_for_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::create(directory.path(), options()).unwrap();
+    store.create_volume("base", 1 << 20).unwrap();
+    let fork = ForkOptions { size_bytes: Some(2 << 20), ..ForkOptions::default() };
+    let mut asked = 0;
+    let refused = store.fork_admitted(&["base".to_owned()], "v", &fork, &mut |_, _| {
+        asked += 1;
+        Err(Error::new(ErrorKind::Exists, "the reservation was used"))
+    });
+    assert_eq!((refused.err().unwrap().to_string().as_str(), asked), ("the reservation was used", 1));
 }
