@@ -20,6 +20,8 @@ const UNTOLD_SECONDS: u64 = 300;
 pub struct Birth<'a> {
     /// The volume and its machine; regions, image, snapshot and count do not matter.
     pub wanted: &'a Request,
+    /// Whether the volume is there already, and `wanted` is what it grows by.
+    pub grows: bool,
     /// The reservation that it uses up; without one, one is made. Only one at a time may name it: that it was used is seen when the
     /// volume is there.
     pub reservation: Option<&'a str>,
@@ -74,7 +76,7 @@ impl SharedFleet {
             let made = match fits(&own, &others, &found, &wanted, hold_seconds, now) {
                 Ok(made) => made,
                 // As for a scheduler: something may have been counted twice.
-                Err(refused) => return Ok(Change::KeepIfSame(Err(refused))),
+                Err(why) => return Ok(Change::KeepIfSame(Err(refused(birth, &why)))),
             };
             // If the answer to an earlier try was lost, its end was put off already.
             lapses = lapses.or(taken.as_ref().map(|taken| taken.expires_at));
@@ -145,8 +147,15 @@ fn take(book: &mut Book, id: &str, own: &HostInventory, wanted: &mut Request, no
     }
 }
 
-/// What would hold room for `wanted` on the host `own`, beside all that the book holds.
-fn fits(own: &HostInventory, others: &[HostInventory], book: &Book, wanted: &Request, hold_seconds: u64, now: u64) -> Result<Reservation> {
+/// What would hold room for `wanted` on the host `own`, beside all that the book holds; or why nothing does.
+fn fits(
+    own: &HostInventory,
+    others: &[HostInventory],
+    book: &Book,
+    wanted: &Request,
+    hold_seconds: u64,
+    now: u64,
+) -> std::result::Result<Reservation, String> {
     // What the others have matters, and they are no choice.
     let others = others.iter().map(|host| HostInventory { status: HostStatus::Draining, ..host.clone() });
     let hosts: Vec<_> = others.chain([own.clone()]).collect();
@@ -156,6 +165,13 @@ fn fits(own: &HostInventory, others: &[HostInventory], book: &Book, wanted: &Req
         return Ok(placed.reservation);
     }
     let nearest = placement.nothing.as_ref().and_then(|nothing| nothing.nearest.as_ref()).map(ToString::to_string);
-    let why = nearest.or(placement.refused).unwrap_or_else(|| format!("{} takes no machines", own.host));
-    Err(Error::new(ErrorKind::NoSpace, format!("volume '{}' may not be made on this host: {why}; place it on another one", wanted.volume)))
+    Err(nearest.or(placement.refused).unwrap_or_else(|| format!("{} takes no machines", own.host)))
+}
+
+fn refused(birth: &Birth<'_>, why: &str) -> Error {
+    let message = match birth.grows {
+        true => format!("the volume may not grow on this host: {why}; free room there first, or let it grow by less"),
+        false => format!("volume '{}' may not be made on this host: {why}; place it on another one", birth.wanted.volume),
+    };
+    Error::new(ErrorKind::NoSpace, message)
 }

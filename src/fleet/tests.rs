@@ -146,7 +146,7 @@ fn a_report_that_is_due_is_written_though_nothing_is_new() {
 }
 
 fn admit(fleet: &SharedFleet, own: &HostInventory, reservation: Option<&str>, wanted: &Request, now: u64) -> Result<Admitted> {
-    fleet.admit(&Birth { wanted, reservation, own: &|| Ok(own.clone()) }, now)
+    fleet.admit(&Birth { wanted, grows: false, reservation, own: &|| Ok(own.clone()) }, now)
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn hosts_and_schedulers_together_do_not_oversell() {
     let make = |reservation: Option<&str>, volume: &str| {
         let look = || Ok(own.lock().unwrap().clone());
         let wanted = machine(volume);
-        let admitted = fleet.admit(&Birth { wanted: &wanted, reservation, own: &look }, NOW).ok()?;
+        let admitted = fleet.admit(&Birth { wanted: &wanted, grows: false, reservation, own: &look }, NOW).ok()?;
         let mut own = own.lock().unwrap();
         *own.used.cpus.entry("shared".into()).or_default() += 1;
         assert!(own.used.cpus["shared"] <= 7, "the host was oversold");
@@ -560,7 +560,7 @@ fn a_reservation_that_was_taken_twice_is_given_back_as_it_was() {
         }
         Ok(own.clone())
     };
-    let taken = fleet.admit(&Birth { wanted: &machine("v"), reservation: Some(&id), own: &look }, NOW).unwrap();
+    let taken = fleet.admit(&Birth { wanted: &machine("v"), grows: false, reservation: Some(&id), own: &look }, NOW).unwrap();
     assert_eq!(asked.get(), 3);
     fleet.give_back(&taken).unwrap();
     assert_eq!(fleet.load().unwrap().reservations, before);

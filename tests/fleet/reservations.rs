@@ -188,6 +188,7 @@ fn what_is_imported_or_extended_breaks_no_capacity_unless_it_is_forced() {
     for refused in [&["extend", "disk", "--size", "29M"][..], &["extend", "disk", "--size", "+8M"], &["import", "large", "image"]] {
         let (kind, message) = place.error("one", refused);
         assert!(kind == "no_space" && message.contains("--force"), "{refused:?}: {kind}: {message}");
+        assert_eq!(message.contains("may not grow on this host: one: 7.0 MiB"), refused[0] == "extend", "{message}");
     }
     // A stream is held for as it comes; its length is not known before.
     let stream = |name: &str, bytes: usize| {
@@ -206,6 +207,7 @@ fn what_is_imported_or_extended_breaks_no_capacity_unless_it_is_forced() {
     };
     let output = stream("large", 8 * MIB);
     assert!(!output.status.success() && text(&output.stderr).contains("no_space"), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("importing"), "it has a name of its own meanwhile: {}", text(&output.stderr));
     let output = stream("small", 3 * MIB);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let sizes = |place: &Place| {

@@ -41,7 +41,7 @@ fn a_host_that_comes_to_a_zone_while_another_makes_a_volume_is_seen() {
         }
         Ok(own.clone())
     };
-    let refused = fleet.admit(&Birth { wanted: &alone(), reservation: None, own: &look }, NOW).unwrap_err();
+    let refused = fleet.admit(&Birth { wanted: &alone(), grows: false, reservation: None, own: &look }, NOW).unwrap_err();
     assert!(refused.kind() == ErrorKind::NoSpace && asked.get() == 2, "{refused}");
 }
 

@@ -120,26 +120,24 @@ impl FleetGate {
             unique_zone_app_wide: hints.unique_zone_app_wide,
             ..Need::default()
         };
-        let (resources, admission) = self.hold(store, &wanted, size_bytes, reservation.as_deref(), taken)?;
+        let own = || self.own(store);
+        let birth = Birth { wanted: &wanted, grows: false, reservation: reservation.as_deref(), own: &own };
+        let (resources, admission) = self.hold(&birth, size_bytes, taken)?;
         // The machine uses what is held for it, also if it did not ask for a kind.
         labels.extend(hints.of_kinds(&resources).labels());
         Ok(admission)
     }
 
+    fn own(&self, store: &Store) -> Result<HostInventory> {
+        self.unconfirmed.seen(|| self.facts.amounts(store))
+    }
+
     /// Holds what is wanted for a volume that is getting a size.
-    fn hold(
-        &self,
-        store: &Store,
-        wanted: &Need,
-        size_bytes: u64,
-        reservation: Option<&str>,
-        taken: Option<Taken>,
-    ) -> Result<(Resources, Admission)> {
-        let birth = Birth { wanted, reservation, own: &|| self.unconfirmed.seen(|| self.facts.amounts(store)) };
+    fn hold(&self, birth: &Birth<'_>, size_bytes: u64, taken: Option<Taken>) -> Result<(Resources, Admission)> {
         self.fleet.check_clock(now)?;
-        let admitted = self.fleet.admit(&birth, now())?;
-        if reservation.is_none() {
-            self.unconfirmed.add(&admitted.id, &wanted.volume, size_bytes);
+        let admitted = self.fleet.admit(birth, now())?;
+        if birth.reservation.is_none() {
+            self.unconfirmed.add(&admitted.id, &birth.wanted.volume, size_bytes);
         }
         let (fleet, unconfirmed, resources) = (self.fleet.clone(), self.unconfirmed.clone(), admitted.resources.clone());
         let admission = Admission::telling(move |is_made| {
@@ -169,7 +167,8 @@ impl Gate for FleetGate {
             return Ok(Admission::default());
         }
         let wanted = Need { volume: name.to_owned(), volume_bytes: sizes.end - sizes.start, ..Need::default() };
-        self.hold(store, &wanted, sizes.end, None, None).map(|(_, admission)| admission).map_err(forceable)
+        let birth = Birth { wanted: &wanted, grows: true, reservation: None, own: &|| self.own(store) };
+        self.hold(&birth, sizes.end, None).map(|(_, admission)| admission).map_err(forceable)
     }
 }
 

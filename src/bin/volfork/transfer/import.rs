@@ -27,7 +27,8 @@ use crate::request::{Moved, Progress, Watcher};
 
 /// Pieces read ahead of the writes.
 const AHEAD: usize = 8;
-/// Smallest step by which the volume of a stream grows; it is cut to the stream's length at the end.
+/// The volume of a stream grows by half of its size, and at least by this, where there is room; it is cut to the stream's length at
+/// the end.
 const GROWTH_BYTES_MIN: u64 = 1 << 30;
 /// First bytes of a qcow2 image.
 const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
@@ -130,7 +131,7 @@ fn copy(volume: &Volume, grow: &Grow<'_>, image: Image, head: Vec<u8>, watcher: 
         let stop = &stop;
         let reader = scope.spawn(move || read(image, head, &sender, stop));
         let mut target =
-            Target { volume, resize: grow, writes: Writes::new(volume.queue(DEPTH)?), grows: total.is_none(), end: 0, data_bytes: 0 };
+            Target { volume, resize: grow, writes: Writes::new(volume.queue(DEPTH)?), grows: total.is_none(), step: u64::MAX, end: 0, data_bytes: 0 };
         let written = loop {
             match receiver.recv_timeout(Duration::from_millis(200)) {
                 Ok((offset, data)) => {
@@ -207,6 +208,8 @@ struct Target<'a> {
     writes: Writes,
     /// The length is not known before the end.
     grows: bool,
+    /// Most that it grows by next.
+    step: u64,
     end: u64,
     data_bytes: u64,
 }
@@ -222,17 +225,23 @@ impl Target<'_> {
         self.writes.push()
     }
 
-    /// In steps, because each one is a record with a barrier.
+    /// In few steps, because each one is a record with a barrier, and in a fleet a reservation. What does not fit is halved, so near the
+    /// largest size, and on a host with little room, the steps are few, too.
     fn grow(&mut self) -> Result<()> {
         let size_bytes = self.volume.size_bytes();
         if self.end <= size_bytes {
             return Ok(());
         }
-        let ample = size_bytes + (size_bytes / 2).max(GROWTH_BYTES_MIN);
-        match (self.resize)(ample) {
-            Ok(()) => Ok(()),
-            // Near the largest size, and on a host with little room, only what is needed fits.
-            Err(_) => Ok((self.resize)(self.end)?),
+        let mut step = self.step.min((size_bytes / 2).max(GROWTH_BYTES_MIN));
+        loop {
+            let wanted = self.end.max(size_bytes + step);
+            match (self.resize)(wanted) {
+                Err(error) if wanted > self.end && matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::InvalidInput) => step /= 2,
+                resized => {
+                    self.step = step.saturating_mul(2);
+                    return Ok(resized?);
+                }
+            }
         }
     }
 
@@ -248,7 +257,10 @@ impl Target<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::io::Write;
+
+    use volfork::StoreOptions;
 
     use super::*;
 
@@ -265,6 +277,42 @@ mod tests {
         read(image, head, &sender, &AtomicBool::new(false)).unwrap();
         drop(sender);
         receiver.into_iter().collect()
+    }
+
+    /// Each step is a reservation in a fleet: a book has room for ten thousand.
+    #[test]
+    fn a_stream_takes_the_last_room_of_a_host_in_few_steps() {
+        const ROOM: u64 = 3_000 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        let volume = store.create_volume("v", 1 << 20).unwrap();
+        let (tries, steps) = (Cell::new(0), Cell::new(0));
+        let grow = |size_bytes: u64| {
+            tries.set(tries.get() + 1);
+            if size_bytes > ROOM {
+                return Err(volfork::Error::new(ErrorKind::NoSpace, "no room"));
+            }
+            steps.set(steps.get() + 1);
+            volume.resize(size_bytes, false)
+        };
+        let writes = Writes::new(volume.queue(DEPTH).unwrap());
+        let mut target = Target { volume: &volume, resize: &grow, writes, grows: true, step: u64::MAX, end: 0, data_bytes: 0 };
+        for end in (1..=ROOM >> 20).map(|piece| piece << 20) {
+            target.end = end;
+            target.grow().unwrap();
+        }
+        assert_eq!(volume.size_bytes(), ROOM);
+        assert!(steps.get() < 30 && tries.get() < 90, "{} steps, {} tries", steps.get(), tries.get());
+        target.end += 1;
+        assert!(target.grow().unwrap_err().is(ErrorKind::NoSpace));
+        // What is not a lack of room is not tried in smaller steps.
+        let broken = Cell::new(0);
+        let fail = |_| {
+            broken.set(broken.get() + 1);
+            Err(volfork::Error::new(ErrorKind::Io, "the bucket is gone"))
+        };
+        target.resize = &fail;
+        assert!(target.grow().unwrap_err().is(ErrorKind::Io) && broken.get() == 1);
     }
 
     #[test]
