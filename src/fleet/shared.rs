@@ -153,23 +153,24 @@ impl SharedFleet {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Corrupt`] for an object that is not what it should be; the bucket fails.
     pub fn host(&self, host: &str) -> Result<HostInventory> {
         layout::valid_name("host", host, true)?;
-        let [path, delta_path] = paths_of(host);
-        for _ in 0..READS_MAX {
-            let whole = self.0.read(&path, INVENTORY_BYTES_MAX)?;
-            if let Some(inventory) = self.combine(host, whole, self.0.read(&delta_path, INVENTORY_BYTES_MAX)?)? {
-                return Ok(inventory);
-            }
-        }
-        Err(Error::new(ErrorKind::Corrupt, format!("{delta_path} belongs to a newer {path}: remove it")))
+        self.hosts(&[host.to_owned()]).remove(0)
     }
 
     /// What these hosts have, in their order; each may fail alone, as [`SharedFleet::host`] does. Many are read at the same time.
     fn hosts(&self, names: &[String]) -> Vec<Result<HostInventory>> {
-        let paths: Vec<_> = names.iter().map(|host| paths_of(host)).collect();
-        let combine = |number: usize, [whole, delta]: [Option<Vec<u8>>; 2]| self.combine(&names[number], whole, delta);
-        let read = self.0.read_all(&paths, INVENTORY_BYTES_MAX, combine);
-        // One that reports at this moment is read again.
-        read.into_iter().zip(names).map(|(read, host)| read?.map_or_else(|| self.host(host), Ok)).collect()
+        let mut found: Vec<_> = names.iter().map(|_| Ok(None)).collect();
+        for _ in 0..READS_MAX {
+            // At first all of them; then those that reported at that moment.
+            let left: Vec<usize> = (0..names.len()).filter(|at| matches!(found[*at], Ok(None))).collect();
+            let paths: Vec<_> = left.iter().map(|at| paths_of(&names[*at])).collect();
+            let combine = |number: usize, [whole, delta]: [Option<Vec<u8>>; 2]| self.combine(&names[left[number]], whole, delta);
+            for (at, read) in left.iter().zip(self.0.read_all(&paths, INVENTORY_BYTES_MAX, combine)) {
+                found[*at] = read;
+            }
+        }
+        let newer =
+            |[path, delta_path]: [String; 2]| Error::new(ErrorKind::Corrupt, format!("{delta_path} belongs to a newer {path}: remove it"));
+        found.into_iter().zip(names).map(|(found, host)| found?.ok_or_else(|| newer(paths_of(host)))).collect()
     }
 
     /// The hosts of a zone: those of `known` that are still there. If the request wants a zone without certain volumes, all hosts are

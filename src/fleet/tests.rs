@@ -336,13 +336,15 @@ fn room_is_what_is_free_and_images_count_what_they_hold() {
 #[test]
 fn broken_objects_take_out_what_they_tell_of_and_nothing_else() {
     let fleet = memory();
-    for name in ["good", "bad-delta", "renamed", "huge", "closed"] {
+    for name in ["good", "bad-delta", "newer-delta", "renamed", "huge", "closed"] {
         publish(&fleet, host(name, name, 1));
     }
     put(&fleet, "hosts/garbage.json", b"\xff\xfe{");
     put(&fleet, "hosts/other.json", &serde_json::to_vec(&host("good", "z", 1)).unwrap());
     put(&fleet, "hosts/up.json", &serde_json::to_vec(&host("up", "../up", 1)).unwrap());
     put(&fleet, "deltas/bad-delta.json", b"[]");
+    let newer = InventoryDelta { host: "newer-delta".into(), base: 100, generation: 101, ..InventoryDelta::default() };
+    put(&fleet, "deltas/newer-delta.json", &serde_json::to_vec(&newer).unwrap());
     put(&fleet, "reservations/ams.closed.json", b"{\"sequence\":1}");
     put(&fleet, "hosts/huge.json", &vec![b' '; (64 << 20) + 1]);
     put(&fleet, "hosts/deep.json", &[b'['; 100_000]);
@@ -352,7 +354,7 @@ fn broken_objects_take_out_what_they_tell_of_and_nothing_else() {
     let names = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
     assert_eq!(view.hosts.iter().map(|host| host.host.clone()).collect::<BTreeSet<_>>(), names(vec!["good", "renamed"]));
     let unreadable: BTreeSet<_> = view.unreadable.iter().map(|object| object.object.clone()).collect();
-    let broken = ["garbage.json", "other.json", "up.json", "bad-delta.json", "huge.json", "deep.json", "notes.txt"];
+    let broken = ["garbage.json", "other.json", "up.json", "bad-delta.json", "newer-delta.json", "huge.json", "deep.json", "notes.txt"];
     let mut expected = names(broken.to_vec()).into_iter().map(|name| format!("hosts/{name}")).collect::<BTreeSet<_>>();
     expected.insert("reservations/ams.closed.json".into());
     assert_eq!(unreadable, expected);
