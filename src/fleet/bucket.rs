@@ -7,6 +7,7 @@
 //! rename, so readers need no lock.
 
 use std::fs::{File, TryLockError};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, RetryConfig, UpdateVersion};
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens};
 use tokio::runtime::Runtime;
 
 use super::layout::CLOCK;
@@ -185,15 +187,23 @@ impl Bucket {
         }
     }
 
-    /// What the bucket's clock says, in seconds since the Unix epoch: when it has written an object that nobody reads.
+    /// What the bucket's clock says, in seconds since the Unix epoch: when it has written an object that nobody reads. That of a
+    /// directory says when the lock file was touched.
     ///
     /// # Errors
-    /// The bucket fails.
+    /// The bucket fails; [`ErrorKind::Unsupported`] if it does not tell when an object was written.
     pub fn time(&self) -> Result<u64> {
+        if let Some(path) = &self.lock {
+            return touched(path).map_err(|error| Error::io(format!("cannot touch {}", path.display()), error));
+        }
         self.put(CLOCK, Vec::new(), PutMode::Overwrite)?;
         let written = self.runtime.block_on(self.objects.head(&object_store::path::Path::from(CLOCK)));
-        let written = written.map_err(|error| self.failed("look at", CLOCK, &error))?;
-        Ok(u64::try_from(written.last_modified.timestamp()).unwrap_or(0))
+        let written = written.map_err(|error| self.failed("look at", CLOCK, &error))?.last_modified.timestamp();
+        // Without the header it is the epoch.
+        u64::try_from(written).ok().filter(|seconds| *seconds > 0).ok_or_else(|| {
+            let message = format!("{} does not tell when {CLOCK} was written (Last-Modified), so clocks cannot be compared", self.name);
+            Error::new(ErrorKind::Unsupported, message)
+        })
     }
 
     /// The tag of what was written; `None` if the precondition does not hold.
@@ -256,12 +266,25 @@ fn open_directory(path: &Path) -> Result<(Arc<dyn ObjectStore>, Option<PathBuf>)
     Ok((Arc::new(objects.with_fsync(true)), Some(path.join("lock"))))
 }
 
+/// The lock file of a directory, which may have to be made.
+fn lock_file(path: &Path) -> io::Result<File> {
+    File::options().create(true).write(true).truncate(false).open(path)
+}
+
+/// Gives the lock file of a directory the time of its file system, as any user may who may lock it. Answers that.
+fn touched(path: &Path) -> io::Result<u64> {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let file = lock_file(path)?;
+    futimens(&file, &Timestamps { last_access: now, last_modification: now })?;
+    Ok(u64::try_from(file.metadata()?.mtime()).unwrap_or(0))
+}
+
 /// Locks the lock file of a directory until what is answered is dropped.
 fn locked(path: &Path, patience: Duration) -> Result<File> {
     let wrong = |error| Error::io(format!("cannot lock {}", path.display()), error);
     let begun = Instant::now();
     loop {
-        let file = File::options().create(true).write(true).truncate(false).open(path).map_err(wrong)?;
+        let file = lock_file(path).map_err(wrong)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(error)) => return Err(wrong(error)),

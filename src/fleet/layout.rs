@@ -4,8 +4,8 @@
 //! hosts/HOST.json                 HostInventory, whole
 //! deltas/HOST.json                InventoryDelta from the generation of the whole one to the newest; older ones are ignored
 //! reservations/REGION.ZONE.json   Book: the assignments that the hosts of a zone have not reported yet
-//! lock                            of a directory: locked around changes
-//! clock                           empty; written by those who ask for the time of the bucket
+//! lock                            of a directory: locked around changes, touched to ask for the time
+//! clock                           of a bucket: empty; written to ask for the time
 //! ```
 //!
 //! All are JSON. HOST, REGION and ZONE are 1 to 60 of `A-Z a-z 0-9 _ -`; HOST may have dots. A later version of any of these gets

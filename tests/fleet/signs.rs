@@ -67,6 +67,14 @@ fn a_clock_that_is_far_from_that_of_the_bucket_reserves_nothing() {
     place.ok("one", &["create", "disk", "--size", "1M", "--force"]);
 }
 
+#[test]
+fn a_bucket_that_does_not_tell_the_time_is_no_clock_that_is_wrong() {
+    let place = Place::with_bucket_behind(Duration::MAX);
+    place.publish("one", 1);
+    let (kind, message) = place.error("none", &["place", "--size", "1M", "--reserve"]);
+    assert!(kind == "unsupported" && message.contains("does not tell when clock was written (Last-Modified)"), "{kind}: {message}");
+}
+
 /// A sign of life is small: what was written whole is looked at, and neither read nor written again.
 #[test]
 fn signs_of_life_are_changes_in_a_bucket_too() {

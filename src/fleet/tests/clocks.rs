@@ -22,3 +22,21 @@ fn a_clock_may_differ_a_little_from_that_of_the_bucket() {
         assert_eq!(fleet.load().unwrap().unreadable, []);
     }
 }
+
+/// Whose directory it is, and what else lies there, is not known.
+#[test]
+fn a_directory_is_asked_for_the_time_without_writing_what_is_not_ours() {
+    let directory = tempfile::tempdir().unwrap();
+    let own = directory.path().join("clock");
+    std::fs::write(&own, "tick").unwrap();
+    let fleet = SharedFleet::open(directory.path().to_str().unwrap()).unwrap();
+    // Of a fleet that is new, and of one whose lock file was made long ago.
+    let lock = directory.path().join("lock");
+    for _ in 0..2 {
+        fleet.check_clock(|| SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap();
+        let file = std::fs::File::open(&lock).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
+    assert_eq!(std::fs::read(&own).unwrap(), b"tick");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+}

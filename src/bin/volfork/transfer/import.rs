@@ -130,8 +130,15 @@ fn copy(volume: &Volume, grow: &Grow<'_>, image: Image, head: Vec<u8>, watcher: 
     std::thread::scope(|scope| {
         let stop = &stop;
         let reader = scope.spawn(move || read(image, head, &sender, stop));
-        let mut target =
-            Target { volume, resize: grow, writes: Writes::new(volume.queue(DEPTH)?), grows: total.is_none(), step: u64::MAX, end: 0, data_bytes: 0 };
+        let mut target = Target {
+            volume,
+            resize: grow,
+            writes: Writes::new(volume.queue(DEPTH)?),
+            grows: total.is_none(),
+            step: u64::MAX,
+            end: 0,
+            data_bytes: 0,
+        };
         let written = loop {
             match receiver.recv_timeout(Duration::from_millis(200)) {
                 Ok((offset, data)) => {
