@@ -233,10 +233,11 @@ impl Core {
             self.hydrated.lock().remove(layer);
         }
         let may_end_leases = |record: &ShapeRecord| matches!(record, ShapeRecord::Detach(_) | ShapeRecord::Sources(..));
-        if !freed.is_empty() || records.iter().any(may_end_leases) {
-            self.lessees.look_now();
-        }
+        let ends_leases = !freed.is_empty() || records.iter().any(may_end_leases);
         let ticket = self.layers.enqueue_freeing(sync, records, &freed);
+        if ends_leases {
+            self.lessees.note_end(ticket);
+        }
         self.freed.lock().extend(freed.into_iter().map(|layer| (ticket, layer)));
         self.reclaim.store(true, Ordering::Release);
         Ok(ticket)

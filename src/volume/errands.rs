@@ -27,6 +27,8 @@ const HOSTS_MAX: usize = 8;
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 /// Longest time between two looks at what is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// Pause before it is looked again whether the end of what needed a lease is durable.
+const END_PAUSE: Duration = Duration::from_secs(1);
 /// How long a host may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a store that is being closed tells hosts that leases are not needed any more.
@@ -133,6 +135,10 @@ impl Core {
             if !needed && state.asking.contains_key(&lessee.id) {
                 continue;
             }
+            if state.end_of(lessee.id, needed).is_some_and(|change| !self.layers.is_done(change)) {
+                next_look = next_look.min(now + END_PAUSE);
+                continue;
+            }
             // Its server could not be told, and has forgotten it.
             if !needed && lessee.until.saturating_add(UNTIL_STEP) <= unix && state.untold.contains(&lessee.id) {
                 over.push(lessee.id);
@@ -232,6 +238,8 @@ impl Core {
     /// Nothing else goes on.
     pub fn release_leases(&self) {
         let Some(connector) = &self.lessees.connector else { return };
+        // What is not durable yet ends no lease: it is looked at again at the next opening.
+        let _ = self.layers.sync_if_queued();
         // What cannot be recorded lapses.
         let _ = self.record_given();
         let until = Instant::now() + CLOSE_PATIENCE;

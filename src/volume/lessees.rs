@@ -4,7 +4,8 @@
 //! - A root has one lease for each of its addresses whose server knows leases: the first fork takes that of the origin, and each
 //!   opening of an address holds one. The record of a fork's lease comes in the frame of the fork.
 //! - A lease is renewed each third of the time after which it lapses, whether anything is fetched or not, and given back when its root
-//!   needs the address no more. Its record stays until the server was told, or the lease has lapsed.
+//!   needs the address no more, which is durable by then: a crash must not bring back a root whose lease is gone. Its record stays until
+//!   the server was told, or the lease has lapsed.
 //! - A fork records its lease, for no layer, before it asks for it; the frame of the fork replaces or ends that record. After a crash
 //!   at any point between, the record is that of a lease which no root needs, and the lease is given back, whether the server had given
 //!   it or not. It is not given back while the question is under way, because the server may hear the question last.
@@ -56,6 +57,10 @@ pub(super) struct State {
     given: Vec<LesseeRecord>,
     /// Leases that forks ask for, until the question has ended.
     pub asking: HashMap<LeaseId, Weak<()>>,
+    /// The last change after which leases may not be needed any more.
+    last_end: Ticket,
+    /// Leases that are not needed any more, and the change that has to be durable before they are given back.
+    ends: HashMap<LeaseId, Ticket>,
     pub next_look: Duration,
     pub stopping: bool,
     /// Those that ask hosts, by host, and those that have asked.
@@ -85,6 +90,15 @@ impl State {
     /// A server has given, or renewed, a lease.
     fn renew(&mut self, id: LeaseId, lapse: Duration, now: Duration) {
         self.renewals.insert(id, now + (lapse / 3).max(RENEWAL_PAUSE_MIN));
+    }
+
+    /// The change after which a lease is not needed any more, if it is not. The catalogue is locked.
+    pub fn end_of(&mut self, id: LeaseId, needed: bool) -> Option<Ticket> {
+        if needed {
+            self.ends.remove(&id);
+            return None;
+        }
+        Some(*self.ends.entry(id).or_insert(self.last_end))
     }
 }
 
@@ -131,6 +145,13 @@ impl Lessees {
             }
         }
         Self { connector: opener.map(Connector::new), host: host_name(), opened_at, state: Mutex::new(state) }
+    }
+
+    /// Leases may not be needed any more once this change is durable. The catalogue is locked.
+    pub(super) fn note_end(&self, change: Ticket) {
+        let mut state = self.state.lock();
+        state.last_end = change;
+        state.next_look = Duration::ZERO;
     }
 
     /// Something may be due.
@@ -283,6 +304,7 @@ impl Core {
                 state.renewals.remove(id);
                 state.releases.remove(id);
                 state.untold.remove(id);
+                state.ends.remove(id);
             }
         }
         if over.is_empty() || self.layers.healthy().is_err() { Ok(None) } else { self.change(catalog, None, over).map(Some) }

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{BLOCK, killed, on, open};
+use super::{BLOCK, killed, on, open, steps};
 use crate::error::{ErrorKind, Result};
+use crate::ids::LeaseId;
 use crate::io::faulty::FaultyDisk;
 use crate::limits::Limits;
-use crate::source::UriSources;
-use crate::store::{Store, StoreOptions};
+use crate::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceOpener, UriSources};
+use crate::store::{HydrationControl, Store, StoreOptions};
+use crate::sync::Mutex;
 
 type Change = fn(&Store) -> Result<()>;
 
@@ -156,4 +159,66 @@ fn a_round_never_has_more_than_a_frame_holds() {
     let mut found = vec![0; bytes.len()];
     volume.read_at(&mut found, 0).unwrap();
     assert!(found[4096..] == bytes[4096..] && found[..4096].iter().all(|byte| *byte == 0));
+}
+
+/// Files that give leases of themselves.
+#[derive(Clone, Default)]
+struct Lender(Arc<Mutex<Vec<LeaseId>>>);
+
+impl SourceOpener for Lender {
+    fn open(&self, uri: &str) -> std::result::Result<Arc<dyn Source>, SourceError> {
+        UriSources::default().open(uri)
+    }
+
+    fn open_leased(&self, uri: &str, request: &LeaseRequest) -> std::result::Result<LeasedSource, SourceError> {
+        Ok(LeasedSource { source: self.open(uri)?, lease: self.lease(uri, request)? })
+    }
+
+    fn lease(&self, uri: &str, request: &LeaseRequest) -> std::result::Result<Option<Lease>, SourceError> {
+        let mut lent = self.0.lock();
+        lent.retain(|id| *id != request.id);
+        if request.action == LeaseAction::Release {
+            return Ok(None);
+        }
+        lent.push(request.id);
+        Ok(Some(Lease { uri: uri.to_owned(), lapse: Duration::from_secs(3600) }))
+    }
+}
+
+/// A crash may bring back what needed it.
+#[test]
+fn a_lease_is_given_back_when_the_end_of_what_needed_it_is_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let uri = ["image", "other"].map(|name| {
+        let image = directory.path().join(name);
+        std::fs::write(&image, [7; 8 * BLOCK as usize]).unwrap();
+        format!("file://{}", image.display())
+    });
+    let replaced =
+        HydrationControl { add_sources: vec![uri[1].clone()], remove_sources: vec![uri[0].clone()], ..HydrationControl::default() };
+    let paused = HydrationControl { paused: Some(true), ..HydrationControl::default() };
+    for name in ["destroyed", "another address"] {
+        let (disk, lender) = (FaultyDisk::default(), Lender::default());
+        let sources = || Some(Arc::new(lender.clone()) as _);
+        let (path, copy) = (directory.path().join(name), directory.path().join(format!("{name} killed")));
+        let store = Store::create(&path, StoreOptions { sources: sources(), ..on(&disk) }).unwrap();
+        store.create_volume("v", 1 << 20).unwrap().write_at(&[1; BLOCK as usize], 0).unwrap();
+        store.fork(&uri[0], "f").unwrap();
+        store.control_hydration("f", &paused).unwrap();
+        store.volume("v").unwrap().flush().unwrap();
+        // A name that the next round has to make durable.
+        store.create_volume("w", 1 << 20).unwrap().write_at(&[1; BLOCK as usize], 0).unwrap();
+        disk.lack_descriptors(FOR_EVER);
+        let ended = if name == "destroyed" { store.destroy_volume("f", false) } else { store.control_hydration("f", &replaced).map(drop) };
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::NotDurable, "{name}");
+        (0..20).for_each(|_| drop(store.step()));
+        assert_eq!(lender.0.lock().len(), 1, "{name}: the volume may come back");
+        killed(&path, &copy);
+        disk.lack_descriptors(0);
+        store.close().unwrap();
+        assert_eq!(lender.0.lock().len(), 0, "{name}: it is durable");
+        let store = Store::open(&copy, StoreOptions { sources: sources(), ..on(&FaultyDisk::default()) }).unwrap();
+        assert!(store.volume("f").is_ok(), "{name}");
+        steps(&store, 1);
+    }
 }
