@@ -144,7 +144,10 @@ impl Connector {
         let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer) };
         let (opener, address, calling) = (Arc::clone(&self.opener), uri.to_owned(), Arc::clone(&call));
         let run = move || {
-            if let Some(Ok(late)) = opening.answer(calling(&*opener, &address)) {
+            let mut unwanted = Some(unwanted);
+            // Before the caller goes on: what it keeps shows whether anybody still waits.
+            let late = opening.answer(calling(&*opener, &address), || drop(unwanted.take()));
+            if let (Some(Ok(late)), Some(unwanted)) = (late, unwanted) {
                 // What panics here was unwanted anyway.
                 let _ = caught(&address, || unwanted(&*opener, &address, late));
             }
@@ -206,11 +209,12 @@ struct Opening<T> {
 }
 
 impl<T> Opening<T> {
-    /// Hands over what was opened. Gives it back if nobody waits for it any longer.
-    fn answer(&self, opened: Result<T, SourceError>) -> Option<Result<T, SourceError>> {
+    /// Hands over what was opened, after `wanted`. Gives it back if nobody waits for it any longer.
+    fn answer(&self, opened: Result<T, SourceError>, wanted: impl FnOnce()) -> Option<Result<T, SourceError>> {
         let mut state = self.shared.state.lock();
         let mut answer = self.answer.lock();
         let Answer::Awaited = *answer else { return Some(opened) };
+        wanted();
         *answer = Answer::Here(opened);
         state.opening -= 1;
         self.shared.changed.notify_all();
@@ -221,7 +225,7 @@ impl<T> Opening<T> {
 impl<T> Drop for Opening<T> {
     fn drop(&mut self) {
         let message = "connecting ended without an answer".into();
-        let unused = self.answer(Err(SourceError { kind: SourceErrorKind::Lost, message }));
+        let unused = self.answer(Err(SourceError { kind: SourceErrorKind::Lost, message }), || {});
         if unused.is_some() && matches!(*self.answer.lock(), Answer::Unwanted) {
             self.shared.state.lock().opening -= 1;
         }
@@ -239,4 +243,21 @@ fn open_leased_here(opener: &dyn SourceOpener, uri: &str, request: &LeaseRequest
     let LeasedSource { source, lease } = caught(uri, || opener.open_leased(uri, request))??;
     let held = lease.as_ref().map_or(uri, |lease| &lease.uri);
     Ok(LeasedSource { source: Guarded::new(held, source)?, lease })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::UriSources;
+
+    #[test]
+    fn what_is_kept_for_a_late_answer_is_gone_when_the_answer_is_here() {
+        let connector = Connector::new(Arc::new(UriSources::default()));
+        let kept = Arc::new(());
+        for _ in 0..200 {
+            let late = Arc::clone(&kept);
+            connector.ask("x://", connector.now(), None, |_, _| Ok(()), |_, _, ()| drop(late)).unwrap();
+            assert_eq!(Arc::strong_count(&kept), 1);
+        }
+    }
 }
