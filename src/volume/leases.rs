@@ -9,9 +9,11 @@
 //! - A lease ends when the fork gives it back, or lapses when it was not renewed for the time that the fork was told. After an
 //!   opening nothing lapses for an hour: the forks could not renew while the store was closed. A date that is set ends no lease that
 //!   was renewed since.
+//! - A fork that gives its lease back does not get it afterwards: a server hears the question of a fork whose host was lost, or which did
+//!   not wait for the answer, after the end of the lease, if taking the snapshot takes long.
 //! - Leases and instants are bounded, whatever clients ask.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +34,8 @@ use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 const LEASES_MAX: usize = 4096;
 const VOLUME_INSTANTS_MAX: usize = 64;
 const INSTANTS_MAX: usize = 1024;
+/// Most leases of which it is remembered that they were given back.
+const GIVEN_BACK_MAX: usize = 4096;
 /// Nothing lapses before so long after opening.
 const GRACE: Duration = Duration::from_secs(3600);
 /// Leases that end in one step of the background.
@@ -46,6 +50,8 @@ pub struct Leases {
     opened_at: Duration,
     /// When leases were given or renewed since the store was opened, by a clock that nobody sets.
     renewals: Mutex<HashMap<LeaseId, Duration>>,
+    /// Leases that were given back, the latest last. What was asked before the store was opened is not heard any more.
+    given_back: Mutex<VecDeque<LeaseId>>,
     /// A lease has ended, or a reader of an instant: there may be instants that nobody needs.
     unneeded: AtomicBool,
     /// Volumes and snapshots that are about to be destroyed by force.
@@ -62,10 +68,10 @@ pub struct Sentence {
 
 impl Leases {
     pub fn new(lapse: Duration, opened_at: Duration) -> Self {
-        let (renewals, condemned) = (Mutex::default(), Mutex::default());
+        let (renewals, given_back, condemned) = (Mutex::default(), Mutex::default(), Mutex::default());
         // A second is the least that can be told.
         let lapse = lapse.max(Duration::from_secs(1));
-        Self { lapse, opened_at, renewals, unneeded: AtomicBool::new(true), condemned }
+        Self { lapse, opened_at, renewals, given_back, unneeded: AtomicBool::new(true), condemned }
     }
 
     /// Whether nobody renewed a lease in time. The date counts only for one that was not renewed since the opening: it may have been
@@ -84,6 +90,30 @@ impl Leases {
         let LeaseRequest { id, fork, host, .. } = request.clone();
         let (snapshot, lapse_seconds) = (snapshot.to_owned(), self.lapse.as_secs());
         ShapeRecord::Lease(LeaseRecord { id, volume, renewed_at, lapse_seconds, snapshot, fork, host, address })
+    }
+
+    /// Before the lease is looked for: either it is found, or the question that comes later finds this.
+    fn note_given_back(&self, id: LeaseId) {
+        let mut given_back = self.given_back.lock();
+        given_back.retain(|other| *other != id);
+        given_back.push_back(id);
+        if given_back.len() > GIVEN_BACK_MAX {
+            given_back.pop_front();
+        }
+    }
+
+    /// Whether a new lease may be given. The catalogue is locked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`]: no further lease is given, or this one was given back.
+    fn check_new(&self, catalog: &Catalog, request: &LeaseRequest) -> Result<()> {
+        if request.action == LeaseAction::Take && self.given_back.lock().contains(&request.id) {
+            return Err(Error::new(ErrorKind::Busy, "this lease was given back already: ask with another number"));
+        }
+        match catalog.leases().len() < LEASES_MAX {
+            true => Ok(()),
+            false => Err(too_many(&format!("forks of other hosts have {LEASES_MAX} leases of this store already"))),
+        }
     }
 
     /// There may be instants that nobody needs any more.
@@ -131,9 +161,11 @@ impl Core {
         address: &str,
     ) -> Result<Option<LeaseGrant>> {
         if request.action == LeaseAction::Release {
+            self.leases.note_given_back(request.id);
             let ended = self.end_leases(|_| vec![request.id])?;
-            // Whoever knows that it has ended does not say so again.
-            return ended.map_or(Ok(()), |ticket| self.layers.wait_shape(ticket)).map(|()| None);
+            // It is not said again then. One that ended before may not be durable yet: its fork did not wait for the answer.
+            let durable = ended.map_or_else(|| self.layers.sync_if_queued(), |ticket| self.layers.wait_shape(ticket));
+            return durable.map(|()| None);
         }
         self.begin_leases()?;
         let _room = self.layers.reserve_shape()?;
@@ -174,7 +206,7 @@ impl Core {
                     let message = format!("'{volume}@{snapshot}' has the bytes of {identity}, not of {}", request.identity);
                     return Err(Error::new(ErrorKind::NotFound, message));
                 }
-                check_room(&catalog)?;
+                self.leases.check_new(&catalog, request)?;
                 (id, snapshot.to_owned())
             }
         };
@@ -190,7 +222,7 @@ impl Core {
         let head = self.head(volume)?;
         let _closed = head.close();
         let mut catalog = self.catalog();
-        check_room(&catalog)?;
+        self.leases.check_new(&catalog, request)?;
         if catalog.lease(request.id).is_some() {
             return Err(Error::new(ErrorKind::Busy, "the same lease is asked for twice at once"));
         }
@@ -353,15 +385,6 @@ impl Core {
             true => Err(Error::new(ErrorKind::Busy, "it is about to be destroyed")),
             false => Ok(()),
         }
-    }
-}
-
-/// # Errors
-/// [`ErrorKind::Busy`]: no further lease is given.
-fn check_room(catalog: &Catalog) -> Result<()> {
-    match catalog.leases().len() < LEASES_MAX {
-        true => Ok(()),
-        false => Err(too_many(&format!("forks of other hosts have {LEASES_MAX} leases of this store already"))),
     }
 }
 

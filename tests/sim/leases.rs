@@ -214,6 +214,26 @@ fn a_number_stands_for_one_lease() {
     assert_eq!(held, "u@s");
 }
 
+/// A snapshot may take long: the fork that asked for it, or its host, may be gone by then.
+#[test]
+fn a_lease_that_is_given_back_before_the_question_is_heard_is_not_given() {
+    let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
+    store.create_volume("v", BLOCK as u64).unwrap().write_at(&[1], 0).unwrap();
+    store.create_snapshot("v", "s").unwrap();
+    store.volume("v").unwrap().write_at(&[2], 0).unwrap();
+    let ask = |action, snapshot, number| store.lease(("v", snapshot), &request(action, number), "there");
+    for (number, snapshot) in [(1, None), (2, Some("s"))] {
+        assert_eq!(ask(LeaseAction::Release, snapshot, number).unwrap(), None);
+        let refused = ask(LeaseAction::Take, snapshot, number).unwrap_err();
+        assert!(refused.kind() == ErrorKind::Busy && refused.to_string().contains("given back already"), "{refused}");
+        assert_eq!((store.show("v").unwrap().leases, store.snapshot_names("v").unwrap()), (vec![], vec!["s".to_owned()]));
+        // Another one is.
+        ask(LeaseAction::Take, snapshot, number + 10).unwrap().unwrap();
+        ask(LeaseAction::Release, snapshot, number + 10).unwrap();
+        settle(&store);
+    }
+}
+
 #[test]
 fn what_is_about_to_be_destroyed_by_force_is_not_leased() {
     let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
