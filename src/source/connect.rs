@@ -107,7 +107,11 @@ impl Connector {
     /// # Errors
     /// As [`Connector::open`]; [`SourceErrorKind::Lost`] after that time.
     pub fn lease(&self, uri: &str, since: Since, request: LeaseRequest, patience: Duration) -> Result<Option<Lease>, SourceError> {
-        self.ask(uri, since, Some(patience), move |opener, uri| caught(uri, || opener.lease(uri, &request))?, |_, _, _| {})
+        let call = move |opener: &dyn SourceOpener, uri: &str| {
+            // One that panics has refused nothing: nobody knows whether the host was asked.
+            caught(uri, || opener.lease(uri, &request)).map_err(|error| SourceError { kind: SourceErrorKind::Lost, ..error })?
+        };
+        self.ask(uri, since, Some(patience), call, |_, _, _| {})
     }
 
     /// Gives a lease back on this thread, also when nobody is to wait any longer. One that is not heard lapses.

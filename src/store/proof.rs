@@ -1,5 +1,7 @@
 //! A store under the seeded scheduler, on the files of the machine: queues, plain calls, forks and background work at a time.
 
+mod leases;
+
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;

@@ -360,6 +360,10 @@ impl Core {
             source,
         );
         self.hydrators.lock().insert(layer.id, Arc::clone(&hydrator));
+        if self.fence.check().is_err() {
+            // A close that has stopped those that were there waits for all.
+            hydrator.stop();
+        }
         Ok(hydrator)
     }
 
