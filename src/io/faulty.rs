@@ -31,6 +31,8 @@ struct Switches {
     unreadable_below: AtomicU64,
     /// Writes of data files panic.
     writes_panic: AtomicBool,
+    /// No space can be given back.
+    punches_fail: AtomicBool,
     /// Files tell their descriptors; what is transferred through these meets no fault.
     descriptors_told: AtomicBool,
     /// What is not on the disk: in a page cache that will write it, or that calls it clean.
@@ -97,6 +99,10 @@ impl FaultyDisk {
 
     pub fn panic_writes(&self, panic: bool) {
         self.switches.writes_panic.store(panic, Ordering::SeqCst);
+    }
+
+    pub fn fail_punches(&self, fail: bool) {
+        self.switches.punches_fail.store(fail, Ordering::SeqCst);
     }
 
     /// Files tell their descriptors from now on, so that a ring is used; what it transfers meets no fault.
@@ -257,7 +263,10 @@ impl DiskFile for FaultyFile {
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<()> {
-        self.file.punch(range)
+        match self.switches.punches_fail.load(Ordering::SeqCst) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => self.file.punch(range),
+        }
     }
 
     fn next_allocated(&self, offset: u64) -> io::Result<Option<Range<u64>>> {

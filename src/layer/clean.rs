@@ -291,8 +291,10 @@ impl Layers {
             self.clean_layer(&layer)?;
             marked += self.clean_layer(&layer)?;
         }
+        // Also if the sweep has not ended: a store that is opened for short commands only would keep this space otherwise.
+        let punched = self.punch_all();
         // After an orderly end nobody looks for space that was not given back.
-        if marked > 0 || !swept || !self.punch_all() {
+        if marked > 0 || !swept || !punched {
             return self.sync([]);
         }
         let has_rounds = self.commit.journal().log_bytes() > 0;

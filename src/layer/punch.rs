@@ -169,7 +169,7 @@ impl Layers {
     /// Gives back space of blocks that are durably gone, for a bounded number of extents and runs. Answers whether there is more to do.
     ///
     /// # Errors
-    /// An I/O error; the space is found again when the store is swept.
+    /// An I/O error; see [`Layers::punch_again`].
     pub fn punch_step(&self) -> Result<bool> {
         self.punch_some(PUNCHES_MAX).map(|made| made.is_some())
     }
@@ -194,7 +194,11 @@ impl Layers {
         }
         let mut punches = 0;
         for extent in extents {
-            punches += self.punch_extent(&layer, extent)?;
+            let punched = self.punch_extent(&layer, extent);
+            if punched.is_err() {
+                self.unpunched.lock().insert(layer.id);
+            }
+            punches += punched?;
             if punches >= punches_max {
                 break;
             }
@@ -205,9 +209,16 @@ impl Layers {
         Ok(Some(punches))
     }
 
+    /// Lets space that could not be given back be given back: a descriptor may have lacked, or the disk was full.
+    pub fn punch_again(&self) {
+        let mut unpunched = std::mem::take(&mut *self.unpunched.lock());
+        self.garbage.lock().append(&mut unpunched);
+    }
+
     /// Gives back space before the store is closed. `false` if some is left, which is found when a store is opened that was not
     /// closed in order.
     pub(super) fn punch_all(&self) -> bool {
+        self.punch_again();
         let mut left = self.limits.punches_at_end;
         while left > 0 {
             match self.punch_some(left.min(PUNCHES_MAX)) {
@@ -235,6 +246,9 @@ impl Layers {
             gone
         };
         let result = self.punch_blocks(layer, extent, &gone);
+        if result.is_err() {
+            super::presence::insert_bits(&mut layer.state.lock().garbage, extent, &gone);
+        }
         drop(latched);
         result
     }

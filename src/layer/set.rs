@@ -75,7 +75,9 @@ pub struct Layers {
     written_layers: AtomicUsize,
     barriers: AtomicU64,
     dying: Mutex<BTreeSet<LayerId>>,
-    garbage: Mutex<BTreeSet<LayerId>>,
+    pub(super) garbage: Mutex<BTreeSet<LayerId>>,
+    /// Layers with garbage whose space could not be given back: not tried again at once.
+    pub(super) unpunched: Mutex<BTreeSet<LayerId>>,
 }
 
 impl Layers {
@@ -111,6 +113,7 @@ impl Layers {
             barriers: AtomicU64::new(0),
             dying: Mutex::default(),
             garbage: Mutex::default(),
+            unpunched: Mutex::default(),
         }
     }
 

@@ -28,6 +28,8 @@ struct State {
     stopping: bool,
     cleaned_at: Duration,
     checkpoint_at: Duration,
+    /// When it is swept again after that could not be done.
+    sweep_at: Duration,
     /// Layers whose files may have allocated blocks that are not present.
     unswept: Vec<Arc<Layer>>,
     orphans: bool,
@@ -151,17 +153,26 @@ impl Background {
     }
 
     fn sweep_step(&self) -> Result<bool> {
+        let now = self.clock.monotonic();
         let (orphans, layer) = {
-            let mut state = self.shared.state.lock();
-            (std::mem::take(&mut state.orphans), state.unswept.pop())
+            let state = self.shared.state.lock();
+            if now < state.sweep_at {
+                return Ok(false);
+            }
+            (state.orphans, state.unswept.last().cloned())
         };
-        if orphans {
-            self.sweep_orphans()?;
+        let orphaned = if orphans { self.sweep_orphans() } else { Ok(()) };
+        let swept = layer.as_ref().map_or(Ok(()), |layer| self.core.layers().find_garbage(layer));
+        let mut state = self.shared.state.lock();
+        state.orphans &= orphaned.is_err();
+        if layer.is_some() && swept.is_ok() {
+            state.unswept.pop();
         }
-        match layer {
-            Some(layer) => self.core.layers().find_garbage(&layer).map(|()| true),
-            None => Ok(orphans),
+        let outcome = orphaned.and(swept);
+        if outcome.is_err() {
+            state.sweep_at = now + CLEAN_INTERVAL;
         }
+        outcome.map(|()| orphans || layer.is_some())
     }
 
     /// Removes files that nothing refers to: layers freed before a crash, journals that were replaced.
@@ -211,6 +222,7 @@ impl Background {
             }
             state.cleaned_at = now;
         }
+        self.core.layers().punch_again();
         // A layer whose marks cannot be cleared now does not keep the others, or what follows, from being done.
         let mut cleaned = Ok(());
         for layer in self.core.layers().marked() {

@@ -2,6 +2,7 @@
 
 mod forks;
 mod shortage;
+mod space;
 mod unfinished;
 
 use std::path::Path;
@@ -454,41 +455,4 @@ fn a_lack_of_descriptors_before_a_write_breaks_nothing() {
     assert_eq!(block, [1; BLOCK as usize]);
     by_queue(&[3; 512 << 10]).unwrap();
     volume.flush().unwrap();
-}
-
-/// Giving back space piece by piece may take minutes: nobody waits for that to stop a server.
-#[test]
-fn a_store_with_much_space_to_give_back_is_closed_before_and_goes_on_when_it_is_opened() {
-    const PIECES: u64 = 200;
-    let directory = tempfile::tempdir().unwrap();
-    let few = StoreOptions { limits: Limits { punches_at_end: 20, ..options().limits }, ..options() };
-    let store = Store::create(directory.path(), few).unwrap();
-    // Two in each extent, and beside each a block that stays.
-    let pieces: Vec<u64> = (0..PIECES).map(|piece| piece << 21).collect();
-    let volume = store.create_volume("v", 1 << 30).unwrap();
-    pieces.iter().for_each(|offset| volume.write_at(&[1; 2 * BLOCK as usize], *offset).unwrap());
-    volume.flush().unwrap();
-    pieces.iter().for_each(|offset| volume.discard(*offset, BLOCK).unwrap());
-    volume.flush().unwrap();
-    drop(volume);
-    store.close().unwrap();
-    drop(store);
-    let data_blocks = || {
-        let files = std::fs::read_dir(directory.path().join("layers")).unwrap().map(|file| file.unwrap().path());
-        let data = files.filter(|path| path.extension().is_some_and(|extension| extension == "data"));
-        data.map(|path| std::os::unix::fs::MetadataExt::blocks(&path.metadata().unwrap()) * 512 / BLOCK).sum::<u64>()
-    };
-    assert!(data_blocks() > PIECES + PIECES / 2, "{} blocks", data_blocks());
-    let store = open(directory.path());
-    store.close().unwrap();
-    assert!(data_blocks() > PIECES + PIECES / 2, "nobody has looked yet: {} blocks", data_blocks());
-    let store = open(directory.path());
-    steps(&store, 20);
-    assert!(data_blocks() <= PIECES + 1, "{} blocks", data_blocks());
-    for offset in pieces {
-        let mut blocks = [9; 2 * BLOCK as usize];
-        store.volume("v").unwrap().read_at(&mut blocks, offset).unwrap();
-        assert_eq!((blocks[0], blocks[BLOCK as usize]), (0, 1), "at {offset}");
-    }
-    store.close().unwrap();
 }
