@@ -18,7 +18,7 @@ use super::writes::Writes;
 use crate::format::Trace;
 use crate::ids::random_bytes;
 use crate::io::{Ring, give_way};
-use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceExt, damaged_error};
+use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::mpsc::{Receiver, Sender, channel};
 use crate::sync::thread::JoinHandle;
@@ -554,7 +554,7 @@ impl<'a> Backfill<'a> {
                     Err(error) => {
                         drop(request.sending);
                         hydrator.note_failure(&request.uri, &error, Some(&request.run));
-                        hydrator.note_failed(&request.run);
+                        hydrator.note_failed(&request.run, matches!(error.kind, SourceErrorKind::Lost | SourceErrorKind::Closed));
                     }
                 }
                 drop(request.claim);

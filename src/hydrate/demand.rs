@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::claim::Claim;
-use super::hydrator::{Hydrator, State};
+use super::hydrator::{Failure, Hydrator, State};
 use super::progress::FetchClass;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::EXTENT_BLOCKS;
@@ -66,7 +66,7 @@ impl Hydrator {
         let mut latest = (Vec::new(), Duration::ZERO);
         loop {
             self.check_failures(&blocks, waiter)?;
-            let returns = self.state.lock().returns;
+            let asked = Asked { at: self.config.clock.monotonic(), returns: self.state.lock().returns };
             let claimed = self.claim(blocks.clone(), REQUEST_BYTES);
             if std::mem::take(&mut is_first) {
                 self.look_ahead(&blocks);
@@ -74,7 +74,7 @@ impl Hydrator {
             if !claimed.is_empty() {
                 let runs: Vec<_> = claimed.iter().map(|claim| claim.run.clone()).collect();
                 if let Err(failed) = self.fetch_waited(claimed.into_iter().map(|claim| (claim.run.clone(), Some(claim))), waiter) {
-                    self.wait_for_return(failed, returns, waiter)?;
+                    self.wait_for_return(failed, asked, waiter)?;
                     continue;
                 }
                 let in_vain = runs.iter().any(|run| self.missing_runs(run.clone()) == [run.clone()]);
@@ -107,7 +107,7 @@ impl Hydrator {
                     let first = latest.0[0].clone();
                     let end = first.end.min(first.start + self.config.block_size.block_of(REQUEST_BYTES).max(1));
                     if let Err(failed) = self.fetch_waited(std::iter::once((first.start..end, None)), waiter) {
-                        self.wait_for_return(failed, returns, waiter)?;
+                        self.wait_for_return(failed, asked, waiter)?;
                     }
                 }
                 Some(left) => drop(self.changed.wait_for(&mut state, left)),
@@ -121,12 +121,16 @@ impl Hydrator {
         let is_new = self.config.clock.monotonic().saturating_sub(waiter.began) < SHARED_PATIENCE;
         let state = self.state.lock();
         let given_up = state.has_given_up(waiter);
-        if !given_up && (is_new || state.failures.is_empty() || self.is_patient(&state, waiter)) {
+        if !given_up && (is_new || state.failures.is_empty()) {
             return Ok(());
         }
+        let is_patient = self.is_patient(&state, waiter);
         let missing = self.missing_runs(blocks.clone());
-        let is_missing = |run: &Range<u64>| missing.iter().any(|other| other.start < run.end && run.start < other.end);
-        if missing.is_empty() || !(given_up || state.failures.iter().any(|(run, at)| *at >= waiter.began && is_missing(run))) {
+        let concerns = |failure: &Failure| {
+            let is_missing = missing.iter().any(|other| other.start < failure.run.end && failure.run.start < other.end);
+            failure.at >= waiter.began && !(failure.may_return && is_patient) && is_missing
+        };
+        if missing.is_empty() || !(given_up || state.failures.iter().any(concerns)) {
             return Ok(());
         }
         Err(self
@@ -149,12 +153,11 @@ impl Hydrator {
         is_over
     }
 
-    /// Returns when it is time to ask again for what could not be had because an address cannot be reached. `returns`: how often one
-    /// had come back before the reader asked.
+    /// Returns when it is time to ask again for what could not be had because an address cannot be reached.
     ///
     /// # Errors
     /// That of the fetch, if it is not worth waiting, or was waited for long enough.
-    fn wait_for_return(&self, failed: Unfetched, returns: u64, waiter: Waiter) -> Result<()> {
+    fn wait_for_return(&self, failed: Unfetched, asked: Asked, waiter: Waiter) -> Result<()> {
         let mut state = self.state.lock();
         loop {
             if !failed.may_return || state.stopped || state.has_given_up(waiter) {
@@ -164,7 +167,8 @@ impl Hydrator {
                 return Err(failed.error);
             }
             let now = self.config.clock.monotonic();
-            if state.returns != returns {
+            // One that comes and goes must not be asked each time that it gives something to somebody else.
+            if state.returns != asked.returns && now.saturating_sub(asked.at) >= TRY_INTERVAL {
                 return Ok(());
             }
             if now >= state.next_try {
@@ -177,14 +181,14 @@ impl Hydrator {
         }
     }
 
-    /// Keeps in mind that a request brought nothing.
-    pub(super) fn note_failed(&self, run: &Range<u64>) {
-        let now = self.config.clock.monotonic();
+    /// Keeps in mind that a request brought nothing. `may_return`: an address was away, and may give it later.
+    pub(super) fn note_failed(&self, run: &Range<u64>, may_return: bool) {
+        let at = self.config.clock.monotonic();
         let mut state = self.state.lock();
         if state.failures.len() >= FAILURES_MAX {
             state.failures.pop_front();
         }
-        state.failures.push_back((run.clone(), now));
+        state.failures.push_back(Failure { run: run.clone(), at, may_return });
     }
 
     /// Fails everybody who waits for a source now; later reads connect again.
@@ -280,6 +284,13 @@ struct Unfetched {
     error: Error,
     /// An address could not be reached, and may be later.
     may_return: bool,
+}
+
+/// When a reader asked, and how often an address had come back until then.
+#[derive(Clone, Copy)]
+struct Asked {
+    at: Duration,
+    returns: u64,
 }
 
 /// A reader that waits.
@@ -411,7 +422,7 @@ impl WaitedFetch<'_> {
             let mut state = self.hydrator.state.lock();
             let _ = self.is_lost && self.hydrator.has_waited_enough(&mut state, self.waiter);
         }
-        self.hydrator.note_failed(&read.run);
+        self.hydrator.note_failed(&read.run, self.is_lost);
         let message = || "there is no address to ask".into();
         let failure = failure.unwrap_or_else(|| SourceError { kind: SourceErrorKind::Closed, message: message() });
         if self.outcome.is_ok() {

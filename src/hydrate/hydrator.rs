@@ -77,6 +77,14 @@ pub struct Hydrator {
     pub(super) this: Weak<Self>,
 }
 
+/// A request that brought nothing.
+pub(super) struct Failure {
+    pub run: Range<u64>,
+    pub at: Duration,
+    /// An address was away, and may give the range later.
+    pub may_return: bool,
+}
+
 #[derive(Default)]
 pub(super) struct State {
     pub peers: Peers,
@@ -94,8 +102,8 @@ pub(super) struct State {
     pub share: Share,
     pub fetched: FetchedBytes,
     pub last_error: Option<String>,
-    /// Ranges whose requests failed, and when: for those who waited for them.
-    pub failures: VecDeque<(Range<u64>, Duration)>,
+    /// Requests that failed: for those who waited for them.
+    pub failures: VecDeque<Failure>,
     /// How often it was said that nobody who waits now is to wait any longer.
     pub given_up: u64,
     /// How often an address that had failed gave something again.

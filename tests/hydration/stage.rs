@@ -112,12 +112,17 @@ impl Actor {
         }
     }
 
-    /// Ends the reads that hang with an error; answers how many there were.
+    /// Ends the reads that hang with the loss of the source; answers how many there were.
     pub fn fail_held(&self) -> usize {
+        self.fail_held_with(SourceErrorKind::Lost)
+    }
+
+    /// Ends the reads that hang with an error; answers how many there were.
+    pub fn fail_held_with(&self, kind: SourceErrorKind) -> usize {
         let held = std::mem::take(&mut self.seen.lock().held);
         let count = held.len();
         for (_, arrival) in held {
-            arrival.end(Err(self.error(SourceErrorKind::Lost, "does not answer a request")));
+            arrival.end(Err(self.error(kind, "fails a request")));
         }
         count
     }

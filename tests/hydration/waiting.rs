@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use volfork::source::{ReadClass, Source, SourceError, SourceOpener};
+use volfork::source::{ReadClass, Source, SourceError, SourceErrorKind, SourceOpener};
 use volfork::store::HydrationControl;
 use volfork::volume::Request;
 use volfork::{Clock, ErrorKind, Store, StoreOptions, SystemClock, Volume};
@@ -115,13 +115,18 @@ impl SourceOpener for Patient {
     }
 }
 
-#[test]
-fn readers_wait_for_an_address_that_is_gone_until_it_is_back_or_their_patience_is_over() {
+/// A store whose readers wait for an hour, on a clock that the test lets go on.
+fn patient_trial() -> (Trial, Arc<Ahead>) {
     let dir = tempfile::tempdir().unwrap();
     let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
     let sources = Some(Arc::new(Patient(stage.clone())) as _);
     let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, sources, ..options(&stage) }).unwrap();
-    let trial = Trial { stage, store, _dir: dir };
+    (Trial { stage, store, _dir: dir }, clock)
+}
+
+#[test]
+fn readers_wait_for_an_address_that_is_gone_until_it_is_back_or_their_patience_is_over() {
+    let (trial, clock) = patient_trial();
     let data = pattern(48, 8 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));
     let volume = trial.paused_fork(&actor, "v");
@@ -160,6 +165,91 @@ fn readers_wait_for_an_address_that_is_gone_until_it_is_back_or_their_patience_i
     assert_eq!(actor.begun(), begun + 1);
     actor.lose(false);
     assert!(read(&volume, 7 << 20, 4096).unwrap() == data[7 << 20..(7 << 20) + 4096]);
+}
+
+/// A source that is there and cannot give a block does not come back.
+#[test]
+fn who_waits_for_one_block_that_cannot_be_read_is_told_at_once_however_patient() {
+    const READERS: u64 = 8;
+    let (trial, clock) = patient_trial();
+    let actor = trial.stage.add(Actor::new("a://", &pattern(49, 8 << 20)));
+    let volume = trial.paused_fork(&actor, "v");
+    actor.play(|_, _| Play::Hang);
+    let readers: Vec<_> = (0..READERS).map(|_| begin(&volume, 4 << 20, 4096)).collect();
+    while trial.store.show("v").unwrap().hydration.readers_waiting < READERS {
+        std::thread::yield_now();
+    }
+    actor.await_read(|_, class| class == ReadClass::Waited);
+    clock.1.store(60, Ordering::SeqCst);
+    // A reader that asks again hangs.
+    actor.fail_held_with(SourceErrorKind::Failed);
+    for reader in readers {
+        assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
+    }
+}
+
+/// A server that hangs up at one block and gives all others is not asked for that one each time that it gives another.
+#[test]
+fn a_source_that_comes_and_goes_is_asked_once_a_second() {
+    const BLOCK: u64 = 4096;
+    const READS: u64 = 300;
+    let (trial, _clock) = patient_trial();
+    let data = pattern(50, 8 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    const LOST: u64 = 6 << 20;
+    actor.play(|range, class| match class {
+        ReadClass::Ahead => Play::Hang,
+        ReadClass::Waited if range.contains(&LOST) => Play::Lose,
+        ReadClass::Waited => Play::Answer,
+    });
+    let reader = begin(&volume, LOST, 4096);
+    actor.await_read(|range, _| range.contains(&LOST));
+    let begun = std::time::Instant::now();
+    for number in 0..READS {
+        let offset = (number * 2 * BLOCK) as usize;
+        assert!(read(&volume, offset as _, 4096).unwrap() == data[offset..offset + 4096]);
+    }
+    let asked = actor.reads().iter().filter(|(range, class)| *class == ReadClass::Waited && range.contains(&LOST)).count() as u64;
+    let seconds = begun.elapsed().as_secs();
+    assert!(asked <= 4 + 2 * seconds, "asked {asked} times in {seconds} s");
+    actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
+    assert!(reader.recv_timeout(PATIENCE).expect("it is answered").unwrap() == data[LOST as usize..LOST as usize + 4096]);
+}
+
+#[test]
+fn readers_of_a_source_that_is_gone_hold_up_nothing_and_end_with_their_volume() {
+    let (trial, _clock) = patient_trial();
+    let data = pattern(51, 8 << 20);
+    let actor = trial.stage.add(Actor::new("a://", &data));
+    let volume = trial.paused_fork(&actor, "v");
+    actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Lose });
+    actor.lose(true);
+    let readers: Vec<_> = (0..20).map(|number| begin(&volume, (4 << 20) + number * 8192, 4096)).collect();
+    let asked = actor.reads().len();
+    actor.await_reads(asked + 2);
+    let (sender, done) = mpsc::channel();
+    let (store, writer) = (trial.store.clone(), volume.clone());
+    std::thread::spawn(move || {
+        let all = || -> volfork::Result<()> {
+            writer.write_at(&[7; 512], (4 << 20) + 512)?;
+            writer.write_at(&[7; 8192], 5 << 20)?;
+            writer.discard(6 << 20, 8192)?;
+            writer.flush()?;
+            store.create_snapshot("v", "s")?;
+            writer.fork("w")?.flush()?;
+            store.destroy_snapshot("v", "s")?;
+            store.resize("v", 16 << 20, false)?;
+            store.destroy_volume("w", true)?;
+            store.destroy_volume("v", true)
+        };
+        let _ = sender.send(all());
+    });
+    done.recv_timeout(PATIENCE).expect("something waits for the source").unwrap();
+    for reader in readers {
+        reader.recv_timeout(PATIENCE).expect("a reader waits for a source of a volume that is gone").unwrap_err();
+    }
+    trial.store.close().unwrap();
 }
 
 #[test]
