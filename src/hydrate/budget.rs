@@ -54,7 +54,7 @@ impl Share {
 #[derive(Default)]
 struct State {
     windows: HashMap<String, Window>,
-    /// Hosts that were lost and have given nothing since, and when the next try is due.
+    /// Hosts that were lost and have not answered since, and when the next try is due.
     lost: HashMap<String, Duration>,
     shares: BTreeMap<LayerId, Share>,
     guard: Guard,
@@ -180,6 +180,11 @@ impl Budget {
     /// A host did not answer, or hung up.
     pub fn note_lost(&self, now: Duration, host: &str) {
         self.state.lock().lost.entry(host.to_owned()).or_insert(now);
+    }
+
+    /// A host has answered, though perhaps not as it should: it is not lost.
+    pub fn note_answered(&self, host: &str) {
+        self.state.lock().lost.remove(host);
     }
 
     /// Whether an address of a host that failed may be tried again now. A host that was lost is tried by one hydration for all.

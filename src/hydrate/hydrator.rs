@@ -192,6 +192,8 @@ impl Hydrator {
         self.check_source(uri, &*source)?;
         let mut state = self.state.lock();
         state.peers.note_use(uri, self.config.clock.monotonic());
+        // Others that lost the host need not wait until this one has read something.
+        state.peers.host(uri).into_iter().for_each(|host| self.config.budget.note_answered(host));
         let stopped = state.stopped;
         match state.peers.list.iter_mut().find(|peer| peer.uri == uri).filter(|_| !stopped) {
             Some(peer) => Ok(Arc::clone(peer.source.get_or_insert_with(|| Arc::clone(&source)))),
@@ -246,8 +248,10 @@ impl Hydrator {
         let now = self.config.clock.monotonic();
         let mut state = self.state.lock();
         let useless = state.peers.note_error(uri, now, error, run);
-        if let (SourceErrorKind::Lost, Some(host)) = (error.kind, state.peers.host(uri)) {
-            self.config.budget.note_lost(now, host);
+        match (error.kind, state.peers.host(uri)) {
+            (_, None) => {}
+            (SourceErrorKind::Lost, Some(host)) => self.config.budget.note_lost(now, host),
+            (_, Some(host)) => self.config.budget.note_answered(host),
         }
         state.last_error = Some(error.message.clone());
         self.look_at_health(state);

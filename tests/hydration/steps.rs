@@ -174,7 +174,19 @@ impl Clock for Passing {
 
 #[test]
 fn a_host_that_is_lost_is_tried_by_one_fork_for_all() {
-    const FORKS: usize = 20;
+    is_tried_by_one_for_all(FORKS);
+}
+
+/// The host is there again, but what most forks come from cannot be read any more.
+#[test]
+fn a_host_that_answers_with_errors_is_not_lost() {
+    is_tried_by_one_for_all(1);
+}
+
+const FORKS: usize = 20;
+
+/// `well`: forks whose exports can be read when their host is back.
+fn is_tried_by_one_for_all(well: usize) {
     let (dir, stage, clock) = (tempfile::tempdir().unwrap(), Stage::default(), Arc::new(Passing::default()));
     let options = StoreOptions { threads: false, clock: clock.clone(), ..options(&stage) };
     let store = Store::create(dir.path(), options).unwrap();
@@ -202,8 +214,9 @@ fn a_host_that_is_lost_is_tried_by_one_fork_for_all() {
     pass(100, &|| false);
     assert!((FORKS + 5..=FORKS + 11).contains(&asked()), "asked {} times in ten seconds", asked());
     // When it answers one, the others need not wait for one another.
+    actors[..FORKS - well].iter().for_each(|actor| actor.play(|_, _| Play::Fail));
     actors.iter().for_each(|actor| actor.lose(false));
-    let is_whole = || (0..FORKS).all(|number| store.show(&format!("v{number}")).unwrap().source.is_none());
+    let is_whole = || (FORKS - well..FORKS).all(|number| store.show(&format!("v{number}")).unwrap().source.is_none());
     let before = clock.0.load(Ordering::SeqCst);
     assert!(pass(100, &is_whole));
     let took = clock.0.load(Ordering::SeqCst) - before;
