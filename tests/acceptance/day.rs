@@ -140,9 +140,9 @@ fn a_source_dies(day: &mut Day, web: &mut Disk) {
     assert!(ranking["hosts"].as_array().unwrap().iter().all(|ranked| ranked["host"] != "a"), "{ranking}");
     let (kind, _) = day.world.fails("nobody", &["place", "--source", &day.way.uri(GOLDEN)]);
     assert_eq!(kind, "source_lost");
-    // So slow that most is missing when it is paused.
-    day.world.ok("b", &["hydrate", "web2", "--rate", "256K"]);
     day.serve("a");
+    // Asked again, it does not wait until it tries by itself; so slow that most is missing when it is paused.
+    day.world.ok("b", &["hydrate", "web2", "--rate", "256K"]);
     day.wait_for_volume("b", "web2", |volume| volume["state"] == "hydrating");
 }
 
