@@ -165,7 +165,7 @@ fn a_fork_dies(day: &mut Day, web: &mut Disk) {
     assert!(missing(&day.world.ok("b", &["show", "web2"])) > 0);
     web.check_blocks((0..web.bytes.len() / 4096).rev().step_by(1021));
     day.world.ok("b", &["hydrate", "web2", "--resume", "--rate", "0"]);
-    day.world.ok("b", &["hydrate", "web2", "--wait"]);
+    day.world.ok("b", &["hydrate", "web2", "--wait", "--timeout", "1m"]);
     web.check(day.world.directory());
     day.balance();
 }
@@ -178,7 +178,7 @@ fn bytes_travel_once(day: &mut Day) -> Vec<String> {
         let (id, host) = day.reserve(volume, "1h", &["--region", "fra"]);
         assert_eq!(host, "c");
         let disk = day.fork("c", volume, Some(&id));
-        day.world.ok("c", &["hydrate", volume, "--wait"]);
+        day.world.ok("c", &["hydrate", volume, "--wait", "--timeout", "1m"]);
         let sent = day.way.sent() - before;
         // What is said of the blocks is sent beside them.
         assert!((DATA_BYTES..DATA_BYTES + DATA_BYTES / 10).contains(&sent), "{volume}: {sent} bytes were sent for {DATA_BYTES}");
@@ -279,7 +279,7 @@ fn a_live_volume_is_forked(day: &mut Day) {
     // The last blocks have not come, and the volume has others when they do.
     golden.write(24 * MIB, 8 * MIB, 202, true);
     day.way.open();
-    day.world.ok(&host, &["hydrate", "live", "--wait"]);
+    day.world.ok(&host, &["hydrate", "live", "--wait", "--timeout", "1m"]);
     live.check(day.world.directory());
     golden.check(day.world.directory());
     day.balance();

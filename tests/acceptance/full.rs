@@ -63,7 +63,7 @@ fn a_day_of_a_full_disk() {
     web.check(world.directory());
     ledger.balance(&world, &["a", "b"]);
     small.grow(64 * MIB);
-    world.ok("b", &["hydrate", "web", "--wait"]);
+    world.ok("b", &["hydrate", "web", "--wait", "--timeout", "1m"]);
     web.write(30 * MIB, MIB, 77, true);
     web.check(world.directory());
     ledger.balance(&world, &["a", "b"]);

@@ -217,7 +217,7 @@ fn a_registry_is_gone(day: &mut Images) {
     let forked = day.world.ok("c", &["fork", &source, "far", "--reservation", &id]);
     day.ledger.became(&id, Fate::Used);
     assert_eq!(forked["labels"]["vm.image"], image);
-    day.world.ok("c", &["hydrate", "far", "--wait"]);
+    day.world.ok("c", &["hydrate", "far", "--wait", "--timeout", "1m"]);
     let (sent, data) = (day.forked.sent() - before, (BASE.1 + ONE.1) as u64);
     assert!((data..data + TABLES_BYTES).contains(&sent), "{sent} bytes were sent for {data}");
     day.checks("c", "far", &[BASE, ONE]);
