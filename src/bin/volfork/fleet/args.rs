@@ -114,7 +114,7 @@ pub struct PlaceArguments {
     /// Weights of the policy start-time, as in headroom_seconds=2,spread_seconds=1,herd_factor=1
     #[arg(long, value_parser = weights, value_name = "WEIGHTS")]
     pub weights: Option<Weights>,
-    /// Reserve the best host
+    /// Reserve the best host: there, 'create' or 'fork' takes what is held, with --reservation ID
     #[arg(long)]
     pub reserve: bool,
     /// How long a reservation is held unless its host reports the volume
