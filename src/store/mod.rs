@@ -295,16 +295,15 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, name: &str, size_bytes: u64, force: bool) -> Result<()> {
-        let _pass = self.0.core.enter()?;
         self.0.core.resize(name, size_bytes, force)
     }
 
-    /// Sets the size to what `size_of` makes of the present one, which nobody else changes meanwhile. A volume does not shrink.
+    /// Sets the size to what `size_of` makes of the present one, which nobody else changes meanwhile: other changes of size of this
+    /// volume wait for it, and it must make none itself. A volume does not shrink.
     ///
     /// # Errors
     /// Those of `size_of`; as [`Store::resize`].
     pub fn resize_with(&self, name: &str, size_of: impl FnOnce(u64) -> Result<u64>) -> Result<()> {
-        let _pass = self.0.core.enter()?;
         self.0.core.resize_with(name, size_of)
     }
 

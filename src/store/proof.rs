@@ -510,3 +510,27 @@ fn every_close_ends_when_the_store_is_closed() {
         run_in_store(seed, history).unwrap();
     }
 }
+
+/// Whoever says the new size of a volume may take as long as other hosts do, and close the store.
+#[test]
+fn a_store_is_closed_while_a_new_size_is_asked_for() {
+    let history = |path: &Path| {
+        let store = Store::create(path, without_threads()).unwrap();
+        let volume = store.create_volume("v", BLOCK).unwrap();
+        let other = thread::scope(|scope| {
+            let other = scope.spawn(|| volume.resize(3 * BLOCK, false));
+            let size_of = |bytes| {
+                thread::sleep(Duration::from_micros(sim::below(100)));
+                store.close().map(|()| 2 * bytes)
+            };
+            assert_eq!(store.resize_with("v", size_of).unwrap_err().kind(), ErrorKind::Closed);
+            other.join().unwrap()
+        });
+        assert!(other.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::Closed), "{other:?}");
+        let size_bytes = Store::open(path, without_threads()).unwrap().volume("v").unwrap().size_bytes();
+        assert_eq!(size_bytes, if other.is_ok() { 3 * BLOCK } else { BLOCK });
+    };
+    for seed in sim::seeds(10) {
+        run_in_store(seed, history).unwrap();
+    }
+}

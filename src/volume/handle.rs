@@ -162,7 +162,6 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
-        let _pass = self.0.core.enter()?;
         self.0.core.resize_head(&self.0, |_| Ok(size_bytes), force)
     }
 

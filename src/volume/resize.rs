@@ -28,7 +28,7 @@ impl Core {
     /// [`ErrorKind::InvalidInput`] when it would lose bytes and `force` is not set; [`ErrorKind::NoSpace`].
     pub fn resize(self: &Arc<Self>, name: &str, size_bytes: u64, force: bool) -> Result<()> {
         check_size(size_bytes)?;
-        let head = self.head(name)?;
+        let head = self.enter().and_then(|_pass| self.head(name))?;
         self.resize_head(&head, |_| Ok(size_bytes), force)
     }
 
@@ -37,21 +37,23 @@ impl Core {
     /// # Errors
     /// Those of `size_of`; as [`Core::resize`].
     pub fn resize_with(self: &Arc<Self>, name: &str, size_of: impl FnOnce(u64) -> Result<u64>) -> Result<()> {
-        let head = self.head(name)?;
+        let head = self.enter().and_then(|_pass| self.head(name))?;
         self.resize_head(&head, size_of, false)
     }
 
-    /// As [`Core::resize`], of a volume that is open, whatever it is called by now.
+    /// As [`Core::resize`], of a volume that is open, whatever it is called by now. The caller has no pass.
     ///
     /// # Errors
     /// As there.
     pub fn resize_head(&self, head: &Head, size_of: impl FnOnce(u64) -> Result<u64>, force: bool) -> Result<()> {
-        self.layers.prepare_shape()?;
+        // No pass is held: `size_of` may ask other hosts, and a store that is being closed waits neither for that nor for those behind.
         let _one_at_a_time = head.resizing.lock();
-        head.check_alive()?;
-        let old = head.view.read().size_bytes;
+        let old = self.enter().and_then(|_pass| head.check_alive().map(|()| head.view.read().size_bytes))?;
         let size_bytes = size_of(old)?;
         check_size(size_bytes)?;
+        let _pass = self.enter()?;
+        self.layers.prepare_shape()?;
+        head.check_alive()?;
         if size_bytes == old {
             return Ok(());
         }
