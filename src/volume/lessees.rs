@@ -10,6 +10,9 @@
 //!   at any point between, the record is that of a lease which no root needs, and the lease is given back, whether the server had given
 //!   it or not. It is not given back while the question is under way, because the server may hear the question last.
 //!
+//! The lease of an opening is recorded after it was given, because a reader may wait for it: of a host that is lost between, that lease
+//! stays until it lapses, and the next opening takes another.
+//!
 //! What servers are asked in the background is in `errands`.
 
 use std::collections::{HashMap, HashSet};

@@ -13,6 +13,7 @@ use volfork::{Error, ErrorKind, LeaseId, Store, StoreOptions};
 
 use crate::clock::SimClock;
 use crate::disk::{Fault, SimDisk};
+use crate::hold::{Kind, beside};
 use crate::model::WINDOW_START;
 use crate::random::Random;
 use crate::source::{STEADY, SimSources};
@@ -231,6 +232,36 @@ fn a_lease_that_is_given_back_before_the_question_is_heard_is_not_given() {
         ask(LeaseAction::Take, snapshot, number + 10).unwrap().unwrap();
         ask(LeaseAction::Release, snapshot, number + 10).unwrap();
         settle(&store);
+    }
+}
+
+/// A fork that did not wait for the answer says it again.
+#[test]
+fn the_end_of_a_lease_that_is_said_twice_is_durable_when_either_is_answered() {
+    for seed in seeds(6) {
+        let _named = Named("a lease that is given back twice at once, and a power loss", seed);
+        let disk = SimDisk::default();
+        let store = Store::create(Path::new(PLACE), options(&disk, None)).unwrap();
+        store.create_volume("v", BLOCK as u64).unwrap().write_at(&[1], 0).unwrap();
+        store.lease(("v", None), &request(LeaseAction::Take, 1), "there").unwrap();
+        let release = || {
+            let store = store.clone();
+            beside(move || store.lease(("v", None), &request(LeaseAction::Release, 1), "there").map(drop))
+        };
+        disk.holds.hold(Kind::Sync, "journal");
+        let first = release();
+        disk.holds.await_held();
+        let second = release();
+        if second.ends_soon() {
+            disk.power_off();
+        }
+        disk.holds.release();
+        let answered = [first.join(), second.join()].iter().any(volfork::Result::is_ok);
+        disk.power_off();
+        drop(store);
+        disk.crash(&mut Random::new(seed));
+        let store = Store::open(Path::new(PLACE), options(&disk, None)).unwrap();
+        assert!(!answered || store.show("v").unwrap().leases.is_empty());
     }
 }
 
