@@ -268,7 +268,7 @@ impl Store {
     pub fn snapshot_names(&self, volume: &str) -> Result<Vec<String>> {
         let _pass = self.0.core.enter()?;
         let catalog = self.0.core.catalog();
-        let id = catalog.volume_id(volume)?;
+        let id = self.0.core.volume_id(&catalog, volume)?;
         Ok(catalog.volume(id).map_or_else(Vec::new, |entry| entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect()))
     }
 
@@ -346,6 +346,11 @@ impl Store {
     /// [`StoreOptions::sources`].
     pub fn control_hydration(&self, name: &str, control: &HydrationControl) -> Result<HydrationInfo> {
         let core = &self.0.core;
+        {
+            // One on its way is shown, and has nothing to steer.
+            let _pass = core.enter()?;
+            core.volume_id(&core.catalog(), name)?;
+        }
         if !control.add_sources.is_empty() || !control.remove_sources.is_empty() {
             core.set_sources(name, &control.add_sources, &control.remove_sources)?;
         }

@@ -49,7 +49,7 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
 fn layers_of(core: &Arc<Core>, volume: Option<&str>) -> Result<Vec<Arc<Layer>>> {
     let Some(name) = volume else { return Ok(core.layers().all()) };
     let catalog = core.catalog();
-    let id = catalog.volume_id(name)?;
+    let id = core.volume_id(&catalog, name)?;
     let head = catalog.volume(id).map(|entry| entry.head);
     Ok(head.into_iter().flat_map(|head| catalog.chain(head)).filter_map(|(id, _)| core.layers().get(id)).collect())
 }

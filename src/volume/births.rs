@@ -10,6 +10,7 @@ use super::info::{BlockCounts, HydrationInfo, VolumeInfo, VolumeState};
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::valid_name;
+use crate::ids::VolumeId;
 
 /// A volume on its way.
 #[derive(Clone)]
@@ -66,6 +67,20 @@ impl Core {
             true => Err(Error::new(ErrorKind::Exists, format!("a volume '{name}' is on its way already: choose another name"))),
             false => Ok(()),
         }
+    }
+
+    /// As [`Catalog::volume_id`]. The error for a volume on its way, which `list` shows, says that it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn volume_id(&self, catalog: &Catalog, name: &str) -> Result<VolumeId> {
+        catalog.volume_id(name).map_err(|error| match self.births.lock().contains_key(name) {
+            true => Error::new(
+                ErrorKind::NotFound,
+                format!("volume '{name}' is still being made: wait until 'volfork show {name}' says created"),
+            ),
+            false => error,
+        })
     }
 
     /// What is known of a volume on its way.

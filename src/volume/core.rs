@@ -175,7 +175,7 @@ impl Core {
     /// [`ErrorKind::NotFound`].
     pub fn head(self: &Arc<Self>, name: &str) -> Result<Arc<Head>> {
         let catalog = self.catalog();
-        let id = catalog.volume_id(name)?;
+        let id = self.volume_id(&catalog, name)?;
         let mut heads = self.heads.lock();
         if let Some(head) = heads.get(&id).and_then(Weak::upgrade) {
             return Ok(head);

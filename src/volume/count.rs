@@ -44,7 +44,7 @@ impl Core {
     /// [`crate::ErrorKind::NotFound`].
     pub fn snapshot_infos(&self, volume: &str) -> Result<Vec<SnapshotInfo>> {
         let catalog = self.catalog();
-        let id = catalog.volume_id(volume)?;
+        let id = self.volume_id(&catalog, volume)?;
         let entry = catalog.volume(id).ok_or_else(|| super::core::gone(id))?;
         let tallies = self.tally(&catalog, entry.snapshots.iter().map(|snapshot| snapshot.layer));
         let describe = |snapshot: &crate::catalog::SnapshotEntry| {

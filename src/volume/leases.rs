@@ -365,7 +365,7 @@ impl Core {
         let catalog = self.catalog();
         let id = match snapshot {
             Some(snapshot) => catalog.snapshot(volume, snapshot)?.0,
-            None => catalog.volume_id(volume)?,
+            None => self.volume_id(&catalog, volume)?,
         };
         if snapshot.is_none() {
             check_bare(&catalog, id, recursive)?;

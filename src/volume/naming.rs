@@ -17,7 +17,7 @@ impl Core {
         let _room = self.layers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
-            let volume = catalog.volume_id(name)?;
+            let volume = self.volume_id(&catalog, name)?;
             self.name_is_free(&catalog, new)?;
             self.change(&mut catalog, None, vec![ShapeRecord::Rename { volume, name: new.to_owned() }])?
         };
@@ -52,7 +52,7 @@ impl Core {
         let _room = self.layers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
-            let volume = catalog.volume_id(name)?;
+            let volume = self.volume_id(&catalog, name)?;
             self.change(&mut catalog, None, vec![ShapeRecord::Labels(volume, labels)])?
         };
         self.layers.wait_shape(ticket)

@@ -291,7 +291,7 @@ impl Core {
     /// [`ErrorKind::NotFound`].
     pub fn heritage(&self, volume: &str, snapshot: Option<&str>) -> Result<(u64, Labels)> {
         let catalog = self.catalog();
-        let id = catalog.volume_id(volume)?;
+        let id = self.volume_id(&catalog, volume)?;
         let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
         let found = snapshot.map(|snapshot| catalog.snapshot(volume, snapshot)).transpose()?;
         Ok((found.map_or(entry.size_bytes, |(_, snapshot)| snapshot.size_bytes), entry.labels.clone()))

@@ -16,7 +16,7 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Unsupported`] if it needs one and the store was opened without sources.
     fn hydrator_of(&self, catalog: &Catalog, name: &str) -> Result<Option<Arc<Hydrator>>> {
-        let id = catalog.volume_id(name)?;
+        let id = self.volume_id(catalog, name)?;
         let head = catalog.volume(id).map(|entry| entry.head);
         let Some(root) = head.and_then(|head| catalog.needed_root(head)) else { return Ok(None) };
         // A root that is needed has one from before the fork until after the record that detaches it.

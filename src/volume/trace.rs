@@ -125,7 +125,7 @@ impl Core {
         if let Some(snapshot) = snapshot {
             return Ok(catalog.snapshot(volume, snapshot)?.1.layer);
         }
-        let id = catalog.volume_id(volume)?;
+        let id = self.volume_id(&catalog, volume)?;
         let parent = catalog.volume(id).and_then(|entry| catalog.layer(entry.head)?.parent);
         parent.ok_or_else(|| {
             let message = format!("volume '{volume}' is no fork and has no snapshot, so it has no trace: name a fork, or NAME@SNAP");

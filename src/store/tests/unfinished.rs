@@ -4,6 +4,7 @@ use std::mem;
 
 use super::*;
 use crate::error::Error;
+use crate::store::HydrationControl;
 use crate::volume::ForkOptions;
 
 #[test]
@@ -14,6 +15,13 @@ fn a_name_is_taken_until_its_volume_is_whole() {
     let reserved = store.reserve_name("v").unwrap();
     let mut filled = reserved.create(1 << 20).unwrap();
     assert_eq!(store.show("v").unwrap().state, crate::volume::VolumeState::Creating);
+    // It can be looked at, and that is all.
+    let hydrated = store.control_hydration("v", &HydrationControl::default()).err();
+    for missing in [hydrated, store.fork("v", "w").err(), store.volume("v").err(), store.rename("v", "w").err()] {
+        let missing = missing.unwrap();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+        assert!(missing.to_string().contains("still being made"), "{missing}");
+    }
     for taken in [store.fork("base", "v").err(), store.rename("base", "v").err(), store.reserve_name("v").err()] {
         assert_eq!(taken.unwrap().kind(), ErrorKind::Exists);
     }
