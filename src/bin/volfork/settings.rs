@@ -12,7 +12,7 @@ use crate::args::{Arguments, Command, DemoArguments, Priority, ServeArguments};
 use crate::fleet::{FleetCommand, PlaceArguments};
 use crate::hints;
 use crate::request::Request;
-use crate::target::is_uri;
+use crate::target::{from_here, is_uri};
 
 /// What holds for every command.
 #[derive(Clone, Debug)]
@@ -118,6 +118,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Fork { source, new, also, live, size, hints, reservation, force } => {
             let makes_store = is_uri(&source);
             let labels = hints::fork_labels(hints, reservation);
+            let (source, also) = (from_here(source), also.into_iter().map(from_here).collect());
             let request = Request::Fork { source, also, name: new, labels, live, size_bytes: size, force };
             ("fork", Plan::Ask { request, file: FileArgument::None, makes_store })
         }
@@ -131,7 +132,7 @@ fn plan(command: Command) -> (&'static str, Plan) {
                 rate_bytes_per_second: rate,
                 deadline_seconds: deadline,
                 priority: priority.map(priority_of),
-                add_sources: add_source,
+                add_sources: add_source.into_iter().map(from_here).collect(),
                 remove_sources: remove_source,
             };
             ("hydrate", Plan::ask(Request::Hydrate { name, control, wait, timeout_seconds: timeout }))
@@ -220,6 +221,21 @@ mod tests {
                 Plan::Ask { request, file: FileArgument::None, makes_store: false } => assert_eq!(request, expected, "{line}"),
                 _ => panic!("{line}"),
             }
+        }
+    }
+
+    #[test]
+    fn addresses_are_whole_for_the_process_that_opens_them() {
+        let relative = "nbd+unix:///v?socket=s";
+        let whole = from_here(relative.into());
+        assert!(whole.starts_with("nbd+unix:///v?socket=/") && whole.ends_with("/s"), "{whole}");
+        for line in [format!("fork {relative} v --also {relative}"), format!("hydrate v --add-source {relative}")] {
+            let uris = match settled(&line) {
+                Plan::Ask { request: Request::Fork { source, also, .. }, .. } => [vec![source], also].concat(),
+                Plan::Ask { request: Request::Hydrate { control, .. }, .. } => control.add_sources,
+                _ => panic!("{line}"),
+            };
+            assert!(!uris.is_empty() && uris.iter().all(|uri| *uri == whole), "{line}: {uris:?}");
         }
     }
 
