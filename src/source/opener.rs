@@ -22,9 +22,9 @@ pub struct UriSources {
     pub nbd: NbdOptions,
 }
 
-/// Whether an address is that of an NBD export.
+/// Whether an address is that of an NBD export, also of a kind that [`NbdSource`] refuses with a reason.
 fn is_nbd(uri: &str) -> bool {
-    matches!(uri.split_once("://"), Some(("nbd" | "nbd+unix", _)))
+    matches!(uri.split_once("://"), Some(("nbd" | "nbd+unix" | "nbds" | "nbds+unix", _)))
 }
 
 impl SourceOpener for UriSources {
@@ -58,5 +58,18 @@ impl SourceOpener for UriSources {
 
     fn patience(&self) -> Duration {
         self.nbd.patience()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_not_opened_says_why() {
+        for (uri, why) in [("nbds://h/v", "TLS"), ("nbds+unix:///v?socket=/s", "TLS"), ("http://h/v", "is no address of a source")] {
+            let error = UriSources::default().open(uri).err().unwrap();
+            assert!(error.kind == SourceErrorKind::Invalid && error.message.contains(why), "{uri}: {}", error.message);
+        }
     }
 }
