@@ -11,7 +11,7 @@ use super::checksums::{ChecksumPage, block_checksum};
 use super::set::Layers;
 use super::state::Layer;
 use crate::bits::BlockBits;
-use crate::error::{Corruption, Error, Result};
+use crate::error::{Corruption, Error, ErrorKind, Result};
 use crate::format::{LayerFile, StorePaths};
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt, IoMode};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
@@ -218,7 +218,7 @@ impl Layers {
 
     fn repair_latched(&self, layer: &Layer, block: u32, bytes: &[u8]) -> Result<()> {
         if self.page(layer, block / EXTENT_BLOCKS)?.get(block % EXTENT_BLOCKS) != block_checksum(layer.id, block, bytes) {
-            return Err(self.corruption(layer, block, "the source has other bytes now"));
+            return Err(Error::new(ErrorKind::Corrupt, "what it could be repaired from does not match its checksum either"));
         }
         let file = self.data_file_to_write(layer, block)?;
         let wrap = |error| Error::io(format!("cannot write layer {} at block {block}", layer.id), error);

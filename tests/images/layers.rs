@@ -172,6 +172,27 @@ fn damage_oldest(host: &Host, offset: u64) {
 }
 
 #[test]
+fn damage_that_another_layer_cannot_repair_is_told_once() {
+    let (host, layout) = (Host::new(), Layout::new());
+    let [first, second] = base(&layout);
+    layout.image("v", &[&first, &second]);
+    layout.import(&host.store, "v", "a").unwrap();
+    host.store.close().unwrap();
+    let path = host.directory.path().join("store");
+    let checksums = std::fs::OpenOptions::new().write(true).open(path.join("layers/0.crc")).unwrap();
+    checksums.set_len(0).unwrap();
+    let host = Host { store: Store::open(&path, StoreOptions::default()).unwrap(), directory: host.directory };
+    let damaged = host.store.scrub(None, &mut |_| {}).unwrap().blocks_damaged;
+    layout.import(&host.store, "v", "b").unwrap();
+    let scrubbed = host.store.scrub(None, &mut |_| {}).unwrap();
+    assert!(damaged > 0 && scrubbed.blocks_damaged == damaged, "{scrubbed:?}");
+    for error in &scrubbed.errors {
+        assert!(error.contains("could be repaired from") && error.matches("restore it").count() == 1, "{error}");
+    }
+    check(&host.export("b"));
+}
+
+#[test]
 fn an_import_finds_damage_where_it_reads_and_everywhere_when_it_is_told_to() {
     let layout = Layout::new();
     let [first, second] = base(&layout);
