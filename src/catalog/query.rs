@@ -24,7 +24,11 @@ impl Catalog {
     pub fn volume_id(&self, name: &str) -> Result<VolumeId> {
         let by_key = || self.keys.get(&VolumeKey::parse(name)?);
         self.names.get(name).or_else(by_key).copied().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("there is no volume '{name}': 'volfork list' shows the volumes of this store"))
+            let message = match name.split_once('@') {
+                Some((volume, _)) => format!("there is no volume '{name}', and no snapshot is meant here: name '{volume}'"),
+                None => format!("there is no volume '{name}': 'volfork list' shows the volumes of this store"),
+            };
+            Error::new(ErrorKind::NotFound, message)
         })
     }
 

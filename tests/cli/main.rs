@@ -107,6 +107,8 @@ fn volumes_live_and_end() {
     host.ok(&["snapshot", "v", "two"]);
     assert_eq!(host.kind(&["snapshot", "v", "two"]), "exists");
     assert_eq!(names(&host.json(&["snapshots", "v"])), ["one", "two"]);
+    let refused = host.fails(1, &["show", "v@one"]);
+    assert!(refused.contains("no snapshot is meant here"), "{refused}");
     assert!(host.ok(&["snapshots", "v"]).contains("v@one"));
 
     assert_eq!(host.json(&["fork", "v", "from-volume"])["parent"], "v");
