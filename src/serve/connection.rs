@@ -122,6 +122,10 @@ impl Connection {
         loop {
             self.take_requests()?;
             self.ending |= self.sent_all && !self.has_request();
+            if self.ending && self.hung_up {
+                // Nobody takes what is left to be read, which may wait for a source. The end of the queue waits for changes.
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             self.queue.reap(&mut completions).map_err(|error| io::Error::other(error.to_string()))?;
             for completion in completions.drain(..) {
                 self.reply(completion);

@@ -11,12 +11,17 @@ use volfork::source::{
     Arrival, NbdOptions as NbdSourceOptions, NbdSource, OnArrival, ReadClass, Source, SourceExt, SourceOpener, UriSources,
 };
 use volfork::store::HydrationControl;
-use volfork::wire::constants::{CMD_CACHE, CMD_READ, OPT_EXPORT_NAME};
+use volfork::wire::constants::{CMD_CACHE, CMD_READ, CMD_WRITE, OPT_EXPORT_NAME};
 use volfork::wire::{HeaderMode, OptionRequest, ReplyHeader, Request};
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{pattern, read};
+
+/// A request of a plain client for one block.
+fn request(command: u16, cookie: u64, offset: u64) -> Vec<u8> {
+    Request { flags: 0, command, cookie, offset, length: 4096 }.encode(false)
+}
 
 /// A store and its server.
 struct Host {
@@ -41,6 +46,16 @@ impl Host {
 
     fn export(&self, name: &str) -> String {
         self.uri.replace("nbd+unix:///", &format!("nbd+unix:///{name}"))
+    }
+
+    /// A client without options.
+    fn plain_client(&self, export: &str) -> UnixStream {
+        let mut client = UnixStream::connect(self.dir.path().join("nbd.sock")).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.read_exact(&mut [0; 18]).unwrap();
+        client.write_all(&[&3u32.to_be_bytes()[..], &OptionRequest::encode(OPT_EXPORT_NAME, export.as_bytes())].concat()).unwrap();
+        client.read_exact(&mut [0; 10]).unwrap();
+        client
     }
 
     fn stop(&mut self) {
@@ -265,6 +280,35 @@ fn a_server_stops_although_its_readers_wait_for_a_source_that_hangs() {
     b.store.close().unwrap();
 }
 
+/// What it has sent is carried out, but nobody takes what it wanted to read.
+#[test]
+fn a_client_that_went_away_is_not_kept_by_its_reads_of_a_source_that_hangs() {
+    let stage = Stage::default();
+    let actor = stage.add(Actor::new("a://", &pattern(26, 4 << 20)));
+    actor.play(|_, _| Play::Hang);
+    let a = Host::with(Arc::new(stage));
+    let volume = a.store.fork("a://", "v").unwrap();
+    let mut client = a.plain_client("v");
+    let reads = (0..3).flat_map(|number| request(CMD_READ, number, (2 << 20) + number * 8192));
+    let write = request(CMD_WRITE, 3, 4096).into_iter().chain([7; 4096]);
+    client.write_all(&reads.chain(write).collect::<Vec<_>>()).unwrap();
+    while a.store.show("v").unwrap().hydration.readers_waiting < 3 {
+        std::thread::yield_now();
+    }
+    // With a reply that it has not taken its end would be an error of the socket.
+    client.read_exact(&mut [0; 16]).unwrap();
+    drop(client);
+    let until = Instant::now() + PATIENCE;
+    while a.server.as_ref().unwrap().connections() > 0 {
+        assert!(Instant::now() < until, "the connection waits for the source");
+        std::thread::yield_now();
+    }
+    assert!(read(&volume, 4096, 4096).unwrap() == [7; 4096]);
+    actor.play(|_, _| Play::Answer);
+    actor.release();
+    a.finish("v");
+}
+
 #[test]
 fn hints_about_blocks_that_do_not_come_keep_no_client_from_being_served() {
     let stage = Stage::default();
@@ -272,12 +316,7 @@ fn hints_about_blocks_that_do_not_come_keep_no_client_from_being_served() {
     actor.play(|_, _| Play::Hang);
     let a = Host::with(Arc::new(stage));
     a.store.fork("a://", "v").unwrap().write_at(&[9; 4096], 0).unwrap();
-    let mut client = UnixStream::connect(a.dir.path().join("nbd.sock")).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client.read_exact(&mut [0; 18]).unwrap();
-    client.write_all(&[&3u32.to_be_bytes()[..], &OptionRequest::encode(OPT_EXPORT_NAME, b"v")].concat()).unwrap();
-    client.read_exact(&mut [0; 10]).unwrap();
-    let request = |command, cookie, offset| Request { flags: 0, command, cookie, offset, length: 4096 }.encode(false);
+    let mut client = a.plain_client("v");
     // More than may be under way.
     let hints = (1..=300).flat_map(|number| request(CMD_CACHE, number, number * 8192));
     client.write_all(&hints.chain(request(CMD_READ, 0, 0)).collect::<Vec<_>>()).unwrap();
