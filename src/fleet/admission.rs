@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::book::Book;
 use super::bucket::{Change, random};
+use super::facts::HostFacts;
 use super::layout::{self, BOOK_BYTES_MAX, CLOCKS_SECONDS};
 use super::shared::{SharedFleet, fleet_of};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +16,8 @@ use crate::placement::{FleetOptions, HostInventory, HostStatus, Policy, Processo
 
 /// How long a host that does not say how often it reports is believed.
 const UNTOLD_SECONDS: u64 = 300;
+/// What the reservations begin with that a host makes itself.
+const OWN: &str = "own-";
 
 /// What a host is going to make.
 pub struct Birth<'a> {
@@ -54,7 +57,7 @@ impl SharedFleet {
             Some(id) => layout::book_in(id)?.to_owned(),
             None => layout::book_of(&about.region, &about.zone),
         };
-        let new = format!("{:016x}@{book}", random()?);
+        let new = format!("{OWN}{:016x}@{book}", random()?);
         let path = layout::book_path(&book);
         let mut lapses = None;
         let admitted = self.bucket().change(&path, BOOK_BYTES_MAX, |bytes| {
@@ -87,6 +90,16 @@ impl SharedFleet {
             Ok(Change::Write(found.next(&path)?, Ok(Admitted { id: wanted.id, resources, before: lapses })))
         });
         admitted?
+    }
+
+    /// Gives back what this host made itself: a process that died left it. To be called after a report of what there is, and before
+    /// anything else is admitted.
+    ///
+    /// # Errors
+    /// The bucket fails. What was made lapses then.
+    pub fn give_back_own(&self, own: &HostFacts) -> Result<()> {
+        let path = layout::book_path(&layout::book_of(&own.region, &own.zone));
+        self.take_out(&path, |held| held.host == own.host && held.id.starts_with(OWN)).map(drop)
     }
 
     /// The volume was not made: a reservation that was taken is as it was before, one that was made for it is gone.

@@ -12,7 +12,8 @@
 //! A host takes what it reports out of the reservations itself, after the report; schedulers do the same with what they find there.
 //!
 //! A host that makes a volume takes the reservation in the same way, or makes one ([`SharedFleet::admit`]): that it is good for the
-//! volume is decided there, and its end is put off until a host that has not reported the volume would count as dead.
+//! volume is decided there, and its end is put off until a host that has not reported the volume would count as dead. What a process
+//! that died has left is given back after the first report of the next one ([`SharedFleet::give_back_own`]).
 //!
 //! It holds as long as clocks agree, which [`SharedFleet::check_clock`] finds out, and for volumes that are admitted at all.
 //!

@@ -326,19 +326,24 @@ impl SharedFleet {
         books.remove("");
         for (book, ids) in books {
             let path = layout::book_path(book);
-            let confirmed = self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
-                let mut found = Book::read(&path, bytes)?;
-                let before = found.reservations.len();
-                found.reservations.retain(|reservation| reservation.host != host || !ids.contains(&&reservation.id));
-                match found.reservations.len() < before {
-                    true => Ok(Change::Write(found.next(&path)?, ())),
-                    false => Ok(Change::Keep(())),
-                }
-            });
+            let confirmed = self.take_out(&path, |held| held.host == host && ids.contains(&&held.id)).map(drop);
             // One that cannot be read holds nothing, and may be of any zone that a label names.
             confirmed.or_else(|error| if error.kind() == ErrorKind::Corrupt { Ok(()) } else { Err(error) })?;
         }
         Ok(())
+    }
+
+    /// Takes out of a book what `is_over` says; whether there was something.
+    pub(super) fn take_out(&self, path: &str, is_over: impl Fn(&Reservation) -> bool) -> Result<bool> {
+        self.0.change(path, BOOK_BYTES_MAX, |bytes| {
+            let mut found = Book::read(path, bytes)?;
+            let before = found.reservations.len();
+            found.reservations.retain(|held| !is_over(held));
+            match found.reservations.len() < before {
+                true => Ok(Change::Write(found.next(path)?, true)),
+                false => Ok(Change::Keep(false)),
+            }
+        })
     }
 
     /// Gives back a reservation.
@@ -346,19 +351,13 @@ impl SharedFleet {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an id that was never given out; [`ErrorKind::NotFound`] if it is not held (any more).
     pub fn release(&self, id: &str) -> Result<()> {
-        let path = layout::book_path(layout::book_in(id)?);
-        self.0.change(&path, BOOK_BYTES_MAX, |bytes| {
-            let mut found = Book::read(&path, bytes)?;
-            let before = found.reservations.len();
-            found.reservations.retain(|reservation| reservation.id != id);
-            match found.reservations.len() < before {
-                true => Ok(Change::Write(found.next(&path)?, ())),
-                false => Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("reservation {id} is not held: it was released, has lapsed, or its host reports the volume already"),
-                )),
-            }
-        })
+        match self.take_out(&layout::book_path(layout::book_in(id)?), |held| held.id == id)? {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("reservation {id} is not held: it was released, has lapsed, or its host reports the volume already"),
+            )),
+        }
     }
 }
 

@@ -225,6 +225,26 @@ fn what_is_imported_or_extended_breaks_no_capacity_unless_it_is_forced() {
     assert_eq!(host["assignments"].as_array().unwrap().len(), 0, "{host}");
 }
 
+/// What is held for an import goes with the server that dies in it, and not hours later.
+#[test]
+fn a_server_that_dies_in_an_import_holds_no_room_when_it_is_back() {
+    let place = Place::with_directory();
+    let room = format!("{{\"region\": \"ams\", \"capacity\": {{\"volume_bytes\": {}}}}}", 64 * MIB);
+    let one = place.host("one", &room, &["--report-every", "1h"]);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let mut import = place.command("one", &["import", "disk", "-"]);
+    let mut import = import.stdin(reader).stderr(Stdio::null()).spawn().unwrap();
+    std::io::Write::write_all(&mut writer, &vec![6; 2 * MIB]).unwrap();
+    // For its first bytes, and for what it grows by.
+    place.wait_for_reservations(2);
+    drop(one);
+    assert!(!import.wait().unwrap().success());
+    assert_eq!(place.reservations(), 2);
+    let _one = place.host("one", &room, &["--report-every", "1h"]);
+    place.wait_for_reservations(0);
+    assert!(place.json("one", &["list"]).as_array().unwrap().is_empty());
+}
+
 /// Volumes grow while schedulers reserve.
 #[test]
 fn growth_and_schedulers_do_not_oversell_a_host() {

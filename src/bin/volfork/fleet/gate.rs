@@ -30,7 +30,11 @@ impl Own {
 
 /// Reservations that this host made for its volumes and has not confirmed yet: the fleet does not know of the volumes.
 #[derive(Clone, Default)]
-pub struct Unconfirmed(Arc<Mutex<Vec<Own>>>);
+pub struct Unconfirmed {
+    all: Arc<Mutex<Vec<Own>>>,
+    /// Whether this process has begun to make some, or has given back what one before it left.
+    begun: Arc<Mutex<bool>>,
+}
 
 impl Unconfirmed {
     /// What the host has, by `look`. Reservations whose volumes are there are assignments, so that nothing counts twice.
@@ -60,8 +64,18 @@ impl Unconfirmed {
         });
     }
 
+    /// Does `first` before this process makes a reservation, or not at all.
+    pub fn begin(&self, first: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*begun {
+            first()?;
+            *begun = true;
+        }
+        Ok(())
+    }
+
     fn list(&self) -> MutexGuard<'_, Vec<Own>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,6 +149,8 @@ impl FleetGate {
     /// Holds what is wanted for a volume that is getting a size.
     fn hold(&self, birth: &Birth<'_>, size_bytes: u64, taken: Option<Taken>) -> Result<(Resources, Admission)> {
         self.fleet.check_clock(now)?;
+        // If nothing was reported yet, what one before has left stays: it may be for a volume that nobody knows of.
+        self.unconfirmed.begin(|| Ok(()))?;
         let admitted = self.fleet.admit(birth, now())?;
         if birth.reservation.is_none() {
             self.unconfirmed.add(&admitted.id, &birth.wanted.volume, size_bytes);
@@ -263,6 +279,27 @@ mod tests {
         reported.unwrap();
         host.store.destroy_volume("four", false).unwrap();
         assert_eq!(ask("five").err().unwrap().kind(), ErrorKind::NotFound);
+    }
+
+    /// What a process that died left holds no room when the next one has reported what there is.
+    #[test]
+    fn what_a_server_held_when_it_died_is_given_back_by_the_next() {
+        let host = Host::new();
+        drop(host.process().admit(&host.store, "lost", SIZE, &mut Labels::new()).unwrap());
+        assert_eq!(host.place().len(), 0);
+        let report = |unconfirmed: &Unconfirmed| {
+            let seen = unconfirmed.seen(|| host.facts.amounts(&host.store)).unwrap();
+            Publisher::new(host.fleet.clone()).publish(seen, now()).unwrap();
+            unconfirmed.begin(|| host.fleet.give_back_own(&host.facts)).unwrap();
+        };
+        report(&Unconfirmed::default());
+        let held = host.fleet.load().unwrap().reservations;
+        assert_eq!(held.len(), 1, "what was reserved for users is held");
+        // One that makes something before its first report does not give it back.
+        let next = host.process();
+        drop(next.admit(&host.store, "made", SIZE, &mut Labels::new()).unwrap());
+        report(&next.unconfirmed);
+        assert_eq!(host.place().len(), 0);
     }
 
     /// The volume is there before it has grown, so it is its size that tells.

@@ -60,6 +60,7 @@ impl Reporter {
         let (fleet, unconfirmed) = (SharedFleet::open(url)?, Unconfirmed::default());
         let mut reports = Reports {
             store: store.clone(),
+            fleet: fleet.clone(),
             publisher: Publisher::new(fleet.clone()),
             facts: facts.clone(),
             unconfirmed: unconfirmed.clone(),
@@ -96,6 +97,7 @@ impl Reporter {
 
 struct Reports {
     store: Store,
+    fleet: SharedFleet,
     publisher: Publisher,
     facts: HostFacts,
     unconfirmed: Unconfirmed,
@@ -122,7 +124,7 @@ impl Reports {
             let assignments = inventory.assignments.clone();
             self.publisher.publish(inventory, now())?;
             self.unconfirmed.confirm(&assignments);
-            Ok(())
+            self.unconfirmed.begin(|| self.fleet.give_back_own(&self.facts))
         });
         // Only what is new is told, not every try.
         match (&reported, self.failing) {
