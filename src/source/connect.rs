@@ -1,10 +1,11 @@
 //! Connecting to a source, however long its opener takes and whatever it does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::guarded::{Guarded, caught};
-use super::{Lease, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener};
+use super::{Lease, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener, host_of};
 use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex};
@@ -29,6 +30,8 @@ struct State {
     waiting: usize,
     /// How often it was said that nobody is to wait any longer.
     given_up: u64,
+    /// Hosts that have not ended a call for which nobody waits any longer, because they took too long.
+    silent: BTreeSet<String>,
     closed: bool,
 }
 
@@ -129,12 +132,15 @@ impl Connector {
         unwanted: impl FnOnce(&dyn SourceOpener, &str, T) + Send + 'static,
     ) -> Result<T, SourceError> {
         let given_up = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not waited for any longer") };
+        let host = host_of(uri);
         {
             let mut state = self.shared.state.lock();
             if state.closed || state.given_up != since.0 {
                 return Err(given_up());
             }
-            if state.opening.saturating_sub(state.waiting) >= ABANDONED_MAX {
+            // One that never answers must not use up the threads of all.
+            let is_silent = patience.is_some() && state.silent.contains(&host);
+            if is_silent || state.opening.saturating_sub(state.waiting) >= ABANDONED_MAX {
                 let message = format!("{uri}: earlier tries to connect have not ended");
                 return Err(SourceError { kind: SourceErrorKind::Lost, message });
             }
@@ -145,7 +151,7 @@ impl Connector {
         let call = Arc::new(call);
         let until = patience.map(|patience| Instant::now() + patience);
         let answer = Arc::new(Mutex::new(Answer::Awaited));
-        let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer) };
+        let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer), host: host.clone() };
         let (opener, address, calling) = (Arc::clone(&self.opener), uri.to_owned(), Arc::clone(&call));
         let run = move || {
             let mut unwanted = Some(unwanted);
@@ -174,6 +180,7 @@ impl Connector {
                 }
                 if until.is_some_and(|until| Instant::now() >= until) {
                     *answer = Answer::Unwanted;
+                    state.silent.insert(host);
                     return Err(SourceError { kind: SourceErrorKind::Lost, message: format!("{uri} does not answer") });
                 }
             }
@@ -210,6 +217,7 @@ impl Drop for Waiting<'_> {
 struct Opening<T> {
     shared: Arc<Shared>,
     answer: Arc<Mutex<Answer<T>>>,
+    host: String,
 }
 
 impl<T> Opening<T> {
@@ -231,7 +239,9 @@ impl<T> Drop for Opening<T> {
         let message = "connecting ended without an answer".into();
         let unused = self.answer(Err(SourceError { kind: SourceErrorKind::Lost, message }), || {});
         if unused.is_some() && matches!(*self.answer.lock(), Answer::Unwanted) {
-            self.shared.state.lock().opening -= 1;
+            let mut state = self.shared.state.lock();
+            state.opening -= 1;
+            state.silent.remove(&self.host);
         }
     }
 }

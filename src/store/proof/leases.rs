@@ -14,7 +14,7 @@ use crate::source::{
     Lease, LeaseAction, LeaseRequest, LeasedSource, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent,
     SourceOpener, SourceStats,
 };
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, sim, thread};
 
 const BYTES: u64 = 64 << 10;
@@ -23,12 +23,19 @@ const CLOSE_MAX: Duration = Duration::from_secs(60);
 /// Hosts that do not answer end a call after so long.
 const SILENCE: Duration = Duration::from_secs(200);
 
+/// What is at the end of such an address is never read, so that its lease is needed.
+const UNREAD: &str = "unread";
+/// Hosts with such names never answer a question about a lease.
+const SILENT: &str = "silent";
+
 /// Hosts that lend, and what they have lent.
 #[derive(Default)]
 struct Hosts {
     lent: Mutex<BTreeSet<LeaseId>>,
     calm: AtomicBool,
     closed: AtomicBool,
+    /// When a question about a lease was last heard, in seconds.
+    heard: AtomicU64,
     renewed_late: AtomicBool,
 }
 
@@ -62,7 +69,7 @@ impl Hosts {
 impl SourceOpener for Hosts {
     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
         self.disturb()?;
-        Ok(Arc::new(Zeros { uri: uri.to_owned(), answers: sim::below(2) == 0, asked: Mutex::default() }))
+        Ok(Arc::new(Zeros { uri: uri.to_owned(), answers: !uri.ends_with(UNREAD) && sim::below(2) == 0, asked: Mutex::default() }))
     }
 
     fn open_leased(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
@@ -76,8 +83,12 @@ impl SourceOpener for Hosts {
             // A panic would be the opener's.
             self.renewed_late.store(true, Ordering::SeqCst);
         }
+        if uri.starts_with(SILENT) {
+            thread::sleep(SILENCE * 1000);
+        }
         self.disturb()?;
         let lease = self.hear(uri, request);
+        self.heard.store(sim::now().as_secs(), Ordering::SeqCst);
         self.disturb()?;
         Ok(lease)
     }
@@ -188,6 +199,26 @@ fn history(path: &Path) {
 #[test]
 fn a_store_is_closed_in_time_and_gives_every_lease_back() {
     for seed in sim::seeds(20) {
+        run_in_store(seed, history).unwrap();
+    }
+}
+
+/// Their openers do not return, and each is asked again every minute and a half.
+#[test]
+fn hosts_that_never_answer_do_not_end_the_renewals_at_others() {
+    let history = |path: &Path| {
+        let hosts = Arc::<Hosts>::default();
+        hosts.calm.store(true, Ordering::SeqCst);
+        let store = Store::create(path, with(&hosts)).unwrap();
+        for host in ["silent1", "silent2", "silent3", "good"] {
+            store.fork(&format!("{host}://x/{UNREAD}"), host).unwrap();
+        }
+        thread::sleep(Duration::from_secs(1000));
+        let heard = hosts.heard.load(Ordering::SeqCst);
+        assert!(sim::now().as_secs() - heard < 30, "renewed at {heard} s, and it is {:?}", sim::now());
+        store.close().unwrap();
+    };
+    for seed in sim::seeds(2) {
         run_in_store(seed, history).unwrap();
     }
 }
