@@ -29,6 +29,8 @@ struct Switches {
     descriptors_lack: AtomicU64,
     /// Reads of data files below this offset fail.
     unreadable_below: AtomicU64,
+    /// Reads of checksum files below this offset fail.
+    unreadable_pages_below: AtomicU64,
     /// Writes of data files panic.
     writes_panic: AtomicBool,
     /// No space can be given back.
@@ -95,6 +97,10 @@ impl FaultyDisk {
 
     pub fn fail_reads_below(&self, offset: u64) {
         self.switches.unreadable_below.store(offset, Ordering::SeqCst);
+    }
+
+    pub fn fail_pages_below(&self, offset: u64) {
+        self.switches.unreadable_pages_below.store(offset, Ordering::SeqCst);
     }
 
     pub fn panic_writes(&self, panic: bool) {
@@ -202,8 +208,12 @@ impl DiskFile for FaultyFile {
         if self.is_data() && offset < self.switches.unreadable_below.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
+        let is_page = self.path.extension().is_some_and(|kind| kind == "crc");
+        if is_page && offset < self.switches.unreadable_pages_below.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let read = self.file.read_at(buffer, offset);
-        if self.path.extension().is_some_and(|kind| kind == "crc") {
+        if is_page {
             let hook = self.switches.after_page.lock().take();
             hook.into_iter().for_each(|hook| hook());
         }

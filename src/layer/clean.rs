@@ -18,7 +18,7 @@ impl Layers {
     /// Clears the marks of extents that were not written since the last call for the layer. Answers how many remain marked.
     ///
     /// # Errors
-    /// An I/O error; the marks stay.
+    /// An I/O error; the marks of the extents that met it stay.
     pub fn clean_layer(&self, layer: &Layer) -> Result<u64> {
         let candidates: Vec<u32> = {
             let mut state = layer.state.lock();
@@ -30,21 +30,21 @@ impl Layers {
             };
             (&state.marked - &state.unverified).iter().filter(still).collect()
         };
+        let mut failed = Ok(());
         if !candidates.is_empty() {
             // Crash ordering 3: first the blocks, then the page, then the record.
             self.sync([layer.id])?;
             let mut stored = Vec::new();
             for extent in candidates {
-                let page = self.page(layer, extent)?;
-                match self.checksums.write_back(&self.files, layer.id, extent, &page) {
+                let unwritten = |error| Error::io(format!("cannot write the checksums of layer {}, extent {extent}", layer.id), error);
+                let written = self
+                    .page(layer, extent)
+                    .and_then(|page| self.checksums.write_back(&self.files, layer.id, extent, &page).map_err(unwritten));
+                match written {
                     Ok(()) => stored.push(extent),
-                    Err(error) => {
-                        let error = Error::io(format!("cannot write the checksums of layer {}, extent {extent}", layer.id), error);
-                        // Without space its mark stays, and others go on.
-                        if !error.is_shortage() {
-                            return Err(error);
-                        }
-                    }
+                    // Its mark stays, and others go on.
+                    Err(error) if error.is_shortage() => {}
+                    Err(error) => failed = failed.and(Err(error)),
                 }
             }
             self.sync_pages()?;
@@ -59,7 +59,7 @@ impl Layers {
                 }
             }
         }
-        Ok(layer.state.lock().marked.len())
+        failed.map(|()| layer.state.lock().marked.len())
     }
 
     /// Makes written pages, and the names of their files, durable.
@@ -90,21 +90,26 @@ impl Layers {
             (&state.unverified - &state.unreadable).min()
         };
         let Some(extent) = next else { return Ok(false) };
-        let latched = self.latch_wait(layer, extent, &BlockBits::FULL)?;
-        let result = self.rehash_extent(layer, extent);
+        let latched = self.latch_wait(layer, extent, &BlockBits::FULL);
+        // Without its page of checksums it cannot be latched, nor hashed.
+        let result = match &latched {
+            Ok(_) => self.rehash_extent(layer, extent),
+            Err(error) => Err(error.clone()),
+        };
+        let is_later = |error: &Error| error.is_shortage() || error.kind() == crate::ErrorKind::Poisoned;
         let mut state = layer.state.lock();
         match &result {
             Ok(()) => {
                 state.unverified.remove(extent);
                 layer.unverified.store(!state.unverified.is_empty(), Ordering::Release);
             }
-            Err(error) if error.is_shortage() => {}
+            Err(error) if is_later(error) => {}
             Err(_) => drop(state.unreadable.insert(extent)),
         }
         drop(state);
         drop(latched);
         match result {
-            Err(error) if error.is_shortage() => Err(error),
+            Err(error) if is_later(&error) => Err(error),
             _ => Ok(true),
         }
     }

@@ -117,23 +117,35 @@ impl Background {
         }
     }
 
-    /// One bounded piece of work.
+    /// One bounded piece of work. What cannot be done does not keep the rest from being done: its error is answered when there was nothing
+    /// else to do.
     pub fn step(&self) -> Result<bool> {
-        let layers = self.core.layers();
-        if self.core.unlink_step()? || layers.punch_step()? || self.checkpoint_step()? || self.sweep_step()? {
-            return Ok(true);
+        let (core, layers) = (&self.core, self.core.layers());
+        let works: [&dyn Fn() -> Result<bool>; 10] = [
+            &|| core.unlink_step(),
+            &|| layers.punch_step(),
+            &|| self.checkpoint_step(),
+            &|| self.sweep_step(),
+            &|| core.merge_step(),
+            &|| core.reclaim_step(),
+            &|| self.rehash_step(),
+            // One that cannot go now goes later.
+            &|| Ok(core.sweep_instants().unwrap_or(false)),
+            &|| self.clean_step().map(|()| false),
+            &|| {
+                let leased = core.lease_step();
+                Ok(core.step_hydration()? | leased?)
+            },
+        ];
+        let mut failed = None;
+        for work in works {
+            match work() {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        if self.core.merge_step()? || self.core.reclaim_step()? || self.rehash_step()? {
-            return Ok(true);
-        }
-        // One that cannot go now goes later.
-        if self.core.sweep_instants().unwrap_or(false) {
-            return Ok(true);
-        }
-        self.clean_step()?;
-        // A server that is not to be told now does not keep blocks from being fetched.
-        let leased = self.core.lease_step();
-        Ok(self.core.step_hydration()? | leased?)
+        failed.map_or(Ok(false), Err)
     }
 
     fn checkpoint_step(&self) -> Result<bool> {

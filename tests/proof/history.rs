@@ -17,6 +17,9 @@ use crate::verify::{Case, verify};
 use crate::world::World;
 use crate::writer::Writer;
 
+/// How long a store without threads is left alone when there is nothing to do, or it cannot be done.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
@@ -92,8 +95,12 @@ fn live(plan: &Plan, Case { medium, oracle }: Case, random: &mut Random) -> Vec<
             while !over.load(Ordering::Acquire) {
                 match world.store.step() {
                     Ok(true) => {}
-                    Ok(false) => sleep(std::time::Duration::from_millis(5)),
-                    Err(error) => world.excuse("background", &error, &[]),
+                    Ok(false) => sleep(PAUSE),
+                    Err(error) => {
+                        world.excuse("background", &error, &[]);
+                        // While it tried again at once, no time would pass for the others.
+                        sleep(PAUSE);
+                    }
                 }
             }
         })

@@ -310,6 +310,40 @@ fn an_unreadable_extent_does_not_stop_what_is_done_for_others() {
     assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 1);
 }
 
+/// A page of checksums that the disk cannot give any more costs its own extent, and not all that is done in the background.
+#[test]
+fn an_unreadable_page_of_checksums_stops_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
+    let store = Store::create(&path, on(&disk)).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    for _ in 0..2 {
+        (0..4u64).for_each(|extent| volume.write_at(&[1; BLOCK as usize], extent << 22).unwrap());
+        volume.flush().unwrap();
+    }
+    // Pages in files, and in no cache.
+    store.0.core.checkpoint().unwrap();
+    killed(&path, &copy);
+    let store = Store::open(&copy, on(&disk)).unwrap();
+    disk.fail_pages_below(4096);
+    for _ in 0..300 {
+        // The mark of that extent cannot be cleared, which is told.
+        let _ = store.step();
+    }
+    let layer = store.0.core.layers().all()[0].id;
+    let data = copy.join("layers").join(format!("{layer}.data"));
+    let mut bytes = std::fs::read(&data).unwrap();
+    bytes[3 << 22] ^= 1;
+    std::fs::write(&data, bytes).unwrap();
+    let volume = store.volume("v").unwrap();
+    let damaged = volume.read_at(&mut [0; BLOCK as usize], 3 << 22);
+    assert_eq!(damaged.unwrap_err().kind(), ErrorKind::Corrupt, "the other extents were hashed");
+    disk.fail_pages_below(0);
+    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 1);
+    volume.read_at(&mut [0; BLOCK as usize], 0).unwrap();
+}
+
 /// Blocks behind the end of a file that lost it are not made zeros by hashing, nor by a write behind them.
 #[test]
 fn a_lost_block_is_damaged_for_good() {
