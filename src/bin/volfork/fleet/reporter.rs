@@ -124,7 +124,9 @@ impl Reports {
             let assignments = inventory.assignments.clone();
             self.publisher.publish(inventory, now())?;
             self.unconfirmed.confirm(&assignments);
-            self.unconfirmed.begin(|| self.fleet.give_back_own(&self.facts))
+            // The fleet is told all the same; the next report tries again.
+            let _ = self.unconfirmed.begin(|| self.fleet.give_back_own(&self.facts));
+            Ok(())
         });
         // Only what is new is told, not every try.
         match (&reported, self.failing) {
