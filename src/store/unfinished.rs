@@ -11,9 +11,9 @@
 use std::collections::BTreeMap;
 
 use super::Store;
+#[cfg(feature = "images")]
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
-#[cfg(feature = "images")]
 use crate::ids::random_bytes;
 use crate::limits::NAME_BYTES_MAX;
 use crate::volume::{Admit, Announced, ForkOptions, LAYERS_OF_LABEL, Volume};
