@@ -204,7 +204,8 @@ fn an_interrupted_import_is_undone() {
             (Some(server), 0) => server.has_a_command(),
             (Some(_), _) => !host.volumes().is_empty(),
         });
-        signal(&child, libc::SIGINT);
+        // Not SIGINT: a job that a shell runs beside others ignores it, until the process takes it over.
+        signal(&child, libc::SIGTERM);
         assert!(!wait(&mut child).success());
         // The pipe is still open: the end of the client is enough.
         until("the half-made volume goes", || host.volumes().is_empty());
@@ -255,7 +256,7 @@ fn an_import_takes_no_names_but_its_own() {
             assert!(wait(&mut child).success());
             host.ok(&["destroy", "y"]);
         } else {
-            signal(&child, libc::SIGINT);
+            signal(&child, libc::SIGTERM);
             assert!(!wait(&mut child).success());
             until("the import is undone", || !server.has_a_command());
         }

@@ -5,7 +5,7 @@ mod shortage;
 mod space;
 mod unfinished;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Store, StoreOptions};
@@ -279,31 +279,43 @@ fn a_store_that_is_opened_after_a_failed_sync_does_not_believe_the_page_cache() 
     assert_eq!([0, 8 << 20].map(|offset| read(offset).unwrap()), seen, "a flush was acknowledged");
 }
 
+/// What a kill left of a store whose volume `v` had so many extents overwritten: all of them are marked, and unverified. The disk
+/// fails as it is told from here on.
+fn with_marked_extents(disk: &FaultyDisk, directory: &Path, extents: u64) -> PathBuf {
+    let (path, copy) = (directory.join("store"), directory.join("killed"));
+    let store = Store::create(&path, on(disk)).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    for _ in 0..2 {
+        (0..extents).for_each(|extent| volume.write_at(&[1; 2 * BLOCK as usize], extent << 22).unwrap());
+        volume.flush().unwrap();
+    }
+    // Pages of checksums in files, and in no cache.
+    store.0.core.checkpoint().unwrap();
+    killed(&path, &copy);
+    copy
+}
+
+/// Whether a byte that changes in a file of the volume `v` is found: its extent was hashed before.
+fn notices_damage(store: &Store, path: &Path, offset: u64) -> bool {
+    let layer = store.0.core.layers().all()[0].id;
+    let data = path.join("layers").join(format!("{layer}.data"));
+    let mut bytes = std::fs::read(&data).unwrap();
+    bytes[offset as usize] ^= 1;
+    std::fs::write(&data, bytes).unwrap();
+    let read = store.volume("v").unwrap().read_at(&mut [0; BLOCK as usize], offset);
+    read.is_err_and(|error| error.kind() == ErrorKind::Corrupt)
+}
+
 /// An extent that cannot be read keeps neither others from being hashed, nor scrub from reading them.
 #[test]
 fn an_unreadable_extent_does_not_stop_what_is_done_for_others() {
     let directory = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
-    let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
-    let store = Store::create(&path, on(&disk)).unwrap();
-    let volume = store.create_volume("v", 64 << 20).unwrap();
-    for _ in 0..2 {
-        for extent in 0..8u64 {
-            volume.write_at(&[1; 2 * BLOCK as usize], extent << 22).unwrap();
-        }
-        volume.flush().unwrap();
-    }
-    killed(&path, &copy);
-    let store = Store::open(&copy, on(&disk)).unwrap();
+    let path = with_marked_extents(&disk, directory.path(), 8);
+    let store = Store::open(&path, on(&disk)).unwrap();
     disk.fail_reads_below(2 * BLOCK);
     steps(&store, 300);
-    let layer = store.0.core.layers().all()[0].id;
-    let data = copy.join("layers").join(format!("{layer}.data"));
-    let mut bytes = std::fs::read(&data).unwrap();
-    bytes[5 << 22] ^= 1;
-    std::fs::write(&data, bytes).unwrap();
-    let damaged = store.volume("v").unwrap().read_at(&mut [0; BLOCK as usize], 5 << 22);
-    assert_eq!(damaged.unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(notices_damage(&store, &path, 5 << 22));
     let report = store.scrub(None, &mut |_| {}).unwrap();
     assert_eq!((report.blocks_damaged, report.blocks_verified), (3, 16), "{:?}", report.errors);
     disk.fail_reads_below(0);
@@ -315,33 +327,17 @@ fn an_unreadable_extent_does_not_stop_what_is_done_for_others() {
 fn an_unreadable_page_of_checksums_stops_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
-    let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
-    let store = Store::create(&path, on(&disk)).unwrap();
-    let volume = store.create_volume("v", 64 << 20).unwrap();
-    for _ in 0..2 {
-        (0..4u64).for_each(|extent| volume.write_at(&[1; BLOCK as usize], extent << 22).unwrap());
-        volume.flush().unwrap();
-    }
-    // Pages in files, and in no cache.
-    store.0.core.checkpoint().unwrap();
-    killed(&path, &copy);
-    let store = Store::open(&copy, on(&disk)).unwrap();
+    let path = with_marked_extents(&disk, directory.path(), 4);
+    let store = Store::open(&path, on(&disk)).unwrap();
     disk.fail_pages_below(4096);
     for _ in 0..300 {
         // The mark of that extent cannot be cleared, which is told.
         let _ = store.step();
     }
-    let layer = store.0.core.layers().all()[0].id;
-    let data = copy.join("layers").join(format!("{layer}.data"));
-    let mut bytes = std::fs::read(&data).unwrap();
-    bytes[3 << 22] ^= 1;
-    std::fs::write(&data, bytes).unwrap();
-    let volume = store.volume("v").unwrap();
-    let damaged = volume.read_at(&mut [0; BLOCK as usize], 3 << 22);
-    assert_eq!(damaged.unwrap_err().kind(), ErrorKind::Corrupt, "the other extents were hashed");
+    assert!(notices_damage(&store, &path, 3 << 22), "the other extents were hashed");
     disk.fail_pages_below(0);
     assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 1);
-    volume.read_at(&mut [0; BLOCK as usize], 0).unwrap();
+    store.volume("v").unwrap().read_at(&mut [0; BLOCK as usize], 0).unwrap();
 }
 
 /// Blocks behind the end of a file that lost it are not made zeros by hashing, nor by a write behind them.
