@@ -174,17 +174,19 @@ impl Background {
             (state.orphans, state.unswept.last().cloned())
         };
         let orphaned = if orphans { self.sweep_orphans() } else { Ok(()) };
+        let looked = layer.is_some();
         let swept = layer.as_ref().map_or(Ok(()), |layer| self.core.layers().find_garbage(layer));
         let mut state = self.shared.state.lock();
         state.orphans &= orphaned.is_err();
-        if layer.is_some() && swept.is_ok() {
-            state.unswept.pop();
+        if let (Some(layer), true) = (layer, swept.is_ok()) {
+            // Another caller of a store without threads may have taken the last one meanwhile.
+            state.unswept.retain(|other| other.id != layer.id);
         }
         let outcome = orphaned.and(swept);
         if outcome.is_err() {
             state.sweep_at = now + CLEAN_INTERVAL;
         }
-        outcome.map(|()| orphans || layer.is_some())
+        outcome.map(|()| orphans || looked)
     }
 
     /// Removes files that nothing refers to: layers freed before a crash, journals that were replaced.

@@ -30,9 +30,24 @@ impl Clock for Ahead {
     }
 }
 
+/// Many readers wait for one block a minute long, and the one request for it fails: all of them are told. One that asks again hangs.
+fn all_are_told_at_once(trial: &Trial, clock: &Ahead, actor: &Actor, volume: &Volume, kind: SourceErrorKind) {
+    const READERS: u64 = 8;
+    actor.play(|_, _| Play::Hang);
+    let readers: Vec<_> = (0..READERS).map(|_| begin(volume, 4 << 20, 4096)).collect();
+    while trial.store.show("v").unwrap().hydration.readers_waiting < READERS {
+        std::thread::yield_now();
+    }
+    actor.await_read(|_, class| class == ReadClass::Waited);
+    clock.1.store(60, Ordering::SeqCst);
+    actor.fail_held_with(kind);
+    for reader in readers {
+        assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
+    }
+}
+
 #[test]
 fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
-    const READERS: u64 = 8;
     let dir = tempfile::tempdir().unwrap();
     let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
     let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, ..options(&stage) }).unwrap();
@@ -40,18 +55,7 @@ fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
     let data = pattern(41, 8 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));
     let volume = trial.paused_fork(&actor, "v");
-    actor.play(|_, _| Play::Hang);
-    let readers: Vec<_> = (0..READERS).map(|_| begin(&volume, 4 << 20, 4096)).collect();
-    while trial.store.show("v").unwrap().hydration.readers_waiting < READERS {
-        std::thread::yield_now();
-    }
-    actor.await_read(|_, class| class == ReadClass::Waited);
-    clock.1.store(60, Ordering::SeqCst);
-    // Whoever asks again hangs.
-    actor.fail_held();
-    for reader in readers {
-        assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
-    }
+    all_are_told_at_once(&trial, &clock, &actor, &volume, SourceErrorKind::Lost);
     let asked = actor.reads().iter().filter(|(_, class)| *class == ReadClass::Waited).count();
     assert_eq!(asked, 1, "one request for all of them");
     // Who comes later asks anew.
@@ -170,22 +174,10 @@ fn readers_wait_for_an_address_that_is_gone_until_it_is_back_or_their_patience_i
 /// A source that is there and cannot give a block does not come back.
 #[test]
 fn who_waits_for_one_block_that_cannot_be_read_is_told_at_once_however_patient() {
-    const READERS: u64 = 8;
     let (trial, clock) = patient_trial();
     let actor = trial.stage.add(Actor::new("a://", &pattern(49, 8 << 20)));
     let volume = trial.paused_fork(&actor, "v");
-    actor.play(|_, _| Play::Hang);
-    let readers: Vec<_> = (0..READERS).map(|_| begin(&volume, 4 << 20, 4096)).collect();
-    while trial.store.show("v").unwrap().hydration.readers_waiting < READERS {
-        std::thread::yield_now();
-    }
-    actor.await_read(|_, class| class == ReadClass::Waited);
-    clock.1.store(60, Ordering::SeqCst);
-    // A reader that asks again hangs.
-    actor.fail_held_with(SourceErrorKind::Failed);
-    for reader in readers {
-        assert_eq!(reader.recv_timeout(PATIENCE).expect("a reader waits on").unwrap_err().kind(), ErrorKind::SourceLost);
-    }
+    all_are_told_at_once(&trial, &clock, &actor, &volume, SourceErrorKind::Failed);
 }
 
 /// A server that hangs up at one block and gives all others is not asked for that one each time that it gives another.

@@ -72,40 +72,35 @@ fn a_store_that_is_closed_before_it_is_swept_gives_back_what_it_knows_of() {
     assert!(data_blocks(directory.path()) <= before - 20, "{} of {before} blocks", data_blocks(directory.path()));
 }
 
-#[test]
-fn space_that_could_not_be_given_back_is_given_back_later() {
+/// A store with discarded pieces that does what it can while `fail` is on, is closed when that is over, and is opened again: then it has
+/// given back their space. `reopened`: it was opened again before the fault, too.
+fn gives_space_back_after(fail: fn(&FaultyDisk, bool), plain: StoreOptions, reopened: bool) {
     let (directory, disk) = (tempfile::tempdir().unwrap(), FaultyDisk::default());
-    let faulty = || StoreOptions { disk: Arc::new(disk.clone()), ..options() };
-    let blocks = || data_blocks(directory.path());
-    let store = Store::create(directory.path(), faulty()).unwrap();
+    let faulty = || StoreOptions { disk: Arc::new(disk.clone()), ..plain.clone() };
+    let mut store = Store::create(directory.path(), faulty()).unwrap();
     discard_pieces(&store);
-    disk.fail_punches(true);
+    if reopened {
+        drop(store);
+        store = Store::open(directory.path(), faulty()).unwrap();
+    }
+    fail(&disk, true);
     while store.step().is_ok() {}
-    disk.fail_punches(false);
+    fail(&disk, false);
     store.close().unwrap();
     drop(store);
     let store = Store::open(directory.path(), faulty()).unwrap();
     steps(&store, 20);
-    assert!(blocks() <= PIECES + 1, "{} blocks", blocks());
+    let blocks = data_blocks(directory.path());
+    assert!(blocks <= PIECES + 1, "{blocks} blocks");
     check_pieces(&store);
 }
 
 #[test]
+fn space_that_could_not_be_given_back_is_given_back_later() {
+    gives_space_back_after(FaultyDisk::fail_punches, options(), false);
+}
+
+#[test]
 fn space_that_could_not_be_looked_for_is_found_later() {
-    let (directory, disk) = (tempfile::tempdir().unwrap(), FaultyDisk::default());
-    let faulty = || StoreOptions { disk: Arc::new(disk.clone()), ..few() };
-    let blocks = || data_blocks(directory.path());
-    let store = Store::create(directory.path(), faulty()).unwrap();
-    discard_pieces(&store);
-    drop(store);
-    let store = Store::open(directory.path(), faulty()).unwrap();
-    disk.fail_opens(true);
-    while store.step().is_ok() {}
-    disk.fail_opens(false);
-    store.close().unwrap();
-    drop(store);
-    let store = Store::open(directory.path(), faulty()).unwrap();
-    steps(&store, 20);
-    assert!(blocks() <= PIECES + 1, "{} blocks", blocks());
-    check_pieces(&store);
+    gives_space_back_after(FaultyDisk::fail_opens, few(), true);
 }
