@@ -59,7 +59,7 @@
 //! Imports point down only, and modules of one floor do not import one another; `tests/tidy.rs` keeps it so.
 //!
 //! ```text
-//! 0  bits clock content error ids limits sync units   words; locks, threads and time
+//! 0  clock content error ids limits place sync units  words; locks, threads and time
 //! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
 //! 2  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
 //! 3  layer                                 presence, checksums, commit order
@@ -68,7 +68,6 @@
 //! 6  store placement                       open, recover, background work, scrub, check; where a machine starts soonest (pure)
 //! 7  serve fleet image                     the NBD server; many hosts; images as volumes; above them the command line
 //! ```
-mod bits;
 mod catalog;
 mod clock;
 pub mod content;
@@ -85,6 +84,7 @@ mod journal;
 mod layer;
 mod limits;
 mod owners;
+mod place;
 #[cfg(feature = "placement")]
 pub mod placement;
 #[cfg(feature = "serve")]
@@ -111,10 +111,11 @@ pub mod fuzzing {
 
 pub use clock::{Clock, SystemClock};
 pub use error::{Corruption, Error, ErrorKind, Result};
-pub use ids::{BlockSize, LayerId, LeaseId, VolumeId};
+pub use ids::{LayerId, LeaseId, VolumeId};
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub use limits::{Limits, Planted};
+pub use place::BlockSize;
 pub use store::{Store, StoreOptions};
 pub use units::{format_bytes, parse_bytes};
 pub use volume::{Queue, Snapshot, Volume};

@@ -4,8 +4,7 @@
 pub const BLOCK_BYTES_MIN: u32 = 4 << 10;
 /// Largest block, in bytes.
 pub const BLOCK_BYTES_MAX: u32 = 64 << 10;
-/// Blocks of an extent.
-pub const EXTENT_BLOCKS: u32 = 1024;
+pub use crate::place::EXTENT_BLOCKS;
 /// Largest volume, in bytes: block numbers are 32 bits wide at the smallest block size.
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 /// Longest name of a volume or a snapshot, in bytes.

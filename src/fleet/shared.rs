@@ -10,7 +10,7 @@ use super::bucket::{self, Bucket, Change};
 use super::layout::{self, BOOK_BYTES_MAX, CLOCKS_SECONDS, INVENTORY_BYTES_MAX};
 use super::publisher;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::BlockSize;
+use crate::place::BlockSize;
 use crate::placement::{Fleet, FleetOptions, HostInventory, InventoryDelta, Nothing, Placed, Placement, Policy, Request, Reservation};
 
 /// How often a host that reports at the same moment is read again.

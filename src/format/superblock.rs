@@ -15,7 +15,7 @@
 //! ```
 
 use super::bytes::{FormatError, Reader, Writer};
-use crate::ids::BlockSize;
+use crate::place::BlockSize;
 
 /// Bytes of one slot.
 pub const SUPERBLOCK_BYTES: usize = 4096;

@@ -5,9 +5,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::hydrator::Hydrator;
-use crate::bits::BlockBits;
 use crate::error::Result;
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::BlockBits;
 use crate::source::Part as SourcePart;
 
 impl Hydrator {

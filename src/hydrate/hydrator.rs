@@ -13,12 +13,13 @@ use super::pace::{Pace, Rate, Share, Waits};
 use super::peers::Peers;
 use super::progress::{FetchClass, FetchedBytes, HydratorStatus, Progress, SourceInfo};
 use super::wake::Waker;
-use crate::bits::end_of_run;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{HydrationSettings, SourceRecord, TRACE_RUNS_MAX};
-use crate::ids::{BlockSize, LeaseId};
+use crate::ids::LeaseId;
 use crate::layer::{Layer, Layers};
+use crate::place::BlockSize;
+use crate::place::end_of_run;
 use crate::source::{Connector, Lease, LeaseRequest, LeasedSource, Since, Source, SourceError, SourceErrorKind, SourceExt, SourceOpener};
 use crate::sync::{Condvar, Mutex};
 

@@ -13,11 +13,11 @@ use super::claim::Claim;
 use super::fill::Part;
 use super::hydrator::Hydrator;
 use super::wake::Waker;
-use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::io::{Done, Op, Reservation, Ring};
 use crate::layer::{Admitted, Layer, Layers};
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::BlockBits;
 
 /// Writes under way at once.
 const DEPTH: u32 = 64;

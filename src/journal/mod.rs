@@ -398,8 +398,9 @@ impl Journal {
 mod tests {
     use super::*;
     use crate::format::{BlocksRecord, PresenceRecord};
-    use crate::ids::{BlockSize, LayerId};
+    use crate::ids::LayerId;
     use crate::io::SystemDisk;
+    use crate::place::BlockSize;
 
     /// A try that ended before the superblock pointed at it used the same number, so its frames verify.
     #[test]

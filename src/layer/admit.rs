@@ -9,11 +9,11 @@ use super::commit::Ticket;
 use super::set::Layers;
 use super::space::claimed_bytes;
 use super::state::{Hot, Layer, State};
-use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::BlocksRecord;
 use crate::io::DiskFile;
 use crate::limits::{EXTENT_BLOCKS, Planted};
+use crate::place::BlockBits;
 
 /// What a writer has to wait for before it may try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

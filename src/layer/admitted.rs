@@ -11,9 +11,9 @@ use super::admit::{Admission, Wait};
 use super::checksums::ChecksumPage;
 use super::set::Layers;
 use super::state::Layer;
-use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::io::DiskFile;
+use crate::place::BlockBits;
 
 /// Blocks of an extent that nobody else writes, fills or punches while this lives.
 #[must_use]

@@ -8,10 +8,10 @@ use super::recover::Recovery;
 use super::set::{LayerConfig, Layers};
 use crate::error::Result;
 use crate::format::{Record, StorePaths, Superblock};
-use crate::ids::BlockSize;
 use crate::io::{Disk, IoMode, SystemDisk};
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::place::BlockSize;
 
 pub(super) fn config(disk: Arc<dyn Disk>, directory: &Path, limits: Limits) -> LayerConfig {
     let paths = StorePaths::new(directory);

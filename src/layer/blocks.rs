@@ -10,11 +10,11 @@ use super::admitted::Admitted;
 use super::checksums::{ChecksumPage, block_checksum};
 use super::set::Layers;
 use super::state::Layer;
-use crate::bits::BlockBits;
 use crate::error::{Corruption, Error, ErrorKind, Result};
 use crate::format::{LayerFile, StorePaths};
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt, IoMode};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+use crate::place::BlockBits;
 use crate::sync::atomic::Ordering;
 
 /// How a read of blocks ended.

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::files::LayerFiles;
-use crate::bits::BlockBits;
 use crate::format::{BlockRun, BlocksRecord, LayerFile};
 use crate::ids::LayerId;
 use crate::io::{DiskFile, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::BlockBits;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 

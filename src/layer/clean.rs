@@ -7,11 +7,11 @@ use super::presence::extent_bits;
 use super::set::Layers;
 use super::space::claimed_bytes;
 use super::state::Layer;
-use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::format::{BlocksRecord, PresenceRecord, Record, ShapeRecord};
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::BlockBits;
 use crate::sync::atomic::Ordering;
 
 impl Layers {

@@ -23,11 +23,11 @@ use roaring::RoaringBitmap;
 use super::presence::{Presence, extent_blocks};
 use super::set::Layers;
 use super::state::{Layer, State};
-use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlocksRecord, PatchRecord};
 use crate::ids::LayerId;
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::BlockBits;
 use crate::sync::atomic::Ordering;
 
 /// Separate ranges that one patch may have; bounds the records of a checkpoint.

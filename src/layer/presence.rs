@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use roaring::RoaringBitmap;
 
-use crate::bits::BlockBits;
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::BlockBits;
 
 /// Two disjoint sets of blocks.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use super::bare::{commit, layers};
 use super::commit::{Commit, Gathered, RoundError, Rounds, Ticket};
 use super::state::Layer;
-use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind};
 use crate::format::{Record, ShapeRecord};
 use crate::ids::LayerId;
 use crate::io::SystemDisk;
 use crate::limits::{Limits, Planted};
+use crate::place::BlockBits;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, sim, thread};
 

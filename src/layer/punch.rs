@@ -10,10 +10,10 @@ use super::presence::{extent_bits, insert_bits};
 use super::set::Layers;
 use super::space::{CutRoom, claimed_bytes};
 use super::state::{Dying, Layer, State};
-use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::format::{BlocksRecord, ForgetRecord, Record, ShapeRecord};
 use crate::limits::{EXTENT_BLOCKS, Planted};
+use crate::place::BlockBits;
 
 /// Runs of blocks whose space is given back in one step, beside those of its last extent.
 const PUNCHES_MAX: usize = 1 << 10;

@@ -407,7 +407,7 @@ mod tests {
         let start = |state: &mut dyn Iterator<Item = Record>| super::super::bare::journal(config(dir.path()), state);
         let layers = recovery(dir.path()).finish(|_| (Some(LayerId(0)), None), start).unwrap();
         let layer = layers.get(LayerId(1)).unwrap();
-        let bits = crate::bits::BlockBits::of(0..3);
+        let bits = crate::place::BlockBits::of(0..3);
         let reserved = || layers.commit.reserved_bytes();
         layers.admit_wait(&layer, 0, &bits).unwrap();
         assert!(reserved() > 0);
@@ -418,7 +418,7 @@ mod tests {
         assert_eq!(reserved(), 0, "failed");
         layers.admit_wait(&layer, 0, &bits).unwrap();
         layers.write_admitted(&layer, 0, 0..3, &[7; 3 * 4096]).unwrap();
-        let one = crate::bits::BlockBits::of(3..4);
+        let one = crate::place::BlockBits::of(3..4);
         layers.admit_wait(&layer, 0, &one).unwrap();
         let room = layers.reserve_patch(&layer, 3, &(5..9)).unwrap().unwrap();
         layers.patch_admitted(&layer, 3, 5, &[7; 4], room);

@@ -9,12 +9,12 @@ use super::patches::record_bytes;
 use super::set::{HELP_INTERVAL, Layers};
 use super::space::{claimed_bytes, state_growth};
 use super::state::{Layer, State};
-use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockRun, BlocksRecord, Record, Writer};
 use crate::io::DiskFile;
 use crate::journal::STATE_GROWTH;
 use crate::limits::{EXTENT_BLOCKS, Planted};
+use crate::place::BlockBits;
 use crate::sync::MutexGuard;
 use crate::sync::thread::sleep;
 

@@ -13,10 +13,11 @@ use super::space::Need;
 use super::state::{Layer, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, ShapeRecord, StorePaths};
-use crate::ids::{BlockSize, LayerId};
+use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode};
 use crate::journal::Journal;
 use crate::limits::{Limits, Planted, SEGMENT_BYTES, VOLUME_BYTES_MAX};
+use crate::place::BlockSize;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
 

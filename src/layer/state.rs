@@ -10,10 +10,10 @@ use super::checksums::ChecksumPage;
 use super::commit::Ticket;
 use super::patches::Patch;
 use super::presence::{Presence, extent_blocks};
-use crate::bits::{BlockBits, end_of_run};
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::{BlockBits, end_of_run};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock};
 

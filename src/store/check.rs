@@ -9,11 +9,12 @@ use super::options::StoreOptions;
 use super::report::CheckReport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{LayerFile, StorePaths};
-use crate::ids::{BlockSize, LayerId};
+use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode};
 use crate::journal::load;
 use crate::layer::{Presence, Recovery};
 use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
+use crate::place::BlockSize;
 
 pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
     let paths = absolute(&*options.disk, path)?;

@@ -30,7 +30,7 @@ pub use unfinished::{ReservedName, UNFINISHED_LABEL, Unfinished};
 use crate::content::{Digest, HeldLayer};
 use crate::error::Result;
 use crate::format::changed_labels;
-use crate::ids::BlockSize;
+use crate::place::BlockSize;
 use crate::volume::{Admit, ForkOptions, Head, Holding, HydrationInfo, RoomInfo, Snapshot, SnapshotInfo, TraceInfo, Volume, VolumeInfo};
 use open::OpenStore;
 

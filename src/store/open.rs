@@ -10,10 +10,11 @@ use crate::catalog::Catalog;
 use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlocksRecord, Record, ShapeRecord, StorePaths, Superblock};
-use crate::ids::{BlockSize, LayerId, VolumeId, random_bytes};
+use crate::ids::{LayerId, VolumeId, random_bytes};
 use crate::io::{Access, Disk};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
+use crate::place::BlockSize;
 use crate::sync::Mutex;
 use crate::volume::{Core, CoreConfig};
 
@@ -378,7 +379,7 @@ pub(super) fn has_superblock(disk: &dyn Disk, paths: &StorePaths) -> bool {
 mod tests {
     use super::*;
     use crate::format::{BlockRun, LayerRecord, SnapshotRecord, VolumeRecord};
-    use crate::ids::BlockSize;
+    use crate::place::BlockSize;
     use crate::store::Store;
 
     #[test]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
-use crate::ids::BlockSize;
 use crate::io::{Disk, IoMode, RingKind, SystemDisk};
 use crate::limits::Limits;
+use crate::place::BlockSize;
 use crate::source::SourceOpener;
 use crate::volume::OnEvent;
 

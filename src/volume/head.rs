@@ -8,13 +8,13 @@ use super::gate::{Closed, Gate};
 use super::queue::{Changes, Workers};
 use super::trace::Recorder;
 use super::view::{LOOKS_MAX, Piece, View};
-use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::format::ShapeRecord;
 use crate::ids::VolumeId;
 use crate::layer::{Admitted, CutRoom, Layer, Layers, Ticket};
 use crate::limits::{EXTENT_BLOCKS, Planted, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
+use crate::place::BlockBits;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock};
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::view::{Answer, Piece, View};
-use crate::bits::BlockBits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
 use crate::io::AlignedBuffer;
 use crate::layer::{Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::BlockBits;
 use crate::sync::RwLock;
 
 /// Patches that one background step looks at.

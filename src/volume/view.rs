@@ -6,7 +6,6 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::core::Core;
-use crate::bits::BlockBits;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
@@ -14,6 +13,7 @@ use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
 use crate::owners::{Leaf, Owner, OwnerMap, OwnerRuns};
+use crate::place::BlockBits;
 use crate::sync::RwLock;
 
 /// A layer with its chain, as a reader sees it.
@@ -417,7 +417,7 @@ pub struct Piece {
 
 impl Piece {
     /// The part of `bytes` at `offset` that lies in the extent of `offset`.
-    pub fn at(block_size: crate::ids::BlockSize, offset: u64, bytes: u64) -> Self {
+    pub fn at(block_size: crate::place::BlockSize, offset: u64, bytes: u64) -> Self {
         let extent_bytes = block_size.extent_bytes();
         let within = offset % extent_bytes;
         let bytes = bytes.min(extent_bytes - within);

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::core::Core;
-use crate::ids::{BlockSize, LayerId};
+use crate::ids::LayerId;
 use crate::layer::Layer;
+use crate::place::BlockSize;
 
 /// A volume or snapshot.
 struct Viewer {

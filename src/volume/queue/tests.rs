@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::catalog::Catalog;
 use crate::clock::SystemClock;
-use crate::ids::BlockSize;
 use crate::io::faulty::FaultyDisk;
 use crate::layer::{Reap, bare_layers};
 use crate::limits::Limits;
+use crate::place::BlockSize;
 use crate::volume::core::CoreConfig;
 
 const BLOCK: usize = 4096;

@@ -8,11 +8,11 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Inner, Later, Pass, Pending, Shared, Target};
-use crate::bits::BlockBits;
 use crate::error::{Error, Result};
 use crate::io::{Done, IoMode, Op};
 use crate::layer::{Admitted, Layer, Layers};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+use crate::place::BlockBits;
 use crate::volume::gate::{Gate, Inside};
 use crate::volume::head::Head;
 use crate::volume::request::{Completion, Request};

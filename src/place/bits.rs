@@ -2,19 +2,10 @@
 
 use std::ops::Range;
 
-use roaring::RoaringBitmap;
+use super::block::{BlockIndex, EXTENT_BLOCKS};
+use super::span::IndexSpan;
 
-use crate::limits::EXTENT_BLOCKS;
-
-const WORDS: usize = EXTENT_BLOCKS as usize / 64;
-
-/// The block behind the run of a set that a block lies in; `None` if the set has not got the block. Costs as much as the run has
-/// containers.
-pub fn end_of_run(set: &RoaringBitmap, block: u64) -> Option<u64> {
-    let block = u32::try_from(block).ok()?;
-    let run = set.range(block..).next_range()?;
-    (*run.start() == block).then(|| u64::from(*run.end()) + 1)
-}
+pub(super) const WORDS: usize = EXTENT_BLOCKS as usize / 64;
 
 /// A set of blocks of one extent, numbered from 0 within it.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +29,18 @@ impl BlockBits {
         bits
     }
 
+    /// The blocks of a span.
+    pub fn of_span(span: IndexSpan) -> Self {
+        Self::of(span.range())
+    }
+
+    /// The set of one block.
+    pub fn of_one(index: BlockIndex) -> Self {
+        let mut bits = Self::EMPTY;
+        bits.0[index.get() / 64] = 1 << (index.get() % 64);
+        bits
+    }
+
     /// The set with these words, 64 blocks each.
     pub fn of_words(words: [u64; WORDS]) -> Self {
         Self(words)
@@ -56,6 +59,12 @@ impl BlockBits {
     /// Whether the block is in the set.
     pub fn contains(&self, block: u32) -> bool {
         self.0[block as usize / 64] >> (block % 64) & 1 == 1
+    }
+
+    /// Whether the block is in the set.
+    #[inline]
+    pub fn has(&self, index: BlockIndex) -> bool {
+        self.0[index.get() / 64] >> (index.get() % 64) & 1 == 1
     }
 
     /// Whether the sets share a block.
@@ -93,6 +102,16 @@ impl BlockBits {
     }
 
     /// The runs of consecutive blocks, in order.
+    pub fn spans(&self) -> impl Iterator<Item = IndexSpan> + '_ {
+        self.runs().map(|run| IndexSpan::new(run.start, run.end))
+    }
+
+    /// Every block, in order.
+    pub fn indices(&self) -> impl Iterator<Item = BlockIndex> + '_ {
+        self.spans().flat_map(IndexSpan::indices)
+    }
+
+    /// The runs of consecutive blocks, in order, as numbers.
     pub fn runs(&self) -> impl Iterator<Item = Range<u32>> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {
@@ -117,19 +136,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_ends_where_its_last_block_does() {
-        let mut set = RoaringBitmap::from_iter([1, 2, 7]);
-        assert_eq!([0, 1, 2, 3, 7].map(|block| end_of_run(&set, block)), [None, Some(3), Some(3), None, Some(8)]);
-        set.insert_range(100_000..=u32::MAX);
-        assert_eq!(end_of_run(&set, 70_000_000), Some(1 << 32), "across containers");
-        assert_eq!(end_of_run(&set, 1 << 32), None);
-    }
-
-    #[test]
     fn ranges_and_runs_agree_with_each_other() {
         for range in [0..1, 0..64, 63..65, 1..1024, 0..1024, 5..5, 640..1000] {
             let bits = BlockBits::of(range.clone());
-            assert_eq!(bits.count(), range.len() as u32, "{range:?}");
+            assert_eq!(bits.count(), range.end - range.start, "{range:?}");
             assert!(range.clone().all(|block| bits.contains(block)));
             let runs: Vec<_> = bits.runs().collect();
             assert_eq!(runs, if range.is_empty() { vec![] } else { vec![range] });
