@@ -68,7 +68,8 @@ impl fmt::Display for Corruption {
         }
         write!(
             f,
-            "block {} is damaged: {} (layer {}, file {}, offset {}); restore it from a source or a backup (of an image: import it again), and run 'volfork scrub'",
+            "block {} is damaged: {} (layer {}, file {}, offset {}); restore it from a source or a backup \
+             (of an image: import it again), and run 'volfork scrub'",
             self.block, self.reason, self.layer, self.file, self.offset_bytes
         )
     }

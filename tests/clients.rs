@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
 use volfork::source::{NbdOptions as SourceOptions, UriSources};
@@ -18,13 +20,8 @@ const MIB: usize = 1 << 20;
 const PYTHON: &str = "/usr/bin/python3";
 
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut data = Vec::with_capacity(bytes + 8);
-    while data.len() < bytes {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        data.extend_from_slice(&(state ^ (state >> 29)).to_le_bytes());
-    }
-    data.truncate(bytes);
+    let mut data = vec![0; bytes];
+    Pcg64::seed_from_u64(seed).fill_bytes(&mut data);
     data
 }
 
@@ -308,7 +305,8 @@ assert h.pread(5, 6)[1:4] == b"yyy"
 h.flush()
 "#;
     run(PYTHON, &["-m", "nbd", "-u", &host.uri("a"), "-c", script]);
-    let read_only = "import errno\nh.set_strict_mode(0)\ntry:\n    h.pwrite(b'x', 0)\n    raise AssertionError\nexcept nbd.Error as e:\n    assert e.errnum == errno.EPERM, e\nh.pread(1, 0)";
+    let read_only = "import errno\nh.set_strict_mode(0)\ntry:\n h.pwrite(b'x', 0)\n \
+        assert False\nexcept nbd.Error as e:\n assert e.errnum == errno.EPERM, e\nh.pread(1, 0)";
     run(PYTHON, &["-m", "nbd", "-u", &host.uri("a@s"), "-c", read_only]);
 }
 
@@ -563,7 +561,8 @@ fn a_killed_server_loses_nothing_that_was_flushed() {
         }
         // Writes numbered blocks, flushes after each, and says which; it is read until the server is killed in the middle.
         let script = format!(
-            "import sys, struct\nn = {written}\nwhile True:\n    n += 1\n    h.pwrite(struct.pack('<Q', n) * 512, (n % 3000) * 4096)\n    h.flush()\n    print(n, flush=True)"
+            "import struct\nn = {written}\nwhile True:\n \
+             n += 1\n h.pwrite(struct.pack('<Q', n) * 512, n % 3000 * 4096)\n h.flush()\n print(n, flush=True)"
         );
         let mut writer = start(PYTHON, &["-m", "nbd", "-u", &served.uri("a"), "-c", &script]);
         let mut writer = Process(writer.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("python3 runs"));

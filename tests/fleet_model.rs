@@ -102,7 +102,8 @@ proptest! {
 
     #[test]
     fn all_bytes_come_and_no_sooner_than_links_allow(fetches in proptest::collection::vec((0usize..4, 1u64..10_000, 0usize..5), 1..30)) {
-        let mut network = Network::new([speeds(100.0, 50.0, 30.0), speeds(10.0, 100.0, 70.0), speeds(40.0, 40.0, 5.0), speeds(7.0, 3.0, 90.0)]);
+        let hosts = [speeds(100.0, 50.0, 30.0), speeds(10.0, 100.0, 70.0), speeds(40.0, 40.0, 5.0), speeds(7.0, 3.0, 90.0)];
+        let mut network = Network::new(hosts);
         let mut begun = [0; 4];
         let count = fetches.len();
         for (number, (to, bytes, from)) in fetches.into_iter().enumerate() {

@@ -35,7 +35,8 @@ pub fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> T {
 
 pub fn compare(arguments: &Arguments, peers: &Peers) -> io::Result<()> {
     println!(
-        "| RTT ms (measured) | loss % | nbdcopy MiB/s | volfork MiB/s | ratio | since fork | fork RTT | first read RTT | first read/plain read | sent/size nbdcopy | volfork | overflowed, lost |"
+        "| RTT ms (measured) | loss % | nbdcopy MiB/s | volfork MiB/s | ratio | since fork | fork RTT | first read RTT \
+         | first read/plain read | sent/size nbdcopy | volfork | overflowed, lost |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for loss in &arguments.loss {

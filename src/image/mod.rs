@@ -3,7 +3,8 @@
 //! - `name`: `oci:DIR:TAG` for a directory, `host/name:tag` for a registry.
 //! - `source`: the [`ManifestSource`] trait, with `layout` (a directory) and `registry` (over HTTP; `login`: who may know a password).
 //! - `manifest`: the documents, as they are; `resolve`: from a name to the layers of one platform.
-//! - `import`, with `unpack`, `archive`, `stream` and `ext4`: the layers become a chain of layers of the store, so that a base is stored once.
+//! - `import`, with `unpack`, `archive`, `stream` and `ext4`: turns the image into a chain of layers of the store, which images with the
+//!   same base share.
 //!
 //! What a source answers is not trusted: documents and layers are bounded in size and number, and each byte is checked against
 //! the digest that named it. A registry is found and read only with the cargo feature `images`, as is the import; the rest

@@ -77,7 +77,11 @@ fn hostile_documents_are_refused_clearly() {
         let config = layout.document(CONFIG, &config);
         layout.document(MANIFEST, &json!({ "schemaVersion": 2, "config": config, "layers": layers }))
     };
-    let root = |diffs: serde_json::Value| json!({ "os": "linux", "architecture": Platform::here().architecture, "rootfs": { "type": "layers", "diff_ids": diffs } });
+    let architecture = Platform::here().architecture;
+    let root = |diffs: serde_json::Value| {
+        let layers = json!({ "type": "layers", "diff_ids": diffs });
+        json!({ "os": "linux", "architecture": architecture, "rootfs": layers })
+    };
     let huge_layer = json!({ "mediaType": "text/html", "digest": diff, "size": 1 });
     for (tag, descriptor, wanted, text) in [
         ("deep", deep, ErrorKind::InvalidInput, "too deep"),

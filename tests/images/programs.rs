@@ -112,7 +112,8 @@ impl Registry {
         let config = directory.join("registry.yml");
         let root = directory.join("registry");
         let text = format!(
-            "version: 0.1\nlog: {{accesslog: {{disabled: true}}, level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{net: {net}, addr: \"{address}\"}}\n",
+            "version: 0.1\nlog: {{accesslog: {{disabled: true}}, level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n\
+             http: {{net: {net}, addr: \"{address}\"}}\n",
             root.display()
         );
         std::fs::write(&config, text).unwrap();

@@ -146,7 +146,13 @@ proptest! {
     }
 
     #[test]
-    fn more_presence_never_ranks_lower(hosts in hosts(8), one in request(), chosen in 0..8_usize, number in 0..12_u8, whole in any::<bool>()) {
+    fn more_presence_never_ranks_lower(
+        hosts in hosts(8),
+        one in request(),
+        chosen in 0..8_usize,
+        number in 0..12_u8,
+        whole in any::<bool>(),
+    ) {
         let mut richer = hosts.clone();
         let chosen = chosen % hosts.len();
         if whole {

@@ -15,9 +15,10 @@
 //! # How a run ends
 //! - When all tasks have ended. The value of the first one is the result.
 //! - As a failure: no task can run and no timer is set (deadlock, or a task that outlives the run); locks were taken in a circle, which
-//!   is a deadlock under another seed; the budget of steps is spent (livelock); a panic leaves a task; or a task blocks outside this module for a minute. The tasks of a failed run stay where they
-//!   are for ever, with their memory: a failure is the end of a test, and unwinding them would run code of the engine in states that
-//!   the engine never has. To end tasks early in a run that goes on, let the disk or the source fail, as after a loss of power.
+//!   is a deadlock under another seed; the budget of steps is spent (livelock); a panic leaves a task; or a task blocks outside this
+//!   module for a minute. The tasks of a failed run stay where they are for ever, with their memory: a failure ends the test, and
+//!   unwinding them would run code of the engine in states that the engine never has. To end tasks early in a run that goes on, let
+//!   the disk or the source fail, as after a loss of power.
 //!
 //! # Seeds
 //! `VOLFORK_SEEDS=1000..2000 cargo test --features sim --lib proof` runs other seeds than the usual ones; `VOLFORK_SEEDS=7` repeats
