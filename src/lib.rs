@@ -33,6 +33,8 @@
 //! # }
 //! ```
 //!
+//! The [`guide`] says how it works inside, what its files hold, how to operate it, and how to change it.
+//!
 //! # Words
 //!
 //! | word | meaning |
@@ -67,6 +69,7 @@
 //! 5  volume                                read, write, queue, change of shape
 //! 6  store placement                       open, recover, background work, scrub, check; where a machine starts soonest (pure)
 //! 7  serve fleet image                     the NBD server; many hosts; images as volumes; above them the command line
+//! 8  guide                                 text
 //! ```
 mod catalog;
 mod clock;
@@ -75,6 +78,7 @@ mod error;
 #[cfg(feature = "fleet")]
 pub mod fleet;
 mod format;
+pub mod guide;
 mod hydrate;
 mod ids;
 #[cfg(feature = "manifests")]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::sources::{all, is_word};
 
 /// Modules that may take locks, threads and time from the standard library: they are no part of the engine.
-const OUTSIDE: [&str; 4] = ["placement", "fleet", "image", "sync"];
+const OUTSIDE: [&str; 5] = ["placement", "fleet", "image", "guide", "sync"];
 
 /// Folders that still name `EXTENT_BLOCKS`, and how often at most. The numbers may only shrink.
 const EXTENT_ARITHMETIC: &[(&str, usize)] =

@@ -1,0 +1,23 @@
+//! A guide for those who operate volfork, build on it, or change it.
+//!
+//! | page | for |
+//! |---|---|
+//! | [`format`](mod@format) | the files of a store, the records, and which program reads which store |
+//! | [`changelog`] | what changed |
+//!
+//! Six examples compile and run: `cargo run --example NAME`. They are in `src/guide/examples`.
+//!
+//! | example | shows |
+//! |---|---|
+//! | `embed` | a volume, a fork, a snapshot, errors, and the same store after a restart |
+//! | `queue` | many requests from one thread, over io_uring |
+//! | `serve` | an NBD server within a program |
+//! | `fork_from_host` | a fork from another host, and the event that says it is complete |
+//! | `source` | a source of one's own |
+//! | `disk` | a disk of one's own, which counts what the engine does |
+#![expect(rustdoc::private_intra_doc_links, reason = "the pages name the private items that do what they describe")]
+
+#[doc = include_str!("format.md")]
+pub mod format {}
+#[doc = include_str!("changelog.md")]
+pub mod changelog {}
