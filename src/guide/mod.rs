@@ -3,6 +3,7 @@
 //! | page | for |
 //! |---|---|
 //! | [`format`](mod@format) | the files of a store, the records, and which program reads which store |
+//! | [`measurements`] | what was measured, and the command that measures it again |
 //! | [`changelog`] | what changed |
 //!
 //! Six examples compile and run: `cargo run --example NAME`. They are in `src/guide/examples`.
@@ -19,5 +20,7 @@
 
 #[doc = include_str!("format.md")]
 pub mod format {}
+#[doc = include_str!("measurements.md")]
+pub mod measurements {}
 #[doc = include_str!("changelog.md")]
 pub mod changelog {}
