@@ -2,6 +2,10 @@
 //!
 //! | page | for |
 //! |---|---|
+//! | [`commands`] | the command line, what scripts can rely on, defaults |
+//! | [`operations`] | what to watch, what each state and each kind of error means, and what to do |
+//! | [`hydration`] | forks from elsewhere: order, pace, leases |
+//! | [`fleet`](mod@fleet) | container images as volumes, placement of machines, reservations |
 //! | [`format`](mod@format) | the files of a store, the records, and which program reads which store |
 //! | [`measurements`] | what was measured, and the command that measures it again |
 //! | [`changelog`] | what changed |
@@ -18,6 +22,14 @@
 //! | `disk` | a disk of one's own, which counts what the engine does |
 #![expect(rustdoc::private_intra_doc_links, reason = "the pages name the private items that do what they describe")]
 
+#[doc = include_str!("commands.md")]
+pub mod commands {}
+#[doc = include_str!("operations.md")]
+pub mod operations {}
+#[doc = include_str!("hydration.md")]
+pub mod hydration {}
+#[doc = include_str!("fleet.md")]
+pub mod fleet {}
 #[doc = include_str!("format.md")]
 pub mod format {}
 #[doc = include_str!("measurements.md")]
