@@ -1,6 +1,6 @@
-//! The engine against the raw file in the same run.
+//! Compares the engine with a raw file in the same run.
 //!
-//! `cargo bench --bench engine` prints times; groups hold what is to be compared. `VOLFORK_BENCH_DIR` says where the files are
+//! `cargo bench --bench engine` prints times; each group holds what is compared. `VOLFORK_BENCH_DIR` says where the files are
 //! (default: below `target`, so that they are on a disk and not in memory), `VOLFORK_BENCH_MIB` how large they are (default 1024).
 
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@
 //! It is not:
 //! - a file system, or a replicated store: one process owns a store on one host;
 //! - safe against two processes: the second opener of a store is refused;
-//! - a cache: what was acknowledged and flushed is kept.
+//! - a cache: flushed data is kept, and no block is evicted.
 //!
 //! ```
 //! # fn main() -> volfork::Result<()> {
@@ -50,10 +50,10 @@
 //! | owner map | block -> the layer that answers for it; structurally shared between forks |
 //! | source | read-only bytes below the root of a chain, elsewhere |
 //! | fetch, fill | read a range from a source; put it into the layer that stands for it |
-//! | patch | parts of a block that were written while the rest is still at the source; merged with it when it has come |
+//! | patch | bytes written to a part of a block whose rest is still at the source; merged when the block arrives |
 //! | hydration | making a volume independent of its source: *demand* (a reader waits) and *backfill* (nobody waits) |
-//! | lease | what keeps a snapshot of one host while a fork on another fetches from it; renewed, given back, or lapsed |
-//! | instant | a snapshot that a store takes of a volume for a lease; goes with the last of them |
+//! | lease | keeps a snapshot of one host while a fork on another host fetches from it; it is renewed, given back, or lapses |
+//! | instant | a snapshot that a store takes of a volume for a lease; removed with its last lease |
 //! | journal | the log of changes of shape and presence since the last checkpoint |
 //!
 //! # Floors
@@ -104,7 +104,7 @@ mod units;
 pub mod volume;
 pub mod wire;
 
-/// What the fuzzers reach into.
+/// Items that the fuzzers use.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {

@@ -1,4 +1,4 @@
-//! Stores whose files were damaged: what can be recovered is, what cannot is refused, and nothing wrong is ever read in silence.
+//! Stores with damaged files: recovery where it is possible, a clear refusal where it is not, and never wrong bytes without an error.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};

@@ -1,4 +1,4 @@
-//! What comes with the crate: how many crates an embedder of the engine gets, their licences, and versions that are there twice.
+//! Dependencies: number of crates of the bare engine, their licences, and crates in two versions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! A process with few descriptors. A program of its own, because the limit is that of the process.
+//! A process with few descriptors. It is a test program of its own, because the limit holds for the whole process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volfork::{Store, StoreOptions};

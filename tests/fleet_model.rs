@@ -1,5 +1,5 @@
-//! The model behind `cargo bench --bench fleet`: bytes are conserved, links are shared fairly, nothing is fetched twice, a seed
-//! says everything.
+//! The model behind `cargo bench --bench fleet`: bytes are conserved, links are shared fairly, nothing is fetched twice, and one
+//! seed gives one result.
 #![allow(dead_code, reason = "the benchmark uses more of its modules than these tests")]
 
 #[path = "../benches/fleet/cache.rs"]

@@ -1,8 +1,8 @@
 //! Real file systems that are full: ext4, XFS and btrfs on loop devices.
 //!
 //! Opt-in, for it needs root, loop devices and the tools that make file systems: `VOLFORK_FULL_DISK=1`. `VOLFORK_FULL_LIVES` says
-//! how many lives a store has (default 12), `VOLFORK_FULL_SEED` where the histories begin. Each life is a process of its own, which
-//! opens the store with 0 to 100 KiB free, compares every block with what it may be, goes on, and ends in order or by `abort`.
+//! how many lives a store has (default 12), `VOLFORK_FULL_SEED` where the histories begin. Each life is a process of its own. It
+//! opens the store with 0 to 100 KiB free, compares every block with the model, works on, and closes the store or calls `abort`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -1,6 +1,6 @@
-//! A server that nobody should trust as a source: everything that it says is mutated, delayed, cut or repeated.
+//! A hostile NBD server as a source: each of its messages may be mutated, delayed, cut or repeated.
 //!
-//! One seed decides what a server does; `VOLFORK_HOSTILE_SEED` repeats one, `VOLFORK_HOSTILE_SEEDS` says how many are tried.
+//! One seed decides what a server does; `VOLFORK_HOSTILE_SEED` repeats one, `VOLFORK_HOSTILE_SEEDS` sets how many are tried.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,4 +1,4 @@
-//! NBD clients and servers that nobody should trust: what they can cost is bounded, and nobody else is harmed.
+//! Hostile NBD clients and servers: their cost is bounded, and other clients and volumes are not affected.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! Programs that embed the server and its exports: what they do, or what is done to them, ends no more than it must.
+//! Programs that embed the server: exports that panic, hang or come and go cost their own connections only.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;

@@ -1,7 +1,7 @@
 //! Stores at real limits: millions of runs, a hundred thousand volumes.
 //!
-//! Opt-in, for it takes minutes and gigabytes of memory: `VOLFORK_LARGE=1 cargo test --release --test large -- --nocapture`.
-//! Blocks are all zeros here and take no space: their files are a size and nothing else. All other files are real.
+//! Opt-in, because it takes minutes and gigabytes of memory: `VOLFORK_LARGE=1 cargo test --release --test large -- --nocapture`.
+//! All blocks are zero and take no space: data files have a size and no content. All other files are real.
 
 use std::io;
 use std::ops::Range;

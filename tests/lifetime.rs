@@ -1,4 +1,4 @@
-//! What a handle keeps alive, and what closing a store ends.
+//! What handles keep alive, and what `close` ends.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Space: what is destroyed, discarded or hidden gives it back, also when the store is closed at once; and what is counted is what
-//! is there, however the layers stand on one another.
+//! Space: destroyed, discarded and hidden blocks give their space back, also when the store is closed at once; counts agree with the
+//! files in every chain of layers.
 
 use std::collections::BTreeMap;
 use std::fs;

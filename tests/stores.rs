@@ -1,5 +1,5 @@
-//! Stores of earlier builds, as `tests/stores/make.py` has written them down: what a store held is held by every later build, and one
-//! that needs more than this build knows is left alone.
+//! Stores of earlier builds, recorded by `tests/stores/make.py`: this build reads all their bytes. A store that needs a feature unknown
+//! to this build is refused and left unchanged.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

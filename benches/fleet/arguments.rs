@@ -1,4 +1,4 @@
-//! What is to be simulated.
+//! Command-line arguments of the fleet simulation.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What a host keeps of what it fetched: the least recently used goes when there is no room, unless a machine uses it.
+//! Cache of fetched image layers on a host: evicts the least recently used layer that no machine uses.
 
 use std::collections::{BTreeMap, HashMap};
 

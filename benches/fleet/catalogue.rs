@@ -1,4 +1,4 @@
-//! What machines start from: images that share base layers, and snapshots with the blocks needed first.
+//! Images that share base layers, and snapshots with the blocks that a machine reads first.
 
 use rand_distr::{Distribution, LogNormal, Zipf};
 use rand_pcg::Pcg64;

@@ -1,4 +1,4 @@
-//! Who chooses the host.
+//! The placement policies that choose a host.
 
 use rand_pcg::Pcg64;
 use volfork::placement::{Fleet, Policy, Request};

@@ -1,4 +1,4 @@
-//! A host as it is, and the report of it.
+//! The real state of a host, and the inventory that it reports.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -1,4 +1,4 @@
-//! A machine, from the request to its end.
+//! A machine and its states from request to end.
 
 use crate::network::{Item, Time};
 

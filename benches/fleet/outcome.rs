@@ -1,4 +1,4 @@
-//! What came out of a run.
+//! Results of one simulated run.
 
 use std::time::Duration;
 

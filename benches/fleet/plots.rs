@@ -1,4 +1,4 @@
-//! Pictures of the figures.
+//! Plots of the results.
 
 use std::error::Error;
 use std::path::Path;

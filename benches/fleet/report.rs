@@ -1,4 +1,4 @@
-//! Figures for people and for programs.
+//! The result table and the same figures as JSON.
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;

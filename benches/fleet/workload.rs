@@ -1,4 +1,4 @@
-//! What happens to a fleet, whatever the policy: its hosts and what they hold at first, arrivals, bursts, drains.
+//! The workload, equal for all policies: hosts with their initial layers, arrivals, bursts and drains.
 
 use rand_pcg::Pcg64;
 use roaring::RoaringBitmap;

@@ -1,4 +1,4 @@
-//! What is to be measured.
+//! Command-line arguments of the hydration bench.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Many forks of one snapshot at once, in one store, which share what they fetch; and of a volume, which has no identity, so that each
-//! fetches all of it: how even their shares of the way are.
+//! Many forks at once in one store: forks of a snapshot share what they fetch; forks of a volume, which has no identity, each fetch
+//! all of it, which shows how fairly they share the link.
 
 use std::io;
 use std::sync::Barrier;

@@ -1,8 +1,8 @@
 //! What hydration does to reads of another volume of the same store.
 //!
-//! Reads come at a constant rate, and their time runs from the moment they were due, so that a slow one also shows in those
-//! behind it. On this machine everything shares the processors: server, link, engine and reader. What that alone costs shows in
-//! the runs beside `nbdcopy`, which moves the same bytes without the engine.
+//! Reads are issued at a constant rate. The latency of a read counts from the moment it was due, so that a slow read also delays
+//! those behind it. Server, link, engine and reader share the processors of one machine; the runs beside `nbdcopy`, which moves the
+//! same bytes without the engine, show what that alone costs.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,4 +1,4 @@
-//! The server, its image, and the two who copy it.
+//! The server with its image, and the two programs that copy it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};

@@ -1,5 +1,5 @@
-//! What the recorded order of first touches does to a machine that starts: it reads its blocks in a random order, one after the
-//! other, with some work in between, from a fork of a remote snapshot. A recorded snapshot and one that is not take turns.
+//! Start time of a machine with and without a recorded order of first reads. The machine reads its blocks in a random order, one
+//! after the other with some work in between, from a fork of a remote snapshot. Recorded and unrecorded snapshots take turns.
 
 use std::io;
 use std::process::Command;

@@ -7,6 +7,7 @@
 //! | [`hydration`] | forks from elsewhere: order, pace, leases |
 //! | [`fleet`](mod@fleet) | container images as volumes, placement of machines, reservations |
 //! | [`format`](mod@format) | the files of a store, the records, and which program reads which store |
+//! | [`contributing`] | the gate, the simulator, how to add a record, a source or a command |
 //! | [`measurements`] | what was measured, and the command that measures it again |
 //! | [`changelog`] | what changed |
 //!
@@ -32,6 +33,8 @@ pub mod hydration {}
 pub mod fleet {}
 #[doc = include_str!("format.md")]
 pub mod format {}
+#[doc = include_str!("contributing.md")]
+pub mod contributing {}
 #[doc = include_str!("measurements.md")]
 pub mod measurements {}
 #[doc = include_str!("changelog.md")]

@@ -1,5 +1,5 @@
-//! A fleet's day: three hosts, of which one has the bytes; machines are placed and forked, hosts die and come back, somebody wipes
-//! the fleet, and others lie in it.
+//! A day of a fleet of three hosts, one of which has the bytes: machines are placed and forked, hosts die and come back, the
+//! directory of the fleet is wiped, and false reports are written into it.
 
 use std::process::Child;
 

@@ -1,4 +1,4 @@
-//! The oracle of a disk: its bytes, as its writers know them.
+//! The oracle of a disk: the bytes that its writers expect.
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -1,4 +1,5 @@
-//! A host whose disk is full: what it has stays right, what it lacks is read from the source, and it goes on when there is room.
+//! A host with a full disk: its blocks stay correct, missing blocks are read from the source, and hydration resumes when there is
+//! space.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Images of a registry on three hosts: what travels, where machines are placed by it, and what is left without the registry.
+//! Images of a registry on three hosts: which layers are fetched, where machines are placed, and what works without the registry.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The oracle of a fleet's books: what was promised to whom, and what hosts have by their own word.
+//! The oracle of a fleet: which reservations were given, and what each host reports.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! A way to a host or a registry: TCP in front of a server's socket. It counts what the server sends, and can hold it.
+//! A TCP proxy in front of the socket of a server or registry. It counts the bytes that the server sends, and can hold them back.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

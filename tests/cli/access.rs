@@ -1,4 +1,4 @@
-//! Who may use a store, and who is connected to it.
+//! Access rights of a store, and the list of connected clients.
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! Waiting for hydration, when it goes well and when it does not.
+//! `hydrate --wait`: success, loss of the source, timeouts.
 
 use std::fs;
 use std::process::Stdio;

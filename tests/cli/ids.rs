@@ -1,4 +1,4 @@
-//! Ids of volumes: taken wherever a name is, and nobody else's.
+//! Ids of volumes: accepted wherever a name is, and unique.
 
 use std::collections::BTreeSet;
 

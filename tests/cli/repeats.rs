@@ -1,4 +1,4 @@
-//! Commands that are repeated because their answer was lost.
+//! Commands that a script repeats because it lost their answer.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! Images in and out: what is counted, what does not fit, what is told beside it.
+//! `import` and `export`: counted bytes, images that do not fit, notes.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};

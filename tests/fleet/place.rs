@@ -1,4 +1,4 @@
-//! A fleet in a directory or a bucket, with stores beside it, for the tests of fleets and the acceptance.
+//! Fixture: a fleet in a directory or a bucket, with stores beside it. Used by the fleet and acceptance tests.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

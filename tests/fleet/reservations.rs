@@ -1,4 +1,4 @@
-//! What a host makes itself: by a reservation, or by what it has.
+//! Volumes that a host makes with a reservation, or from its own capacity.
 
 use std::collections::BTreeSet;
 use std::fs;

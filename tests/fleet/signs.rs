@@ -1,4 +1,4 @@
-//! Signs of life, and what becomes of hosts and fleets without.
+//! Reports as signs of life: stale hosts, and fleets whose reports are gone.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! What a source tells of itself to those that fork it or place by it.
+//! What a source tells about its volume: labels and machine that forks inherit and placement uses.
 
 use std::fs;
 use std::time::{Duration, Instant};

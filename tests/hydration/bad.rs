@@ -1,4 +1,4 @@
-//! Blocks that a source cannot give, though it answers.
+//! Blocks that a source answers with errors or damaged bytes.
 
 use std::sync::Arc;
 

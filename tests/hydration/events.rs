@@ -1,4 +1,4 @@
-//! The callback that is told of events: it may take its time, panic, and close the store.
+//! The event callback: it may be slow, panic, or close the store.
 
 use std::sync::{Arc, mpsc};
 

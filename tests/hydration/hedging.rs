@@ -1,4 +1,4 @@
-//! Reads that somebody waits for, and addresses that hang, fail, or cannot be connected to.
+//! Demand reads with addresses that hang, fail, or cannot be reached.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};

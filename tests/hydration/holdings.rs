@@ -1,4 +1,4 @@
-//! What a store says that it holds of snapshots: placement compares hosts by it.
+//! `Store::holdings`: the blocks of snapshots that a store reports to placement.
 
 use roaring::RoaringBitmap;
 

@@ -1,4 +1,4 @@
-//! Leases when a server is in trouble, a clock is set, or nobody waits any longer for what was asked.
+//! Leases under failures: servers that die or hang, clocks that jump, and requests whose caller has gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixListener;

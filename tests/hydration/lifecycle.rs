@@ -1,4 +1,4 @@
-//! What a volume is called on its way: while its source is asked, while it hydrates, when it is whole.
+//! States of a volume: while its source is asked, while it hydrates, when it is complete.
 
 use std::sync::{Arc, mpsc};
 

@@ -1,4 +1,4 @@
-//! Hydration, with sources that do what a test tells them, and between stores that serve each other.
+//! Hydration from scripted sources, and between stores that serve each other.
 mod bad;
 mod events;
 mod freed;

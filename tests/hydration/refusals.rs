@@ -1,4 +1,4 @@
-//! A store that cannot keep what comes.
+//! Stores that cannot store fetched blocks: full or poisoned.
 
 use std::io;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! Sources that break their contract, and their callers, who pay for it with their own requests and nothing else.
+//! Sources that break their contract: panic, dropped callbacks, late or missing answers. Only their own requests may fail.
 
 use std::collections::HashMap;
 use std::ops::Range;

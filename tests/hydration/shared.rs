@@ -1,4 +1,4 @@
-//! Forks of one snapshot elsewhere, each made with its address: they stand on the same root.
+//! Forks of one remote snapshot by its address: they share one root layer.
 
 use std::ops::Range;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Sources that do what a test tells them.
+//! Scripted sources.
 
 use std::collections::HashMap;
 use std::ops::Range;

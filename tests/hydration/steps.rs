@@ -1,4 +1,4 @@
-//! Background work that a test does step by step.
+//! Background work without threads, step by step (`Store::step`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

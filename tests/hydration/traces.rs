@@ -1,4 +1,4 @@
-//! In which order a fork first touched its blocks, and who follows it.
+//! Traces: the recorded order of first reads, and the forks that are fetched in that order.
 
 use std::time::Instant;
 

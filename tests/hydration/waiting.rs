@@ -1,4 +1,4 @@
-//! How long readers wait for a source that does not answer: not without end, and all of them together.
+//! How long readers wait for a source that does not answer: a bounded time, shared by all of them.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;

@@ -1,4 +1,4 @@
-//! Zeros do not travel, whoever tells of them and whoever dies.
+//! Zero ranges are not fetched, whichever address reports them, and across losses of addresses.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Archives that are odd, or made to harm.
+//! Unusual and hostile archives.
 
 use std::os::unix::fs::FileExt;
 

@@ -1,4 +1,4 @@
-//! What is in the file system of an imported image.
+//! Files, attributes and links in the file system of an imported image.
 
 use tar::EntryType;
 

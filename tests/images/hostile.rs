@@ -1,4 +1,4 @@
-//! Names, tags and platforms; and manifests that nobody should trust.
+//! Names, tags and platforms; hostile manifests.
 
 use serde_json::json;
 use volfork::image::{Platform, Version, resolve};

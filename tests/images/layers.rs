@@ -1,4 +1,4 @@
-//! Layers that are stored once, and imports that fail half way.
+//! Layers are stored once; imports that fail or are interrupted.
 
 use std::os::unix::fs::FileExt;
 

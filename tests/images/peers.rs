@@ -1,4 +1,4 @@
-//! Images that other programs make, and a registry that another program is.
+//! Images made by other programs, and a registry that is another program.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Other programs, for the tests of images and the acceptance: those that make images and look into file systems, and a registry.
+//! Fixture: programs that make images, read file systems, and serve a registry. Used by the image and acceptance tests.
 
 use std::io;
 use std::net::{TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! A registry that does what the test wants, and who is told a password.
+//! A scripted registry: redirects, errors, and which host gets the login.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

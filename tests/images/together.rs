@@ -1,4 +1,4 @@
-//! Imports at once.
+//! Concurrent imports.
 
 use std::io::Read;
 use std::sync::Mutex;

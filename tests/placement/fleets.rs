@@ -1,4 +1,4 @@
-//! Random hosts and requests, small enough that they often meet.
+//! Random hosts and requests from small ranges, so that they often share layers.
 
 use proptest::prelude::*;
 use volfork::content::{Digest, Image, ImageLayer};

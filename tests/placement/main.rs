@@ -1,4 +1,4 @@
-//! Placement against a reference without an index, and what must hold whatever the fleet.
+//! Placement compared with a reference without an index, and properties of every fleet.
 
 mod fleets;
 mod naive;

@@ -1,4 +1,4 @@
-//! Placement without an index: every host's own sets are asked, for every request. Slow and simple, to compare with.
+//! The reference: placement without an index, which looks at the sets of every host for every request.
 
 use std::collections::{HashMap, HashSet};
 

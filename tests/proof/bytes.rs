@@ -1,4 +1,4 @@
-//! The bytes of sectors: each says which write it is from and where it belongs, so that no sector can pass for another one.
+//! The bytes of sectors: each names its write and its place, so that no sector can be taken for another one.
 
 use crate::image::SECTOR;
 use crate::sector::Tag;

@@ -1,8 +1,8 @@
-//! A disk that loses power and fails as disks and kernels do. Its whole state can be set aside at any operation.
+//! A disk that loses power and fails as disks and kernels do. Its whole state can be saved at any operation.
 //!
 //! - Changes are in the page cache until a sync; a loss of power keeps, loses, tears (at 512 bytes) or reorders them.
 //! - A failed sync leaves its pages clean: the cache shows bytes that the medium will never have.
-//! - Every operation is a place where another thread may go on, and where the state may be set aside.
+//! - At every operation another thread may be scheduled, and the state may be saved.
 //!
 //! Its own lock is never held at such a place.
 

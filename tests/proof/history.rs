@@ -1,4 +1,4 @@
-//! A history: some lives of one store, each with many threads; and the states that were set aside in it, each opened again.
+//! A history: several lives of one store, each with many threads. Disk states that were saved meanwhile are opened and verified.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

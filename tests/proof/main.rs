@@ -1,8 +1,8 @@
 //! The proof world: the real engine with all its threads over a simulated disk, under random histories of many threads, with an
 //! oracle that says what a store may hold, and losses of power at random operations of the disk.
 //!
-//! `SEED=N` runs one history; `VOLFORK_PROOF_SECONDS=N` searches for so long; `FIRST=N` is the first seed of a search (by default one
-//! that the day gives). `VOLFORK_PROOF_PLANTED=NAME` (a [`Planted`], or `all`) takes a repair out and looks until that is seen.
+//! `SEED=N` runs one history. `VOLFORK_PROOF_SECONDS=N` searches for N seconds, from the seed `FIRST=N` on (by default one that depends
+//! on the date). `VOLFORK_PROOF_PLANTED=NAME` (a [`Planted`], or `all`) takes a repair out and searches until that is detected.
 mod bytes;
 mod disk;
 mod history;

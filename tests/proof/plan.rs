@@ -1,4 +1,4 @@
-//! What a history is made of, drawn from its seed.
+//! The parameters of a history, drawn from its seed.
 
 use std::sync::Arc;
 use std::time::Duration;

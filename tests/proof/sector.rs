@@ -1,8 +1,8 @@
-//! What one sector may hold: the oracle's smallest part.
+//! The contents that the oracle allows for one sector.
 //!
-//! A sector has a list of writes, each with the span of time in which it took effect. A write is *over* once another one that
-//! was acknowledged began after it had ended. Which of the rest a reader sees is not known. After a loss of power those count
-//! that no *durable* write is behind.
+//! A sector has a list of writes, each with the time span in which it took effect. A write is *over* once another acknowledged write
+//! began after it had ended. A reader may see any of the others. After a loss of power every write is allowed that no *durable* write
+//! follows.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Servers elsewhere, of which forks are made: slow, and at times out of reach or wrong.
+//! Remote sources of forks: slow, and at times unreachable or wrong.
 
 use std::ops::Range;
 use std::sync::Arc;

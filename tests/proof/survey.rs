@@ -1,4 +1,4 @@
-//! Compares an opened store with what the oracle allows after a loss of power, and takes what is found for the truth.
+//! Compares a store that was opened after a loss of power with what the oracle allows, and makes the result the new truth.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A state of the disk that was set aside: the power goes off there, and the store has to open with what it promised.
+//! A saved state of the disk: the power is lost there, and the store has to open with everything that was acknowledged.
 
 use std::path::Path;
 

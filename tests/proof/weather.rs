@@ -1,4 +1,4 @@
-//! What goes wrong on a disk, and how much room it has.
+//! Faults of a disk, and its free space.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! One store that many threads use, and what they share.
+//! One store that many threads use, and the state that they share.
 
 use std::collections::BTreeMap;
 use std::path::Path;

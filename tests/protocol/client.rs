@@ -1,4 +1,4 @@
-//! A client that says exactly what a test wants, and a server with a store.
+//! A client that sends exactly the bytes of a test, and a server with a store.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! Requests, and the form of their replies.
+//! Requests and the layout of their replies.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,8 +1,8 @@
-//! What the server says to clients, in each form of the protocol, and what clients can cost it.
+//! The replies of the server in each form of the protocol, and the bounds on what clients cost it.
 //!
-//! - `options`: before an export is agreed on.
-//! - `commands`: requests and the form of their replies.
-//! - `memory`: what clients hold that do not read, or do not end what they begin.
+//! - `options`: the negotiation of an export.
+//! - `commands`: requests and the layout of their replies.
+//! - `memory`: memory of clients that do not read, or do not finish a request.
 //! - `mangled`: every message cut, changed, repeated and slow.
 mod client;
 mod commands;

@@ -1,4 +1,4 @@
-//! Every message of a client cut, changed, repeated and slow: its own connection may end, and nothing else happens.
+//! Every message of a client cut, changed, repeated and slow: only its own connection may end.
 
 use std::io::Write;
 use std::net::Shutdown;

@@ -1,4 +1,4 @@
-//! What clients hold that do not read, or do not end what they begin.
+//! Memory of clients that do not read their replies, or do not finish a request.
 
 use std::io::{self, Write};
 use std::sync::mpsc::channel;

@@ -1,4 +1,4 @@
-//! Before an export is agreed on.
+//! The negotiation of an export.
 
 use volfork::LeaseId;
 use volfork::serve::NbdOptions;

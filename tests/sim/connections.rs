@@ -1,4 +1,4 @@
-//! Several connections to one export of a server: what multi-conn promises holds when the power goes off.
+//! Several connections to one export: the promises of multi-conn hold across a loss of power.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! Ends of volumes and of numbers, in every size of a block: no call panics, loops or takes memory, and the ends are exact.
+//! Ends of volumes and of number ranges, for every block size: no call panics, loops or allocates without bound, and ends are exact.
 
 use std::ops::Range;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Requests through queues: forced ones (FUA) are durable when they complete, although nobody flushes; a flush of one queue makes
-//! durable what others of the volume completed, as several connections to one export (NBD: multi-conn) are promised.
+//! Queues: a request with FUA is durable when it completes, without a flush. A flush of one queue makes durable what other queues of
+//! the volume completed, as multi-conn of NBD promises.
 
 use std::time::Duration;
 

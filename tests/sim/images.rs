@@ -1,4 +1,4 @@
-//! Layers of images, and labels: what the store notes beside names and bytes.
+//! Crashes around image layers and labels.
 
 use volfork::content::{Digest, HeldLayer, ImageLayer};
 

@@ -1,4 +1,4 @@
-//! The power goes off at each operation while leases are taken, renewed and given back, on either side.
+//! A loss of power at each operation while leases are taken, renewed and given back, on either side.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

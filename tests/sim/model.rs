@@ -1,6 +1,6 @@
-//! What a store may hold: the oracle.
+//! The oracle: what a store may hold.
 //!
-//! A sector holds a tag, repeated. Only a window around an extent boundary is written, so that volumes are larger than what is
+//! A sector holds a tag, repeated. Writes stay in a window around an extent boundary, so that volumes are larger than the part that is
 //! compared.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Blocks written again, in place or after a discard, with a crash at every operation and many choices of what survives.
+//! Blocks that are written again, in place or after a discard: a crash at every operation, with many choices of which writes survive.
 
 use crate::disk::Fault;
 use crate::random::Random;

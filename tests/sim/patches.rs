@@ -1,4 +1,4 @@
-//! Parts of blocks that are still at a source: the source goes and comes, forks and snapshots stand on them, the power goes off.
+//! Patches of missing blocks: with a source that comes and goes, below forks and snapshots, across losses of power.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! What a store refuses: writes after the disk failed, and what there is no room for.
+//! Refusals of a store: writes after a failed sync, and calls for which there is no space.
 
 use std::sync::atomic::Ordering;
 

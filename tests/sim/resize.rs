@@ -1,4 +1,4 @@
-//! Changes of size: either before or after, and what was cut off does not come back.
+//! Resizes are atomic across a crash, and bytes that were cut off do not come back.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Barrier rounds beside writers, discards and destroys: what a completed flush promised is there after the power was lost.
+//! Barrier rounds beside writers, discards and destroys: a completed flush survives the loss of power.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Forks of one source stand on one root: what one of them needs no more another one may, before and after a crash.
+//! Forks of one source share a root: a block that one fork needs no more may still be needed by another, before and after a crash.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! No space at each operation of a checkpoint: the store goes on as if it had not been tried, or refuses writes.
+//! ENOSPC at each operation of a checkpoint: the store works on as before, or refuses writes.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Several threads: one is held inside the disk while another one does what should wait for it.
+//! Several threads: one is held inside the disk while another one makes a call that has to wait for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
