@@ -185,6 +185,29 @@ fn limits_and_defaults_are_those_of_the_program() {
     assert!(settings.keys().all(|name| table.iter().any(|row| row[2] == *name)), "every setting has a row");
 }
 
+/// Names that threads are given in a source: literals after `.name(`, up to what is filled in.
+fn thread_names(text: &str) -> BTreeSet<&str> {
+    let given = text.split(".name(").skip(1).filter_map(|rest| rest.strip_prefix("format!(").unwrap_or(rest).strip_prefix('"'));
+    given.filter_map(|rest| rest.split(['"', '{']).next()).filter(|name| !name.is_empty()).collect()
+}
+
+#[test]
+fn threads_of_the_table_are_those_of_the_program() {
+    let mut text = String::new();
+    sources(&root().join("src"), &mut text);
+    let table = rows("architecture.md", "Threads");
+    let listed: BTreeSet<_> = table.iter().flat_map(|row| row[0].split("`, `")).collect();
+    for name in &listed {
+        assert!(text.contains(&format!("\"{name}")) || text.contains(&format!("}}{name}")), "no thread is called {name}");
+    }
+    // Threads of the simulator's own tests.
+    let foreign = ["setter", "unlucky", "sim-"];
+    for name in thread_names(&text).into_iter().filter(|name| !foreign.contains(name)) {
+        assert!(listed.contains(name), "architecture.md does not list the thread {name}");
+    }
+    assert!(listed.len() > 10, "only {} threads were seen: this test does not look where it should", listed.len());
+}
+
 fn help(command: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_volfork")).args(["help", command]).env("COLUMNS", "1000").output().expect("the program");
     String::from_utf8(output.stdout).expect("help in UTF-8")
@@ -219,9 +242,10 @@ fn every_command_is_listed() {
 }
 
 #[test]
-fn constants_are_found_and_evaluated() {
+fn constants_and_names_are_found() {
     let text =
         "pub const A_MAX: u64 = 16 << 20;\nconst T: Duration = Duration::from_secs(7 * 86_400);\n    a_max: 3 << 10,\n    a_max: u64,";
+    assert_eq!(thread_names("b.name(\"x-y\".into()).name(format!(\"n-{}\", 1)).name(prefix)"), BTreeSet::from(["x-y", "n-"]));
     assert_eq!(constants(text, "A_MAX"), [16 << 20]);
     assert_eq!(constants(text, "T"), [604_800]);
     assert_eq!(constants(text, "a_max"), [3072]);

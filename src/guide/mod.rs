@@ -2,6 +2,7 @@
 //!
 //! | page | for |
 //! |---|---|
+//! | [`architecture`] | the floors, what a write, a read, a fork, a fetch and a recovery do, all locks and threads |
 //! | [`commands`] | the command line, what scripts can rely on, defaults |
 //! | [`operations`] | what to watch, what each state and each kind of error means, and what to do |
 //! | [`hydration`] | forks from elsewhere: order, pace, leases |
@@ -23,6 +24,8 @@
 //! | `disk` | a disk of one's own, which counts what the engine does |
 #![expect(rustdoc::private_intra_doc_links, reason = "the pages name the private items that do what they describe")]
 
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
 #[doc = include_str!("commands.md")]
 pub mod commands {}
 #[doc = include_str!("operations.md")]
