@@ -142,19 +142,22 @@ fn sources(below: &Path, text: &mut String) {
     }
 }
 
-/// The value of an expression of a constant: a number, a product, a shift, or a time in seconds.
-fn value(expression: &str) -> Option<u128> {
+/// The value of an expression of a constant: a number, another constant, a product, a shift, or a time in seconds.
+fn value(text: &str, expression: &str) -> Option<u128> {
     let expression = expression.trim();
     if let Some(seconds) = expression.strip_prefix("Duration::from_secs(") {
-        return value(seconds.strip_suffix(')')?);
+        return value(text, seconds.strip_suffix(')')?);
     }
     if let Some((left, right)) = expression.split_once("<<") {
-        return Some(value(left)? << value(right)?);
+        return Some(value(text, left)? << value(text, right)?);
     }
     if let Some((left, right)) = expression.split_once('*') {
-        return Some(value(left)? * value(right)?);
+        return Some(value(text, left)? * value(text, right)?);
     }
-    expression.replace('_', "").parse().ok()
+    match expression.bytes().all(|letter| letter.is_ascii_uppercase() || letter == b'_') {
+        true => constants(text, expression).first().copied(),
+        false => expression.replace('_', "").parse().ok(),
+    }
 }
 
 /// The values of all constants and fields of this name.
@@ -166,7 +169,7 @@ fn constants(text: &str, name: &str) -> Vec<u128> {
         let of_constant = line.strip_prefix("const ").and_then(|rest| rest.strip_prefix(name)?.strip_prefix(": ")?.split_once(" = "));
         let of_field = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")?.strip_suffix(','));
         let expression = of_constant.and_then(|(_, expression)| expression.strip_suffix(';')).or(of_field);
-        values.extend(expression.and_then(value));
+        values.extend(expression.and_then(|expression| value(text, expression)));
     }
     values
 }
