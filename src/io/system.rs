@@ -20,7 +20,7 @@ use io_uring::{IoUring, opcode, types};
 use super::fiemap::has_space_on_xfs;
 use super::{Access, Disk, DiskFile, IoMode, OpenMode};
 use crate::error::is_untried;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Syncs handed to the ring at once.
 const SYNCS_MAX: usize = 64;
@@ -30,12 +30,18 @@ const DIRECTORIES_MAX: usize = 16;
 const OWNER_BYTES_MAX: u64 = 4096;
 
 /// Files of the operating system.
-#[derive(Default)]
 pub struct SystemDisk {
     /// For syncing many files at once; made when first needed, `None` inside if the machine has no io_uring.
     syncs: Mutex<Option<Option<IoUring>>>,
     /// Directories that were synced: they are synced again when there may be no descriptor left.
     directories: Mutex<HashMap<PathBuf, Arc<File>>>,
+}
+
+impl Default for SystemDisk {
+    fn default() -> Self {
+        let directories = Mutex::ranked(Rank::Directories, HashMap::new());
+        Self { syncs: Mutex::ranked(Rank::SyncRing, None), directories }
+    }
 }
 
 struct SystemFile(File);

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::ring::{Done, Op, RingWaker};
 use super::uring::run;
-use crate::sync::Mutex;
 use crate::sync::mpsc::{Receiver, Sender, channel};
 use crate::sync::thread::JoinHandle;
+use crate::sync::{Mutex, Rank};
 
 /// Threads of one ring.
 const THREADS_MAX: usize = 8;
@@ -28,8 +28,8 @@ impl ThreadRing {
         let (sender, receiver) = channel();
         Ok(Self {
             sender: Some(sender),
-            receiver: Arc::new(Mutex::new(receiver)),
-            ended: Arc::default(),
+            receiver: Arc::new(Mutex::ranked(Rank::RingJobs, receiver)),
+            ended: Arc::new(Mutex::ranked(Rank::RingEnded, Vec::new())),
             waker: RingWaker::new()?,
             threads: Vec::new(),
             in_flight: 0,

@@ -22,7 +22,7 @@ use crate::io::DiskFile;
 use crate::journal::Journal;
 use crate::limits::{EXTENT_BLOCKS, Limits, NAME_BYTES_MAX, Planted};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, OnceLock, RwLock};
+use crate::sync::{Condvar, Mutex, OnceLock, RwLock, RwLockReadGuard};
 
 /// A place in a barrier round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -241,7 +241,7 @@ impl Commit {
 
     /// Keeps a round from beginning while its caller changes layers and queues the record: all of it is in one round. Taken before a
     /// layer's state.
-    pub fn hold_beginning(&self) -> impl Drop + '_ {
+    pub fn hold_beginning(&self) -> RwLockReadGuard<'_, ()> {
         self.beginning.read()
     }
 

@@ -147,7 +147,7 @@ impl Layers {
 
     /// Lets no round begin between the seal of a head and the record of the next one: [`Commit::hold_beginning`] for a change of shape.
     /// Taken before a view.
-    pub fn hold_for_seal(&self) -> Option<impl Drop + '_> {
+    pub fn hold_for_seal(&self) -> Option<crate::sync::RwLockReadGuard<'_, ()>> {
         (!self.limits.has(Planted::SealedInTwoRounds)).then(|| self.commit.hold_beginning())
     }
 

@@ -8,7 +8,7 @@ use super::export::Export;
 use super::listener::ClientSocket;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 use crate::wire::deadline_after;
 
 /// A connection.
@@ -29,10 +29,15 @@ struct State {
 }
 
 /// The places of all connections.
-#[derive(Default)]
 pub struct Places {
     state: Mutex<State>,
     left: Condvar,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { state: Mutex::ranked(Rank::ServeClients, State::default()), left: Condvar::new() }
+    }
 }
 
 /// A client that has an export open.

@@ -8,7 +8,7 @@ use super::guarded::{Guarded, caught};
 use super::{Lease, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener, host_of};
 use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 
 /// Connections that may be under way although nobody waits for them any more: an opener that never answers does not get further
 /// threads.
@@ -39,7 +39,6 @@ struct State {
 #[derive(Clone, Copy)]
 pub(crate) struct Since(u64);
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     /// Notified when a thread has its answer, and when waiting is given up.
@@ -58,7 +57,8 @@ pub(crate) struct Connector {
 
 impl Connector {
     pub fn new(opener: Arc<dyn SourceOpener>) -> Self {
-        Self { opener, shared: Arc::default() }
+        let shared = Shared { state: Mutex::ranked(Rank::SourceConnector, State::default()), changed: Condvar::new() };
+        Self { opener, shared: Arc::new(shared) }
     }
 
     /// The opener itself.
@@ -150,7 +150,7 @@ impl Connector {
         let _waiting = Waiting(&self.shared);
         let call = Arc::new(call);
         let until = patience.map(|patience| Instant::now() + patience);
-        let answer = Arc::new(Mutex::new(Answer::Awaited));
+        let answer = Arc::new(Mutex::ranked(Rank::SourceAnswer, Answer::Awaited));
         let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer), host: host.clone() };
         let (opener, address, calling) = (Arc::clone(&self.opener), uri.to_owned(), Arc::clone(&call));
         let run = move || {

@@ -4,9 +4,14 @@
 //! of `parking_lot` and the standard library. With it they are those of `sim`, which puts the threads of a simulated run under a
 //! seeded scheduler and leaves all other threads alone.
 
+mod lock;
 mod poll;
+mod ppoll;
+mod rank;
 
+pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 pub use poll::{poll, recv, send};
+pub use rank::Rank;
 
 /// For statics, which belong to no simulated run: guards short sections that use nothing else of this module.
 pub use parking_lot::Mutex as StaticMutex;
@@ -36,10 +41,8 @@ pub fn point(what: &'static str) {
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "sim")]
-pub use sim::{Condvar, Mutex, MutexGuard, OnceLock, RwLock, atomic, mpsc, thread, time};
+pub use sim::{OnceLock, atomic, mpsc, thread, time};
 
-#[cfg(not(feature = "sim"))]
-pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 #[cfg(not(feature = "sim"))]
 pub use std::sync::OnceLock;
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
+use super::ppoll::poll_now;
+
 /// Waits until one of `fds` is ready or the timeout passes; answers how many are ready. An interrupted wait answers zero.
 ///
 /// # Errors
@@ -20,24 +22,6 @@ pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<u
         return task.poll(fds, timeout);
     }
     poll_now(fds, timeout)
-}
-
-/// The wait itself.
-pub(super) fn poll_now(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<usize> {
-    let timeout = timeout.map(|timeout| libc::timespec {
-        tv_sec: timeout.as_secs().min(1 << 32) as libc::time_t,
-        tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
-    });
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: `fds` and `timeout` live past the call, the length is that of `fds`, and no signal mask is passed.
-    let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout, std::ptr::null()) };
-    match usize::try_from(ready) {
-        Ok(ready) => Ok(ready),
-        Err(_) => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            error => Err(error),
-        },
-    }
 }
 
 /// Reads from a socket.

@@ -5,11 +5,13 @@
 //! as one that is taken, for a writer that waits keeps readers out.
 
 use std::fmt::Write;
+use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::state::Place;
+/// A place in the source.
+pub type Place = &'static Location<'static>;
 
 /// What a lock is called in all runs; given when it is first taken.
 #[derive(Debug, Default)]

@@ -1,14 +1,13 @@
 //! What the scheduler knows of a run, and how it chooses. Pure but for looking at descriptors.
 
 use std::collections::VecDeque;
-use std::panic::Location;
 
 use rustc_hash::FxHashMap;
 
-use super::order::Order;
-use super::report::FailureKind;
+use super::order::{Order, Place};
+use super::outcome::FailureKind;
 use super::strategy::{Config, Early, Random, SlowPlaces, Strategy, nap_one_in, nap_steps, step_nanos};
-use crate::sync::poll::poll_now;
+use crate::sync::ppoll::poll_now;
 
 /// Events kept for the report of a failure.
 const EVENTS_MAX: usize = 200;
@@ -18,8 +17,6 @@ const STREAK_MAX: u64 = 2_000;
 const NAPPED_NANOS_MAX: u64 = 5_000_000_000;
 /// With tasks that wait for descriptors, the descriptors are looked at once in so many steps.
 const LOOK_ONE_IN: u32 = 8;
-
-pub(super) type Place = &'static Location<'static>;
 
 /// What a task waits for.
 #[derive(Clone, Debug)]

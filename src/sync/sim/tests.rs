@@ -279,7 +279,7 @@ fn one_notification_ends_one_wait_and_any() {
 }
 
 #[test]
-fn an_unlocked_guard_lets_others_in_and_comes_back_after_a_panic() {
+fn an_unlocked_guard_locks_again_after_a_panic() {
     for seed in 0..20 {
         run(seed, exact(), || {
             let lock = Mutex::new(0);
@@ -296,7 +296,7 @@ fn an_unlocked_guard_lets_others_in_and_comes_back_after_a_panic() {
 }
 
 #[test]
-fn a_value_is_made_once_while_others_wait_and_again_after_a_panic() {
+fn a_value_is_made_once_and_again_after_a_panic() {
     for seed in 0..50 {
         run(seed, random(), || {
             let (cell, made) = (OnceLock::new(), AtomicU64::new(0));

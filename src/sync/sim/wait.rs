@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::state::On;
 use super::world::Task;
-use crate::sync::poll::poll_now;
+use crate::sync::ppoll::poll_now;
 
 impl Task {
     #[track_caller]

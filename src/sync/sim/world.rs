@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::report::{Failure, FailureKind, Outcome, backtrace, describe};
+use super::outcome::{Failure, FailureKind, Outcome};
+use super::report::{backtrace, describe};
 use super::state::{Event, On, State, Status};
 use super::strategy::Config;
 

@@ -1,0 +1,225 @@
+//! The order of the engine's locks, checked in debug builds.
+//!
+//! A thread that holds a lock takes only locks of higher ranks. Every cycle of waiting threads breaks this rule somewhere, so a test
+//! run that breaks it nowhere has no deadlock among ranked locks, whatever its threads were doing. Release builds carry no rank.
+
+#[cfg(debug_assertions)]
+use std::cell::RefCell;
+#[cfg(debug_assertions)]
+use std::panic::Location;
+
+/// Ranks of locks, the first to be taken first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// Outside the order: not checked.
+    Unranked,
+    /// `serve`: the clients of a server.
+    #[cfg(feature = "serve")]
+    ServeClients,
+    /// `source`: threads that open an address, and who waits for them.
+    SourceConnector,
+    /// `source`: what one of these threads answers.
+    SourceAnswer,
+    /// `io`: transfers that no thread of a thread ring has taken. Held by the thread that waits for the next one.
+    RingJobs,
+    /// `io`: transfers that a thread ring has ended.
+    RingEnded,
+    /// `io`: open directories.
+    Directories,
+    /// `io`: the ring for syncs of several files. Held during the syncs.
+    SyncRing,
+    #[cfg(test)]
+    Outer,
+    #[cfg(test)]
+    Inner,
+}
+
+/// The rank of one lock. Empty in release builds.
+#[derive(Clone, Copy)]
+pub(super) struct Mark(#[cfg(debug_assertions)] Rank);
+
+/// A lock that the present thread holds. Dropped with the guard.
+pub(super) struct Held(#[cfg(debug_assertions)] Rank);
+
+#[cfg(debug_assertions)]
+thread_local! {
+    /// What the thread holds, and where it took it.
+    static HELD: RefCell<Vec<(Rank, &'static Location<'static>)>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cfg(debug_assertions)]
+impl Mark {
+    pub const fn new(rank: Rank) -> Self {
+        Self(rank)
+    }
+
+    /// To be called before the thread waits for the lock.
+    ///
+    /// # Panics
+    /// The thread holds a lock of this rank or a higher one.
+    #[track_caller]
+    pub fn takes(self) -> Held {
+        if self.0 != Rank::Unranked && !std::thread::panicking() {
+            let above = HELD.with_borrow(|held| held.iter().copied().find(|(rank, _)| *rank >= self.0));
+            if let Some((rank, place)) = above {
+                panic!("takes lock {:?} while it holds {rank:?}, taken at {place}: see sync::rank", self.0);
+            }
+        }
+        self.has()
+    }
+
+    /// To be called when the thread holds the lock and has not waited for it, so that no order is broken.
+    #[track_caller]
+    pub fn has(self) -> Held {
+        let held = Held(self.0);
+        held.enter();
+        held
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Held {
+    #[track_caller]
+    fn enter(&self) {
+        if self.0 != Rank::Unranked {
+            // A destructor of another thread-local value may run after the list is gone; it holds nothing else.
+            let _ = HELD.try_with(|held| held.borrow_mut().push((self.0, Location::caller())));
+        }
+    }
+
+    fn leave(&self) {
+        if self.0 != Rank::Unranked {
+            let _ = HELD.try_with(|held| {
+                let mut held = held.borrow_mut();
+                if let Some(at) = held.iter().rposition(|(rank, _)| *rank == self.0) {
+                    held.remove(at);
+                }
+            });
+        }
+    }
+
+    /// Runs `f` while the lock is released.
+    #[track_caller]
+    pub fn without<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        struct Again<'a>(&'a Held, &'static Location<'static>);
+        impl Drop for Again<'_> {
+            fn drop(&mut self) {
+                if self.0.0 != Rank::Unranked {
+                    let _ = HELD.try_with(|held| held.borrow_mut().push((self.0.0, self.1)));
+                }
+            }
+        }
+        self.leave();
+        let _again = Again(self, Location::caller());
+        f()
+    }
+}
+
+#[cfg(debug_assertions)]
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[cfg(not(debug_assertions))]
+impl Mark {
+    pub const fn new(_: Rank) -> Self {
+        Self()
+    }
+
+    pub fn takes(self) -> Held {
+        Held()
+    }
+
+    pub fn has(self) -> Held {
+        Held()
+    }
+}
+
+#[cfg(not(debug_assertions))]
+impl Held {
+    pub fn without<T>(&mut self, f: impl FnOnce() -> T) -> T {
+        f()
+    }
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::Rank;
+    use crate::sync::{Condvar, Mutex, MutexGuard, RwLock};
+
+    fn panics(f: impl FnOnce() + Send) -> bool {
+        crate::sync::thread::scope(|scope| scope.spawn(f).join().is_err())
+    }
+
+    #[test]
+    fn locks_are_taken_by_rank() {
+        let (outer, inner) = (Mutex::ranked(Rank::Outer, 1), RwLock::ranked(Rank::Inner, 2));
+        assert!(!panics(|| {
+            let outer = outer.lock();
+            assert_eq!(*outer + *inner.read(), 3);
+            *inner.write() += 1;
+        }));
+        for write in [false, true] {
+            assert!(panics(|| {
+                let _inner = if write { (Some(inner.write()), None) } else { (None, Some(inner.read())) };
+                drop(outer.lock());
+            }));
+        }
+    }
+
+    #[test]
+    fn two_locks_of_one_rank_are_not_held_together() {
+        let (one, other) = (Mutex::ranked(Rank::Inner, ()), Mutex::ranked(Rank::Inner, ()));
+        assert!(panics(|| {
+            let _one = one.lock();
+            drop(other.lock());
+        }));
+        assert!(!panics(|| {
+            drop(one.lock());
+            drop(other.lock());
+        }));
+    }
+
+    #[test]
+    fn a_lock_that_is_tried_is_held_but_breaks_no_order() {
+        let (outer, inner) = (Mutex::ranked(Rank::Outer, ()), Mutex::ranked(Rank::Inner, ()));
+        assert!(!panics(|| {
+            let _inner = inner.lock();
+            drop(outer.try_lock());
+        }));
+        assert!(panics(|| {
+            let _inner = inner.try_lock();
+            drop(outer.lock());
+        }));
+    }
+
+    #[test]
+    fn a_released_lock_does_not_count() {
+        let (outer, inner, changed) = (Mutex::ranked(Rank::Outer, ()), Mutex::ranked(Rank::Inner, ()), Condvar::new());
+        assert!(!panics(|| {
+            let mut held = inner.lock();
+            MutexGuard::unlocked(&mut held, || drop(outer.lock()));
+            assert!(changed.wait_for(&mut held, std::time::Duration::ZERO).timed_out());
+        }));
+        assert!(panics(|| {
+            let mut held = inner.lock();
+            MutexGuard::unlocked(&mut held, || ());
+            drop(outer.lock());
+        }));
+    }
+
+    #[test]
+    fn unranked_locks_are_taken_in_any_order() {
+        let (unranked, inner) = (Mutex::new(()), Mutex::ranked(Rank::Inner, ()));
+        assert!(!panics(|| {
+            let _inner = inner.lock();
+            let _unranked = unranked.lock();
+        }));
+        assert!(!panics(|| {
+            let _unranked = unranked.lock();
+            let _inner = inner.lock();
+        }));
+    }
+}
