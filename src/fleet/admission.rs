@@ -52,7 +52,7 @@ impl SharedFleet {
     /// another host's or too small. The bucket fails.
     pub fn admit(&self, birth: &Birth<'_>, now: u64) -> Result<Admitted> {
         let about = (birth.own)()?;
-        super::publisher::check(&about)?;
+        layout::check_inventory(&about)?;
         let book = match birth.reservation {
             Some(id) => layout::book_in(id)?.to_owned(),
             None => layout::book_of(&about.region, &about.zone),

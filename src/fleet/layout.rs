@@ -12,6 +12,7 @@
 //! another folder, so that hosts of both versions may write at the same time.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::placement::{HostInventory, InventoryDelta};
 
 pub const HOSTS: &str = "hosts";
 pub const DELTAS: &str = "deltas";
@@ -90,6 +91,25 @@ pub fn parse<T: serde::de::DeserializeOwned>(path: &str, bytes: &[u8]) -> Result
 /// Writes an object.
 pub fn write<T: serde::Serialize>(path: &str, value: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| Error::new(ErrorKind::InvalidInput, format!("cannot write {path}: {error}")))
+}
+
+/// Whether a change has generations that a host comes to.
+pub(super) fn is_sane(delta: &InventoryDelta) -> bool {
+    delta.base.max(delta.generation) <= GENERATION_MAX
+}
+
+/// Refuses an inventory whose names are no names, or that has more kinds of processors than can be compared quickly.
+pub(super) fn check_inventory(inventory: &HostInventory) -> Result<()> {
+    valid_name("host", &inventory.host, true)?;
+    valid_name("region", &inventory.region, false)?;
+    valid_name("zone", &inventory.zone, false)?;
+    match inventory.capacity.cpus.len().max(inventory.capacity.gpus.len()) {
+        0..=KINDS_MAX => Ok(()),
+        count => {
+            let message = format!("host '{}' has {count} kinds of processors, at most {KINDS_MAX} are told apart", inventory.host);
+            Err(Error::new(ErrorKind::InvalidInput, message))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A host tells what it has.
 
 use super::bucket::Change;
-use super::layout::{self, GENERATION_MAX, INVENTORY_BYTES_MAX, KINDS_MAX};
+use super::layout::{self, GENERATION_MAX, INVENTORY_BYTES_MAX};
 use super::shared::SharedFleet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::placement::{HostInventory, InventoryDelta};
@@ -53,7 +53,7 @@ impl Publisher {
     /// [`ErrorKind::InvalidInput`] for names that are no names; [`ErrorKind::Busy`] if somebody else reports for this host too (the
     /// next report of this one is then written whole); the fleet cannot be reached.
     pub fn publish(&mut self, mut inventory: HostInventory, now: u64) -> Result<Published> {
-        check(&inventory)?;
+        layout::check_inventory(&inventory)?;
         inventory.reported_at = now;
         inventory.generation = self.told.generation;
         let every = if inventory.report_every_seconds == 0 { SILENCE_SECONDS } else { inventory.report_every_seconds };
@@ -114,7 +114,7 @@ impl Publisher {
         let path = layout::delta_path(&delta.host);
         self.fleet.bucket().change(&path, INVENTORY_BYTES_MAX, |found| {
             // One that cannot be read is of no use to anyone.
-            let found = found.and_then(|bytes| layout::parse::<InventoryDelta>(&path, bytes).ok()).filter(is_sane);
+            let found = found.and_then(|bytes| layout::parse::<InventoryDelta>(&path, bytes).ok()).filter(layout::is_sane);
             match found {
                 // The answer to an earlier try was lost.
                 Some(found) if found == *delta => Ok(Change::Keep(())),
@@ -131,7 +131,7 @@ impl Publisher {
         let delta = self.fleet.bucket().read(&layout::delta_path(&inventory.host), INVENTORY_BYTES_MAX)?;
         let delta = delta
             .and_then(|bytes| layout::parse::<InventoryDelta>("delta", &bytes).ok())
-            .filter(is_sane)
+            .filter(layout::is_sane)
             .map_or(0, |delta| delta.generation);
         let (bytes, tag) = self.fleet.bucket().change_tagged(&path, INVENTORY_BYTES_MAX, |found| {
             let found = found.and_then(|bytes| layout::parse::<HostInventory>(&path, bytes).ok()).map(|found| found.generation);
@@ -151,25 +151,6 @@ impl Publisher {
         })?;
         self.whole = Some(Whole { inventory: inventory.clone(), bytes, tag });
         Ok(())
-    }
-}
-
-/// Whether a change has generations that a host comes to.
-pub(super) fn is_sane(delta: &InventoryDelta) -> bool {
-    delta.base.max(delta.generation) <= GENERATION_MAX
-}
-
-/// Refuses an inventory whose names are no names, or that has more kinds of processors than can be compared quickly.
-pub(super) fn check(inventory: &HostInventory) -> Result<()> {
-    layout::valid_name("host", &inventory.host, true)?;
-    layout::valid_name("region", &inventory.region, false)?;
-    layout::valid_name("zone", &inventory.zone, false)?;
-    match inventory.capacity.cpus.len().max(inventory.capacity.gpus.len()) {
-        0..=KINDS_MAX => Ok(()),
-        count => {
-            let message = format!("host '{}' has {count} kinds of processors, at most {KINDS_MAX} are told apart", inventory.host);
-            Err(Error::new(ErrorKind::InvalidInput, message))
-        }
     }
 }
 

@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::book::Book;
 use super::bucket::{self, Bucket, Change};
 use super::layout::{self, BOOK_BYTES_MAX, CLOCKS_SECONDS, INVENTORY_BYTES_MAX};
-use super::publisher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::place::BlockSize;
 use crate::placement::{Fleet, FleetOptions, HostInventory, InventoryDelta, Nothing, Placed, Placement, Policy, Request, Reservation};
@@ -381,7 +380,7 @@ fn combine(host: &str, whole: &[u8], delta: Option<&[u8]>) -> Result<Option<Host
         if delta.host != host {
             return Err(Error::new(ErrorKind::Corrupt, format!("{delta_path} tells of host '{}': remove it", delta.host)));
         }
-        if delta.base > inventory.generation && publisher::is_sane(&delta) {
+        if delta.base > inventory.generation && layout::is_sane(&delta) {
             return Ok(None);
         }
         if delta.base == inventory.generation {
@@ -389,7 +388,7 @@ fn combine(host: &str, whole: &[u8], delta: Option<&[u8]>) -> Result<Option<Host
         }
     }
     let wrong = |reason: &dyn std::fmt::Display| Error::new(ErrorKind::Corrupt, format!("{path}: {reason}; remove it"));
-    publisher::check(&inventory).map_err(|error| wrong(&error))?;
+    layout::check_inventory(&inventory).map_err(|error| wrong(&error))?;
     if inventory.host != host {
         return Err(wrong(&format_args!("it tells of host '{}'", inventory.host)));
     }

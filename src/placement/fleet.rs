@@ -10,13 +10,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::index::{Fetching, Index};
 use super::inventory::{HostInventory, InventoryDelta, Resources};
-use super::order::{self, Order};
-use super::policy::Policy;
-use super::ranking::{Placed, Placement, Ranking};
 use super::request::Request;
 use super::reservation::Reservation;
 use super::scores::normal_name;
-use super::survey::Survey;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Rules of a fleet.
@@ -51,7 +47,7 @@ pub struct Fleet {
     numbers: BTreeMap<String, u32>,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    reservations: BTreeMap<String, Reservation>,
+    pub(super) reservations: BTreeMap<String, Reservation>,
     expiries: BTreeSet<(u64, String)>,
 }
 
@@ -206,61 +202,6 @@ impl Fleet {
         }
     }
 
-    /// Orders all hosts for one instance of the request, without words. Reservations count until [`Fleet::expire`] is called.
-    pub fn order<'a>(&'a self, request: &'a Request, policy: &Policy, now: u64) -> Order<'a> {
-        Order::of(self, request, policy, now)
-    }
-
-    /// Ranks all hosts for one instance of the request, in words. Reservations count until [`Fleet::expire`] is called.
-    pub fn rank(&self, request: &Request, policy: &Policy, now: u64) -> Ranking {
-        self.order(request, policy, now).ranking(usize::MAX)
-    }
-
-    /// Releases what has lapsed, then places the request as often as it says: ranks, reserves on the best host, and again. The
-    /// reservations are called as the request, and `-1`, `-2` and so on behind it if there are several.
-    pub fn place(&mut self, request: &Request, policy: &Policy, now: u64) -> Placement {
-        self.expire(now);
-        let mut placement = Placement::begin(request, policy);
-        if placement.refused.is_some() {
-            return placement;
-        }
-        for instance in 1..=request.count {
-            let id = if request.count == 1 { request.id.clone() } else { format!("{}-{instance}", request.id) };
-            match self.place_one(request, policy, now, id) {
-                Ok(Ok(placed)) => placement.placed.push(placed),
-                Ok(Err(nothing)) => placement.nothing = Some(nothing),
-                Err(refused) => placement.refused = Some(refused.to_string()),
-            }
-            if placement.nothing.is_some() || placement.refused.is_some() {
-                break;
-            }
-            placement.left -= 1;
-        }
-        placement
-    }
-
-    fn place_one(
-        &mut self,
-        request: &Request,
-        policy: &Policy,
-        now: u64,
-        id: String,
-    ) -> Result<std::result::Result<Placed, super::ranking::Nothing>> {
-        let survey = Survey::of(self, request, policy, now);
-        let Some(number) = order::best(&survey) else { return Ok(Err(order::nothing(&survey))) };
-        let expires_at = now.saturating_add(self.options.reservation_seconds);
-        let reservation = order::reservation(&survey, number, id, expires_at);
-        let ranked = order::explain(&survey, number);
-        if self.reservations.contains_key(&reservation.id) || !self.is_new(number, &reservation) {
-            return Err(Error::new(
-                ErrorKind::Exists,
-                format!("assignment '{}' exists already: choose another name for the request", reservation.id),
-            ));
-        }
-        self.reserve(reservation.clone())?;
-        Ok(Ok(Placed { reservation, ranked }))
-    }
-
     /// Bytes on the heap of the index: what ranking needs beside the inventories.
     pub fn index_bytes(&self) -> usize {
         self.index.memory_bytes()
@@ -320,7 +261,7 @@ impl Fleet {
         })
     }
 
-    fn is_new(&self, number: u32, reservation: &Reservation) -> bool {
+    pub(super) fn is_new(&self, number: u32, reservation: &Reservation) -> bool {
         !self.inventory(number).assignments.contains(&reservation.id)
     }
 

@@ -25,6 +25,7 @@
 
 mod amounts;
 mod apps;
+mod decision;
 mod delta;
 mod fleet;
 mod hints;

@@ -9,20 +9,14 @@ use crate::sources::{Source, all, is_word};
 
 /// Folders that still have circles, with the most files that may belong to them. The numbers may only shrink.
 const ALLOWED: &[(&str, usize)] = &[
-    ("src/bin/volfork", 11),
-    ("src/bin/volfork/fleet", 2),
-    ("src/bin/volfork/transfer", 3),
-    ("src/fleet", 2),
     ("src/hydrate", 9),
     ("src/image/ext4", 8),
     ("src/io", 4),
     ("src/journal", 2),
     ("src/layer", 7),
     ("src/place", 2),
-    ("src/placement", 3),
     ("src/serve", 2),
     ("src/source", 8),
-    ("src/sync", 11),
     ("src/volume", 13),
 ];
 
@@ -81,8 +75,10 @@ fn expand(tree: &str, prefix: &[String], found: &mut Vec<(Vec<String>, String)>)
 fn parse(source: &Source) -> Module {
     let (mut uses, mut body) = (Vec::new(), String::new());
     let mut pending: Option<(bool, String)> = None;
+    let mut is_inline = false;
     for line in source.code().lines() {
         let trimmed = line.trim();
+        is_inline = line.ends_with('{') && line.split(' ').any(|word| word == "mod") || is_inline && line != "}";
         if pending.is_none() {
             let (visibility, rest) = trimmed.split_once("use ").unwrap_or(("-", ""));
             let is_use = visibility.is_empty() || visibility.starts_with("pub") && visibility.ends_with(' ') && !visibility.contains('{');
@@ -99,9 +95,13 @@ fn parse(source: &Source) -> Module {
             let (is_public, text) = pending.take().expect("a declaration");
             let mut found = Vec::new();
             expand(text.trim_end_matches(';'), &[], &mut found);
-            uses.extend(found.into_iter().map(|(path, name)| Use { path, name, is_public }));
+            // In an inline module, `super` is the file.
+            let from_file = |path: Vec<String>| path.into_iter().skip_while(|word| is_inline && word == "super").collect();
+            uses.extend(found.into_iter().map(|(path, name)| Use { path: from_file(path), name, is_public }));
         }
     }
+    // A visibility names a module and needs nothing of it.
+    let body = body.replace("pub(in crate::", "pub(in ");
     Module { file: source.path.clone(), uses, body }
 }
 

@@ -60,6 +60,21 @@ fn imports_of_the_library_point_down() {
 }
 
 #[test]
+fn imports_of_the_binary_point_down() {
+    const FOLDER: &str = "src/bin/volfork";
+    let sources = all();
+    let root = sources.iter().find(|source| source.path == format!("{FOLDER}/main.rs")).expect("the binary");
+    let module = |source: &'_ Source| {
+        let first = source.below(FOLDER)?.split('/').next()?.to_owned();
+        Some(first.strip_suffix(".rs").unwrap_or(&first).to_owned()).filter(|module| module != "main")
+    };
+    let modules: Vec<(String, &Source)> = sources.iter().filter_map(|source| Some((module(source)?, source))).collect();
+    let (problems, seen) = problems(root, modules.iter().map(|(module, source)| (module.as_str(), *source)), &[]);
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    assert!(seen > 50, "only {seen} imports were seen");
+}
+
+#[test]
 fn an_import_that_points_up_is_found() {
     let source = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
     let root = source("lib.rs", "//! ```text\n//! 0  words   numbers\n//! 1  bytes disk   the machine\n//! ```\n");

@@ -14,8 +14,11 @@ impl Source {
     /// The code, without comments and without tests at the end of the file.
     pub fn code(&self) -> String {
         let lines: Vec<&str> = self.text.lines().collect();
-        let is_test =
-            |number: &usize| lines[*number] == "#[cfg(test)]" && lines.get(number + 1).is_some_and(|next| next.starts_with("mod tests {"));
+        let is_test = |number: &usize| {
+            lines[*number].starts_with("#[cfg(")
+                && lines[*number].contains("test")
+                && lines.get(number + 1).is_some_and(|next| next.starts_with("mod tests {"))
+        };
         let end = (0..lines.len()).find(is_test).unwrap_or(lines.len());
         let code = lines[..end]
             .iter()

@@ -1,58 +1,48 @@
 //! The command line of `volfork`.
 //!
-//! - `args`, `settings`, `target`, `hints`: what was typed, and what it means.
-//! - `request`, `execute`, `transfer`, `output`: what can be asked of an open store, and how it is done.
-//! - `reach`, `ask`, `control`: where that happens: here, or in the process that serves the store.
-//! - `gate`: whether a host makes a volume.
-//! - `serve`, `nbd`, `clients`, `ready`: the serving process.
-//! - `fleet`, `origin`: many hosts, and what placement wants to know of a source.
-//! - `image`: container images. `trace`: what forks read first.
-//! - `check`: what needs a store that nobody has open. `demo`: the whole in one command.
-//! - `print`, `bar`, `date`, `failure`, `interrupt`: what the user sees and says.
-mod args;
+//! Imports point down only; `tests/tidy` reads this table.
+//!
+//! ```text
+//! 0  failure settings   why a command fails; what holds for every command
+//! 1  request            what can be asked of a store, and the answers
+//! 2  cli control        what was typed; the socket of the process that serves a store
+//! 3  act show           what is done to an open store; what is printed
+//! 4  ask                a command carried out here, or by the process that serves the store
+//! 5  fleet              many hosts
+//! 6  serve              the process that serves a store
+//! 7  demo               the whole in one command
+//! ```
+mod act;
 mod ask;
-mod bar;
-mod check;
-mod clients;
+mod cli;
 mod control;
-mod date;
 mod demo;
-mod execute;
 mod failure;
 #[cfg(feature = "fleet")]
 mod fleet;
-mod gate;
-mod hints;
-#[cfg(feature = "images")]
-mod image;
-mod interrupt;
-mod nbd;
-mod origin;
-mod output;
-mod print;
-mod reach;
-mod ready;
 mod request;
 mod serve;
 mod settings;
-mod target;
-mod trace;
-mod transfer;
+mod show;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::args::Arguments;
+use crate::ask::check;
+use crate::cli::arguments::Arguments;
+use crate::cli::plan::{FileArgument, Plan};
 use crate::failure::{Failure, Result};
-use crate::request::{Request, Response};
-use crate::settings::{FileArgument, Plan, Settings};
+use crate::request::Request;
+use crate::request::response::Response;
+use crate::settings::Settings;
+use crate::show::stream;
 
 fn main() -> ExitCode {
     let (settings, plan) = match Arguments::try_parse() {
         Ok(arguments) => arguments.settle(),
         Err(error) if error.use_stderr() && wants_json() => {
-            print::failure(true, &Failure::usage(&error.render().to_string()));
+            stream::failure(true, &Failure::usage(&error.render().to_string()));
             return ExitCode::from(2);
         }
         Err(error) => error.exit(),
@@ -63,21 +53,21 @@ fn main() -> ExitCode {
         Plan::Check => check::check(&settings),
         Plan::Serve(serve) => serve::serve(&settings, &serve).map(|()| true),
         #[cfg(feature = "fleet")]
-        Plan::Place(place) => fleet::place(&settings, &place).map(|()| true),
+        Plan::Place(place) => fleet::place::place(&settings, &place).map(|()| true),
         #[cfg(feature = "fleet")]
         Plan::Fleet(command) => fleet::run(&settings, command).map(|()| true),
         Plan::Demo(demo) => demo::run(&settings, demo).map(|()| true),
         Plan::Completions(shell) => print_completions(shell).map(|()| true),
         #[cfg(feature = "images")]
         Plan::ShowImage { reference, choice } => {
-            image::show(&reference, &choice).and_then(|found| print::text(&image::resolved(&settings, &found))).map(|()| true)
+            act::image::show(&reference, &choice).and_then(|found| stream::text(&show::image::resolved(&settings, &found))).map(|()| true)
         }
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
-            print::failure(settings.json, &failure);
+            stream::failure(settings.json, &failure);
             ExitCode::from(failure.status())
         }
     }
@@ -91,7 +81,7 @@ fn wants_json() -> bool {
 /// `false` if a scrub found damage that it could not repair.
 fn ask_and_print(settings: &Settings, request: Request, file: FileArgument, makes_store: bool) -> Result<bool> {
     let response = ask::ask(settings, request.clone(), file, makes_store)?;
-    print::response(settings, &request, &response)?;
+    show::response::response(settings, &request, &response)?;
     Ok(!matches!(response, Response::Scrubbed(report) if !report.errors.is_empty()))
 }
 
@@ -99,5 +89,5 @@ fn print_completions(shell: clap_complete::Shell) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "volfork", &mut script);
     let script = String::from_utf8(script).map_err(|error| Failure::new(volfork::ErrorKind::Unsupported, error.to_string()))?;
-    print::text(script.trim_end())
+    stream::text(script.trim_end())
 }

@@ -25,7 +25,7 @@ fn a_clock_may_differ_a_little_from_that_of_the_bucket() {
 
 /// Whose directory it is, and what else lies there, is not known.
 #[test]
-fn a_directory_is_asked_for_the_time_without_writing_what_is_not_ours() {
+fn asking_a_directory_for_the_time_leaves_its_files_alone() {
     let directory = tempfile::tempdir().unwrap();
     let own = directory.path().join("clock");
     std::fs::write(&own, "tick").unwrap();

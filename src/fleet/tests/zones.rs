@@ -28,7 +28,7 @@ fn a_host_that_comes_to_a_zone_after_the_fleet_was_read_is_seen() {
 }
 
 #[test]
-fn a_host_that_comes_to_a_zone_while_another_makes_a_volume_is_seen() {
+fn a_host_that_joins_a_zone_during_a_create_is_seen() {
     let fleet = memory();
     let own = host("a", "z", 8);
     publish(&fleet, own.clone());

@@ -9,9 +9,12 @@ use std::time::Duration;
 use rustix::net::sockopt::socket_peercred;
 use volfork::ErrorKind;
 
+use super::message::Message;
 use super::{MESSAGE_BYTES_MAX, address, line};
 use crate::failure::{Failure, Result};
-use crate::request::{Message, Request, Response, Watcher};
+use crate::request::Request;
+use crate::request::progress::Watcher;
+use crate::request::response::Response;
 
 /// A server that says nothing for so long has been stopped, or hangs: one that lives says so every second.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -86,7 +89,7 @@ fn silent(number: &str, silence: Duration) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Progress;
+    use crate::request::progress::Progress;
 
     struct Deaf;
 

@@ -1,10 +1,11 @@
 //! The socket `STORE/control.sock`, by which commands reach the process that owns a store.
 //!
 //! A client sends one line, a [`Request`](crate::request::Request) as JSON, with the descriptor that belongs to it; the server answers
-//! lines, each a [`Message`](crate::request::Message). A client that closes the connection ends its request.
+//! lines, each a [`Message`](message::Message). A client that closes the connection ends its request.
 mod address;
 mod client;
 mod line;
+mod message;
 mod server;
 
 pub use client::{ask, connect};

@@ -14,9 +14,12 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use volfork::ErrorKind;
 
+use super::message::Message;
 use super::{REQUEST_BYTES_MAX, address, line};
 use crate::failure::{Failure, Result};
-use crate::request::{Message, Progress, Request, Response, Watcher};
+use crate::request::Request;
+use crate::request::progress::{Progress, Watcher};
+use crate::request::response::Response;
 
 /// Clients at once; more are told to come again.
 const CLIENTS_MAX: usize = 64;
@@ -301,8 +304,8 @@ mod tests {
 
     use super::super::{MESSAGE_BYTES_MAX, ask, connect};
     use super::*;
-    use crate::request::Done;
-    use crate::target::Target;
+    use crate::request::response::Done;
+    use crate::request::target::Target;
 
     struct Heard(Vec<u64>);
 

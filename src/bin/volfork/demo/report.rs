@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::failure::Result;
-use crate::print;
 use crate::settings::Settings;
+use crate::show::stream;
 
 /// Lines as they happen, or one JSON object at the end.
 pub struct Report {
@@ -26,7 +26,7 @@ impl Report {
         if self.json || self.quiet {
             return Ok(());
         }
-        print::text(&format!("{step:<12} {text}"))
+        stream::text(&format!("{step:<12} {text}"))
     }
 
     /// One number for scripts.
@@ -37,7 +37,7 @@ impl Report {
     /// The end.
     pub fn finish(self) -> Result<()> {
         match self.json {
-            true => print::json(&self.numbers),
+            true => stream::json(&self.numbers),
             false => Ok(()),
         }
     }

@@ -8,8 +8,8 @@ use volfork::fleet::{Birth, HostFacts, SharedFleet};
 use volfork::placement::{HostInventory, MachineHints, RESERVATION_LABEL, Request as Need, Resources};
 use volfork::{Error, ErrorKind, Result, Store};
 
-use super::now;
-use crate::gate::{Admission, Gate, Labels, forceable};
+use super::facts::now;
+use crate::act::gate::{Admission, Gate, Labels, forceable};
 
 /// A reservation that this host made for a volume of its own. Those that users took are labels.
 #[derive(Clone)]

@@ -12,13 +12,19 @@ use volfork::placement::{
 };
 use volfork::source::{About, Source, SourceError};
 
-use super::{PlaceArguments, image, now, print};
+use super::facts::now;
+use super::layers;
+use crate::act::origin::chosen_ranges;
 use crate::ask::ask;
+use crate::ask::sources::sources;
+use crate::cli::fleet::PlaceArguments;
+use crate::cli::plan::FileArgument;
 use crate::failure::{Failure, Result};
-use crate::nbd;
-use crate::origin::{Origin, chosen_ranges};
-use crate::request::{Request, Response};
-use crate::settings::{FileArgument, Settings};
+use crate::request::Request;
+use crate::request::origin::Origin;
+use crate::request::response::Response;
+use crate::settings::Settings;
+use crate::show::{fleet as show, stream};
 
 /// The region that stands for all that are not named.
 const ANY_REGION: &str = "any";
@@ -43,15 +49,15 @@ pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<()> {
     if arguments.reserve {
         fleet.check_clock(now)?;
         let placement = fleet.place_in(&view, &need, &policy, options, now())?;
-        return print::placement(settings, &placement, &view.unreadable);
+        return show::placement(settings, &placement, &view.unreadable);
     }
     let now = now();
     let mut hosts = view.fleet(options, now);
     if need.count > 1 {
         // Each of them is placed as if the ones before were there.
-        return print::placed(settings, &hosts.place(&need, &policy, now), &view.unreadable);
+        return show::placed(settings, &hosts.place(&need, &policy, now), &view.unreadable);
     }
-    print::ranking(settings, &hosts.rank(&need, &policy, now), &view.unreadable, arguments.explain)
+    show::ranking(settings, &hosts.rank(&need, &policy, now), &view.unreadable, arguments.explain)
 }
 
 fn find_origin(settings: &Settings, arguments: &PlaceArguments) -> Result<Option<Origin>> {
@@ -67,13 +73,13 @@ fn find_origin(settings: &Settings, arguments: &PlaceArguments) -> Result<Option
 
 fn find_image(settings: &Settings, arguments: &PlaceArguments, hints: &MachineHints) -> Result<Option<Image>> {
     if let Some(path) = &arguments.image_layers {
-        return image::read(path).map(Some);
+        return layers::read(path).map(Some);
     }
     let Some(reference) = &hints.image else { return Ok(None) };
-    match image::resolve(reference) {
+    match layers::resolve(reference) {
         // It was not asked for, but inherited: hosts can be compared without it.
         Err(failure) if arguments.hints.compute_image.is_none() => {
-            crate::print::note(settings, &format!("hosts are compared without the image of the source: {failure}"));
+            stream::note(settings, &format!("hosts are compared without the image of the source: {failure}"));
             Ok(None)
         }
         resolved => resolved.map(Some),
@@ -148,7 +154,7 @@ fn region_of(view: &FleetView, store: &str) -> Vec<String> {
 /// Of an export elsewhere.
 fn origin_at(settings: &Settings, uri: &str) -> Result<Origin> {
     let wrong = |error: SourceError| Failure::new(ErrorKind::SourceLost, error.to_string());
-    let source = nbd::sources(settings).open(uri).map_err(wrong)?;
+    let source = sources(settings).open(uri).map_err(wrong)?;
     let About { store, live, labels } = source.about();
     let identity = source.identity().or(Some(live)).filter(|identity| !identity.is_empty());
     let first = first_of(&*source, identity.is_some());

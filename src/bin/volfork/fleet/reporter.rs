@@ -8,10 +8,12 @@ use volfork::Store;
 use volfork::fleet::{HostFacts, Publisher, SharedFleet};
 use volfork::placement::HostStatus;
 
+use super::facts::{facts, now};
 use super::gate::{FleetGate, Unconfirmed};
-use super::{ReportArguments, facts, now};
+use crate::cli::fleet::ReportArguments;
 use crate::failure::{Failure, Result};
 use crate::settings::Settings;
+use crate::show::stream;
 
 /// Least time between two reports.
 const REPORT_PAUSE: Duration = Duration::from_millis(100);
@@ -130,8 +132,8 @@ impl Reports {
         });
         // Only what is new is told, not every try.
         match (&reported, self.failing) {
-            (Err(error), false) => crate::print::note(&self.settings, &format!("the fleet is not told what this host has: {error}")),
-            (Ok(_), true) => crate::print::note(&self.settings, "the fleet is told again what this host has"),
+            (Err(error), false) => stream::note(&self.settings, &format!("the fleet is not told what this host has: {error}")),
+            (Ok(_), true) => stream::note(&self.settings, "the fleet is told again what this host has"),
             _ => {}
         }
         self.failing = reported.is_err();

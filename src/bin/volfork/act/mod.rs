@@ -1,0 +1,10 @@
+//! What is done to an open store.
+pub mod clients;
+pub mod execution;
+pub mod gate;
+mod hydration;
+#[cfg(feature = "images")]
+pub mod image;
+pub mod origin;
+mod trace;
+pub mod transfer;

@@ -1,0 +1,6 @@
+//! Images in and out of a store.
+pub mod export;
+pub mod import;
+mod pipe;
+pub mod ranges;
+mod writes;

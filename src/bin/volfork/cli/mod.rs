@@ -1,0 +1,11 @@
+//! What was typed, and what it means.
+pub mod address;
+pub mod arguments;
+#[cfg(feature = "fleet")]
+pub mod fleet;
+pub mod hints;
+#[cfg(feature = "images")]
+pub mod image;
+pub mod plan;
+pub mod trace;
+pub mod values;

@@ -1,0 +1,136 @@
+//! What a command asks of an open store, and the answers. The same values work on a store of this process and cross the
+//! control socket to the process that owns it.
+#[cfg(feature = "images")]
+pub mod image;
+pub mod origin;
+pub mod progress;
+pub mod response;
+pub mod size;
+pub mod target;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use volfork::store::HydrationControl;
+
+#[cfg(feature = "images")]
+use image::ImageRequest;
+use size::Growth;
+use target::Target;
+
+/// One command. `Import` and `Export` come with a descriptor to read from or write to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// An empty volume; `force` makes it and a fork also where the host has no room for it.
+    Create {
+        name: String,
+        size_bytes: u64,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+        #[serde(default)]
+        force: bool,
+    },
+    /// A volume with the bytes of the descriptor; `raw` skips the test for image formats.
+    Import {
+        name: String,
+        raw: bool,
+        #[serde(default)]
+        force: bool,
+    },
+    /// The bytes of a volume or snapshot into the descriptor.
+    Export { target: Target },
+    /// All volumes.
+    List,
+    /// One volume.
+    Show { name: String },
+    /// A new snapshot.
+    Snapshot { volume: String, snapshot: String },
+    /// The snapshots of a volume.
+    Snapshots { volume: String },
+    /// A new volume with the bytes of another one, of a snapshot, or of an export elsewhere; `labels` that differ from its source's.
+    Fork {
+        source: String,
+        also: Vec<String>,
+        name: String,
+        #[serde(default)]
+        labels: BTreeMap<String, Option<String>>,
+        #[serde(default)]
+        live: bool,
+        #[serde(default)]
+        size_bytes: Option<u64>,
+        #[serde(default)]
+        force: bool,
+    },
+    /// What a fork of it would be made from.
+    Origin { target: Target },
+    /// A larger size, of a volume that has so many bytes or was extended already.
+    Extend {
+        name: String,
+        growth: Growth,
+        #[serde(default)]
+        from: Option<u64>,
+        #[serde(default)]
+        force: bool,
+    },
+    /// Another name.
+    Rename { name: String, new: String },
+    /// The end of a volume or snapshot; `recursive` includes a volume's snapshots, `force` what forks of other hosts need.
+    Destroy {
+        target: Target,
+        recursive: bool,
+        #[serde(default)]
+        force: bool,
+    },
+    /// Look at, steer or await background replication.
+    Hydrate {
+        name: String,
+        control: HydrationControl,
+        wait: bool,
+        #[serde(default)]
+        timeout_seconds: Option<u64>,
+    },
+    /// Look at, forget or record what forks touch first.
+    Trace { action: TraceAction, target: Target },
+    /// The end of the connections to a volume or snapshot.
+    Disconnect { target: Target },
+    /// Verify every stored block.
+    Scrub { name: Option<String> },
+    /// About container images.
+    #[cfg(feature = "images")]
+    Image(ImageRequest),
+}
+
+impl Request {
+    /// Whether the store may have something else afterwards.
+    pub fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Export { .. }
+                | Self::List
+                | Self::Show { .. }
+                | Self::Snapshots { .. }
+                | Self::Origin { .. }
+                | Self::Trace { .. }
+                | Self::Disconnect { .. }
+                | Self::Scrub { .. }
+        )
+    }
+
+    /// Whether a descriptor belongs to it.
+    pub fn needs_file(&self) -> bool {
+        matches!(self, Self::Import { .. } | Self::Export { .. })
+    }
+}
+
+/// What is done with a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TraceAction {
+    /// It is shown.
+    Show,
+    /// It is forgotten.
+    Drop,
+    /// A fork is recorded.
+    Record,
+}

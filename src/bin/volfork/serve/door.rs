@@ -1,0 +1,68 @@
+//! The NBD server of the process.
+
+use std::sync::Arc;
+
+use volfork::Store;
+use volfork::io::Access;
+use volfork::serve::{Listener, NbdClients, NbdOptions, NbdServer};
+
+use crate::failure::Result;
+
+/// A running NBD server.
+pub struct Door {
+    server: NbdServer,
+    uris: Vec<String>,
+}
+
+impl Door {
+    /// Serves `store` on the addresses of `listen`; without any on the sockets that systemd passed, and without those on `default`.
+    /// `access` says who connects to sockets at paths.
+    pub fn open(store: &Store, listen: &[String], default: &str, access: Access) -> Result<Self> {
+        let mut listeners = listen.iter().map(|address| Ok(Listener::parse_for(address, access)?)).collect::<Result<Vec<_>>>()?;
+        if listeners.is_empty() {
+            listeners = Listener::from_environment()?;
+        }
+        if listeners.is_empty() {
+            listeners.push(Listener::parse_for(default, access)?);
+        }
+        let uris = listeners.iter().map(Listener::uri).collect();
+        let server = NbdServer::start(Arc::new(store.clone()), listeners, NbdOptions::default())?;
+        Ok(Self { server, uris })
+    }
+
+    /// Addresses of the server, each without an export name.
+    pub fn uris(&self) -> &[String] {
+        &self.uris
+    }
+
+    /// Who is connected.
+    pub fn clients(&self) -> NbdClients {
+        self.server.clients()
+    }
+
+    /// Ends requests under way, then all connections.
+    pub fn shut(self) {
+        self.server.shutdown();
+    }
+}
+
+/// The address of an export behind one of [`Door::uris`].
+pub fn export_uri(uri: &str, export: &str) -> String {
+    match uri.split_once('?') {
+        // nbd+unix:///?socket=PATH: the name goes before the query.
+        Some((base, query)) => format!("{}/{export}?{query}", base.strip_suffix('/').unwrap_or(base)),
+        None => format!("{}/{export}", uri.strip_suffix('/').unwrap_or(uri)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exports_have_addresses() {
+        assert_eq!(export_uri("nbd://127.0.0.1:10809", "v@s"), "nbd://127.0.0.1:10809/v@s");
+        assert_eq!(export_uri("nbd://[::1]:1/", "v"), "nbd://[::1]:1/v");
+        assert_eq!(export_uri("nbd+unix:///?socket=/run/x", "v"), "nbd+unix:///v?socket=/run/x");
+    }
+}
