@@ -280,7 +280,7 @@ fn fio_verifies_what_it_wrote() {
 }
 
 #[test]
-fn requests_out_of_order_of_the_book_get_errors_and_the_connection_goes_on() {
+fn invalid_requests_get_errors_and_the_connection_goes_on() {
     let host = Host::new();
     host.volume("a", &pattern(4, MIB));
     host.store.create_snapshot("a", "s").unwrap();
@@ -416,7 +416,7 @@ fn every_server_is_a_source() {
 }
 
 #[test]
-fn a_server_that_takes_whole_requests_only_is_no_source_of_a_crooked_size() {
+fn a_whole_block_server_is_refused_for_an_odd_size() {
     let host = Host::new();
     let (image, socket) = (host.path("image"), host.path("kit"));
     let more = ["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-error-policy=error"];
@@ -446,7 +446,7 @@ fn nbdkit_file(socket: &str, image: &str, more: &[&str]) -> Process {
 }
 
 #[test]
-fn a_source_that_dies_and_returns_is_used_again_and_another_one_is_refused() {
+fn a_returned_source_is_used_again_and_a_changed_one_refused() {
     let host = Host::new();
     let data = pattern(8, 16 * MIB);
     let (image, socket) = (host.path("image"), host.path("kit"));
@@ -502,7 +502,7 @@ impl Served {
 }
 
 #[test]
-fn a_device_goes_on_after_its_server_was_stopped_or_killed_and_started_again() {
+fn a_device_goes_on_after_its_server_restarts() {
     const WRITES: usize = 8;
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(&dir.path().join("store"), StoreOptions::default()).unwrap();

@@ -421,7 +421,7 @@ fn lose_newest_slot(store: &Path) {
 /// A replaced journal becomes the spare. The power failed before that name was durable, and the next state was being written into it;
 /// so it has its old name, and nothing that verifies. Later the newest slot of the superblock was damaged.
 #[test]
-fn the_successor_of_a_journal_that_was_written_over_counts_when_a_slot_is_lost() {
+fn the_newer_journal_counts_when_a_superblock_slot_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let [_, late, closed] = three_moments(directory.path());
     let (old, replaced) = (journal(&late), closed.join("journal.1"));

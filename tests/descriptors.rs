@@ -7,7 +7,7 @@ const LIMIT: u64 = 160;
 const VOLUMES: usize = 300;
 
 #[test]
-fn unflushed_writes_of_many_volumes_do_not_use_up_the_descriptors() {
+fn unflushed_writes_of_many_volumes_use_few_descriptors() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(LIMIT), maximum }).unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -73,7 +73,7 @@ fn a_source_splits_its_link_among_hosts() {
 }
 
 #[test]
-fn a_fetch_goes_on_from_another_source_and_what_is_given_up_is_told() {
+fn a_fetch_switches_sources_and_reports_what_was_dropped() {
     let all = speeds(100.0, 100.0, 50.0);
     let mut network = Network::new([all; 4]);
     network.begin(0, 0, Item::Snapshot(1), 100, Some(2));
@@ -144,7 +144,7 @@ fn runs(workload: &Workload) -> Vec<(String, Outcome)> {
 }
 
 #[test]
-fn bytes_moved_are_bytes_that_were_missing_and_no_host_gets_more_than_it_has() {
+fn only_missing_bytes_move_and_links_bound_them() {
     for seed in [1, 7] {
         let workload = small(seed);
         for (name, outcome) in runs(&workload) {

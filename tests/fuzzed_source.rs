@@ -405,7 +405,7 @@ fn memory_mib() -> u64 {
 }
 
 #[test]
-fn readers_of_a_hostile_source_have_the_right_bytes_or_an_error_in_time_and_nobody_else_notices() {
+fn a_hostile_source_gives_right_bytes_or_an_error_in_time() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let seeds: Vec<u64> = match number("VOLFORK_HOSTILE_SEED") {
         Some(seed) => vec![seed],

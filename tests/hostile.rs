@@ -113,7 +113,7 @@ fn memory_mib(line: &str) -> usize {
 }
 
 #[test]
-fn a_client_that_never_reads_its_replies_holds_a_bounded_amount_of_memory() {
+fn a_client_that_reads_no_replies_holds_bounded_memory() {
     let host = Host::new(NbdOptions::default());
     let before = memory_mib("VmRSS");
     let mut greedy = host.client("v");
@@ -147,7 +147,7 @@ fn all_requests_are_answered_however_many_come_at_once() {
 }
 
 #[test]
-fn a_client_that_sends_a_byte_at_a_time_has_no_more_time_than_another_one() {
+fn sending_byte_by_byte_gains_a_client_no_time() {
     let host = Host::new(NbdOptions { handshake_timeout: Duration::from_millis(300), ..NbdOptions::default() });
     let mut slow = host.connect();
     slow.read_exact(&mut [0; 18]).unwrap();
@@ -161,7 +161,7 @@ fn a_client_that_sends_a_byte_at_a_time_has_no_more_time_than_another_one() {
 }
 
 #[test]
-fn a_server_that_stops_does_not_wait_for_clients_that_agreed_on_nothing() {
+fn stopping_does_not_wait_for_unfinished_handshakes() {
     let long = Duration::from_secs(3600);
     let mut host = Host::new(NbdOptions { handshake_timeout: long, shutdown_timeout: long, ..NbdOptions::default() });
     let mut idle = host.connect();
@@ -487,7 +487,7 @@ impl SourceOpener for Opener {
 }
 
 #[test]
-fn parts_that_come_again_while_they_are_written_do_not_stop_a_hydration() {
+fn repeated_parts_during_a_write_do_not_stop_a_hydration() {
     let data: bytes::Bytes = (0..8 * MIB).map(|number| (number >> 12) as u8 | 1).collect::<Vec<u8>>().into();
     let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions { sources: Some(Arc::new(Opener(data.clone(), About::default()))), ..StoreOptions::default() };
@@ -501,7 +501,7 @@ fn parts_that_come_again_while_they_are_written_do_not_stop_a_hydration() {
 }
 
 #[test]
-fn a_fork_has_the_labels_of_its_source_and_none_that_no_volfork_tells() {
+fn a_fork_gets_labels_only_from_a_volfork_source() {
     let of = |labels: &[(&str, &str)]| labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let good: BTreeMap<String, String> = of(&[("vm.cpus", "2"), ("image", "app:v1")]);
     let long = "v".repeat(2048);

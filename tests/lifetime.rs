@@ -212,7 +212,7 @@ fn a_store_keeps_its_place_when_the_process_goes_elsewhere() {
 }
 
 #[test]
-fn a_store_stays_open_while_a_volume_a_snapshot_or_a_queue_of_it_is_there() {
+fn a_store_stays_open_while_a_handle_of_it_exists() {
     let dir = tempfile::tempdir().unwrap();
     drop(two_snapshots(dir.path()));
     let open = || Store::open(dir.path(), options());

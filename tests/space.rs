@@ -30,7 +30,7 @@ fn filled(path: &Path) -> Store {
 }
 
 #[test]
-fn what_is_discarded_gives_its_space_back_although_the_store_is_closed_at_once() {
+fn discards_return_space_even_if_the_store_closes_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let store = filled(directory.path());
     assert!(allocated(directory.path()) >= DATA_BYTES);
@@ -63,7 +63,7 @@ fn what_a_destroyed_snapshot_alone_showed_gives_its_space_back() {
 }
 
 #[test]
-fn destroys_in_the_middle_and_at_both_ends_of_a_chain_leave_the_others_their_bytes() {
+fn destroys_anywhere_in_a_chain_leave_the_others_their_bytes() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = Store::create(directory.path(), options()).unwrap();
     store.create_volume("v", 1 << 20).unwrap();
@@ -130,7 +130,7 @@ fn nothing_is_written_behind_the_end_while_a_volume_shrinks() {
 }
 
 #[test]
-fn what_is_cut_off_reads_as_zero_later_and_stays_in_forks_and_snapshots() {
+fn a_cut_range_reads_as_zero_and_stays_in_snapshots() {
     let directory = tempfile::tempdir().unwrap();
     let store = filled(directory.path());
     store.create_snapshot("v", "s").unwrap();

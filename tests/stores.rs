@@ -145,7 +145,7 @@ fn files(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[test]
-fn a_store_that_needs_a_feature_of_a_later_build_is_left_as_it_is() {
+fn a_store_that_needs_a_later_build_is_left_unchanged() {
     const SLOT: usize = 4096;
     for path in written() {
         let old = Old::new(&path);

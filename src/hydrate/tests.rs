@@ -295,7 +295,7 @@ fn what_readers_will_want_is_not_guessed_during_a_pause() {
 }
 
 #[test]
-fn an_address_that_failed_is_asked_again_at_once_when_somebody_says_so() {
+fn a_failed_address_is_retried_at_once_on_request() {
     let scene = Scene::with_blocks(100);
     *scene.far.fails.lock() = Some(SourceErrorKind::Lost);
     assert!(scene.hydrator.backfill_step() && scene.requests() > 0);

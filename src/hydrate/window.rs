@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_say_nothing_of_the_path_and_one_request_is_always_allowed() {
+    fn failures_keep_the_window_and_one_request_is_always_allowed() {
         let mut window = Window::default();
         let sent = window.begin(Duration::ZERO, 1 << 30);
         assert!(!window.has_room(1));

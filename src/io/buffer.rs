@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_are_aligned_and_reused_without_old_bytes_in_zeroed_ones() {
+    fn buffers_are_aligned_and_zeroed_ones_hold_no_old_bytes() {
         for length in [1, 4096, 5000, 128 << 10, 1 << 20] {
             let mut buffer = AlignedBuffer::new(length);
             assert!(buffer.as_ptr().addr().is_multiple_of(4096) && buffer.len() == length);

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn more_transfers_than_entries_all_end_and_ends_of_files_are_errors() {
+    fn more_transfers_than_entries_end_and_eof_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         for mut ring in rings() {
             let file = SystemDisk::new().open(&dir.path().join("f"), OpenMode::Create, IoMode::Buffered).unwrap();

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn transfers_end_after_they_were_submitted_in_any_order_and_wake_the_owner() {
+    fn transfers_end_in_any_order_and_wake_the_owner() {
         let dir = tempfile::tempdir().unwrap();
         let file = SystemDisk::new().open(&dir.path().join("f"), OpenMode::Create, IoMode::Buffered).unwrap();
         let orders = (0..20).map(|seed| {

@@ -124,7 +124,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(30);
 
     #[test]
-    fn sockets_have_paths_of_any_length_and_the_mode_of_their_access() {
+    fn sockets_take_long_paths_and_the_mode_of_their_access() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("d".repeat(200));
         std::fs::create_dir(&deep).unwrap();

@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_that_was_cancelled_is_done_and_one_that_failed_is_not_done_again() {
+    fn a_cancelled_sync_is_done_and_a_failed_one_is_not_retried() {
         let dir = tempfile::tempdir().unwrap();
         let file = File::create(dir.path().join("f")).unwrap();
         for cancelled in [libc::ECANCELED, libc::EINTR, libc::EAGAIN] {
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_ends_with_its_guard_although_a_copy_of_the_descriptor_lives() {
+    fn a_lock_ends_with_its_guard_despite_a_copied_descriptor() {
         let dir = tempfile::tempdir().unwrap();
         let (disk, path) = (SystemDisk::new(), dir.path().join("lock"));
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).unwrap();

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_becomes_of_a_write_its_room_in_the_journal_is_given_back() {
+    fn every_outcome_of_a_write_returns_its_journal_room() {
         let dir = tempfile::tempdir().unwrap();
         let start = |state: &mut dyn Iterator<Item = Record>| super::super::bare::journal(config(dir.path()), state);
         let layers = recovery(dir.path()).finish(|_| (Some(LayerId(0)), None), start).unwrap();

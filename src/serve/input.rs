@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_request_has_a_buffer_of_its_own_and_nothing_is_kept_for_nothing() {
+    fn a_large_request_gets_its_own_buffer_which_is_freed_again() {
         let (mut client, server) = UnixStream::pair().unwrap();
         server.set_nonblocking(true).unwrap();
         let mut input = Input::default();

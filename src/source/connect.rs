@@ -265,7 +265,7 @@ mod tests {
     use crate::source::UriSources;
 
     #[test]
-    fn what_is_kept_for_a_late_answer_is_gone_when_the_answer_is_here() {
+    fn state_for_a_late_answer_is_freed_when_it_arrives() {
         let connector = Connector::new(Arc::new(UriSources::default()));
         let kept = Arc::new(());
         for _ in 0..200 {

@@ -383,7 +383,7 @@ mod tests {
     use crate::store::Store;
 
     #[test]
-    fn layers_that_no_volume_writes_to_are_sealed_when_a_store_is_opened() {
+    fn opening_seals_layers_that_no_volume_writes_to() {
         let dir = tempfile::tempdir().unwrap();
         let options = || StoreOptions { threads: false, ..StoreOptions::default() };
         let store = Store::create(dir.path(), options()).unwrap();

@@ -347,7 +347,7 @@ fn a_flush_beside_the_seal_of_a_head_keeps_what_it_made_durable() {
 
 /// E4: a handle acts on its volume, whatever that is called and whatever else has its name by then.
 #[test]
-fn a_handle_acts_on_its_volume_while_two_volumes_exchange_their_names() {
+fn a_handle_keeps_its_volume_while_two_volumes_swap_names() {
     let history = |path: &Path| {
         let store = Store::create(path, without_threads()).unwrap();
         let volumes = [1, 2].map(|byte| {
@@ -451,7 +451,7 @@ fn calls(volume: &Volume, task: u64) {
 }
 
 #[test]
-fn calls_beside_a_destroy_do_what_they_say_or_say_that_the_volume_is_gone() {
+fn calls_beside_a_destroy_succeed_or_say_the_volume_is_gone() {
     let history = |path: &Path| {
         let store = Store::create(path, without_threads()).unwrap();
         let base = store.create_volume("base", 1 << 20).unwrap();

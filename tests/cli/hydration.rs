@@ -37,7 +37,7 @@ fn failure(host: &Host, arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn waiting_ends_when_the_time_is_over_and_when_no_source_will_ever_do() {
+fn waiting_ends_on_timeout_and_when_every_source_refused() {
     let origin = Host::new();
     write_image(&origin, "v", 1);
     write_image(&origin, "other", 2);

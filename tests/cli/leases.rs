@@ -24,7 +24,7 @@ fn leases(host: &Host, name: &str) -> Vec<Value> {
 }
 
 #[test]
-fn forks_of_other_hosts_are_told_and_kept_from_harm_unless_by_force() {
+fn forks_elsewhere_are_shown_and_protected_unless_forced() {
     let (origin, host) = (Host::new(), Host::new());
     write_volume(&origin, "v");
     let server = origin.serve(&["--lease", "12h"]);
@@ -60,7 +60,7 @@ fn forks_of_other_hosts_are_told_and_kept_from_harm_unless_by_force() {
 }
 
 #[test]
-fn a_fork_that_becomes_complete_in_one_command_gives_its_lease_back() {
+fn a_fork_completed_by_one_command_returns_its_lease() {
     let (origin, host) = (Host::new(), Host::new());
     write_volume(&origin, "v");
     let server = origin.serve(&[]);

@@ -406,7 +406,7 @@ fn a_fork_from_another_host_hydrates() {
 }
 
 #[test]
-fn a_fork_is_steered_while_it_hydrates_and_uses_every_host_that_has_its_snapshot() {
+fn a_hydrating_fork_is_steered_and_uses_every_source() {
     let (origin, other) = (Host::new(), Host::bare());
     // Large enough that it is not over before it can be steered.
     let bytes: Vec<u8> = (0..96u64 << 20).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8).collect();

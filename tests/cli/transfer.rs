@@ -39,7 +39,7 @@ fn an_export_of_a_fork_that_is_not_whole_counts_what_is_there() {
 }
 
 #[test]
-fn an_export_that_its_file_system_cannot_hold_says_how_much_it_can() {
+fn an_export_that_does_not_fit_says_how_much_fits() {
     let host = Host::new();
     host.ok(&["create", "v", "--size", "1G"]);
     fs::write(host.path("out"), "what was there").unwrap();
@@ -57,7 +57,7 @@ fn an_export_that_its_file_system_cannot_hold_says_how_much_it_can() {
 }
 
 #[test]
-fn what_a_server_logs_has_one_shape_and_the_end_of_a_terminal_does_not_end_it() {
+fn server_logs_have_one_shape_and_sighup_ends_nothing() {
     let host = Host::new();
     let mut server = host.command(&["--json", "serve"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();

@@ -100,7 +100,7 @@ fn a_store_that_is_in_no_fleet_takes_no_reservation() {
 }
 
 #[test]
-fn a_host_makes_nothing_that_breaks_its_capacity_or_its_zone_unless_it_is_forced() {
+fn capacity_and_zone_rules_hold_unless_forced() {
     let place = Place::with_directory();
     let _one = place.host("one", TWO_CPUS, &[]);
     let _two = place.host("two", TWO_CPUS, &[]);
@@ -175,7 +175,7 @@ fn creators_and_schedulers_do_not_oversell_a_host() {
 
 /// What is imported, and what a volume grows by, is held for it as what is created.
 #[test]
-fn what_is_imported_or_extended_breaks_no_capacity_unless_it_is_forced() {
+fn import_and_extend_keep_capacity_unless_forced() {
     let place = Place::with_directory();
     let room = format!("{{\"region\": \"ams\", \"capacity\": {{\"volume_bytes\": {}}}}}", 64 * MIB);
     let _one = place.host("one", &room, &["--report-every", "1h"]);
@@ -227,7 +227,7 @@ fn what_is_imported_or_extended_breaks_no_capacity_unless_it_is_forced() {
 
 /// What is held for an import goes with the server that dies in it, and not hours later.
 #[test]
-fn a_server_that_dies_in_an_import_holds_no_room_when_it_is_back() {
+fn a_server_killed_in_an_import_holds_no_room_later() {
     let place = Place::with_directory();
     let room = format!("{{\"region\": \"ams\", \"capacity\": {{\"volume_bytes\": {}}}}}", 64 * MIB);
     let one = place.host("one", &room, &["--report-every", "1h"]);

@@ -68,7 +68,7 @@ fn a_clock_that_is_far_from_that_of_the_bucket_reserves_nothing() {
 }
 
 #[test]
-fn a_bucket_that_does_not_tell_the_time_is_no_clock_that_is_wrong() {
+fn a_bucket_without_a_time_does_not_fail_the_clock_check() {
     let place = Place::with_bucket_behind(Duration::MAX);
     place.publish("one", 1);
     let (kind, message) = place.error("none", &["place", "--size", "1M", "--reserve"]);

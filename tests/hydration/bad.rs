@@ -19,7 +19,7 @@ fn is_bad(range: &std::ops::Range<u64>) -> bool {
 }
 
 #[test]
-fn a_block_that_is_damaged_for_good_keeps_nothing_else_from_coming() {
+fn a_permanently_damaged_block_does_not_stop_the_others() {
     for play in [Play::Damage, Play::Fail] {
         let (dir, stage, told) = (tempfile::tempdir().unwrap(), Stage::default(), Arc::<Mutex<Vec<EventKind>>>::default());
         let heard = Arc::clone(&told);
@@ -55,7 +55,7 @@ fn a_block_that_is_damaged_for_good_keeps_nothing_else_from_coming() {
 }
 
 #[test]
-fn what_one_address_cannot_give_comes_from_another_and_the_first_one_goes_on() {
+fn bytes_that_one_address_lacks_come_from_another() {
     let trial = Trial::new();
     let data = pattern(82, 16 << 20);
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));

@@ -93,7 +93,7 @@ fn await_files(directory: &Path, most: usize) {
 }
 
 #[test]
-fn forks_destroyed_while_they_hydrate_leave_no_files_and_no_counted_blocks() {
+fn forks_destroyed_while_hydrating_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let (store, volume) = store(dir.path(), Quicks(256 << 20, None));
     assert_eq!(barriers_of_writes(&store, &volume), 0);

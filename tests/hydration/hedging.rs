@@ -45,7 +45,7 @@ pub fn begin(volume: &Volume, offset: u64, bytes: usize) -> mpsc::Receiver<volfo
 const FAR: u64 = BYTES as u64 - (1 << 20);
 
 #[test]
-fn a_third_address_is_asked_when_the_second_fails_and_the_first_hangs() {
+fn a_third_address_is_asked_after_a_hang_and_a_failure() {
     let (trial, data, [a, b, c], volume) = trio();
     waited(&a, || Play::Hang);
     waited(&b, || Play::Lose);
@@ -60,7 +60,7 @@ fn a_third_address_is_asked_when_the_second_fails_and_the_first_hangs() {
 }
 
 #[test]
-fn bytes_damaged_on_their_way_are_asked_for_again_while_the_first_address_hangs() {
+fn damaged_bytes_are_fetched_again_while_an_address_hangs() {
     let (trial, data, [a, b, c], volume) = trio();
     waited(&a, || Play::Hang);
     waited(&c, || Play::Hang);
@@ -72,7 +72,7 @@ fn bytes_damaged_on_their_way_are_asked_for_again_while_the_first_address_hangs(
 }
 
 #[test]
-fn a_long_read_that_hangs_or_stalls_is_sent_to_another_address_too() {
+fn a_hung_or_stalled_long_read_is_hedged() {
     for first in [Play::Hang, Play::Stall] {
         let (trial, data, [a, b, c], volume) = trio();
         waited(&a, move || first);

@@ -12,7 +12,7 @@ fn blocks(range: std::ops::Range<u32>) -> Option<RoaringBitmap> {
 }
 
 #[test]
-fn a_fork_holds_of_its_origin_what_was_fetched_and_nothing_that_was_written_above() {
+fn holdings_of_an_origin_are_fetched_blocks_only() {
     let trial = Trial::new();
     let mut actor = Actor::new("a://", &pattern(11, 1 << 20));
     actor.identity = Some(IDENTITY.into());

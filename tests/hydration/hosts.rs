@@ -88,7 +88,7 @@ fn fetched(host: &Host, name: &str) -> u64 {
 }
 
 #[test]
-fn checksums_travel_and_a_block_damaged_at_the_source_is_not_taken() {
+fn checksums_travel_and_blocks_damaged_at_the_source_fail() {
     let (mut a, b) = (Host::new(), Host::new());
     let data = a.fill("v", 1, (4 << 20) + 1000);
     let snapshot = a.store.snapshot("v", "s").unwrap();
@@ -226,7 +226,7 @@ fn a_server_that_never_answers_is_given_up_and_readers_are_told() {
 }
 
 #[test]
-fn a_server_that_never_answers_holds_up_many_readers_no_longer_than_one() {
+fn many_readers_of_a_silent_server_wait_as_long_as_one() {
     const READERS: usize = 300;
     let stage = Stage::default();
     let actor = stage.add(Actor::new("a://", &pattern(23, 4 << 20)));
@@ -252,7 +252,7 @@ fn a_server_that_never_answers_holds_up_many_readers_no_longer_than_one() {
 }
 
 #[test]
-fn a_server_stops_although_its_readers_wait_for_a_source_that_hangs() {
+fn a_server_stops_while_its_readers_wait_for_a_hung_source() {
     let stage = Stage::default();
     let actor = stage.add(Actor::new("a://", &pattern(24, 4 << 20)));
     actor.play(|_, _| Play::Hang);
@@ -282,7 +282,7 @@ fn a_server_stops_although_its_readers_wait_for_a_source_that_hangs() {
 
 /// What it has sent is carried out, but nobody takes what it wanted to read.
 #[test]
-fn a_client_that_went_away_is_not_kept_by_its_reads_of_a_source_that_hangs() {
+fn reads_of_a_hung_source_do_not_keep_a_departed_client() {
     let stage = Stage::default();
     let actor = stage.add(Actor::new("a://", &pattern(26, 4 << 20)));
     actor.play(|_, _| Play::Hang);
@@ -310,7 +310,7 @@ fn a_client_that_went_away_is_not_kept_by_its_reads_of_a_source_that_hangs() {
 }
 
 #[test]
-fn hints_about_blocks_that_do_not_come_keep_no_client_from_being_served() {
+fn hints_about_unavailable_blocks_block_no_client() {
     let stage = Stage::default();
     let actor = stage.add(Actor::new("a://", &pattern(25, 4 << 20)));
     actor.play(|_, _| Play::Hang);
@@ -333,7 +333,7 @@ fn hints_about_blocks_that_do_not_come_keep_no_client_from_being_served() {
 }
 
 #[test]
-fn on_a_short_way_further_connections_are_made_when_there_is_work_for_them() {
+fn a_near_source_gets_more_connections_when_busy() {
     let a = Host::new();
     let data = a.fill("v", 71, 8 << 20);
     let server = a.server.as_ref().unwrap();
@@ -356,7 +356,7 @@ fn on_a_short_way_further_connections_are_made_when_there_is_work_for_them() {
 }
 
 #[test]
-fn a_source_that_is_closed_while_it_still_connects_leaves_no_connection() {
+fn closing_a_connecting_source_leaves_no_connection() {
     let host = Host::new();
     host.fill("v", 61, 1 << 20);
     for round in 0..200 {

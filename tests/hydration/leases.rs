@@ -174,7 +174,7 @@ fn a_fork_of_a_live_volume_survives_the_restart_of_both_hosts() {
 }
 
 #[test]
-fn what_a_lost_host_did_not_give_back_it_gives_back_when_it_is_opened_again() {
+fn a_lost_host_returns_its_leases_when_reopened() {
     let (mut a, mut b) = (Host::new(), Host::new());
     a.fill(&pattern(2, 8 << 20));
     b.paused_fork(&a.export("v"), "f");
@@ -236,7 +236,7 @@ fn a_snapshot_that_forks_need_is_destroyed_by_force_alone() {
 }
 
 #[test]
-fn a_lease_lapses_when_its_host_is_silent_and_never_just_after_opening() {
+fn a_lease_lapses_by_silence_and_never_right_after_open() {
     let (mut a, mut b) = (Host::new(), Host::new());
     a.fill(&pattern(4, 8 << 20));
     b.paused_fork(&a.export("v"), "f");
@@ -339,7 +339,7 @@ impl Exports for Foreign {
 }
 
 #[test]
-fn an_export_that_is_written_and_gives_no_snapshot_is_forked_by_name_alone() {
+fn a_written_export_without_snapshots_is_forked_by_name() {
     let (a, mut b) = (Host::new(), Host::new());
     let data = pattern(7, 1 << 20);
     a.fill(&data);

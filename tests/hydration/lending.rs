@@ -41,7 +41,7 @@ fn serve_odd(host: &mut Host, lease: fn() -> volfork::Result<LeaseGrant>) -> Nbd
 }
 
 #[test]
-fn a_server_that_cannot_record_a_lease_serves_the_forks_that_there_are() {
+fn a_server_that_cannot_record_leases_serves_old_forks() {
     let (mut a, mut b) = (Host::new(), Host::new());
     let data = pattern(1, 8 << 20);
     a.fill(&data);
@@ -88,7 +88,7 @@ fn a_date_that_was_wrong_keeps_no_lease_for_ever() {
 }
 
 #[test]
-fn a_lease_that_was_renewed_for_long_is_given_back_when_its_server_is_back() {
+fn a_long_renewed_lease_is_returned_after_a_server_outage() {
     let (mut a, b) = (Host::new(), Host::new());
     a.fill(&pattern(3, 8 << 20));
     b.paused_fork(&a.export("v"), "f");
@@ -207,7 +207,7 @@ impl Lender {
 }
 
 #[test]
-fn a_lease_that_comes_when_nobody_waits_any_longer_is_given_back() {
+fn a_lease_that_arrives_too_late_is_given_back() {
     let ends: [fn(&Store); 2] = [|store| store.give_up_waiting(), |store| store.close().unwrap()];
     for end in ends {
         let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
@@ -254,7 +254,7 @@ fn a_lease_that_is_still_asked_for_is_not_taken_for_given_back() {
 }
 
 #[test]
-fn a_lease_of_a_fork_whose_store_is_closed_meanwhile_is_given_back() {
+fn a_lease_granted_while_its_store_closes_is_given_back() {
     let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
     lender.stage.add(Actor::new("a://", &pattern(7, 1 << 20)));
     let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
@@ -327,7 +327,7 @@ fn hosts_that_never_answer_do_not_delay_the_renewal_at_another() {
 }
 
 #[test]
-fn hosts_that_never_answer_do_not_keep_a_lease_from_being_given_back_at_the_end() {
+fn silent_hosts_do_not_keep_other_leases_from_being_returned() {
     let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
     let store = fork_of_silent_hosts(&lender, &Arc::default(), dir.path());
     store.volume_names().iter().for_each(|name| store.destroy_volume(name, false).unwrap());

@@ -247,7 +247,7 @@ fn a_source_with_other_bytes_is_refused() {
 }
 
 #[test]
-fn a_fork_survives_the_loss_of_its_origin_if_another_address_has_the_bytes() {
+fn a_fork_survives_its_origin_if_another_address_has_it() {
     let trial = Trial::new();
     let data = pattern(7, 32 << 20);
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
@@ -346,7 +346,7 @@ fn zeros_that_arrive_take_no_space() {
 }
 
 #[test]
-fn an_address_that_does_not_tell_its_zeros_does_not_hold_up_the_others() {
+fn an_address_without_block_status_delays_no_other() {
     let trial = Trial::new();
     let data = pattern(22, 16 << 20);
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));

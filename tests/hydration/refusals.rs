@@ -120,7 +120,7 @@ impl DiskFile for DataFile {
 }
 
 #[test]
-fn a_store_that_refuses_writes_is_not_sent_its_blocks_again_and_again() {
+fn a_store_that_refuses_writes_is_not_refilled_in_a_loop() {
     let dir = tempfile::tempdir().unwrap();
     let (stage, disk) = (Stage::default(), Arc::new(FailingDisk::default()));
     let store = Store::create(dir.path(), StoreOptions { disk: Arc::clone(&disk) as _, ..options(&stage) }).unwrap();
@@ -160,7 +160,7 @@ fn await_refusals(space: &Space, more: u64) {
 }
 
 #[test]
-fn a_full_disk_stops_fetching_and_says_so_and_space_starts_it_again() {
+fn a_full_disk_pauses_fetching_until_there_is_space() {
     let dir = tempfile::tempdir().unwrap();
     let (stage, disk) = (Stage::default(), FailingDisk::default());
     let (space, told) = (Arc::clone(&disk.space), Arc::<Mutex<Vec<_>>>::default());

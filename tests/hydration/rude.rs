@@ -281,7 +281,7 @@ fn parts_that_begin_and_end_anywhere_are_put_together() {
 }
 
 #[test]
-fn waits_for_what_never_answers_can_be_given_up_and_a_store_closed() {
+fn waits_for_a_silent_source_end_when_the_store_closes() {
     for manner in [Manner::NeverAnswers, Manner::ClosesNever, Manner::OpensNever, Manner::NeverTellsZeros] {
         let trial = Trial::new(&["a://"]);
         trial.behave(0, manner);

@@ -79,7 +79,7 @@ fn what_one_fork_needs_no_more_is_fetched_for_the_next_one() {
 }
 
 #[test]
-fn of_a_root_that_was_complete_only_what_nobody_needed_is_fetched_for_a_later_fork() {
+fn a_later_fork_fetches_only_discarded_blocks_of_a_root() {
     let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
     let data = pattern(72, 4 * MIB);
     let actor = snapshot(&stage, "a://", &data);
@@ -139,7 +139,7 @@ fn of_a_root_that_was_complete_only_what_nobody_needed_is_fetched_for_a_later_fo
 
 /// An identity is a claim of whoever serves it.
 #[test]
-fn an_address_that_claims_an_identity_gives_its_bytes_to_no_fork_that_did_not_name_it() {
+fn a_claimed_identity_serves_only_forks_that_named_it() {
     let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
     let store = store(dir.path(), &stage);
     let (data, poison) = (pattern(73, 4 * MIB), vec![0x66; 4 * MIB]);
@@ -214,7 +214,7 @@ fn other_bytes_are_kept_apart() {
 }
 
 #[test]
-fn forks_that_come_and_go_while_their_root_becomes_complete_have_the_bytes_of_the_source() {
+fn forks_made_while_a_root_completes_have_its_bytes() {
     const ROUNDS: usize = 60;
     const FORKS: usize = 4;
     let data = Arc::new(pattern(75, MIB));

@@ -80,7 +80,7 @@ fn what_every_fork_has_overwritten_is_not_fetched() {
 
 /// A block that is overwritten, but not flushed, is missing for as long as a crash would bring the source's bytes back.
 #[test]
-fn what_was_overwritten_and_not_flushed_is_made_durable_and_not_fetched() {
+fn unflushed_overwrites_become_durable_and_are_not_fetched() {
     let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
     let store = store(dir.path(), &stage);
     let data = pattern(66, 4 << 20);
@@ -137,7 +137,7 @@ fn parts_of_blocks_give_back_their_room_although_nobody_reads() {
 }
 
 #[test]
-fn a_hydration_that_is_resumed_asks_an_address_that_failed_at_once() {
+fn resuming_a_hydration_retries_a_failed_address_at_once() {
     let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
     let options = StoreOptions { threads: false, clock: Arc::new(Still), ..options(&stage) };
     let store = Store::create(dir.path(), options).unwrap();

@@ -50,7 +50,7 @@ fn a_later_fork_from_elsewhere_follows_the_first_one() {
 }
 
 #[test]
-fn a_trace_that_came_with_the_source_outlives_a_recording_that_has_only_begun() {
+fn a_source_trace_outlives_a_recording_just_begun() {
     let trial = Trial::new();
     let data = pattern(62, 16 << 20);
     let runs: Vec<_> = PLACES.into_iter().map(|place| place << 20..(place << 20) + 65536).collect();
@@ -74,7 +74,7 @@ fn a_trace_that_came_with_the_source_outlives_a_recording_that_has_only_begun() 
 
 /// The first fork reads its partition table, the second one starts a machine.
 #[test]
-fn a_fork_that_read_one_sector_does_not_decide_the_trace_for_ever() {
+fn one_small_read_does_not_fix_the_trace_for_ever() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path(), StoreOptions::default()).unwrap();
     let origin = store.create_volume("v", 16 << 20).unwrap();
@@ -107,7 +107,7 @@ fn a_fork_that_read_one_sector_does_not_decide_the_trace_for_ever() {
 }
 
 #[test]
-fn a_trace_is_asked_for_and_recorded_although_the_fork_was_made_by_an_earlier_process() {
+fn a_trace_is_recorded_for_a_fork_of_an_earlier_process() {
     let stage = crate::stage::Stage::default();
     let data = pattern(63, 16 << 20);
     let runs: Vec<_> = PLACES.into_iter().map(|place| place << 20..(place << 20) + 65536).collect();

@@ -65,7 +65,7 @@ fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
 
 /// A server that is told to stop waits for its clients.
 #[test]
-fn a_connection_that_a_paused_hydration_does_not_use_is_closed_and_made_again() {
+fn a_paused_hydration_closes_and_reopens_its_connection() {
     let dir = tempfile::tempdir().unwrap();
     let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
     let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, ..options(&stage) }).unwrap();
@@ -129,7 +129,7 @@ fn patient_trial() -> (Trial, Arc<Ahead>) {
 }
 
 #[test]
-fn readers_wait_for_an_address_that_is_gone_until_it_is_back_or_their_patience_is_over() {
+fn readers_wait_for_a_lost_address_up_to_the_timeout() {
     let (trial, clock) = patient_trial();
     let data = pattern(48, 8 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));
@@ -173,7 +173,7 @@ fn readers_wait_for_an_address_that_is_gone_until_it_is_back_or_their_patience_i
 
 /// A source that is there and cannot give a block does not come back.
 #[test]
-fn who_waits_for_one_block_that_cannot_be_read_is_told_at_once_however_patient() {
+fn readers_of_an_unreadable_block_fail_at_once() {
     let (trial, clock) = patient_trial();
     let actor = trial.stage.add(Actor::new("a://", &pattern(49, 8 << 20)));
     let volume = trial.paused_fork(&actor, "v");
@@ -210,7 +210,7 @@ fn a_source_that_comes_and_goes_is_asked_once_a_second() {
 }
 
 #[test]
-fn readers_of_a_source_that_is_gone_hold_up_nothing_and_end_with_their_volume() {
+fn readers_of_a_lost_source_block_nothing_and_end_on_close() {
     let (trial, _clock) = patient_trial();
     let data = pattern(51, 8 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));
@@ -264,7 +264,7 @@ fn who_waits_can_be_given_up_and_later_readers_ask_again() {
 }
 
 #[test]
-fn who_is_given_up_while_an_address_is_connected_does_not_ask_it() {
+fn a_read_given_up_while_connecting_is_not_sent() {
     let trial = Trial::new();
     let data = pattern(44, 8 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));
@@ -313,7 +313,7 @@ fn blocks_that_are_brought_ahead_and_do_not_come_stop_no_reader() {
 }
 
 #[test]
-fn a_source_that_hangs_stops_nothing_but_reads_of_its_own_blocks() {
+fn a_hung_source_stops_only_reads_of_its_own_blocks() {
     const READS: u64 = 200;
     let trial = Trial::new();
     let data = pattern(43, 8 << 20);
@@ -361,7 +361,7 @@ fn damage_first_blocks(store: &std::path::Path) {
 /// A damaged block of a root is fetched again by whoever reads it, also by a write of a part of it. Meanwhile that write must hold
 /// nothing for which others wait.
 #[test]
-fn a_write_that_waits_for_the_repair_of_a_block_holds_up_neither_forks_nor_flushes() {
+fn a_write_waiting_for_a_repair_blocks_no_fork_or_flush() {
     const BLOCK: usize = 4096;
     let trial = Trial::new();
     let data = pattern(45, 1 << 20);

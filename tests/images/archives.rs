@@ -72,7 +72,7 @@ fn headers_that_extend_an_entry_are_small_or_are_not_read() {
 }
 
 #[test]
-fn attributes_are_bytes_and_types_are_what_container_runtimes_make_of_them() {
+fn attributes_and_types_match_container_runtimes() {
     let (host, layout) = (Host::new(), Layout::new());
     let lines = b"\n12 b=c\n\n";
     let mut sized = header(EntryType::Directory, "sized", 1000);
@@ -219,7 +219,7 @@ fn what_does_not_fit_is_named() {
 }
 
 #[test]
-fn a_size_that_no_file_system_of_an_image_has_is_refused_at_once() {
+fn an_impossible_image_size_is_refused_at_once() {
     let (host, layout) = (Host::new(), Layout::new());
     let layer = layout.layer(Archive::new().file("f", b"x"));
     std::fs::remove_file(layout.blob_path(&layer.descriptor["digest"])).unwrap();

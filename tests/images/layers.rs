@@ -135,7 +135,7 @@ fn place_of(host: &Host, volume: &str, bytes: &[u8]) -> u64 {
 }
 
 #[test]
-fn a_damaged_layer_is_fetched_again_and_what_stands_on_it_repaired() {
+fn a_damaged_layer_is_refetched_and_its_forks_repaired() {
     let (host, layout) = (Host::new(), Layout::new());
     let [first, second] = base(&layout);
     layout.image("v", &[&first, &second]);
@@ -193,7 +193,7 @@ fn damage_that_another_layer_cannot_repair_is_told_once() {
 }
 
 #[test]
-fn an_import_finds_damage_where_it_reads_and_everywhere_when_it_is_told_to() {
+fn an_import_finds_damage_it_reads_or_all_with_verify() {
     let layout = Layout::new();
     let [first, second] = base(&layout);
     let one = layout.layer(Archive::new().file("app/one", &noise(3, 10_000)));

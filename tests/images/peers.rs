@@ -44,7 +44,7 @@ fn umoci_layout(directory: &Path) -> Umoci {
 }
 
 #[test]
-fn images_of_other_programs_are_imported_from_a_layout_and_from_a_registry() {
+fn images_of_other_programs_import_from_layout_and_registry() {
     let host = Host::new();
     let directory = host.directory.path();
     let layout = umoci_layout(directory);

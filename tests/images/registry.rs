@@ -110,7 +110,7 @@ fn a_password_is_for_one_registry() {
 }
 
 #[test]
-fn tokens_are_asked_for_at_the_registry_and_again_when_they_are_used_up() {
+fn registry_tokens_are_requested_and_renewed() {
     let issued = Mutex::new(0);
     let fake = Fake::start(move |(path, authorization), port| {
         let mut issued = issued.lock().unwrap();
@@ -190,7 +190,7 @@ fn a_login_without_its_registry_is_refused() {
 }
 
 #[test]
-fn an_import_that_was_killed_leaves_whole_layers_and_no_half_ones() {
+fn a_killed_import_leaves_only_whole_layers() {
     let (host, layout) = (Host::new(), Layout::new());
     let [first, second] = [b"1", b"2"].map(|content| layout.layer(Archive::new().file(&format!("f{}", content[0]), content)));
     let manifest = layout.manifest(&[&first, &second], &Platform::here().architecture);
@@ -235,7 +235,7 @@ fn an_import_that_was_killed_leaves_whole_layers_and_no_half_ones() {
 }
 
 #[test]
-fn clients_of_a_server_fetch_a_layer_once_and_one_that_was_killed_harms_no_other() {
+fn clients_share_a_layer_fetch_and_survive_a_killed_one() {
     let (host, layout) = (Host::new(), Layout::new());
     let layers = ["base", "one", "two"].map(|name| layout.layer(Archive::new().file(name, name.as_bytes())));
     let digests = layers.each_ref().map(|layer| format!("/v2/team/app/blobs/{}", layer.descriptor["digest"].as_str().unwrap()));
@@ -293,7 +293,7 @@ fn clients_of_a_server_fetch_a_layer_once_and_one_that_was_killed_harms_no_other
 }
 
 #[test]
-fn tokens_that_are_used_up_in_the_middle_of_an_import_are_replaced() {
+fn tokens_that_expire_during_an_import_are_replaced() {
     let (host, layout) = (Host::new(), Layout::new());
     let layers = [1, 2, 3].map(|number| layout.layer(Archive::new().file(&format!("f{number}"), &[number; 9000])));
     let manifest = layout.manifest(&layers.each_ref(), &Platform::here().architecture);

@@ -348,7 +348,7 @@ fn a_host_that_misses_three_of_its_reports_is_dead() {
 }
 
 #[test]
-fn the_store_of_a_source_has_what_it_says_whatever_its_host_reported() {
+fn a_sources_own_holdings_override_its_hosts_report() {
     let held = |present: Option<&[u32]>| HeldSnapshot {
         block_bytes: 4096,
         size_bytes: 1 << 20,

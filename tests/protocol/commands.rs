@@ -16,7 +16,7 @@ use crate::client::{Client, Host, MIB};
 const MODES: [HeaderMode; 3] = [HeaderMode::Simple, HeaderMode::Structured, HeaderMode::Extended];
 
 #[test]
-fn a_read_is_replied_to_in_chunks_once_they_were_agreed_on_also_one_of_nothing() {
+fn structured_replies_cover_every_read_even_an_empty_one() {
     let host = Host::new(NbdOptions::default());
     host.store.create_volume("v", 1 << 20).unwrap().write_at(&[7; 8192], 0).unwrap();
     for mode in MODES {

@@ -45,7 +45,7 @@ fn taken(client: &mut Client, bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn requests_that_are_not_whole_hold_bounded_memory_and_stop_nobody() {
+fn partial_requests_hold_bounded_memory_and_stop_nobody() {
     let host = host(LONG);
     let mut clients: Vec<_> = (0..6).map(|_| host.client(HeaderMode::Structured, "v")).collect();
     let mut write = clients[0].header(CMD_WRITE, 0, 0, LARGE as u64);

@@ -15,7 +15,7 @@ fn end(client: &mut Client, option: u32, data: &[u8]) -> std::io::Result<u32> {
 }
 
 #[test]
-fn a_client_may_ask_about_as_many_exports_as_there_are_but_not_for_nothing() {
+fn a_client_may_ask_about_every_export_but_not_endlessly() {
     let host = Host::new(NbdOptions::default());
     host.store.create_volume("v", 1 << 20).unwrap();
     let info = GoRequest { name: "v".into(), infos: Vec::new() }.encode();
@@ -83,7 +83,7 @@ fn contexts(client: &mut Client, option: u32, query: &str) -> Vec<String> {
 
 /// Each of many snapshots stands on all before it: a list of all contexts of all exports would grow with the square of their number.
 #[test]
-fn a_list_of_contexts_tells_the_latest_snapshots_and_every_one_is_found_by_its_name() {
+fn contexts_list_recent_snapshots_and_find_all_by_name() {
     let host = Host::new(NbdOptions::default());
     let volume = host.store.create_volume("v", 1 << 20).unwrap();
     (0..70).for_each(|number| volume.snapshot(&format!("s{number}")).unwrap());

@@ -47,7 +47,7 @@ impl Client {
 }
 
 #[test]
-fn a_flush_on_one_connection_makes_durable_what_another_one_completed() {
+fn a_flush_covers_writes_of_other_connections() {
     // Over whole blocks that are there, over a part of one, new ones; and zeroes.
     let requests = [(WINDOW_START, 8192, 7), (WINDOW_START + 1000, 700, 7), (1 << 20, 300 << 10, 7), (WINDOW_START, 4096, 0)];
     for seed in seeds(12) {

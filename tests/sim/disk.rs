@@ -512,7 +512,7 @@ impl DiskFile for SimFile {
 }
 
 #[test]
-fn what_was_synced_survives_and_the_rest_is_old_or_new_by_sector() {
+fn synced_bytes_survive_and_others_are_old_or_new_by_sector() {
     for seed in 0..200 {
         let disk = SimDisk::default();
         let path = Path::new("d/f");

@@ -89,7 +89,7 @@ fn a_forced_request_survives_although_nobody_flushes() {
 }
 
 #[test]
-fn a_flush_of_one_queue_makes_durable_what_another_one_completed() {
+fn a_flush_covers_writes_of_other_queues() {
     for seed in seeds(8) {
         for (number, (request, offset, bytes, byte)) in requests(false).into_iter().enumerate() {
             for stands_on in [false, true] {

@@ -59,7 +59,7 @@ fn lend(store: &Store, given: &mut Given) -> volfork::Result<()> {
 }
 
 #[test]
-fn after_a_crash_a_lease_and_its_snapshot_are_both_there_or_neither() {
+fn a_crash_keeps_both_lease_and_snapshot_or_neither() {
     for seed in seeds(3) {
         for at in 1.. {
             let _named = Named("leases with a power loss", seed);
@@ -104,7 +104,7 @@ fn after_a_crash_a_lease_and_its_snapshot_are_both_there_or_neither() {
 }
 
 #[test]
-fn a_store_has_so_many_snapshots_for_forks_of_other_hosts_and_no_more() {
+fn snapshots_for_forks_elsewhere_are_bounded() {
     const MOST: u64 = 1024;
     let disk = SimDisk::default();
     let store = Store::create(Path::new(PLACE), options(&disk, None)).unwrap();
@@ -150,7 +150,7 @@ fn all_instants_go_when_many_are_not_needed_any_more() {
 }
 
 #[test]
-fn a_lease_that_was_given_back_does_not_come_again_after_a_crash() {
+fn a_returned_lease_stays_away_after_a_crash() {
     for seed in seeds(10) {
         let _named = Named("a lease that was given back, and a power loss", seed);
         let disk = SimDisk::default();
@@ -184,7 +184,7 @@ fn a_lease_holds_for_the_time_that_its_fork_was_told() {
 }
 
 #[test]
-fn instants_are_not_told_among_the_snapshots_since_which_changes_are_known() {
+fn instants_are_not_listed_as_bases_for_changes() {
     let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
     let volume = store.create_volume("v", BLOCK as u64).unwrap();
     volume.write_at(&[1], 0).unwrap();
@@ -217,7 +217,7 @@ fn a_number_stands_for_one_lease() {
 
 /// A snapshot may take long: the fork that asked for it, or its host, may be gone by then.
 #[test]
-fn a_lease_that_is_given_back_before_the_question_is_heard_is_not_given() {
+fn a_lease_returned_before_its_request_is_not_granted() {
     let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), None)).unwrap();
     store.create_volume("v", BLOCK as u64).unwrap().write_at(&[1], 0).unwrap();
     store.create_snapshot("v", "s").unwrap();
@@ -237,7 +237,7 @@ fn a_lease_that_is_given_back_before_the_question_is_heard_is_not_given() {
 
 /// A fork that did not wait for the answer says it again.
 #[test]
-fn the_end_of_a_lease_that_is_said_twice_is_durable_when_either_is_answered() {
+fn ending_a_lease_twice_is_durable_at_either_answer() {
     for seed in seeds(6) {
         let _named = Named("a lease that is given back twice at once, and a power loss", seed);
         let disk = SimDisk::default();
@@ -367,7 +367,7 @@ fn borrow(store: &Store, lender: &Lender, stands: &mut bool) -> volfork::Result<
 }
 
 #[test]
-fn whenever_a_host_is_lost_the_leases_that_no_fork_of_it_has_are_given_back() {
+fn leases_without_a_fork_are_returned_after_any_crash() {
     for seed in seeds(1) {
         for at in 1.. {
             let _named = Named("leases of forks with a power loss", seed);
@@ -429,7 +429,7 @@ fn leases_that_no_fork_got_are_remembered_up_to_a_bound() {
 }
 
 #[test]
-fn a_lease_of_another_address_that_just_came_is_kept_or_given_back() {
+fn a_new_lease_of_another_address_is_kept_or_returned() {
     for destroyed in [true, false] {
         let (disk, lender) = (SimDisk::default(), Lender::default());
         let with = || options(&disk, Some(Arc::new(lender.clone())));
@@ -471,7 +471,7 @@ fn a_lease_that_lapses_at_once_is_not_renewed_without_end() {
 }
 
 #[test]
-fn leases_are_renewed_while_there_is_no_space_for_the_record_of_another() {
+fn leases_are_renewed_while_no_new_one_has_space() {
     const OTHER: &str = "sim://y";
     let (disk, lender) = (SimDisk::default(), Lender { lapse: Duration::from_secs(6), ..Lender::default() });
     let store = Store::create(Path::new(PLACE), options(&disk, Some(Arc::new(lender.clone())))).unwrap();

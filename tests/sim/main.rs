@@ -347,7 +347,7 @@ fn a_flipped_bit_is_found_and_named() {
 }
 
 #[test]
-fn a_source_that_fails_and_lies_harms_nobody_while_there_is_another() {
+fn a_failing_lying_source_harms_nobody_beside_another() {
     for seed in seeds(150) {
         let _named = Named("a moody source", seed);
         let mut world = World::new(seed);

@@ -28,7 +28,7 @@ fn crash_everywhere(seed: u64, history: &dyn Fn(&mut World) -> Outcome) {
 
 /// What is flushed is written again, and the fork or snapshot that follows has to have it, or not exist.
 #[test]
-fn overwrites_of_flushed_blocks_are_durable_with_the_fork_that_shows_them() {
+fn overwrites_are_durable_with_the_fork_that_shows_them() {
     for seed in seeds(8) {
         let _named = Named("overwrites before a fork", seed);
         crash_everywhere(seed, &|world| {
@@ -111,7 +111,7 @@ fn sweeping_leaves_blocks_whose_end_is_not_durable() {
 
 /// More overwritten blocks than one frame names: they are durable before the frame that seals their layer.
 #[test]
-fn very_many_overwrites_are_durable_with_the_fork_that_shows_them() {
+fn many_overwrites_are_durable_with_the_fork_showing_them() {
     const BYTES: usize = 65 << 20;
     const STEP: usize = 4 << 20;
     let fill = |world: &World, byte: u8| -> Outcome {
@@ -156,7 +156,7 @@ fn very_many_overwrites_are_durable_with_the_fork_that_shows_them() {
 
 /// Blocks are written over flushed zeros that hide a snapshot's; before a frame names them the state is written anew.
 #[test]
-fn a_checkpoint_keeps_flushed_zeros_below_blocks_that_are_not_durable_yet() {
+fn a_checkpoint_keeps_flushed_zeros_below_undurable_blocks() {
     for seed in seeds(24) {
         let _named = Named("a checkpoint with fresh blocks over zeros", seed);
         // Checkpoints are due early.

@@ -101,7 +101,7 @@ fn a_kill_at_every_operation_with_patches() {
 
 /// A flushed patch is superseded by a whole block that no frame has yet; then the state is written anew.
 #[test]
-fn a_checkpoint_keeps_a_flushed_patch_whose_block_is_not_durable_yet() {
+fn a_checkpoint_keeps_a_flushed_patch_of_an_undurable_block() {
     for seed in seeds(60) {
         let _named = Named("a checkpoint with patches", seed * 3);
         // Checkpoints are due often.
@@ -159,7 +159,7 @@ fn a_full_disk_refuses_patches_and_keeps_what_was_there() {
 }
 
 #[test]
-fn backfill_that_is_paused_fetches_nothing_and_goes_on_where_it_was() {
+fn paused_backfill_fetches_nothing_and_resumes_in_place() {
     let paused = |paused| volfork::store::HydrationControl { paused: Some(paused), ..Default::default() };
     for seed in seeds(12) {
         let _named = Named("a pause", seed);

@@ -10,7 +10,7 @@ use crate::world::World;
 use crate::{Named, seeds};
 
 #[test]
-fn writes_are_refused_after_a_failed_write_or_sync_until_the_store_is_opened_again() {
+fn a_failed_write_or_sync_refuses_writes_until_reopened() {
     for seed in seeds(4) {
         let _named = Named("a failed write or sync", seed);
         for k in 1.. {
@@ -58,7 +58,7 @@ fn a_patch_has_a_bounded_number_of_parts() {
 
 /// Their records would need space in the journal that there is not, and a flush that follows needs what was reserved.
 #[test]
-fn patches_are_refused_when_the_journal_cannot_grow_and_leave_nothing_behind() {
+fn patches_are_refused_cleanly_when_the_journal_is_full() {
     for seed in seeds(2) {
         let _named = Named("a journal that cannot grow", seed);
         let mut world = World::new(seed * 3 + 1);

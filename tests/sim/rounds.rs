@@ -159,7 +159,7 @@ fn a_block_of_the_last_frame_stays_until_a_later_one_is_durable() {
 
 /// F3: space that is garbage from an earlier life of a block is not punched before its second end is durable.
 #[test]
-fn a_block_that_was_discarded_twice_is_punched_after_the_second_discard_is_durable() {
+fn a_block_discarded_twice_is_punched_after_the_second() {
     for seed in seeds(40) {
         let _named = Named("two discards of a block", seed);
         let disk = SimDisk::default();
@@ -219,7 +219,7 @@ fn an_empty_round_does_not_prove_the_blocks_of_the_last_frame() {
 
 /// F32: a discard between the gathering of a round and its beginning in the layer.
 #[test]
-fn a_discard_beside_a_round_brings_back_nothing_older_than_the_flush() {
+fn a_discard_beside_a_round_restores_nothing_older() {
     for seed in seeds(20) {
         let _named = Named("a discard beside a round", seed);
         let disk = SimDisk::default();
@@ -275,7 +275,7 @@ fn a_destroy_in_the_middle_of_a_round_leaves_the_accounts_right() {
 /// A volume is destroyed between the gathering of a round that has its flush and the round's turn in it: the flush is acknowledged
 /// before the record of the destruction is durable, so the flushed bytes are there if the volume is.
 #[test]
-fn a_flush_beside_a_destroy_counts_while_the_destroy_is_not_durable() {
+fn a_flush_counts_until_a_destroy_beside_it_is_durable() {
     let mut back = 0;
     for seed in seeds(20) {
         let _named = Named("a flush beside a destroy", seed);

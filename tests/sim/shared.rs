@@ -43,7 +43,7 @@ fn come_and_go(world: &mut World, compare: bool) -> Outcome {
 }
 
 #[test]
-fn forks_that_come_and_go_have_the_bytes_of_their_source_after_any_crash() {
+fn short_lived_forks_have_source_bytes_after_any_crash() {
     let mut again = 0;
     for seed in seeds(60) {
         let _named = Named("forks that come and go", seed);
@@ -66,7 +66,7 @@ fn forks_that_come_and_go_have_the_bytes_of_their_source_after_any_crash() {
 }
 
 #[test]
-fn a_fork_that_comes_while_the_hydration_of_its_root_ends_has_all_bytes() {
+fn a_fork_made_as_its_root_completes_has_all_bytes() {
     for seed in seeds(6) {
         let _named = Named("a fork beside the end of a hydration", seed);
         // Checkpoints are not due.

@@ -40,7 +40,7 @@ fn go_on(world: &mut World, how: u64) -> Outcome {
 }
 
 #[test]
-fn a_checkpoint_without_space_proves_nothing_and_decides_nothing() {
+fn a_checkpoint_without_space_changes_nothing() {
     for seed in seeds(2) {
         for how in 0..3 {
             let _named = Named("a checkpoint without space", seed);
@@ -114,7 +114,7 @@ fn opening_without_space_at_any_operation_loses_nothing() {
 
 /// The power goes off at each operation of opening after a power loss, and of a checkpoint.
 #[test]
-fn a_crash_at_any_operation_of_opening_and_of_a_checkpoint_loses_nothing() {
+fn a_crash_anywhere_in_open_or_checkpoint_loses_nothing() {
     for seed in seeds(1) {
         let _named = Named("a crash while the state is written", seed);
         for opening in [true, false] {
@@ -141,7 +141,7 @@ fn a_crash_at_any_operation_of_opening_and_of_a_checkpoint_loses_nothing() {
 /// The process is killed between the new name of a checkpoint and its end, and the power goes off while the store is opened again. What
 /// the killed one wrote to the superblock may be in the page cache alone: until it is durable, the journal before is not written over.
 #[test]
-fn a_kill_in_a_checkpoint_and_a_crash_in_the_next_opening_lose_nothing() {
+fn a_kill_in_a_checkpoint_then_a_crash_in_open_lose_nothing() {
     for seed in seeds(1) {
         let _named = Named("a kill in a checkpoint, and a crash in opening", seed);
         for killed_at in 1.. {
@@ -201,7 +201,7 @@ fn a_checkpoint_without_space_leaves_no_file_behind() {
 
 /// What needs room in the journal takes none of what is kept for flushes and destroys, however much is asked for.
 #[test]
-fn flushes_and_destroys_have_room_in_the_journal_when_everything_else_is_refused() {
+fn flush_and_destroy_keep_journal_room_on_a_full_disk() {
     const VOLUMES: usize = 200;
     let mut world = World::new(1);
     world.open().unwrap();

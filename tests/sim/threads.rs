@@ -123,7 +123,7 @@ fn a_writer_waits_for_the_round_that_names_its_block() {
 }
 
 #[test]
-fn a_mark_stays_if_somebody_writes_while_it_is_about_to_be_cleared() {
+fn a_mark_stays_if_a_write_comes_while_it_is_cleared() {
     for seed in seeds(6) {
         let _named = Named("a write while cleaning", seed);
         let mut world = marked(seed);
@@ -220,7 +220,7 @@ fn files_of_a_destroyed_volume_stay_until_its_end_is_durable() {
 
 /// A flush just before a head is replaced, with its gate closed: the clock is asked there, before rounds have to wait.
 #[test]
-fn a_flush_makes_durable_what_was_written_before_although_the_head_is_replaced() {
+fn a_flush_covers_earlier_writes_when_the_head_is_replaced() {
     for seed in seeds(16) {
         let _named = Named("a flush in the middle of a fork", seed);
         let mut world = marked(seed);

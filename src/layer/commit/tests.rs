@@ -92,7 +92,7 @@ fn a_checkpoint_without_space_leaves_the_last_frame_the_last() {
 }
 
 #[test]
-fn a_frame_uses_up_what_was_reserved_and_what_is_refused_is_given_back() {
+fn a_frame_consumes_its_reservation_and_a_refusal_returns_it() {
     let dir = tempfile::tempdir().unwrap();
     let commit = commit(dir.path());
     let state = || (commit.outstanding.load(Ordering::Acquire), commit.ceiling.load(Ordering::Acquire));

@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_resolver_that_does_not_answer_is_not_waited_for_without_end() {
+    fn waiting_for_a_silent_resolver_is_bounded() {
         let (release, wait) = channel::<()>();
         let unanswered = look_up(Duration::from_millis(20), move || {
             // Until the test is over.

@@ -143,7 +143,7 @@ fn write(offset: u64, bytes: usize) -> Request {
 }
 
 #[test]
-fn the_drop_of_a_queue_does_not_wait_for_a_write_that_waits_for_a_source() {
+fn dropping_a_queue_does_not_wait_for_a_write_on_a_source() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), hung_options()).unwrap();
     let fork = store.fork("x://y", "f").unwrap();
@@ -154,7 +154,7 @@ fn the_drop_of_a_queue_does_not_wait_for_a_write_that_waits_for_a_source() {
 }
 
 #[test]
-fn the_drop_of_a_snapshots_queue_does_not_wait_for_what_is_behind_hung_reads() {
+fn dropping_a_snapshot_queue_does_not_wait_for_hung_reads() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), hung_options()).unwrap();
     store.fork("x://y", "f").unwrap().snapshot("s").unwrap();
@@ -197,7 +197,7 @@ impl Clock for StepsMeanwhile {
 
 /// Otherwise a round could name blocks of a root that no record tells of, and after a crash the fork would read zeros.
 #[test]
-fn background_work_starts_no_hydration_of_a_root_that_is_not_recorded() {
+fn background_work_hydrates_no_unrecorded_root() {
     let directory = tempfile::tempdir().unwrap();
     let clock = Arc::new(StepsMeanwhile::default());
     let store = Store::create(directory.path(), StoreOptions { clock: Arc::clone(&clock) as _, ..hung_options() }).unwrap();

@@ -220,7 +220,7 @@ fn destroying_a_snapshot_in_very_many_pieces_makes_room() {
 
 /// Pages of checksums have no space; what they would say is in the journal again, also after another opening.
 #[test]
-fn a_store_opens_on_a_full_disk_although_pages_of_checksums_have_no_space() {
+fn a_store_opens_when_checksum_pages_have_no_space() {
     let directory = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let (path, copy) = (directory.path().join("store"), directory.path().join("killed"));
@@ -249,7 +249,7 @@ fn a_store_opens_on_a_full_disk_although_pages_of_checksums_have_no_space() {
 
 /// A sync fails, and the page cache calls clean what it could not write.
 #[test]
-fn a_store_that_is_opened_after_a_failed_sync_does_not_believe_the_page_cache() {
+fn opening_after_a_failed_sync_distrusts_the_page_cache() {
     let directory = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::default();
     let store = Store::create(directory.path(), on(&disk)).unwrap();

@@ -187,7 +187,7 @@ impl SourceOpener for Lender {
 
 /// A crash may bring back what needed it.
 #[test]
-fn a_lease_is_given_back_when_the_end_of_what_needed_it_is_durable() {
+fn a_lease_is_returned_once_the_end_of_its_fork_is_durable() {
     let directory = tempfile::tempdir().unwrap();
     let uri = ["image", "other"].map(|name| {
         let image = directory.path().join(name);

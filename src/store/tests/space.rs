@@ -38,7 +38,7 @@ fn few() -> StoreOptions {
 
 /// Giving back space piece by piece may take minutes: nobody waits for that to stop a server.
 #[test]
-fn a_store_with_much_space_to_give_back_is_closed_before_and_goes_on_when_it_is_opened() {
+fn reclaiming_much_space_stops_at_close_and_resumes_at_open() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), few()).unwrap();
     discard_pieces(&store);
@@ -58,7 +58,7 @@ fn a_store_with_much_space_to_give_back_is_closed_before_and_goes_on_when_it_is_
 
 /// A store that is opened for short commands only may never be swept to the end.
 #[test]
-fn a_store_that_is_closed_before_it_is_swept_gives_back_what_it_knows_of() {
+fn a_store_closed_before_its_sweep_returns_known_space() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), few()).unwrap();
     discard_pieces(&store);

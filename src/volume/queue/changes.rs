@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_waits_for_a_change_that_has_begun_and_lets_none_begin() {
+    fn closing_waits_for_a_running_change_and_admits_no_other() {
         let changes = Changes::default();
         let change = changes.enter().unwrap();
         crate::sync::thread::scope(|scope| {

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cold_page_cache_is_asked_ever_more_rarely_and_a_hit_ends_that() {
+    fn a_cold_page_cache_is_probed_rarely_until_a_hit() {
         let mut guess = CacheGuess::default();
         let mut between = |hit: bool| {
             let mut skipped = 0;

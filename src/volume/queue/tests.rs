@@ -110,7 +110,7 @@ fn whoever_takes_the_completion_of_a_transfer_wakes_its_owner() {
 }
 
 #[test]
-fn the_descriptor_tells_of_what_ended_in_submit_and_of_what_the_kernel_has_not_seen() {
+fn the_descriptor_signals_early_ends_and_unsubmitted_work() {
     for kind in KINDS {
         let scene = Scene::new(kind, false);
         let head = scene.volume("v");
@@ -149,7 +149,7 @@ fn a_time_that_no_clock_reaches_is_no_limit() {
 const LARGE: usize = 512 << 10;
 
 #[test]
-fn a_full_disk_refuses_a_write_over_extents_before_it_changes_anything() {
+fn a_full_disk_refuses_a_wide_write_before_any_change() {
     for (kind, plain) in [(RingKind::Uring, true), (RingKind::Threads, true), (RingKind::Threads, false)] {
         let scene = Scene::new(kind, plain);
         let head = scene.volume("v");

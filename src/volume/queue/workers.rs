@@ -105,7 +105,7 @@ mod tests {
     use crate::sync::mpsc::channel;
 
     #[test]
-    fn a_job_that_panics_takes_neither_its_thread_nor_later_jobs_with_it() {
+    fn a_panic_in_a_job_spares_its_thread_and_later_jobs() {
         let workers = Workers { threads_max: 1, ..Workers::default() };
         let (sender, receiver) = channel();
         for number in 0..3 {
