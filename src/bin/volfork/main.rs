@@ -3,12 +3,12 @@
 //! Imports point down only; `tests/tidy` reads this table.
 //!
 //! ```text
-//! 0  failure settings   why a command fails; what holds for every command
-//! 1  request            what can be asked of a store, and the answers
-//! 2  cli control        what was typed; the socket of the process that serves a store
-//! 3  act show           what is done to an open store; what is printed
-//! 4  ask                a command carried out here, or by the process that serves the store
-//! 5  fleet              many hosts
+//! 0  failure settings   errors; settings of every command
+//! 1  request            requests to a store, and their answers
+//! 2  cli control        arguments; the socket of the process that serves a store
+//! 3  act show           actions on an open store; output
+//! 4  ask                runs a command here, or through the process that serves the store
+//! 5  fleet              commands about many hosts
 //! 6  serve              the process that serves a store
 //! 7  demo               the whole in one command
 //! ```
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether `--json` was given, as far as can be told from arguments that are wrong.
+/// Whether arguments that do not parse contain `--json`.
 fn wants_json() -> bool {
     std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }

@@ -1,9 +1,9 @@
-//! What holds for every command.
+//! Settings of every command.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What holds for every command.
+/// Settings of every command.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Directory of the store.

@@ -1,4 +1,4 @@
-//! Whether a host makes a volume that a user asks it for.
+//! Whether a host may make or grow a volume.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,31 +11,31 @@ pub type Labels = BTreeMap<String, String>;
 
 /// Asked before a volume is made or grows.
 pub trait Gate: Send + Sync {
-    /// Lets a volume of this name, size and labels be made, which it may complete; the answer is to be told what became of it.
+    /// Admits a new volume of this name, size and labels, and may add labels. The caller reports the outcome to the admission.
     ///
     /// # Errors
-    /// It may not be made.
+    /// The volume is refused.
     fn admit(&self, store: &Store, name: &str, size_bytes: u64, labels: &mut Labels) -> Result<Admission>;
 
-    /// Lets a volume grow from one size to another; the answer is to be told what became of it.
+    /// Admits the growth of a volume from one size to another. The caller reports the outcome to the admission.
     ///
     /// # Errors
-    /// It may not grow.
+    /// The growth is refused.
     fn grow(&self, store: &Store, name: &str, sizes: Range<u64>) -> Result<Admission>;
 }
 
-/// Told whether the volume was made, or has grown.
+/// Permission for one change, which waits for the outcome of the change.
 #[derive(Default)]
 pub struct Admission(Option<Box<dyn FnOnce(bool)>>);
 
 impl Admission {
-    /// `tell` is told.
+    /// Calls `tell` with the outcome.
     #[cfg(feature = "fleet")]
     pub fn telling(tell: impl FnOnce(bool) + 'static) -> Self {
         Self(Some(Box::new(tell)))
     }
 
-    /// Tells what became of the volume, and answers that.
+    /// Reports the outcome, and returns it.
     pub fn conclude<T>(self, made: Result<T>) -> Result<T> {
         let is_there = made.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::NotDurable);
         if let Some(tell) = self.0 {
@@ -45,7 +45,7 @@ impl Admission {
     }
 }
 
-/// The gate of a host that is in no fleet: nobody says what it has, and nothing is reserved on it.
+/// The gate of a host without a fleet: it knows no capacity and no reservations.
 pub struct Alone;
 
 impl Gate for Alone {
@@ -66,7 +66,7 @@ impl Gate for Alone {
     }
 }
 
-/// Whatever labels say, and whatever room there is.
+/// The gate for `--force`: admits every change.
 pub struct Forced;
 
 impl Gate for Forced {
@@ -79,7 +79,7 @@ impl Gate for Forced {
     }
 }
 
-/// Says how the user gets what he asked for all the same.
+/// Adds to a refusal how the user can override it.
 pub fn forceable(error: Error) -> Error {
     Error::new(error.kind(), format!("{error}; --force does it all the same"))
 }

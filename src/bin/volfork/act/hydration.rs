@@ -8,16 +8,16 @@ use volfork::{ErrorKind, Store, format_bytes};
 use crate::failure::{Failure, Result};
 use crate::request::progress::{Progress, Unit, Watcher};
 
-/// How often waiting work tells its watcher.
+/// How often a wait reports progress.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
-/// Waits until volume `name` is complete; `watcher` is told how far it is.
+/// Waits until volume `name` is complete, and reports progress to `watcher`.
 ///
 /// # Errors
 /// It is paused, every source has refused, the time ran out, or what the watcher answers.
 pub fn wait_hydrated(store: &Store, name: &str, timeout_seconds: Option<u64>, watcher: &mut dyn Watcher) -> Result<()> {
     let begun = Instant::now();
-    // What failed before may have been put right since: each address is tried once more.
+    // Earlier failures may be repaired by now, so each address gets one more try.
     let before = store.show(name)?.hydration;
     loop {
         let left = timeout_seconds.map(|seconds| Duration::from_secs(seconds).saturating_sub(begun.elapsed()));

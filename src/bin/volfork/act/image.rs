@@ -42,7 +42,7 @@ pub fn carry_out(store: &Store, request: ImageRequest, watcher: &mut dyn Watcher
     let mut options = ImportOptions { size_bytes, platform: platform(wanted.as_deref())?, verify, ..ImportOptions::default() };
     options.unpacked_bytes_max = options.unpacked_bytes_max.max(size_bytes.unwrap_or(0));
     let source = open_source(&image, &registry_options(&image, plain_http)?)?;
-    // The failure of the watcher is the one to be told.
+    // A failure of the watcher takes precedence over the error that it causes.
     let mut told = Ok(());
     let imported = import_image(store, &*source, &image, &name, &options, &mut |progress| {
         told = watcher.tell(Progress::bytes(progress.bytes_done, Some(progress.bytes_total)));

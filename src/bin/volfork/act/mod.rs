@@ -1,4 +1,4 @@
-//! What is done to an open store.
+//! Actions on an open store.
 pub mod clients;
 pub mod execution;
 pub mod gate;

@@ -1,4 +1,4 @@
-//! What a fork would be made from, as placement wants to know it.
+//! Describes the source of a fork for placement.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use crate::failure::{Failure, Result};
 use crate::request::origin::Origin;
 use crate::request::target::Target;
 
-/// Ranges of data that are told, and asked for at once.
+/// Most ranges of data in an answer, and in one request for them.
 const RUNS_MAX: usize = 16 << 10;
-/// How often it is looked for more of them.
+/// Most requests for one answer.
 const LOOKS_MAX: usize = 1024;
 
-/// Of a volume or snapshot of `store`. A volume stands for the snapshot that would be taken of it now.
+/// Describes a volume or snapshot of `store`. A volume stands for the snapshot that would be taken of it now.
 pub fn origin(store: &Store, target: &Target) -> Result<Origin> {
     let volume = store.volume(&target.volume)?;
     let all = store.labels();
@@ -22,8 +22,8 @@ pub fn origin(store: &Store, target: &Target) -> Result<Origin> {
     let live = volume.live_identity();
     let snapshot = match &target.snapshot {
         Some(snapshot) => Some(store.snapshot(&target.volume, snapshot)?),
-        // What was written since the latest one is not in it. Those that were taken for leases, whose names begin with a dot, may be
-        // gone in a moment.
+        // The latest snapshot counts only if nothing was written since. Snapshots for leases, whose names begin with a dot, may be
+        // deleted at any moment.
         None => {
             let latest = store.snapshot_names(&target.volume)?.into_iter().rfind(|name| !name.starts_with('.'));
             latest.map(|latest| store.snapshot(&target.volume, &latest)).transpose()?
@@ -55,14 +55,14 @@ pub fn origin(store: &Store, target: &Target) -> Result<Origin> {
     })
 }
 
-/// The ranges that are chosen, by what `look` tells of the bytes from the start of a range: lengths, and whether they are. The last
-/// one covers the rest when there are more than can be told.
+/// The chosen ranges of a volume. `look` returns runs from the start of a range: their lengths, and whether they are chosen. If there
+/// are too many ranges, the last one covers the rest.
 pub fn chosen_ranges<E>(
     size_bytes: u64,
     mut look: impl FnMut(Range<u64>) -> std::result::Result<Vec<(u64, bool)>, E>,
 ) -> std::result::Result<Vec<Range<u64>>, E> {
     let (mut ranges, mut at) = (Vec::new(), 0);
-    // A source may tell as little at once as it likes, and not for ever.
+    // A source may answer in small steps, so their number is bounded.
     for _ in 0..LOOKS_MAX {
         if at >= size_bytes || ranges.len() > RUNS_MAX {
             break;

@@ -1,4 +1,4 @@
-//! `volfork init` and `volfork check`: what needs a store that nobody has open.
+//! `volfork init` and `volfork check`, which need a store that no process has open.
 
 use serde_json::json;
 use volfork::{BlockSize, ErrorKind, Store};
@@ -20,7 +20,7 @@ pub fn init(settings: &Settings, block_size: BlockSize, group_access: bool) -> R
     }
 }
 
-/// Verifies a closed store; `false` if something is wrong with it.
+/// Verifies a closed store; `false` if it has violations.
 pub fn check(settings: &Settings) -> Result<bool> {
     if control::connect(&settings.store)?.is_some() {
         let message = "the store is being served, and check needs one that is not in use: stop the server, or run 'volfork scrub'";

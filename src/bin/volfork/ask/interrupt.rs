@@ -49,7 +49,8 @@ fn pass_over(signal: i32) -> Result<()> {
 pub struct Stop(Signals);
 
 impl Stop {
-    /// Takes over both signals for the rest of the process. Before anyone is told that the server is ready, or a signal would kill it.
+    /// Takes over both signals for the rest of the process. Called before the server reports that it is ready: a signal in between would
+    /// kill it.
     pub fn catch() -> Result<Self> {
         let signals = Signals::new(SIGNALS).map_err(|error| Failure::io("catch signals", error))?;
         Interrupt::catch()?;
@@ -63,11 +64,11 @@ impl Stop {
     }
 }
 
-/// A watcher that also hears signals.
+/// A watcher that ends the work when the user interrupts it.
 pub struct Interruptible<W> {
-    /// Whom to tell.
+    /// The watcher that gets the progress.
     pub watcher: W,
-    /// What may end the work.
+    /// The signals that end the work.
     pub interrupt: Interrupt,
 }
 

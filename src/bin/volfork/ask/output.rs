@@ -1,7 +1,7 @@
 //! The file that an export writes.
 //!
-//! A file has its name only when it is whole: until then it has none, or where the file system cannot do that, one that begins with a
-//! dot. Devices and pipes, and files that have further names or belong to somebody else, are written in place.
+//! A file gets its name when it is whole. Until then it has none, or on file systems without unnamed files, a name that begins with a
+//! dot. Devices, pipes, files with several names and files of other owners are written in place.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -27,14 +27,14 @@ pub struct Output {
     file: File,
 }
 
-/// What an export writes, and what is left to be done when it is whole.
+/// Opens the file of an export. The [`Output`] names it when it is whole.
 pub fn open(path: &Path) -> Result<(File, Option<Output>)> {
     let wrong = |error| Failure::io(format!("write {}", path.display()), error);
     let begun = |output: Output| Ok((output.file.try_clone()?, Some(output)));
     match fs::metadata(path) {
         Ok(old) => {
-            // Whoever may not write the file may not replace it either. Old bytes stay until the export begins, so that a wrong
-            // name costs nothing.
+            // A user who may not write the file must not replace it. Old bytes stay until the export begins, so a wrong name loses
+            // nothing.
             let file = open_old(path, &old)?;
             let replacing = is_replaceable(path, &old).then(|| fs::canonicalize(path).and_then(Output::begin).and_then(begun));
             match replacing {
@@ -65,7 +65,7 @@ fn open_old(path: &Path, old: &Metadata) -> Result<File> {
     })
 }
 
-/// Whether another file may take the place of this one: nobody would miss it.
+/// Whether another file may replace this one without harm to other names or owners.
 fn is_replaceable(path: &Path, old: &Metadata) -> bool {
     let is_special = ["/dev", "/proc"].iter().any(|place| path.starts_with(place));
     let is_own = old.uid() == rustix::process::geteuid().as_raw();
@@ -92,7 +92,7 @@ impl Output {
         }
     }
 
-    /// Gives it its name, in the place of what has that now. What power loss leaves is the old file or all of the new one.
+    /// Renames the file over the old one. Power loss leaves the old file or the whole new one.
     pub fn keep(mut self) -> Result<()> {
         let kept = self.sync_and_name();
         kept.map_err(|error| Failure::io(format!("write {}", self.path.display()), error))

@@ -1,4 +1,4 @@
-//! How a command comes to the store: through the process that serves it, or by opening it.
+//! How a command reaches the store: through the process that serves it, or by opening it.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub enum Reached {
     Store(Store),
 }
 
-/// Reaches the store of `settings`; a missing one is made if `makes_store`.
+/// Reaches the store of `settings`; creates a missing one if `makes_store`.
 pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
     patiently(|| {
         if let Some(stream) = control::connect(&settings.store)? {
@@ -51,7 +51,7 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
     })
 }
 
-/// Waits a moment for a store that another process has.
+/// Retries for a moment while another process has the store.
 pub fn patiently<T>(mut reach: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -67,7 +67,7 @@ pub fn open(settings: &Settings) -> Result<Store> {
     open_with(settings, None, None)
 }
 
-/// As [`open`]; `on_event` is told of what happens in the background, and leases of other hosts lapse after `lease`.
+/// As [`open`]; `on_event` gets the events of background work, and leases of other hosts lapse after `lease`.
 pub fn open_with(settings: &Settings, on_event: Option<OnEvent>, lease: Option<Duration>) -> Result<Store> {
     if !settings.store.exists() {
         return Err(missing(&settings.store));
@@ -89,7 +89,7 @@ pub fn create(settings: &Settings, block_size: BlockSize, group_access: bool) ->
     Ok(Store::create(&settings.store, StoreOptions { group_access, ..options(settings, block_size) })?)
 }
 
-/// There is no store where one was expected.
+/// The failure for a missing store.
 pub fn missing(store: &Path) -> Failure {
     let store = store.display();
     Failure::new(

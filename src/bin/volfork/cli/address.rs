@@ -11,7 +11,7 @@ pub fn is_uri(source: &str) -> bool {
     source.contains("://")
 }
 
-/// What an absolute path has in an address as something else.
+/// Characters of a path that are escaped in an address.
 const IN_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_');
 
 /// The address of a source that a user typed, with whole paths: the process that opens it, now or after a restart, may be in another

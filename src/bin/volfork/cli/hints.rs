@@ -1,4 +1,4 @@
-//! What is told of a volume's machine on the command line.
+//! Arguments about the machine that uses a volume.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ pub struct HintArguments {
 }
 
 impl HintArguments {
-    /// As they are kept.
+    /// As placement hints.
     pub fn hints(self) -> MachineHints {
         let gpus = self.vm_gpus.map(|count| Processors { kind: self.vm_gpu_kind.unwrap_or_default(), count });
         MachineHints {
@@ -65,7 +65,7 @@ pub fn labels(hints: HintArguments, reservation: Option<String>) -> BTreeMap<Str
     labels
 }
 
-/// What a fork has instead of the labels of its source. A reservation is for one volume, so it is never inherited.
+/// Changes to the labels that a fork inherits. A reservation is for one volume, so it is never inherited.
 pub fn fork_labels(hints: HintArguments, reservation: Option<String>) -> BTreeMap<String, Option<String>> {
     let mut change: BTreeMap<_, _> = hints.hints().labels().into_iter().map(|(key, value)| (key, Some(value))).collect();
     change.insert(RESERVATION_LABEL.to_owned(), reservation);

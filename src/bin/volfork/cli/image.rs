@@ -1,4 +1,4 @@
-//! What is typed behind `image`.
+//! Arguments of `image`.
 
 use clap::Subcommand;
 

@@ -1,4 +1,4 @@
-//! What was typed, and what it means.
+//! Arguments, and the requests that they stand for.
 pub mod address;
 pub mod arguments;
 #[cfg(feature = "fleet")]

@@ -20,7 +20,7 @@ use crate::request::target::Target;
 use crate::request::{Request, TraceAction};
 use crate::settings::Settings;
 
-/// What a request reads or writes, on the side of the user.
+/// The user's file of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileArgument {
     /// Nothing.
@@ -31,7 +31,7 @@ pub enum FileArgument {
     Write(PathBuf),
 }
 
-/// What is to be done.
+/// The action of a command.
 pub enum Plan {
     /// Make a store.
     Init {
@@ -42,9 +42,9 @@ pub enum Plan {
     },
     /// Ask something of the store, or of the process that owns it.
     Ask {
-        /// What.
+        /// The request.
         request: Request,
-        /// With which file.
+        /// The file that belongs to it.
         file: FileArgument,
         /// Whether a missing store is made.
         makes_store: bool,
@@ -81,7 +81,7 @@ impl Plan {
 }
 
 impl Arguments {
-    /// What holds for every command, and what is to be done.
+    /// Splits the arguments into common settings and the action.
     pub fn settle(self) -> (Settings, Plan) {
         let (label, plan) = plan(self.command);
         let Self { store, json, quiet, source_timeout, .. } = self;

@@ -1,4 +1,4 @@
-//! What is typed behind `trace`.
+//! Arguments of `trace`.
 
 use clap::Subcommand;
 

@@ -15,10 +15,10 @@ pub fn seconds(text: &str) -> Result<u64, String> {
     }
 }
 
-/// What a limit for sources may be: a far one takes its time to connect, and nobody waits for a day.
+/// Range of `--source-timeout`: a distant source needs time to connect, and readers must not wait for a day.
 const SOURCE_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
 
-/// A store that was closed for less must not lose the forks that could not reach it.
+/// Least `--lease`: forks must survive a source store that is closed for this long.
 const LEASE_MIN: Duration = Duration::from_secs(3600);
 
 pub fn lease(text: &str) -> Result<Duration, String> {

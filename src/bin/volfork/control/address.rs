@@ -18,7 +18,7 @@ pub fn bind(store: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Whoever may use the files, only the user that serves the store gives commands.
+    // Others may have access to the files, but only the user that serves the store may give commands.
     let listener = listen_unix(&new, Access::Owner)?;
     fs::rename(&new, store.join(NAME))?;
     Ok(listener)

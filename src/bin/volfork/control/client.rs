@@ -16,7 +16,7 @@ use crate::request::Request;
 use crate::request::progress::Watcher;
 use crate::request::response::Response;
 
-/// A server that says nothing for so long has been stopped, or hangs: one that lives says so every second.
+/// A server that is silent for this long has been stopped or hangs: a live one sends a line every second.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Connects to the owner of `store`; `None` if none listens.
@@ -27,7 +27,7 @@ pub fn connect(store: &Path) -> Result<Option<UnixStream>> {
     })
 }
 
-/// Sends `request`, tells `watcher` of its progress and waits for the answer: as long as the server lives.
+/// Sends `request`, reports progress to `watcher`, and waits for the answer while the server lives.
 pub fn ask(stream: &UnixStream, request: &Request, file: Option<&File>, watcher: &mut dyn Watcher) -> Result<Response> {
     ask_patiently(stream, request, file, watcher, SILENCE_MAX)
 }

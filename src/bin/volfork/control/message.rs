@@ -1,4 +1,4 @@
-//! What the serving process answers a client.
+//! Messages from the serving process to a client.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,12 +10,12 @@ use crate::request::response::Response;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
-    /// The server lives; said when there is nothing else to say, so that nobody waits for one that was stopped.
+    /// Sign of life: sent when nothing else is, so that a client notices a server that was stopped.
     Alive,
-    /// Work goes on.
+    /// Progress of the work.
     Progress(Progress),
-    /// It is done.
+    /// The work is done.
     Done(Response),
-    /// It failed.
+    /// The work failed.
     Failed(Failure),
 }

@@ -21,7 +21,7 @@ use crate::request::Request;
 use crate::request::progress::{Progress, Watcher};
 use crate::request::response::Response;
 
-/// Clients at once; more are told to come again.
+/// Most clients at once; further ones get an error.
 const CLIENTS_MAX: usize = 64;
 /// Time for a client to send its request, or to take its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ const PULSE_EVERY: Duration = Duration::from_secs(1);
 /// Least time between two lines of progress.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
-/// What carries out requests: [`execute`](crate::execute::execute) on the owner's store.
+/// What carries out requests: [`execute`](crate::act::execution::execute) on the owner's store.
 type Execute = dyn Fn(Request, Option<File>, &mut dyn Watcher) -> Result<Response> + Send + Sync;
 
 struct Shared {
@@ -57,7 +57,7 @@ impl Session {
     fn say(&self, message: &Message) -> bool {
         let Ok(mut text) = serde_json::to_vec(message) else { return true };
         text.push(b'\n');
-        // What another thread sends says as well that the server lives.
+        // A message of another thread is a sign of life, too.
         let Ok(_sending) = self.sending.try_lock() else { return true };
         match rustix::net::send(&self.stream, &text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             // A client that was stopped for a while misses it; it must not stop the work.
@@ -167,7 +167,7 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
                 }
                 spare = File::open("/dev/null").ok();
             }
-            // Out of memory, or somebody was quicker: clients wait in the queue meanwhile.
+            // Out of memory, or the client left: others wait in the queue meanwhile.
             Err(_) => {
                 std::thread::sleep(Duration::from_millis(50));
                 spare = spare.or_else(|| File::open("/dev/null").ok());
@@ -256,7 +256,7 @@ fn has_hung_up(stream: &UnixStream) -> bool {
 fn answer(session: &Session, message: &Message) {
     let _sending = session.sending.lock().unwrap_or_else(PoisonError::into_inner);
     let mut stream = &session.stream;
-    // A client that does not take its answer has gone; its request is done all the same.
+    // The client has gone, but its request is done.
     let _ = stream.set_write_timeout(Some(PATIENCE));
     if let Ok(mut text) = serde_json::to_vec(message) {
         text.push(b'\n');

@@ -1,4 +1,4 @@
-//! What each side of the fork must read as, and whether it does.
+//! Checks that each side of the fork reads as expected.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! What a demonstration says, line by line, and its numbers for scripts.
+//! Output of the demonstration: lines for people, numbers for scripts.
 
 use std::time::Duration;
 

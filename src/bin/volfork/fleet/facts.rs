@@ -1,4 +1,4 @@
-//! What a host is, for its fleet.
+//! Facts about this host for its fleet.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -9,7 +9,7 @@ use crate::ask::reach;
 use crate::cli::fleet::HostArguments;
 use crate::failure::{Failure, Result};
 
-/// What the operator says, and the machine where the operator says nothing.
+/// The facts that the operator gives, completed with those of the machine.
 pub(super) fn facts(host: HostArguments, store: &Path) -> Result<HostFacts> {
     let mut facts = match &host.host_config {
         None => HostFacts::default(),

@@ -1,4 +1,4 @@
-//! The gate of a host in a fleet: a volume has room that is held for it, from before it is made or grows until the fleet is told.
+//! The gate of a host in a fleet: it reserves room for a volume before the volume is made or grows, until the host has reported it.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -37,7 +37,7 @@ pub struct Unconfirmed {
 }
 
 impl Unconfirmed {
-    /// What the host has, by `look`. Reservations whose volumes are there are assignments, so that nothing counts twice.
+    /// The inventory of the host, by `look`. A reservation whose volume exists is listed as an assignment, so that nothing counts twice.
     pub fn seen(&self, look: impl FnOnce() -> Result<HostInventory>) -> Result<HostInventory> {
         // Before the volumes, so that the volume of each is seen.
         let all = self.list().clone();
@@ -79,7 +79,7 @@ impl Unconfirmed {
     }
 }
 
-/// Reservations that are being taken. That one was used is seen when the volume is there; until then nobody else takes it.
+/// Reservations that are in use by a running command. Until the volume exists, this list keeps others from taking them.
 #[derive(Clone, Default)]
 struct Taking(Arc<Mutex<BTreeSet<String>>>);
 
@@ -159,7 +159,7 @@ impl FleetGate {
         let admission = Admission::telling(move |is_made| {
             unconfirmed.conclude(&admitted.id, is_made);
             if !is_made {
-                // If the fleet cannot be told, what is held lapses.
+                // If the fleet cannot be reached, the reservation lapses.
                 let _ = fleet.give_back(&admitted);
             }
             drop(taken);
@@ -170,7 +170,7 @@ impl FleetGate {
 
 impl Gate for FleetGate {
     fn admit(&self, store: &Store, name: &str, size_bytes: u64, labels: &mut Labels) -> Result<Admission> {
-        // Whoever asks again for what was made must not take it for a lack of room, and go elsewhere.
+        // A client that repeats a command for an existing volume must not mistake the answer for a lack of room and go elsewhere.
         if store.volume(name).is_ok() {
             return Err(Error::new(ErrorKind::Exists, format!("volume '{name}' is on this host already: choose another name")));
         }
@@ -266,7 +266,7 @@ mod tests {
         drop(ask("two").unwrap());
         assert_eq!(host.place().len(), 1, "one more has room");
         assert_eq!(host.place().len(), 0, "what was taken is still held");
-        // The volume was made, and nobody was told.
+        // The volume was made, but the fleet did not hear of it.
         drop(ask("three").unwrap());
         host.make("three").unwrap();
         assert_eq!(ask("four").err().unwrap().kind(), ErrorKind::Exists);
@@ -274,7 +274,7 @@ mod tests {
         host.store.destroy_volume("three", false).unwrap();
         drop(ask("four").unwrap());
         host.make("four").unwrap();
-        // The fleet was told, and the volume is gone.
+        // The fleet heard of the volume, which was then destroyed.
         let reported = Publisher::new(host.fleet.clone()).publish(host.facts.amounts(&host.store).unwrap(), now());
         reported.unwrap();
         host.store.destroy_volume("four", false).unwrap();

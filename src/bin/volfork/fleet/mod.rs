@@ -1,7 +1,7 @@
 //! Many hosts: their inventories, and where a machine would start soonest.
 //!
-//! - `facts`: what this host is. `layers`: what an image consists of. `place`: from arguments to a request and its answer.
-//! - `reporter`: a server tells its fleet what it has. `gate`: it asks the fleet before it makes a volume.
+//! - `facts`: facts about this host. `layers`: the layers of an image. `place`: from arguments to a request and its answer.
+//! - `reporter`: a server reports its inventory. `gate`: reserves room before a volume is made.
 mod facts;
 mod gate;
 mod layers;

@@ -97,7 +97,7 @@ fn policy(arguments: &PlaceArguments) -> Result<Policy> {
     }
 }
 
-/// What is to be placed.
+/// The request for placement.
 fn need(arguments: &PlaceArguments, view: &FleetView, origin: Option<Origin>, hints: MachineHints, image: Option<Image>) -> Result<Need> {
     let size_bytes = arguments.size.or(origin.as_ref().map(|origin| origin.size_bytes)).unwrap_or(0);
     if let Some(origin) = origin.as_ref().filter(|origin| origin.size_bytes > size_bytes) {
@@ -163,7 +163,7 @@ fn origin_at(settings: &Settings, uri: &str) -> Result<Origin> {
     Ok(Origin { store, identity, size_bytes, block_bytes: None, first: first.map_err(wrong)?, missing: None, labels })
 }
 
-/// What forks touched first, or what is not zero; hosts do not say what they have of bytes without an identity.
+/// The bytes that forks touched first, or all that are not zero. Hosts report presence only for bytes with an identity.
 fn first_of(source: &dyn Source, is_known: bool) -> std::result::Result<Option<Vec<Range<u64>>>, SourceError> {
     match source.trace()? {
         _ if !is_known => Ok(None),

@@ -1,4 +1,4 @@
-//! A server tells its fleet what it has: at its start, at every change that a command makes, every so often, and at its end.
+//! A server reports its inventory to its fleet: at start, after each change by a command, periodically, and at the end.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -38,12 +38,12 @@ pub struct Reporter {
     thread: JoinHandle<()>,
 }
 
-/// Tells a [`Reporter`] that there is something new.
+/// Triggers a report of a [`Reporter`].
 #[derive(Clone)]
 pub struct Changed(Arc<Shared>);
 
 impl Changed {
-    /// There is something new.
+    /// Triggers a report.
     pub fn tell(&self) {
         self.0.signals.lock().unwrap_or_else(PoisonError::into_inner).changed = true;
         self.0.wake.notify_all();
@@ -51,8 +51,8 @@ impl Changed {
 }
 
 impl Reporter {
-    /// Reports `store`, if the arguments name a fleet. A fleet that does not answer is told to the user and tried again: the store
-    /// is served all the same.
+    /// Reports `store`, if the arguments name a fleet. If the fleet does not answer, the user is told, the report is retried, and the
+    /// store is served meanwhile.
     pub fn start(settings: &Settings, arguments: &ReportArguments, store: &Store) -> Result<Option<Self>> {
         let Some(url) = &arguments.fleet else { return Ok(None) };
         let every = arguments.report_every.as_millis().div_ceil(1000);
@@ -78,12 +78,12 @@ impl Reporter {
         Ok(Some(Self { shared, fleet, facts, unconfirmed, thread }))
     }
 
-    /// What holds room in the fleet for volumes that this host makes.
+    /// The gate for volumes that this host makes.
     pub fn gate(&self) -> FleetGate {
         FleetGate::new(self.fleet.clone(), self.facts.clone(), self.unconfirmed.clone())
     }
 
-    /// What tells it of changes.
+    /// A handle that triggers a report after a change.
     pub fn changed(&self) -> Changed {
         Changed(self.shared.clone())
     }
@@ -126,11 +126,11 @@ impl Reports {
             let assignments = inventory.assignments.clone();
             self.publisher.publish(inventory, now())?;
             self.unconfirmed.confirm(&assignments);
-            // The fleet is told all the same; the next report tries again.
+            // The report goes on; the next one tries again.
             let _ = self.unconfirmed.begin(|| self.fleet.give_back_own(&self.facts));
             Ok(())
         });
-        // Only what is new is told, not every try.
+        // Only the first failure and the recovery are printed, not every try.
         match (&reported, self.failing) {
             (Err(error), false) => stream::note(&self.settings, &format!("the fleet is not told what this host has: {error}")),
             (Ok(_), true) => stream::note(&self.settings, "the fleet is told again what this host has"),

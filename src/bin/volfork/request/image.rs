@@ -5,7 +5,7 @@ use volfork::content::HeldLayer;
 use volfork::image::ImportedImage;
 use volfork::placement::StartsSummary;
 
-/// What is asked of a store about images.
+/// A request about images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ImageRequest {
@@ -19,7 +19,7 @@ pub enum ImageRequest {
         #[serde(default)]
         verify: bool,
     },
-    /// What the store holds of images.
+    /// Images and layers in the store.
     List,
 }
 
@@ -33,7 +33,7 @@ pub enum ImageResponse {
     Held(HeldImages),
 }
 
-/// What a store holds of images.
+/// Images and layers in a store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldImages {
     /// Volumes that were made from images.

@@ -1,5 +1,5 @@
-//! What a command asks of an open store, and the answers. The same values work on a store of this process and cross the
-//! control socket to the process that owns it.
+//! Requests to an open store, and their answers. The same values serve a store that this process has open, and cross the control
+//! socket to the process that owns the store.
 #[cfg(feature = "images")]
 pub mod image;
 pub mod origin;
@@ -62,7 +62,7 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
-    /// What a fork of it would be made from.
+    /// The source that a fork of the target would have.
     Origin { target: Target },
     /// A larger size, of a volume that has so many bytes or was extended already.
     Extend {
@@ -102,7 +102,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether the store may have something else afterwards.
+    /// Whether the request may change the inventory of the host.
     pub fn changes(&self) -> bool {
         !matches!(
             self,
@@ -117,20 +117,20 @@ impl Request {
         )
     }
 
-    /// Whether a descriptor belongs to it.
+    /// Whether a descriptor comes with it.
     pub fn needs_file(&self) -> bool {
         matches!(self, Self::Import { .. } | Self::Export { .. })
     }
 }
 
-/// What is done with a trace.
+/// An action on a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TraceAction {
-    /// It is shown.
+    /// Show it.
     Show,
-    /// It is forgotten.
+    /// Forget it.
     Drop,
-    /// A fork is recorded.
+    /// Record a fork.
     Record,
 }

@@ -1,4 +1,4 @@
-//! What placement asks about the source of a fork.
+//! The source of a fork, as placement sees it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

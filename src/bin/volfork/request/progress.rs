@@ -1,10 +1,10 @@
-//! How far long work has come, and who is told.
+//! Progress of long work, and the trait that receives it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Result;
 
-/// What a [`Progress`] counts.
+/// Unit of a [`Progress`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -14,14 +14,14 @@ pub enum Unit {
     Blocks,
 }
 
-/// How far long work has come.
+/// Progress of long work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// What `done` and `total` count.
+    /// Unit of `done` and `total`.
     pub unit: Unit,
     /// Done so far.
     pub done: u64,
-    /// All there is, if that is known.
+    /// The total, if it is known.
     pub total: Option<u64>,
     /// A sentence for the user, such as why nothing moves.
     pub note: Option<String>,
@@ -34,7 +34,7 @@ impl Progress {
     }
 }
 
-/// Hears of progress, and may end the work.
+/// Receives progress, and may end the work.
 pub trait Watcher {
     /// Called several times a second during long work; an error ends the work, which is then undone.
     fn tell(&mut self, progress: Progress) -> Result<()>;

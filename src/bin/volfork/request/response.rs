@@ -24,11 +24,11 @@ pub enum Response {
     Volumes(Vec<VolumeInfo>),
     /// Answer to `snapshots`.
     Snapshots(Vec<SnapshotInfo>),
-    /// What placement asks about a source.
+    /// Answer to `origin`.
     Origin(Origin),
     /// Bytes moved by `import` or `export`.
     Moved(Moved),
-    /// Answer to `destroy`: what is gone.
+    /// Answer to `destroy`: the target.
     Destroyed(Target),
     /// Answer to `trace`, and of what.
     Trace(Target, TraceInfo),
@@ -42,7 +42,7 @@ pub enum Response {
 }
 
 impl Response {
-    /// The store was open for this answer only: what the answer says is running has stopped.
+    /// Corrects the answer of a store that was open only for it: its hydrations have stopped.
     pub fn say_stopped(&mut self) {
         let volumes = match self {
             Self::Volume(_, info) => std::slice::from_mut(&mut **info),
@@ -77,7 +77,7 @@ pub struct Disconnected {
     pub connections: usize,
 }
 
-/// What was done to a volume.
+/// The change that a command made to a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
@@ -93,7 +93,7 @@ pub enum Done {
     Hydrated,
 }
 
-/// What an import or export moved.
+/// Result of an import or export.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Moved {
     /// The volume or snapshot.

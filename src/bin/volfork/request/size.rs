@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use volfork::parse_bytes;
 
-/// What `extend --size` asks for.
+/// Argument of `extend --size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Growth {
     /// `20G`: the new size.
@@ -30,7 +30,7 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(|error| error.to_string())
 }
 
-/// Sizes below this are not meant without a unit: who writes `--size 10` thinks of gigabytes.
+/// A size below this needs a unit, because a user who writes `--size 10` means gigabytes.
 const SIZE_WITHOUT_UNIT_MIN: u64 = 1 << 20;
 
 /// The size of something that has many bytes.

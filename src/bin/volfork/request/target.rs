@@ -1,4 +1,4 @@
-//! What a command names: a volume, or a snapshot of it.
+//! The target of a command: a volume, or a snapshot of it.
 
 use std::fmt;
 use std::str::FromStr;

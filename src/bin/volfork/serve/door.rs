@@ -35,7 +35,7 @@ impl Door {
         &self.uris
     }
 
-    /// Who is connected.
+    /// The connected clients.
     pub fn clients(&self) -> NbdClients {
         self.server.clients()
     }

@@ -57,7 +57,7 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Whom to tell of changes: the fleet, if there is one.
+/// Connection to the fleet, if there is one.
 struct Fleet {
     #[cfg(feature = "fleet")]
     reporter: Option<Reporter>,
@@ -74,7 +74,7 @@ impl Fleet {
         Ok(Self {})
     }
 
-    /// Asked before a volume is made.
+    /// The gate for new volumes.
     fn gate(&self) -> Box<dyn Gate> {
         #[cfg(feature = "fleet")]
         if let Some(reporter) = &self.reporter {
@@ -83,7 +83,7 @@ impl Fleet {
         Box::new(Alone)
     }
 
-    /// To be called after each command.
+    /// The function to call after each command that changes the store.
     fn changed(&self) -> impl Fn() + Send + Sync + use<> {
         #[cfg(feature = "fleet")]
         let changed = self.reporter.as_ref().map(Reporter::changed);
@@ -142,7 +142,7 @@ fn open_and_wait(settings: &Settings, store: &Store, listen: &[String], clients:
     announce(settings, door.uris())?;
     notify("READY=1").map_err(|error| Failure::io("tell the service manager", error))?;
     stop.wait();
-    // A manager that cannot be told any more learns it from the end of the process.
+    // If this fails, the manager sees the end of the process.
     let _ = notify("STOPPING=1");
     door.shut();
     Ok(())

@@ -1,4 +1,4 @@
-//! Tells the service manager that the server is ready, where one asked.
+//! Notifies the service manager, if there is one (`sd_notify`).
 
 use std::env;
 use std::io;

@@ -42,7 +42,7 @@ impl Bar {
             (Unit::Blocks, total) => (BLOCKS, total.unwrap_or(0)),
         };
         let bar = ProgressBar::with_draw_target(progress.total.map(|_| length), ProgressDrawTarget::hidden());
-        // What was done before the bar began says nothing about the rate: the estimate has to see it before it is forgotten.
+        // Work done before the bar appeared must not count for the rate: the estimator sees it once, and is then reset.
         bar.set_position(progress.done);
         bar.tick();
         bar.reset_eta();
@@ -75,7 +75,7 @@ impl Watcher for Bar {
                 match &self.bar {
                     Some(bar) => bar.println(format!("volfork: {note}")),
                     None if self.json => note_json(note),
-                    // Nobody can be told that stderr does not take the line.
+                    // There is no other place to report an error of stderr.
                     None => drop(writeln!(std::io::stderr(), "volfork: {note}")),
                 }
             }

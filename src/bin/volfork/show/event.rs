@@ -1,4 +1,4 @@
-//! What happens in the background, as it is printed.
+//! Events of background work, as they are printed.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use super::stream::{self, log, note, to};
 use super::table::word;
 use crate::settings::Settings;
 
-/// What happened, for people.
+/// An event as text for people.
 fn event_text(event: &Event) -> String {
     let volumes = event.volumes.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let what = match (event.kind, &event.error) {
@@ -27,9 +27,9 @@ fn event_text(event: &Event) -> String {
     if event.volumes.is_empty() { what } else { format!("volume {volumes}: {what}") }
 }
 
-/// Prints what happened in the background: for scripts as a line of JSON, for people on standard error.
+/// Prints an event: for scripts as a line of JSON, for people on standard error.
 pub fn event(settings: &Settings, event: &Event) {
-    // Nobody is left to be told that a stream does not take the line.
+    // There is no other place to report an error of the stream.
     let _ = match (settings.json, settings.quiet) {
         (true, _) => stream::json(&log(&word(&event.kind), &json!({ "volumes": event.volumes, "error": event.error }))),
         (false, true) => Ok(()),
@@ -37,7 +37,7 @@ pub fn event(settings: &Settings, event: &Event) {
     };
 }
 
-/// Prints what a command met when it opened the store, beside its answer. What else happens, the answer tells.
+/// Prints an event of opening the store that the answer of the command does not contain.
 pub fn event_at_opening(settings: &Settings, event: &Event) {
     if event.kind == EventKind::Restricted {
         note(settings, &event_text(event));

@@ -84,7 +84,7 @@ fn dash(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.into() }
 }
 
-/// What `fleet publish` says.
+/// The text of `fleet publish`.
 pub fn published(inventory: &HostInventory) -> String {
     let HostInventory { host, region, zone, layers, snapshots, volumes, .. } = inventory;
     let (layers, snapshots, volumes) = (layers.len(), snapshots.len(), volumes.len());
@@ -94,7 +94,7 @@ pub fn published(inventory: &HostInventory) -> String {
 /// Prints a ranking.
 ///
 /// # Errors
-/// Nobody is left in it.
+/// No host is left.
 pub fn ranking(settings: &Settings, ranking: &Ranking, unreadable: &[Unreadable], all: bool) -> Result<()> {
     if settings.json {
         answer(ranking, unreadable)?;

@@ -55,7 +55,7 @@ pub(super) fn deadline_text(deadline: u64, now: u64, hydration: &HydrationInfo) 
     }
 }
 
-/// What came from where, of a hydration that is over.
+/// The bytes that each source of a finished hydration gave.
 pub(super) fn origins_text(hydration: &HydrationInfo) -> String {
     let used = hydration.sources.iter().filter(|source| source.bytes_fetched > 0);
     let parts: Vec<_> = used.map(|source| format!("{} from {}", format_bytes(source.bytes_fetched), source.uri)).collect();

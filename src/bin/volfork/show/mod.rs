@@ -1,4 +1,4 @@
-//! What the user sees: answers, tables, events, progress.
+//! Output: answers, tables, events, progress.
 pub mod bar;
 pub mod date;
 pub mod event;

@@ -56,7 +56,7 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
     }
 }
 
-/// What is to be said of a new size that not every client reaches to its end.
+/// A note about a new size whose end clients with larger blocks cannot reach.
 fn odd_size(response: &Response) -> Option<String> {
     let (name, size_bytes) = match response {
         Response::Volume(Done::Created | Done::Extended, info) => (&info.name, info.size_bytes),

@@ -14,7 +14,7 @@ pub fn json(value: &impl Serialize) -> Result<()> {
     to(io::stdout().lock(), &one_line(value)?)
 }
 
-/// A line of the log of a process, for scripts: when, what, and what belongs to it.
+/// A line of a log for scripts: time, event, and its details.
 pub fn log(event: &str, about: &Value) -> Value {
     let mut line = json!({ "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(), "event": event });
     if let (Some(line), Some(about)) = (line.as_object_mut(), about.as_object()) {
@@ -28,19 +28,19 @@ pub fn text(text: &str) -> Result<()> {
     to(io::stdout().lock(), text)
 }
 
-/// Tells something beside the answer.
+/// Prints a note beside the answer.
 pub fn note(settings: &Settings, text: &str) {
     match (settings.quiet, settings.json) {
         (true, _) => {}
         (false, true) => note_json(text),
-        // Nobody is left to be told that stderr does not take the line.
+        // There is no other place to report an error of stderr.
         (false, false) => drop(to(io::stderr(), text)),
     }
 }
 
 /// As [`note`], for scripts.
 pub fn note_json(text: &str) {
-    // As there.
+    // As in `note`.
     let _ = to(io::stderr(), &log("note", &json!({ "message": text })).to_string());
 }
 
@@ -50,7 +50,7 @@ pub fn failure(json: bool, failure: &Failure) {
         true => json!({ "error": { "kind": failure.kind, "message": failure.message } }).to_string(),
         false => format!("error: {failure}"),
     };
-    // Nobody is left to be told that stderr does not take the line.
+    // There is no other place to report an error of stderr.
     let _ = to(io::stderr(), &text);
 }
 

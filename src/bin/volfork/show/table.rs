@@ -15,7 +15,7 @@ pub fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Ve
     flush_left(table)
 }
 
-/// Without the space that would stand before the first column.
+/// Removes the padding before the first column.
 pub(super) fn flush_left(mut table: Table) -> String {
     if let Some(column) = table.column_mut(0) {
         column.set_padding((0, 1));

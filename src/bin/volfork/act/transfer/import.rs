@@ -313,7 +313,7 @@ mod tests {
         assert!(steps.get() < 30 && tries.get() < 90, "{} steps, {} tries", steps.get(), tries.get());
         target.end += 1;
         assert!(target.grow().unwrap_err().is(ErrorKind::NoSpace));
-        // What is not a lack of room is not tried in smaller steps.
+        // Only a lack of room is worth smaller steps.
         let broken = Cell::new(0);
         let fail = |_| {
             broken.set(broken.get() + 1);
