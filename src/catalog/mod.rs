@@ -8,6 +8,7 @@
 //! - A lease goes with its snapshot; a lessee stays when its layer has gone, until the lease was given back.
 //! - Numbers of layers and volumes are never used twice.
 #![deny(clippy::wildcard_enum_match_arm)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod apply;
@@ -176,8 +177,8 @@ mod tests {
     #[test]
     fn a_shape_that_was_written_anew_uses_no_number_again() {
         let mut catalog = Catalog::default();
-        for number in 0..2 {
-            let (volume, head) = (VolumeId(number), LayerId(number as u32));
+        for number in 0..2u32 {
+            let (volume, head) = (VolumeId(number.into()), LayerId(number));
             let name = format!("v{number}");
             catalog.apply(&ShapeRecord::Layer(LayerRecord::over(None, head))).unwrap();
             let volume = VolumeRecord { volume, head, size_bytes: 1 << 20, created_at: 0, name, parent: String::new() };

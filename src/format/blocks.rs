@@ -1,10 +1,13 @@
 //! Records of blocks: what a layer holds, hides and forgets. Their layout is in `record`.
 
+use std::ops::Range;
+
 use super::bytes::{FormatError, Reader, Writer};
 use super::presence::{ForgetRecord, PresenceRecord};
 use super::tags::tags;
 use crate::ids::LayerId;
 use crate::limits::BLOCK_BYTES_MAX;
+use crate::place::{Block, BlockSpan, Extent};
 
 /// Consecutive blocks of a layer and the checksums of their bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +15,7 @@ pub struct BlockRun {
     /// The layer.
     pub layer: LayerId,
     /// First block.
-    pub block: u32,
+    pub block: Block,
     /// One checksum a block.
     pub checksums: Vec<u32>,
 }
@@ -23,7 +26,7 @@ pub struct PatchRecord {
     /// The layer.
     pub layer: LayerId,
     /// The block.
-    pub block: u32,
+    pub block: Block,
     /// Where in the block the bytes begin.
     pub offset: u32,
     /// The bytes, at least one.
@@ -31,21 +34,26 @@ pub struct PatchRecord {
 }
 
 impl BlockRun {
+    /// The blocks.
+    pub fn span(&self) -> BlockSpan {
+        BlockSpan::from(self.block, self.checksums.len() as u64)
+    }
+
     fn encode(&self, writer: &mut Writer) {
         writer.u32(self.layer.0);
-        writer.u32(self.block);
-        writer.u32(self.checksums.len() as u32);
+        writer.u32(self.block.number());
+        writer.count(self.checksums.len());
         for checksum in &self.checksums {
             writer.u32(*checksum);
         }
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
-        let (layer, block, count) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
-        if count == 0 || block.checked_add(count - 1).is_none() {
+        let (layer, block, count) = (LayerId(reader.u32()?), Block::new(reader.u32()?), reader.count()?);
+        if count == 0 || BlockSpan::from(block, count as u64).len() != count as u64 {
             return Err(FormatError::damaged(format!("{count} blocks from {block} are not a run")));
         }
-        let bytes = reader.take((count as usize).checked_mul(4).ok_or_else(|| FormatError::damaged("run is too long"))?)?;
+        let bytes = reader.take(count.checked_mul(4).ok_or_else(|| FormatError::damaged("run is too long"))?)?;
         let checksums = bytes.as_chunks::<4>().0.iter().map(|chunk| u32::from_le_bytes(*chunk)).collect();
         Ok(Self { layer, block, checksums })
     }
@@ -55,20 +63,25 @@ impl PatchRecord {
     /// Bytes of a record before the bytes it carries.
     pub const HEADER_BYTES: u64 = 17;
 
+    /// Where in the block the bytes lie.
+    pub fn range(&self) -> Range<u32> {
+        self.offset..self.offset.saturating_add(u32::try_from(self.bytes.len()).unwrap_or(u32::MAX))
+    }
+
     fn encode(&self, writer: &mut Writer) {
         writer.u32(self.layer.0);
-        writer.u32(self.block);
+        writer.u32(self.block.number());
         writer.u32(self.offset);
         writer.blob(&self.bytes);
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
-        let (layer, block, offset, bytes) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?, reader.blob()?);
-        let fits = offset.checked_add(bytes.len() as u32).is_some_and(|end| end <= BLOCK_BYTES_MAX);
-        if bytes.is_empty() || !fits {
+        let (layer, block, offset, bytes) = (LayerId(reader.u32()?), Block::new(reader.u32()?), reader.u32()?, reader.blob()?);
+        let patch = Self { layer, block, offset, bytes: bytes.to_vec() };
+        if bytes.is_empty() || patch.range().end > BLOCK_BYTES_MAX {
             return Err(FormatError::damaged(format!("{} bytes at {offset} are not a part of a block", bytes.len())));
         }
-        Ok(Self { layer, block, offset, bytes: bytes.to_vec() })
+        Ok(patch)
     }
 }
 
@@ -82,23 +95,23 @@ pub enum BlocksRecord {
         /// The layer.
         layer: LayerId,
         /// First block.
-        first: u32,
+        first: Block,
         /// Last block, inclusive.
-        last: u32,
+        last: Block,
     },
     /// Blocks that nobody can see are forgotten.
     Drop {
         /// The layer.
         layer: LayerId,
         /// First block.
-        first: u32,
+        first: Block,
         /// Last block, inclusive.
-        last: u32,
+        last: Block,
     },
     /// Blocks of the extent may be overwritten in place from here on.
-    Mark(LayerId, u32),
+    Mark(LayerId, Extent),
     /// The extent's checksums are on disk and match its blocks.
-    Clear(LayerId, u32),
+    Clear(LayerId, Extent),
     /// Blocks that were overwritten in place just before their layer was sealed: the round counts only if they match.
     Expect(BlockRun),
     /// Part of a block that the layer does not hold is written. It counts until the block is present, zero or dropped.
@@ -125,8 +138,13 @@ tags! {
     }
 }
 
-fn range(reader: &mut Reader<'_>) -> Result<(LayerId, u32, u32), FormatError> {
-    let (layer, first, last) = (LayerId(reader.u32()?), reader.u32()?, reader.u32()?);
+fn extent(reader: &mut Reader<'_>) -> Result<Extent, FormatError> {
+    let number = reader.u32()?;
+    Extent::new(number).ok_or_else(|| FormatError::damaged(format!("extent {number} lies behind the end of the largest volume")))
+}
+
+fn range(reader: &mut Reader<'_>) -> Result<(LayerId, Block, Block), FormatError> {
+    let (layer, first, last) = (LayerId(reader.u32()?), Block::new(reader.u32()?), Block::new(reader.u32()?));
     if last < first {
         return Err(FormatError::damaged(format!("range from {first} to {last} is backwards")));
     }
@@ -156,11 +174,11 @@ impl BlocksRecord {
         match self {
             Self::Present(run) | Self::Expect(run) => run.encode(writer),
             Self::Zero { layer, first, last } | Self::Drop { layer, first, last } => {
-                [layer.0, *first, *last].into_iter().for_each(|field| writer.u32(field));
+                [layer.0, first.number(), last.number()].into_iter().for_each(|field| writer.u32(field));
             }
             Self::Mark(layer, extent) | Self::Clear(layer, extent) => {
                 writer.u32(layer.0);
-                writer.u32(*extent);
+                writer.u32(extent.number());
             }
             Self::Patch(patch) => patch.encode(writer),
             Self::Presence(presence) => presence.encode(writer),
@@ -181,8 +199,8 @@ impl BlocksRecord {
                 let (layer, first, last) = range(reader)?;
                 Self::Drop { layer, first, last }
             }
-            Tag::Mark => Self::Mark(LayerId(reader.u32()?), reader.u32()?),
-            Tag::Clear => Self::Clear(LayerId(reader.u32()?), reader.u32()?),
+            Tag::Mark => Self::Mark(LayerId(reader.u32()?), extent(reader)?),
+            Tag::Clear => Self::Clear(LayerId(reader.u32()?), extent(reader)?),
             Tag::Expect => Self::Expect(BlockRun::decode(reader)?),
             Tag::Patch => Self::Patch(PatchRecord::decode(reader)?),
             Tag::Presence => Self::Presence(PresenceRecord::decode(false, reader)?),

@@ -9,12 +9,12 @@ pub struct FormatError {
     message: String,
 }
 
-/// What that means.
+/// What an undecodable input means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FormatErrorKind {
     /// The bytes are not what was written.
     Damaged,
-    /// They are whole, and of a program that knows more than this one.
+    /// The bytes are whole, and were written by a program that knows more than this one.
     Unsupported,
 }
 
@@ -87,6 +87,11 @@ impl<'a> Reader<'a> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
+    /// Takes a 32-bit number of things that are in memory.
+    pub fn count(&mut self) -> Result<usize, FormatError> {
+        usize::try_from(self.u32()?).map_err(|_| FormatError::damaged("a length is larger than this machine's memory"))
+    }
+
     /// Takes 64 bits.
     pub fn u64(&mut self) -> Result<u64, FormatError> {
         Ok(u64::from_le_bytes(self.array()?))
@@ -103,7 +108,7 @@ impl<'a> Reader<'a> {
 
     /// Takes a 32-bit length and that many bytes.
     pub fn blob(&mut self) -> Result<&'a [u8], FormatError> {
-        let count = self.u32()? as usize;
+        let count = self.count()?;
         self.take(count)
     }
 
@@ -142,9 +147,15 @@ impl Writer {
         self.raw(&value.to_le_bytes());
     }
 
+    /// Appends a number of things in 32 bits. Everything that is written has a bound far below that; a larger number becomes the largest
+    /// one, which no reader accepts.
+    pub fn count(&mut self, count: usize) {
+        self.u32(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
     /// Appends a 32-bit length and the bytes.
     pub fn blob(&mut self, bytes: &[u8]) {
-        self.u32(bytes.len() as u32);
+        self.count(bytes.len());
         self.raw(bytes);
     }
 }

@@ -61,14 +61,19 @@ fn checksum(identity: &[u8; 16], journal: u64, header: &[u8], payload: &[u8]) ->
 
 /// Bytes a frame with such a payload takes in the file.
 pub fn frame_bytes(payload_bytes: usize) -> u64 {
-    (FRAME_HEADER_BYTES + payload_bytes).next_multiple_of(8) as u64
+    frame_len(payload_bytes) as u64
+}
+
+/// Bytes of a frame, as the length of a buffer.
+fn frame_len(payload_bytes: usize) -> usize {
+    (FRAME_HEADER_BYTES + payload_bytes).next_multiple_of(8)
 }
 
 /// The bytes of a frame.
 pub fn encode_frame(identity: &[u8; 16], journal: u64, frame: Frame<'_>) -> Vec<u8> {
-    let mut writer = Writer { bytes: Vec::with_capacity(frame_bytes(frame.payload.len()) as usize) };
+    let mut writer = Writer { bytes: Vec::with_capacity(frame_len(frame.payload.len())) };
     writer.raw(FRAME_MAGIC);
-    writer.u32(frame.payload.len() as u32);
+    writer.count(frame.payload.len());
     writer.u64(frame.sequence);
     writer.u32(match frame.kind {
         FrameKind::State => 0,
@@ -78,7 +83,7 @@ pub fn encode_frame(identity: &[u8; 16], journal: u64, frame: Frame<'_>) -> Vec<
     let crc = checksum(identity, journal, &writer.bytes, frame.payload);
     writer.u32(crc);
     writer.raw(frame.payload);
-    writer.bytes.resize(frame_bytes(frame.payload.len()) as usize, 0);
+    writer.bytes.resize(frame_len(frame.payload.len()), 0);
     writer.bytes
 }
 
@@ -98,7 +103,7 @@ impl FrameCheck {
     /// Begins with the header of a part of the state. `None`: it is another frame, or claims more than any program wrote.
     pub fn of_state(identity: &[u8; 16], journal: u64, header: &[u8; FRAME_HEADER_BYTES]) -> Option<Self> {
         let mut reader = Reader::new(header);
-        let (magic, length) = (reader.array::<4>().ok()?, reader.u32().ok()? as usize);
+        let (magic, length) = (reader.array::<4>().ok()?, reader.count().ok()?);
         let (_, kind, crc) = (reader.u64().ok()?, reader.u32().ok()?, reader.u32().ok()?);
         let sensible = magic == *FRAME_MAGIC && is_state(kind) && length <= STATE_PAYLOAD_BYTES_MAX;
         sensible.then(|| Self { hasher: hasher(identity, journal, &header[..CRC_AT]), crc, payload_bytes: length })
@@ -124,7 +129,7 @@ pub fn decode_frame<'a>(identity: &[u8; 16], journal: u64, bytes: &'a [u8]) -> R
     if reader.array::<4>()? != *FRAME_MAGIC {
         return Err(FormatError::damaged("frame has no magic number"));
     }
-    let length = reader.u32()? as usize;
+    let length = reader.count()?;
     let sequence = reader.u64()?;
     let kind = reader.u32()?;
     let length_max = if is_state(kind) { STATE_PAYLOAD_BYTES_MAX } else { FRAME_PAYLOAD_BYTES_MAX };

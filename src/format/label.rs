@@ -62,7 +62,7 @@ pub fn valid_labels(labels: &Labels) -> crate::error::Result<()> {
 }
 
 pub(super) fn write_labels(writer: &mut Writer, labels: &Labels) {
-    writer.u32(labels.len() as u32);
+    writer.count(labels.len());
     for (key, value) in labels {
         writer.blob(key.as_bytes());
         writer.blob(value.as_bytes());

@@ -1,12 +1,10 @@
 //! Sets of blocks, as records carry them. Their layout is in `record`.
 
-use std::ops::RangeInclusive;
-
 use roaring::RoaringBitmap;
 
 use super::bytes::{FormatError, Reader, Writer};
 use crate::ids::LayerId;
-use crate::limits::EXTENT_BLOCKS;
+use crate::place::{BlockSpan, Extent, set_of};
 
 /// Presence of a layer, or of a part of its blocks.
 ///
@@ -35,7 +33,7 @@ pub struct ForgetRecord {
 }
 
 fn write_bitmap(writer: &mut Writer, bitmap: &RoaringBitmap) {
-    writer.u32(bitmap.serialized_size() as u32);
+    writer.count(bitmap.serialized_size());
     // Writing to memory cannot fail.
     let _ = bitmap.serialize_into(&mut writer.bytes);
 }
@@ -46,23 +44,12 @@ fn read_bitmap(reader: &mut Reader<'_>) -> Result<RoaringBitmap, FormatError> {
     RoaringBitmap::deserialize_from(bytes).map_err(|error| FormatError::damaged(format!("bitmap is damaged: {error}")))
 }
 
-/// The part of a set that lies in a range, in its smallest form.
-fn part(set: &RoaringBitmap, range: RangeInclusive<u32>) -> RoaringBitmap {
-    // Removing what is outside moves all containers behind, for each of those that go.
-    let mut window = RoaringBitmap::new();
-    window.insert_range(range);
+/// The part of a set that lies in a window, in its smallest form.
+fn part(set: &RoaringBitmap, window: &RoaringBitmap) -> RoaringBitmap {
+    // Faster than to remove what is outside, which moves the containers behind for each container that goes.
     let mut part = set & window;
     part.optimize();
     part
-}
-
-/// The two halves of a range of whole extents, unless it is one.
-fn halves(blocks: &RangeInclusive<u32>) -> Option<[RangeInclusive<u32>; 2]> {
-    let extents = (u64::from(blocks.end() - blocks.start()) + 1) / u64::from(EXTENT_BLOCKS);
-    // The larger half begins at a power of two, so that halves are those of containers for as long as they can be.
-    let lower = (extents > 1).then(|| extents.next_power_of_two() / 2 * u64::from(EXTENT_BLOCKS))? as u32;
-    let middle = blocks.start() + lower;
-    Some([*blocks.start()..=middle - 1, middle..=*blocks.end()])
 }
 
 impl PresenceRecord {
@@ -75,12 +62,12 @@ impl PresenceRecord {
     /// The records that say the same, none of which is larger than `bytes_max` (unless that is less than an extent needs).
     pub fn split(self, bytes_max: usize) -> Vec<Self> {
         let mut records = Vec::new();
-        self.split_into(0..=u32::MAX, bytes_max, &mut records);
+        self.split_into(BlockSpan::ALL, bytes_max, &mut records);
         records
     }
 
-    fn split_into(self, blocks: RangeInclusive<u32>, bytes_max: usize, records: &mut Vec<Self>) {
-        let cut = (self.encoded_bytes() > bytes_max).then(|| halves(&blocks)).flatten();
+    fn split_into(self, blocks: BlockSpan, bytes_max: usize, records: &mut Vec<Self>) {
+        let cut = (self.encoded_bytes() > bytes_max).then(|| blocks.halves()).flatten();
         let Some(cut) = cut else {
             // The first one replaces what there was, even if it is empty.
             let more = !records.is_empty();
@@ -90,13 +77,15 @@ impl PresenceRecord {
             return;
         };
         for blocks in cut {
-            let extents = blocks.start() / EXTENT_BLOCKS..=blocks.end() / EXTENT_BLOCKS;
+            let mut extents = RoaringBitmap::new();
+            extents.insert_range(blocks.extent_numbers());
+            let window = set_of(blocks);
             let half = Self {
                 layer: self.layer,
                 more: false,
-                present: part(&self.present, blocks.clone()),
-                zeroed: part(&self.zeroed, blocks.clone()),
-                marked: part(&self.marked, extents),
+                present: part(&self.present, &window),
+                zeroed: part(&self.zeroed, &window),
+                marked: part(&self.marked, &extents),
             };
             half.split_into(blocks, bytes_max, records);
         }
@@ -111,25 +100,29 @@ impl PresenceRecord {
 
     pub(super) fn decode(more: bool, reader: &mut Reader<'_>) -> Result<Self, FormatError> {
         let layer = LayerId(reader.u32()?);
-        Ok(Self { layer, more, present: read_bitmap(reader)?, zeroed: read_bitmap(reader)?, marked: read_bitmap(reader)? })
+        let (present, zeroed, marked) = (read_bitmap(reader)?, read_bitmap(reader)?, read_bitmap(reader)?);
+        match marked.max().map_or(Some(Extent::FIRST), Extent::new) {
+            Some(_) => Ok(Self { layer, more, present, zeroed, marked }),
+            None => Err(FormatError::damaged("a marked extent lies behind the end of the largest volume")),
+        }
     }
 }
 
 impl ForgetRecord {
     /// A record that forgets the first blocks of a set, no larger than `bytes_max`, and the other blocks.
     pub fn first_of(layer: LayerId, blocks: &RoaringBitmap, bytes_max: usize) -> (Self, RoaringBitmap) {
-        let mut range = 0..=u32::MAX;
+        let mut span = BlockSpan::ALL;
         let mut first = blocks.clone();
         while first.is_empty() || Self::bytes_of(&first) > bytes_max {
-            let Some([lower, upper]) = halves(&range) else { break };
-            let half = part(blocks, lower.clone());
-            (range, first) = if half.is_empty() { (upper.clone(), part(blocks, upper)) } else { (lower, half) };
+            let Some([lower, upper]) = span.halves() else { break };
+            let half = part(blocks, &set_of(lower));
+            (span, first) = if half.is_empty() { (upper, part(blocks, &set_of(upper))) } else { (lower, half) };
             if first.is_empty() {
                 break;
             }
         }
         let mut rest = blocks.clone();
-        rest.remove_range(..=*range.end());
+        rest.remove_range(BlockSpan::new(0, span.end()).numbers());
         (Self { layer, blocks: first }, rest)
     }
 
@@ -165,7 +158,7 @@ mod tests {
             more: false,
             present: scattered(2, 3).chain(scattered(3, 65_536)).chain([u32::MAX]).collect(),
             zeroed: scattered(5, 7).map(|block| block + 1).collect(),
-            marked: scattered(7, 100).chain([u32::MAX / EXTENT_BLOCKS]).collect(),
+            marked: scattered(7, 100).chain([Extent::LAST.number()]).collect(),
         }
     }
 

@@ -131,6 +131,7 @@ mod tests {
     use crate::format::{PresenceRecord, SnapshotRecord, SourceRecord, VolumeRecord};
     use crate::ids::{LayerId, LeaseId, VolumeId};
     use crate::limits::BLOCK_BYTES_MAX;
+    use crate::place::{Block, Extent};
 
     fn presence(more: bool) -> PresenceRecord {
         PresenceRecord {
@@ -143,7 +144,7 @@ mod tests {
     }
 
     fn examples() -> Vec<Record> {
-        let run = || BlockRun { layer: LayerId(3), block: 9, checksums: vec![1, 0xffff_ffff] };
+        let run = || BlockRun { layer: LayerId(3), block: Block::new(9), checksums: vec![1, 0xffff_ffff] };
         let settings = HydrationSettings { paused: true, rate_bytes_per_second: 5, deadline: 1 << 40, priority: HydrationPriority::High };
         let uris = || vec!["nbd://h/x".to_owned(), "nbd://i/x".to_owned()];
         let source = SourceRecord { uris: uris(), size_bytes: 1 << 40, settings };
@@ -195,12 +196,12 @@ mod tests {
         ];
         let blocks = [
             BlocksRecord::Present(run()),
-            BlocksRecord::Zero { layer: LayerId(1), first: 0, last: u32::MAX },
-            BlocksRecord::Drop { layer: LayerId(1), first: 5, last: 5 },
-            BlocksRecord::Mark(LayerId(1), 6),
-            BlocksRecord::Clear(LayerId(1), 6),
+            BlocksRecord::Zero { layer: LayerId(1), first: Block::FIRST, last: Block::LAST },
+            BlocksRecord::Drop { layer: LayerId(1), first: Block::new(5), last: Block::new(5) },
+            BlocksRecord::Mark(LayerId(1), Extent::FIRST),
+            BlocksRecord::Clear(LayerId(1), Extent::LAST),
             BlocksRecord::Expect(run()),
-            BlocksRecord::Patch(PatchRecord { layer: LayerId(1), block: 9, offset: BLOCK_BYTES_MAX - 2, bytes: vec![5, 6] }),
+            BlocksRecord::Patch(PatchRecord { layer: LayerId(1), block: Block::new(9), offset: BLOCK_BYTES_MAX - 2, bytes: vec![5, 6] }),
             BlocksRecord::Presence(presence(false)),
             BlocksRecord::Presence(presence(true)),
             BlocksRecord::Forget(ForgetRecord { layer: LayerId(1), blocks: (0..5000).collect() }),
@@ -228,22 +229,24 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let mut writer = Writer::default();
-        BlocksRecord::Present(BlockRun { layer: LayerId(3), block: 9, checksums: vec![0x0102_0304] }).encode(&mut writer);
-        BlocksRecord::Zero { layer: LayerId(1), first: 2, last: 3 }.encode(&mut writer);
+        BlocksRecord::Present(BlockRun { layer: LayerId(3), block: Block::new(9), checksums: vec![0x0102_0304] }).encode(&mut writer);
+        BlocksRecord::Zero { layer: LayerId(1), first: Block::new(2), last: Block::new(3) }.encode(&mut writer);
         ShapeRecord::Rename { volume: VolumeId(5), name: "ab".into() }.encode(&mut writer);
         let golden =
             b"\x14\x03\0\0\0\x09\0\0\0\x01\0\0\0\x04\x03\x02\x01\x15\x01\0\0\0\x02\0\0\0\x03\0\0\0\x06\x05\0\0\0\0\0\0\0\x02\0\0\0ab";
         assert_eq!(writer.bytes, golden);
         let mut writer = Writer::default();
-        BlocksRecord::Patch(PatchRecord { layer: LayerId(3), block: 9, offset: 0x0102, bytes: b"ab".to_vec() }).encode(&mut writer);
+        BlocksRecord::Patch(PatchRecord { layer: LayerId(3), block: Block::new(9), offset: 0x0102, bytes: b"ab".to_vec() })
+            .encode(&mut writer);
         assert_eq!(writer.bytes, b"\x1a\x03\0\0\0\x09\0\0\0\x02\x01\0\0\x02\0\0\0ab");
         assert_eq!(writer.bytes.len() as u64, PatchRecord::HEADER_BYTES + 2);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        let nonsense: [&[u8]; 6] = [
+        let nonsense: [&[u8]; 7] = [
             b"\xff",
+            b"\x17\x01\0\0\0\0\0\x40\0",
             b"\x14\x01\0\0\0\xff\xff\xff\xff\x02\0\0\0",
             b"\x15\x01\0\0\0\x05\0\0\0\x04\0\0\0",
             b"\x1a\x01\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0",

@@ -65,18 +65,22 @@ pub(super) fn write_settings(writer: &mut Writer, settings: HydrationSettings) {
     writer.u8(u8::from(settings.paused));
     writer.u64(settings.rate_bytes_per_second);
     writer.u64(settings.deadline);
-    writer.u8(settings.priority as u8);
+    writer.u8(match settings.priority {
+        HydrationPriority::Low => 0,
+        HydrationPriority::Normal => 1,
+        HydrationPriority::High => 2,
+    });
 }
 
 pub(super) fn write_uris(writer: &mut Writer, uris: &[String]) {
-    writer.u32(uris.len() as u32);
+    writer.count(uris.len());
     for uri in uris {
         writer.blob(uri.as_bytes());
     }
 }
 
 pub(super) fn read_uris(reader: &mut Reader<'_>) -> Result<Vec<String>, FormatError> {
-    match reader.u32()? as usize {
+    match reader.count()? {
         count @ 1..=SOURCE_URIS_MAX => (0..count).map(|_| reader.text()).collect(),
         count => Err(FormatError::damaged(format!("a source has {count} addresses, 1 to {SOURCE_URIS_MAX} are taken"))),
     }

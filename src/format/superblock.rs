@@ -91,7 +91,7 @@ impl Superblock {
         let mut writer = Writer::default();
         writer.raw(MAGIC);
         writer.u32(VERSION);
-        writer.u32(self.block_size.bytes() as u32);
+        writer.count(self.block_size.len());
         writer.u64(self.generation);
         writer.raw(&self.store_id);
         writer.u64(self.journal);

@@ -40,7 +40,7 @@ impl Trace {
         }
         let mut writer = Writer::default();
         writer.raw(MAGIC);
-        writer.u32(runs.len() as u32);
+        writer.count(runs.len());
         writer.u32(crc32fast::hash(&body.bytes));
         writer.raw(&body.bytes);
         writer.bytes
@@ -74,7 +74,7 @@ impl Trace {
         if reader.take(MAGIC.len())? != MAGIC {
             return Err(FormatError::damaged("this is no trace"));
         }
-        let (count, checksum) = (reader.u32()? as usize, reader.u32()?);
+        let (count, checksum) = (reader.count()?, reader.u32()?);
         if count > TRACE_RUNS_MAX {
             return Err(FormatError::damaged(format!("a trace has {count} runs, {TRACE_RUNS_MAX} are taken")));
         }
@@ -104,7 +104,7 @@ mod tests {
         let both = first.clone().and_then(&later);
         assert_eq!(both.runs, [96..112, 0..16, 500..510, 16..40, 510..520]);
         assert_eq!(both.clone().and_then(&later), both);
-        let full = Trace { runs: (0..TRACE_RUNS_MAX as u32).map(|run| run * 2..run * 2 + 1).collect() };
+        let full = Trace { runs: (0..).map(|run| run * 2..run * 2 + 1).take(TRACE_RUNS_MAX).collect() };
         assert_eq!(full.clone().and_then(&later), full);
     }
 

@@ -569,7 +569,7 @@ impl<'a> Backfill<'a> {
     fn record_aside(&mut self) {
         let Some(hydrator) = self.hydrator.this.upgrade() else { return };
         self.unrecorded_bytes = 0;
-        let record = move || drop(hydrator.config.layers.sync([hydrator.config.layer.id]));
+        let record = move || drop(hydrator.config.layers.barriers.sync([hydrator.config.layer.id]));
         self.recording = crate::sync::thread::Builder::new().name("hydrate-record".into()).spawn(record).ok();
         if self.recording.is_none() {
             self.record();
@@ -579,7 +579,7 @@ impl<'a> Backfill<'a> {
     /// Makes progress durable. An error shows at the next write, which the store then refuses.
     fn record(&mut self) {
         self.unrecorded_bytes = 0;
-        let _ = self.hydrator.config.layers.sync([self.hydrator.config.layer.id]);
+        let _ = self.hydrator.config.layers.barriers.sync([self.hydrator.config.layer.id]);
     }
 }
 

@@ -12,7 +12,7 @@ use super::claim::Claim;
 use super::hydrator::{Failure, Hydrator, State};
 use super::progress::FetchClass;
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::EXTENT_BLOCKS;
+use crate::place::Block;
 use crate::source::{Arrival, OnArrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::mpsc::{Receiver, Sender, channel};
 
@@ -258,10 +258,10 @@ impl Hydrator {
     /// Whether there is space again for what is missing, after there was none. Nothing is fetched to find that out.
     pub(super) fn finds_space(&self) -> bool {
         let found = self.next_needed(0).map_or(Ok(()), |first| {
-            let (layers, layer, extent) = (&self.config.layers, &self.config.layer, (first / u64::from(EXTENT_BLOCKS)) as u32);
+            let (layers, layer, extent) = (&self.config.layers, &self.config.layer, Block::at(first).unwrap_or(Block::LAST).extent());
             let missing = layer.missing(extent);
-            layers.take_space(layer, extent, &missing)?;
-            layers.give_back(layer, extent, &missing);
+            layers.admission.take_space(layer, extent, &missing)?;
+            layers.admission.give_back_space(layer, extent, &missing);
             Ok(())
         });
         match found {

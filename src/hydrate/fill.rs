@@ -1,13 +1,15 @@
 //! Putting fetched bytes into the root layer.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::hydrator::Hydrator;
 use crate::error::Result;
+use crate::layer::{Admission, Admitted, Layer};
 use crate::limits::EXTENT_BLOCKS;
-use crate::place::BlockBits;
+use crate::place::{BlockBits, BlockSpan, Extent, IndexSpan};
 use crate::source::Part as SourcePart;
 
 impl Hydrator {
@@ -24,7 +26,8 @@ impl Hydrator {
         let extent_blocks = u64::from(EXTENT_BLOCKS);
         for extent in blocks.start / extent_blocks..blocks.end.div_ceil(extent_blocks) {
             let first = extent * extent_blocks;
-            for run in self.config.layer.missing(extent as u32).runs() {
+            for run in self.config.layer.missing(Extent::clamped(extent as u32)).spans() {
+                let run = run.range();
                 let start = (first + u64::from(run.start)).max(blocks.start);
                 let end = (first + u64::from(run.end)).min(blocks.end);
                 match runs.last_mut() {
@@ -55,8 +58,8 @@ impl Hydrator {
         parts.reverse();
         while let Some(part) = parts.pop() {
             match self.admit_part(&part)? {
-                true => self.config.layers.write_admitted(&self.config.layer, part.extent, part.range, &part.bytes)?,
-                false => parts.extend(self.parts_left(&part)),
+                Some(admitted) => admitted.write(&part.bytes)?,
+                None => parts.extend(self.parts_left(&part)),
             }
         }
         Ok(())
@@ -83,7 +86,7 @@ impl Hydrator {
                     end += 1;
                 }
                 if zero {
-                    self.config.layers.fill_zero(&self.config.layer, start as u32..=(end - 1) as u32);
+                    self.config.layers.zeroes.fill_zero(&self.config.layer, BlockSpan::new(start, end));
                 } else {
                     parts.push(self.part(start..end, bytes.slice(at(start)..at(end))));
                 }
@@ -108,19 +111,17 @@ impl Hydrator {
         Part { extent, range, bytes: padded.into() }
     }
 
-    /// Takes the blocks of a part, to write them. `false`: some of them have come from another address meanwhile, and a block
+    /// Takes the blocks of a part, to write them. `None`: some of them have come from another address meanwhile, and a block
     /// is never filled over another fill.
     ///
     /// # Errors
     /// No space in the journal, or the store refuses writes.
-    pub(super) fn admit_part(&self, part: &Part) -> Result<bool> {
-        let (layers, layer, bits) = (&self.config.layers, &self.config.layer, BlockBits::of(part.range.clone()));
-        layers.admit_wait(layer, part.extent, &bits)?;
-        let missing = layer.missing(part.extent).and(&bits) == bits;
-        if !missing {
-            layers.withdraw_write(layer, part.extent, &bits);
-        }
-        Ok(missing)
+    pub(super) fn admit_part(&self, part: &Part) -> Result<Option<Admitted<Arc<Admission>, Arc<Layer>>>> {
+        let (admission, layer) = (Arc::clone(&self.config.layers.admission), Arc::clone(&self.config.layer));
+        let (extent, bits) = (Extent::clamped(part.extent), BlockBits::of(IndexSpan::new(part.range.start, part.range.end)));
+        let admitted = Admitted::wait(admission, layer, extent, bits)?;
+        let missing = self.config.layer.missing(extent).and(&bits) == bits;
+        Ok(missing.then_some(admitted))
     }
 }
 

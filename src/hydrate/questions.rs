@@ -221,7 +221,7 @@ impl Hydrator {
                         false => config.block_size.block_of(zero.end),
                     };
                     if first < last {
-                        config.layers.fill_zero(&config.layer, first as u32..=(last - 1) as u32);
+                        config.layers.zeroes.fill_zero(&config.layer, crate::place::BlockSpan::new(first, last));
                     }
                 }
             }

@@ -13,8 +13,8 @@ use crate::format::{HydrationSettings, SourceRecord};
 use crate::ids::LayerId;
 use crate::io::SystemDisk;
 use crate::layer::{BlockRead, Layer, Layers, bare_layers};
-use crate::limits::{EXTENT_BLOCKS, Limits};
-use crate::place::BlockSize;
+use crate::limits::Limits;
+use crate::place::{Block, BlockSize};
 use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -156,13 +156,13 @@ impl Scene {
 
     /// What the layer has of a block; `None`: it is missing.
     fn block(&self, block: u32) -> Option<Vec<u8>> {
-        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
-        if self.layer.missing(extent).contains(within) {
+        let block = Block::new(block);
+        if self.layer.missing(block.extent()).contains(block.index()) {
             return None;
         }
         let mut bytes = vec![0; BLOCK];
-        if self.layer.extent(extent).0.contains(within) {
-            assert!(matches!(self.layers.read_blocks(&self.layer, block, &mut bytes), Ok(BlockRead::Verified)), "block {block}");
+        if self.layer.holds(block) {
+            assert!(matches!(self.layers.blocks.read(&self.layer, block, &mut bytes), Ok(BlockRead::Verified)), "block {block}");
         }
         Some(bytes)
     }
@@ -241,17 +241,16 @@ fn a_block_is_never_filled_over_another_fill() {
     // Meanwhile two of them come from elsewhere.
     hydrator.fill(1..2, &Bytes::from(vec![0; BLOCK])).unwrap();
     hydrator.fill(3..4, &Bytes::from(vec![200; BLOCK])).unwrap();
-    assert!(!hydrator.admit_part(&late).unwrap(), "two blocks would be written twice");
+    assert!(hydrator.admit_part(&late).unwrap().is_none(), "two blocks would be written twice");
     let left = hydrator.parts_left(&late);
     assert_eq!(left.iter().map(|part| part.range.clone()).collect::<Vec<_>>(), [0..1, 2..3, 4..6]);
     for part in left {
-        assert!(hydrator.admit_part(&part).unwrap());
-        scene.layers.write_admitted(&scene.layer, part.extent, part.range, &part.bytes).unwrap();
+        hydrator.admit_part(&part).unwrap().unwrap().write(&part.bytes).unwrap();
     }
     let found: Vec<_> = (0..8).map(|block| scene.block(block).map(|bytes| bytes[0])).collect();
     assert_eq!(found, [Some(1), Some(0), Some(3), Some(200), Some(5), Some(6), None, None]);
     // Nothing is held any more: its blocks can be taken again.
-    assert!(!hydrator.admit_part(&late).unwrap());
+    assert!(hydrator.admit_part(&late).unwrap().is_none());
 }
 
 #[test]

@@ -15,9 +15,9 @@ use super::hydrator::Hydrator;
 use super::wake::Waker;
 use crate::error::{Error, Result};
 use crate::io::{Done, Op, Reservation, Ring};
-use crate::layer::{Admitted, Layer, Layers};
+use crate::layer::{Admission, Admitted, Layer};
 use crate::limits::EXTENT_BLOCKS;
-use crate::place::BlockBits;
+use crate::place::Block;
 
 /// Writes under way at once.
 const DEPTH: u32 = 64;
@@ -27,7 +27,7 @@ const RING_DESCRIPTORS: usize = 2;
 /// A write that the ring has.
 struct Write {
     part: Part,
-    admitted: Admitted<Arc<Layers>, Arc<Layer>>,
+    admitted: Admitted<Arc<Admission>, Arc<Layer>>,
     checksums: Vec<u32>,
     /// First block of the fetched range it belongs to.
     run: u64,
@@ -95,9 +95,9 @@ impl<'a> Writes<'a> {
             self.wait_while(|writes| writes.is_writing(&part));
             // Nothing is held while a round makes room for more, for others may hold the rest.
             self.wait_while(|writes| writes.hydrator.config.layers.is_full() && !writes.is_empty());
-            match self.hydrator.admit_part(&part) {
-                Ok(true) => {}
-                Ok(false) => {
+            let admitted = match self.hydrator.admit_part(&part) {
+                Ok(Some(admitted)) => admitted,
+                Ok(None) => {
                     parts.extend(self.hydrator.parts_left(&part));
                     continue;
                 }
@@ -105,11 +105,11 @@ impl<'a> Writes<'a> {
                     self.hydrator.note_unstored(&error);
                     continue;
                 }
-            }
+            };
             if let Some(state) = self.runs.get_mut(&run) {
                 state.left += 1;
             }
-            if let Err(error) = self.begin(part, run) {
+            if let Err(error) = self.begin(part, admitted, run) {
                 self.hydrator.note_unstored(&error);
                 self.end_one(run);
             }
@@ -137,15 +137,13 @@ impl<'a> Writes<'a> {
     }
 
     /// Begins to write an admitted part.
-    fn begin(&mut self, part: Part, run: u64) -> Result<()> {
+    fn begin(&mut self, part: Part, mut admitted: Admitted<Arc<Admission>, Arc<Layer>>, run: u64) -> Result<()> {
         let config = &self.hydrator.config;
         let (layers, layer) = (&config.layers, &config.layer);
-        let first = part.extent * EXTENT_BLOCKS + part.range.start;
-        let bits = BlockBits::of(part.range.clone());
-        let mut admitted = Admitted::of(Arc::clone(layers), Arc::clone(layer), part.extent, bits);
-        let file = layers.data_file_to_write(layer, first)?;
-        let checksums = layers.checksums_of(layer, first, &part.bytes);
-        let (data, offset) = (layers.for_disk(&part.bytes), layers.place(first).1);
+        let first = Block::new(part.extent * EXTENT_BLOCKS + part.range.start);
+        let file = layers.blocks.data_file_to_write(layer, first)?;
+        let checksums = layers.blocks.checksums_of(layer, first, &part.bytes);
+        let (data, offset) = (layers.blocks.for_disk(&part.bytes), layers.blocks.place(first).1);
         admitted.touch();
         self.ring.push(self.next, Op::Write { file, data, offset });
         self.writes.insert(self.next, Write { part, admitted, checksums, run });
@@ -170,10 +168,10 @@ impl<'a> Writes<'a> {
     fn end(&mut self, done: Done) {
         let Some(write) = self.writes.remove(&done.token) else { return };
         let config = &self.hydrator.config;
-        let first = write.part.extent * EXTENT_BLOCKS + write.part.range.start;
+        let first = Block::new(write.part.extent * EXTENT_BLOCKS + write.part.range.start);
         match (done.result, done.op) {
             (Ok(()), Op::Write { file, .. }) => {
-                let segment = config.layers.place(first).0;
+                let segment = config.layers.blocks.place(first).0;
                 write.admitted.finish(&write.checksums, (segment, &file));
                 // Who waits for these blocks does not wait for the rest of their range.
                 self.hydrator.changed.notify_all();

@@ -3,16 +3,17 @@
 use std::io;
 use std::path::Path;
 
+use super::frames::read_any_frame;
 use super::torn::whole_frame_behind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    FRAME_HEADER_BYTES, FormatError, FormatErrorKind, Frame, FrameCheck, FrameKind, Reader, Record, SUPERBLOCK_BYTES, StorePaths,
-    Superblock, SuperblockSlot, decode_frame, frame_bytes,
+    FormatError, FormatErrorKind, Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, SuperblockSlot, decode_frame,
+    frame_bytes,
 };
-use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
-use crate::limits::{Limits, STATE_PAYLOAD_BYTES_MAX};
+use crate::io::{Disk, DiskFileExt, IoMode, OpenMode};
+use crate::limits::Limits;
 
-/// What the superblock and the journal say.
+/// The contents of the superblock and the journal.
 pub struct Loaded {
     /// The newest valid superblock.
     pub superblock: Superblock,
@@ -24,7 +25,7 @@ pub struct Loaded {
     pub sequence: u64,
     /// Whether both slots of the superblock are valid.
     pub both_slots: bool,
-    /// Things that are wrong but do not keep the store from opening.
+    /// Faults that do not keep the store from opening.
     pub warnings: Vec<String>,
     /// Number of the first frame.
     pub first: u64,
@@ -33,7 +34,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether the store was closed in order: that is the last thing its journal says.
+    /// Whether the store was closed in order: the last record of its journal says so.
     pub fn is_closed(&self) -> bool {
         self.rounds.last().unwrap_or(&self.state).contains(&Record::Closed)
     }
@@ -63,8 +64,8 @@ pub fn load(disk: &dyn Disk, paths: &StorePaths, limits: &Limits) -> Result<Load
     Ok(loaded)
 }
 
-/// With one slot lost, the other one may point at a journal that was replaced: its successor goes on where it ended. The
-/// successor that a crash left without a superblock has the same state, so either may be taken then.
+/// With one slot lost, the other one may point at a journal that was replaced: its successor goes on where it ended. A successor that a
+/// crash left without a superblock has the same state, so either may be taken then.
 ///
 /// 1. A journal that was replaced becomes the spare. Where the power failed before its new name was durable it has its old name, and
 ///    parts of a later state: it does not verify. So the successor is looked for before that counts as damage.
@@ -175,43 +176,6 @@ fn not_left_over(frame: Frame<'_>, sequence: u64) -> std::result::Result<Frame<'
     }
 }
 
-/// Header and payload at `offset`, as far as the file has them. A part of the state may be larger than this program writes
-/// it: it is verified in pieces before there is memory for it.
-fn read_any_frame(file: &dyn DiskFile, superblock: &Superblock, offset: u64, payload_bytes_max: usize) -> io::Result<Vec<u8>> {
-    const PIECE_BYTES: usize = 1 << 20;
-    let bytes = read_frame(file, offset, payload_bytes_max)?;
-    let Ok(header) = <&[u8; FRAME_HEADER_BYTES]>::try_from(&bytes[..]) else { return Ok(bytes) };
-    let Some(mut check) = FrameCheck::of_state(&superblock.store_id, superblock.journal, header) else { return Ok(bytes) };
-    let payload = offset + FRAME_HEADER_BYTES as u64..offset + (FRAME_HEADER_BYTES + check.payload_bytes) as u64;
-    if payload.end > file.size_bytes()? {
-        return Ok(bytes);
-    }
-    let mut piece = vec![0; PIECE_BYTES];
-    for start in payload.clone().step_by(PIECE_BYTES) {
-        let length = (payload.end - start).min(PIECE_BYTES as u64) as usize;
-        file.read_exact_at(&mut piece[..length], start)?;
-        check.update(&piece[..length]);
-    }
-    if check.matches() { read_frame(file, offset, STATE_PAYLOAD_BYTES_MAX) } else { Ok(bytes) }
-}
-
-/// Header and payload at `offset`, as far as the file has them. Only the header, if it claims a longer payload than that.
-pub(super) fn read_frame(file: &dyn DiskFile, offset: u64, payload_bytes_max: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; FRAME_HEADER_BYTES];
-    let available = file.size_bytes()?.saturating_sub(offset);
-    if available < FRAME_HEADER_BYTES as u64 {
-        return Ok(Vec::new());
-    }
-    file.read_exact_at(&mut bytes, offset)?;
-    let length = Reader::new(&bytes[4..]).u32().unwrap_or(0) as usize;
-    let whole = FRAME_HEADER_BYTES + length;
-    if length <= payload_bytes_max && whole as u64 <= available {
-        bytes.resize(whole, 0);
-        file.read_exact_at(&mut bytes[FRAME_HEADER_BYTES..], offset + FRAME_HEADER_BYTES as u64)?;
-    }
-    Ok(bytes)
-}
-
 /// The superblock that counts.
 struct Slots {
     superblock: Superblock,
@@ -262,9 +226,10 @@ fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Slots> {
 fn read_slots(disk: &dyn Disk, path: &Path) -> io::Result<(Vec<u8>, u64)> {
     let file = disk.open(path, OpenMode::Read, IoMode::Buffered)?;
     let size = file.size_bytes()?;
-    let mut bytes = vec![0; size.min(2 * SUPERBLOCK_BYTES as u64) as usize];
+    let length = usize::try_from(size).unwrap_or(usize::MAX).min(2 * SUPERBLOCK_BYTES);
+    let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, 0)?;
-    Ok((bytes, size - size.min(2 * SUPERBLOCK_BYTES as u64)))
+    Ok((bytes, size - length as u64))
 }
 
 /// The error for a directory without a superblock: there is no store, or it has lost what is needed to read it.

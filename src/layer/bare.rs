@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::commit::Commit;
-use super::recover::Recovery;
-use super::set::{LayerConfig, Layers};
+use super::commit::queue::Commit;
+use super::layers::{LayerConfig, Layers};
+use super::recovery::Recovery;
 use crate::error::Result;
 use crate::format::{Record, StorePaths, Superblock};
 use crate::io::{Disk, IoMode, SystemDisk};

@@ -17,17 +17,19 @@ use super::files::LayerFiles;
 use crate::format::{BlockRun, BlocksRecord, LayerFile};
 use crate::ids::LayerId;
 use crate::io::{DiskFile, DiskFileExt};
-use crate::limits::EXTENT_BLOCKS;
-use crate::place::BlockBits;
+use crate::place::{Block, BlockBits, BlockIndex, BlockSize, EXTENT_BLOCKS, Extent, IndexSpan};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-const PAGE_BYTES: usize = EXTENT_BLOCKS as usize * 4;
-const SHARDS: usize = 16;
+const PAGE_LEN: usize = EXTENT_BLOCKS as usize * 4;
+const PAGE_BYTES: u64 = PAGE_LEN as u64;
+/// Blocks of an extent, as the length of an array.
+const BLOCKS: usize = PAGE_LEN / 4;
+const SHARDS: u32 = 16;
 
 /// Checksum of a block's bytes in its place.
-pub fn block_checksum(layer: LayerId, block: u32, bytes: &[u8]) -> u32 {
-    let place = (u64::from(block) << 32 | u64::from(layer.0)).to_le_bytes();
+pub fn block_checksum(layer: LayerId, block: Block, bytes: &[u8]) -> u32 {
+    let place = (u64::from(block.number()) << 32 | u64::from(layer.0)).to_le_bytes();
     let mut hasher = crc32fast::Hasher::new_with_initial(crc32fast::hash(&place));
     hasher.update(bytes);
     hasher.finalize()
@@ -35,30 +37,32 @@ pub fn block_checksum(layer: LayerId, block: u32, bytes: &[u8]) -> u32 {
 
 /// Turns checksums of blocks in their places into those of the bytes alone, without the bytes.
 ///
-/// crc32 is linear: `crc(place, bytes) = shift(crc(place)) ^ crc(bytes)`, where `shift` stands for as many zero bytes as a block
-/// has. It is kept as the images of the 32 single bits.
+/// crc32 is linear: `crc(place, bytes) = shift(crc(place)) ^ crc(bytes)`, where `shift` appends as many zero bytes as a block has.
+/// `shift` is kept as the images of the 32 single bits.
 pub struct ContentChecksums {
     shifted: [u32; 32],
 }
 
 impl ContentChecksums {
-    /// For blocks of so many bytes.
-    pub fn new(block_bytes: u64) -> Self {
+    /// For blocks of this size.
+    pub fn new(block_size: BlockSize) -> Self {
+        let mut bits = 0..32;
         let shift = |bit: u32| {
             let mut hasher = crc32fast::Hasher::new_with_initial(1 << bit);
-            hasher.combine(&crc32fast::Hasher::new_with_initial_len(0, block_bytes));
+            hasher.combine(&crc32fast::Hasher::new_with_initial_len(0, block_size.bytes()));
             hasher.finalize()
         };
-        Self { shifted: std::array::from_fn(|bit| shift(bit as u32)) }
+        Self { shifted: std::array::from_fn(|_| bits.next().map_or(0, shift)) }
     }
 
     /// The crc32 of a block's bytes, from its checksum in its place.
-    pub fn content(&self, layer: LayerId, block: u32, checksum: u32) -> u32 {
-        let mut place = block_checksum(layer, block, &[]);
+    pub fn content(&self, layer: LayerId, block: Block, checksum: u32) -> u32 {
+        let place = block_checksum(layer, block, &[]);
         let mut content = checksum;
-        while place != 0 {
-            content ^= self.shifted[place.trailing_zeros() as usize];
-            place &= place - 1;
+        for (bit, shifted) in self.shifted.iter().enumerate() {
+            if place >> bit & 1 == 1 {
+                content ^= shifted;
+            }
         }
         content
     }
@@ -66,31 +70,31 @@ impl ContentChecksums {
 
 /// The checksums of an extent, in memory.
 pub struct ChecksumPage {
-    checksums: [AtomicU32; EXTENT_BLOCKS as usize],
+    checksums: [AtomicU32; BLOCKS],
     /// Differs from the file.
     changed: AtomicBool,
     /// In these blocks.
-    changed_blocks: [AtomicU64; EXTENT_BLOCKS as usize / 64],
+    changed_blocks: [AtomicU64; BLOCKS / 64],
 }
 
 impl ChecksumPage {
     fn zeroed() -> Arc<Self> {
         Arc::new(Self {
-            checksums: [const { AtomicU32::new(0) }; EXTENT_BLOCKS as usize],
+            checksums: [const { AtomicU32::new(0) }; BLOCKS],
             changed: AtomicBool::new(false),
-            changed_blocks: [const { AtomicU64::new(0) }; EXTENT_BLOCKS as usize / 64],
+            changed_blocks: [const { AtomicU64::new(0) }; BLOCKS / 64],
         })
     }
 
     /// The checksum of a block of the extent.
-    pub fn get(&self, block: u32) -> u32 {
-        self.checksums[block as usize].load(Ordering::Acquire)
+    pub fn get(&self, block: BlockIndex) -> u32 {
+        self.checksums[block.get()].load(Ordering::Acquire)
     }
 
     /// Lets the processor fetch the checksum of a block while the block itself is read: it is rarely in the processor's caches.
-    pub fn expect(&self, block: u32) {
+    pub fn prefetch(&self, block: BlockIndex) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(checksum) = self.checksums.get(block as usize) {
+        if let Some(checksum) = self.checksums.get(block.get()) {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             // SAFETY: a hint for an address; SSE is part of every x86_64.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(checksum).cast()) };
@@ -100,9 +104,9 @@ impl ChecksumPage {
     }
 
     /// Sets the checksum of a block of the extent.
-    pub fn set(&self, block: u32, checksum: u32) {
-        self.checksums[block as usize].store(checksum, Ordering::Release);
-        self.changed_blocks[block as usize / 64].fetch_or(1 << (block % 64), Ordering::AcqRel);
+    pub fn set(&self, block: BlockIndex, checksum: u32) {
+        self.checksums[block.get()].store(checksum, Ordering::Release);
+        self.changed_blocks[block.get() / 64].fetch_or(1 << (block.get() % 64), Ordering::AcqRel);
         self.changed.store(true, Ordering::Release);
     }
 
@@ -110,20 +114,25 @@ impl ChecksumPage {
     pub fn changed_blocks(&self) -> BlockBits {
         BlockBits::of_words(std::array::from_fn(|word| self.changed_blocks[word].load(Ordering::Acquire)))
     }
+
+    /// One run of checksums for each run of blocks.
+    pub fn runs(&self, layer: LayerId, extent: Extent, blocks: &BlockBits) -> Vec<BlockRun> {
+        let run = |run: IndexSpan| BlockRun {
+            layer,
+            block: extent.part(run).first(),
+            checksums: run.indices().map(|block| self.get(block)).collect(),
+        };
+        blocks.spans().map(run).collect()
+    }
 }
 
 /// A page of an extent of a layer.
-pub type Key = (LayerId, u32);
+pub type Key = (LayerId, Extent);
 
 /// Records with those checksums of present blocks that the page in the file lacks: the state carries them instead of the page.
-pub fn kept_checksums(layer: LayerId, extent: u32, page: &ChecksumPage, present: &BlockBits) -> Vec<BlocksRecord> {
+pub fn kept_checksums(layer: LayerId, extent: Extent, page: &ChecksumPage, present: &BlockBits) -> Vec<BlocksRecord> {
     let kept = page.changed_blocks().and(present);
-    let run = |run: std::ops::Range<u32>| BlockRun {
-        layer,
-        block: extent * EXTENT_BLOCKS + run.start,
-        checksums: run.map(|block| page.get(block)).collect(),
-    };
-    kept.runs().map(run).map(BlocksRecord::Present).collect()
+    page.runs(layer, extent, &kept).into_iter().map(BlocksRecord::Present).collect()
 }
 
 /// Pages in memory.
@@ -131,8 +140,8 @@ pub fn kept_checksums(layer: LayerId, extent: u32, page: &ChecksumPage, present:
 struct Pages {
     /// Hashed without a random seed, so that a simulated run can be repeated.
     pages: FxHashMap<Key, Arc<ChecksumPage>>,
-    /// How often pages were taken out. A page that was read from the file before is not put in after: it may be older than
-    /// the one that was taken out.
+    /// How often pages were taken out. A page that was read from the file before such a removal is not put in after it: it may be older
+    /// than the one that was taken out.
     removals: u64,
 }
 
@@ -146,17 +155,17 @@ impl Pages {
 
 /// A bounded cache of pages. Changed pages and pages in use are never dropped.
 pub struct ChecksumCache {
-    shards: [Mutex<Pages>; SHARDS],
+    shards: [Mutex<Pages>; SHARDS as usize],
     shard_pages_max: usize,
     /// Layers whose file was written since the last sync.
     unsynced: Mutex<BTreeMap<LayerId, Arc<dyn DiskFile>>>,
-    /// Held while pages become durable: whoever finds none unsynced has to wait for those that are on their way.
+    /// Held while pages become durable: a caller that finds none unsynced waits for those that are on their way.
     pub(super) syncing: Mutex<()>,
 }
 
 impl ChecksumCache {
     pub fn new(bytes_max: u64) -> Self {
-        let pages = (bytes_max as usize / PAGE_BYTES / SHARDS).max(4);
+        let pages = usize::try_from(bytes_max / PAGE_BYTES / u64::from(SHARDS)).unwrap_or(usize::MAX).max(4);
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             shard_pages_max: pages,
@@ -166,16 +175,17 @@ impl ChecksumCache {
     }
 
     fn shard(&self, (layer, extent): Key) -> &Mutex<Pages> {
-        &self.shards[(extent.wrapping_add(layer.0.wrapping_mul(31))) as usize % SHARDS]
+        let shard = extent.number().wrapping_add(layer.0.wrapping_mul(31)) % SHARDS;
+        &self.shards[shard as usize]
     }
 
     /// The page, if it is in memory.
-    pub fn cached(&self, layer: LayerId, extent: u32) -> Option<Arc<ChecksumPage>> {
+    pub fn cached(&self, layer: LayerId, extent: Extent) -> Option<Arc<ChecksumPage>> {
         self.shard((layer, extent)).lock().pages.get(&(layer, extent)).cloned()
     }
 
     /// The page, from memory or from the file; pages that the file does not have are zero.
-    pub fn page(&self, files: &LayerFiles, layer: LayerId, extent: u32) -> io::Result<Arc<ChecksumPage>> {
+    pub fn page(&self, files: &LayerFiles, layer: LayerId, extent: Extent) -> io::Result<Arc<ChecksumPage>> {
         loop {
             let removals = {
                 let shard = self.shard((layer, extent)).lock();
@@ -198,11 +208,11 @@ impl ChecksumCache {
         }
     }
 
-    fn read_page(files: &LayerFiles, layer: LayerId, extent: u32) -> io::Result<Arc<ChecksumPage>> {
+    fn read_page(files: &LayerFiles, layer: LayerId, extent: Extent) -> io::Result<Arc<ChecksumPage>> {
         let page = ChecksumPage::zeroed();
         if let Some(file) = files.get(layer, LayerFile::Checksums)? {
-            let mut bytes = [0; PAGE_BYTES];
-            match file.read_exact_at(&mut bytes, u64::from(extent) * PAGE_BYTES as u64) {
+            let mut bytes = [0; PAGE_LEN];
+            match file.read_exact_at(&mut bytes, page_offset(extent)) {
                 Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
                 _ => {}
             }
@@ -220,23 +230,23 @@ impl ChecksumCache {
     }
 
     /// Writes a page to its file. The caller keeps the order: the journal, or a mark, still stands for what it holds.
-    pub fn write_back(&self, files: &LayerFiles, layer: LayerId, extent: u32, page: &ChecksumPage) -> io::Result<()> {
+    pub fn write_back(&self, files: &LayerFiles, layer: LayerId, extent: Extent, page: &ChecksumPage) -> io::Result<()> {
         if !page.changed.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         // Before the checksums are read: one that is set meanwhile is written now, or another time as well.
-        let blocks: [u64; EXTENT_BLOCKS as usize / 64] = std::array::from_fn(|word| page.changed_blocks[word].swap(0, Ordering::AcqRel));
-        let mut bytes = [0; PAGE_BYTES];
+        let blocks: [u64; BLOCKS / 64] = std::array::from_fn(|word| page.changed_blocks[word].swap(0, Ordering::AcqRel));
+        let mut bytes = [0; PAGE_LEN];
         for (bytes, checksum) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&page.checksums) {
             *bytes = checksum.load(Ordering::Acquire).to_le_bytes();
         }
         let result = files.get_or_create(layer, LayerFile::Checksums).and_then(|file| {
-            file.write_all_at(&bytes, u64::from(extent) * PAGE_BYTES as u64)?;
+            file.write_all_at(&bytes, page_offset(extent))?;
             self.unsynced.lock().insert(layer, file);
             Ok(())
         });
         if files.is_removed(layer) {
-            // Its layer was destroyed: nobody needs it any more.
+            // The layer was destroyed: its pages are not needed any more.
             return Ok(());
         }
         result.inspect_err(|_| {
@@ -271,12 +281,12 @@ impl ChecksumCache {
         Ok(left)
     }
 
-    /// Files with unsynced pages; after a failed sync nothing may rely on them.
+    /// Takes the files with unsynced pages. After a failed sync nothing may rely on their pages.
     pub fn take_unsynced(&self) -> BTreeMap<LayerId, Arc<dyn DiskFile>> {
         std::mem::take(&mut *self.unsynced.lock())
     }
 
-    /// Their sync was not tried.
+    /// Puts back files that were taken, because no sync of them was tried.
     pub fn put_back_unsynced(&self, files: BTreeMap<LayerId, Arc<dyn DiskFile>>) {
         let mut unsynced = self.unsynced.lock();
         for (layer, file) in files {
@@ -285,19 +295,24 @@ impl ChecksumCache {
     }
 
     /// Drops a page, changed or not: the file has a newer one.
-    pub fn drop_page(&self, layer: LayerId, extent: u32) {
+    pub fn drop_page(&self, layer: LayerId, extent: Extent) {
         let mut shard = self.shard((layer, extent)).lock();
         let removed = shard.pages.remove(&(layer, extent)).is_some();
         shard.removals += u64::from(removed);
     }
 
-    /// Forgets a layer that is gone.
+    /// Drops the pages of a layer whose files are removed.
     pub fn forget(&self, layer: LayerId) {
         for shard in &self.shards {
             shard.lock().retain(|(id, _), _| *id != layer);
         }
         self.unsynced.lock().remove(&layer);
     }
+}
+
+/// Byte offset of the page of an extent.
+fn page_offset(extent: Extent) -> u64 {
+    u64::from(extent.number()) * PAGE_BYTES
 }
 
 fn shrink(shard: &mut Pages, pages: usize) {
@@ -317,19 +332,21 @@ mod tests {
     #[test]
     fn the_place_is_part_of_the_checksum() {
         let bytes = [7; 4096];
-        let here = block_checksum(LayerId(1), 5, &bytes);
+        let at = |layer, block| block_checksum(LayerId(layer), Block::new(block), &bytes);
+        let here = at(1, 5);
         assert_eq!(here, 0x2646_8d7b, "golden value of the format");
-        assert_ne!(here, block_checksum(LayerId(2), 5, &bytes));
-        assert_ne!(here, block_checksum(LayerId(1), 6, &bytes));
-        assert_ne!(here, block_checksum(LayerId(5), 1, &bytes));
+        assert_ne!(here, at(2, 5));
+        assert_ne!(here, at(1, 6));
+        assert_ne!(here, at(5, 1));
     }
 
     #[test]
-    fn checksums_of_the_bytes_alone_follow_from_those_in_a_place() {
-        for block_bytes in [4096usize, 65536] {
-            let contents = ContentChecksums::new(block_bytes as u64);
+    fn checksums_of_bytes_follow_from_those_in_a_place() {
+        for block_bytes in [4096, 65536] {
+            let block_size = BlockSize::new(block_bytes).unwrap();
+            let contents = ContentChecksums::new(block_size);
             for (layer, block, byte) in [(1, 5, 7u8), (0, 0, 0), (u32::MAX, 9, 255)] {
-                let bytes = vec![byte; block_bytes];
+                let (bytes, block) = (vec![byte; block_size.len()], Block::new(block));
                 let stored = block_checksum(LayerId(layer), block, &bytes);
                 assert_eq!(contents.content(LayerId(layer), block, stored), crc32fast::hash(&bytes));
             }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::{LayerFile, StorePaths};
 use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode, descriptors_max};
+use crate::place::BlockSize;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,9 +28,9 @@ pub struct LayerFiles {
     mode: IoMode,
     open: Mutex<Open>,
     open_max: usize,
-    /// Files were created whose names are not durable yet.
+    /// There are created files whose names are not durable yet.
     new_names: AtomicBool,
-    /// Held while names become durable: whoever finds none new has to wait for those that are on their way.
+    /// Held while names become durable: a caller that finds none new waits for those that are on their way.
     naming: Mutex<()>,
 }
 
@@ -47,7 +48,7 @@ impl LayerFiles {
         Self { disk, paths, mode, open: Mutex::default(), open_max, new_names: AtomicBool::new(false), naming: Mutex::default() }
     }
 
-    /// Files that may stay open beside those because they were written and not synced; beyond, writers have them synced.
+    /// Layers that may keep files open because they were written and not synced. Beyond, writers have them synced.
     pub fn pinned_max(&self) -> usize {
         self.open_max / 2
     }
@@ -61,7 +62,7 @@ impl LayerFiles {
         }
     }
 
-    /// The file, created if it does not exist; then its name is not durable before [`LayerFiles::sync_names`].
+    /// The file, created if it does not exist. The name of a created file is durable after [`LayerFiles::sync_names`].
     pub fn get_or_create(&self, layer: LayerId, file: LayerFile) -> io::Result<Arc<dyn DiskFile>> {
         match self.open(layer, file, OpenMode::Write) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.open(layer, file, OpenMode::Create),
@@ -86,7 +87,7 @@ impl LayerFiles {
         }
         let opened = self.disk.open(&self.paths.layer(layer, file), mode, io)?;
         if mode == OpenMode::Create {
-            // Before anybody finds the file here, writes into it and flushes.
+            // Set before another thread can find the file here, write to it and flush.
             self.new_names.store(true, Ordering::Release);
         }
         if open.files.len() >= self.open_max {
@@ -101,14 +102,15 @@ impl LayerFiles {
         self.open.lock().removed.contains(layer.0)
     }
 
-    /// Removes every file of a layer, for ever: numbers of layers are not used again while the store is open.
-    pub fn remove(&self, layer: LayerId, segments: u32) -> io::Result<()> {
+    /// Removes every file of a layer, whose number is not used again while the store is open.
+    pub fn remove(&self, layer: LayerId) -> io::Result<()> {
         {
             let mut open = self.open.lock();
             open.files.retain(|(id, _), _| *id != layer);
             open.removed.insert(layer.0);
         }
-        let files = (0..segments.max(1)).map(LayerFile::Data).chain([LayerFile::Checksums, LayerFile::Trace]);
+        let segments = BlockSize::DEFAULT.segments().map(|(segment, _)| LayerFile::Data(segment.number()));
+        let files = segments.chain([LayerFile::Checksums, LayerFile::Trace]);
         for file in files {
             match self.disk.remove(&self.paths.layer(layer, file)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -121,7 +123,7 @@ impl LayerFiles {
     /// Makes the names of created files durable, if there are any.
     ///
     /// # Errors
-    /// A shortage: nothing was tried. Any other error says that the names are lost or not, and that nobody will be told again.
+    /// A shortage: nothing was tried. After any other error it is not known whether the names are durable, and no later call tells.
     pub fn sync_names(&self) -> Result<()> {
         let _one_at_a_time = self.naming.lock();
         if !self.new_names.swap(false, Ordering::AcqRel) {
@@ -148,16 +150,15 @@ mod tests {
     use super::*;
     use crate::io::SystemDisk;
 
-    /// H4: a writer that is still in a layer when that is destroyed.
     #[test]
-    fn a_file_of_a_layer_that_is_gone_is_not_made_again() {
+    fn a_writer_in_a_destroyed_layer_makes_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let paths = StorePaths::new(dir.path());
         std::fs::create_dir(paths.layers()).unwrap();
         let files = LayerFiles::new(Arc::new(SystemDisk::new()), paths.clone(), IoMode::Buffered);
         let made = |layer| files.get_or_create(layer, LayerFile::Data(0)).map(drop);
         [1, 2].into_iter().for_each(|layer| made(LayerId(layer)).unwrap());
-        files.remove(LayerId(1), 1).unwrap();
+        files.remove(LayerId(1)).unwrap();
         assert_eq!(made(LayerId(1)).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(!paths.layer(LayerId(1), LayerFile::Data(0)).exists());
         made(LayerId(2)).unwrap();

@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::admitted::Admitted;
 use super::bare::{commit, layers};
-use super::commit::{Commit, Gathered, RoundError, Rounds, Ticket};
-use super::state::Layer;
+use super::commit::queue::{Commit, Gathered, RoundError, Rounds, Ticket};
+use super::layer::Layer;
 use crate::error::{Error, ErrorKind};
 use crate::format::{Record, ShapeRecord};
 use crate::ids::LayerId;
 use crate::io::SystemDisk;
 use crate::limits::{Limits, Planted};
-use crate::place::BlockBits;
+use crate::place::{BlockBits, BlockSpan, Extent};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, sim, thread};
 
@@ -129,34 +130,36 @@ fn every_caller_of_a_round_gets_an_answer_that_is_true() {
 }
 
 /// Blocks of each layer.
-const BLOCKS: u32 = 4;
+const BLOCKS: u64 = 4;
 
 /// One task discards blocks of a layer, one frees that layer, and one leads rounds for it and for another layer.
 fn freeing(dir: &std::path::Path, planted: Planted) {
     let layers = layers(Arc::new(SystemDisk::new()), dir, Limits { planted, ..Limits::DEFAULT });
     let [freed, other] = [LayerId(1), LayerId(2)].map(|id| layers.add(id, None, None));
-    let write = |layer: &Layer, blocks: std::ops::Range<u32>| {
-        layers.admit_wait(layer, 0, &BlockBits::of(blocks.clone())).unwrap();
-        layers.write_admitted(layer, 0, blocks, &[1; BLOCKS as usize * 4096]).unwrap();
+    let write = |layer: &Layer, first: u64| {
+        let bits = BlockBits::of(BlockSpan::new(first, first + BLOCKS).within(Extent::FIRST));
+        Admitted::wait(&*layers.admission, layer, Extent::FIRST, bits).unwrap().write(&[1; 4 * 4096]).unwrap();
     };
-    [&freed, &other].into_iter().for_each(|layer| write(layer, 0..BLOCKS));
-    layers.sync([freed.id, other.id]).unwrap();
+    [&freed, &other].into_iter().for_each(|layer| write(layer, 0));
+    layers.barriers.sync([freed.id, other.id]).unwrap();
     // These wait for their record.
-    write(&freed, BLOCKS..2 * BLOCKS);
+    write(&freed, BLOCKS);
     let gone = |result: crate::error::Result<()>| match result {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         result => result.unwrap(),
     };
     thread::scope(|scope| {
-        scope.spawn(|| (0..BLOCKS).for_each(|block| gone(layers.zero(&freed, block..=block, false, None).map(drop))));
+        scope.spawn(|| {
+            (0..BLOCKS).for_each(|block| gone(layers.zeroes.zero(&freed, BlockSpan::new(block, block + 1), false, None).map(drop)))
+        });
         scope.spawn(|| {
             let ticket = layers.enqueue_freeing(None, vec![ShapeRecord::Detach(freed.id)], &[freed.id]);
-            layers.wait(ticket).unwrap();
+            layers.barriers.wait(ticket).unwrap();
         });
         scope.spawn(|| {
             for block in 0..BLOCKS {
-                layers.zero(&other, block..=block, false, None).unwrap();
-                layers.sync([freed.id, other.id]).unwrap();
+                layers.zeroes.zero(&other, BlockSpan::new(block, block + 1), false, None).unwrap();
+                layers.barriers.sync([freed.id, other.id]).unwrap();
             }
         });
     });
@@ -172,8 +175,8 @@ fn failure_of_freeing(planted: Planted, mut seeds: std::ops::Range<u64>) -> Opti
     })
 }
 
-/// F17, C3: a discard has the layer's state and waits for the list of dying layers, a leader has the list and waits for the table, and
-/// whoever frees the layer has the table and waits for its state.
+/// A discard has the layer's state and waits for the list of layers with retiring blocks, a leader has the list and waits for the table,
+/// and the task that frees the layer has the table and waits for its state.
 #[test]
 fn a_layer_is_freed_beside_discards_and_rounds() {
     if let Some(failure) = failure_of_freeing(Planted::Nothing, sim::seeds(200)) {

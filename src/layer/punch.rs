@@ -1,202 +1,47 @@
-//! Zeroing, forgetting, and giving back space.
+//! Giving back the space of blocks that are durably zeroed or forgotten.
 
-use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::admit::Wait;
-use super::commit::Ticket;
-use super::presence::{extent_bits, insert_bits};
-use super::set::Layers;
-use super::space::{CutRoom, claimed_bytes};
-use super::state::{Dying, Layer, State};
+use super::admission::Admission;
+use super::admitted::Latched;
+use super::blocks::Blocks;
+use super::layer::Layer;
+use super::space::Space;
 use crate::error::{Error, Result};
-use crate::format::{BlocksRecord, ForgetRecord, Record, ShapeRecord};
-use crate::limits::{EXTENT_BLOCKS, Planted};
-use crate::place::BlockBits;
+use crate::limits::{Limits, Planted};
+use crate::place::{BlockBits, BlockSpan, Extent, extent_bits, extents_of, insert_bits, remove_bits, set_of};
 
 /// Runs of blocks whose space is given back in one step, beside those of its last extent.
 const PUNCHES_MAX: usize = 1 << 10;
 
-impl Layers {
-    /// Makes whole blocks of a layer read as zero. `hides`: something below the layer may have these blocks.
-    /// Durable with a later round; the ticket says which. `cut` is a shrink that says it in the journal, instead of a record of the zeros,
-    /// and the room for them.
+/// Gives back space.
+pub struct Punch {
+    pub(super) admission: Arc<Admission>,
+    pub(super) blocks: Arc<Blocks>,
+    pub(super) space: Arc<Space>,
+    pub(super) limits: Limits,
+}
+
+impl Punch {
+    /// Gives back space of a layer, for a bounded number of extents and runs. Answers whether there was a layer with garbage.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Poisoned`], or a round that had to end first failed.
-    pub fn zero(
-        &self,
-        layer: &Layer,
-        blocks: RangeInclusive<u32>,
-        hides: bool,
-        cut: Option<(ShapeRecord, CutRoom<'_>)>,
-    ) -> Result<Option<Ticket>> {
-        self.commit.healthy()?;
-        // A change of shape comes even if there is nothing to be zeroed. It has its space already, and its caller holds the catalogue,
-        // so no round is waited for.
-        let of_shape = cut.is_some();
-        if !of_shape {
-            self.drain_queue()?;
-        }
-        let (first, last) = (*blocks.start(), *blocks.end());
-        let (record, room) = cut.map_or((None, None), |(record, room)| (Some(record), Some(room)));
-        let record = record.map_or_else(
-            || match hides {
-                true => Record::from(BlocksRecord::Zero { layer: layer.id, first, last }),
-                false => BlocksRecord::Drop { layer: layer.id, first, last }.into(),
-            },
-            Record::Shape,
-        );
-        let bytes = record.blocks().map_or(0, claimed_bytes);
-        let cut_bytes = || room.map_or(0, CutRoom::keep);
-        loop {
-            let wait = {
-                let _beginning = self.commit.hold_beginning();
-                let mut state = layer.state.lock();
-                if state.freed {
-                    return Err(Self::gone(layer));
-                }
-                match (state.is_latched(&blocks), state.shows(&blocks, hides)) {
-                    (true, _) => Wait::Latch,
-                    (false, false) => return Ok(of_shape.then(|| self.commit.enqueue_cut(record, cut_bytes()))),
-                    (false, true) if !of_shape && self.commit.claim(bytes).is_err() => Wait::Room(bytes),
-                    (false, true) => return Ok(Some(self.zero_locked(layer, &mut state, (blocks, hides), (record, cut_bytes())))),
-                }
-            };
-            self.wait_for(layer, wait)?;
-        }
+    /// An I/O error; see [`Space::retry_unpunched`].
+    pub fn step(&self) -> Result<bool> {
+        self.some(PUNCHES_MAX).map(|made| made.is_some())
     }
 
-    /// The space of the record is claimed.
-    fn zero_locked(&self, layer: &Layer, state: &mut State, (blocks, hides): (RangeInclusive<u32>, bool), record: (Record, u64)) -> Ticket {
-        let mut range = RoaringBitmap::new();
-        range.insert_range(blocks.clone());
-        let ticket = self.retire(layer, state, &range, record);
-        self.forget_patches(layer, state, blocks.clone());
-        match hides {
-            true => state.presence.zero(blocks),
-            false => state.presence.forget(blocks),
-        }
-        ticket
-    }
-
-    /// Notes that the source has only zeros for these blocks, those that the layer does not have yet. Durable with a later round.
-    pub fn fill_zero(&self, layer: &Layer, blocks: RangeInclusive<u32>) {
-        let mut zeros = RoaringBitmap::new();
-        zeros.insert_range(blocks);
-        let mut state = layer.state.lock();
-        if state.freed {
-            return;
-        }
-        zeros -= state.presence.covered();
-        let mut runs = zeros.iter();
-        while let Some(run) = runs.next_range() {
-            // A fill under way with bytes of its own wins.
-            let record = BlocksRecord::Zero { layer: layer.id, first: *run.start(), last: *run.end() };
-            // Without room they are asked for again, another time.
-            if !state.is_latched(&run) && self.commit.claim(claimed_bytes(&record)).is_ok() {
-                self.commit.enqueue([record]);
-                state.presence.zeroed.insert_range(run);
-            }
-        }
-    }
-
-    /// Forgets blocks of a sealed layer, and patches, that nobody can see: as many as one record holds. Answers whether these
-    /// were all; then the others have to wait for a round. Their space is given back later.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Poisoned`].
-    pub fn forget(&self, layer: &Layer, dead: &RoaringBitmap) -> Result<bool> {
-        self.commit.healthy()?;
-        let (first, rest) = ForgetRecord::first_of(layer.id, dead, self.limits.set_record_bytes_max);
-        let _beginning = self.commit.hold_beginning();
-        let mut state = layer.state.lock();
-        if state.freed {
-            return Ok(true);
-        }
-        // A fill under way wins; the next look at this layer takes its blocks.
-        let blocks = state.without_latched(&first.blocks);
-        if !blocks.is_empty() {
-            let record = BlocksRecord::Forget(ForgetRecord { layer: layer.id, blocks: blocks.clone() });
-            if self.commit.claim(claimed_bytes(&record)).is_err() {
-                return Ok(false);
-            }
-            self.forget_locked(layer, &mut state, &blocks, record);
-        }
-        Ok(rest.is_empty())
-    }
-
-    fn forget_locked(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, record: BlocksRecord) {
-        self.retire(layer, state, blocks, (record.into(), 0));
-        let mut runs = blocks.iter();
-        while let Some(run) = runs.next_range() {
-            self.forget_patches(layer, state, run);
-        }
-        state.presence.present -= blocks;
-        state.presence.zeroed -= blocks;
-    }
-
-    /// Takes present blocks out of every list of blocks to be made durable, and remembers those the journal still calls present.
-    /// The caller holds [`super::commit::Commit::hold_beginning`]: a round has both the blocks' end and its record, or neither.
-    fn retire(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, (record, cut_bytes): (Record, u64)) -> Ticket {
-        let mut gone = blocks & &state.presence.present;
-        let blocks = blocks.min().unwrap_or(0)..=blocks.max().unwrap_or(0);
-        let mut fresh = 0;
-        let mut garbage = RoaringBitmap::new();
-        for (extent, hot) in state.hot.range_mut(blocks.start() / EXTENT_BLOCKS..=blocks.end() / EXTENT_BLOCKS) {
-            let bits = extent_bits(&gone, *extent);
-            let unrecorded = hot.fresh.and(&bits);
-            fresh += u64::from(unrecorded.count());
-            hot.fresh = hot.fresh.minus(&bits);
-            hot.overwritten = hot.overwritten.minus(&bits);
-            insert_bits(&mut garbage, *extent, &unrecorded);
-        }
-        state.fresh_blocks -= fresh;
-        self.count_recorded(fresh);
-        gone -= &garbage;
-        let ticket = self.commit.enqueue_cut(record, cut_bytes);
-        if !garbage.is_empty() {
-            state.garbage |= garbage;
-            self.note_garbage(layer);
-        }
-        gone.optimize();
-        state.dying.push(Dying { ticket, blocks, gone });
-        self.note_dying(layer);
-        ticket
-    }
-
-    /// Gives back space of blocks that are durably gone, for a bounded number of extents and runs. Answers whether there is more to do.
-    ///
-    /// # Errors
-    /// An I/O error; see [`Layers::punch_again`].
-    pub fn punch_step(&self) -> Result<bool> {
-        self.punch_some(PUNCHES_MAX).map(|made| made.is_some())
-    }
-
-    /// As [`Layers::punch_step`], until `punches_max` runs are reached. Answers how many runs there were; `None`: nothing was left to do.
-    fn punch_some(&self, punches_max: usize) -> Result<Option<usize>> {
-        // Freed layers give back their space as a whole.
-        let garbage = std::iter::from_fn(|| self.take_garbage()).find_map(|id| self.get(id));
-        let Some(layer) = garbage else { return Ok(None) };
-        let mut extents: Vec<u32> = Vec::new();
-        {
-            let state = layer.state.lock();
-            let mut next = state.garbage.min();
-            while let Some(block) = next.filter(|_| extents.len() < self.limits.punch_extents) {
-                let extent = block / EXTENT_BLOCKS;
-                extents.push(extent);
-                next = extent
-                    .checked_add(1)
-                    .and_then(|next| next.checked_mul(EXTENT_BLOCKS))
-                    .and_then(|from| state.garbage.range(from..).next());
-            }
-        }
+    /// As [`Punch::step`], until `punches_max` runs are reached. Answers how many runs there were; `None`: nothing was left to do.
+    fn some(&self, punches_max: usize) -> Result<Option<usize>> {
+        let Some(layer) = self.space.take_garbage() else { return Ok(None) };
+        let extents: Vec<Extent> = extents_of(&layer.state.lock().garbage).take(self.limits.punch_extents).collect();
         let mut punches = 0;
         for extent in extents {
-            let punched = self.punch_extent(&layer, extent);
+            let punched = self.extent(&layer, extent);
             if punched.is_err() {
-                self.unpunched.lock().insert(layer.id);
+                self.space.note_unpunched(&layer);
             }
             punches += punched?;
             if punches >= punches_max {
@@ -204,24 +49,18 @@ impl Layers {
             }
         }
         if !layer.state.lock().garbage.is_empty() {
-            self.note_garbage(&layer);
+            self.space.note_garbage(&layer);
         }
         Ok(Some(punches))
     }
 
-    /// Lets space that could not be given back be given back: a descriptor may have lacked, or the disk was full.
-    pub fn punch_again(&self) {
-        let mut unpunched = std::mem::take(&mut *self.unpunched.lock());
-        self.garbage.lock().append(&mut unpunched);
-    }
-
-    /// Gives back space before the store is closed. `false` if some is left, which is found when a store is opened that was not
-    /// closed in order.
-    pub(super) fn punch_all(&self) -> bool {
-        self.punch_again();
+    /// Gives back space before the store is closed. `false` if some is left: it is found when a store is opened that was not closed in
+    /// order.
+    pub(super) fn all(&self) -> bool {
+        self.space.retry_unpunched();
         let mut left = self.limits.punches_at_end;
         while left > 0 {
-            match self.punch_some(left.min(PUNCHES_MAX)) {
+            match self.some(left.min(PUNCHES_MAX)) {
                 Ok(Some(made)) => left = left.saturating_sub(made.max(1)),
                 Ok(None) => return true,
                 Err(_) => return false,
@@ -230,38 +69,37 @@ impl Layers {
         false
     }
 
-    /// Answers how many runs of blocks there were.
-    fn punch_extent(&self, layer: &Layer, extent: u32) -> Result<usize> {
+    /// Gives back the garbage of an extent. Answers how many runs of blocks there were.
+    fn extent(&self, layer: &Layer, extent: Extent) -> Result<usize> {
         let bits = extent_bits(&layer.state.lock().garbage, extent);
-        let latched = self.latch_wait(layer, extent, &bits)?;
-        // Behind the latch nobody makes these blocks present; those that became so meanwhile are somebody's data again.
-        let gone = {
+        let latched = Latched::wait(&self.admission, layer, extent, bits)?;
+        // Behind the latch no write makes these blocks present; those that became so before hold data again.
+        let free = {
             let mut state = layer.state.lock();
-            super::presence::remove_bits(&mut state.garbage, extent, &bits);
-            let mut gone = bits.minus(&state.presence.present_bits(extent));
+            remove_bits(&mut state.garbage, extent, &bits);
+            let mut free = bits.minus(&state.presence.present_bits(extent));
             // The journal calls these present until the record of their end is durable (crash ordering 4).
-            for dying in state.dying.iter().filter(|_| !self.limits.has(Planted::EarlyPunch)) {
-                gone = gone.minus(&extent_bits(&dying.gone, extent));
+            for retiring in state.retiring.iter().filter(|_| !self.limits.has(Planted::EarlyPunch)) {
+                free = free.minus(&extent_bits(&retiring.recorded, extent));
             }
-            gone
+            free
         };
-        let result = self.punch_blocks(layer, extent, &gone);
+        let result = self.punch(layer, extent, &free);
         if result.is_err() {
-            super::presence::insert_bits(&mut layer.state.lock().garbage, extent, &gone);
+            insert_bits(&mut layer.state.lock().garbage, extent, &free);
         }
         drop(latched);
         result
     }
 
-    fn punch_blocks(&self, layer: &Layer, extent: u32, bits: &BlockBits) -> Result<usize> {
-        let first = extent * EXTENT_BLOCKS;
-        let Some(file) = self.data_file(layer, first)? else { return Ok(0) };
-        let block_bytes = self.block_size.bytes();
+    fn punch(&self, layer: &Layer, extent: Extent, bits: &BlockBits) -> Result<usize> {
+        let Some(file) = self.blocks.data_file(layer, extent.first())? else { return Ok(0) };
         let mut punches = 0;
-        for run in bits.runs() {
+        for run in bits.spans() {
             punches += 1;
-            let offset = self.place(first + run.start).1;
-            let punched = file.punch(offset..offset + run.len() as u64 * block_bytes);
+            let offset = self.blocks.place(extent.part(run).first()).1;
+            let bytes = self.blocks.block_size().bytes_for(u64::from(run.len()));
+            let punched = file.punch(offset..offset + bytes);
             punched.map_err(|error| Error::io(format!("cannot give back space of layer {}", layer.id), error))?;
         }
         Ok(punches)
@@ -272,49 +110,32 @@ impl Layers {
     /// # Errors
     /// An I/O error.
     pub fn find_garbage(&self, layer: &Layer) -> Result<()> {
-        let segments = crate::limits::VOLUME_BYTES_MAX.div_ceil(crate::limits::SEGMENT_BYTES) as u32;
-        for segment in 0..segments {
-            let base = self.block_size.block_of(u64::from(segment) * crate::limits::SEGMENT_BYTES);
-            if base > u64::from(u32::MAX) {
-                break;
-            }
-            let Some(file) = self.data_file(layer, base as u32)? else { continue };
+        let block_size = self.blocks.block_size();
+        for (_, segment) in block_size.segments() {
+            let Some(first) = segment.first() else { continue };
+            let Some(file) = self.blocks.data_file(layer, first)? else { continue };
             let mut offset = 0;
             while let Some(range) =
                 file.next_allocated(offset).map_err(|error| Error::io(format!("cannot map layer {}", layer.id), error))?
             {
                 offset = range.end;
-                let first = base + self.block_size.block_of(range.start);
-                let last = base + self.block_size.blocks_for(range.end) - 1;
-                let Ok(last) = u32::try_from(last) else { break };
-                let mut allocated = RoaringBitmap::new();
-                allocated.insert_range(first as u32..=last);
-                let mut state = layer.state.lock();
-                allocated -= &state.presence.present;
-                for dying in &state.dying {
-                    allocated -= &dying.gone;
-                }
-                if !allocated.is_empty() {
-                    state.garbage |= allocated;
-                    self.note_garbage(layer);
-                }
+                let touched = block_size.touched(&range);
+                let allocated = BlockSpan::new(segment.start() + touched.start(), segment.start() + touched.end()).and(segment);
+                self.note_allocated(layer, set_of(allocated));
             }
         }
         Ok(())
     }
-}
 
-impl Layers {
-    /// Blocks that the layer hides from what is below it, whatever happens.
-    pub fn durable_cover(&self, layer: &Layer) -> RoaringBitmap {
-        let state = layer.state.lock();
-        let mut cover = state.presence.covered();
-        for (extent, hot) in &state.hot {
-            super::presence::remove_bits(&mut cover, *extent, &hot.fresh.or(&hot.round));
+    fn note_allocated(&self, layer: &Layer, mut allocated: RoaringBitmap) {
+        let mut state = layer.state.lock();
+        allocated -= &state.presence.present;
+        for retiring in &state.retiring {
+            allocated -= &retiring.recorded;
         }
-        for dying in &state.dying {
-            cover.remove_range(dying.blocks.clone());
+        if !allocated.is_empty() {
+            state.garbage |= allocated;
+            self.space.note_garbage(layer);
         }
-        cover
     }
 }

@@ -1,12 +1,13 @@
 //! The owner map: block -> the layer that answers for it.
 //!
 //! A persistent radix tree over extents (four levels of 64). A fork clones the root; a change copies the path to one leaf.
-//! Parts that nobody has asked for are unresolved cells; they are resolved once, for all maps that share them.
+//! Parts that no request has touched are unresolved cells; a cell is resolved once, for all maps that share it.
 //!
 //! # Invariants
 //! - An unresolved cell means the same to every map that shares it: a map resolves an extent before it changes it, so the
 //!   open layers above the point where the maps parted hold nothing in it.
 //! - Reads do not depend on the depth of the chain: only resolving does, once an extent.
+#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod leaf;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 pub use leaf::{Leaf, Owner, OwnerRuns};
 
+use crate::place::{Extent, IndexSpan};
 use crate::sync::OnceLock;
 
 /// log2 of the children of an inner node.
@@ -23,7 +25,7 @@ const FANOUT_BITS: u32 = 6;
 const FANOUT: usize = 1 << FANOUT_BITS;
 /// Levels of inner nodes above the leaves.
 const LEVELS: u32 = 4;
-const _: () = assert!(1u64 << (FANOUT_BITS * LEVELS) >= crate::limits::VOLUME_BYTES_MAX >> 22);
+const _: () = assert!(1u32 << (FANOUT_BITS * LEVELS) > Extent::LAST.number());
 
 #[derive(Clone)]
 enum Node {
@@ -52,8 +54,8 @@ impl Cell {
 }
 
 /// Which child of a node at `level` leads to `extent`.
-fn child(level: u32, extent: u32) -> usize {
-    (extent >> (FANOUT_BITS * (level - 1))) as usize % FANOUT
+fn child(level: u32, extent: Extent) -> usize {
+    (extent.number() >> (FANOUT_BITS * (level - 1))) as usize % FANOUT
 }
 
 /// Owners of all blocks of a volume or snapshot.
@@ -63,29 +65,29 @@ pub struct OwnerMap {
 }
 
 impl OwnerMap {
-    /// Appends the runs of `range` (blocks within the extent) to `runs`.
-    pub fn runs(&self, extent: u32, range: Range<u32>, resolve: impl FnOnce() -> Leaf, runs: &mut OwnerRuns) {
+    /// Appends the runs of a span of an extent to `runs`.
+    pub fn runs(&self, extent: Extent, span: IndexSpan, resolve: impl FnOnce() -> Leaf, runs: &mut OwnerRuns) {
         let mut cell = &self.root;
         let mut level = LEVELS;
         let mut resolve = Some(resolve);
         loop {
             let node = cell.get(level, || resolve.take().map_or_else(Leaf::default, |resolve| resolve()));
             match node {
-                Node::Uniform(owner) => return runs.push((range, *owner)),
-                Node::Leaf(leaf) => return leaf.runs(range, runs),
+                Node::Uniform(owner) => return runs.push((span, *owner)),
+                Node::Leaf(leaf) => return leaf.runs(span, runs),
                 Node::Inner(children) => cell = &children[child(level, extent)],
             }
             level -= 1;
         }
     }
 
-    /// Gives `range` of an extent to `owner`.
-    pub fn set(&mut self, extent: u32, range: Range<u32>, owner: Owner, resolve: impl FnOnce() -> Leaf) {
+    /// Gives a span of an extent to `owner`.
+    pub fn set(&mut self, extent: Extent, span: IndexSpan, owner: Owner, resolve: impl FnOnce() -> Leaf) {
         let mut cell = &mut self.root;
         let mut level = LEVELS;
         let mut resolve = Some(resolve);
         loop {
-            // The shared cell is resolved before it is copied, so that the others profit, and never see this change.
+            // The shared cell is resolved before it is copied: the other maps share the result, and never see this change.
             cell.get(level, || resolve.take().map_or_else(Leaf::default, |resolve| resolve()));
             let Some(node) = Arc::make_mut(cell).0.get_mut() else { return };
             if let Node::Uniform(uniform) = *node {
@@ -98,7 +100,7 @@ impl OwnerMap {
                 };
             }
             match node {
-                Node::Leaf(leaf) => return leaf.set(range, owner),
+                Node::Leaf(leaf) => return leaf.set(span, owner),
                 Node::Inner(children) => cell = &mut children[child(level, extent)],
                 Node::Uniform(_) => return,
             }
@@ -107,7 +109,7 @@ impl OwnerMap {
     }
 
     /// Gives an extent another leaf.
-    pub fn renew(&mut self, extent: u32, leaf: Leaf) {
+    pub fn renew(&mut self, extent: Extent, leaf: Leaf) {
         let mut cell = &mut self.root;
         for level in (1..=LEVELS).rev() {
             cell.get(level, Leaf::default);
@@ -121,9 +123,9 @@ impl OwnerMap {
         *cell = Cell::of(Node::Leaf(leaf));
     }
 
-    /// Gives whole extents to `owner`, without resolving them.
-    pub fn set_extents(&mut self, extents: Range<u32>, owner: Owner) {
-        Self::set_subtree(&mut self.root, LEVELS, 0, &extents, owner);
+    /// Gives the extents from `first` to `last`, which is one of them, to `owner`, without resolving them.
+    pub fn set_extents(&mut self, first: Extent, last: Extent, owner: Owner) {
+        Self::set_subtree(&mut self.root, LEVELS, 0, &(first.number()..last.number() + 1), owner);
     }
 
     fn set_subtree(cell: &mut Arc<Cell>, level: u32, first: u32, extents: &Range<u32>, owner: Owner) {
@@ -141,9 +143,9 @@ impl OwnerMap {
             *node = Node::Inner(Box::new(std::array::from_fn(|_| Cell::of(Node::Uniform(uniform)))));
         }
         if let Node::Inner(children) = node {
-            let step = span >> FANOUT_BITS;
-            for (number, child) in children.iter_mut().enumerate() {
-                Self::set_subtree(child, level - 1, first + number as u32 * step, extents, owner);
+            let step = 1 << (FANOUT_BITS * (level - 1));
+            for (child, first) in children.iter_mut().zip((first..first + span).step_by(step)) {
+                Self::set_subtree(child, level - 1, first, extents, owner);
             }
         }
     }
@@ -153,32 +155,35 @@ impl OwnerMap {
 mod tests {
     use super::*;
     use crate::ids::LayerId;
-    use crate::limits::EXTENT_BLOCKS;
 
-    fn all(map: &OwnerMap, extent: u32) -> Vec<(Range<u32>, Owner)> {
+    fn extent(number: u32) -> Extent {
+        Extent::new(number).unwrap()
+    }
+
+    fn all(map: &OwnerMap, number: u32) -> Vec<(Range<u32>, Owner)> {
         let mut runs = OwnerRuns::new();
-        map.runs(extent, 0..EXTENT_BLOCKS, || Leaf::uniform(Owner::Layer(LayerId(7))), &mut runs);
-        runs.into_vec()
+        map.runs(extent(number), IndexSpan::FULL, || Leaf::uniform(Owner::Layer(LayerId(7))), &mut runs);
+        runs.into_iter().map(|(span, owner)| (span.range(), owner)).collect()
     }
 
     #[test]
     fn forks_share_what_neither_changed_and_only_that() {
         let mut base = OwnerMap::default();
         let resolve = || Leaf::uniform(Owner::Layer(LayerId(7)));
-        base.set(5, 10..20, Owner::Layer(LayerId(1)), resolve);
+        base.set(extent(5), IndexSpan::new(10, 20), Owner::Layer(LayerId(1)), resolve);
         let mut fork = base.clone();
-        fork.set(5, 15..30, Owner::Layer(LayerId(2)), resolve);
-        fork.set_extents(100..70_000, Owner::Zero);
+        fork.set(extent(5), IndexSpan::new(15, 30), Owner::Layer(LayerId(2)), resolve);
+        fork.set_extents(extent(100), extent(69_999), Owner::Zero);
         let (seven, one, two) = (Owner::Layer(LayerId(7)), Owner::Layer(LayerId(1)), Owner::Layer(LayerId(2)));
         assert_eq!(all(&base, 5), [(0..10, seven), (10..20, one), (20..1024, seven)]);
         assert_eq!(all(&fork, 5), [(0..10, seven), (10..15, one), (15..30, two), (30..1024, seven)]);
-        for extent in [100, 4095, 4096, 69_999] {
-            assert_eq!(all(&fork, extent), [(0..1024, Owner::Zero)]);
-            assert_eq!(all(&base, extent), [(0..1024, seven)]);
+        for number in [100, 4095, 4096, 69_999] {
+            assert_eq!(all(&fork, number), [(0..1024, Owner::Zero)]);
+            assert_eq!(all(&base, number), [(0..1024, seven)]);
         }
         assert_eq!(all(&fork, 99), [(0..1024, seven)]);
         assert_eq!(all(&fork, 70_000), [(0..1024, seven)]);
-        fork.set(4096, 0..1, two, || panic!("a uniform extent needs no resolving"));
+        fork.set(extent(4096), IndexSpan::new(0, 1), two, || panic!("a uniform extent needs no resolving"));
         assert_eq!(all(&fork, 4096), [(0..1, two), (1..1024, Owner::Zero)]);
     }
 
@@ -187,11 +192,11 @@ mod tests {
         let mut base = OwnerMap::default();
         let owner = |layer| Owner::Layer(LayerId(layer));
         assert_eq!(all(&base, 5), [(0..1024, owner(7))]);
-        base.set_extents(64..128, Owner::Zero);
+        base.set_extents(extent(64), extent(127), Owner::Zero);
         let mut fork = base.clone();
-        for extent in [5, 70] {
-            fork.renew(extent, Leaf::uniform(owner(3)));
-            assert_eq!(all(&fork, extent), [(0..1024, owner(3))]);
+        for number in [5, 70] {
+            fork.renew(extent(number), Leaf::uniform(owner(3)));
+            assert_eq!(all(&fork, number), [(0..1024, owner(3))]);
         }
         assert_eq!((all(&base, 5), all(&base, 70)), (vec![(0..1024, owner(7))], vec![(0..1024, Owner::Zero)]));
         assert_eq!((all(&fork, 6), all(&fork, 71)), (vec![(0..1024, owner(7))], vec![(0..1024, Owner::Zero)]));
@@ -208,8 +213,8 @@ mod tests {
                 count.set(count.get() + 1);
                 Leaf::uniform(Owner::Zero)
             };
-            map.runs(1 << 20, 0..4, resolve, &mut runs);
-            assert_eq!(runs.into_vec(), [(0..4, Owner::Zero)]);
+            map.runs(extent(1 << 20), IndexSpan::new(0, 4), resolve, &mut runs);
+            assert_eq!(runs.into_vec(), [(IndexSpan::new(0, 4), Owner::Zero)]);
         }
         assert_eq!(count.get(), 1);
     }

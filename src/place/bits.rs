@@ -1,7 +1,5 @@
 //! One bit for each block of an extent.
 
-use std::ops::Range;
-
 use super::block::{BlockIndex, EXTENT_BLOCKS};
 use super::span::IndexSpan;
 
@@ -17,8 +15,9 @@ impl BlockBits {
     /// Every block.
     pub const FULL: Self = Self([u64::MAX; WORDS]);
 
-    /// The blocks of a range.
-    pub fn of(range: Range<u32>) -> Self {
+    /// The blocks of a span.
+    pub fn of(span: IndexSpan) -> Self {
+        let range = span.range();
         let mut bits = Self::EMPTY;
         for word in range.start / 64..range.end.div_ceil(64) {
             let low = range.start.saturating_sub(word * 64).min(64);
@@ -27,11 +26,6 @@ impl BlockBits {
             bits.0[word as usize] = ones(high) & !ones(low);
         }
         bits
-    }
-
-    /// The blocks of a span.
-    pub fn of_span(span: IndexSpan) -> Self {
-        Self::of(span.range())
     }
 
     /// The set of one block.
@@ -57,13 +51,8 @@ impl BlockBits {
     }
 
     /// Whether the block is in the set.
-    pub fn contains(&self, block: u32) -> bool {
-        self.0[block as usize / 64] >> (block % 64) & 1 == 1
-    }
-
-    /// Whether the block is in the set.
     #[inline]
-    pub fn has(&self, index: BlockIndex) -> bool {
+    pub fn contains(&self, index: BlockIndex) -> bool {
         self.0[index.get() / 64] >> (index.get() % 64) & 1 == 1
     }
 
@@ -103,16 +92,6 @@ impl BlockBits {
 
     /// The runs of consecutive blocks, in order.
     pub fn spans(&self) -> impl Iterator<Item = IndexSpan> + '_ {
-        self.runs().map(|run| IndexSpan::new(run.start, run.end))
-    }
-
-    /// Every block, in order.
-    pub fn indices(&self) -> impl Iterator<Item = BlockIndex> + '_ {
-        self.spans().flat_map(IndexSpan::indices)
-    }
-
-    /// The runs of consecutive blocks, in order, as numbers.
-    pub fn runs(&self) -> impl Iterator<Item = Range<u32>> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {
             let start = self.next(at, true);
@@ -120,14 +99,19 @@ impl BlockBits {
                 return None;
             }
             at = self.next(start, false);
-            Some(start..at)
+            Some(IndexSpan::new(start, at))
         })
+    }
+
+    /// Every block, in order.
+    pub fn indices(&self) -> impl Iterator<Item = BlockIndex> + '_ {
+        self.spans().flat_map(IndexSpan::indices)
     }
 }
 
 impl std::fmt::Debug for BlockBits {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.runs()).finish()
+        f.debug_list().entries(self.spans().map(IndexSpan::range)).finish()
     }
 }
 
@@ -136,16 +120,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_and_runs_agree_with_each_other() {
-        for range in [0..1, 0..64, 63..65, 1..1024, 0..1024, 5..5, 640..1000] {
-            let bits = BlockBits::of(range.clone());
-            assert_eq!(bits.count(), range.end - range.start, "{range:?}");
-            assert!(range.clone().all(|block| bits.contains(block)));
-            let runs: Vec<_> = bits.runs().collect();
-            assert_eq!(runs, if range.is_empty() { vec![] } else { vec![range] });
+    fn spans_and_sets_agree_with_each_other() {
+        let of = |start, end| BlockBits::of(IndexSpan::new(start, end));
+        for (start, end) in [(0, 1), (0, 64), (63, 65), (1, 1024), (0, 1024), (5, 5), (640, 1000)] {
+            let (span, bits) = (IndexSpan::new(start, end), of(start, end));
+            assert_eq!(bits.count(), end - start, "{span:?}");
+            assert!(span.indices().all(|index| bits.contains(index)));
+            assert_eq!(bits.spans().collect::<Vec<_>>(), if span.is_empty() { vec![] } else { vec![span] });
+            assert!(span.indices().map(BlockBits::of_one).fold(BlockBits::EMPTY, |all, one| all.or(&one)) == bits);
         }
-        let bits = BlockBits::of(3..70).minus(&BlockBits::of(64..65)).or(&BlockBits::of(1000..1024));
-        assert_eq!(bits.runs().collect::<Vec<_>>(), [3..64, 65..70, 1000..1024]);
-        assert!(BlockBits::FULL.minus(&BlockBits::of(0..1024)).is_empty());
+        let bits = of(3, 70).minus(&of(64, 65)).or(&of(1000, 1024));
+        assert_eq!(bits.spans().map(IndexSpan::range).collect::<Vec<_>>(), [3..64, 65..70, 1000..1024]);
+        assert!(BlockBits::FULL.minus(&of(0, 1024)).is_empty());
     }
 }

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use super::span::{BlockSpan, ExtentSpan, IndexSpan};
-
 /// Blocks of an extent.
 pub const EXTENT_BLOCKS: u32 = 1 << EXTENT_SHIFT;
 const EXTENT_SHIFT: u32 = 10;
@@ -50,16 +48,6 @@ impl Block {
     pub fn next(self) -> Option<Self> {
         self.0.checked_add(1).map(Self)
     }
-
-    /// The block as a span.
-    pub fn span(self) -> BlockSpan {
-        BlockSpan::closed(self, self)
-    }
-
-    /// The block as a span within its extent.
-    pub fn in_extent(self) -> ExtentSpan {
-        ExtentSpan { extent: self.extent(), indices: self.index().span() }
-    }
 }
 
 impl fmt::Display for Block {
@@ -81,6 +69,11 @@ impl Extent {
     /// The extent with this number; `None` behind the end of the largest volume.
     pub const fn new(number: u32) -> Option<Self> {
         if number <= Self::LAST.0 { Some(Self(number)) } else { None }
+    }
+
+    /// The extent with this number; the last one if the largest volume ends before.
+    pub fn clamped(number: u32) -> Self {
+        Self(number.min(Self::LAST.0))
     }
 
     /// Its number, as records and bitmaps have it.
@@ -107,18 +100,6 @@ impl Extent {
         Block(self.0 << EXTENT_SHIFT | index.number())
     }
 
-    /// All its blocks.
-    #[inline]
-    pub fn span(self) -> BlockSpan {
-        BlockSpan::closed(self.first(), self.last())
-    }
-
-    /// Some of its blocks.
-    #[inline]
-    pub const fn part(self, indices: IndexSpan) -> ExtentSpan {
-        ExtentSpan { extent: self, indices }
-    }
-
     /// The extent behind it; `None` after the last one.
     pub const fn next(self) -> Option<Self> {
         Self::new(self.0 + 1)
@@ -138,7 +119,7 @@ impl fmt::Display for Extent {
 
 /// A block within its extent: 0 to 1023.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlockIndex(u16);
+pub struct BlockIndex(pub(super) u16);
 
 impl BlockIndex {
     /// The index with this number; `None` from 1024 on.
@@ -161,12 +142,6 @@ impl BlockIndex {
     #[inline]
     pub const fn get(self) -> usize {
         self.0 as usize
-    }
-
-    /// The index as a span.
-    #[inline]
-    pub const fn span(self) -> IndexSpan {
-        IndexSpan::of_one(self.0)
     }
 }
 

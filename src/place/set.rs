@@ -56,7 +56,7 @@ pub fn extent_bits(set: &RoaringBitmap, extent: Extent) -> BlockBits {
     let mut runs = set.range(blocks);
     while let Some(run) = runs.next_range() {
         let indices = Block::new(*run.start()).index().number()..Block::new(*run.end()).index().number() + 1;
-        bits = bits.or(&BlockBits::of_span(IndexSpan::new(indices.start, indices.end)));
+        bits = bits.or(&BlockBits::of(IndexSpan::new(indices.start, indices.end)));
     }
     bits
 }

@@ -121,7 +121,8 @@ impl BlockSize {
         std::iter::from_fn(move || {
             let piece = (at < bytes.end).then(|| Piece::at(self, at, bytes.end - at))?;
             at += piece.bytes;
-            Some(piece)
+            // Nothing lies behind the end of the largest volume.
+            (piece.bytes > 0).then_some(piece)
         })
     }
 
@@ -162,7 +163,7 @@ impl Piece {
     pub fn at(block_size: BlockSize, offset: u64, bytes: u64) -> Self {
         let extent = block_size.extent_at(offset);
         let within = offset - block_size.offset(extent.first());
-        let bytes = bytes.min(block_size.extent_bytes() - within);
+        let bytes = bytes.min(block_size.extent_bytes().saturating_sub(within));
         let indices = IndexSpan::of_small(within >> block_size.shift, block_size.blocks_for(within + bytes));
         Self { part: extent.part(indices), skip: within & (block_size.bytes() - 1), bytes }
     }

@@ -127,6 +127,20 @@ impl BlockSpan {
         self.extents().map(move |extent| extent.part(self.within(extent)))
     }
 
+    /// The numbers of the extents that it touches, as a range of a bitmap of extents.
+    pub fn extent_numbers(self) -> RangeInclusive<u32> {
+        let numbers = self.numbers();
+        if numbers.is_empty() { numbers } else { *numbers.start() / EXTENT_BLOCKS..=*numbers.end() / EXTENT_BLOCKS }
+    }
+
+    /// The two halves of a span of whole extents, unless it is one. The upper half begins at a power of two of extents, so that halves are
+    /// those of the containers of a bitmap for as long as they can be.
+    pub fn halves(self) -> Option<[Self; 2]> {
+        let extents = self.len() / u64::from(EXTENT_BLOCKS);
+        let lower = (extents > 1).then(|| extents.next_power_of_two() / 2 * u64::from(EXTENT_BLOCKS))?;
+        Some([self.take(lower), self.skip(lower)])
+    }
+
     /// Every block, in order.
     pub fn blocks(self) -> impl Iterator<Item = Block> {
         (self.start..self.end).filter_map(Block::at)
@@ -170,11 +184,6 @@ impl IndexSpan {
         Self { start: start as u16, end: end.clamp(start, u64::from(EXTENT_BLOCKS)) as u16 }
     }
 
-    #[inline]
-    pub(super) const fn of_one(index: u16) -> Self {
-        Self { start: index, end: index + 1 }
-    }
-
     /// The index of the first block; 1024 or that of another block if the span is empty.
     #[inline]
     pub fn start(self) -> u32 {
@@ -213,6 +222,13 @@ impl IndexSpan {
     pub fn and(self, other: Self) -> Self {
         let start = self.start.max(other.start);
         Self { start, end: self.end.min(other.end).max(start) }
+    }
+
+    /// The blocks before index `end`, and the others.
+    #[inline]
+    pub fn split(self, end: u32) -> (Self, Self) {
+        let middle = u16::try_from(end).unwrap_or(u16::MAX).clamp(self.start, self.end);
+        (Self { start: self.start, end: middle }, Self { start: middle, end: self.end })
     }
 
     /// Every block, in order.
@@ -270,6 +286,40 @@ impl ExtentSpan {
     }
 }
 
+impl Block {
+    /// The block as a span.
+    pub fn span(self) -> BlockSpan {
+        BlockSpan::closed(self, self)
+    }
+
+    /// The block as a span within its extent.
+    pub fn in_extent(self) -> ExtentSpan {
+        ExtentSpan { extent: self.extent(), indices: self.index().span() }
+    }
+}
+
+impl Extent {
+    /// All its blocks.
+    #[inline]
+    pub fn span(self) -> BlockSpan {
+        BlockSpan::closed(self.first(), self.last())
+    }
+
+    /// Some of its blocks.
+    #[inline]
+    pub const fn part(self, indices: IndexSpan) -> ExtentSpan {
+        ExtentSpan { extent: self, indices }
+    }
+}
+
+impl BlockIndex {
+    /// The index as a span.
+    #[inline]
+    pub const fn span(self) -> IndexSpan {
+        IndexSpan { start: self.0, end: self.0 + 1 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,5 +353,7 @@ mod tests {
         assert!(span.and(BlockSpan::new(0, 10)).is_empty() && !span.contains(Block::new(20)) && span.contains(Block::new(19)));
         assert_eq!(IndexSpan::new(5, 9).and(IndexSpan::new(7, 2000)).range(), 7..9);
         assert_eq!(IndexSpan::new(2000, 1).range(), 1024..1024);
+        let (low, high) = IndexSpan::new(5, 9).split(7);
+        assert_eq!((low.range(), high.range(), IndexSpan::new(5, 9).split(3).0.len()), (5..7, 7..9, 0));
     }
 }

@@ -123,7 +123,7 @@ impl Background {
         let (core, layers) = (&self.core, self.core.layers());
         let works: [&dyn Fn() -> Result<bool>; 10] = [
             &|| core.unlink_step(),
-            &|| layers.punch_step(),
+            &|| layers.punch.step(),
             &|| self.checkpoint_step(),
             &|| self.sweep_step(),
             &|| core.merge_step(),
@@ -150,12 +150,12 @@ impl Background {
 
     fn checkpoint_step(&self) -> Result<bool> {
         let now = self.clock.monotonic();
-        if now < self.shared.state.lock().checkpoint_at || !self.core.layers().wants_checkpoint() {
+        if now < self.shared.state.lock().checkpoint_at || !self.core.layers().checkpoints.is_due() {
             return Ok(false);
         }
         match self.core.checkpoint() {
             Err(error) if !error.is_shortage() => Err(error),
-            Ok(()) if !self.core.layers().wants_checkpoint() => Ok(true),
+            Ok(()) if !self.core.layers().checkpoints.is_due() => Ok(true),
             outcome => {
                 // The old journal goes on, or not all pages could be written; tried again when there may be room.
                 self.shared.state.lock().checkpoint_at = now + CHECKPOINT_INTERVAL;
@@ -175,7 +175,7 @@ impl Background {
         };
         let orphaned = if orphans { self.sweep_orphans() } else { Ok(()) };
         let looked = layer.is_some();
-        let swept = layer.as_ref().map_or(Ok(()), |layer| self.core.layers().find_garbage(layer));
+        let swept = layer.as_ref().map_or(Ok(()), |layer| self.core.layers().punch.find_garbage(layer));
         let mut state = self.shared.state.lock();
         state.orphans &= orphaned.is_err();
         if let (Some(layer), true) = (layer, swept.is_ok()) {
@@ -220,7 +220,7 @@ impl Background {
 
     fn rehash_step(&self) -> Result<bool> {
         for layer in self.core.layers().unverified() {
-            if self.core.layers().rehash_step(&layer)? {
+            if self.core.layers().cleaning.rehash_step(&layer)? {
                 return Ok(true);
             }
         }
@@ -240,7 +240,7 @@ impl Background {
         // A layer whose marks cannot be cleared now does not keep the others, or what follows, from being done.
         let mut cleaned = Ok(());
         for layer in self.core.layers().marked() {
-            cleaned = cleaned.and(self.core.layers().clean_layer(&layer).map(drop));
+            cleaned = cleaned.and(self.core.layers().cleaning.clean(&layer).map(drop));
         }
         self.core.look_for_dead_blocks();
         // Those that cannot end now end later.
@@ -249,7 +249,8 @@ impl Background {
         let _ = self.core.save_traces();
         // What was queued becomes durable although nobody flushes, and patches that nobody needs give back their room.
         let superseded: Vec<_> = self.core.layers().superseded().into_iter().map(|layer| layer.id).collect();
-        let synced = if superseded.is_empty() { self.core.layers().sync_if_queued() } else { self.core.layers().sync(superseded) };
+        let synced =
+            if superseded.is_empty() { self.core.layers().barriers.sync_if_queued() } else { self.core.layers().barriers.sync(superseded) };
         synced.and(cleaned)
     }
 }

@@ -14,7 +14,7 @@ use crate::io::{Disk, DiskFile, IoMode, OpenMode};
 use crate::journal::load;
 use crate::layer::{Presence, Recovery};
 use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
-use crate::place::BlockSize;
+use crate::place::{Block, BlockSize};
 
 pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
     let paths = absolute(&*options.disk, path)?;
@@ -55,7 +55,7 @@ pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
     }
     for (layer, block) in recovery.patched() {
         let entry = catalog.layer(layer);
-        let offset = loaded.superblock.block_size.offset_of(u64::from(block));
+        let offset = loaded.superblock.block_size.offset(block);
         match entry {
             None => report.violations.push(format!("layer {layer}: it has a patch of block {block}, but is not in the catalogue")),
             Some(entry) if entry.parent.is_none() => {
@@ -139,7 +139,7 @@ impl Files<'_> {
             present.remove_range(first as u32..=u32::try_from(last).unwrap_or(u32::MAX));
         }
         // A block of zeros matches its checksum in a hole as well: a crash may leave it so.
-        let lost: Vec<u32> = present.iter().filter(|block| !self.recovery.is_zero_block(id, *block)).collect();
+        let lost: Vec<u32> = present.iter().filter(|block| !self.recovery.is_zero_block(id, Block::new(*block))).collect();
         if let Some(block) = lost.first() {
             violations.push(format!("layer {id}: {} present blocks have no space in the file, the first is block {block}", lost.len()));
         }

@@ -466,12 +466,12 @@ impl Store {
     #[doc(hidden)]
     pub fn outstanding(&self) -> Result<[u64; 3]> {
         let layers = self.0.core.layers();
-        layers.sync_fresh().map(|()| layers.outstanding())
+        layers.barriers.sync_fresh().map(|()| layers.outstanding())
     }
 
     /// Barrier rounds so far that synced anything: what a flush or a fork costs.
     pub fn barriers(&self) -> u64 {
-        self.0.core.layers().barriers()
+        self.0.core.layers().barrier_count()
     }
 
     /// Refuses every later call with [`crate::ErrorKind::Closed`], reads included, waits for those that are under way, makes

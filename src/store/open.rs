@@ -14,7 +14,7 @@ use crate::ids::{LayerId, VolumeId, random_bytes};
 use crate::io::{Access, Disk};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
-use crate::place::BlockSize;
+use crate::place::{BlockSize, BlockSpan};
 use crate::sync::Mutex;
 use crate::volume::{Core, CoreConfig};
 
@@ -141,11 +141,8 @@ impl Replayed {
     /// A shrink is the record of the zeros behind its new end, too: in whole blocks of the open layer.
     fn cut(&mut self, volume: VolumeId, size_bytes: u64) -> Result<()> {
         let Some((layer, old)) = self.catalog.volume(volume).map(|entry| (entry.head, entry.size_bytes)) else { return Ok(()) };
-        let (first, end) = (self.block_size.blocks_for(size_bytes), self.block_size.blocks_for(old));
-        if first >= end {
-            return Ok(());
-        }
-        let (first, last) = (first as u32, (end - 1) as u32);
+        let cut = BlockSpan::new(self.block_size.blocks_for(size_bytes), self.block_size.blocks_for(old));
+        let Some((first, last)) = cut.first().zip(cut.last()) else { return Ok(()) };
         let hides = self.catalog.layer(layer).is_some_and(|entry| entry.parent.is_some());
         self.recovery.apply(&if hides { BlocksRecord::Zero { layer, first, last } } else { BlocksRecord::Drop { layer, first, last } })
     }
@@ -292,7 +289,7 @@ impl OpenStore {
             lease: options.lease,
         });
         let needs = Arc::downgrade(&core);
-        core.layers().on_need(move || needs.upgrade().map_or(Ok(()), |core| core.checkpoint()));
+        core.layers().barriers.on_need(move || needs.upgrade().map_or(Ok(()), |core| core.checkpoint()));
         let background = Background::new(Arc::clone(&core), paths, options.disk, clock);
         let store = Arc::new(Self { core, background, ownership: Mutex::new(Ownership::Held { _lock: lock }) });
         store.resume_hydration()?;
@@ -342,7 +339,7 @@ impl OpenStore {
         }
         // Readers that wait for a source fail now, so that the calls that are under way end.
         self.stop_threads();
-        self.core.fence.wait_empty(|| self.core.layers().help());
+        self.core.fence.wait_empty(|| self.core.layers().reapers.help());
         // The last of them may have begun to hydrate a fork.
         self.stop_threads();
         self.core.release_leases();
@@ -379,7 +376,7 @@ pub(super) fn has_superblock(disk: &dyn Disk, paths: &StorePaths) -> bool {
 mod tests {
     use super::*;
     use crate::format::{BlockRun, LayerRecord, SnapshotRecord, VolumeRecord};
-    use crate::place::BlockSize;
+    use crate::place::{Block, BlockSize};
     use crate::store::Store;
 
     #[test]
@@ -404,7 +401,7 @@ mod tests {
         let config = layer_config(&StorePaths::new(dir.path()), &StoreOptions::default(), &superblock);
         let (volume, base, head) = (VolumeId(0), LayerId(0), LayerId(1));
         let name = || "v".to_owned();
-        let present = |layer, block| Record::from(BlocksRecord::Present(BlockRun { layer, block, checksums: vec![1] }));
+        let present = |layer, block| Record::from(BlocksRecord::Present(BlockRun { layer, block: Block::new(block), checksums: vec![1] }));
         let state = [
             ShapeRecord::Layer(LayerRecord::over(None, base)),
             ShapeRecord::Layer(LayerRecord::over(Some(base), head)),
@@ -414,8 +411,8 @@ mod tests {
         .map(Record::Shape);
         let ends = vec![
             Record::from(ShapeRecord::DestroySnapshot { volume, name: name() }),
-            BlocksRecord::Drop { layer: base, first: 5, last: 5 }.into(),
-            BlocksRecord::Zero { layer: head, first: 9, last: 9 }.into(),
+            BlocksRecord::Drop { layer: base, first: Block::new(5), last: Block::new(5) }.into(),
+            BlocksRecord::Zero { layer: head, first: Block::new(9), last: Block::new(9) }.into(),
         ];
         for torn in [false, true] {
             let mut last = ends.clone();

@@ -399,9 +399,9 @@ fn a_read_of_a_block_that_its_layer_has_lost_ends_with_an_error() {
         let read = || snapshot.read_at(&mut [0; BLOCK as usize], 0);
         read().unwrap();
         let layers = store.0.core.layers();
-        assert!(layers.forget(&layers.all()[0], &roaring::RoaringBitmap::from_iter([0])).unwrap());
-        layers.sync([]).unwrap();
-        while layers.punch_step().unwrap() {}
+        assert!(layers.zeroes.forget(&layers.all()[0], &roaring::RoaringBitmap::from_iter([0])).unwrap());
+        layers.barriers.sync([]).unwrap();
+        while layers.punch.step().unwrap() {}
         assert_eq!(read().unwrap_err().kind(), ErrorKind::Corrupt);
         let mut queue = snapshot.queue(1).unwrap();
         queue.submit(0, Request::Read { offset: 0, bytes: BLOCK as u32 }).unwrap();

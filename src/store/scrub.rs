@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
 use crate::layer::Layer;
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::{Block, Extent};
 use crate::volume::{Core, Viewers};
 
 /// Damaged blocks that are named in a report; further ones are only counted.
@@ -24,8 +25,8 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
     let mut report = ScrubReport::default();
     for layer in layers {
         // Extents that a crash left unverified are hashed first: what they hold now is what counts.
-        core.layers().retry_unreadable(&layer);
-        while core.enter().and_then(|_pass| core.layers().rehash_step(&layer))? {}
+        core.layers().cleaning.retry_unreadable(&layer);
+        while core.enter().and_then(|_pass| core.layers().cleaning.rehash_step(&layer))? {}
         let mut scrubbed = LayerScrub { core, layer: &layer, viewers: None, report: &mut report };
         let mut next = layer.with_presence(|presence| presence.present.min());
         while let Some(block) = next {
@@ -66,12 +67,13 @@ struct LayerScrub<'a> {
 impl LayerScrub<'_> {
     fn extent(&mut self, extent: u32) -> Result<()> {
         let block_bytes = self.core.block_size().bytes() as usize;
-        for run in self.layer.extent(extent).0.runs() {
+        for run in self.layer.extent(Extent::clamped(extent)).0.spans() {
+            let run = run.range();
             let (mut start, mut length) = (run.start, run.end - run.start);
             while start < run.end {
                 let (first, count) = (extent * EXTENT_BLOCKS + start, length.min(run.end - start));
                 let mut buffer = AlignedBuffer::zeroed(count as usize * block_bytes);
-                let damaged = match self.core.layers().scrub_blocks(self.layer, first, &mut buffer) {
+                let damaged = match self.core.layers().settled.scrub(self.layer, Block::new(first), &mut buffer) {
                     Ok(()) => {
                         start += count;
                         continue;

@@ -393,7 +393,7 @@ impl Core {
                 return Ok(false);
             }
             // The blocks are durable before the record that says nobody needs the source. Backfill has seen to most of them.
-            self.layers.sync([layer])?;
+            self.layers.barriers.sync([layer])?;
             let mut catalog = self.catalog();
             if catalog.layer(layer).is_none() {
                 return Ok(false);
@@ -403,7 +403,7 @@ impl Core {
             let volumes = volumes_over(&catalog, layer);
             (volumes, self.change(&mut catalog, None, vec![ShapeRecord::Detach(layer)])?)
         };
-        match self.layers.wait_shape(ticket) {
+        match self.layers.barriers.wait_shape(ticket) {
             // The blocks are durable. If a crash comes before the record is, the next opening finds nothing missing.
             Err(error) if error.kind() == ErrorKind::NotDurable => {}
             other => other?,
@@ -485,7 +485,7 @@ impl Core {
     /// [`ErrorKind::NoSpace`] leaves everything as it was.
     pub fn checkpoint(&self) -> Result<()> {
         let catalog = self.catalog();
-        self.layers.checkpoint(catalog.records())
+        self.layers.checkpoints.write(catalog.records(), None, false)
     }
 
     /// Makes everything durable and verifiable, and refuses writes from then on. `swept`: no space is left to be looked for.

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::is_instant;
 use crate::ids::{LayerId, VolumeId};
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::{Extent, IndexSpan};
 use crate::sync::RwLock;
 
 /// Checksums that one call tells at most.
@@ -48,7 +49,11 @@ impl Core {
                     Answer::Zero => checksums.resize(checksums.len() + run.len(), Some(zeros)),
                     Answer::Missing(_) | Answer::Patched(_) => checksums.resize(checksums.len() + run.len(), None),
                     Answer::Held(layer) => {
-                        checksums.extend(self.layers.content_checksums(&layer, blocks.clone())?);
+                        checksums.extend(
+                            self.layers
+                                .blocks
+                                .content_checksums(&layer, Extent::clamped(piece.extent).part(IndexSpan::new(run.start, run.end)))?,
+                        );
                         if partial == Some(u64::from(*blocks.end()))
                             && let Some(Some(checksum)) = checksums.last_mut()
                         {

@@ -50,7 +50,7 @@ impl Core {
     /// # Errors
     /// As there.
     pub fn destroy_head(&self, head: &Head, recursive: bool) -> Result<()> {
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         // Whoever is refused does not disturb the writers.
         self.check_unused(&self.catalog(), head, recursive)?;
         let ticket = {
@@ -61,7 +61,7 @@ impl Core {
             self.disown(head);
             self.change(&mut catalog, None, vec![ShapeRecord::DestroyVolume(head.id)])?
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 
     /// Refuses to destroy what is in use.
@@ -84,7 +84,7 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] while somebody has it open, or a fork of another host has a lease of it.
     pub fn destroy_snapshot(&self, volume: &str, name: &str) -> Result<()> {
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let (id, _) = catalog.snapshot(volume, name)?;
@@ -92,6 +92,6 @@ impl Core {
             self.check_unpinned(&catalog, id, name)?;
             self.change(&mut catalog, None, vec![ShapeRecord::DestroySnapshot { volume: id, name: name.to_owned() }])?
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 }

@@ -225,7 +225,7 @@ impl Core {
             return Ok(());
         }
         // Gives back space, so it needs none.
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         self.forget(&mut self.catalog(), &over).map(drop)
     }
 
@@ -239,7 +239,7 @@ impl Core {
     pub fn release_leases(&self) {
         let Some(connector) = &self.lessees.connector else { return };
         // What is not durable yet ends no lease: it is looked at again at the next opening.
-        let _ = self.layers.sync_if_queued();
+        let _ = self.layers.barriers.sync_if_queued();
         // What cannot be recorded lapses.
         let _ = self.record_given();
         let until = Instant::now() + CLOSE_PATIENCE;

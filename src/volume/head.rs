@@ -11,10 +11,10 @@ use super::view::{LOOKS_MAX, Piece, View};
 use crate::error::{Error, Result};
 use crate::format::ShapeRecord;
 use crate::ids::VolumeId;
-use crate::layer::{Admitted, CutRoom, Layer, Layers, Ticket};
+use crate::layer::{Admitted, Layer, Layers, Reserved, Ticket};
 use crate::limits::{EXTENT_BLOCKS, Planted, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
-use crate::place::BlockBits;
+use crate::place::{BlockBits, BlockSpan, Extent, IndexSpan};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock};
 
@@ -77,7 +77,7 @@ impl Head {
 
     /// Closes the gate for a change.
     pub(super) fn close(&self) -> Closed<'_> {
-        self.gate.close(|| self.core.layers.help())
+        self.gate.close(|| self.core.layers.reapers.help())
     }
 
     /// Name at this moment.
@@ -186,8 +186,8 @@ impl Head {
         let (mut overwrites, mut taken) = (false, (layer, Vec::new()));
         while offset < end {
             let piece = Piece::at(block_size, offset, end - offset);
-            let bits = BlockBits::of(piece.blocks);
-            let new = bits.minus(&taken.0.extent(piece.extent).0);
+            let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
+            let new = bits.minus(&taken.0.extent(Extent::clamped(piece.extent)).0);
             overwrites |= new != bits;
             if !new.is_empty() {
                 taken.1.push((piece.extent, new));
@@ -198,7 +198,7 @@ impl Head {
             return Ok(None);
         }
         let mut extents = taken.1.iter();
-        let space = extents.try_for_each(|(extent, new)| self.core.layers.take_space(&taken.0, *extent, new));
+        let space = extents.try_for_each(|(extent, new)| self.core.layers.admission.take_space(&taken.0, Extent::clamped(*extent), new));
         let taken = Some(taken);
         space.inspect_err(|_| self.give_back(&taken))?;
         Ok(taken)
@@ -206,14 +206,14 @@ impl Head {
 
     fn give_back(&self, taken: &Option<Taken>) {
         for (layer, (extent, bits)) in taken.iter().flat_map(|(layer, extents)| extents.iter().map(move |extent| (layer, extent))) {
-            self.core.layers.give_back(layer, *extent, bits);
+            self.core.layers.admission.give_back_space(layer, Extent::clamped(*extent), bits);
         }
     }
 
     /// Makes room when too many blocks wait for their record.
     pub(super) fn relieve(&self) -> Result<()> {
         // Of whichever volume they are: an idle one must not make every write of the others a barrier.
-        if self.core.layers.under_pressure() { self.core.layers.sync_fresh() } else { Ok(()) }
+        if self.core.layers.under_pressure() { self.core.layers.barriers.sync_fresh() } else { Ok(()) }
     }
 
     /// `bounded`: the piece's offset, if it must not lie behind the end of the volume.
@@ -243,13 +243,11 @@ impl Head {
     fn write_inside(&self, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<Option<u32>> {
         // Behind the gate the head does not change.
         let layer = Arc::clone(&self.view.read().layer);
-        let layers = &self.core.layers;
-        let bits = BlockBits::of(piece.blocks.clone());
-        let admitted = Admitted::wait(&**layers, &*layer, piece.extent, bits)?;
+        let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
+        let admitted = Admitted::wait(&*self.core.layers.admission, &*layer, Extent::clamped(piece.extent), bits)?;
         let owned = self.is_owner(&layer, piece.extent, piece.blocks.clone());
         if partial.is_empty() {
-            admitted.release();
-            layers.write_admitted(&layer, piece.extent, piece.blocks.clone(), data)?;
+            admitted.write(data)?;
         } else if let Some(block) = self.write_partial(admitted, &layer, piece, data, partial)? {
             return Ok(Some(block));
         }
@@ -271,7 +269,9 @@ impl Head {
     pub(super) fn take_over(&self, layer: &Layer, extent: u32, range: Range<u32>) {
         let mut view = self.view.write();
         let below = Arc::clone(&view.layer);
-        view.owners.set(extent, range, Owner::Layer(layer.id), || self.core.resolve(&below, extent));
+        view.owners.set(Extent::clamped(extent), IndexSpan::new(range.start, range.end), Owner::Layer(layer.id), || {
+            self.core.resolve(&below, extent)
+        });
     }
 
     /// Makes every completed write durable.
@@ -283,7 +283,7 @@ impl Head {
         if layers.is_settled(&layer) {
             return Ok(());
         }
-        layers.sync([layer.id])
+        layers.barriers.sync([layer.id])
     }
 
     /// Makes a range read as zero; its whole blocks give back their space.
@@ -329,29 +329,24 @@ impl Head {
 
     /// Zeroes whole blocks, with the record of a shrink in the journal or one of its own. The gate is closed. Answers which round makes it
     /// durable, if anything changed or it is a shrink.
-    pub(super) fn zero_blocks(&self, first: u64, last: u64, cut: Option<(ShapeRecord, CutRoom<'_>)>) -> Result<Option<Ticket>> {
+    pub(super) fn zero_blocks(&self, first: u64, last: u64, cut: Option<(ShapeRecord, Reserved<'_>)>) -> Result<Option<Ticket>> {
         let layer = Arc::clone(&self.view.read().layer);
         self.resolve_edges(first, last);
-        let ticket = self.core.layers.zero(&layer, first as u32..=(last - 1) as u32, layer.parent.is_some(), cut)?;
-        let extent_blocks = u64::from(EXTENT_BLOCKS);
+        let ticket = self.core.layers.zeroes.zero(&layer, BlockSpan::new(first, last), layer.parent.is_some(), cut)?;
         let mut view = self.view.write();
-        let whole = first.div_ceil(extent_blocks)..last / extent_blocks;
-        let mut part = |extent: u64, range: Range<u64>| {
-            if !range.is_empty() {
-                let below = Arc::clone(&view.layer);
-                let resolve = || self.core.resolve(&below, extent as u32);
-                view.owners.set(extent as u32, range.start as u32..range.end as u32, Owner::Zero, resolve);
+        let below = Arc::clone(&view.layer);
+        let mut whole: Option<(Extent, Extent)> = None;
+        for part in BlockSpan::new(first, last).by_extent() {
+            if part.indices == IndexSpan::FULL {
+                whole = Some((whole.map_or(part.extent, |(first, _)| first), part.extent));
+            } else {
+                let resolve = || self.core.resolve(&below, part.extent.number());
+                view.owners.set(part.extent, part.indices, Owner::Zero, resolve);
             }
-        };
-        if first / extent_blocks == (last - 1) / extent_blocks {
-            part(first / extent_blocks, first % extent_blocks..(last - 1) % extent_blocks + 1);
-            return Ok(ticket);
         }
-        if !first.is_multiple_of(extent_blocks) {
-            part(first / extent_blocks, first % extent_blocks..extent_blocks);
+        if let Some((first, last)) = whole {
+            view.owners.set_extents(first, last, Owner::Zero);
         }
-        part(last / extent_blocks, 0..last % extent_blocks);
-        view.owners.set_extents(whole.start as u32..whole.end as u32, Owner::Zero);
         Ok(ticket)
     }
 

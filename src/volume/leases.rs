@@ -146,7 +146,7 @@ impl Core {
             return Ok(());
         }
         let catalog = self.catalog();
-        self.layers.begin_leases(catalog.records())
+        self.layers.checkpoints.write(catalog.records(), None, true)
     }
 
     /// Gives a lease of a snapshot, or of a volume as it is now; or renews it, or ends it. Answers what it holds, when that is durable.
@@ -164,11 +164,11 @@ impl Core {
             self.leases.note_given_back(request.id);
             let ended = self.end_leases(|_| vec![request.id])?;
             // It is not said again then. One that ended before may not be durable yet: its fork did not wait for the answer.
-            let durable = ended.map_or_else(|| self.layers.sync_if_queued(), |ticket| self.layers.wait_shape(ticket));
+            let durable = ended.map_or_else(|| self.layers.barriers.sync_if_queued(), |ticket| self.layers.barriers.wait_shape(ticket));
             return durable.map(|()| None);
         }
         self.begin_leases()?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let granted = self.lease_snapshot(volume, snapshot, request, address)?;
         let (name, ticket) = match granted {
             Some(granted) => granted,
@@ -255,7 +255,7 @@ impl Core {
 
     /// Ends leases, chosen in the same moment, and destroys the instants that nobody needs then.
     fn end_leases(&self, choose: impl FnOnce(&Catalog) -> Vec<LeaseId>) -> Result<Option<Ticket>> {
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let chosen = choose(&catalog).into_iter();
@@ -280,7 +280,7 @@ impl Core {
         if self.unneeded_instants(&self.catalog()).is_empty() {
             return Ok(false);
         }
-        let swept = self.layers.prepare_shape().and_then(|()| {
+        let swept = self.layers.barriers.prepare_shape().and_then(|()| {
             let mut catalog = self.catalog();
             let unneeded = self.unneeded_instants(&catalog);
             if unneeded.len() == ENDED_MAX {

@@ -225,7 +225,7 @@ impl Core {
             return Ok(asked);
         }
         let _pass = self.enter()?;
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         self.begin_leases()?;
         let (ticket, _room) = {
             let mut catalog = self.catalog();
@@ -237,7 +237,7 @@ impl Core {
             let record = LesseeRecord { id, layer: NO_LAYER, until, uri: uri.to_owned() };
             (self.change(&mut catalog, None, vec![ShapeRecord::Lessee(record)])?, room)
         };
-        self.layers.wait_shape(ticket).map(|()| asked)
+        self.layers.barriers.wait_shape(ticket).map(|()| asked)
     }
 
     /// The record of the lease that a fork has taken, or of the end of its question, for the root that it stands on; `None` if that has a
@@ -275,7 +275,7 @@ impl Core {
         if given.is_empty() {
             return Ok(false);
         }
-        let recorded = self.layers.prepare_shape().and_then(|()| self.begin_leases()).and_then(|()| {
+        let recorded = self.layers.barriers.prepare_shape().and_then(|()| self.begin_leases()).and_then(|()| {
             let (ticket, _room) = {
                 let mut catalog = self.catalog();
                 // Also one whose root went while it was asked for: it is given back.
@@ -289,7 +289,7 @@ impl Core {
                 let room = self.layers.reserve_shape_with(new.iter().map(|record| record.uri.len() as u64 + RECORD_BYTES).sum())?;
                 (self.change(&mut catalog, None, new.into_iter().map(ShapeRecord::Lessee).collect())?, room)
             };
-            self.layers.wait_shape(ticket).map(|()| true)
+            self.layers.barriers.wait_shape(ticket).map(|()| true)
         });
         if recorded.is_err() {
             self.lessees.state.lock().given.extend(given);

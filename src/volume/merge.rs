@@ -10,7 +10,7 @@ use crate::ids::LayerId;
 use crate::io::AlignedBuffer;
 use crate::layer::{Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
-use crate::place::BlockBits;
+use crate::place::{Block, BlockBits, Extent, IndexSpan};
 use crate::sync::RwLock;
 
 /// Patches that one background step looks at.
@@ -52,17 +52,17 @@ impl Core {
             if let Answer::Missing(root) = answer {
                 let fetched = self.demand(&root, u64::from(first) + u64::from(blocks.start)..u64::from(first) + u64::from(blocks.end));
                 // Blocks that were merged meanwhile need nothing from below any more.
-                let asked = BlockBits::of(blocks);
+                let asked = BlockBits::of(IndexSpan::new(blocks.start, blocks.end));
                 if let Err(error) = fetched
                     && !matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Poisoned)
-                    && layer.patched(extent).and(&asked) == asked
+                    && layer.patched(Extent::clamped(extent)).and(&asked) == asked
                 {
                     return Err(error);
                 }
             }
         }
         for (block, bytes) in run.zip(buffer.chunks_mut(self.block_size.bytes() as usize)) {
-            if let Merged::Gone = self.merge_block(layer, first + block, bytes)? {
+            if let Merged::Superseded = self.merge_block(layer, first + block, bytes)? {
                 self.read_block_settled(seen, first + block, bytes)?;
             }
         }
@@ -84,13 +84,13 @@ impl Core {
         }
         if let Err(error) = self.read_extent(&RwLock::new(below), extent, within.clone(), buffer) {
             // Once a block is merged, the one below it is forgotten.
-            let all = patched.iter().all(|layer| layer.patched(extent).contains(within.start));
-            return if all { Err(error) } else { Ok(Merged::Gone) };
+            let all = patched.iter().all(|layer| layer.patched(Extent::clamped(extent)).contains(Block::new(block).index()));
+            return if all { Err(error) } else { Ok(Merged::Superseded) };
         }
-        let mut merged = Merged::Gone;
+        let mut merged = Merged::Superseded;
         while let Some(layer) = patched.pop() {
-            merged = self.layers.merge(&layer, block, buffer)?;
-            if let Merged::Gone = merged {
+            merged = self.layers.settled.merge(&layer, Block::new(block), buffer)?;
+            if let Merged::Superseded = merged {
                 // Somebody merged it meanwhile, or wrote over it: what `buffer` has is not the layer's block.
                 return Ok(merged);
             }
@@ -129,7 +129,7 @@ impl Core {
     /// # Errors
     /// As [`Core::answers`].
     pub(super) fn read_parts(&self, seen: &RwLock<View>, piece: &Piece, buffer: &mut [u8]) -> Result<bool> {
-        if piece.blocks.len() != 1 || !self.layers.any_patches() {
+        if piece.blocks.len() != 1 || !self.layers.patches.is_any() {
             return Ok(false);
         }
         let block = piece.extent * EXTENT_BLOCKS + piece.blocks.start;
@@ -137,7 +137,7 @@ impl Core {
         let mut wanted: Vec<Range<u32>> = std::iter::once(start..start + piece.bytes as u32).collect();
         let mut answer = self.answers(&seen.read(), piece.extent, piece.blocks.clone())?.pop().map(|(_, answer)| answer);
         while let Some(Answer::Patched(layer)) = answer {
-            wanted = layer.read_patch(block, start, buffer, wanted);
+            wanted = layer.read_patch(Block::new(block), start, buffer, wanted);
             if wanted.is_empty() {
                 return Ok(true);
             }
@@ -152,14 +152,14 @@ impl Core {
     /// # Errors
     /// The store refuses writes.
     pub fn merge_step(&self) -> Result<bool> {
-        if !self.layers.any_patches() || self.layers.healthy().is_err() {
+        if !self.layers.patches.is_any() || self.layers.healthy().is_err() {
             return Ok(false);
         }
         let batch = {
             let mut next = self.next_patch.lock();
-            let batch = self.layers.patched_from(*next, STEP_BLOCKS);
+            let batch = self.layers.patched_from((next.0, Block::new(next.1)), STEP_BLOCKS);
             *next = match batch.last().filter(|_| batch.len() == STEP_BLOCKS) {
-                Some((layer, block)) => (layer.id, block.saturating_add(1)),
+                Some((layer, block)) => (layer.id, block.number().saturating_add(1)),
                 None => (LayerId(0), 0),
             };
             batch
@@ -167,19 +167,20 @@ impl Core {
         let mut buffer = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
         let mut busy = false;
         for (layer, block) in batch {
+            let block = block.number();
             // A damaged block below, or a layer that was freed meanwhile, must not keep the others waiting; nothing is lost. Nor is a
             // source asked to repair the one: it may hang, and this thread does the work of all volumes.
             let here = self.below(&layer).and_then(|below| self.read_here(&RwLock::new(below), block, &mut buffer));
             if !matches!(here, Ok(true)) {
                 continue;
             }
-            match self.layers.merge(&layer, block, &mut buffer) {
+            match self.layers.settled.merge(&layer, Block::new(block), &mut buffer) {
                 Ok(Merged::Stored) => busy = true,
                 Ok(Merged::Unstored(_)) => break,
                 _ => {}
             }
             if self.layers.under_pressure() {
-                self.layers.sync_fresh()?;
+                self.layers.barriers.sync_fresh()?;
             }
         }
         if !busy {
@@ -187,7 +188,7 @@ impl Core {
             let merged: Vec<LayerId> =
                 self.layers.superseded().into_iter().filter(|layer| layer.is_sealed()).map(|layer| layer.id).collect();
             if !merged.is_empty() {
-                self.layers.sync(merged)?;
+                self.layers.barriers.sync(merged)?;
             }
         }
         Ok(busy)

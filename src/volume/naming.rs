@@ -14,14 +14,14 @@ impl Core {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`].
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
         valid_name(new)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let volume = self.volume_id(&catalog, name)?;
             self.name_is_free(&catalog, new)?;
             self.change(&mut catalog, None, vec![ShapeRecord::Rename { volume, name: new.to_owned() }])?
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 
     /// Gives an open volume, whatever it is called by now, a name and labels in one frame. The caller has announced the name
@@ -32,7 +32,7 @@ impl Core {
     pub fn name_head(self: &Arc<Self>, head: &Head, name: &str, labels: Labels) -> Result<()> {
         valid_name(name)?;
         valid_labels(&labels)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
@@ -40,7 +40,7 @@ impl Core {
             let records = vec![ShapeRecord::Rename { volume: head.id, name: name.to_owned() }, ShapeRecord::Labels(head.id, labels)];
             self.change(&mut catalog, None, records)?
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 
     /// Replaces what users note about a volume.
@@ -49,12 +49,12 @@ impl Core {
     /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] if it is too much.
     pub fn set_labels(&self, name: &str, labels: Labels) -> Result<()> {
         valid_labels(&labels)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             let volume = self.volume_id(&catalog, name)?;
             self.change(&mut catalog, None, vec![ShapeRecord::Labels(volume, labels)])?
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 }

@@ -14,8 +14,9 @@ use super::head::Head;
 use super::view::{Answer, Piece};
 use crate::error::Result;
 use crate::io::AlignedBuffer;
-use crate::layer::{Admitted, BlockRead, Layer, Layers, PatchRoom};
+use crate::layer::{Admission, Admitted, BlockRead, Layer, PatchRoom};
 use crate::limits::EXTENT_BLOCKS;
+use crate::place::{Block, IndexSpan};
 
 /// What a piece of a write does: whole blocks, and patches of the first and the last block.
 struct Plan<'a> {
@@ -56,13 +57,12 @@ impl Head {
     /// Damage, no space, an I/O error.
     pub(super) fn write_partial(
         &self,
-        mut admitted: Admitted<&Layers, &Layer>,
+        mut admitted: Admitted<&Admission, &Layer>,
         layer: &Arc<Layer>,
         piece: &Piece,
         data: &[u8],
         partial: &[u32],
     ) -> Result<Option<u32>> {
-        let layers = &self.core.layers;
         let block_bytes = self.core.block_size.bytes() as usize;
         let merged = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes);
         let mut plan = Plan { whole: piece.blocks.clone(), merged, patches: Vec::new() };
@@ -75,13 +75,11 @@ impl Head {
         let at = |block: u32| (block - piece.blocks.start) as usize * block_bytes;
         if !plan.whole.is_empty() {
             let bytes = &plan.merged[at(plan.whole.start)..at(plan.whole.end)];
-            admitted.split(plan.whole.clone()).release();
-            layers.write_admitted(layer, piece.extent, plan.whole.clone(), bytes)?;
+            admitted.split(IndexSpan::new(plan.whole.start, plan.whole.end)).write(bytes)?;
         }
         for PlannedPatch { block, range, room } in plan.patches {
             let bytes = &plan.merged[at(block)..][range.start as usize..range.end as usize];
-            admitted.split(block..block + 1).release();
-            layers.patch_admitted(layer, piece.extent * EXTENT_BLOCKS + block, range.start, bytes, room);
+            admitted.split(IndexSpan::new(block, block + 1)).patch(range.start, bytes, room);
         }
         Ok(None)
     }
@@ -97,10 +95,10 @@ impl Head {
         let view = self.look();
         match self.core.answers(&view, piece.extent, block..block + 1)?.pop() {
             Some((_, Answer::Missing(_) | Answer::Patched(_))) => {
-                if layer.completes(number, &range, old) {
+                if layer.completes(Block::new(number), &range, old) {
                     return Ok(true);
                 }
-                let Some(room) = self.core.layers.reserve_patch(layer, number, &range)? else { return Ok(false) };
+                let Some(room) = self.core.layers.patches.reserve(layer, Block::new(number), &range)? else { return Ok(false) };
                 match block == plan.whole.start {
                     true => plan.whole.start += 1,
                     false => plan.whole.end -= 1,
@@ -115,12 +113,12 @@ impl Head {
     /// Reads a block whose latch in the head the caller holds. `false`: a source may have to be asked for it.
     fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<bool> {
         let number = extent * EXTENT_BLOCKS + block;
-        if !layer.extent(extent).0.contains(block) {
+        if !layer.holds(Block::new(number)) {
             return self.core.read_here(&self.view, number, buffer);
         }
-        match self.core.layers.read_blocks(layer, number, buffer)? {
+        match self.core.layers.blocks.read(layer, Block::new(number), buffer)? {
             BlockRead::Verified => Ok(true),
-            BlockRead::Mismatch(block) => Err(self.core.layers.corruption(layer, block, "its bytes do not match their checksum")),
+            BlockRead::Mismatch(block) => Err(self.core.layers.blocks.corruption(layer, block, "its bytes do not match their checksum")),
         }
     }
 

@@ -36,7 +36,7 @@ impl Core {
     /// The round found no space, descriptors or memory; or it failed, and the store refuses writes.
     pub(super) fn await_arrival(&self, volume: VolumeId, snapshot: &str) -> Result<()> {
         let arrives = self.arriving.lock().get(&(volume, snapshot.to_owned())).copied();
-        arrives.map_or(Ok(()), |ticket| self.layers.wait(ticket))
+        arrives.map_or(Ok(()), |ticket| self.layers.barriers.wait(ticket))
     }
 
     fn readers(&self, volume: VolumeId, snapshot: &str) -> usize {

@@ -64,15 +64,15 @@ impl Core {
         self.tell_hidden(|layer| found.hidden.get(&layer).cloned());
         for (id, dead) in &found.dead {
             let Some(layer) = self.layers.get(*id) else { continue };
-            let forgotten = self.layers.prepare_forget().and_then(|()| {
+            let forgotten = self.layers.barriers.prepare_forget().and_then(|()| {
                 let _forgetting = self.forgetting.write();
-                self.layers.forget(&layer, dead)
+                self.layers.zeroes.forget(&layer, dead)
             });
             if !matches!(forgotten, Ok(true)) {
                 // The next step goes on, when these are durably gone and their space is given back.
                 self.reclaim.store(true, Ordering::Release);
                 forgotten?;
-                self.layers.sync([])?;
+                self.layers.barriers.sync([])?;
                 break;
             }
         }
@@ -86,7 +86,7 @@ impl Core {
             let below = entry.parent.and_then(|parent| catalog.layer(parent));
             is_nameless(entry) && !below.is_some_and(is_nameless)
         });
-        let cover = |layer: &Layer| self.layers.durable_cover(layer);
+        let cover = Layer::durable_cover;
         for (id, entry) in bottoms {
             self.look_upwards(&catalog, Look::at(id, entry), &cover, |id, hidden| {
                 self.note_dead(id, hidden, &mut found);
@@ -105,8 +105,8 @@ impl Core {
         let _roots = self.roots.lock();
         let covered = self.hidden_of(root, &|layer| layer.with_presence(Presence::covered));
         // An error shows at the next flush; then it is looked again.
-        if !hydrator.set_covered(covered) && !hydrator.is_complete() && self.layers.sync_fresh().is_ok() {
-            hydrator.set_hidden(self.hidden_of(root, &|layer| self.layers.durable_cover(layer)));
+        if !hydrator.set_covered(covered) && !hydrator.is_complete() && self.layers.barriers.sync_fresh().is_ok() {
+            hydrator.set_hidden(self.hidden_of(root, &Layer::durable_cover));
         }
     }
 

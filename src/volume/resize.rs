@@ -18,8 +18,9 @@ use super::view::Answer;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ShapeRecord;
-use crate::layer::{CutRoom, Ticket};
+use crate::layer::{Reserved, Ticket};
 use crate::limits::{EXTENT_BLOCKS, Planted};
+use crate::place::BlockSpan;
 
 impl Core {
     /// Gives a volume another size.
@@ -52,7 +53,7 @@ impl Core {
         let size_bytes = size_of(old)?;
         check_size(size_bytes)?;
         let _pass = self.enter()?;
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         head.check_alive()?;
         if size_bytes == old {
             return Ok(());
@@ -68,8 +69,8 @@ impl Core {
         let cut = self.blocks_cut(old, size_bytes);
         // What gives back space lives on the reserve. Nobody else changes the size, so the cut stays what it is.
         let (room, _shape) = match cut.is_empty() {
-            true => (None, Some(self.layers.reserve_shape()?)),
-            false => (Some(self.layers.claim_cut(&(cut.start as u32..=(cut.end - 1) as u32))?), None),
+            true => (None, Some(self.layers.barriers.reserve_shape()?)),
+            false => (Some(self.layers.barriers.claim_cut(BlockSpan::new(cut.start, cut.end))?), None),
         };
         if size_bytes < old && self.layers.limits().has(Planted::ShrinkInTwoSteps) {
             let _closed = head.close();
@@ -81,11 +82,11 @@ impl Core {
             head.check_alive()?;
             self.change_size(&mut catalog, head, size_bytes, room.map(|room| (cut, room)))?
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 
     /// The gate is closed. `cut`: the whole blocks that are lost.
-    fn change_size(&self, catalog: &mut Catalog, head: &Head, size_bytes: u64, cut: Option<(Range<u64>, CutRoom<'_>)>) -> Result<Ticket> {
+    fn change_size(&self, catalog: &mut Catalog, head: &Head, size_bytes: u64, cut: Option<(Range<u64>, Reserved<'_>)>) -> Result<Ticket> {
         let record = ShapeRecord::Resize { volume: head.id, size_bytes };
         let ticket = if let Some((cut, room)) = cut {
             // First what may be refused. Whatever else changes the shape waits for the catalogue, so the order stays the journal's.
@@ -122,6 +123,6 @@ impl Head {
         self.write_checked(&vec![0; (end - size_bytes) as usize], size_bytes, false, None)?;
         // If the head was sealed since the write, the round that has its end made the write durable, and comes before this one.
         let layer = self.view.read().layer.id;
-        self.core.layers.sync([layer])
+        self.core.layers.barriers.sync([layer])
     }
 }

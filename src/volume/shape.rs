@@ -10,7 +10,7 @@
 //!
 //! A round may be undone, for lack of space, descriptors or memory. The change stands then and is in the next round; its caller waits for
 //! a few of them, and is told [`ErrorKind::NotDurable`] if the shortage lasts. Until these changes are durable further ones are refused
-//! before anything has changed ([`crate::layer::Layers::prepare_shape`]). So what a call answers agrees with what the store shows, and
+//! before anything has changed ([`crate::layer::Layers::barriers`]). So what a call answers agrees with what the store shows, and
 //! what waits for a round is bounded.
 //!
 //! Each is one journal record group and one barrier round: it is applied in memory under the catalogue's lock, put into the
@@ -124,7 +124,7 @@ impl Core {
         valid_name(name)?;
         valid_labels(&labels)?;
         check_size(size_bytes)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let (head, ticket) = {
             let mut catalog = self.catalog();
             self.name_is_free(&catalog, name)?;
@@ -132,7 +132,7 @@ impl Core {
             let records = vec![ShapeRecord::Layer(LayerRecord::over(None, layer))];
             self.add_volume(&mut catalog, records, None, Birth { name, size_bytes, parent: "", labels, created_at: None }, None)?
         };
-        self.layers.wait_shape(ticket)?;
+        self.layers.barriers.wait_shape(ticket)?;
         Ok(head)
     }
 
@@ -207,7 +207,7 @@ impl Core {
     /// As there.
     pub fn fork_head(self: &Arc<Self>, head: &Head, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let (fork, ticket) = {
             let _closed = head.close();
             let mut catalog = self.catalog();
@@ -227,7 +227,7 @@ impl Core {
             let parent = base.layer;
             self.add_volume(&mut catalog, records, parent, Birth { name, size_bytes, parent: &source, labels, created_at }, Some(base))?
         };
-        self.layers.wait_shape(ticket)?;
+        self.layers.barriers.wait_shape(ticket)?;
         Ok(fork)
     }
 
@@ -237,7 +237,7 @@ impl Core {
     /// As [`Core::fork_volume`].
     pub fn fork_snapshot(self: &Arc<Self>, volume: &str, snapshot: &str, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let base;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
@@ -252,7 +252,7 @@ impl Core {
             let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(base), layer))];
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
-        self.layers.wait_shape(ticket)?;
+        self.layers.barriers.wait_shape(ticket)?;
         self.record_fork(&fork, base);
         Ok(fork)
     }
@@ -271,7 +271,7 @@ impl Core {
     pub fn fork_held(self: &Arc<Self>, chain: &Digest, name: &str, labels: Labels) -> Result<Option<Arc<Head>>> {
         valid_name(name)?;
         valid_labels(&labels)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let (fork, ticket) = {
             let mut catalog = self.catalog();
             self.name_is_free(&catalog, name)?;
@@ -281,7 +281,7 @@ impl Core {
             let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels, created_at: None };
             self.add_volume(&mut catalog, records, Some(base), birth, None)?
         };
-        self.layers.wait_shape(ticket)?;
+        self.layers.barriers.wait_shape(ticket)?;
         Ok(Some(fork))
     }
 
@@ -363,7 +363,7 @@ impl Core {
     ) -> Result<Arc<Head>> {
         let source = &source;
         check_size(source.size_bytes())?;
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         let label = uris[0].clone();
         if let Some(lease) = &lease {
             // From now on what the lease holds.
@@ -394,7 +394,7 @@ impl Core {
             (head, root, ticket, room)
         };
         *used = hydrator.is_some();
-        let durable = self.layers.wait_shape(ticket);
+        let durable = self.layers.barriers.wait_shape(ticket);
         // The fork stands, durable or not: whoever reads it needs what is missing.
         if hydrator.is_some() {
             self.inherit_trace(root);
@@ -492,7 +492,7 @@ impl Core {
     /// As there.
     pub fn snapshot_head(&self, head: &Head, name: &str, held: Option<HeldLayer>) -> Result<()> {
         valid_name(name)?;
-        let _room = self.layers.reserve_shape()?;
+        let _room = self.layers.barriers.reserve_shape()?;
         let ticket = {
             let _closed = head.close();
             let mut catalog = self.catalog();
@@ -537,7 +537,7 @@ impl Core {
 
     /// Waits until a snapshot is durable.
     pub(super) fn await_snapshot(&self, ticket: Ticket) -> Result<()> {
-        self.layers.wait_shape(ticket)?;
+        self.layers.barriers.wait_shape(ticket)?;
         self.arriving.lock().retain(|_, arrives| !self.layers.is_done(*arrives));
         Ok(())
     }

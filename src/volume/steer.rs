@@ -36,7 +36,7 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Unsupported`] if the store was opened without sources.
     pub fn set_hydration(&self, name: &str, change: impl Fn(&mut HydrationSettings)) -> Result<()> {
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         let ticket = {
             let mut catalog = self.catalog();
             // It may have become complete a moment ago: then there is nothing to change.
@@ -47,7 +47,7 @@ impl Core {
             hydrator.retry_now();
             self.change(&mut catalog, None, vec![ShapeRecord::Hydration(hydrator.layer().id, settings)])?
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 
     /// Changes at which addresses the missing blocks of a volume can be had, durably. An address that answers and has other
@@ -72,7 +72,7 @@ impl Core {
             }
         }
         let _pass = self.enter()?;
-        self.layers.prepare_shape()?;
+        self.layers.barriers.prepare_shape()?;
         let (ticket, _room) = {
             let mut catalog = self.catalog();
             let mut uris = hydrator.uris();
@@ -91,6 +91,6 @@ impl Core {
             hydrator.set_uris(&uris);
             (self.change(&mut catalog, None, vec![ShapeRecord::Sources(hydrator.layer().id, uris)])?, room)
         };
-        self.layers.wait_shape(ticket)
+        self.layers.barriers.wait_shape(ticket)
     }
 }

@@ -13,7 +13,7 @@ use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
 use crate::limits::EXTENT_BLOCKS;
 use crate::owners::{Leaf, Owner, OwnerMap, OwnerRuns};
-use crate::place::BlockBits;
+use crate::place::{Block, BlockBits, Extent, IndexSpan};
 use crate::sync::RwLock;
 
 /// A layer with its chain, as a reader sees it.
@@ -81,10 +81,11 @@ impl Core {
     /// Owners of an extent as the chain below `top` has them. What a layer that is gone would have answered for stays its own, so
     /// that a reader of a chain that was destroyed gets an error, and never what lies below, or zeros.
     pub(super) fn resolve(&self, top: &Layer, extent: u32) -> Leaf {
+        let extent = Extent::clamped(extent);
         let mut leaf = Leaf::default();
         let mut open = BlockBits::FULL;
         let mut give = |open: &mut BlockBits, bits: &BlockBits, owner| {
-            for run in open.and(bits).runs() {
+            for run in open.and(bits).spans() {
                 leaf.set(run, owner);
             }
             *open = open.minus(bits);
@@ -113,7 +114,7 @@ impl Core {
     /// Owners of blocks of an extent.
     pub(super) fn owners(&self, view: &View, extent: u32, range: Range<u32>) -> OwnerRuns {
         let mut runs = OwnerRuns::new();
-        view.owners.runs(extent, range, || self.resolve(&view.layer, extent), &mut runs);
+        view.owners.runs(Extent::clamped(extent), IndexSpan::new(range.start, range.end), || self.resolve(&view.layer, extent), &mut runs);
         runs
     }
 
@@ -125,6 +126,7 @@ impl Core {
         let owners = self.owners(view, extent, range);
         let mut answers = Answers::new();
         for (run, owner) in owners {
+            let run = run.range();
             match owner {
                 Owner::Zero => answers.push((run, Answer::Zero)),
                 Owner::Layer(id) => {
@@ -141,22 +143,23 @@ impl Core {
     }
 
     fn split_root(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Answers) {
+        let extent = Extent::clamped(extent);
         let (present, zeroed) = layer.extent(extent);
-        let asked = BlockBits::of(range);
+        let asked = BlockBits::of(IndexSpan::new(range.start, range.end));
         let first = answers.len();
         let missing = layer.source_bits(extent).minus(&present).minus(&zeroed);
-        answers.extend(present.and(&asked).runs().map(|run| (run, Answer::Held(Arc::clone(layer)))));
-        answers.extend(zeroed.and(&asked).runs().map(|run| (run, Answer::Zero)));
-        answers.extend(missing.and(&asked).runs().map(|run| (run, Answer::Missing(Arc::clone(layer)))));
+        answers.extend(present.and(&asked).spans().map(|run| (run.range(), Answer::Held(Arc::clone(layer)))));
+        answers.extend(zeroed.and(&asked).spans().map(|run| (run.range(), Answer::Zero)));
+        answers.extend(missing.and(&asked).spans().map(|run| (run.range(), Answer::Missing(Arc::clone(layer)))));
         answers[first..].sort_unstable_by_key(|(run, _)| run.start);
     }
 
     fn split_patched(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Answers) {
-        let asked = BlockBits::of(range);
-        let patched = layer.patched(extent).and(&asked);
+        let asked = BlockBits::of(IndexSpan::new(range.start, range.end));
+        let patched = layer.patched(Extent::clamped(extent)).and(&asked);
         let first = answers.len();
-        answers.extend(patched.runs().map(|run| (run, Answer::Patched(Arc::clone(layer)))));
-        answers.extend(asked.minus(&patched).runs().map(|run| (run, Answer::Held(Arc::clone(layer)))));
+        answers.extend(patched.spans().map(|run| (run.range(), Answer::Patched(Arc::clone(layer)))));
+        answers.extend(asked.minus(&patched).spans().map(|run| (run.range(), Answer::Held(Arc::clone(layer)))));
         answers[first..].sort_unstable_by_key(|(run, _)| run.start);
     }
 
@@ -165,7 +168,7 @@ impl Core {
         self.demands.fetch_add(1, crate::sync::atomic::Ordering::Relaxed);
         match self.hydrator(layer.id) {
             Some(hydrator) => hydrator.demand(blocks),
-            None if layer.missing((blocks.start / u64::from(EXTENT_BLOCKS)) as u32).is_empty() => Ok(()),
+            None if layer.missing(Block::at(blocks.start).unwrap_or(Block::LAST).extent()).is_empty() => Ok(()),
             None => {
                 let why = if self.can_hydrate() { "its source is not needed any more" } else { "this store was opened without sources" };
                 Err(Error::new(ErrorKind::SourceLost, format!("block {} was never fetched, and {why}", blocks.start)))
@@ -232,10 +235,10 @@ impl Core {
             };
             let mut done = 0;
             while let BlockRead::Mismatch(block) =
-                self.layers.read_blocks(&layer, first + run.start + done, &mut part[done as usize * block_bytes..])?
+                self.layers.blocks.read(&layer, Block::new(first + run.start + done), &mut part[done as usize * block_bytes..])?
             {
-                let at = (block - first - run.start) as usize;
-                self.read_block_settled(seen, block, &mut part[at * block_bytes..(at + 1) * block_bytes])?;
+                let at = (block.number() - first - run.start) as usize;
+                self.read_block_settled(seen, block.number(), &mut part[at * block_bytes..(at + 1) * block_bytes])?;
                 done = at as u32 + 1;
                 if done == run.len() as u32 {
                     break;
@@ -257,7 +260,9 @@ impl Core {
                 buffer.fill(0);
                 Ok(true)
             }
-            Some((_, Answer::Held(layer))) => Ok(matches!(self.layers.read_blocks(&layer, block, buffer)?, BlockRead::Verified)),
+            Some((_, Answer::Held(layer))) => {
+                Ok(matches!(self.layers.blocks.read(&layer, Block::new(block), buffer)?, BlockRead::Verified))
+            }
             Some((_, Answer::Missing(_) | Answer::Patched(_))) => Ok(false),
         }
     }
@@ -290,13 +295,13 @@ impl Core {
                     layer
                 }
                 Answer::Patched(layer) => {
-                    if !matches!(self.merge_block(&layer, block, buffer)?, Merged::Gone) {
+                    if !matches!(self.merge_block(&layer, block, buffer)?, Merged::Superseded) {
                         return Ok(());
                     }
                     layer
                 }
                 Answer::Held(layer) => {
-                    match self.layers.read_settled(&layer, block, buffer) {
+                    match self.layers.settled.read(&layer, Block::new(block), buffer) {
                         Ok(Some(())) => return Ok(()),
                         Ok(None) if self.renew_owners(seen, &layer, block) => {}
                         Ok(None) => return Err(self.never_settles(&layer, block)),
@@ -325,8 +330,8 @@ impl Core {
         }
         let mut layer = Arc::clone(&view.layer);
         loop {
-            let (present, zeroed) = layer.answered(extent);
-            if present.or(&zeroed).contains(within) {
+            let (present, zeroed) = layer.answered(Extent::clamped(extent));
+            if present.or(&zeroed).contains(Block::new(block).index()) {
                 break;
             }
             if layer.id == loser.id {
@@ -340,12 +345,12 @@ impl Core {
             layer = parent;
         }
         let leaf = self.resolve(&view.layer, extent);
-        view.owners.renew(extent, leaf);
+        view.owners.renew(Extent::clamped(extent), leaf);
         true
     }
 
     pub(super) fn never_settles(&self, layer: &Layer, block: u32) -> Error {
-        self.layers.corruption(layer, block, "the layer answers for it and does not have it")
+        self.layers.blocks.corruption(layer, Block::new(block), "the layer answers for it and does not have it")
     }
 
     /// Fetches a damaged block of a root layer again, if its source still has what the checksum says; that of a layer of an image is
@@ -359,8 +364,9 @@ impl Core {
             None if self.read_twin(layer, block, buffer) => Ok(()),
             None => Err(damage.clone()),
         };
-        let repaired = found.and_then(|()| self.layers.repair_block(layer, block, buffer).map_err(|error| damage.context(error)));
-        layer.note_damage(block, repaired.is_err());
+        let repaired =
+            found.and_then(|()| self.layers.settled.repair(layer, Block::new(block), buffer).map_err(|error| damage.context(error)));
+        layer.note_damage(Block::new(block), repaired.is_err());
         repaired
     }
 

@@ -37,7 +37,7 @@ fn a_failed_sync_of_a_repair_poisons_the_store() {
     let (store, fork) = fork_of_image(directory.path(), &disk, 16 << 20);
     let mut block = [0; BLOCK as usize];
     fork.read_at(&mut block, 0).unwrap();
-    store.0.core.layers().sync_fresh().unwrap();
+    store.0.core.layers().barriers.sync_fresh().unwrap();
     let mut damaged = 0;
     for entry in std::fs::read_dir(directory.path().join("store/layers")).unwrap().map(Result::unwrap) {
         if entry.path().extension().is_some_and(|kind| kind == "data") {

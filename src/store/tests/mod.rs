@@ -384,10 +384,10 @@ fn an_extent_that_was_hashed_again_is_synced_with_all_others() {
     let store = open(&copy);
     let layers = store.0.core.layers();
     let layer = &layers.unverified()[0];
-    while layers.rehash_step(layer).unwrap() {}
-    assert!(layers.needs_sync(layer), "its bytes were written again");
-    layers.sync_fresh().unwrap();
-    assert!(!layers.needs_sync(layer));
+    while layers.cleaning.rehash_step(layer).unwrap() {}
+    assert!(layer.needs_sync(), "its bytes were written again");
+    layers.barriers.sync_fresh().unwrap();
+    assert!(!layer.needs_sync());
 }
 
 /// Directories that were made for a store are durable before it is: power loss must not take a store with flushed volumes as a whole.
@@ -442,7 +442,7 @@ fn an_old_page_of_checksums_does_not_come_into_the_cache() {
         let layers = beside.0.core.layers();
         let layer = &layers.all()[0];
         for extent in (1..200).cycle() {
-            if layers.cached_page(layer, 0).is_none() {
+            if layers.blocks.cached_page(layer, crate::place::Extent::FIRST).is_none() {
                 break;
             }
             meanwhile.read_at(&mut [0; BLOCK as usize], extent * 1024 * BLOCK).unwrap();

@@ -88,7 +88,7 @@ fn a_failed_sync_of_a_directory_poisons_the_store() {
         ("snapshot", "layers", |store| store.create_snapshot("v", "s")),
         ("cleaner", "layers", |store| {
             let layers = store.0.core.layers();
-            layers.all().iter().try_for_each(|layer| layers.clean_layer(layer).map(drop))
+            layers.all().iter().try_for_each(|layer| layers.cleaning.clean(layer).map(drop))
         }),
         ("checkpoint", ".", |store| store.0.core.checkpoint()),
     ];
@@ -105,7 +105,7 @@ fn a_failed_sync_of_a_directory_poisons_the_store() {
                     volume.flush().unwrap();
                 }
                 let layers = store.0.core.layers();
-                layers.all().iter().for_each(|layer| assert_eq!(layers.clean_layer(layer).unwrap(), 1));
+                layers.all().iter().for_each(|layer| assert_eq!(layers.cleaning.clean(layer).unwrap(), 1));
             }
             disk.fail_sync_of_names(&path.join(place).components().collect::<std::path::PathBuf>(), number);
             assert_eq!(make(&store).unwrap_err().kind(), ErrorKind::Io, "{name}, {number}");

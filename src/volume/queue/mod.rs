@@ -251,7 +251,7 @@ impl Queue {
         };
         let shared = Arc::new_cyclic(make);
         let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
-        shared.target.core().layers.register(Arc::downgrade(&reaper));
+        shared.target.core().layers.reapers.register(Arc::downgrade(&reaper));
         Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind, counted: None, keeper: None })
     }
 

@@ -12,6 +12,7 @@ use super::{Inner, Later, Pass, Pending, Shared, Target};
 use crate::io::{AlignedBuffer, Done, IoMode, Op};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+use crate::place::Block;
 use crate::volume::request::{Completion, Request};
 use crate::volume::view::{Answer, Piece};
 
@@ -67,16 +68,16 @@ impl Shared {
     pub(super) fn start_read(&self, inner: &mut Inner, token: u64, offset: u64, bytes: u32) -> bool {
         let (began, core) = (self.began(), self.target.core());
         let Some(mut parts) = self.plan_read(offset, bytes) else { return false };
-        let may_be_cached = core.layers.io_mode() == IoMode::Buffered && bytes as usize <= core.layers.limits().inline_bytes_max;
+        let may_be_cached = core.layers.blocks.io_mode() == IoMode::Buffered && bytes as usize <= core.layers.limits().inline_bytes_max;
         let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
         for (number, part) in parts.iter_mut().enumerate() {
             let Some(layer) = &part.layer else { continue };
-            let first = part.blocks.start as u32;
-            let Ok(Some(file)) = core.layers.data_file(layer, first) else { return false };
+            let first = Block::at(part.blocks.start).unwrap_or(Block::LAST);
+            let Ok(Some(file)) = core.layers.blocks.data_file(layer, first) else { return false };
             let length = core.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
-            let (mut buffer, offset) = (AlignedBuffer::new(length), core.layers.place(first).1);
+            let (mut buffer, offset) = (AlignedBuffer::new(length), core.layers.blocks.place(first).1);
             if may_be_cached && inner.cached.is_likely() {
-                let cached = core.layers.read_cached(layer, &*file, first, &mut buffer);
+                let cached = core.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
                 inner.cached.note(cached.is_some());
                 // What does not match is read again through the ring, as everything else.
                 if cached == Some(BlockRead::Verified) {
@@ -143,7 +144,11 @@ impl Shared {
             (Ok(()), Op::Read { buffer, .. }, Some(layer))
                 if matches!(
                     // The disk's code may panic, and other completions wait to be taken.
-                    catch_unwind(AssertUnwindSafe(|| layers.verify_blocks(layer, part.blocks.start as u32, &buffer))),
+                    catch_unwind(AssertUnwindSafe(|| layers.blocks.verify(
+                        layer,
+                        Block::at(part.blocks.start).unwrap_or(Block::LAST),
+                        &buffer
+                    ))),
                     Ok(Ok(BlockRead::Verified))
                 ) =>
             {

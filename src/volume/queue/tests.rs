@@ -243,7 +243,7 @@ fn closing_waits_for_what_a_queue_has_and_refuses_the_rest() {
         queue.submit(3, Request::Read { offset: 0, bytes: LARGE as u32 }).unwrap();
         // By the queue's owner, who cannot reap meanwhile.
         scene.core.fence.shut();
-        scene.core.fence.wait_empty(|| scene.core.layers().help());
+        scene.core.fence.wait_empty(|| scene.core.layers().reapers.help());
         assert_eq!(queue.submit(4, write(0, BLOCK, 3)).unwrap_err().kind(), ErrorKind::Closed);
         let ended = queue.in_flight();
         let mut done = Vec::new();

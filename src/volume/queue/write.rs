@@ -10,9 +10,9 @@ use smallvec::SmallVec;
 use super::{Inner, Later, Pass, Pending, Shared, Target};
 use crate::error::{Error, Result};
 use crate::io::{Done, IoMode, Op};
-use crate::layer::{Admitted, Layer, Layers};
+use crate::layer::{Admission, Admitted, Layer, Layers};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
-use crate::place::BlockBits;
+use crate::place::{BlockBits, Extent, IndexSpan, Segment};
 use crate::volume::gate::{Gate, Inside};
 use crate::volume::head::Head;
 use crate::volume::request::{Completion, Request};
@@ -30,7 +30,7 @@ impl Deref for HeadGate {
 }
 
 /// The part of a write that lies in one extent, and its blocks.
-struct Part<S: Deref<Target = Layers>, L: Deref<Target = Layer>> {
+struct Part<S: Deref<Target = Admission>, L: Deref<Target = Layer>> {
     piece: Piece,
     admitted: Admitted<S, L>,
     /// The head answered for it before.
@@ -38,16 +38,16 @@ struct Part<S: Deref<Target = Layers>, L: Deref<Target = Layer>> {
 }
 
 /// Most writes lie in one extent.
-type Parts<'a> = SmallVec<[Part<&'a Layers, &'a Layer>; 1]>;
+type Parts<'a> = SmallVec<[Part<&'a Admission, &'a Layer>; 1]>;
 
 /// A write that the ring has. The guards give back blocks, gate and fence, in this order, whatever becomes of it.
 pub struct PendingWrite {
     token: u64,
     fua: bool,
     layer: Arc<Layer>,
-    parts: Vec<Part<Arc<Layers>, Arc<Layer>>>,
+    parts: Vec<Part<Arc<Admission>, Arc<Layer>>>,
     checksums: Vec<u32>,
-    segment: u32,
+    segment: Segment,
     began: Option<Duration>,
     inside: Inside<HeadGate>,
     pass: Pass,
@@ -74,7 +74,7 @@ impl Shared {
             Arc::clone(&view.layer)
         };
         let Some(parts) = admit(head, &layer, offset, bytes) else { return false };
-        if head.core.layers.io_mode() == IoMode::Buffered && data.len() <= head.core.layers.limits().inline_bytes_max {
+        if head.core.layers.blocks.io_mode() == IoMode::Buffered && data.len() <= head.core.layers.limits().inline_bytes_max {
             let began = self.began();
             let result = write_inline(head, &layer, parts, data);
             drop(inside);
@@ -82,19 +82,19 @@ impl Shared {
             self.end_request(inner, token, fua, result, None);
             return true;
         }
-        let block = head.core.block_size.block_of(offset) as u32;
-        let Ok(file) = head.core.layers.data_file_to_write(&layer, block) else { return false };
-        let checksums = head.core.layers.checksums_of(&layer, block, data);
-        let (segment, place) = head.core.layers.place(block);
+        let block = head.core.block_size.block_at(offset);
+        let Ok(file) = head.core.layers.blocks.data_file_to_write(&layer, block) else { return false };
+        let checksums = head.core.layers.blocks.checksums_of(&layer, block, data);
+        let (segment, place) = head.core.layers.blocks.place(block);
         let Some(pass) = self.hold(inner, token) else { return true };
-        let keep = |part: Part<&Layers, &Layer>| {
-            let mut admitted = part.admitted.keep(Arc::clone(&head.core.layers), Arc::clone(&layer));
+        let keep = |part: Part<&Admission, &Layer>| {
+            let mut admitted = part.admitted.keep(Arc::clone(&head.core.layers.admission), Arc::clone(&layer));
             admitted.touch();
             Part { piece: part.piece, admitted, owned: part.owned }
         };
         let parts = parts.into_iter().map(keep).collect();
         let (began, inside) = (self.began(), inside.keep(HeadGate(Arc::clone(head))));
-        let op = Op::Write { file, data: head.core.layers.for_disk(data), offset: place };
+        let op = Op::Write { file, data: head.core.layers.blocks.for_disk(data), offset: place };
         let layer = Arc::clone(&layer);
         let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, parts, checksums, segment, began, inside, pass }));
         inner.ring.push(u64::from(slot) << 32, op);
@@ -149,9 +149,10 @@ fn admit<'a>(head: &'a Head, layer: &'a Layer, offset: u64, bytes: u64) -> Optio
     while at < end {
         let piece = Piece::at(head.core.block_size, at, end - at);
         at += piece.bytes;
-        let page = layers.cached_page(layer, piece.extent)?;
-        let bits = BlockBits::of(piece.blocks.clone());
-        let admitted = Admitted::now(layers, layer, piece.extent, bits, &page).ok()?.ok()?;
+        let extent = Extent::clamped(piece.extent);
+        let page = layers.blocks.cached_page(layer, extent)?;
+        let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
+        let admitted = Admitted::now(&*layers.admission, layer, extent, bits, &page).ok()?.ok()?;
         let found = admitted.overwrites_and_adds();
         (overwrites, adds) = (overwrites || found.0, adds || found.1);
         if overwrites && adds {
@@ -169,8 +170,7 @@ fn write_inline(head: &Head, layer: &Layer, parts: Parts<'_>, data: &[u8]) -> Re
     for Part { piece, admitted, owned } in parts {
         let part = &data[at..at + piece.bytes as usize];
         at += piece.bytes as usize;
-        admitted.release();
-        head.core.layers.write_admitted(layer, piece.extent, piece.blocks.clone(), part)?;
+        admitted.write(part)?;
         if !owned {
             head.take_over(layer, piece.extent, piece.blocks);
         }

@@ -1,48 +1,56 @@
-//! What the journal says of layers, until the store is open.
+//! Recovery: what the journal says of layers, until the store is open.
+//!
+//! # The walk of a recovery
+//! 1. Records are applied in order ([`Recovery::apply`]): presence, marks, patches, and the checksums of blocks that the journal names.
+//! 2. Blocks of the last round are believed only if their bytes match ([`Recovery::matching`]): its frame may be durable and its data not.
+//! 3. Believed blocks are written again and synced, and so are the files of marked extents (`sync_believed`). A process that was killed, or
+//!    whose sync failed, left them in the page cache alone; after a power loss they would be gone although a reader has seen them.
+//! 4. Checksum pages are written and synced, then the new journal begins with the whole state ([`Recovery::finish`]). Until its superblock
+//!    is durable the old journal counts, and a crash repeats the recovery.
+//! 5. Marked extents open as unverified: their blocks may be newer than their checksums. They are hashed again in the background.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 use rustc_hash::FxHashMap;
 
-use super::blocks::BlockRead;
 use super::checksums::{ChecksumCache, ChecksumPage, Key, block_checksum, kept_checksums};
 use super::files::LayerFiles;
-use super::patches::{Patch, is_covered, remove_patches};
+use super::layer::Layer;
+use super::layers::{LayerConfig, Layers};
+use super::patch::{Patch, remove_patches};
+use super::patches::is_covered;
 use super::presence::Presence;
-use super::set::{LayerConfig, Layers};
-use super::state::Layer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockRun, BlocksRecord, LayerFile, PatchRecord, PresenceRecord, Record};
 use crate::ids::LayerId;
 use crate::io::{AlignedBuffer, DiskFile, DiskFileExt};
 use crate::journal::Journal;
-use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
+use crate::place::{Block, BlockSpan, Extent, Segment, extents_of, runs_of};
 use crate::sync::atomic::Ordering;
 
 #[derive(Default)]
 struct RecoveredLayer {
     presence: Presence,
     marked: RoaringBitmap,
-    patches: BTreeMap<u32, Patch>,
+    patches: BTreeMap<Block, Patch>,
 }
 
 impl RecoveredLayer {
-    fn zero(&mut self, blocks: RangeInclusive<u32>) {
-        remove_patches(&mut self.patches, blocks.clone());
+    fn zero(&mut self, blocks: BlockSpan) {
+        remove_patches(&mut self.patches, blocks);
         self.presence.zero(blocks);
     }
 
-    fn forget(&mut self, blocks: RangeInclusive<u32>) {
-        remove_patches(&mut self.patches, blocks.clone());
+    fn forget(&mut self, blocks: BlockSpan) {
+        remove_patches(&mut self.patches, blocks);
         self.presence.forget(blocks);
     }
 }
 
 /// A file, and blocks of it with their checksums.
-type Believed = (Arc<dyn DiskFile>, Vec<(u32, u32)>);
+type Believed = (Arc<dyn DiskFile>, Vec<(Block, u32)>);
 
 /// Presence, marks and checksums as records add up.
 pub struct Recovery {
@@ -51,18 +59,18 @@ pub struct Recovery {
     checksums: ChecksumCache,
     layers: BTreeMap<LayerId, RecoveredLayer>,
     /// Files with blocks that were read to see whether they match, and the blocks that do, with their checksums.
-    believed: BTreeMap<(LayerId, u32), Believed>,
+    believed: BTreeMap<(LayerId, Segment), Believed>,
 }
 
 impl Recovery {
-    /// Starts with nothing.
+    /// Begins with no layers.
     pub fn new(config: LayerConfig) -> Self {
         let files = LayerFiles::new(Arc::clone(&config.disk), config.paths.clone(), config.io_mode);
         let checksums = ChecksumCache::new(config.checksum_cache_bytes);
         Self { config, files, checksums, layers: BTreeMap::new(), believed: BTreeMap::new() }
     }
 
-    /// A layer comes to be, with nothing.
+    /// Adds a layer that holds nothing.
     pub fn add(&mut self, layer: LayerId) {
         self.layers.insert(layer, RecoveredLayer::default());
     }
@@ -77,23 +85,20 @@ impl Recovery {
             BlocksRecord::Patch(patch) => return self.apply_patch(patch),
             // The blocks were there before; only the round that ends a journal is compared with the disk.
             BlocksRecord::Expect(_) => {}
-            BlocksRecord::Zero { layer, first, last } => self.with(*layer, |layer| layer.zero(*first..=*last)),
-            BlocksRecord::Drop { layer, first, last } => self.with(*layer, |layer| layer.forget(*first..=*last)),
+            BlocksRecord::Zero { layer, first, last } => self.with(*layer, |layer| layer.zero(BlockSpan::closed(*first, *last))),
+            BlocksRecord::Drop { layer, first, last } => self.with(*layer, |layer| layer.forget(BlockSpan::closed(*first, *last))),
             BlocksRecord::Mark(layer, extent) => self.with(*layer, |layer| {
-                layer.marked.insert(*extent);
+                layer.marked.insert(extent.number());
             }),
             BlocksRecord::Clear(layer, extent) => {
                 self.with(*layer, |layer| {
-                    layer.marked.remove(*extent);
+                    layer.marked.remove(extent.number());
                 });
                 // The page in the file is newer than the checksums of all records before this one.
                 self.checksums.drop_page(*layer, *extent);
             }
             BlocksRecord::Forget(record) => self.with(record.layer, |layer| {
-                let mut runs = record.blocks.iter();
-                while let Some(run) = runs.next_range() {
-                    layer.forget(run);
-                }
+                runs_of(&record.blocks).for_each(|run| layer.forget(run));
             }),
             BlocksRecord::Presence(record) => self.with(record.layer, |layer| {
                 if !record.more {
@@ -107,7 +112,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// A layer may have been freed by a later record of the same round.
+    /// Changes a layer, unless a later record of the same round has freed it.
     fn with(&mut self, layer: LayerId, change: impl FnOnce(&mut RecoveredLayer)) {
         if let Some(layer) = self.layers.get_mut(&layer) {
             change(layer);
@@ -116,21 +121,21 @@ impl Recovery {
 
     fn apply_present(&mut self, run: &BlockRun) -> Result<()> {
         let Some(layer) = self.layers.get_mut(&run.layer) else { return Ok(()) };
-        let last = run.block + (run.checksums.len() as u32 - 1);
-        layer.presence.present.insert_range(run.block..=last);
-        layer.presence.zeroed.remove_range(run.block..=last);
-        remove_patches(&mut layer.patches, run.block..=last);
-        for (block, checksum) in (run.block..=u32::MAX).zip(&run.checksums) {
-            let page = self.checksums.page(&self.files, run.layer, block / EXTENT_BLOCKS);
+        let blocks = run.span();
+        layer.presence.present.insert_range(blocks.numbers());
+        layer.presence.zeroed.remove_range(blocks.numbers());
+        remove_patches(&mut layer.patches, blocks);
+        for (block, checksum) in blocks.blocks().zip(&run.checksums) {
+            let page = self.checksums.page(&self.files, run.layer, block.extent());
             let page = page.map_err(|error| Error::io(format!("cannot read the checksums of layer {}", run.layer), error))?;
-            page.set(block % EXTENT_BLOCKS, *checksum);
+            page.set(block.index(), *checksum);
         }
         Ok(())
     }
 
     fn apply_patch(&mut self, patch: &PatchRecord) -> Result<()> {
-        let block_bytes = self.config.block_size.bytes();
-        if u64::from(patch.offset) + patch.bytes.len() as u64 > block_bytes {
+        let block_size = self.config.block_size;
+        if u64::from(patch.range().end) > block_size.bytes() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!("the journal has a patch behind the end of a block of layer {}", patch.layer),
@@ -139,14 +144,14 @@ impl Recovery {
         self.with(patch.layer, |layer| {
             // A round names blocks that became present after its records were made: then this patch is older than the block.
             if !is_covered(&layer.presence, patch.block) {
-                layer.patches.entry(patch.block).or_insert_with(|| Patch::new(block_bytes)).put(patch.offset, &patch.bytes);
+                layer.patches.entry(patch.block).or_insert_with(|| Patch::new(block_size)).put(patch.range(), &patch.bytes);
             }
         });
         Ok(())
     }
 
     /// Patched blocks of all layers.
-    pub fn patched(&self) -> impl Iterator<Item = (LayerId, u32)> {
+    pub fn patched(&self) -> impl Iterator<Item = (LayerId, Block)> {
         self.layers.iter().flat_map(|(id, layer)| layer.patches.keys().map(|block| (*id, *block)))
     }
 
@@ -160,44 +165,39 @@ impl Recovery {
     /// Splits a run of the last round into the parts whose blocks are on disk as the record says.
     pub fn matching(&mut self, run: &BlockRun) -> Vec<BlockRun> {
         let mut parts: Vec<BlockRun> = Vec::new();
-        let mut last = None;
-        for (block, checksum) in (run.block..=u32::MAX).zip(&run.checksums) {
+        for (block, checksum) in run.span().blocks().zip(&run.checksums) {
             if !self.matches(run.layer, block, *checksum) {
                 continue;
             }
-            if last != block.checked_sub(1) || parts.is_empty() {
-                parts.push(BlockRun { layer: run.layer, block, checksums: Vec::new() });
+            match parts.last_mut().filter(|part| part.span().joined(block.span()).is_some()) {
+                Some(part) => part.checksums.push(*checksum),
+                None => parts.push(BlockRun { layer: run.layer, block, checksums: vec![*checksum] }),
             }
-            if let Some(part) = parts.last_mut() {
-                part.checksums.push(*checksum);
-            }
-            last = Some(block);
         }
         parts
     }
 
-    /// A block that cannot be read does not match.
-    fn matches(&mut self, layer: LayerId, block: u32, checksum: u32) -> bool {
-        let offset = self.config.block_size.offset_of(u64::from(block));
-        let mut buffer = AlignedBuffer::zeroed(self.config.block_size.bytes() as usize);
-        let segment = (offset / SEGMENT_BYTES) as u32;
-        let Ok(Some(file)) = self.files.get(layer, LayerFile::Data(segment)) else { return false };
-        let matches = file.read_exact_at(&mut buffer, offset % SEGMENT_BYTES).is_ok() && block_checksum(layer, block, &buffer) == checksum;
+    /// Whether a block on disk has a checksum. A block that cannot be read has none.
+    fn matches(&mut self, layer: LayerId, block: Block, checksum: u32) -> bool {
+        let (segment, offset) = self.config.block_size.in_file(block);
+        let mut buffer = AlignedBuffer::zeroed(self.config.block_size.len());
+        let Ok(Some(file)) = self.files.get(layer, LayerFile::Data(segment.number())) else { return false };
+        let matches = file.read_exact_at(&mut buffer, offset).is_ok() && block_checksum(layer, block, &buffer) == checksum;
         if matches {
             self.believed.entry((layer, segment)).or_insert_with(|| (file, Vec::new())).1.push((block, checksum));
         }
         matches
     }
 
-    /// Writes the blocks again that were believed because they can be read. A sync may have failed when they were written; then
-    /// the page cache has them, and calls them clean although they are not on the disk. Written again they become durable with the
-    /// sync that follows, or it fails. Where a power loss tears such a write, the old journal still counts, and the block no longer.
+    /// Writes the believed blocks again. A sync may have failed when they were written; then the page cache calls them clean although they
+    /// are not on the disk. Written again they become durable with the sync that follows, or it fails. Where a power loss tears such a
+    /// write, the old journal still counts, and the block does not match it any more.
     fn write_believed(&self) -> Result<()> {
         for ((layer, _), (file, blocks)) in &self.believed {
             let wrap = |error| Error::io(format!("cannot write the blocks of the last round again, of layer {layer}"), error);
             for (block, checksum) in blocks {
-                let offset = self.config.block_size.offset_of(u64::from(*block)) % SEGMENT_BYTES;
-                let mut buffer = AlignedBuffer::zeroed(self.config.block_size.bytes() as usize);
+                let offset = self.config.block_size.in_file(*block).1;
+                let mut buffer = AlignedBuffer::zeroed(self.config.block_size.len());
                 file.read_exact_at(&mut buffer, offset).map_err(wrap)?;
                 if block_checksum(*layer, *block, &buffer) == *checksum {
                     match file.write_all_at(&buffer, offset).map_err(wrap) {
@@ -211,22 +211,21 @@ impl Recovery {
         Ok(())
     }
 
-    /// Makes durable what this recovery believes because it can be read. When only the process ended, and not the power, the
-    /// blocks of the last round, and those overwritten in marked extents, may so far be in the page cache alone. What the cache still
-    /// calls clean after an earlier sync that failed is dropped: what is read from here on is what the next flush makes durable.
+    /// Makes the blocks durable that this recovery believes because it can read them. When only the process ended, and not the power, the
+    /// blocks of the last round, and those overwritten in marked extents, may be in the page cache alone. Pages that the cache still calls
+    /// clean after an earlier sync that failed are dropped: what is read from here on is what the next flush makes durable.
     fn sync_believed(&mut self) -> Result<()> {
-        let segment_extents = SEGMENT_BYTES / self.config.block_size.extent_bytes();
         for (id, layer) in &self.layers {
-            let mut next = layer.marked.min();
-            while let Some(extent) = next {
-                let segment = u64::from(extent) / segment_extents;
-                let file = self.files.get(*id, LayerFile::Data(segment as u32));
+            for (segment, blocks) in self.config.block_size.segments() {
+                let extents = blocks.first().zip(blocks.last()).map(|(first, last)| first.extent().number()..=last.extent().number());
+                if extents.is_none_or(|extents| layer.marked.range_cardinality(extents) == 0) {
+                    continue;
+                }
+                let file = self.files.get(*id, LayerFile::Data(segment.number()));
                 let file = file.map_err(|error| Error::io(format!("cannot open the data file of layer {id}"), error))?;
                 if let Some(file) = file {
-                    self.believed.entry((*id, segment as u32)).or_insert_with(|| (file, Vec::new()));
+                    self.believed.entry((*id, segment)).or_insert_with(|| (file, Vec::new()));
                 }
-                let after = u32::try_from((segment + 1) * segment_extents).ok();
-                next = after.and_then(|after| layer.marked.range(after..).next());
             }
         }
         if self.believed.is_empty() {
@@ -242,30 +241,26 @@ impl Recovery {
     }
 
     /// Whether the checksum of a block is that of zeros.
-    pub fn is_zero_block(&self, layer: LayerId, block: u32) -> bool {
-        let zeros = vec![0; self.config.block_size.bytes() as usize];
-        let page = self.checksums.page(&self.files, layer, block / EXTENT_BLOCKS);
-        page.is_ok_and(|page| page.get(block % EXTENT_BLOCKS) == block_checksum(layer, block, &zeros))
+    pub fn is_zero_block(&self, layer: LayerId, block: Block) -> bool {
+        let zeros = vec![0; self.config.block_size.len()];
+        let page = self.checksums.page(&self.files, layer, block.extent());
+        page.is_ok_and(|page| page.get(block.index()) == block_checksum(layer, block, &zeros))
     }
 
     /// Extents with present blocks none of which has a checksum, although no crash explains it.
     ///
     /// # Errors
     /// The checksums cannot be read.
-    pub fn extents_without_checksums(&self, id: LayerId) -> Result<Vec<u32>> {
+    pub fn extents_without_checksums(&self, id: LayerId) -> Result<Vec<Extent>> {
         let Some(layer) = self.layers.get(&id) else { return Ok(Vec::new()) };
         let mut extents = Vec::new();
-        let mut next = layer.presence.present.min();
-        while let Some(block) = next {
-            let extent = block / EXTENT_BLOCKS;
+        for extent in extents_of(&layer.presence.present) {
             let page = self.checksums.page(&self.files, id, extent);
             let page = page.map_err(|error| Error::io(format!("cannot read the checksums of layer {id}"), error))?;
             let present = layer.presence.present_bits(extent);
-            if !layer.marked.contains(extent) && present.runs().flatten().all(|block| page.get(block) == 0) {
+            if !layer.marked.contains(extent.number()) && present.indices().all(|block| page.get(block) == 0) {
                 extents.push(extent);
             }
-            let after = extent.checked_add(1).and_then(|extent| extent.checked_mul(EXTENT_BLOCKS));
-            next = after.and_then(|from| layer.presence.present.range(from..).next());
         }
         Ok(extents)
     }
@@ -318,7 +313,7 @@ impl Recovery {
     fn kept_checksums(&self, pages: &[(Key, Arc<ChecksumPage>)]) -> Vec<BlocksRecord> {
         let mut records = Vec::new();
         for ((id, extent), page) in pages {
-            let Some(layer) = self.layers.get(id).filter(|layer| !layer.marked.contains(*extent)) else { continue };
+            let Some(layer) = self.layers.get(id).filter(|layer| !layer.marked.contains(extent.number())) else { continue };
             records.extend(kept_checksums(*id, *extent, page, &layer.presence.present_bits(*extent)));
         }
         records
@@ -339,28 +334,14 @@ impl Recovery {
     }
 }
 
-impl Layers {
-    /// Verifies blocks of an extent for scrub; blocks that a writer has are looked at again behind its back.
-    ///
-    /// # Errors
-    /// [`crate::ErrorKind::Corrupt`] with the place of the first damaged block from `first` on, or an I/O error.
-    pub fn scrub_blocks(&self, layer: &Layer, first: u32, buffer: &mut [u8]) -> Result<()> {
-        match self.read_blocks(layer, first, buffer)? {
-            BlockRead::Verified => Ok(()),
-            BlockRead::Mismatch(block) => {
-                let mut one = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
-                self.read_settled(layer, block, &mut one).map(drop)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::admitted::Admitted;
     use super::*;
     use crate::format::ShapeRecord;
     use crate::io::SystemDisk;
     use crate::limits::Limits;
+    use crate::place::{BlockBits, IndexSpan};
 
     fn config(directory: &std::path::Path) -> LayerConfig {
         super::super::bare::config(Arc::new(SystemDisk::new()), directory, Limits::DEFAULT)
@@ -375,16 +356,16 @@ mod tests {
     #[test]
     fn a_patch_counts_until_its_block_is_covered_and_never_again() {
         let dir = tempfile::tempdir().unwrap();
-        let patch = |offset| BlocksRecord::Patch(PatchRecord { layer: LayerId(1), block: 5, offset, bytes: vec![1; 10] });
+        let patch = |offset| BlocksRecord::Patch(PatchRecord { layer: LayerId(1), block: Block::new(5), offset, bytes: vec![1; 10] });
         let covers = [
-            BlocksRecord::Present(BlockRun { layer: LayerId(1), block: 4, checksums: vec![1, 2, 3] }),
-            BlocksRecord::Zero { layer: LayerId(1), first: 5, last: 9 },
+            BlocksRecord::Present(BlockRun { layer: LayerId(1), block: Block::new(4), checksums: vec![1, 2, 3] }),
+            BlocksRecord::Zero { layer: LayerId(1), first: Block::new(5), last: Block::new(9) },
         ];
         for cover in covers {
             let mut recovery = recovery(dir.path());
             for record in [patch(0), patch(100)] {
                 recovery.apply(&record).unwrap();
-                assert_eq!(recovery.patched().collect::<Vec<_>>(), [(LayerId(1), 5)]);
+                assert_eq!(recovery.patched().collect::<Vec<_>>(), [(LayerId(1), Block::new(5))]);
             }
             recovery.apply(&cover).unwrap();
             assert_eq!(recovery.patched().count(), 0);
@@ -394,10 +375,10 @@ mod tests {
         }
         let mut recovery = recovery(dir.path());
         recovery.apply(&patch(0)).unwrap();
-        recovery.apply(&BlocksRecord::Drop { layer: LayerId(1), first: 5, last: 5 }).unwrap();
+        recovery.apply(&BlocksRecord::Drop { layer: LayerId(1), first: Block::new(5), last: Block::new(5) }).unwrap();
         assert_eq!(recovery.patched().count(), 0);
         assert_eq!(recovery.apply(&patch(4090)).unwrap_err().kind(), ErrorKind::Corrupt);
-        recovery.apply(&BlocksRecord::Patch(PatchRecord { layer: LayerId(7), block: 5, offset: 0, bytes: vec![1] })).unwrap();
+        recovery.apply(&BlocksRecord::Patch(PatchRecord { layer: LayerId(7), block: Block::new(5), offset: 0, bytes: vec![1] })).unwrap();
         assert_eq!(recovery.patched().count(), 0, "the layer was freed");
     }
 
@@ -407,39 +388,38 @@ mod tests {
         let start = |state: &mut dyn Iterator<Item = Record>| super::super::bare::journal(config(dir.path()), state);
         let layers = recovery(dir.path()).finish(|_| (Some(LayerId(0)), None), start).unwrap();
         let layer = layers.get(LayerId(1)).unwrap();
-        let bits = crate::place::BlockBits::of(0..3);
-        let reserved = || layers.commit.reserved_bytes();
-        layers.admit_wait(&layer, 0, &bits).unwrap();
+        let bits = BlockBits::of(IndexSpan::new(0, 3));
+        let reserved = || layers.commit.room.reserved_bytes();
+        let admit = |extent: u32, bits| Admitted::wait(&*layers.admission, &*layer, Extent::new(extent).unwrap(), bits).unwrap();
+        let withdrawn = admit(0, bits);
         assert!(reserved() > 0);
-        layers.withdraw_write(&layer, 0, &bits);
+        drop(withdrawn);
         assert_eq!(reserved(), 0, "withdrawn");
-        layers.admit_wait(&layer, 0, &bits).unwrap();
-        layers.abort_write(&layer, 0, &bits, &Error::new(ErrorKind::NoSpace, "full"));
+        let mut failed = admit(0, bits);
+        failed.touch();
+        failed.fail(&Error::new(ErrorKind::NoSpace, "full"));
         assert_eq!(reserved(), 0, "failed");
-        layers.admit_wait(&layer, 0, &bits).unwrap();
-        layers.write_admitted(&layer, 0, 0..3, &[7; 3 * 4096]).unwrap();
-        let one = crate::place::BlockBits::of(3..4);
-        layers.admit_wait(&layer, 0, &one).unwrap();
-        let room = layers.reserve_patch(&layer, 3, &(5..9)).unwrap().unwrap();
-        layers.patch_admitted(&layer, 3, 5, &[7; 4], room);
+        admit(0, bits).write(&[7; 3 * 4096]).unwrap();
+        let one = admit(0, BlockBits::of(IndexSpan::new(3, 4)));
+        let room = layers.patches.reserve(&layer, Block::new(3), &(5..9)).unwrap().unwrap();
+        one.patch(5, &[7; 4], room);
         assert!(reserved() > 0);
-        layers.sync([layer.id]).unwrap();
+        layers.barriers.sync([layer.id]).unwrap();
         assert_eq!(reserved(), 0, "recorded");
-        layers.admit_wait(&layer, 1, &bits).unwrap();
-        layers.write_admitted(&layer, 1, 0..3, &[7; 3 * 4096]).unwrap();
-        layers.zero(&layer, 1024..=1026, true, None).unwrap();
+        admit(1, bits).write(&[7; 3 * 4096]).unwrap();
+        layers.zeroes.zero(&layer, BlockSpan::new(1024, 1027), true, None).unwrap();
         assert_eq!(reserved(), 13, "discarded: the record of that has its own room");
-        layers.sync([]).unwrap();
+        layers.barriers.sync([]).unwrap();
         assert_eq!(reserved(), 0, "recorded");
         let shrink = || ShapeRecord::Resize { volume: crate::ids::VolumeId(1), size_bytes: 4096 };
-        let cut = 1..=u32::MAX;
-        drop(layers.claim_cut(&cut).unwrap());
+        let cut = BlockSpan::ALL.skip(1);
+        drop(layers.barriers.claim_cut(cut).unwrap());
         assert_eq!(reserved(), 0, "refused");
         for _ in 0..2 {
-            let room = layers.claim_cut(&cut).unwrap();
-            let ticket = layers.zero(&layer, cut.clone(), true, Some((shrink(), room))).unwrap().unwrap();
+            let room = layers.barriers.claim_cut(cut).unwrap();
+            let ticket = layers.zeroes.zero(&layer, cut, true, Some((shrink(), room))).unwrap().unwrap();
             assert!(reserved() >= 4 * 65_535, "a container of zeros for each 65,536 blocks");
-            layers.wait(ticket).unwrap();
+            layers.barriers.wait(ticket).unwrap();
             assert_eq!(reserved(), 0, "recorded, also where nothing was left to zero");
         }
     }
