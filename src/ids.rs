@@ -49,7 +49,7 @@ impl VolumeKey {
         Self(key)
     }
 
-    /// What a text stands for, if it has the form of one.
+    /// The key that a text is, if it has the form of one.
     pub fn parse(text: &str) -> Option<Self> {
         let letters = text.strip_prefix("vol_").filter(|letters| !letters.contains(|letter: char| letter.is_ascii_uppercase()))?;
         let bytes = BASE32_NOPAD.decode(letters.to_ascii_uppercase().as_bytes()).ok()?;
@@ -63,7 +63,7 @@ impl fmt::Display for VolumeKey {
     }
 }
 
-/// Bytes that nobody can guess.
+/// Unpredictable bytes.
 ///
 /// # Errors
 /// [`ErrorKind::Io`]: the system has no randomness.
@@ -73,7 +73,7 @@ pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Identity of a lease. Random, so that nobody can name the lease of another.
+/// Identity of a lease. Random, so that no fork can name the lease of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId(pub [u8; 16]);
 

@@ -55,6 +55,12 @@
 //! | lease | keeps a snapshot of one host while a fork on another host fetches from it; it is renewed, given back, or lapses |
 //! | instant | a snapshot that a store takes of a volume for a lease; removed with its last lease |
 //! | journal | the log of changes of shape and presence since the last checkpoint |
+//! | freed | a layer that nothing refers to any more; its files are removed |
+//! | dead | a block of a sealed layer that no head and no snapshot shows |
+//! | forgotten | a block that its layer does not answer for any more |
+//! | retiring | a block that was zeroed or forgotten by a record that is not durable yet |
+//! | garbage | space of blocks that are durably zeroed or forgotten, to be given back |
+//! | superseded | a patch whose block is present or zeroed by now |
 //!
 //! # Floors
 //!

@@ -5,7 +5,7 @@ use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, ShapeRecord, 
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
-    /// Makes one change of shape; answers the layers that nobody refers to any more.
+    /// Makes one change of shape; answers the layers that it frees.
     ///
     /// # Errors
     /// The record does not fit the shape. The catalogue may be changed in part; only damaged journals lead here.
@@ -156,7 +156,7 @@ impl Catalog {
         self.release(snapshot.layer)
     }
 
-    /// Takes one name off a layer and frees what nobody refers to, down the chain.
+    /// Takes one name off a layer and frees the layers below that nothing refers to any more.
     fn release(&mut self, layer: LayerId) -> Result<Vec<LayerId>, FormatError> {
         let entry = self.layer_mut(layer)?;
         entry.names = entry.names.checked_sub(1).ok_or_else(|| FormatError::damaged(format!("layer {layer} has no name to release")))?;

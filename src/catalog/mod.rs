@@ -3,9 +3,9 @@
 //! # Invariants
 //! - A layer is kept while a volume's head, a snapshot or a child layer refers to it, and freed with the last of them; freeing
 //!   is a rule applied at replay as at run time, so it needs no records of its own.
-//! - A head is nobody's parent and no snapshot's layer: it is open. Every other layer is sealed.
+//! - A head is the parent of no layer and the layer of no snapshot: it is open. Every other layer is sealed.
 //! - A layer that holds a layer of an image keeps its whole view while it lives, as one with a name does: others may stand on it.
-//! - A lease goes with its snapshot; a lessee stays when its layer has gone, until the lease was given back.
+//! - A lease ends with its snapshot; a lessee stays after its layer was freed, until the lease was given back.
 //! - Numbers of layers and volumes are never used twice.
 #![deny(clippy::wildcard_enum_match_arm)]
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
@@ -79,11 +79,11 @@ pub struct VolumeEntry {
     pub size_bytes: u64,
     /// Seconds since the Unix epoch.
     pub created_at: u64,
-    /// What it was forked from, or empty.
+    /// Name of the volume or snapshot that it was forked from, or empty.
     pub parent: String,
     /// In the order in which they were taken.
     pub snapshots: Snapshots,
-    /// What users note about it.
+    /// Its labels.
     pub labels: Labels,
 }
 

@@ -17,7 +17,7 @@ impl Catalog {
         VolumeKey::new(&self.store_id, volume)
     }
 
-    /// Number of a volume, of which somebody gives the name or the [`VolumeKey`].
+    /// Number of the volume with this name or [`VolumeKey`].
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].

@@ -99,7 +99,7 @@ pub enum BlocksRecord {
         /// Last block, inclusive.
         last: Block,
     },
-    /// Blocks that nobody can see are forgotten.
+    /// Dead blocks are forgotten.
     Drop {
         /// The layer.
         layer: LayerId,
@@ -118,7 +118,7 @@ pub enum BlocksRecord {
     Patch(PatchRecord),
     /// Presence of a layer, or of a part of its blocks.
     Presence(PresenceRecord),
-    /// Blocks that nobody can see are forgotten.
+    /// Dead blocks are forgotten.
     Forget(ForgetRecord),
 }
 

@@ -9,7 +9,7 @@ pub struct FormatError {
     message: String,
 }
 
-/// What an undecodable input means.
+/// Why an input cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FormatErrorKind {
     /// The bytes are not what was written.
@@ -29,7 +29,7 @@ impl FormatError {
         Self { kind: FormatErrorKind::Unsupported, message: message.into() }
     }
 
-    /// What the error means.
+    /// Damaged or unsupported.
     pub fn kind(&self) -> FormatErrorKind {
         self.kind
     }
@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
 /// Appends values to bytes.
 #[derive(Debug, Default)]
 pub struct Writer {
-    /// What was written so far.
+    /// The bytes written so far.
     pub bytes: Vec<u8>,
 }
 

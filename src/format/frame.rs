@@ -23,14 +23,14 @@ pub const FRAME_MAGIC: &[u8; 4] = b"vfj1";
 const CRC_AT: usize = 20;
 const _: () = assert!(CRC_AT + 4 == FRAME_HEADER_BYTES && FRAME_HEADER_BYTES.is_multiple_of(8));
 
-/// What the payload of a frame is.
+/// Meaning of a frame's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {
     /// Part of the whole state.
     State,
     /// The last part of the whole state.
     StateEnd,
-    /// What one barrier round made durable.
+    /// The records of one barrier round.
     Round,
 }
 
@@ -39,7 +39,7 @@ pub enum FrameKind {
 pub struct Frame<'a> {
     /// Number of the frame.
     pub sequence: u64,
-    /// What the payload is.
+    /// Meaning of the payload.
     pub kind: FrameKind,
     /// Encoded records.
     pub payload: &'a [u8],

@@ -1,4 +1,4 @@
-//! What is noted about volumes and layers, and means nothing to the engine.
+//! Notes about volumes and layers that mean nothing to the engine.
 //!
 //! ```text
 //! labels  n u32, n times (key blob, value blob), keys in order
@@ -88,7 +88,7 @@ pub struct HeldRecord {
     pub layer: LayerId,
     /// Bytes of the volume that it was sealed in.
     pub size_bytes: u64,
-    /// What it holds.
+    /// The layer of the image.
     pub held: HeldLayer,
 }
 

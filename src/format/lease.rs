@@ -24,7 +24,7 @@ pub struct LeaseRecord {
     pub volume: VolumeId,
     /// When the fork asked for it the last time, in seconds since the Unix epoch.
     pub renewed_at: u64,
-    /// After how many seconds it lapses, as the fork was told.
+    /// Seconds after which it lapses, as the server said.
     pub lapse_seconds: u64,
     /// Name of the snapshot within the volume.
     pub snapshot: String,

@@ -92,7 +92,7 @@ impl StorePaths {
     }
 }
 
-/// What the names of snapshots begin with that are taken for leases. No name of a user begins with a dot.
+/// Prefix of the names of snapshots that are taken for leases. No name of a user begins with a dot.
 const INSTANT: &str = ".lease-";
 
 /// Name of the snapshot of a layer that is taken for a lease. Numbers of layers are never used twice, so it stands for one instant.

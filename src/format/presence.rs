@@ -23,7 +23,7 @@ pub struct PresenceRecord {
     pub marked: RoaringBitmap,
 }
 
-/// Blocks that nobody can see are forgotten.
+/// Dead blocks are forgotten.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ForgetRecord {
     /// The layer.

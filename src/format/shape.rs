@@ -7,7 +7,7 @@ use super::source::{HydrationSettings, SourceRecord, read_settings, read_uris, w
 use super::tags::tags;
 use crate::ids::{LayerId, LeaseId, VolumeId};
 
-/// A layer comes to be.
+/// A new layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerRecord {
     /// Its number.
@@ -20,7 +20,7 @@ pub struct LayerRecord {
     pub source: Option<SourceRecord>,
 }
 
-/// A volume comes to be.
+/// A new volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRecord {
     /// Its number.
@@ -33,11 +33,11 @@ pub struct VolumeRecord {
     pub created_at: u64,
     /// Name.
     pub name: String,
-    /// What it was forked from, or empty.
+    /// Name of the volume or snapshot that it was forked from, or empty.
     pub parent: String,
 }
 
-/// A snapshot comes to be.
+/// A new snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRecord {
     /// The volume it belongs to.
@@ -55,11 +55,11 @@ pub struct SnapshotRecord {
 /// One change of the shape, or one part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ShapeRecord {
-    /// A layer comes to be.
+    /// A new layer.
     Layer(LayerRecord),
-    /// A volume comes to be.
+    /// A new volume.
     Volume(VolumeRecord),
-    /// A snapshot comes to be.
+    /// A new snapshot.
     Snapshot(SnapshotRecord),
     /// The next unused numbers.
     Counters {
@@ -106,7 +106,7 @@ pub enum ShapeRecord {
     Sources(LayerId, Vec<String>),
     /// A root layer needs a source again, for the layers above it with this number or a larger one.
     Attach(LayerId, LayerId, SourceRecord),
-    /// What users note about a volume; all of it.
+    /// All labels of a volume.
     Labels(VolumeId, Labels),
     /// A sealed layer holds a layer of an image.
     Held(HeldRecord),

@@ -1,4 +1,4 @@
-//! What is kept of a source and of how its bytes are fetched.
+//! Records of sources, and of how their bytes are fetched.
 //!
 //! ```text
 //! source    uris, size u64, settings

@@ -6,7 +6,7 @@
 //!     12   crc32 (IEEE) of everything behind it, u32
 //!     16   n x (first block u32, blocks u32)
 //! ```
-//! Advice, not data: a file that is damaged, or was torn by a crash, is as good as none.
+//! Advice, not data: a file that is damaged, or was torn by a crash, counts as none.
 
 use std::ops::Range;
 

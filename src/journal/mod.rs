@@ -16,7 +16,7 @@
 //! - Every record has a bound, and its space is taken before the change that it describes is visible: in the log, and in the spare,
 //!   which has to hold the state that the log leads to ([`Journal::reserve`]). The two files change places at each checkpoint and each
 //!   opening, so the current one has space for that state as well.
-//! - What gives back space, or only overwrites, lives on a reserve that nothing else may take ([`Journal::room`]). A checkpoint
+//! - A change that gives back space, or only overwrites, lives on a reserve that no other change may take ([`Journal::room`]). A checkpoint
 //!   restores it, and needs no space of the file system; so it is due as soon as the reserve is low, whatever the log's size.
 //! - A store opens on a full disk: its state goes into the spare.
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -40,7 +40,7 @@ use crate::format::{Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Supe
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
 use crate::limits::Limits;
 
-/// A byte of a record lets the state grow by at most so many: the header of a container for one more block, and its checksum, which
+/// Bytes by which one byte of a record lets the state grow at most: the header of a container for one more block, and its checksum, which
 /// the state carries while there is no space for its page.
 pub const STATE_GROWTH: u64 = 4;
 
@@ -56,7 +56,7 @@ pub struct Journal {
     state_bytes: u64,
     /// Most by which the state may have grown since.
     growth_bytes: u64,
-    /// What the next state is written into.
+    /// The file that the next state is written to.
     spare: Option<Spare>,
     limits: Limits,
 }
@@ -143,7 +143,7 @@ impl Journal {
             loaded.superblock.generation += 1;
         }
         let slots = Self::open_superblock(disk, paths)?;
-        // The name of a successor that is taken instead of a journal that is gone may be as new.
+        // The name of a successor that replaces a lost journal may not be durable either.
         sync_names(disk, paths)?;
         Self::write_superblock(disk, paths, &*slots, &loaded.superblock)
     }
@@ -333,7 +333,7 @@ impl Journal {
         self.growth_bytes += bytes;
     }
 
-    /// Lets the current file have space up to so many bytes.
+    /// Takes space for the current file, up to byte `needed`.
     fn make_room(&mut self, needed: u64) -> Result<()> {
         if needed > self.capacity_bytes {
             let (file, from) = (&self.file, self.capacity_bytes);

@@ -5,7 +5,7 @@
 //! although the bytes are there.
 //!
 //! # Invariants
-//! - What a spare holds is never believed: frames of an earlier journal have its number in their checksums, and those of a failed
+//! - The contents of a spare are never believed: frames of an earlier journal have its number in their checksums, and those of a failed
 //!   try to write this one are parts of a state, which count for nothing behind a state that is whole.
 
 use std::io;
@@ -65,7 +65,7 @@ impl Spare {
         self.bytes
     }
 
-    /// Takes space up to so many bytes.
+    /// Takes space for `bytes` bytes in all.
     ///
     /// # Errors
     /// No space; what it has stays.
@@ -77,7 +77,7 @@ impl Spare {
         Ok(())
     }
 
-    /// Gives back what is more than so many bytes.
+    /// Gives back the space behind byte `bytes`.
     pub fn shrink(&mut self, bytes: u64) {
         if bytes < self.bytes && self.file.set_size(bytes).is_ok() {
             self.bytes = bytes;

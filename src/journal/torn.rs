@@ -36,7 +36,7 @@ pub fn whole_frame_behind(file: &dyn DiskFile, superblock: &Superblock, offset: 
             }
             at = (at + bytes.len() as u64).next_multiple_of(FRAME_ALIGN_BYTES);
         }
-        // What is allocated may reach beyond the end of the file.
+        // Allocated space may reach beyond the end of the file.
         at = at.max(data.end).next_multiple_of(FRAME_ALIGN_BYTES);
     }
     Ok(None)

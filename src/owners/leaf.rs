@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use crate::ids::LayerId;
 use crate::place::{BlockIndex, IndexSpan};
 
-/// What answers for a block.
+/// The owner of a block: its bytes are read from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// Nothing: it reads as zero.

@@ -92,7 +92,7 @@ impl BlockSize {
         BlockSpan::new(self.blocks_for(bytes.start), bytes.end >> self.shift)
     }
 
-    /// The blocks of a volume or source of so many bytes, the last one perhaps in part.
+    /// The blocks of a volume or source of `bytes` bytes, the last one perhaps in part.
     pub(crate) fn span_for(self, bytes: u64) -> BlockSpan {
         BlockSpan::new(0, self.blocks_for(bytes))
     }
@@ -103,7 +103,7 @@ impl BlockSize {
         span.start() << self.shift..span.end() << self.shift
     }
 
-    /// How many bytes so many blocks have.
+    /// Number of bytes of `blocks` blocks.
     #[inline]
     pub(crate) fn bytes_for(self, blocks: u64) -> u64 {
         blocks << self.shift

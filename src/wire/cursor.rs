@@ -77,7 +77,7 @@ impl<'a> WireReader<'a> {
 /// Appends values to bytes.
 #[derive(Debug, Default)]
 pub struct WireWriter {
-    /// What was written so far.
+    /// The bytes written so far.
     pub bytes: Vec<u8>,
 }
 
@@ -105,15 +105,16 @@ impl WireWriter {
 
     /// Appends a 32-bit length and the text.
     pub fn text(&mut self, text: &str) -> &mut Self {
-        self.u32(text.len() as u32).raw(text.as_bytes())
+        // No caller has a text that long; a reader refuses the length.
+        self.u32(u32::try_from(text.len()).unwrap_or(u32::MAX)).raw(text.as_bytes())
     }
 }
 
-/// What another machine says, for people: bounded, and without what moves a terminal's cursor.
+/// A text of another machine, for people: bounded, and without control characters.
 pub fn foreign_text(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(STRING_BYTES_MAX)]);
     let mut text: String = text.chars().map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char }).collect();
-    // What stands for bytes that are no text is longer than they are.
+    // Replacement characters are longer than the bytes that they stand for.
     text.truncate(text.floor_char_boundary(STRING_BYTES_MAX));
     text
 }

@@ -65,7 +65,7 @@ pub fn patch_bytes(record: &BlocksRecord) -> u64 {
     }
 }
 
-/// Journal bytes of a patch of so many bytes.
+/// Journal bytes of a patch of `bytes` bytes.
 pub fn patch_record_bytes(bytes: u64) -> u64 {
     PatchRecord::HEADER_BYTES + bytes
 }
