@@ -1,4 +1,5 @@
-//! Work that nobody waits for: giving back space, ending and renewing leases, merging patches with what has come from a source, hashing after a crash, clearing marks, checkpoints, sweeping.
+//! Work that no call waits for: giving back space, ending and renewing leases, merging patches with what has come from a source, hashing
+//! after a crash, clearing marks, checkpoints, sweeping.
 //!
 //! Each step is bounded, and every one can be done again after a crash.
 
@@ -10,7 +11,6 @@ use crate::error::{Error, Result};
 use crate::format::StorePaths;
 use crate::io::Disk;
 use crate::layer::Layer;
-use crate::sync::atomic::Ordering;
 use crate::sync::thread::{JoinHandle, current};
 use crate::sync::{Condvar, Mutex};
 use crate::volume::Core;
@@ -63,7 +63,7 @@ impl Background {
         let mut state = self.shared.state.lock();
         state.orphans = true;
         if unclean {
-            state.unswept = self.core.layers().all();
+            state.unswept = self.core.layers.all();
         }
     }
 
@@ -86,7 +86,7 @@ impl Background {
     }
 
     fn run(&self) {
-        let _own = self.core.fence.adopt_thread();
+        let _own = self.core.pool.fence.adopt_thread();
         loop {
             // An error shows at the next write, which the store then refuses, or is tried again: no step loses anything.
             let busy = self.step().unwrap_or(false);
@@ -120,21 +120,21 @@ impl Background {
     /// One bounded piece of work. What cannot be done does not keep the rest from being done: its error is answered when there was nothing
     /// else to do.
     pub fn step(&self) -> Result<bool> {
-        let (core, layers) = (&self.core, self.core.layers());
+        let (core, layers) = (&self.core, &self.core.layers);
         let works: [&dyn Fn() -> Result<bool>; 10] = [
-            &|| core.unlink_step(),
+            &|| core.shape.unlink_step(),
             &|| layers.punch.step(),
             &|| self.checkpoint_step(),
             &|| self.sweep_step(),
-            &|| core.merge_step(),
-            &|| core.reclaim_step(),
+            &|| core.blocks.merge_step(),
+            &|| core.reclaim.reclaim_step(),
             &|| self.rehash_step(),
             // One that cannot go now goes later.
-            &|| Ok(core.sweep_instants().unwrap_or(false)),
+            &|| Ok(core.lending.sweep_instants().unwrap_or(false)),
             &|| self.clean_step().map(|()| false),
             &|| {
-                let leased = core.lease_step();
-                Ok(core.step_hydration()? | leased?)
+                let leased = core.borrowing.step();
+                Ok(core.roots.step()? | leased?)
             },
         ];
         let mut failed = None;
@@ -150,12 +150,12 @@ impl Background {
 
     fn checkpoint_step(&self) -> Result<bool> {
         let now = self.clock.monotonic();
-        if now < self.shared.state.lock().checkpoint_at || !self.core.layers().checkpoints.is_due() {
+        if now < self.shared.state.lock().checkpoint_at || !self.core.layers.checkpoints.is_due() {
             return Ok(false);
         }
-        match self.core.checkpoint() {
+        match self.core.shape.checkpoint() {
             Err(error) if !error.is_shortage() => Err(error),
-            Ok(()) if !self.core.layers().checkpoints.is_due() => Ok(true),
+            Ok(()) if !self.core.layers.checkpoints.is_due() => Ok(true),
             outcome => {
                 // The old journal goes on, or not all pages could be written; tried again when there may be room.
                 self.shared.state.lock().checkpoint_at = now + CHECKPOINT_INTERVAL;
@@ -175,7 +175,7 @@ impl Background {
         };
         let orphaned = if orphans { self.sweep_orphans() } else { Ok(()) };
         let looked = layer.is_some();
-        let swept = layer.as_ref().map_or(Ok(()), |layer| self.core.layers().punch.find_garbage(layer));
+        let swept = layer.as_ref().map_or(Ok(()), |layer| self.core.layers.punch.find_garbage(layer));
         let mut state = self.shared.state.lock();
         state.orphans &= orphaned.is_err();
         if let (Some(layer), true) = (layer, swept.is_ok()) {
@@ -196,11 +196,11 @@ impl Background {
         let directory = self.paths.layers();
         for name in list(&directory)? {
             let Some((layer, _)) = StorePaths::parse_layer(&name) else { continue };
-            if self.core.is_unknown(layer) {
+            if self.core.shape.is_unknown(layer) {
                 self.remove(&directory.join(&name))?;
             }
         }
-        let current = self.core.layers().journal_number();
+        let current = self.core.layers.journal_number();
         for name in list(self.paths.root())? {
             if StorePaths::journal_number(&name).is_some_and(|number| number < current) {
                 self.remove(&self.paths.root().join(&name))?;
@@ -219,8 +219,8 @@ impl Background {
     }
 
     fn rehash_step(&self) -> Result<bool> {
-        for layer in self.core.layers().unverified() {
-            if self.core.layers().cleaning.rehash_step(&layer)? {
+        for layer in self.core.layers.unverified() {
+            if self.core.layers.cleaning.rehash_step(&layer)? {
                 return Ok(true);
             }
         }
@@ -236,28 +236,21 @@ impl Background {
             }
             state.cleaned_at = now;
         }
-        self.core.layers().punch_again();
+        self.core.layers.punch_again();
         // A layer whose marks cannot be cleared now does not keep the others, or what follows, from being done.
         let mut cleaned = Ok(());
-        for layer in self.core.layers().marked() {
-            cleaned = cleaned.and(self.core.layers().cleaning.clean(&layer).map(drop));
+        for layer in self.core.layers.marked() {
+            cleaned = cleaned.and(self.core.layers.cleaning.clean(&layer).map(drop));
         }
-        self.core.look_for_dead_blocks();
+        self.core.shape.note_hiding();
         // Those that cannot end now end later.
-        let _ = self.core.lapse_leases();
+        let _ = self.core.lending.lapse_leases();
         // A trace is advice: what cannot be written is given up.
-        let _ = self.core.save_traces();
+        let _ = self.core.recordings.save();
         // What was queued becomes durable although nobody flushes, and patches that nobody needs give back their room.
-        let superseded: Vec<_> = self.core.layers().superseded().into_iter().map(|layer| layer.id).collect();
+        let superseded: Vec<_> = self.core.layers.superseded().into_iter().map(|layer| layer.id).collect();
         let synced =
-            if superseded.is_empty() { self.core.layers().barriers.sync_if_queued() } else { self.core.layers().barriers.sync(superseded) };
+            if superseded.is_empty() { self.core.layers.barriers.sync_if_queued() } else { self.core.layers.barriers.sync(superseded) };
         synced.and(cleaned)
-    }
-}
-
-impl Core {
-    /// Notes that blocks may have become invisible.
-    pub(super) fn look_for_dead_blocks(&self) {
-        self.reclaim_flag().store(true, Ordering::Release);
     }
 }

@@ -19,7 +19,7 @@ impl Store {
     /// is not to be taken anew.
     pub fn lease(&self, export: (&str, Option<&str>), request: &LeaseRequest, address: &str) -> Result<Option<LeaseGrant>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.lease(export, request, address)
+        self.0.core.lending.lease(export, request, address)
     }
 
     /// Destroys a snapshot, or a volume (with its snapshots, if `recursive`), although forks of other hosts need it: they keep what
@@ -35,14 +35,14 @@ impl Store {
         mut end_readers: impl FnMut(&[String]) -> Result<()>,
     ) -> Result<()> {
         let core = &self.0.core;
-        let sentence = core.enter().and_then(|_pass| core.condemn(volume, snapshot, recursive))?;
+        let sentence = core.enter().and_then(|_pass| core.lending.condemn(volume, snapshot, recursive))?;
         let mut tries = 0;
         loop {
             // Its code may close the store: no pass is held.
             end_readers(&sentence.exports())?;
             let destroyed = core.enter().and_then(|_pass| match snapshot {
-                Some(snapshot) => core.destroy_snapshot(volume, snapshot),
-                None => core.destroy_volume(volume, recursive),
+                Some(snapshot) => core.volumes.destroy_snapshot(volume, snapshot),
+                None => core.volumes.destroy_volume(volume, recursive),
             });
             tries += 1;
             match destroyed {

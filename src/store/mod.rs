@@ -41,7 +41,7 @@ pub struct Store(Arc<OpenStore>);
 
 impl Store {
     fn volume_of(&self, head: Arc<Head>) -> Volume {
-        Volume::of(head, Arc::clone(&self.0) as _)
+        Volume::of(head, &self.0.core, Arc::clone(&self.0) as _)
     }
 
     /// Makes a new, empty store in `path` (created if missing; must not hold a store).
@@ -77,7 +77,7 @@ impl Store {
 
     /// Block size.
     pub fn block_size(&self) -> BlockSize {
-        self.0.core.block_size()
+        self.0.core.blocks.block_size
     }
 
     /// Creates an empty volume.
@@ -94,7 +94,7 @@ impl Store {
     /// As [`Store::create_volume`].
     pub fn create_volume_labeled(&self, name: &str, size_bytes: u64, labels: BTreeMap<String, String>) -> Result<Volume> {
         let _pass = self.0.core.enter()?;
-        self.0.core.create_volume(name, size_bytes, labels).map(|head| self.volume_of(head))
+        self.0.core.volumes.create(name, size_bytes, labels).map(|head| self.volume_of(head))
     }
 
     /// Opens a volume by name.
@@ -103,7 +103,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`].
     pub fn volume(&self, name: &str) -> Result<Volume> {
         let _pass = self.0.core.enter()?;
-        self.0.core.head(name).map(|head| self.volume_of(head))
+        self.0.core.volumes.open(name).map(|head| self.volume_of(head))
     }
 
     /// Opens a snapshot by its names.
@@ -121,7 +121,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::NoSpace`].
     pub fn create_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.create_snapshot(volume, snapshot, None)
+        self.0.core.volumes.create_snapshot(volume, snapshot, None)
     }
 
     /// Takes a snapshot of a volume whose bytes are a layer of an image on top of those below it, and notes that in the same
@@ -131,31 +131,31 @@ impl Store {
     /// As [`Store::create_snapshot`].
     pub fn snapshot_image(&self, volume: &str, snapshot: &str, held: HeldLayer) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.create_snapshot(volume, snapshot, Some(held))
+        self.0.core.volumes.create_snapshot(volume, snapshot, Some(held))
     }
 
     /// What this store holds of snapshots, by the identity of their bytes ([`Snapshot::identity`]): its own ones, and those of
     /// other stores that its forks stand on. Nothing, when the store is closed.
     pub fn holdings(&self) -> BTreeMap<String, Holding> {
         let Ok(_pass) = self.0.core.enter() else { return BTreeMap::new() };
-        self.0.core.holdings()
+        self.0.core.report.holdings()
     }
 
     /// What its blocks take up. Nothing, when the store is closed.
     pub fn room(&self) -> RoomInfo {
         let Ok(_pass) = self.0.core.enter() else { return RoomInfo::default() };
-        self.0.core.room()
+        self.0.core.report.room()
     }
 
     /// Its id: the identities of its own snapshots begin with it.
     pub fn id(&self) -> String {
-        self.0.core.store_id().to_owned()
+        self.0.core.report.store_id.to_owned()
     }
 
     /// The layers of images that this store holds, each once, in the order of their chains' digests. One whose damage was met, and
     /// those above it, are not among them: an import fetches them again.
     pub fn held_layers(&self) -> Vec<HeldLayer> {
-        let mut held = self.0.core.held_layers();
+        let mut held = self.0.core.volumes.held_layers();
         held.sort_unstable_by_key(|held| (held.chain, held.layer.digest));
         held.dedup();
         held
@@ -167,7 +167,7 @@ impl Store {
     /// As [`Store::fork`].
     pub fn fork_held(&self, chain: &Digest, name: &str) -> Result<Option<Volume>> {
         let _pass = self.0.core.enter()?;
-        Ok(self.0.core.fork_held(chain, name, BTreeMap::new())?.map(|head| self.volume_of(head)))
+        Ok(self.0.core.volumes.fork_held(chain, name, BTreeMap::new())?.map(|head| self.volume_of(head)))
     }
 
     /// Replaces what users note about a volume: values by key, 2 KiB in all beside those that volfork notes by itself
@@ -177,7 +177,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn set_labels(&self, name: &str, labels: BTreeMap<String, String>) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.set_labels(name, labels)
+        self.0.core.volumes.set_labels(name, labels)
     }
 
     /// Forks `source` (`NAME` or `NAME@SNAP` of this store, or the URI of a remote export) into the new volume `name`.
@@ -223,10 +223,10 @@ impl Store {
         let core = &self.0.core;
         let source = match sources {
             [source] if !source.contains("://") => source,
-            _ => return core.fork_source(sources, name, options, admit).map(|head| self.volume_of(head)),
+            _ => return core.remote.fork_source(sources, name, options, admit).map(|head| self.volume_of(head)),
         };
         let (volume, snapshot) = source.split_once('@').map_or((source.as_str(), None), |(volume, snapshot)| (volume, Some(snapshot)));
-        let (size_bytes, inherited) = core.enter().and_then(|_pass| core.heritage(volume, snapshot))?;
+        let (size_bytes, inherited) = core.enter().and_then(|_pass| core.volumes.heritage(volume, snapshot))?;
         let mut changed = changed_labels(inherited, &options.labels)?;
         let given = changed.clone();
         admit(size_bytes, &mut changed)?;
@@ -235,8 +235,8 @@ impl Store {
         labels.extend(changed.into_iter().map(|(key, value)| (key, Some(value))));
         let _pass = core.enter()?;
         let head = match snapshot {
-            Some(snapshot) => core.fork_snapshot(volume, snapshot, name, &labels),
-            None => core.fork_volume(volume, name, &labels),
+            Some(snapshot) => core.volumes.fork_snapshot(volume, snapshot, name, &labels),
+            None => core.volumes.fork_volume(volume, name, &labels),
         };
         head.map(|head| self.volume_of(head))
     }
@@ -247,18 +247,18 @@ impl Store {
     /// [`crate::ErrorKind::Closed`].
     pub fn list(&self) -> Result<Vec<VolumeInfo>> {
         let _pass = self.0.core.enter()?;
-        Ok(self.0.core.list())
+        Ok(self.0.core.report.volumes())
     }
 
     /// Name, size and labels of each volume, at one moment. Costs less than [`Store::list`], which counts blocks.
     pub fn labels(&self) -> Vec<(String, u64, BTreeMap<String, String>)> {
-        let catalog = self.0.core.catalog();
+        let catalog = self.0.core.shape.catalog();
         catalog.volumes().map(|(_, volume)| (volume.name.clone(), volume.size_bytes, volume.labels.clone())).collect()
     }
 
     /// Names of all volumes, in order.
     pub fn volume_names(&self) -> Vec<String> {
-        self.0.core.catalog().volumes().map(|(_, volume)| volume.name.clone()).collect()
+        self.0.core.shape.catalog().volumes().map(|(_, volume)| volume.name.clone()).collect()
     }
 
     /// Names of the snapshots of a volume, oldest first.
@@ -267,8 +267,8 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`].
     pub fn snapshot_names(&self, volume: &str) -> Result<Vec<String>> {
         let _pass = self.0.core.enter()?;
-        let catalog = self.0.core.catalog();
-        let id = self.0.core.volume_id(&catalog, volume)?;
+        let catalog = self.0.core.shape.catalog();
+        let id = self.0.core.shape.volume_id(&catalog, volume)?;
         Ok(catalog.volume(id).map_or_else(Vec::new, |entry| entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect()))
     }
 
@@ -278,7 +278,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`].
     pub fn show(&self, name: &str) -> Result<VolumeInfo> {
         let _pass = self.0.core.enter()?;
-        self.0.core.volume_info(name)
+        self.0.core.report.volume(name)
     }
 
     /// The snapshots of a volume, oldest first.
@@ -287,7 +287,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`].
     pub fn snapshots(&self, volume: &str) -> Result<Vec<SnapshotInfo>> {
         let _pass = self.0.core.enter()?;
-        self.0.core.snapshot_infos(volume)
+        self.0.core.report.snapshots(volume)
     }
 
     /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.
@@ -295,7 +295,7 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, name: &str, size_bytes: u64, force: bool) -> Result<()> {
-        self.0.core.resize(name, size_bytes, force)
+        self.0.core.volumes.resize(name, size_bytes, force)
     }
 
     /// Sets the size to what `size_of` makes of the present one, which nobody else changes meanwhile: other changes of size of this
@@ -304,7 +304,7 @@ impl Store {
     /// # Errors
     /// Those of `size_of`; as [`Store::resize`].
     pub fn resize_with(&self, name: &str, size_of: impl FnOnce(u64) -> Result<u64>) -> Result<()> {
-        self.0.core.resize_with(name, size_of)
+        self.0.core.volumes.resize_with(name, size_of)
     }
 
     /// Renames a volume; its snapshots come along.
@@ -313,7 +313,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`].
     pub fn rename(&self, name: &str, new: &str) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.rename(name, new)
+        self.0.core.volumes.rename(name, new)
     }
 
     /// Destroys a volume; refused while it has snapshots (unless `recursive`) or open queues, or one of its snapshots is open or needed
@@ -325,7 +325,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`].
     pub fn destroy_volume(&self, name: &str, recursive: bool) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.destroy_volume(name, recursive)
+        self.0.core.volumes.destroy_volume(name, recursive)
     }
 
     /// Destroys a snapshot; refused while somebody reads it (a handle, a queue, a client of an export), or a fork of another host has a
@@ -335,7 +335,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Busy`] with the number of readers, or of forks and their addresses.
     pub fn destroy_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.destroy_snapshot(volume, snapshot)
+        self.0.core.volumes.destroy_snapshot(volume, snapshot)
     }
 
     /// Pauses, resumes, caps or hurries hydration, or changes its sources, durably; answers its progress.
@@ -349,16 +349,16 @@ impl Store {
         {
             // One on its way is shown, and has nothing to steer.
             let _pass = core.enter()?;
-            core.volume_id(&core.catalog(), name)?;
+            core.shape.volume_id(&core.shape.catalog(), name)?;
         }
         if !control.add_sources.is_empty() || !control.remove_sources.is_empty() {
-            core.set_sources(name, &control.add_sources, &control.remove_sources)?;
+            core.remote.set_sources(name, &control.add_sources, &control.remove_sources)?;
         }
         let settings_only = HydrationControl { add_sources: Vec::new(), remove_sources: Vec::new(), ..control.clone() };
         if settings_only != HydrationControl::default() {
             let _pass = core.enter()?;
-            let now = core.unix_seconds();
-            core.set_hydration(name, |settings| {
+            let now = core.volumes.clock.unix().as_secs();
+            core.remote.set_hydration(name, |settings| {
                 settings.paused = control.paused.unwrap_or(settings.paused);
                 settings.rate_bytes_per_second = control.rate_bytes_per_second.unwrap_or(settings.rate_bytes_per_second);
                 settings.priority = control.priority.unwrap_or(settings.priority);
@@ -378,7 +378,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] for a volume that stands on nothing.
     pub fn trace(&self, volume: &str, snapshot: Option<&str>) -> Result<TraceInfo> {
         let _pass = self.0.core.enter()?;
-        self.0.core.trace(volume, snapshot)
+        self.0.core.recordings.trace(volume, snapshot)
     }
 
     /// Forgets what [`Store::trace`] tells, and ends a recording that is under way.
@@ -387,7 +387,7 @@ impl Store {
     /// As [`Store::trace`]; an I/O error.
     pub fn drop_trace(&self, volume: &str, snapshot: Option<&str>) -> Result<()> {
         let _pass = self.0.core.enter()?;
-        self.0.core.drop_trace(volume, snapshot)
+        self.0.core.recordings.drop_trace(volume, snapshot)
     }
 
     /// Records for ten minutes what a volume touches of what it stands on; that is added to what is known.
@@ -401,7 +401,7 @@ impl Store {
 
     /// Fails every read that waits for a source now, as if the source were lost; later ones ask it again.
     pub fn give_up_waiting(&self) {
-        self.0.core.give_up_waiting();
+        self.0.core.roots.give_up_waiting();
     }
 
     /// Waits until a volume does not need its source any more; `Ok(false)` at the timeout.
@@ -413,12 +413,12 @@ impl Store {
         let core = &self.0.core;
         let hydrator = {
             let _pass = core.enter()?;
-            core.volume_hydrator(name)?
+            core.remote.volume_hydrator(name)?
         };
         // Without a pass: a store that is being closed does not wait for somebody who waits.
         let finished = hydrator.is_none_or(|hydrator| hydrator.wait_finished(timeout));
         if !finished {
-            core.fence.check()?;
+            core.pool.fence.check()?;
         }
         Ok(finished)
     }
@@ -465,13 +465,13 @@ impl Store {
     #[cfg(feature = "sim")]
     #[doc(hidden)]
     pub fn outstanding(&self) -> Result<[u64; 3]> {
-        let layers = self.0.core.layers();
+        let layers = &self.0.core.layers;
         layers.barriers.sync_fresh().map(|()| layers.outstanding())
     }
 
     /// Barrier rounds so far that synced anything: what a flush or a fork costs.
     pub fn barriers(&self) -> u64 {
-        self.0.core.layers().barrier_count()
+        self.0.core.layers.barrier_count()
     }
 
     /// Refuses every later call with [`crate::ErrorKind::Closed`], reads included, waits for those that are under way, makes

@@ -289,7 +289,7 @@ impl OpenStore {
             lease: options.lease,
         });
         let needs = Arc::downgrade(&core);
-        core.layers().barriers.on_need(move || needs.upgrade().map_or(Ok(()), |core| core.checkpoint()));
+        core.layers.barriers.on_need(move || needs.upgrade().map_or(Ok(()), |core| core.shape.checkpoint()));
         let background = Background::new(Arc::clone(&core), paths, options.disk, clock);
         let store = Arc::new(Self { core, background, ownership: Mutex::new(Ownership::Held { _lock: lock }) });
         store.resume_hydration()?;
@@ -309,11 +309,11 @@ impl OpenStore {
     }
 
     fn resume_hydration(&self) -> Result<()> {
-        let sources: Vec<_> = self.core.catalog().layers().filter_map(|(id, entry)| Some((id, entry.source.clone()?))).collect();
+        let sources: Vec<_> = self.core.shape.catalog().layers().filter_map(|(id, entry)| Some((id, entry.source.clone()?))).collect();
         for (id, source) in sources {
-            if self.core.can_hydrate() {
-                let layer = self.core.layers().require(id)?;
-                self.core.hydrate(&layer, source, None)?;
+            if self.core.blocks.has_sources {
+                let layer = self.core.layers.require(id)?;
+                self.core.roots.resume(&layer, source)?;
             }
         }
         Ok(())
@@ -325,8 +325,8 @@ impl OpenStore {
 
     pub fn close(&self) -> Result<()> {
         // From here on every call is refused, whoever does the rest.
-        self.core.fence.shut();
-        let mut ownership = match self.core.fence.is_own_thread() {
+        self.core.pool.fence.shut();
+        let mut ownership = match self.core.pool.fence.is_own_thread() {
             false => self.ownership.lock(),
             // Another close is under way, and waits for this very thread.
             true => match self.ownership.try_lock() {
@@ -339,10 +339,10 @@ impl OpenStore {
         }
         // Readers that wait for a source fail now, so that the calls that are under way end.
         self.stop_threads();
-        self.core.fence.wait_empty(|| self.core.layers().reapers.help());
+        self.core.pool.fence.wait_empty(|| self.core.layers.reapers.help());
         // The last of them may have begun to hydrate a fork.
         self.stop_threads();
-        self.core.release_leases();
+        self.core.borrowing.give_back_all();
         let result = self.core.shut_down(self.background.is_swept());
         // The lock goes last.
         *ownership = Ownership::Released(result.clone());
@@ -351,12 +351,12 @@ impl OpenStore {
 
     fn stop_threads(&self) {
         // First, because the others may wait for a source.
-        for hydrator in self.core.hydrators() {
+        for hydrator in self.core.hydrations.all() {
             hydrator.stop();
         }
         self.background.stop();
-        self.core.join_hydrations();
-        self.core.stop_leases();
+        self.core.hydrations.join();
+        self.core.borrowing.stop();
     }
 }
 
@@ -387,7 +387,7 @@ mod tests {
         store.create_volume("v", 1 << 20).unwrap().write_at(&[1; 4096], 0).unwrap();
         store.create_snapshot("v", "s").unwrap();
         store.fork("v@s", "f").unwrap();
-        let sealed = |store: &Store| -> Vec<_> { store.0.core.layers().all().iter().map(|layer| layer.is_sealed()).collect() };
+        let sealed = |store: &Store| -> Vec<_> { store.0.core.layers.all().iter().map(|layer| layer.is_sealed()).collect() };
         assert_eq!(sealed(&store), [true, false, false]);
         store.close().unwrap();
         assert_eq!(sealed(&Store::open(dir.path(), options()).unwrap()), [true, false, false]);

@@ -398,7 +398,7 @@ fn a_read_of_a_block_that_its_layer_has_lost_ends_with_an_error() {
         let snapshot = store.snapshot("v", "s").unwrap();
         let read = || snapshot.read_at(&mut [0; BLOCK as usize], 0);
         read().unwrap();
-        let layers = store.0.core.layers();
+        let layers = &store.0.core.layers;
         assert!(layers.zeroes.forget(&layers.all()[0], &roaring::RoaringBitmap::from_iter([0])).unwrap());
         layers.barriers.sync([]).unwrap();
         while layers.punch.step().unwrap() {}

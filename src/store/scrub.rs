@@ -25,8 +25,8 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
     let mut report = ScrubReport::default();
     for layer in layers {
         // Extents that a crash left unverified are hashed first: what they hold now is what counts.
-        core.layers().cleaning.retry_unreadable(&layer);
-        while core.enter().and_then(|_pass| core.layers().cleaning.rehash_step(&layer))? {}
+        core.layers.cleaning.retry_unreadable(&layer);
+        while core.enter().and_then(|_pass| core.layers.cleaning.rehash_step(&layer))? {}
         let mut scrubbed = LayerScrub { core, layer: &layer, viewers: None, report: &mut report };
         let mut next = layer.with_presence(|presence| presence.present.min());
         while let Some(block) = next {
@@ -48,11 +48,11 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
 }
 
 fn layers_of(core: &Arc<Core>, volume: Option<&str>) -> Result<Vec<Arc<Layer>>> {
-    let Some(name) = volume else { return Ok(core.layers().all()) };
-    let catalog = core.catalog();
-    let id = core.volume_id(&catalog, name)?;
+    let Some(name) = volume else { return Ok(core.layers.all()) };
+    let catalog = core.shape.catalog();
+    let id = core.shape.volume_id(&catalog, name)?;
     let head = catalog.volume(id).map(|entry| entry.head);
-    Ok(head.into_iter().flat_map(|head| catalog.chain(head)).filter_map(|(id, _)| core.layers().get(id)).collect())
+    Ok(head.into_iter().flat_map(|head| catalog.chain(head)).filter_map(|(id, _)| core.layers.get(id)).collect())
 }
 
 /// One layer on its way.
@@ -66,21 +66,21 @@ struct LayerScrub<'a> {
 
 impl LayerScrub<'_> {
     fn extent(&mut self, extent: u32) -> Result<()> {
-        let block_bytes = self.core.block_size().bytes() as usize;
+        let block_bytes = self.core.blocks.block_size.bytes() as usize;
         for run in self.layer.extent(Extent::clamped(extent)).0.spans() {
             let run = run.range();
             let (mut start, mut length) = (run.start, run.end - run.start);
             while start < run.end {
                 let (first, count) = (extent * EXTENT_BLOCKS + start, length.min(run.end - start));
                 let mut buffer = AlignedBuffer::zeroed(count as usize * block_bytes);
-                let damaged = match self.core.layers().settled.scrub(self.layer, Block::new(first), &mut buffer) {
+                let damaged = match self.core.layers.settled.scrub(self.layer, Block::new(first), &mut buffer) {
                     Ok(()) => {
                         start += count;
                         continue;
                     }
                     Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) || error.is_shortage() => return Err(error),
                     // Destroyed meanwhile: its files may be gone.
-                    Err(_) if self.core.layers().get(self.layer.id).is_none() => return Ok(()),
+                    Err(_) if self.core.layers.get(self.layer.id).is_none() => return Ok(()),
                     Err(error) => error,
                 };
                 match damaged.corruption().map(|corruption| corruption.block as u32) {
@@ -104,8 +104,8 @@ impl LayerScrub<'_> {
     fn note_damage(&mut self, block: u32, damaged: Error) {
         let viewers = self.viewers.get_or_insert_with(|| self.core.viewers(self.layer.id));
         let names = viewers.of(block);
-        let mut buffer = vec![0; self.core.block_size().bytes() as usize];
-        let outcome = self.core.repair(self.layer, block, &mut buffer, damaged);
+        let mut buffer = vec![0; self.core.blocks.block_size.bytes() as usize];
+        let outcome = self.core.blocks.repair(self.layer, block, &mut buffer, damaged);
         for name in &names {
             let affected = self.report.affected.entry((*name).to_owned()).or_default();
             match outcome {

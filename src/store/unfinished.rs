@@ -49,8 +49,9 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::Exists`] if a volume has it, or one on its way; [`ErrorKind::InvalidInput`] if it is not a name.
     pub fn reserve_name(&self, name: &str) -> Result<ReservedName> {
+        let created_at = self.0.core.volumes.clock.unix().as_secs();
         let _pass = self.0.core.enter()?;
-        let announced = self.0.core.announce(name, None)?;
+        let announced = self.0.core.shape.announce(name, None, created_at)?;
         Ok(ReservedName { store: self.clone(), name: name.to_owned(), labels: Labels::new(), _announced: announced })
     }
 
@@ -154,7 +155,7 @@ impl ReservedName {
     pub(crate) fn fork_held(&self, chain: &Digest) -> Result<Unfinished<'_>> {
         self.make(|name, labels| {
             let _pass = self.store.0.core.enter()?;
-            let head = self.store.0.core.fork_held(chain, name, labels)?;
+            let head = self.store.0.core.volumes.fork_held(chain, name, labels)?;
             let head = head.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the layers {chain} went away")))?;
             Ok(self.store.volume_of(head))
         })

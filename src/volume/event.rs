@@ -57,7 +57,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Told {
     /// What.
     pub kind: EventKind,
-    /// The volumes it happened to: looked up when it is told, so that nobody has to wait for the catalogue in order to note it.
+    /// The volumes it happened to. They are looked up when the event is told, so that noting it does not wait for the catalogue.
     pub volumes: Box<dyn FnOnce() -> Vec<String> + Send>,
     /// Why, if something failed.
     pub error: Option<String>,
@@ -66,7 +66,7 @@ pub struct Told {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Told>,
-    /// Somebody tells, or is about to.
+    /// A thread tells, or is about to.
     is_telling: bool,
     stopped: bool,
 }
@@ -76,7 +76,9 @@ struct State {
 /// # Invariants
 /// - To note an event never waits, and no thread but the one that tells runs the callback.
 pub struct Events {
-    on_event: OnEvent,
+    on_event: Option<OnEvent>,
+    /// A thread tells events; otherwise [`Events::tell`] does.
+    threads: bool,
     fence: Arc<Fence>,
     state: Mutex<State>,
     changed: Condvar,
@@ -89,14 +91,14 @@ thread_local! {
 
 impl Events {
     /// Nothing yet.
-    pub fn new(on_event: OnEvent, fence: Arc<Fence>) -> Arc<Self> {
-        Arc::new(Self { on_event, fence, state: Mutex::default(), changed: Condvar::new() })
+    pub fn new(on_event: Option<OnEvent>, fence: Arc<Fence>, threads: bool) -> Arc<Self> {
+        Arc::new(Self { on_event, threads, fence, state: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// Notes what happened; `threads`: a thread tells it.
-    pub fn note(self: &Arc<Self>, told: Told, threads: bool) {
+    /// Notes what happened. Never waits for the callback.
+    pub fn note(self: &Arc<Self>, told: Told) {
         let mut state = self.state.lock();
-        if state.stopped {
+        if state.stopped || self.on_event.is_none() {
             return;
         }
         if state.queue.len() >= EVENTS_MAX {
@@ -104,7 +106,7 @@ impl Events {
         }
         state.queue.push_back(told);
         self.changed.notify_all();
-        if threads && !state.is_telling {
+        if self.threads && !state.is_telling {
             state.is_telling = true;
             let telling = Telling { events: Arc::clone(self), is_over: false };
             drop(state);
@@ -113,7 +115,7 @@ impl Events {
         }
     }
 
-    /// Tells what was noted, on this thread, unless somebody does.
+    /// Tells what was noted, on this thread, unless another thread is telling.
     pub fn tell(self: &Arc<Self>) {
         if std::mem::replace(&mut self.state.lock().is_telling, true) {
             return;
@@ -131,7 +133,7 @@ impl Events {
                 }
             }
             let Some(told) = state.queue.pop_front() else {
-                // Under the lock: who notes the next event sees that nobody tells it.
+                // Under the lock: a thread that notes the next event sees that no thread tells it.
                 state.is_telling = false;
                 self.changed.notify_all();
                 return false;
@@ -141,7 +143,8 @@ impl Events {
         let outer = TELLS.replace(std::ptr::from_ref(self).addr());
         // A panic was printed.
         let _ = catch_unwind(AssertUnwindSafe(|| {
-            (self.on_event)(&Event { kind: told.kind, volumes: (told.volumes)(), error: told.error });
+            let event = Event { kind: told.kind, volumes: (told.volumes)(), error: told.error };
+            self.on_event.iter().for_each(|on_event| on_event(&event));
         }));
         TELLS.set(outer);
         true

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::blocks::{Blocks, View};
 use super::core::Core;
 use super::head::Head;
-use super::holdings::identity_in;
-use super::pins::Pin;
+use super::identity::identity_in;
+use super::pool::Pool;
 use super::queue::{Queue, Workers};
+use super::report;
 use super::request::Run;
-use super::view::View;
+use super::state::{Pin, Shape};
 #[cfg(feature = "images")]
 use crate::content::HeldLayer;
 use crate::error::{Error, Result};
@@ -23,15 +25,15 @@ use crate::sync::RwLock;
 /// Offsets and lengths are bytes and need no alignment; whole blocks are the fast path. All calls may be made from many threads
 /// at once. A range that ends behind the volume is refused with [`crate::ErrorKind::OutOfRange`] and nothing is done.
 #[derive(Clone)]
-pub struct Volume(pub(super) Arc<Head>, Keeper);
+pub struct Volume(Arc<Head>, Arc<Core>, Keeper);
 
 /// What a handle keeps alive: the store, which is closed when the last of its handles is gone.
 pub(crate) type Keeper = Arc<dyn std::any::Any + Send + Sync>;
 
 impl Volume {
     /// The handle of an open head, of the store that `keeper` keeps open.
-    pub(crate) fn of(head: Arc<Head>, keeper: Keeper) -> Self {
-        Self(head, keeper)
+    pub(crate) fn of(head: Arc<Head>, core: &Arc<Core>, keeper: Keeper) -> Self {
+        Self(head, Arc::clone(core), keeper)
     }
 
     /// Name at this moment.
@@ -46,8 +48,7 @@ impl Volume {
 
     /// What another host is told of it beside its bytes.
     pub(crate) fn about(&self) -> About {
-        let core = &self.0.core;
-        core.about_volume(&core.catalog(), self.0.id)
+        self.1.report.about_volume(&self.0.shape.catalog(), self.0.id)
     }
 
     /// Size in bytes at this moment.
@@ -57,7 +58,7 @@ impl Volume {
 
     /// Block size of the store, in bytes.
     pub fn block_bytes(&self) -> u32 {
-        self.0.core.block_size.bytes() as u32
+        self.0.blocks.block_size.bytes() as u32
     }
 
     /// Fills `buffer` from `offset`. Every byte is verified against its checksum.
@@ -66,7 +67,7 @@ impl Volume {
     /// [`crate::ErrorKind::Corrupt`] for damaged blocks, [`crate::ErrorKind::SourceLost`] for blocks that are still only at a
     /// source that does not answer.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let _pass = self.0.core.enter()?;
+        let _pass = self.0.pool.fence.enter()?;
         self.0.read(buffer, offset)
     }
 
@@ -79,7 +80,7 @@ impl Volume {
     /// [`crate::ErrorKind::NoSpace`] (nothing has changed then), [`crate::ErrorKind::Poisoned`]; when it has to wait for a source,
     /// [`crate::ErrorKind::SourceLost`].
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        let _pass = self.0.core.enter()?;
+        let _pass = self.0.pool.fence.enter()?;
         self.0.write(data, offset, None)
     }
 
@@ -88,7 +89,7 @@ impl Volume {
     /// # Errors
     /// An I/O error; the store refuses writes from then on.
     pub fn flush(&self) -> Result<()> {
-        let _pass = self.0.core.enter()?;
+        let _pass = self.0.pool.fence.enter()?;
         self.0.flush()
     }
 
@@ -97,7 +98,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::write_at`].
     pub fn discard(&self, offset: u64, bytes: u64) -> Result<()> {
-        let _pass = self.0.core.enter()?;
+        let _pass = self.0.pool.fence.enter()?;
         self.0.zero(offset, bytes, None)
     }
 
@@ -106,7 +107,7 @@ impl Volume {
     /// # Errors
     /// As [`Volume::write_at`].
     pub fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
-        let _pass = self.0.core.enter()?;
+        let _pass = self.0.pool.fence.enter()?;
         self.0.zero(offset, bytes, None)
     }
 
@@ -115,9 +116,9 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, name: &str) -> Result<Self> {
-        let _pass = self.0.core.enter()?;
-        let head = self.0.core.fork_head(&self.0, name, &BTreeMap::new())?;
-        Ok(Self(head, Arc::clone(&self.1)))
+        let _pass = self.0.pool.fence.enter()?;
+        let head = self.1.volumes.fork_head(&self.0, name, &BTreeMap::new())?;
+        Ok(Self(head, Arc::clone(&self.1), Arc::clone(&self.2)))
     }
 
     /// Takes a snapshot of the volume as it is now.
@@ -125,8 +126,8 @@ impl Volume {
     /// # Errors
     /// As [`Volume::fork`].
     pub fn snapshot(&self, name: &str) -> Result<()> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.snapshot_head(&self.0, name, None)
+        let _pass = self.0.pool.fence.enter()?;
+        self.1.volumes.snapshot_head(&self.0, name, None)
     }
 
     /// Takes a snapshot that is a layer of an image on top of those below it; as [`crate::Store::snapshot_image`].
@@ -135,8 +136,8 @@ impl Volume {
     /// As there.
     #[cfg(feature = "images")]
     pub(crate) fn snapshot_image(&self, name: &str, held: HeldLayer) -> Result<()> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.snapshot_head(&self.0, name, Some(held))
+        let _pass = self.0.pool.fence.enter()?;
+        self.1.volumes.snapshot_head(&self.0, name, Some(held))
     }
 
     /// Gives the volume, whatever it is called by now, the name that was announced, and labels: both, or neither.
@@ -144,8 +145,8 @@ impl Volume {
     /// # Errors
     /// As [`crate::Store::rename`].
     pub(crate) fn set_name(&self, name: &str, labels: BTreeMap<String, String>) -> Result<()> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.name_head(&self.0, name, labels)
+        let _pass = self.0.pool.fence.enter()?;
+        self.1.volumes.name_head(&self.0, name, labels)
     }
 
     /// Destroys the volume, whatever it is called by now, and its snapshots; as [`crate::Store::destroy_volume`].
@@ -153,8 +154,8 @@ impl Volume {
     /// # Errors
     /// As there.
     pub(crate) fn destroy(&self) -> Result<()> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.destroy_head(&self.0, true)
+        let _pass = self.0.pool.fence.enter()?;
+        self.1.volumes.destroy_head(&self.0, true)
     }
 
     /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.
@@ -162,7 +163,7 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
-        self.0.core.resize_head(&self.0, |_| Ok(size_bytes), force)
+        self.1.volumes.resize_head(&self.0, |_| Ok(size_bytes), force)
     }
 
     /// What answers for the bytes from the start of `range`, coalesced; at most `runs_max` runs, never past the range.
@@ -170,8 +171,8 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::OutOfRange`].
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
-        let _pass = self.0.core.enter()?;
-        self.0.alive(|| self.0.core.runs(&self.0.view, range, runs_max))
+        let _pass = self.0.pool.fence.enter()?;
+        self.0.alive(|| report::runs(&self.0.blocks, &self.0.view, range, runs_max))
     }
 
     /// As [`Volume::runs`], but does not tell at which depth data are: costs no more for large ranges than for small ones.
@@ -179,13 +180,13 @@ impl Volume {
     /// # Errors
     /// As there.
     pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
-        let _pass = self.0.core.enter()?;
-        self.0.alive(|| self.0.core.allocation(&self.0.view, range, runs_max))
+        let _pass = self.0.pool.fence.enter()?;
+        self.0.alive(|| report::allocation(&self.0.blocks, &self.0.view, range, runs_max))
     }
 
     /// Names of the snapshots that it was changed since.
     pub fn snapshots_below(&self) -> Vec<String> {
-        self.0.core.snapshots_below(&self.0.look(), self.0.id)
+        report::snapshots_below(&self.0.shape, &self.0.look(), self.0.id)
     }
 
     /// The bytes of `range` that were written or zeroed since one of its snapshots, in whole blocks, in order; at most `runs_max`
@@ -194,8 +195,8 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] unless the volume stands on the snapshot; [`crate::ErrorKind::OutOfRange`].
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
-        let _pass = self.0.core.enter()?;
-        self.0.alive(|| self.0.core.changed_since(&self.0.view, (self.0.id, snapshot), range, runs_max))
+        let _pass = self.0.pool.fence.enter()?;
+        self.0.alive(|| report::changed_since(&self.0.blocks, &self.0.view, (self.0.id, snapshot), range, runs_max))
     }
 
     /// Brings blocks of the range that are still at the source.
@@ -203,8 +204,8 @@ impl Volume {
     /// # Errors
     /// [`crate::ErrorKind::SourceLost`].
     pub fn prefetch(&self, offset: u64, bytes: u64) -> Result<()> {
-        let _pass = self.0.core.enter()?;
-        self.0.alive(|| self.0.core.prefetch(&self.0.view, offset, bytes, &|| Ok(())))
+        let _pass = self.0.pool.fence.enter()?;
+        self.0.alive(|| self.0.blocks.prefetch(&self.0.view, offset, bytes, &|| Ok(())))
     }
 
     /// A queue with a ring of its own, for one thread.
@@ -212,15 +213,17 @@ impl Volume {
     /// # Errors
     /// The machine has no room for another ring.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.check_uncondemned(self.0.id, None)?;
-        Ok(Queue::for_volume(&self.0, depth)?.keeping(&self.1))
+        let _pass = self.0.pool.fence.enter()?;
+        self.1.volumes.leases.check_uncondemned(self.0.id, None)?;
+        Ok(Queue::for_volume(&self.0, depth)?.keeping(&self.2))
     }
 }
 
 /// A sealed layer with its chain, open for reading.
-pub(super) struct OpenSnapshot {
-    pub core: Arc<Core>,
+pub struct OpenSnapshot {
+    pub blocks: Arc<Blocks>,
+    pub shape: Arc<Shape>,
+    pub pool: Arc<Pool>,
     pub volume: VolumeId,
     pub name: String,
     pub view: RwLock<View>,
@@ -233,11 +236,11 @@ pub(super) struct OpenSnapshot {
 }
 
 impl OpenSnapshot {
-    pub(super) fn look(&self) -> View {
+    pub fn look(&self) -> View {
         self.view.read().clone()
     }
 
-    pub(super) fn name_damage(&self, error: Error) -> Error {
+    pub fn name_damage(&self, error: Error) -> Error {
         match error.corruption() {
             Some(corruption) if corruption.volume.is_none() => {
                 let mut corruption = corruption.clone();
@@ -252,7 +255,7 @@ impl OpenSnapshot {
 /// A named, read-only sealed layer and its chain. Cheap to clone. While a handle, a queue or a client of an export has it open,
 /// destroying it is refused with [`crate::ErrorKind::Busy`].
 #[derive(Clone)]
-pub struct Snapshot(pub(super) Arc<OpenSnapshot>, Keeper);
+pub struct Snapshot(Arc<OpenSnapshot>, Arc<Core>, Keeper);
 
 impl Snapshot {
     /// Opens a snapshot, when it is durable, of the store that `keeper` keeps open.
@@ -260,21 +263,32 @@ impl Snapshot {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
     pub(crate) fn open(core: &Arc<Core>, keeper: Keeper, volume: &str, snapshot: &str) -> Result<Self> {
+        let shape = &core.shape;
         let (id, view, pin) = {
-            let catalog = core.catalog();
+            let catalog = shape.catalog();
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
-            core.check_uncondemned(id, Some(snapshot))?;
-            (id, View::new(core.layers().require(entry.layer)?, entry.size_bytes), core.pin(&catalog, id, snapshot))
+            core.volumes.leases.check_uncondemned(id, Some(snapshot))?;
+            let view = View::new(core.layers.require(entry.layer)?, entry.size_bytes);
+            (id, view, shape.pins.pin(&catalog, id, snapshot))
         };
-        core.await_arrival(id, snapshot)?;
-        let (core, name, view) = (Arc::clone(core), format!("{volume}@{snapshot}"), RwLock::new(view));
-        let (readers, prefetchers) = (Workers::of_reads(), Workers::of_prefetches());
-        Ok(Self(Arc::new(OpenSnapshot { core, volume: id, name, view, readers, prefetchers, _pin: pin }), keeper))
+        shape.await_arrival(id, snapshot)?;
+        let open = OpenSnapshot {
+            blocks: Arc::clone(&core.blocks),
+            shape: Arc::clone(shape),
+            pool: Arc::clone(&core.pool),
+            volume: id,
+            name: format!("{volume}@{snapshot}"),
+            view: RwLock::new(view),
+            readers: Workers::of_reads(),
+            prefetchers: Workers::of_prefetches(),
+            _pin: pin,
+        };
+        Ok(Self(Arc::new(open), Arc::clone(core), keeper))
     }
 
     /// `volume@snapshot`, with the name that the volume has at this moment.
     pub fn name(&self) -> String {
-        let volume = self.0.core.catalog().volume(self.0.volume).map(|entry| entry.name.clone());
+        let volume = self.0.shape.catalog().volume(self.0.volume).map(|entry| entry.name.clone());
         match (volume, self.0.name.split_once('@')) {
             (Some(volume), Some((_, snapshot))) => format!("{volume}@{snapshot}"),
             _ => self.0.name.clone(),
@@ -288,7 +302,7 @@ impl Snapshot {
 
     /// Block size of the store, in bytes.
     pub fn block_bytes(&self) -> u32 {
-        self.0.core.block_size().bytes() as u32
+        self.0.blocks.block_size.bytes() as u32
     }
 
     /// Fills `buffer` from `offset`; as [`Volume::read_at`].
@@ -296,8 +310,8 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.read(&self.0.view, offset, buffer).map_err(|error| self.0.name_damage(error))
+        let _pass = self.0.pool.fence.enter()?;
+        self.0.blocks.read(&self.0.view, offset, buffer).map_err(|error| self.0.name_damage(error))
     }
 
     /// As [`Volume::runs`].
@@ -305,13 +319,13 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.runs(&self.0.view, range, runs_max)
+        let _pass = self.0.pool.fence.enter()?;
+        report::runs(&self.0.blocks, &self.0.view, range, runs_max)
     }
 
     /// As [`Volume::snapshots_below`].
     pub fn snapshots_below(&self) -> Vec<String> {
-        self.0.core.snapshots_below(&self.0.look(), self.0.volume)
+        report::snapshots_below(&self.0.shape, &self.0.look(), self.0.volume)
     }
 
     /// As [`Volume::changed_since`].
@@ -319,21 +333,21 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.changed_since(&self.0.view, (self.0.volume, snapshot), range, runs_max)
+        let _pass = self.0.pool.fence.enter()?;
+        report::changed_since(&self.0.blocks, &self.0.view, (self.0.volume, snapshot), range, runs_max)
     }
 
     /// What another host is told of it beside its bytes.
     #[cfg(feature = "serve")]
     pub(crate) fn about(&self) -> About {
-        let catalog = self.0.core.catalog();
-        About { live: String::new(), ..self.0.core.about_volume(&catalog, self.0.volume) }
+        let catalog = self.0.shape.catalog();
+        About { live: String::new(), ..self.1.report.about_volume(&catalog, self.0.volume) }
     }
 
     /// Identity of its bytes, the same on every host that has them.
     pub fn identity(&self) -> String {
         let layer = self.0.view.read().layer.id;
-        identity_in(&self.0.core.catalog(), &self.0.core.store_id, layer)
+        identity_in(&self.0.shape.catalog(), &self.1.report.store_id, layer)
     }
 
     /// The crc32 (IEEE) of the bytes of each block of `range` (which begins and ends with blocks; the last one of the volume is
@@ -344,20 +358,20 @@ impl Snapshot {
     /// [`crate::ErrorKind::OutOfRange`]; [`crate::ErrorKind::InvalidInput`] for more than 2^20 blocks; the checksums cannot be
     /// read.
     pub fn checksums(&self, range: Range<u64>) -> Result<Vec<Option<u32>>> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.content_checksums(&self.0.view, range)
+        let _pass = self.0.pool.fence.enter()?;
+        report::content_checksums(&self.0.blocks, &self.0.view, range)
     }
 
     /// Runs of bytes in the order in which a fork first touched them; empty if that was not recorded, or the store is closed.
     pub fn trace(&self) -> Vec<Range<u64>> {
-        let Ok(_pass) = self.0.core.enter() else { return Vec::new() };
+        let Ok(_pass) = self.0.pool.fence.enter() else { return Vec::new() };
         let layer = self.0.view.read().layer.id;
-        let block_size = self.0.core.block_size;
+        let block_size = self.0.blocks.block_size;
         let size_bytes = self.size_bytes();
         let bytes = |run: &Range<u32>| {
             block_size.offset_of(u64::from(run.start)).min(size_bytes)..block_size.offset_of(u64::from(run.end)).min(size_bytes)
         };
-        let trace = self.0.core.layers().load_trace(layer).unwrap_or_default();
+        let trace = self.0.blocks.layers.load_trace(layer).unwrap_or_default();
         trace.runs.iter().map(bytes).filter(|run| !run.is_empty()).collect()
     }
 
@@ -366,8 +380,8 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
-        let _pass = self.0.core.enter()?;
-        self.0.core.allocation(&self.0.view, range, runs_max)
+        let _pass = self.0.pool.fence.enter()?;
+        report::allocation(&self.0.blocks, &self.0.view, range, runs_max)
     }
 
     /// As [`Volume::queue`]; takes reads only.
@@ -375,7 +389,7 @@ impl Snapshot {
     /// # Errors
     /// As there.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
-        let _pass = self.0.core.enter()?;
-        Ok(Queue::for_snapshot(&self.0, depth)?.keeping(&self.1))
+        let _pass = self.0.pool.fence.enter()?;
+        Ok(Queue::for_snapshot(&self.0, depth)?.keeping(&self.2))
     }
 }

@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::core::{Core, gone};
+use super::blocks::{Blocks, LOOKS_MAX, Piece, View};
 use super::gate::{Closed, Gate};
+use super::hydration::Recorder;
+use super::pool::Pool;
 use super::queue::{Changes, Workers};
-use super::trace::Recorder;
-use super::view::{LOOKS_MAX, Piece, View};
+use super::state::{Shape, gone};
 use crate::error::{Error, Result};
 use crate::format::ShapeRecord;
 use crate::ids::VolumeId;
@@ -18,29 +19,49 @@ use crate::place::{BlockBits, BlockSpan, Extent, IndexSpan};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock};
 
-/// Space of blocks that a write is going to add to a layer, by extent.
-type Taken = (Arc<Layer>, Vec<(u32, BlockBits)>);
-
-/// The open head of a volume, shared by everybody who has it open.
-pub struct Head {
-    pub(super) core: Arc<Core>,
-    pub(super) id: VolumeId,
-    pub(super) gate: Gate,
-    pub(super) view: RwLock<View>,
-    destroyed: AtomicBool,
-    /// Notes its first touches of the layer it was forked from.
-    pub(super) recorder: OnceLock<Arc<Recorder>>,
-    /// One change of size at a time.
-    pub(super) resizing: Mutex<()>,
-    /// Queues that are open on it.
-    pub(super) queues: AtomicUsize,
-    /// Threads for its reads and its writes that have to wait.
-    pub(super) readers: Workers,
-    pub(super) prefetchers: Workers,
-    pub(super) writers: Workers,
+/// Space that a write over several extents has taken for the blocks that it is going to add to a layer, by extent. Given back when this
+/// is dropped, also by a panic, unless the blocks were written.
+struct Taken<'a> {
+    layers: &'a Layers,
+    layer: Arc<Layer>,
+    extents: Vec<(u32, BlockBits)>,
 }
 
-/// A queue that keeps its volume from being destroyed.
+impl Taken<'_> {
+    /// The blocks were written: the space is theirs.
+    fn keep(mut self) {
+        self.extents.clear();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.extents.iter().for_each(|(extent, bits)| self.layers.admission.give_back_space(&self.layer, Extent::clamped(*extent), bits));
+    }
+}
+
+/// The open head of a volume, shared by all its handles and queues.
+pub struct Head {
+    pub blocks: Arc<Blocks>,
+    pub shape: Arc<Shape>,
+    pub pool: Arc<Pool>,
+    pub id: VolumeId,
+    pub gate: Gate,
+    pub view: RwLock<View>,
+    destroyed: AtomicBool,
+    /// Notes its first touches of the layer it was forked from.
+    pub recorder: OnceLock<Arc<Recorder>>,
+    /// One change of size at a time.
+    pub resizing: Mutex<()>,
+    /// Queues that are open on it.
+    pub queues: AtomicUsize,
+    /// Threads for its reads and its writes that have to wait.
+    pub readers: Workers,
+    pub prefetchers: Workers,
+    pub writers: Workers,
+}
+
+/// Counts a queue, which keeps its volume from being destroyed.
 pub struct OpenQueue(Arc<Head>);
 
 impl Drop for OpenQueue {
@@ -50,13 +71,12 @@ impl Drop for OpenQueue {
 }
 
 impl Head {
-    pub(super) fn new(core: &Arc<Core>, id: VolumeId, layer: Arc<Layer>, size_bytes: u64) -> Arc<Self> {
-        Self::with_view(core, id, View::new(layer, size_bytes))
-    }
-
-    pub(super) fn with_view(core: &Arc<Core>, id: VolumeId, view: View) -> Arc<Self> {
+    /// A head that nobody else has open, with this view.
+    pub fn new(blocks: &Arc<Blocks>, shape: &Arc<Shape>, pool: &Arc<Pool>, id: VolumeId, view: View) -> Arc<Self> {
         Arc::new(Self {
-            core: Arc::clone(core),
+            blocks: Arc::clone(blocks),
+            shape: Arc::clone(shape),
+            pool: Arc::clone(pool),
             id,
             gate: Gate::default(),
             view: RwLock::new(view),
@@ -70,34 +90,46 @@ impl Head {
         })
     }
 
+    /// Lets a recording note its reads, if there is one. The head is new.
+    pub fn record(&self, recorder: Option<Arc<Recorder>>) {
+        if let Some(recorder) = recorder {
+            let _ = self.recorder.set(recorder);
+        }
+    }
+
+    /// Ends its recording: the volume was destroyed, and another fork may be recorded.
+    pub fn end_recording(&self) {
+        self.recorder.get().into_iter().for_each(|recorder| recorder.end());
+    }
+
     /// The view at this moment.
-    pub(super) fn look(&self) -> View {
+    pub fn look(&self) -> View {
         self.view.read().clone()
     }
 
     /// Closes the gate for a change.
-    pub(super) fn close(&self) -> Closed<'_> {
-        self.gate.close(|| self.core.layers.reapers.help())
+    pub fn close(&self) -> Closed<'_> {
+        self.gate.close(|| self.blocks.layers.reapers.help())
     }
 
     /// Name at this moment.
-    pub(super) fn name(&self) -> String {
-        self.core.catalog().volume(self.id).map(|entry| entry.name.clone()).unwrap_or_default()
+    pub fn name(&self) -> String {
+        self.shape.catalog().volume(self.id).map(|entry| entry.name.clone()).unwrap_or_default()
     }
 
-    pub(super) fn set_destroyed(&self) {
+    pub fn set_destroyed(&self) {
         self.destroyed.store(true, Ordering::SeqCst);
     }
 
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] when the volume was destroyed.
-    pub(super) fn check_alive(&self) -> Result<()> {
+    pub fn check_alive(&self) -> Result<()> {
         if self.destroyed.load(Ordering::SeqCst) { Err(gone(self.id)) } else { Ok(()) }
     }
 
-    /// What `look` finds in the volume, unless it was destroyed before that ended: its blocks may be gone by then, and what lies
-    /// below them shows, or they look damaged.
-    pub(super) fn alive<T>(&self, look: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// What `look` finds in the volume, unless the volume was destroyed before `look` ended: its blocks may be gone by then, so that it
+    /// sees what lies below them, or damage.
+    pub fn alive<T>(&self, look: impl FnOnce() -> Result<T>) -> Result<T> {
         self.check_alive()?;
         let found = look();
         self.check_alive()?;
@@ -105,7 +137,7 @@ impl Head {
     }
 
     /// Adds the volume's name to an error that names a block.
-    pub(super) fn name_damage(&self, error: Error) -> Error {
+    pub fn name_damage(&self, error: Error) -> Error {
         match error.corruption() {
             Some(corruption) if corruption.volume.is_none() => {
                 let mut corruption = corruption.clone();
@@ -117,10 +149,10 @@ impl Head {
     }
 
     /// Notes that bytes are read.
-    pub(super) fn touch(&self, offset: u64, bytes: u64) {
+    pub fn touch(&self, offset: u64, bytes: u64) {
         if let Some(recorder) = self.recorder.get() {
             let end = offset.saturating_add(bytes).min(VOLUME_BYTES_MAX);
-            recorder.touch(self.core.block_size.block_of(offset)..self.core.block_size.blocks_for(end));
+            recorder.touch(self.blocks.block_size.block_of(offset)..self.blocks.block_size.blocks_for(end));
         }
     }
 
@@ -129,91 +161,84 @@ impl Head {
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`].
-    pub(super) fn open_queue(self: &Arc<Self>) -> Result<OpenQueue> {
-        let _catalog = self.core.catalog();
+    pub fn open_queue(self: &Arc<Self>) -> Result<OpenQueue> {
+        let _catalog = self.shape.catalog();
         self.check_alive()?;
         self.queues.fetch_add(1, Ordering::AcqRel);
         Ok(OpenQueue(Arc::clone(self)))
     }
 
     /// Fills `buffer` from `offset`.
-    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         if self.recorder.get().is_some() && self.view.read().check_range(offset, buffer.len() as u64).is_ok() {
             self.touch(offset, buffer.len() as u64);
         }
-        let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
-        let read = self.alive(|| self.core.read(&self.view, offset, buffer)).map_err(|error| self.name_damage(error));
+        let (began, demands) = (self.blocks.foreground.began(), self.blocks.foreground.demands());
+        let read = self.alive(|| self.blocks.read(&self.view, offset, buffer)).map_err(|error| self.name_damage(error));
         // How long a source takes says nothing of this machine.
-        self.core.note_latency(began.filter(|_| self.core.demands.load(Ordering::Relaxed) == demands));
+        self.blocks.foreground.note_latency(began.filter(|_| self.blocks.foreground.demands() == demands));
         read
     }
 
     /// Writes `data` at `offset`. `changes`: of the queue that it is for.
-    pub(super) fn write(&self, data: &[u8], offset: u64, changes: Option<&Changes>) -> Result<()> {
+    pub fn write(&self, data: &[u8], offset: u64, changes: Option<&Changes>) -> Result<()> {
         self.check_alive()?;
         self.view.read().check_range(offset, data.len() as u64)?;
         self.write_checked(data, offset, true, changes)
     }
 
     /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
-    pub(super) fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool, changes: Option<&Changes>) -> Result<()> {
-        let (began, demands) = (self.core.began(), self.core.demands.load(Ordering::Relaxed));
+    pub fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool, changes: Option<&Changes>) -> Result<()> {
+        let (began, demands) = (self.blocks.foreground.began(), self.blocks.foreground.demands());
         let taken = self.take_space(offset, data.len() as u64)?;
         while !data.is_empty() {
-            let piece = Piece::at(self.core.block_size, offset, data.len() as u64);
+            let piece = Piece::at(self.blocks.block_size, offset, data.len() as u64);
             let (part, rest) = data.split_at(piece.bytes as usize);
             let written = self.write_piece(&piece, part, bounded.then_some(offset), changes);
-            written.inspect_err(|_| self.give_back(&taken)).map_err(|error| self.name_damage(error))?;
+            written.map_err(|error| self.name_damage(error))?;
             offset += piece.bytes;
             data = rest;
         }
-        if taken.as_ref().is_some_and(|(layer, _)| layer.id != self.view.read().layer.id) {
-            // A fork came in between: the new head has got the bytes.
-            self.give_back(&taken);
+        if let Some(taken) = taken {
+            // If a fork came in between, the new head has got the bytes.
+            let is_same = taken.layer.id == self.view.read().layer.id;
+            if is_same { taken.keep() } else { drop(taken) }
         }
-        self.core.note_latency(began.filter(|_| self.core.demands.load(Ordering::Relaxed) == demands));
+        self.blocks.foreground.note_latency(began.filter(|_| self.blocks.foreground.demands() == demands));
         self.relieve()
     }
 
     /// A write over several extents that overwrites blocks and adds others takes the space of the new ones before it begins, so that
     /// a full disk refuses all of it. (Within one extent, writing does so behind the latch.)
-    fn take_space(&self, mut offset: u64, bytes: u64) -> Result<Option<Taken>> {
-        let (block_size, end) = (self.core.block_size, offset + bytes);
+    fn take_space(&self, mut offset: u64, bytes: u64) -> Result<Option<Taken<'_>>> {
+        let (block_size, end) = (self.blocks.block_size, offset + bytes);
         if offset / block_size.extent_bytes() == end.saturating_sub(1) / block_size.extent_bytes() {
             return Ok(None);
         }
-        let layer = Arc::clone(&self.view.read().layer);
-        let (mut overwrites, mut taken) = (false, (layer, Vec::new()));
+        let (layers, layer): (&Layers, _) = (&self.blocks.layers, Arc::clone(&self.view.read().layer));
+        let (mut overwrites, mut extents) = (false, Vec::new());
         while offset < end {
             let piece = Piece::at(block_size, offset, end - offset);
             let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
-            let new = bits.minus(&taken.0.extent(Extent::clamped(piece.extent)).0);
+            let new = bits.minus(&layer.extent(Extent::clamped(piece.extent)).0);
             overwrites |= new != bits;
             if !new.is_empty() {
-                taken.1.push((piece.extent, new));
+                extents.push((piece.extent, new));
             }
             offset += piece.bytes;
         }
-        if !overwrites || taken.1.is_empty() {
+        if !overwrites || extents.is_empty() {
             return Ok(None);
         }
-        let mut extents = taken.1.iter();
-        let space = extents.try_for_each(|(extent, new)| self.core.layers.admission.take_space(&taken.0, Extent::clamped(*extent), new));
-        let taken = Some(taken);
-        space.inspect_err(|_| self.give_back(&taken))?;
-        Ok(taken)
-    }
-
-    fn give_back(&self, taken: &Option<Taken>) {
-        for (layer, (extent, bits)) in taken.iter().flat_map(|(layer, extents)| extents.iter().map(move |extent| (layer, extent))) {
-            self.core.layers.admission.give_back_space(layer, Extent::clamped(*extent), bits);
-        }
+        let taken = Taken { layers, layer, extents };
+        taken.extents.iter().try_for_each(|(extent, new)| layers.admission.take_space(&taken.layer, Extent::clamped(*extent), new))?;
+        Ok(Some(taken))
     }
 
     /// Makes room when too many blocks wait for their record.
-    pub(super) fn relieve(&self) -> Result<()> {
+    pub fn relieve(&self) -> Result<()> {
         // Of whichever volume they are: an idle one must not make every write of the others a barrier.
-        if self.core.layers.under_pressure() { self.core.layers.barriers.sync_fresh() } else { Ok(()) }
+        if self.blocks.layers.under_pressure() { self.blocks.layers.barriers.sync_fresh() } else { Ok(()) }
     }
 
     /// `bounded`: the piece's offset, if it must not lie behind the end of the volume.
@@ -233,7 +258,7 @@ impl Head {
                 Some(block) if looks.next().is_some() => self.bring_old(piece.extent, block)?,
                 Some(block) => {
                     let layer = Arc::clone(&self.view.read().layer);
-                    return Err(self.core.never_settles(&layer, piece.extent * EXTENT_BLOCKS + block));
+                    return Err(self.blocks.never_settles(&layer, piece.extent * EXTENT_BLOCKS + block));
                 }
             }
         }
@@ -244,7 +269,7 @@ impl Head {
         // Behind the gate the head does not change.
         let layer = Arc::clone(&self.view.read().layer);
         let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
-        let admitted = Admitted::wait(&*self.core.layers.admission, &*layer, Extent::clamped(piece.extent), bits)?;
+        let admitted = Admitted::wait(&*self.blocks.layers.admission, &*layer, Extent::clamped(piece.extent), bits)?;
         let owned = self.is_owner(&layer, piece.extent, piece.blocks.clone());
         if partial.is_empty() {
             admitted.write(data)?;
@@ -259,26 +284,26 @@ impl Head {
 
     /// Whether the layer answers for all blocks of the range. Also resolves the extent, which must happen before the layer
     /// holds anything new in it.
-    pub(super) fn is_owner(&self, layer: &Layer, extent: u32, range: Range<u32>) -> bool {
+    pub fn is_owner(&self, layer: &Layer, extent: u32, range: Range<u32>) -> bool {
         let view = self.view.read();
-        let owners = self.core.owners(&view, extent, range);
+        let owners = self.blocks.owners(&view, extent, range);
         owners.iter().all(|(_, owner)| *owner == Owner::Layer(layer.id))
     }
 
     /// The layer answers for the range from now on.
-    pub(super) fn take_over(&self, layer: &Layer, extent: u32, range: Range<u32>) {
+    pub fn take_over(&self, layer: &Layer, extent: u32, range: Range<u32>) {
         let mut view = self.view.write();
         let below = Arc::clone(&view.layer);
         view.owners.set(Extent::clamped(extent), IndexSpan::new(range.start, range.end), Owner::Layer(layer.id), || {
-            self.core.resolve(&below, extent)
+            self.blocks.resolve(&below, extent)
         });
     }
 
     /// Makes every completed write durable.
-    pub(super) fn flush(&self) -> Result<()> {
+    pub fn flush(&self) -> Result<()> {
         self.check_alive()?;
         let layer = Arc::clone(&self.view.read().layer);
-        let layers: &Layers = &self.core.layers;
+        let layers: &Layers = &self.blocks.layers;
         layers.healthy()?;
         if layers.is_settled(&layer) {
             return Ok(());
@@ -287,14 +312,14 @@ impl Head {
     }
 
     /// Makes a range read as zero; its whole blocks give back their space.
-    pub(super) fn zero(&self, offset: u64, bytes: u64, changes: Option<&Changes>) -> Result<()> {
+    pub fn zero(&self, offset: u64, bytes: u64, changes: Option<&Changes>) -> Result<()> {
         self.check_alive()?;
         let before = {
             let view = self.view.read();
             view.check_range(offset, bytes)?;
             view.size_bytes
         };
-        let (block_size, end) = (self.core.block_size, offset + bytes);
+        let (block_size, end) = (self.blocks.block_size, offset + bytes);
         let first = block_size.blocks_for(offset);
         let zeros = |start: u64, end: u64| match start < end {
             true => self.write_checked(&vec![0; (end - start) as usize], start, true, changes),
@@ -310,7 +335,7 @@ impl Head {
             let size_bytes = {
                 let view = self.view.read();
                 view.check_range(offset, bytes)?;
-                if self.core.layers.limits().has(Planted::SizeBeforeTheGate) { before } else { view.size_bytes }
+                if self.blocks.layers.limits().has(Planted::SizeBeforeTheGate) { before } else { view.size_bytes }
             };
             // The last block of the volume counts as whole, though it may end behind the volume. Which block that is may change
             // until the gate is closed.
@@ -329,10 +354,10 @@ impl Head {
 
     /// Zeroes whole blocks, with the record of a shrink in the journal or one of its own. The gate is closed. Answers which round makes it
     /// durable, if anything changed or it is a shrink.
-    pub(super) fn zero_blocks(&self, first: u64, last: u64, cut: Option<(ShapeRecord, Reserved<'_>)>) -> Result<Option<Ticket>> {
+    pub fn zero_blocks(&self, first: u64, last: u64, cut: Option<(ShapeRecord, Reserved<'_>)>) -> Result<Option<Ticket>> {
         let layer = Arc::clone(&self.view.read().layer);
         self.resolve_edges(first, last);
-        let ticket = self.core.layers.zeroes.zero(&layer, BlockSpan::new(first, last), layer.parent.is_some(), cut)?;
+        let ticket = self.blocks.layers.zeroes.zero(&layer, BlockSpan::new(first, last), layer.parent.is_some(), cut)?;
         let mut view = self.view.write();
         let below = Arc::clone(&view.layer);
         let mut whole: Option<(Extent, Extent)> = None;
@@ -340,7 +365,7 @@ impl Head {
             if part.indices == IndexSpan::FULL {
                 whole = Some((whole.map_or(part.extent, |(first, _)| first), part.extent));
             } else {
-                let resolve = || self.core.resolve(&below, part.extent.number());
+                let resolve = || self.blocks.resolve(&below, part.extent.number());
                 view.owners.set(part.extent, part.indices, Owner::Zero, resolve);
             }
         }

@@ -10,8 +10,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::blocks::{Answer, Piece};
 use super::head::Head;
-use super::view::{Answer, Piece};
 use crate::error::Result;
 use crate::io::AlignedBuffer;
 use crate::layer::{Admission, Admitted, BlockRead, Layer, PatchRoom};
@@ -37,8 +37,8 @@ struct PlannedPatch<'a> {
 
 impl Head {
     /// Blocks of a piece that are written in part.
-    pub(super) fn partial_blocks(&self, piece: &Piece) -> Vec<u32> {
-        let block_bytes = self.core.block_size.bytes();
+    pub fn partial_blocks(&self, piece: &Piece) -> Vec<u32> {
+        let block_bytes = self.blocks.block_size.bytes();
         let mut partial = Vec::new();
         if piece.skip > 0 || piece.bytes < block_bytes {
             partial.push(piece.blocks.start);
@@ -55,7 +55,7 @@ impl Head {
     ///
     /// # Errors
     /// Damage, no space, an I/O error.
-    pub(super) fn write_partial(
+    pub fn write_partial(
         &self,
         mut admitted: Admitted<&Admission, &Layer>,
         layer: &Arc<Layer>,
@@ -63,7 +63,7 @@ impl Head {
         data: &[u8],
         partial: &[u32],
     ) -> Result<Option<u32>> {
-        let block_bytes = self.core.block_size.bytes() as usize;
+        let block_bytes = self.blocks.block_size.bytes() as usize;
         let merged = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes);
         let mut plan = Plan { whole: piece.blocks.clone(), merged, patches: Vec::new() };
         for block in partial {
@@ -86,19 +86,19 @@ impl Head {
 
     /// Decides how a block is written in part: reads its old bytes, or takes room for a patch. `false`: it can do neither.
     fn plan_block<'a>(&'a self, layer: &Arc<Layer>, piece: &Piece, block: u32, plan: &mut Plan<'a>) -> Result<bool> {
-        let block_bytes = self.core.block_size.bytes();
+        let block_bytes = self.blocks.block_size.bytes();
         let number = piece.extent * EXTENT_BLOCKS + block;
         let at = u64::from(block - piece.blocks.start) * block_bytes;
         let old = &mut plan.merged[at as usize..(at + block_bytes) as usize];
         let range = piece.skip.max(at) - at..(piece.skip + piece.bytes).min(at + block_bytes) - at;
         let range = range.start as u32..range.end as u32;
         let view = self.look();
-        match self.core.answers(&view, piece.extent, block..block + 1)?.pop() {
+        match self.blocks.answers(&view, piece.extent, block..block + 1)?.pop() {
             Some((_, Answer::Missing(_) | Answer::Patched(_))) => {
                 if layer.completes(Block::new(number), &range, old) {
                     return Ok(true);
                 }
-                let Some(room) = self.core.layers.patches.reserve(layer, Block::new(number), &range)? else { return Ok(false) };
+                let Some(room) = self.blocks.layers.patches.reserve(layer, Block::new(number), &range)? else { return Ok(false) };
                 match block == plan.whole.start {
                     true => plan.whole.start += 1,
                     false => plan.whole.end -= 1,
@@ -114,20 +114,20 @@ impl Head {
     fn read_latched(&self, layer: &Arc<Layer>, extent: u32, block: u32, buffer: &mut [u8]) -> Result<bool> {
         let number = extent * EXTENT_BLOCKS + block;
         if !layer.holds(Block::new(number)) {
-            return self.core.read_here(&self.view, number, buffer);
+            return self.blocks.read_here(&self.view, number, buffer);
         }
-        match self.core.layers.blocks.read(layer, Block::new(number), buffer)? {
+        match self.blocks.layers.blocks.read(layer, Block::new(number), buffer)? {
             BlockRead::Verified => Ok(true),
-            BlockRead::Mismatch(block) => Err(self.core.layers.blocks.corruption(layer, block, "its bytes do not match their checksum")),
+            BlockRead::Mismatch(block) => Err(self.blocks.layers.blocks.corruption(layer, block, "its bytes do not match their checksum")),
         }
     }
 
     /// Fetches what a block lacks, and repairs it, so that its old bytes can be read here.
-    pub(super) fn bring_old(&self, extent: u32, block: u32) -> Result<()> {
+    pub fn bring_old(&self, extent: u32, block: u32) -> Result<()> {
         self.alive(|| {
-            self.core.bring(&self.view, extent, block..block + 1)?;
-            let mut old = AlignedBuffer::zeroed(self.core.block_size.bytes() as usize);
-            self.core.read_extent(&self.view, extent, block..block + 1, &mut old)
+            self.blocks.bring(&self.view, extent, block..block + 1)?;
+            let mut old = AlignedBuffer::zeroed(self.blocks.block_size.bytes() as usize);
+            self.blocks.read_extent(&self.view, extent, block..block + 1, &mut old)
         })
     }
 }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{BLOCK, on};
-use crate::clock::{Clock, SystemClock};
 use crate::error::ErrorKind;
+use crate::format::{HydrationSettings, SourceRecord};
+use crate::ids::LayerId;
 use crate::io::faulty::FaultyDisk;
 use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, UriSources};
 use crate::store::{Store, StoreOptions};
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Mutex, OnceLock, mpsc, thread};
+use crate::sync::{Mutex, mpsc, thread};
 use crate::volume::{Queue, Request, Volume};
 
 /// How long a test waits for what must come.
@@ -37,7 +37,7 @@ fn a_failed_sync_of_a_repair_poisons_the_store() {
     let (store, fork) = fork_of_image(directory.path(), &disk, 16 << 20);
     let mut block = [0; BLOCK as usize];
     fork.read_at(&mut block, 0).unwrap();
-    store.0.core.layers().barriers.sync_fresh().unwrap();
+    store.0.core.layers.barriers.sync_fresh().unwrap();
     let mut damaged = 0;
     for entry in std::fs::read_dir(directory.path().join("store/layers")).unwrap().map(Result::unwrap) {
         if entry.path().extension().is_some_and(|kind| kind == "data") {
@@ -165,47 +165,21 @@ fn dropping_a_snapshot_queue_does_not_wait_for_hung_reads() {
     drop_while_a_source_hangs(&store, queue);
 }
 
-/// Looks for work in the background when a fork asks for the time between the start of its root's hydrator and its root's record.
-#[derive(Default)]
-struct StepsMeanwhile {
-    clock: SystemClock,
-    store: OnceLock<Store>,
-    armed: AtomicBool,
-    started: AtomicBool,
-}
-
-impl Clock for StepsMeanwhile {
-    fn monotonic(&self) -> Duration {
-        self.clock.monotonic()
-    }
-
-    fn unix(&self) -> Duration {
-        let core = self.store.get().map(|store| Arc::clone(&store.0.core));
-        if let Some(core) = core.filter(|core| !core.hydrators().is_empty())
-            && self.armed.swap(false, Ordering::SeqCst)
-        {
-            let (sender, stepped) = mpsc::channel();
-            let background = Arc::clone(&core);
-            thread::spawn(move || sender.send(background.step_hydration().is_ok()).unwrap_or_default());
-            // It may well wait until the fork is complete.
-            let _ = stepped.recv_timeout(Duration::from_millis(300));
-            self.started.store(core.hydrators().iter().any(|hydrator| !hydrator.is_asleep()), Ordering::SeqCst);
-        }
-        self.clock.unix()
-    }
-}
-
 /// Otherwise a round could name blocks of a root that no record tells of, and after a crash the fork would read zeros.
 #[test]
 fn background_work_hydrates_no_unrecorded_root() {
     let directory = tempfile::tempdir().unwrap();
-    let clock = Arc::new(StepsMeanwhile::default());
-    let store = Store::create(directory.path(), StoreOptions { clock: Arc::clone(&clock) as _, ..hung_options() }).unwrap();
-    assert!(clock.store.set(store.clone()).is_ok());
-    clock.armed.store(true, Ordering::SeqCst);
+    let store = Store::create(directory.path(), hung_options()).unwrap();
+    let core = &store.0.core;
+    // As a fork does before it has queued the record of its root.
+    let layer = core.layers.add(LayerId(77), None, Some(16));
+    let source = SourceRecord { uris: vec!["x://z".into()], size_bytes: 16 * BLOCK, settings: HydrationSettings::default() };
+    let unrecorded = core.roots.add(&layer, source, String::new(), None).unwrap();
+    core.roots.step().unwrap();
+    assert!(unrecorded.is_asleep(), "its hydration runs before its root is recorded");
     store.fork("x://y", "f").unwrap();
-    assert!(!clock.armed.load(Ordering::SeqCst), "a fork asks for the time when its root has a hydrator");
-    assert!(!clock.started.load(Ordering::SeqCst), "its hydration runs before its root is recorded");
-    assert!(store.0.core.hydrators().iter().all(|hydrator| !hydrator.is_asleep()));
+    let asleep = core.hydrations.all().iter().filter(|hydrator| hydrator.is_asleep()).count();
+    assert_eq!(asleep, 1, "a recorded root is hydrated");
+    core.hydrations.stop(LayerId(77));
     store.close().unwrap();
 }

@@ -194,7 +194,7 @@ fn destroying_a_snapshot_in_very_many_pieces_makes_room() {
         fragmented(&store, RUNS);
         if has_pages {
             // Else the state carries their checksums, and grows.
-            store.0.core.checkpoint().unwrap();
+            store.0.core.shape.checkpoint().unwrap();
         }
         disk.set_full(full);
         store.destroy_snapshot("v", "s").unwrap();
@@ -202,7 +202,7 @@ fn destroying_a_snapshot_in_very_many_pieces_makes_room() {
         let volume = store.volume("v").unwrap();
         volume.write_at(&[9; BLOCK as usize], 0).unwrap();
         volume.flush().unwrap();
-        let held: u64 = store.0.core.layers().all().iter().map(|layer| layer.with_presence(|presence| presence.present.len())).sum();
+        let held: u64 = store.0.core.layers.all().iter().map(|layer| layer.with_presence(|presence| presence.present.len())).sum();
         assert_eq!(held, 2 * RUNS, "what nobody shows is forgotten");
         drop(volume);
         store.close().unwrap();
@@ -290,14 +290,14 @@ fn with_marked_extents(disk: &FaultyDisk, directory: &Path, extents: u64) -> Pat
         volume.flush().unwrap();
     }
     // Pages of checksums in files, and in no cache.
-    store.0.core.checkpoint().unwrap();
+    store.0.core.shape.checkpoint().unwrap();
     killed(&path, &copy);
     copy
 }
 
 /// Whether a byte that changes in a file of the volume `v` is found: its extent was hashed before.
 fn notices_damage(store: &Store, path: &Path, offset: u64) -> bool {
-    let layer = store.0.core.layers().all()[0].id;
+    let layer = store.0.core.layers.all()[0].id;
     let data = path.join("layers").join(format!("{layer}.data"));
     let mut bytes = std::fs::read(&data).unwrap();
     bytes[offset as usize] ^= 1;
@@ -353,7 +353,7 @@ fn a_lost_block_is_damaged_for_good() {
         volume.flush().unwrap();
     }
     killed(&path, &copy);
-    let layer = store.0.core.layers().all()[0].id;
+    let layer = store.0.core.layers.all()[0].id;
     let data = std::fs::OpenOptions::new().write(true).open(copy.join("layers").join(format!("{layer}.data"))).unwrap();
     data.set_len(512 << 10).unwrap();
     let store = Store::open(&copy, on(&disk)).unwrap();
@@ -382,7 +382,7 @@ fn an_extent_that_was_hashed_again_is_synced_with_all_others() {
     }
     killed(&path, &copy);
     let store = open(&copy);
-    let layers = store.0.core.layers();
+    let layers = &store.0.core.layers;
     let layer = &layers.unverified()[0];
     while layers.cleaning.rehash_step(layer).unwrap() {}
     assert!(layer.needs_sync(), "its bytes were written again");
@@ -437,9 +437,9 @@ fn an_old_page_of_checksums_does_not_come_into_the_cache() {
     disk.after_next_page(move || {
         write(&meanwhile, 7);
         meanwhile.flush().unwrap();
-        beside.0.core.checkpoint().unwrap();
+        beside.0.core.shape.checkpoint().unwrap();
         // Others take its place in the cache.
-        let layers = beside.0.core.layers();
+        let layers = &beside.0.core.layers;
         let layer = &layers.all()[0];
         for extent in (1..200).cycle() {
             if layers.blocks.cached_page(layer, crate::place::Extent::FIRST).is_none() {

@@ -87,10 +87,10 @@ fn a_failed_sync_of_a_directory_poisons_the_store() {
         ("flush", "layers", |store| store.volume("v")?.flush()),
         ("snapshot", "layers", |store| store.create_snapshot("v", "s")),
         ("cleaner", "layers", |store| {
-            let layers = store.0.core.layers();
+            let layers = &store.0.core.layers;
             layers.all().iter().try_for_each(|layer| layers.cleaning.clean(layer).map(drop))
         }),
-        ("checkpoint", ".", |store| store.0.core.checkpoint()),
+        ("checkpoint", ".", |store| store.0.core.shape.checkpoint()),
     ];
     for (name, place, make) in makes_names {
         for number in [libc::ENOSPC, libc::EDQUOT, libc::EIO] {
@@ -104,7 +104,7 @@ fn a_failed_sync_of_a_directory_poisons_the_store() {
                     volume.write_at(&[2; BLOCK as usize], 0).unwrap();
                     volume.flush().unwrap();
                 }
-                let layers = store.0.core.layers();
+                let layers = &store.0.core.layers;
                 layers.all().iter().for_each(|layer| assert_eq!(layers.cleaning.clean(layer).unwrap(), 1));
             }
             disk.fail_sync_of_names(&path.join(place).components().collect::<std::path::PathBuf>(), number);

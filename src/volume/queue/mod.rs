@@ -40,12 +40,12 @@ use bytes::Bytes;
 pub use changes::Changes;
 pub use workers::Workers;
 
-use super::core::Core;
+use super::blocks::{Blocks, View};
 use super::fence::Fence;
 use super::handle::{Keeper, OpenSnapshot};
 use super::head::{Head, OpenQueue};
+use super::pool::Pool;
 use super::request::{Completion, Request};
-use super::view::View;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Done, Ring, RingKind, RingWaker};
 use crate::limits::{Planted, QUEUE_DEPTH_MAX};
@@ -63,10 +63,17 @@ enum Target {
 }
 
 impl Target {
-    fn core(&self) -> &Arc<Core> {
+    fn blocks(&self) -> &Arc<Blocks> {
         match self {
-            Self::Volume(head) => &head.core,
-            Self::Snapshot(snapshot) => &snapshot.core,
+            Self::Volume(head) => &head.blocks,
+            Self::Snapshot(snapshot) => &snapshot.blocks,
+        }
+    }
+
+    fn pool(&self) -> &Pool {
+        match self {
+            Self::Volume(head) => &head.pool,
+            Self::Snapshot(snapshot) => &snapshot.pool,
         }
     }
 
@@ -77,7 +84,7 @@ impl Target {
             (Self::Volume(head), Request::Prefetch { .. }) => &head.prefetchers,
             (Self::Snapshot(snapshot), Request::Prefetch { .. }) => &snapshot.prefetchers,
             (Self::Snapshot(snapshot), _) => &snapshot.readers,
-            (Self::Volume(head), Request::Flush) => &head.core.workers,
+            (Self::Volume(head), Request::Flush) => &head.pool.flushers,
             (Self::Volume(head), _) => &head.writers,
         }
     }
@@ -97,7 +104,7 @@ impl Target {
             (_, Request::Prefetch { offset, bytes }) => {
                 // For nobody, once the queue is gone.
                 let wanted = || changes.enter().map(drop);
-                return self.core().prefetch(self.view(), *offset, *bytes, &wanted).map(|()| Bytes::new());
+                return self.blocks().prefetch(self.view(), *offset, *bytes, &wanted).map(|()| Bytes::new());
             }
             (Self::Snapshot(snapshot), _) => {
                 return Err(Error::new(
@@ -128,7 +135,7 @@ impl Target {
         match self {
             Self::Volume(head) => head.read(&mut buffer, offset)?,
             Self::Snapshot(snapshot) => {
-                snapshot.core.read(&snapshot.view, offset, &mut buffer).map_err(|error| snapshot.name_damage(error))?;
+                snapshot.blocks.read(&snapshot.view, offset, &mut buffer).map_err(|error| snapshot.name_damage(error))?;
             }
         }
         Ok(buffer.into())
@@ -228,7 +235,7 @@ impl Queue {
         if depth == 0 || depth > QUEUE_DEPTH_MAX {
             return Err(Error::new(ErrorKind::InvalidInput, format!("a queue takes 1 to {QUEUE_DEPTH_MAX} requests, not {depth}")));
         }
-        let ring = Ring::new(depth, target.core().ring).map_err(|error| Error::io("cannot make a ring", error))?;
+        let ring = Ring::new(depth, target.pool().ring).map_err(|error| Error::io("cannot make a ring", error))?;
         let (fd, kind, waker) = (ring.as_raw_fd(), ring.kind(), ring.waker());
         let inner = Inner {
             ring,
@@ -251,7 +258,7 @@ impl Queue {
         };
         let shared = Arc::new_cyclic(make);
         let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
-        shared.target.core().layers.reapers.register(Arc::downgrade(&reaper));
+        shared.target.blocks().layers.reapers.register(Arc::downgrade(&reaper));
         Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind, counted: None, keeper: None })
     }
 
@@ -374,7 +381,7 @@ impl Inner {
 
 impl Shared {
     fn start(self: &Arc<Self>, token: u64, request: Request) -> Result<()> {
-        let _pass = self.target.core().enter()?;
+        let _pass = self.target.pool().fence.enter()?;
         let mut inner = self.inner.lock();
         let begin = AssertUnwindSafe(|| match &request {
             Request::Read { offset, bytes } => self.start_read(&mut inner, token, *offset, *bytes),
@@ -400,7 +407,7 @@ impl Shared {
 
     /// A pass for a request that does not end in the present call. Without one the request has ended.
     fn hold(&self, inner: &mut Inner, token: u64) -> Option<Pass> {
-        let held = self.target.core().fence.hold();
+        let held = self.target.pool().fence.hold();
         held.map_err(|error| inner.ready.push(Completion { token, result: Err(error) })).ok()
     }
 
@@ -433,7 +440,7 @@ impl Shared {
 
     /// The time, if hydrations want to know how long requests take.
     fn began(&self) -> Option<Duration> {
-        self.target.core().began()
+        self.target.blocks().foreground.began()
     }
 
     /// Lets a worker do it. May do it on this thread if no other one can be started.
@@ -484,12 +491,12 @@ impl crate::layer::Reap for Shared {
             // An error shows when the owner reaps.
             let failed = this.take_ring(&mut inner, |ring, done| ring.reap(done)).is_err();
             inner.nudged = false;
-            if let Err(closed) = this.target.core().fence.check() {
+            if let Err(closed) = this.target.pool().fence.check() {
                 // The owner may be the one that closes the store, and waits for these.
                 let Inner { later, ready, .. } = &mut *inner;
                 ready.extend(later.drain(..).map(|later| Completion { token: later.token, result: Err(closed.clone()) }));
             }
-            let woken = inner.ring.take_woken() && !this.target.core().layers.limits().has(Planted::LostWake);
+            let woken = inner.ring.take_woken() && !this.target.blocks().layers.limits().has(Planted::LostWake);
             let took = woken || inner.ready.len() + inner.later.len() > before;
             let left = || !inner.ready.is_empty() || !inner.later.is_empty() || !self.finished.lock().is_empty();
             if failed || took && left() {

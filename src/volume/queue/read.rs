@@ -13,8 +13,8 @@ use crate::io::{AlignedBuffer, Done, IoMode, Op};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 use crate::place::Block;
+use crate::volume::blocks::{Answer, Piece};
 use crate::volume::request::{Completion, Request};
-use crate::volume::view::{Answer, Piece};
 
 /// Consecutive blocks with one answer.
 struct Part {
@@ -66,18 +66,18 @@ impl CacheGuess {
 impl Shared {
     /// Starts a read. `false`: it needs a worker.
     pub(super) fn start_read(&self, inner: &mut Inner, token: u64, offset: u64, bytes: u32) -> bool {
-        let (began, core) = (self.began(), self.target.core());
+        let (began, blocks) = (self.began(), self.target.blocks());
         let Some(mut parts) = self.plan_read(offset, bytes) else { return false };
-        let may_be_cached = core.layers.blocks.io_mode() == IoMode::Buffered && bytes as usize <= core.layers.limits().inline_bytes_max;
+        let may_be_cached = blocks.layers.blocks.io_mode() == IoMode::Buffered && bytes as usize <= blocks.layers.limits().inline_bytes_max;
         let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
         for (number, part) in parts.iter_mut().enumerate() {
             let Some(layer) = &part.layer else { continue };
             let first = Block::at(part.blocks.start).unwrap_or(Block::LAST);
-            let Ok(Some(file)) = core.layers.blocks.data_file(layer, first) else { return false };
-            let length = core.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
-            let (mut buffer, offset) = (AlignedBuffer::new(length), core.layers.blocks.place(first).1);
+            let Ok(Some(file)) = blocks.layers.blocks.data_file(layer, first) else { return false };
+            let length = blocks.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
+            let (mut buffer, offset) = (AlignedBuffer::new(length), blocks.layers.blocks.place(first).1);
             if may_be_cached && inner.cached.is_likely() {
-                let cached = core.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
+                let cached = blocks.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
                 inner.cached.note(cached.is_some());
                 // What does not match is read again through the ring, as everything else.
                 if cached == Some(BlockRead::Verified) {
@@ -102,7 +102,7 @@ impl Shared {
 
     /// Who answers, if all of it is here.
     fn plan_read(&self, offset: u64, bytes: u32) -> Option<Parts> {
-        let core = self.target.core();
+        let chain = self.target.blocks();
         let view = self.target.view().read();
         view.check_range(offset, u64::from(bytes)).ok()?;
         if let Target::Volume(head) = &self.target {
@@ -111,9 +111,9 @@ impl Shared {
         let mut parts = Parts::new();
         let (mut at, end) = (offset, offset + u64::from(bytes));
         while at < end {
-            let piece = Piece::at(core.block_size, at, end - at);
+            let piece = Piece::at(chain.block_size, at, end - at);
             let first = u64::from(piece.extent) * u64::from(EXTENT_BLOCKS);
-            for (run, answer) in core.answers(&view, piece.extent, piece.blocks.clone()).ok()? {
+            for (run, answer) in chain.answers(&view, piece.extent, piece.blocks.clone()).ok()? {
                 let blocks = first + u64::from(run.start)..first + u64::from(run.end);
                 let layer = match answer {
                     Answer::Zero => None,
@@ -123,7 +123,7 @@ impl Shared {
                 let joins = |part: &&mut Part| {
                     part.blocks.end == blocks.start
                         && part.layer.as_ref().map(|layer| layer.id) == layer.as_ref().map(|layer| layer.id)
-                        && !core.block_size.offset_of(blocks.start).is_multiple_of(SEGMENT_BYTES)
+                        && !chain.block_size.offset_of(blocks.start).is_multiple_of(SEGMENT_BYTES)
                 };
                 match parts.last_mut().filter(joins) {
                     Some(part) => part.blocks.end = blocks.end,
@@ -139,7 +139,7 @@ impl Shared {
         let Some(Some(Pending::Read(read))) = inner.pending.get_mut(slot as usize) else { return };
         let part = &mut read.parts[(done.token & u64::from(u32::MAX)) as usize];
         read.under_way -= 1;
-        let layers = &self.target.core().layers;
+        let layers = &self.target.blocks().layers;
         match (done.result, done.op, &part.layer) {
             (Ok(()), Op::Read { buffer, .. }, Some(layer))
                 if matches!(
@@ -172,8 +172,8 @@ impl Shared {
     }
 
     fn finish_read(&self, inner: &mut Inner, read: PendingRead) {
-        self.target.core().note_latency(read.began);
-        let block_size = self.target.core().block_size;
+        self.target.blocks().foreground.note_latency(read.began);
+        let block_size = self.target.blocks().block_size;
         let skip = (read.offset % block_size.bytes()) as usize;
         let wanted = skip..skip + read.bytes as usize;
         let bytes = match read.parts.into_inner() {

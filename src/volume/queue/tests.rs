@@ -9,7 +9,7 @@ use crate::io::faulty::FaultyDisk;
 use crate::layer::{Reap, bare_layers};
 use crate::limits::Limits;
 use crate::place::BlockSize;
-use crate::volume::core::CoreConfig;
+use crate::volume::core::{Core, CoreConfig};
 
 const BLOCK: usize = 4096;
 const EXTENT: usize = 4 << 20;
@@ -46,7 +46,7 @@ impl Scene {
     }
 
     fn volume(&self, name: &str) -> Arc<Head> {
-        self.core.create_volume(name, 16 << 20, BTreeMap::new()).unwrap()
+        self.core.volumes.create(name, 16 << 20, BTreeMap::new()).unwrap()
     }
 }
 
@@ -215,8 +215,8 @@ fn a_write_that_panics_in_the_disk_stops_nobody() {
                 assert!(!matches!(outcome, Ok(Ok(()))));
                 scene.disk.panic_writes(false);
                 // A ring's transfer that overwrote blocks may have reached the disk in part.
-                if scene.core.layers().healthy().is_ok() {
-                    scene.core.create_snapshot("v", &format!("s{token}"), None).unwrap();
+                if scene.core.layers.healthy().is_ok() {
+                    scene.core.volumes.create_snapshot("v", &format!("s{token}"), None).unwrap();
                     head.write(&vec![1; BLOCK], 0, None).unwrap();
                     head.flush().unwrap();
                 } else {
@@ -242,8 +242,8 @@ fn closing_waits_for_what_a_queue_has_and_refuses_the_rest() {
         queue.submit(2, write(100, 100, 2)).unwrap();
         queue.submit(3, Request::Read { offset: 0, bytes: LARGE as u32 }).unwrap();
         // By the queue's owner, who cannot reap meanwhile.
-        scene.core.fence.shut();
-        scene.core.fence.wait_empty(|| scene.core.layers().reapers.help());
+        scene.core.pool.fence.shut();
+        scene.core.pool.fence.wait_empty(|| scene.core.layers.reapers.help());
         assert_eq!(queue.submit(4, write(0, BLOCK, 3)).unwrap_err().kind(), ErrorKind::Closed);
         let ended = queue.in_flight();
         let mut done = Vec::new();

@@ -13,10 +13,10 @@ use crate::io::{Done, IoMode, Op};
 use crate::layer::{Admission, Admitted, Layer, Layers};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 use crate::place::{BlockBits, Extent, IndexSpan, Segment};
+use crate::volume::blocks::Piece;
 use crate::volume::gate::{Gate, Inside};
 use crate::volume::head::Head;
 use crate::volume::request::{Completion, Request};
-use crate::volume::view::Piece;
 
 /// The gate of a head that is kept alive.
 struct HeadGate(Arc<Head>);
@@ -57,12 +57,12 @@ impl Shared {
     /// Starts a write. `false`: it needs a worker.
     pub(super) fn start_write(self: &Arc<Self>, inner: &mut Inner, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
         let Target::Volume(head) = &self.target else { return false };
-        let block_bytes = head.core.block_size.bytes();
+        let block_bytes = head.blocks.block_size.bytes();
         let bytes = data.len() as u64;
         let whole = offset.is_multiple_of(block_bytes) && bytes.is_multiple_of(block_bytes) && bytes > 0;
         // A range that wraps is refused where ranges are checked.
         let one_file = offset.checked_add(bytes).is_some_and(|end| offset / SEGMENT_BYTES == end.saturating_sub(1) / SEGMENT_BYTES);
-        if !whole || !one_file || head.core.layers.under_pressure() || head.check_alive().is_err() {
+        if !whole || !one_file || head.blocks.layers.under_pressure() || head.check_alive().is_err() {
             return false;
         }
         let Some(inside) = Gate::try_enter(&head.gate) else { return false };
@@ -74,27 +74,27 @@ impl Shared {
             Arc::clone(&view.layer)
         };
         let Some(parts) = admit(head, &layer, offset, bytes) else { return false };
-        if head.core.layers.blocks.io_mode() == IoMode::Buffered && data.len() <= head.core.layers.limits().inline_bytes_max {
+        if head.blocks.layers.blocks.io_mode() == IoMode::Buffered && data.len() <= head.blocks.layers.limits().inline_bytes_max {
             let began = self.began();
             let result = write_inline(head, &layer, parts, data);
             drop(inside);
-            head.core.note_latency(began);
+            head.blocks.foreground.note_latency(began);
             self.end_request(inner, token, fua, result, None);
             return true;
         }
-        let block = head.core.block_size.block_at(offset);
-        let Ok(file) = head.core.layers.blocks.data_file_to_write(&layer, block) else { return false };
-        let checksums = head.core.layers.blocks.checksums_of(&layer, block, data);
-        let (segment, place) = head.core.layers.blocks.place(block);
+        let block = head.blocks.block_size.block_at(offset);
+        let Ok(file) = head.blocks.layers.blocks.data_file_to_write(&layer, block) else { return false };
+        let checksums = head.blocks.layers.blocks.checksums_of(&layer, block, data);
+        let (segment, place) = head.blocks.layers.blocks.place(block);
         let Some(pass) = self.hold(inner, token) else { return true };
         let keep = |part: Part<&Admission, &Layer>| {
-            let mut admitted = part.admitted.keep(Arc::clone(&head.core.layers.admission), Arc::clone(&layer));
+            let mut admitted = part.admitted.keep(Arc::clone(&head.blocks.layers.admission), Arc::clone(&layer));
             admitted.touch();
             Part { piece: part.piece, admitted, owned: part.owned }
         };
         let parts = parts.into_iter().map(keep).collect();
         let (began, inside) = (self.began(), inside.keep(HeadGate(Arc::clone(head))));
-        let op = Op::Write { file, data: head.core.layers.blocks.for_disk(data), offset: place };
+        let op = Op::Write { file, data: head.blocks.layers.blocks.for_disk(data), offset: place };
         let layer = Arc::clone(&layer);
         let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, parts, checksums, segment, began, inside, pass }));
         inner.ring.push(u64::from(slot) << 32, op);
@@ -125,7 +125,7 @@ impl Shared {
             }
         };
         drop(write.inside);
-        head.core.note_latency(write.began);
+        head.blocks.foreground.note_latency(write.began);
         self.end_request(inner, write.token, write.fua, result, Some(write.pass));
     }
 
@@ -142,12 +142,12 @@ impl Shared {
 /// Takes the blocks of a write, if they can be had at once. A write that overwrites some blocks and adds others is left to a worker,
 /// which takes the space of the new ones first: the disk must not be full when the others are overwritten.
 fn admit<'a>(head: &'a Head, layer: &'a Layer, offset: u64, bytes: u64) -> Option<Parts<'a>> {
-    let layers: &Layers = &head.core.layers;
+    let layers: &Layers = &head.blocks.layers;
     let (mut at, end) = (offset, offset + bytes);
     let mut parts = Parts::new();
     let (mut overwrites, mut adds) = (false, false);
     while at < end {
-        let piece = Piece::at(head.core.block_size, at, end - at);
+        let piece = Piece::at(head.blocks.block_size, at, end - at);
         at += piece.bytes;
         let extent = Extent::clamped(piece.extent);
         let page = layers.blocks.cached_page(layer, extent)?;

@@ -1,0 +1,65 @@
+//! Checksums of what a sealed chain shows, without reading its bytes.
+
+use std::ops::Range;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::EXTENT_BLOCKS;
+use crate::place::{Extent, IndexSpan};
+use crate::sync::RwLock;
+use crate::volume::blocks::{Answer, Blocks, Piece, View};
+
+/// Most checksums that one call tells.
+const CHECKSUMS_MAX: u64 = 1 << 20;
+
+/// The crc32 of the bytes of each whole block of `range` (which begins with a block), without reading them; `None` where it
+/// is not known: the block is still at a source, or its extent was not verified since a crash.
+///
+/// # Errors
+/// [`crate::ErrorKind::OutOfRange`]; [`crate::ErrorKind::InvalidInput`] for too many blocks; the checksums cannot be read.
+pub fn content_checksums(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>) -> Result<Vec<Option<u32>>> {
+    let view = seen.read().clone();
+    // The last block may be named as a whole.
+    let end = view.size_bytes.next_multiple_of(blocks.block_size.bytes());
+    View { size_bytes: end, ..view.clone() }.check_run(&range)?;
+    let count = blocks.block_size.blocks_for(range.end.saturating_sub(range.start));
+    if count > CHECKSUMS_MAX {
+        let message = format!("{count} checksums are too many at once: ask for {CHECKSUMS_MAX} blocks at most");
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    }
+    // Behind the end, the last block may hold anything.
+    let partial = (end > view.size_bytes).then(|| blocks.block_size.block_of(view.size_bytes));
+    let zeros = crc32fast::hash(&vec![0; blocks.block_size.bytes() as usize]);
+    let mut checksums = Vec::new();
+    let mut offset = range.start;
+    while offset < range.end {
+        let piece = Piece::at(blocks.block_size, offset, range.end - offset);
+        let first = piece.extent * EXTENT_BLOCKS;
+        for (run, answer) in blocks.answers(&view, piece.extent, piece.blocks.clone())? {
+            let numbers = first + run.start..=first + (run.end - 1);
+            match answer {
+                Answer::Zero => checksums.resize(checksums.len() + run.len(), Some(zeros)),
+                Answer::Missing(_) | Answer::Patched(_) => checksums.resize(checksums.len() + run.len(), None),
+                Answer::Held(layer) => {
+                    let part = Extent::clamped(piece.extent).part(IndexSpan::new(run.start, run.end));
+                    checksums.extend(blocks.layers.blocks.content_checksums(&layer, part)?);
+                    if partial == Some(u64::from(*numbers.end()))
+                        && let Some(Some(checksum)) = checksums.last_mut()
+                    {
+                        *checksum = last_checksum(blocks, seen, &view)?;
+                    }
+                }
+            }
+        }
+        offset += piece.bytes;
+    }
+    Ok(checksums)
+}
+
+/// The crc32 of the last block of a view, with zeros behind the end.
+fn last_checksum(blocks: &Blocks, seen: &RwLock<View>, view: &View) -> Result<u32> {
+    let block_bytes = blocks.block_size.bytes();
+    let start = view.size_bytes - view.size_bytes % block_bytes;
+    let mut block = vec![0; block_bytes as usize];
+    blocks.read(seen, start, &mut block[..(view.size_bytes - start) as usize])?;
+    Ok(crc32fast::hash(&block))
+}

@@ -1,0 +1,132 @@
+//! What answers for ranges of bytes, without reading them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use roaring::RoaringBitmap;
+
+use crate::error::Result;
+use crate::ids::LayerId;
+use crate::limits::EXTENT_BLOCKS;
+use crate::sync::RwLock;
+use crate::volume::blocks::{Answer, Blocks, Piece, View};
+use crate::volume::request::{Run, RunKind};
+
+/// Adds a run, joined to the last one if it says the same.
+fn push(runs: &mut Vec<Run>, bytes: u64, kind: RunKind) {
+    match runs.last_mut() {
+        Some(last) if last.kind == kind => last.bytes += bytes,
+        _ => runs.push(Run { bytes, kind }),
+    }
+}
+
+/// What answers for the bytes from the start of `range`.
+pub fn runs(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+    seen.read().check_run(&range)?;
+    let mut depths = (None, HashMap::new());
+    let mut runs = Vec::new();
+    let mut offset = range.start;
+    while offset < range.end {
+        let piece = Piece::at(blocks.block_size, offset, range.end - offset);
+        let extent_start = blocks.block_size.offset_of(u64::from(piece.extent) * u64::from(EXTENT_BLOCKS));
+        // Behind this lock the top of the chain stays the top, so nothing that it shows is forgotten.
+        let view = seen.read();
+        for (part, answer) in blocks.answers(&view, piece.extent, piece.blocks.clone())? {
+            let kind = match answer {
+                Answer::Zero => RunKind::Zero,
+                Answer::Missing(_) | Answer::Patched(_) => RunKind::Missing,
+                Answer::Held(layer) => RunKind::Data { depth: depth_of(blocks, &view, layer.id, &mut depths) },
+            };
+            let start = (extent_start + blocks.block_size.offset_of(u64::from(part.start))).max(offset);
+            let end = (extent_start + blocks.block_size.offset_of(u64::from(part.end))).min(offset + piece.bytes);
+            push(&mut runs, end - start, kind);
+        }
+        if runs.len() > runs_max {
+            runs.truncate(runs_max);
+            break;
+        }
+        offset += piece.bytes;
+    }
+    Ok(runs)
+}
+
+/// How far below the top a layer is, counted from 1; the walk is remembered for the request.
+fn depth_of(blocks: &Blocks, view: &View, layer: LayerId, (top, depths): &mut (Option<LayerId>, HashMap<LayerId, u32>)) -> u32 {
+    if layer == view.layer.id {
+        return 1;
+    }
+    if *top != Some(view.layer.id) {
+        *top = Some(view.layer.id);
+        depths.clear();
+        let mut next = view.layer.parent;
+        let mut depth = 2;
+        while let Some(layer) = next.and_then(|id| blocks.layers.get(id)) {
+            depths.insert(layer.id, depth);
+            depth += 1;
+            next = layer.parent;
+        }
+    }
+    depths.get(&layer).copied().unwrap_or(1)
+}
+
+/// Which bytes of `range` are zero and which may not be, as runs (the depth of data is not told apart). Costs as much as
+/// the presence of the chain, however large the range is.
+///
+/// # Errors
+/// [`crate::ErrorKind::OutOfRange`].
+pub fn allocation(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
+    let data = {
+        let _forgetting = blocks.forgetting.read();
+        let view = seen.read().clone();
+        view.check_run(&range)?;
+        data_blocks(blocks, &view)?
+    };
+    let mut runs: Vec<Run> = Vec::new();
+    let mut offset = range.start;
+    let mut push = |runs: &mut Vec<Run>, end: u64, kind| {
+        if end > offset {
+            runs.push(Run { bytes: end - offset, kind });
+            offset = end;
+        }
+    };
+    let first = blocks.block_size.block_of(range.start) as u32;
+    let mut parts = data.range(first..);
+    while let Some(run) = parts.next_range() {
+        let (start, end) = (blocks.block_size.offset_of(u64::from(*run.start())), blocks.block_size.offset_of(u64::from(*run.end()) + 1));
+        push(&mut runs, start.min(range.end), RunKind::Zero);
+        push(&mut runs, end.min(range.end), RunKind::Data { depth: 1 });
+        if start >= range.end || runs.len() >= runs_max {
+            runs.truncate(runs_max);
+            return Ok(runs);
+        }
+    }
+    push(&mut runs, range.end, RunKind::Zero);
+    Ok(runs)
+}
+
+/// Blocks of a view that are data, or may be: everything but zeros.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when the volume was destroyed.
+fn data_blocks(blocks: &Blocks, view: &View) -> Result<RoaringBitmap> {
+    let (mut data, mut zero) = (RoaringBitmap::new(), RoaringBitmap::new());
+    let mut next = Some(view.layer.id);
+    while let Some(id) = next {
+        let layer = blocks.layers.require(id)?;
+        if layer.has_patches() {
+            data |= layer.patched_blocks() - &zero;
+        }
+        layer.with_presence(|presence| {
+            data |= &presence.present - &zero;
+            zero |= &presence.zeroed - &data;
+        });
+        if let Some(all @ 1..) = layer.source_blocks() {
+            // What is still at the source may be data.
+            let mut missing = RoaringBitmap::new();
+            missing.insert_range(0..=(all - 1) as u32);
+            data |= missing - &zero;
+        }
+        next = layer.parent;
+    }
+    Ok(data)
+}

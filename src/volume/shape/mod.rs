@@ -1,0 +1,18 @@
+//! Changes of shape: creating, forking, snapshotting, altering and destroying.
+//!
+//! The cast: [`Volumes`] changes the volumes of this store; [`Remote`] forks what other hosts have, and steers what is fetched;
+//! [`Lending`] gives other hosts leases of snapshots.
+
+mod addresses;
+mod alter;
+mod create;
+mod fork;
+mod heads;
+mod lending;
+mod remote;
+mod steer;
+
+pub use create::Volumes;
+pub use heads::Heads;
+pub use lending::Lending;
+pub use remote::{Admit, ForkOptions, Remote};
