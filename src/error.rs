@@ -1,6 +1,7 @@
-//! The engine's error: a kind that says what the caller can do, and a sentence that says what, where and what to do next.
+//! The engine's error: a kind that says what the caller can do, and a message that says what failed, where, and what to do next.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 /// Result of every call of the engine.
@@ -44,8 +45,37 @@ pub enum ErrorKind {
     Unsupported,
 }
 
+impl ErrorKind {
+    /// The `errno` that a block device returns for an error of this kind. Every front end maps errors by this table, and then to what
+    /// its protocol can express.
+    pub fn errno(self) -> i32 {
+        match self {
+            Self::NotFound => libc::ENOENT,
+            Self::Exists => libc::EEXIST,
+            Self::InvalidInput | Self::OutOfRange => libc::EINVAL,
+            Self::ReadOnly => libc::EPERM,
+            Self::Busy | Self::Locked => libc::EBUSY,
+            Self::NoSpace => libc::ENOSPC,
+            Self::Unsupported => libc::ENOTSUP,
+            Self::Closed => libc::ESHUTDOWN,
+            Self::NotDurable | Self::Corrupt | Self::Io | Self::SourceLost | Self::Poisoned => libc::EIO,
+        }
+    }
+}
+
+impl From<ErrorKind> for io::ErrorKind {
+    /// The kind that the standard library gives to [`ErrorKind::errno`]; [`io::ErrorKind::Other`] where it has none.
+    fn from(kind: ErrorKind) -> Self {
+        match kind.errno() {
+            libc::EIO | libc::ESHUTDOWN => Self::Other,
+            number => io::Error::from_raw_os_error(number).kind(),
+        }
+    }
+}
+
 /// Where damaged bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Corruption {
     /// Name of the volume that was read, where one was.
     pub volume: Option<String>,
@@ -83,47 +113,55 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     corruption: Option<Corruption>,
-    cause: Option<std::io::Error>,
+    /// The system had no descriptor or no memory for a call, so that nothing was tried.
+    untried: bool,
+    /// Shared with the errors that [`Error::context`] makes of this one.
+    cause: Option<Arc<io::Error>>,
 }
 
 /// Whether the system had no descriptor or no memory for a call, so that nothing was tried.
-pub(crate) fn is_untried(error: &std::io::Error) -> bool {
+pub(crate) fn is_untried(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 impl Error {
-    /// An error of `kind` with a sentence for a person.
+    /// An error of `kind`; `message` says what failed, where, and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), corruption: None, cause: None }))
+        Self(Arc::new(Inner { kind, message: message.into(), corruption: None, untried: false, cause: None }))
     }
 
-    /// Wraps an I/O error with what was being done; "no space left" keeps its own kind.
-    pub fn io(context: impl fmt::Display, cause: std::io::Error) -> Self {
+    /// Wraps an I/O error; `context` says what was being done. A lack of space has the kind [`ErrorKind::NoSpace`].
+    pub fn io(context: impl fmt::Display, cause: io::Error) -> Self {
         let kind = match cause.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => ErrorKind::NoSpace,
-            // Of the kernel it may mean anything.
-            None if cause.kind() == std::io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            // EOPNOTSUPP of the kernel has many meanings; only a disk of this program says this kind.
+            None if cause.kind() == io::ErrorKind::Unsupported => ErrorKind::Unsupported,
             _ => ErrorKind::Io,
         };
-        Self(Arc::new(Inner { kind, message: format!("{context}: {cause}"), corruption: None, cause: Some(cause) }))
+        Self::wrap(kind, context, is_untried(&cause), cause)
     }
 
-    /// Wraps the error of a sync that was tried. The system tells it once, and would call the next sync of the same bytes or names a
-    /// success: whatever the number says, it is never a mere shortage.
-    pub(crate) fn sync(context: impl fmt::Display, cause: std::io::Error) -> Self {
-        Self::new(ErrorKind::Io, format!("{context}: {cause}"))
+    /// Wraps the error of a sync that was tried. Linux reports it once, and would call the next sync of the same bytes or names a
+    /// success, so it is never a shortage that may be retried, whatever the number says.
+    pub(crate) fn sync(context: impl fmt::Display, cause: io::Error) -> Self {
+        Self::wrap(ErrorKind::Io, context, false, cause)
     }
 
-    /// As [`Error::sync`], of a directory, which may have to be opened for it: without a descriptor or memory for that nothing was tried
-    /// (see [`crate::io::Disk::sync_dir`]), and another time there may be enough.
-    pub(crate) fn sync_dir(context: impl fmt::Display, cause: std::io::Error) -> Self {
+    /// Like [`Error::sync`] for a directory, which may have to be opened first: without a descriptor or memory for that, nothing was
+    /// tried (see [`crate::io::Disk::sync_dir`]), and a later sync may succeed.
+    pub(crate) fn sync_dir(context: impl fmt::Display, cause: io::Error) -> Self {
         if is_untried(&cause) { Self::io(context, cause) } else { Self::sync(context, cause) }
+    }
+
+    fn wrap(kind: ErrorKind, context: impl fmt::Display, untried: bool, cause: io::Error) -> Self {
+        let message = format!("{context}: {cause}");
+        Self(Arc::new(Inner { kind, message, corruption: None, untried, cause: Some(Arc::new(cause)) }))
     }
 
     /// Damaged bytes at a known place.
     pub fn corrupt_block(corruption: Corruption) -> Self {
         let message = corruption.to_string();
-        Self(Arc::new(Inner { kind: ErrorKind::Corrupt, message, corruption: Some(corruption), cause: None }))
+        Self(Arc::new(Inner { kind: ErrorKind::Corrupt, message, corruption: Some(corruption), untried: false, cause: None }))
     }
 
     /// What the caller can do.
@@ -136,34 +174,32 @@ impl Error {
         self.0.corruption.as_ref()
     }
 
-    /// Whether it is only a lack of space, descriptors or memory: nothing is broken, and another time there may be enough.
+    /// Whether the call failed for a lack of space, descriptors or memory alone: nothing is broken, and a later call may succeed.
     pub(crate) fn is_shortage(&self) -> bool {
-        self.kind() == ErrorKind::NoSpace || self.0.cause.as_ref().is_some_and(is_untried)
+        self.kind() == ErrorKind::NoSpace || self.0.untried
     }
 
-    /// The same error with `context` before its sentence.
+    /// The same error, its cause included, with `context` before its message.
     pub fn context(&self, context: impl fmt::Display) -> Self {
         Self(Arc::new(Inner {
             kind: self.0.kind,
             message: format!("{context}: {}", self.0.message),
             corruption: self.0.corruption.clone(),
-            cause: None,
+            untried: self.0.untried,
+            cause: self.0.cause.clone(),
         }))
     }
 
-    /// The `errno` a block device would return for this error.
+    /// [`ErrorKind::errno`] of this error.
     pub fn errno(&self) -> i32 {
-        match self.0.kind {
-            ErrorKind::NotFound => libc::ENOENT,
-            ErrorKind::Exists => libc::EEXIST,
-            ErrorKind::InvalidInput | ErrorKind::OutOfRange => libc::EINVAL,
-            ErrorKind::ReadOnly => libc::EPERM,
-            ErrorKind::Busy | ErrorKind::Locked => libc::EBUSY,
-            ErrorKind::NoSpace => libc::ENOSPC,
-            ErrorKind::Unsupported => libc::ENOTSUP,
-            ErrorKind::Closed => libc::ESHUTDOWN,
-            ErrorKind::NotDurable | ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::SourceLost | ErrorKind::Poisoned => libc::EIO,
-        }
+        self.0.kind.errno()
+    }
+}
+
+/// Keeps the error as the inner one ([`io::Error::get_ref`]), so that its kind and its cause can still be had.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        Self::new(error.kind().into(), error)
     }
 }
 
@@ -181,6 +217,35 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.cause.as_ref().map(|cause| cause as _)
+        self.0.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn an_io_error_keeps_kind_and_cause_of_the_engines_error() {
+        let full = Error::io("cannot write", io::Error::from_raw_os_error(libc::ENOSPC)).context("volume 'v'");
+        let outside = io::Error::from(full);
+        assert_eq!(outside.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(outside.to_string(), format!("volume 'v': cannot write: {}", io::Error::from_raw_os_error(libc::ENOSPC)));
+        let inside = outside.get_ref().and_then(|error| error.downcast_ref::<Error>()).unwrap();
+        assert_eq!((inside.kind(), inside.errno()), (ErrorKind::NoSpace, libc::ENOSPC));
+        let cause = inside.source().and_then(|cause| cause.downcast_ref::<io::Error>()).unwrap();
+        assert_eq!(cause.raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!(io::ErrorKind::from(ErrorKind::Closed), io::ErrorKind::Other);
+        assert_eq!(io::ErrorKind::from(ErrorKind::OutOfRange), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn only_a_call_that_was_not_tried_is_a_shortage() {
+        let none = || io::Error::from_raw_os_error(libc::EMFILE);
+        assert!(Error::io("cannot open", none()).context("x").is_shortage() && Error::sync_dir("cannot sync", none()).is_shortage());
+        let full = Error::sync("cannot sync", io::Error::from_raw_os_error(libc::ENOSPC));
+        assert!(!full.is_shortage() && !Error::sync("cannot sync", none()).is_shortage() && full.source().is_some());
     }
 }

@@ -77,6 +77,8 @@
 //! 7  serve fleet image                     the NBD server; many hosts; images as volumes; above them the command line
 //! 8  guide                                 text
 //! ```
+#![deny(missing_debug_implementations)]
+
 mod catalog;
 mod clock;
 pub mod content;
@@ -108,6 +110,8 @@ mod sync;
 pub mod sync;
 mod units;
 pub mod volume;
+// For the tests and fuzzers of this package: not part of the interface.
+#[doc(hidden)]
 pub mod wire;
 
 /// Items that the fuzzers use.
@@ -118,6 +122,10 @@ pub mod fuzzing {
     pub use crate::format::{BlocksRecord, Reader, Record, Superblock, SuperblockSlot, Trace, Writer, decode_frame};
     pub use crate::layer::Presence;
 }
+
+// Types of these crates are in the interface.
+pub use bytes;
+pub use roaring;
 
 pub use clock::{Clock, SystemClock};
 pub use error::{Corruption, Error, ErrorKind, Result};

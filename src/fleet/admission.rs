@@ -32,6 +32,16 @@ pub struct Birth<'a> {
     pub own: &'a dyn Fn() -> Result<HostInventory>,
 }
 
+impl std::fmt::Debug for Birth<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Birth")
+            .field("wanted", &self.wanted)
+            .field("grows", &self.grows)
+            .field("reservation", &self.reservation)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What holds room on a host for a volume that is being made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admitted {

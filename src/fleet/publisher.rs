@@ -41,6 +41,12 @@ pub struct Publisher {
     confirmed: Vec<String>,
 }
 
+impl std::fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Publisher").field("fleet", &self.fleet).finish_non_exhaustive()
+    }
+}
+
 impl Publisher {
     /// Reports to a fleet.
     pub fn new(fleet: SharedFleet) -> Self {

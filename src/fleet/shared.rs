@@ -23,6 +23,12 @@ const TRIES_MAX: u32 = 64;
 #[derive(Clone)]
 pub struct SharedFleet(Arc<Bucket>);
 
+impl std::fmt::Debug for SharedFleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharedFleet").finish_non_exhaustive()
+    }
+}
+
 /// An object that is left out of the fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unreadable {

@@ -19,6 +19,7 @@ struct Marker {
 }
 
 /// The images of a directory.
+#[derive(Debug)]
 pub struct LayoutSource {
     directory: PathBuf,
 }

@@ -64,6 +64,12 @@ struct Shared {
 /// The images of a repository.
 pub struct RegistrySource(Arc<Shared>);
 
+impl std::fmt::Debug for RegistrySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistrySource").finish_non_exhaustive()
+    }
+}
+
 fn host_is_here(registry: &str) -> bool {
     let host = registry.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(registry, |(host, _)| host);
     matches!(host, "localhost" | "127.0.0.1" | "[::1]")

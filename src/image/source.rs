@@ -45,6 +45,12 @@ pub struct Blob<'a> {
     hash: Sha256,
 }
 
+impl std::fmt::Debug for Blob<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blob").field("expected", &self.expected).field("read", &self.read).finish_non_exhaustive()
+    }
+}
+
 impl<'a> Blob<'a> {
     /// Opens the blob that `expected` describes.
     ///

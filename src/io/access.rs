@@ -7,6 +7,7 @@ use std::path::Path;
 /// Who may use the files of a store and the sockets of its server, whatever the umask says. The directory of the store tells it:
 /// files that are made in it, and directories below it, are as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Access {
     /// Its owner alone.
     #[default]
@@ -20,7 +21,7 @@ impl Access {
     ///
     /// # Errors
     /// It is not there.
-    pub fn of(directory: &Path) -> io::Result<Self> {
+    pub fn of(directory: impl AsRef<Path>) -> io::Result<Self> {
         let mode = std::fs::metadata(directory)?.mode() & 0o7777;
         Ok(if mode == Self::Group.directory_mode() { Self::Group } else { Self::Owner })
     }

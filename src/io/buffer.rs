@@ -53,6 +53,12 @@ pub struct AlignedBuffer {
     length: usize,
 }
 
+impl std::fmt::Debug for AlignedBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AlignedBuffer").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
 /// The memory of a buffer: whole pages, and a power of two where buffers are kept. `None`: there is no such memory.
 fn layout_for(length: usize) -> Option<Layout> {
     let mut capacity = length.checked_next_multiple_of(ALIGN_BYTES)?.max(ALIGN_BYTES);

@@ -30,6 +30,7 @@ fn descriptors_open() -> usize {
 }
 
 /// Descriptors that are about to be opened. Kept until they are open.
+#[derive(Debug)]
 pub struct Reservation(usize);
 
 impl Reservation {

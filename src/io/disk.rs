@@ -16,6 +16,7 @@ use super::Access;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OpenMode {
     /// Reads only; the file must exist.
     Read,
@@ -33,6 +34,7 @@ pub enum OpenMode {
 /// flush makes them durable in both modes (measured by `cargo bench --bench engine`). Direct keeps the memory for others, and
 /// makes the latency of writes that of the disk; it suits hosts whose guests cache for themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum IoMode {
     /// Through the page cache.
     #[default]

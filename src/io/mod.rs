@@ -17,9 +17,15 @@ mod uring;
 
 pub use access::Access;
 pub use buffer::AlignedBuffer;
-pub use descriptors::{Reservation, descriptors_max};
+pub(crate) use descriptors::{Reservation, descriptors_max};
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, IoMode, OpenMode};
-pub use priority::give_way;
-pub use ring::{Done, Op, Ring, RingKind, RingWaker};
-pub use socket::{connect_unix, keep_alive, listen_unix};
+pub(crate) use priority::give_way;
+pub use ring::RingKind;
+pub(crate) use ring::RingWaker;
+// For the benches and the binary of this package.
+#[doc(hidden)]
+pub use ring::{Done, Op, Ring};
+pub(crate) use socket::keep_alive;
+#[doc(hidden)]
+pub use socket::{connect_unix, listen_unix};
 pub use system::SystemDisk;

@@ -24,6 +24,7 @@ use super::{AlignedBuffer, DiskFile};
 
 /// How a queue talks to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RingKind {
     /// io_uring.
     Uring,
@@ -53,6 +54,15 @@ pub enum Op {
     },
 }
 
+impl std::fmt::Debug for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Read { buffer, offset, .. } => write!(f, "Read({} bytes at {offset})", buffer.len()),
+            Self::Write { data, offset, .. } => write!(f, "Write({} bytes at {offset})", data.len()),
+        }
+    }
+}
+
 impl Op {
     /// Bytes to transfer.
     pub(super) fn bytes(&self) -> usize {
@@ -72,6 +82,7 @@ impl Op {
 }
 
 /// The end of one transfer.
+#[derive(Debug)]
 pub struct Done {
     /// The number given with it.
     pub token: u64,
@@ -82,7 +93,7 @@ pub struct Done {
 }
 
 /// Ends a wait of the ring from another thread.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RingWaker(Arc<OwnedFd>);
 
 impl RingWaker {
@@ -130,6 +141,12 @@ enum Backend {
 
 /// Many transfers at once, for one thread at a time.
 pub struct Ring(Backend);
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("kind", &self.kind()).field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
 
 impl Ring {
     /// A ring for about `depth` transfers (more are taken, and wait). `None`: io_uring if the machine allows it, else threads.

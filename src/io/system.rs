@@ -44,6 +44,12 @@ impl Default for SystemDisk {
     }
 }
 
+impl std::fmt::Debug for SystemDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SystemDisk").finish_non_exhaustive()
+    }
+}
+
 struct SystemFile(File);
 
 /// The lock of a file, until this is dropped.

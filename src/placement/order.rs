@@ -15,6 +15,12 @@ pub struct Order<'a> {
     keys: Vec<u128>,
 }
 
+impl std::fmt::Debug for Order<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Order").field("hosts", &self.keys.len()).finish_non_exhaustive()
+    }
+}
+
 impl<'a> Order<'a> {
     pub(super) fn of(fleet: &'a Fleet, request: &'a Request, policy: &Policy, now: u64) -> Self {
         let survey = Survey::of(fleet, request, policy, now);

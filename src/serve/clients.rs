@@ -54,6 +54,12 @@ pub struct ClientInfo {
 #[derive(Clone)]
 pub struct NbdClients(pub(super) Arc<Places>);
 
+impl std::fmt::Debug for NbdClients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NbdClients").field("clients", &self.0.count()).finish_non_exhaustive()
+    }
+}
+
 impl Places {
     /// A place for a connection, by number; `None` if there is none.
     pub fn enter(&self, client: Client, most: usize) -> Option<u64> {

@@ -10,7 +10,7 @@ use crate::wire::constants::DESCRIPTION_OF_SNAPSHOT;
 use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 
 /// A volume or a snapshot.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Export {
     /// Read-write.
     Volume(Volume),

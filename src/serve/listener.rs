@@ -42,6 +42,12 @@ pub struct Listener {
     path: Option<PathBuf>,
 }
 
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("uri", &self.uri()).finish_non_exhaustive()
+    }
+}
+
 /// The socket of a client. Bytes for a client that has left are an error and never SIGPIPE, which would end a host that does not
 /// expect it.
 pub enum ClientSocket {

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, Write};
 
 use bytes::{Buf, Bytes};
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN, REPLY_OFFSET_DATA};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, Request, StatusExtent, encode_chunk_header, encode_simple_reply};
 
@@ -21,16 +21,17 @@ pub struct Output {
     bytes: usize,
 }
 
-/// The number that NBD has for an error of the engine.
+/// The errno of an error of the engine, as far as NBD has it.
 pub fn wire_error(error: &Error) -> u32 {
-    match error.kind() {
-        ErrorKind::ReadOnly => EPERM,
-        ErrorKind::NoSpace => ENOSPC,
-        ErrorKind::InvalidInput => EINVAL,
-        ErrorKind::Unsupported => ENOTSUP,
-        ErrorKind::Busy => ENOMEM,
-        // What the client has open is gone, or its store is.
-        ErrorKind::NotFound | ErrorKind::Closed => ESHUTDOWN,
+    match error.errno() {
+        libc::EPERM => EPERM,
+        libc::EINVAL => EINVAL,
+        libc::ENOSPC => ENOSPC,
+        libc::ENOTSUP => ENOTSUP,
+        // The client may try again later.
+        libc::EBUSY => ENOMEM,
+        // The volume that the client has open was destroyed, or its store was closed.
+        libc::ENOENT | libc::ESHUTDOWN => ESHUTDOWN,
         _ => EIO,
     }
 }

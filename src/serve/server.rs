@@ -66,6 +66,12 @@ pub struct NbdServer {
     acceptor: Option<JoinHandle<()>>,
 }
 
+impl std::fmt::Debug for NbdServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NbdServer").field("connections", &self.connections()).finish_non_exhaustive()
+    }
+}
+
 impl NbdServer {
     /// Serves `exports` on `listeners`, each connection in a thread of its own.
     ///

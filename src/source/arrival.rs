@@ -3,6 +3,7 @@
 use super::{Part, SourceError, SourceErrorKind};
 
 /// What a source gives of a read, on any thread, perhaps before [`super::Source::read`] returns.
+#[derive(Debug)]
 pub enum Arrival {
     /// Bytes of the range. Parts come in any order; each begins and ends at a multiple of [`super::PART_ALIGN_BYTES`], or where
     /// the range does. A part may come again after a reconnect.
@@ -17,6 +18,12 @@ pub enum Arrival {
 /// - The read ends exactly once: [`OnArrival::end`] consumes the callback, and dropping the callback ends the read with
 ///   [`SourceErrorKind::Closed`]. A source that loses a callback, or panics while it has one, costs that read and nothing else.
 pub struct OnArrival(Option<Box<dyn FnMut(Arrival) + Send>>);
+
+impl std::fmt::Debug for OnArrival {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OnArrival").finish_non_exhaustive()
+    }
+}
 
 impl OnArrival {
     /// Calls `arrival` for each part, and for the end.

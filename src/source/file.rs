@@ -21,10 +21,17 @@ pub struct FileSource {
     errors: AtomicU64,
 }
 
+impl std::fmt::Debug for FileSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileSource").field("path", &self.path).field("size_bytes", &self.size_bytes).finish_non_exhaustive()
+    }
+}
+
 impl FileSource {
     /// # Errors
     /// The file cannot be opened.
-    pub fn open(path: &Path) -> Result<Self, SourceError> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, SourceError> {
+        let path = path.as_ref();
         let wrap = |error| SourceError { kind: SourceErrorKind::Invalid, message: format!("cannot open {}: {error}", path.display()) };
         let file = SystemDisk::new().open(path, OpenMode::Read, IoMode::Buffered).map_err(wrap)?;
         let size_bytes = file.size_bytes().map_err(wrap)?;

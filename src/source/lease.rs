@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Source;
-pub use crate::wire::{LeaseAction, LeaseRequest};
+pub use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 
 /// A lease that a source has given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,4 +24,10 @@ pub struct LeasedSource {
     pub source: Arc<dyn Source>,
     /// The lease.
     pub lease: Option<Lease>,
+}
+
+impl std::fmt::Debug for LeasedSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LeasedSource").finish_non_exhaustive()
+    }
 }

@@ -23,7 +23,7 @@ pub use about::About;
 pub use arrival::{Arrival, OnArrival};
 pub(crate) use connect::{Connector, Since};
 pub use file::FileSource;
-pub use lease::{Lease, LeaseAction, LeaseRequest, LeasedSource};
+pub use lease::{Lease, LeaseAction, LeaseGrant, LeaseRequest, LeasedSource};
 pub use nbd::{NbdOptions, NbdSource};
 pub use opener::UriSources;
 pub(crate) use opener::host_of;
@@ -133,6 +133,7 @@ pub struct SourceError {
 
 /// Whether another try may succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SourceErrorKind {
     /// The source does not answer, after the bounded retries of the source itself. It may come back.
     Lost,

@@ -39,6 +39,12 @@ use open::OpenStore;
 #[derive(Clone)]
 pub struct Store(Arc<OpenStore>);
 
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
 impl Store {
     fn volume_of(&self, head: Arc<Head>) -> Volume {
         Volume::of(head, &self.0.core, Arc::clone(&self.0) as _)
@@ -48,8 +54,8 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::ErrorKind::Exists`] if there is a store, [`crate::ErrorKind::Locked`], an I/O error.
-    pub fn create(path: &Path, options: StoreOptions) -> Result<Self> {
-        OpenStore::create(path, options).map(Self)
+    pub fn create(path: impl AsRef<Path>, options: StoreOptions) -> Result<Self> {
+        OpenStore::create(path.as_ref(), options).map(Self)
     }
 
     /// Opens the store in `path`, recovering it from a crash if it was not closed in order.
@@ -57,16 +63,16 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Locked`] with the owner, [`crate::ErrorKind::Unsupported`],
     /// [`crate::ErrorKind::Corrupt`], an I/O error.
-    pub fn open(path: &Path, options: StoreOptions) -> Result<Self> {
-        OpenStore::open(path, options).map(Self)
+    pub fn open(path: impl AsRef<Path>, options: StoreOptions) -> Result<Self> {
+        OpenStore::open(path.as_ref(), options).map(Self)
     }
 
     /// Verifies the structure of a closed store; changes nothing.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Locked`]; damage is reported, not an error.
-    pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
-        check::check(path, options)
+    pub fn check(path: impl AsRef<Path>, options: StoreOptions) -> Result<CheckReport> {
+        check::check(path.as_ref(), options)
     }
 
     /// A number that no other open store of this process has.

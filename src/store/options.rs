@@ -50,6 +50,22 @@ pub struct StoreOptions {
     pub limits: Limits,
 }
 
+impl std::fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreOptions")
+            .field("block_size", &self.block_size)
+            .field("group_access", &self.group_access)
+            .field("io_mode", &self.io_mode)
+            .field("ring", &self.ring)
+            .field("owner", &self.owner)
+            .field("checksum_cache_bytes", &self.checksum_cache_bytes)
+            .field("checkpoint_bytes", &self.checkpoint_bytes)
+            .field("lease", &self.lease)
+            .field("threads", &self.threads)
+            .finish_non_exhaustive()
+    }
+}
+
 impl StoreOptions {
     pub(super) fn limits(&self) -> Limits {
         #[cfg(any(test, feature = "sim"))]

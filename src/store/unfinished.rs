@@ -36,11 +36,23 @@ pub struct ReservedName {
     _announced: Announced,
 }
 
+impl std::fmt::Debug for ReservedName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReservedName").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// A volume that is being filled; destroyed when dropped, unless it was finished.
 pub struct Unfinished<'a> {
     reserved: &'a ReservedName,
     volume: Volume,
     kept: bool,
+}
+
+impl std::fmt::Debug for Unfinished<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unfinished").field("name", &self.reserved.name).finish_non_exhaustive()
+    }
 }
 
 impl Store {

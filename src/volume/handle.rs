@@ -27,6 +27,12 @@ use crate::sync::RwLock;
 #[derive(Clone)]
 pub struct Volume(Arc<Head>, Arc<Core>, Keeper);
 
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Volume").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}
+
 /// What a handle keeps alive: the store, which is closed when the last of its handles is gone.
 pub(crate) type Keeper = Arc<dyn std::any::Any + Send + Sync>;
 
@@ -256,6 +262,12 @@ impl OpenSnapshot {
 /// destroying it is refused with [`crate::ErrorKind::Busy`].
 #[derive(Clone)]
 pub struct Snapshot(Arc<OpenSnapshot>, Arc<Core>, Keeper);
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshot").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
 
 impl Snapshot {
     /// Opens a snapshot, when it is durable, of the store that `keeper` keeps open.

@@ -6,6 +6,7 @@ use crate::error::Result;
 
 /// One request. Offsets and lengths are bytes and need no alignment.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Request {
     /// Reads `bytes` at `offset`.
     Read {
@@ -63,6 +64,7 @@ pub enum Request {
 
 /// The end of one request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Completion {
     /// The number given when the request was submitted.
     pub token: u64,
@@ -72,6 +74,7 @@ pub struct Completion {
 
 /// What answers for a run of bytes of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RunKind {
     /// Stored in a layer; the number counts layers from the head (1 is the head itself).
     Data {

@@ -75,6 +75,12 @@ pub(super) struct Shared {
 /// An NBD export, read over one or several connections.
 pub struct NbdSource(pub(super) Arc<Shared>);
 
+impl std::fmt::Debug for NbdSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NbdSource").finish_non_exhaustive()
+    }
+}
+
 fn block_sizes(agreed: &Agreed) -> (u32, u32) {
     let (minimum, _, maximum) = agreed.info.block_sizes.unwrap_or((1, 4096, PAYLOAD_BYTES_MAX));
     let maximum = maximum.min(PAYLOAD_BYTES_MAX);

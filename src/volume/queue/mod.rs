@@ -213,6 +213,16 @@ pub struct Queue {
     keeper: Option<Keeper>,
 }
 
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("kind", &self.kind)
+            .field("depth", &self.depth)
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Queue {
     pub(super) fn for_volume(head: &Arc<Head>, depth: u32) -> Result<Self> {
         let counted = head.open_queue()?;

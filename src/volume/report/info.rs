@@ -9,6 +9,7 @@ pub use crate::hydrate::{FetchedBytes, SourceInfo};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum VolumeState {
     /// On its way: its source has answered and is being forked, or it is being filled by an import.
     Creating,
@@ -42,6 +43,7 @@ pub struct BlockCounts {
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum HydrationState {
     /// There is no source, or it is not needed any more.
     #[default]

@@ -23,6 +23,7 @@ fn event_text(event: &Event) -> String {
         }
         (EventKind::Restricted, None) => "other users could use files of the store: from now on its owner alone can".into(),
         (EventKind::Restricted, Some(error)) => format!("other users may be able to use files of the store: {error}"),
+        (kind, error) => [word(&kind), error.clone().unwrap_or_default()].join(" ").trim().to_owned(),
     };
     if event.volumes.is_empty() { what } else { format!("volume {volumes}: {what}") }
 }

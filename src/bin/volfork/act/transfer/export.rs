@@ -268,7 +268,7 @@ impl Reads<'_> {
             let left = run.bytes.min(self.size_bytes - offset);
             let (bytes, state) = match run.kind {
                 RunKind::Zero => (left, PieceState::Zero),
-                RunKind::Data { .. } | RunKind::Missing => {
+                _ => {
                     // Pieces end at multiples of their size, so that blocks are whole in them.
                     let bytes = left.min(PIECE_BYTES as u64 - offset % PIECE_BYTES as u64);
                     let token = self.first + self.pieces.len() as u64;
