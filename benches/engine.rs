@@ -88,7 +88,7 @@ fn raw_transfers(file: &Arc<dyn DiskFile>, bytes: u64, count: u64, write: bool) 
                 started,
                 match write {
                     true => Op::Write { file, data: data.clone(), offset },
-                    false => Op::Read { file, buffer: AlignedBuffer::new(BLOCK as usize), offset },
+                    false => Op::Read { file, buffer: AlignedBuffer::new(BLOCK as usize).into(), offset },
                 },
             );
             started += 1;
@@ -128,7 +128,7 @@ fn random_transfers(criterion: &mut Criterion) {
     let bytes = file_bytes();
     for (mode, name) in [(IoMode::Buffered, "buffered"), (IoMode::Direct, "direct")] {
         let dir = directory();
-        let store = Store::create(&dir.path().join("store"), options(mode)).expect("a store");
+        let store = Store::create(dir.path().join("store"), options(mode)).expect("a store");
         let volume = filled_volume(&store, "a", bytes);
         let file = raw_file(&dir.path().join("raw"), mode, bytes);
         for (write, what) in [(false, "read"), (true, "write")] {
@@ -154,7 +154,7 @@ fn random_transfers(criterion: &mut Criterion) {
 fn reads_by_depth(criterion: &mut Criterion) {
     let blocks = file_bytes().min(64 << 20) / BLOCK;
     let dir = directory();
-    let store = Store::create(&dir.path().join("store"), options(IoMode::Buffered)).expect("a store");
+    let store = Store::create(dir.path().join("store"), options(IoMode::Buffered)).expect("a store");
     let mut group = criterion.benchmark_group("cached 4 KiB read by depth of chain");
     group.throughput(Throughput::Elements(1));
     let mut random = Blocks(3);
@@ -208,7 +208,7 @@ fn append(group: &mut BenchmarkGroup<'_, WallTime>, dir: &Path, name: &str) {
 /// A durable fork of volumes of several sizes and depths, and a flushed write, against a 4 KiB append with `fdatasync`.
 fn barriers(criterion: &mut Criterion) {
     let dir = directory();
-    let store = Store::create(&dir.path().join("store"), options(IoMode::Buffered)).expect("a store");
+    let store = Store::create(dir.path().join("store"), options(IoMode::Buffered)).expect("a store");
     let small = filled_volume(&store, "small", 4 << 20);
     let large = filled_volume(&store, "large", file_bytes());
     let deep = filled_volume(&store, "deep", 4 << 20);
@@ -255,7 +255,7 @@ fn hydration(criterion: &mut Criterion) {
     let path = dir.path().join("image");
     raw_file(&path, IoMode::Buffered, bytes);
     let uri = format!("file://{}", path.display());
-    let store = Store::create(&dir.path().join("store"), options(IoMode::Buffered)).expect("a store");
+    let store = Store::create(dir.path().join("store"), options(IoMode::Buffered)).expect("a store");
     let mut group = criterion.benchmark_group("hydration");
     group.sample_size(10);
     let mut number = 0;

@@ -76,7 +76,7 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let nbd = SourceOptions { give_up_after: Duration::from_millis(300), ..SourceOptions::default() };
         let options = StoreOptions { sources: Some(Arc::new(UriSources { nbd })), ..StoreOptions::default() };
-        let store = Store::create(&dir.path().join("store"), options).unwrap();
+        let store = Store::create(dir.path().join("store"), options).unwrap();
         let socket = dir.path().join("sock");
         let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
         let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap();
@@ -423,7 +423,7 @@ fn a_whole_block_server_is_refused_for_an_odd_size() {
     for bytes in [8 * MIB + 2048, 1_000_000] {
         std::fs::write(&image, pattern(9, bytes)).unwrap();
         let _server = nbdkit_file(&socket, &image, &more);
-        let error = host.store.fork(&format!("nbd+unix:///?socket={socket}"), "crooked").err().expect("its end can never be read");
+        let error = host.store.fork(&format!("nbd+unix:///?socket={socket}"), "crooked").expect_err("its end can never be read");
         assert_eq!(error.kind(), volfork::ErrorKind::InvalidInput);
         let text = error.to_string();
         assert!(text.contains(&format!("{bytes} bytes")) && text.contains("4096") && text.contains("make its size"), "{text}");
@@ -505,7 +505,7 @@ impl Served {
 fn a_device_goes_on_after_its_server_restarts() {
     const WRITES: usize = 8;
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::create(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    let store = Store::create(dir.path().join("store"), StoreOptions::default()).unwrap();
     store.create_volume("a", 4 * MIB as u64).and_then(|_| store.close()).unwrap();
     let mut served = Served::start(dir.path());
     let device = format!("driver=nbd,server.type=unix,server.path={},export=a,reconnect-delay=60", served.socket);
@@ -534,7 +534,7 @@ fn a_device_goes_on_after_its_server_restarts() {
     lines.for_each(drop);
     assert!(qemu.0.wait().unwrap().success());
     drop(served);
-    let store = Store::open(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    let store = Store::open(dir.path().join("store"), StoreOptions::default()).unwrap();
     let mut bytes = vec![0; expected.len()];
     store.volume("a").unwrap().read_at(&mut bytes, 0).unwrap();
     assert!(bytes == expected);
@@ -548,7 +548,7 @@ fn a_killed_server_loses_nothing_that_was_flushed() {
     std::fs::write(&image, pattern(9, 48 * MIB)).unwrap();
     let kit = dir.path().join("kit").display().to_string();
     let _source = nbdkit_file(&kit, image.to_str().unwrap(), &["--filter=rate", "rate=200M"]);
-    let store = Store::create(&dir.path().join("store"), StoreOptions::default()).unwrap();
+    let store = Store::create(dir.path().join("store"), StoreOptions::default()).unwrap();
     store.create_volume("a", 64 * MIB as u64).and_then(|_| store.close()).unwrap();
     drop(store);
     let mut written = 0u64;
@@ -575,7 +575,7 @@ fn a_killed_server_loses_nothing_that_was_flushed() {
         written = lines.map_while(Result::ok).filter_map(|line| line.parse().ok()).last().unwrap_or(written);
         drop(writer);
         let sources: Arc<UriSources> = Arc::default();
-        let store = Store::open(&dir.path().join("store"), StoreOptions { sources: Some(sources), ..StoreOptions::default() }).unwrap();
+        let store = Store::open(dir.path().join("store"), StoreOptions { sources: Some(sources), ..StoreOptions::default() }).unwrap();
         let volume = store.volume("a").unwrap();
         for number in written.saturating_sub(2990).max(1)..=written {
             let mut block = [0; 4096];

@@ -45,11 +45,11 @@ impl Fixture {
         let image = pattern(1, SIZE);
         fs::write(path("image"), &image).unwrap();
         let with_source = StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() };
-        let store = Store::create(&path("store"), with_source).unwrap();
+        let store = Store::create(path("store"), with_source).unwrap();
         let half = store.fork(&format!("file://{}", path("image").display()), "half").unwrap();
         half.read_at(&mut vec![0; FETCHED * BLOCK], 0).unwrap();
         store.close().unwrap();
-        let store = Store::open(&path("store"), options()).unwrap();
+        let store = Store::open(path("store"), options()).unwrap();
         let mut contents = Contents::new();
         let (half, mut bytes) = (store.volume("half").unwrap(), image.clone());
         // One block over what came, and a part of one that did not.
@@ -345,7 +345,7 @@ fn a_store_that_lost_its_superblock_is_not_made_anew() {
 #[test]
 fn a_scrub_ends_when_it_is_told_to() {
     let fixture = Fixture::new();
-    let store = Store::open(&fixture.copy("closed"), options()).unwrap();
+    let store = Store::open(fixture.copy("closed"), options()).unwrap();
     let whole = store.scrub(None, &mut |_| {}).unwrap().blocks_verified;
     let mut calls = 0;
     let report = store.scrub_while(None, &mut |progress| {
@@ -380,7 +380,7 @@ fn a_frame_that_is_gone_from_the_middle_is_noticed() {
 fn either_slot_of_a_store_that_was_never_closed_is_enough() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let store = Store::create(&path("store"), options()).unwrap();
+    let store = Store::create(path("store"), options()).unwrap();
     let bytes = pattern(1, BLOCK);
     let volume = store.create_volume("v", SIZE as u64).unwrap();
     volume.write_at(&bytes, 0).unwrap();

@@ -415,7 +415,7 @@ fn a_hostile_source_gives_right_bytes_or_an_error_in_time() {
     let directory = tempfile::tempdir().unwrap();
     let nbd = NbdOptions { connections: 2, connect_timeout: SHORT, request_timeout: SHORT, give_up_after: SHORT, tries: 2 };
     let options = StoreOptions { sources: Some(Arc::new(UriSources { nbd })), ..StoreOptions::default() };
-    let store = Store::create(&directory.path().join("store"), options).unwrap();
+    let store = Store::create(directory.path().join("store"), options).unwrap();
     let local = store.create_volume("local", 1 << 20).unwrap();
     let before = memory_mib();
     let mut total = Outcomes::default();

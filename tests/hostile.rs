@@ -38,7 +38,7 @@ struct Host {
 impl Host {
     fn new(options: NbdOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         let data: Vec<u8> = (0..32 * MIB as u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8 | 1).collect();
         store.create_volume("v", data.len() as u64).unwrap().write_at(&data, 0).unwrap();
         store.create_volume("zeros", 1 << 30).unwrap();
@@ -491,7 +491,7 @@ fn repeated_parts_during_a_write_do_not_stop_a_hydration() {
     let data: bytes::Bytes = (0..8 * MIB).map(|number| (number >> 12) as u8 | 1).collect::<Vec<u8>>().into();
     let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions { sources: Some(Arc::new(Opener(data.clone(), About::default()))), ..StoreOptions::default() };
-    let store = Store::create(&directory.path().join("store"), options).unwrap();
+    let store = Store::create(directory.path().join("store"), options).unwrap();
     let fork = store.fork("repeats://x", "fork").unwrap();
     assert!(store.wait_hydrated("fork", PATIENCE).unwrap(), "it stands still");
     let mut bytes = vec![0; data.len()];
@@ -519,7 +519,7 @@ fn a_fork_gets_labels_only_from_a_volfork_source() {
         let directory = tempfile::tempdir().unwrap();
         let about = About { labels: told.clone(), ..About::default() };
         let options = StoreOptions { sources: Some(Arc::new(Opener(vec![1; MIB].into(), about))), ..StoreOptions::default() };
-        let store = Store::create(&directory.path().join("store"), options).unwrap();
+        let store = Store::create(directory.path().join("store"), options).unwrap();
         store.fork("told://x", "fork").unwrap();
         assert_eq!(store.show("fork").unwrap().labels, inherited, "{told:?}");
         // What the user tells goes before, and whoever is asked may refuse it: then nothing is there.

@@ -72,7 +72,7 @@ struct Host {
 impl Host {
     fn new(options: NbdOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         store.create_volume("v", 64 << 20).unwrap().write_at(&[7; 1 << 20], 0).unwrap();
         let exports = Odd { store, released: Mutex::default(), changed: Condvar::new(), gives_up: AtomicBool::new(false) };
         let exports = Arc::new(exports);

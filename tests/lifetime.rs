@@ -208,7 +208,7 @@ fn a_store_keeps_its_place_when_the_process_goes_elsewhere() {
     volume.read_at(&mut [0; 4096], 0).unwrap();
     store.close().unwrap();
     assert!(!there.path().join("store").exists());
-    assert!(Store::check(&here.path().join("store"), options()).unwrap().violations.is_empty());
+    assert!(Store::check(here.path().join("store"), options()).unwrap().violations.is_empty());
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Old {
 
     fn open(&self) -> Store {
         let sources: Arc<dyn SourceOpener> = Arc::new(Moved(self.source()));
-        Store::open(&self.store(), StoreOptions { sources: Some(sources), ..StoreOptions::default() }).unwrap()
+        Store::open(self.store(), StoreOptions { sources: Some(sources), ..StoreOptions::default() }).unwrap()
     }
 
     /// Everything is as it was.
@@ -98,7 +98,7 @@ impl Old {
 
     /// No rule of the structure is broken.
     fn check(&self) {
-        let checked = Store::check(&self.store(), StoreOptions::default()).unwrap();
+        let checked = Store::check(self.store(), StoreOptions::default()).unwrap();
         assert!(checked.violations.is_empty(), "{:?}", checked.violations);
     }
 }
@@ -159,7 +159,7 @@ fn a_store_that_needs_a_later_build_is_left_unchanged() {
         }
         fs::write(&superblock, bytes).unwrap();
         let before = files(&old.store());
-        let refused = Store::open(&old.store(), StoreOptions::default()).err().unwrap();
+        let refused = Store::open(old.store(), StoreOptions::default()).err().unwrap();
         assert!(refused.kind() == ErrorKind::Unsupported && refused.to_string().contains("feature number 40"), "{refused}");
         let source = old.source();
         let source = source.to_str().unwrap();

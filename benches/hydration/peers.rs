@@ -119,7 +119,7 @@ impl Peers {
     /// A store on the client; only to be used there.
     pub fn client_store(&self) -> Store {
         let options = StoreOptions { sources: Some(Arc::new(self.sources.clone())), ..StoreOptions::default() };
-        Store::create(&self.directory.join("client"), options).expect("a store")
+        Store::create(self.directory.join("client"), options).expect("a store")
     }
 
     pub fn remove_client_store(&self) {

@@ -43,6 +43,15 @@ pub enum IoMode {
     Direct,
 }
 
+/// Space of a file system, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What this process may still use.
+    pub free_bytes: u64,
+}
+
 /// A directory tree of files.
 pub trait Disk: Send + Sync + 'static {
     /// The path that names a directory from now on, wherever the process goes. A disk without a present directory keeps it.
@@ -73,6 +82,15 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// One barrier round: makes all completed writes of all `files` durable, in parallel where the machine can.
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()>;
+    /// Takes the lock `path` together with others that only read; released when the returned guard is dropped. Nothing is written.
+    /// The error of kind [`io::ErrorKind::WouldBlock`] carries the text of the owner.
+    fn lock_shared(&self, _path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Space of the file system that a directory is on.
+    fn space(&self, _directory: &Path) -> io::Result<DiskSpace> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Takes the exclusive lock `path` and writes `owner` into it; released when the returned guard is dropped.
     /// The error of kind [`io::ErrorKind::WouldBlock`] carries the text of the present owner.
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>>;

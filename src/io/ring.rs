@@ -10,11 +10,12 @@
 //! - Every transfer ends. If the ring itself fails, `reap` ends the transfers first, and then answers with the error.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 #[cfg(feature = "sim")]
 use super::simulated::SimulatedRing;
@@ -32,6 +33,41 @@ pub enum RingKind {
     Threads,
 }
 
+/// Memory that a read fills. It stays where it is while the value moves.
+#[derive(Debug)]
+pub enum ReadBuffer {
+    /// Memory of the engine.
+    Aligned(AlignedBuffer),
+    /// Memory of the embedder.
+    Given(BytesMut),
+}
+
+impl From<AlignedBuffer> for ReadBuffer {
+    fn from(buffer: AlignedBuffer) -> Self {
+        Self::Aligned(buffer)
+    }
+}
+
+impl Deref for ReadBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Aligned(buffer) => buffer,
+            Self::Given(buffer) => buffer,
+        }
+    }
+}
+
+impl DerefMut for ReadBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Aligned(buffer) => buffer,
+            Self::Given(buffer) => buffer,
+        }
+    }
+}
+
 /// One transfer.
 pub enum Op {
     /// Fills the whole buffer.
@@ -39,7 +75,7 @@ pub enum Op {
         /// From this file.
         file: Arc<dyn DiskFile>,
         /// Owned by the ring until completion.
-        buffer: AlignedBuffer,
+        buffer: ReadBuffer,
         /// First byte.
         offset: u64,
     },
@@ -255,6 +291,17 @@ impl Ring {
         self.reap(done)
     }
 
+    /// Waits until every transfer has ended, and takes them. Blocks and files are given back only by completions, so a ring that
+    /// fails is waited for as well: it ends its transfers all the same.
+    pub fn drain(&mut self, done: &mut Vec<Done>) {
+        const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+        while self.in_flight() > 0 {
+            if self.wait(done, Some(LOOK_INTERVAL)).is_err() {
+                crate::sync::thread::yield_now();
+            }
+        }
+    }
+
     /// For other threads.
     pub fn waker(&self) -> RingWaker {
         match &self.0 {
@@ -316,7 +363,7 @@ mod tests {
             }
             assert!(done.len() == 100 && done.drain(..).all(|done| done.result.is_ok()));
             for number in 0..101u64 {
-                ring.push(number, Op::Read { file: Arc::clone(&file), buffer: AlignedBuffer::new(4096), offset: number * 4096 });
+                ring.push(number, Op::Read { file: Arc::clone(&file), buffer: AlignedBuffer::new(4096).into(), offset: number * 4096 });
             }
             while ring.in_flight() > 0 {
                 ring.wait(&mut done, None).unwrap();

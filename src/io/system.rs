@@ -18,7 +18,7 @@ use std::sync::Arc;
 use io_uring::{IoUring, opcode, types};
 
 use super::fiemap::has_space_on_xfs;
-use super::{Access, Disk, DiskFile, IoMode, OpenMode};
+use super::{Access, Disk, DiskFile, DiskSpace, IoMode, OpenMode};
 use crate::error::is_untried;
 use crate::sync::{Mutex, Rank};
 
@@ -258,29 +258,52 @@ impl Disk for SystemDisk {
         outcome
     }
 
+    fn lock_shared(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
+        refuse_other_than_files(path)?;
+        let file = match File::open(path) {
+            // A copy of a store need not have one, and nobody can own what cannot be locked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Box::new(())),
+            other => other?,
+        };
+        take_lock(&file, libc::LOCK_SH)?;
+        Ok(Box::new(Locked(file)))
+    }
+
+    fn space(&self, directory: &Path) -> io::Result<DiskSpace> {
+        let found = rustix::fs::statvfs(directory)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(DiskSpace { total_bytes: bytes(found.f_blocks), free_bytes: bytes(found.f_bavail) })
+    }
+
     fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
         refuse_other_than_files(path)?;
         let mode = Access::of(above(path))?.file_mode();
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(mode).open(path)?;
-        // SAFETY: the descriptor belongs to `file`, which lives past the call.
-        let locked = checked(i64::from(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }));
-        match locked {
-            Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => {
-                let mut present = Vec::new();
-                (&file).take(OWNER_BYTES_MAX).read_to_end(&mut present)?;
-                Err(io::Error::new(io::ErrorKind::WouldBlock, String::from_utf8_lossy(&present).trim_end().to_owned()))
-            }
-            Err(error) => Err(error),
-            Ok(_) => {
-                let mut locked = Locked(file);
-                // Only a text for people: on a full disk it is the one of the owner before. It is not truncated, for the freed block
-                // may not be had again; what is longer than this text is overwritten with spaces.
-                let mut text = owner.as_bytes().to_vec();
-                text.resize(text.len().max(locked.0.metadata()?.len().min(OWNER_BYTES_MAX) as usize), b' ');
-                let _ = locked.0.write_all(&text);
-                Ok(Box::new(locked))
-            }
+        take_lock(&file, libc::LOCK_EX)?;
+        let mut locked = Locked(file);
+        // Only a text for people: on a full disk it is the one of the owner before. It is not truncated, for the freed block
+        // may not be had again; what is longer than this text is overwritten with spaces.
+        let mut text = owner.as_bytes().to_vec();
+        text.resize(text.len().max(locked.0.metadata()?.len().min(OWNER_BYTES_MAX) as usize), b' ');
+        let _ = locked.0.write_all(&text);
+        Ok(Box::new(locked))
+    }
+}
+
+/// Takes the lock of an open file, exclusive or shared.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] with the text in the file, if another process has it.
+fn take_lock(file: &File, kind: i32) -> io::Result<()> {
+    // SAFETY: the descriptor belongs to `file`, which lives past the call.
+    let locked = checked(i64::from(unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) }));
+    match locked {
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => {
+            let mut present = Vec::new();
+            file.take(OWNER_BYTES_MAX).read_to_end(&mut present)?;
+            Err(io::Error::new(io::ErrorKind::WouldBlock, String::from_utf8_lossy(&present).trim_end().to_owned()))
         }
+        other => other.map(drop),
     }
 }
 

@@ -347,7 +347,7 @@ impl UringRing {
             let op = match op {
                 Op::Read { file, buffer, offset } => {
                     std::mem::forget((Arc::clone(&file), buffer));
-                    Op::Read { file, buffer: AlignedBuffer::new(0), offset }
+                    Op::Read { file, buffer: AlignedBuffer::new(0).into(), offset }
                 }
                 Op::Write { file, data, offset } => {
                     std::mem::forget((Arc::clone(&file), data.clone()));

@@ -61,6 +61,11 @@ impl<S: Deref<Target = Admission>, L: Deref<Target = Layer>> Admitted<S, L> {
         (!present.is_empty(), present != self.bits)
     }
 
+    /// How many blocks it holds.
+    pub fn block_count(&self) -> usize {
+        self.bits.count() as usize
+    }
+
     /// From now on bytes may reach the file.
     pub fn touch(&mut self) {
         self.touched = true;

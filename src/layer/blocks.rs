@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::checksums::{ChecksumCache, ChecksumPage, ContentChecksums, block_checksum};
+use super::damage::Damage;
 use super::files::LayerFiles;
 use super::layer::Layer;
 use super::table::freed;
@@ -32,18 +33,24 @@ pub struct Blocks {
     pub(super) files: Arc<LayerFiles>,
     pub(super) checksums: Arc<ChecksumCache>,
     contents: ContentChecksums,
+    damage: Damage,
     block_size: BlockSize,
     io_mode: IoMode,
 }
 
 impl Blocks {
     pub(super) fn new(files: Arc<LayerFiles>, checksums: Arc<ChecksumCache>, block_size: BlockSize, io_mode: IoMode) -> Self {
-        Self { files, checksums, contents: ContentChecksums::new(block_size), block_size, io_mode }
+        Self { files, checksums, contents: ContentChecksums::new(block_size), damage: Damage::default(), block_size, io_mode }
     }
 
     /// Block size of the store.
     pub fn block_size(&self) -> BlockSize {
         self.block_size
+    }
+
+    /// What has been found damaged since the store was opened.
+    pub fn damage(&self) -> &Damage {
+        &self.damage
     }
 
     /// Page cache or not.
@@ -214,14 +221,16 @@ impl Blocks {
     pub fn corruption(&self, layer: &Layer, block: Block, reason: &str) -> Error {
         let (segment, offset_bytes) = self.place(block);
         let file = StorePaths::new(std::path::Path::new("")).layer(layer.id, LayerFile::Data(segment.number()));
-        Error::corrupt_block(Corruption {
+        let corruption = Corruption {
             volume: None,
             block: u64::from(block.number()),
             layer: layer.id.0,
             file: file.display().to_string(),
             offset_bytes,
             reason: reason.into(),
-        })
+        };
+        self.damage.note(&corruption);
+        Error::corrupt_block(corruption)
     }
 
     /// Checksums of consecutive blocks.

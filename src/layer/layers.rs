@@ -239,6 +239,11 @@ impl Layers {
         self.commit.healthy()
     }
 
+    /// Refuses every later write of a store that was opened to be read.
+    pub fn set_read_only(&self) {
+        self.commit.poison(Error::new(ErrorKind::ReadOnly, "the store was opened read-only"));
+    }
+
     /// As [`Barriers::reserve_shape`], for a change that notes `addresses` bytes of addresses: after [`Barriers::prepare_shape`], and with
     /// the catalogue locked, which says how many they are.
     ///

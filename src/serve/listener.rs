@@ -35,7 +35,18 @@ enum Kind {
     Unix(UnixListener),
 }
 
-/// A socket that clients connect to.
+/// A socket that clients connect to: one of an address ([`Listener::parse`]), or one of the caller.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::serve::Listener;
+///
+/// let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+/// let port = socket.local_addr().expect("a bound socket").port();
+/// assert_eq!(Listener::try_from(socket)?.uri(), format!("nbd://127.0.0.1:{port}"));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Listener {
     kind: Kind,
     /// Removed when the listener goes.
@@ -150,9 +161,13 @@ impl Listener {
         rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).map_err(context)?;
         // SAFETY: as above; nobody else in this process owns it, and `TAKEN` lets it be taken once.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-        match address.address_family() {
-            rustix::net::AddressFamily::UNIX => Self::of(Kind::Unix(owned.into()), None),
-            _ => Self::of(Kind::Tcp(owned.into()), None),
+        Self::of_family(owned, address.address_family())
+    }
+
+    fn of_family(socket: OwnedFd, family: rustix::net::AddressFamily) -> Result<Self> {
+        match family {
+            rustix::net::AddressFamily::UNIX => Self::of(Kind::Unix(socket.into()), None),
+            _ => Self::of(Kind::Tcp(socket.into()), None),
         }
     }
 
@@ -181,6 +196,35 @@ impl Listener {
             }
             Kind::Unix(listener) => Ok(ClientSocket::Unix(listener.accept()?.0)),
         }
+    }
+}
+
+/// Listens on a socket of the caller, which becomes non-blocking.
+impl TryFrom<TcpListener> for Listener {
+    type Error = Error;
+
+    fn try_from(socket: TcpListener) -> Result<Self> {
+        Self::of(Kind::Tcp(socket), None)
+    }
+}
+
+/// Listens on a socket of the caller, which becomes non-blocking. The path stays when the listener is dropped.
+impl TryFrom<UnixListener> for Listener {
+    type Error = Error;
+
+    fn try_from(socket: UnixListener) -> Result<Self> {
+        Self::of(Kind::Unix(socket), None)
+    }
+}
+
+/// Listens on a listening socket of the caller, of TCP or at a path.
+impl TryFrom<OwnedFd> for Listener {
+    type Error = Error;
+
+    fn try_from(socket: OwnedFd) -> Result<Self> {
+        let context = |error: rustix::io::Errno| Error::io("the descriptor is no socket", error.into());
+        let family = rustix::net::getsockname(&socket).map_err(context)?.address_family();
+        Self::of_family(socket, family)
     }
 }
 

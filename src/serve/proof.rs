@@ -13,7 +13,7 @@ const BYTES: usize = 1 << 20;
 
 fn history(path: &Path) {
     let options = proof::options;
-    let near = Store::create(&path.join("near"), options()).unwrap();
+    let near = Store::create(path.join("near"), options()).unwrap();
     let origin = near.create_volume("origin", BYTES as u64).unwrap();
     let written: Vec<u8> = (0..BYTES).map(|byte| (byte / 4096) as u8).collect();
     origin.write_at(&written[..BYTES / 2], 0).unwrap();
@@ -22,7 +22,7 @@ fn history(path: &Path) {
     let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
     let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdOptions::default()).unwrap();
 
-    let far = Store::create(&path.join("far"), crate::store::StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() })
+    let far = Store::create(path.join("far"), crate::store::StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() })
         .unwrap();
     let uri = format!("nbd+unix:///origin@base?socket={}", socket.display());
     let fork = far.fork_from(&[uri], "fork").unwrap();
@@ -51,7 +51,7 @@ fn history(path: &Path) {
     server.shutdown();
     // No connection keeps the store open any more, and no handle.
     drop((origin, near));
-    Store::open(&path.join("near"), options()).unwrap().close().unwrap();
+    Store::open(path.join("near"), options()).unwrap().close().unwrap();
 }
 
 #[test]

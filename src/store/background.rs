@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::health::Watch;
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::StorePaths;
-use crate::io::Disk;
+use crate::io::{Disk, DiskSpace};
 use crate::layer::Layer;
 use crate::sync::thread::{JoinHandle, current};
 use crate::sync::{Condvar, Mutex};
@@ -30,6 +31,8 @@ struct State {
     checkpoint_at: Duration,
     /// When it is swept again after that could not be done.
     sweep_at: Duration,
+    /// Space of the file system at the last look.
+    space: Option<DiskSpace>,
     /// Layers whose files may have allocated blocks that are not present.
     unswept: Vec<Arc<Layer>>,
     orphans: bool,
@@ -43,6 +46,7 @@ pub struct Background {
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
+    watch: Arc<Watch>,
 }
 
 #[derive(Default)]
@@ -55,7 +59,7 @@ impl Background {
     pub fn new(core: Arc<Core>, paths: StorePaths, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Self {
         let shared = Arc::<Shared>::default();
         shared.state.lock().cleaned_at = clock.monotonic();
-        Self { core, paths, disk, clock, shared }
+        Self { core, paths, disk, clock, shared, watch: Arc::default() }
     }
 
     /// Files of layers that no longer exist are swept; after a crash, space that nobody holds is looked for.
@@ -65,6 +69,18 @@ impl Background {
         if unclean {
             state.unswept = self.core.layers.all();
         }
+    }
+
+    pub(super) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    pub(super) fn disk_space(&self) -> std::io::Result<DiskSpace> {
+        self.disk.space(self.paths.root())
     }
 
     /// Whether space that a crash left has been looked for everywhere.
@@ -79,6 +95,7 @@ impl Background {
             disk: Arc::clone(&self.disk),
             clock: Arc::clone(&self.clock),
             shared: Arc::clone(&self.shared),
+            watch: Arc::clone(&self.watch),
         };
         let thread = crate::sync::thread::Builder::new().name("volfork-background".into()).spawn(move || worker.run());
         self.shared.state.lock().thread = Some(thread.map_err(|error| Error::io("cannot start the background thread", error))?);
@@ -121,6 +138,9 @@ impl Background {
     /// else to do.
     pub fn step(&self) -> Result<bool> {
         let (core, layers) = (&self.core, &self.core.layers);
+        if layers.healthy().is_err_and(|error| error.kind() == ErrorKind::ReadOnly) {
+            return Ok(false);
+        }
         let works: [&dyn Fn() -> Result<bool>; 10] = [
             &|| core.shape.unlink_step(),
             &|| layers.punch.step(),
@@ -145,7 +165,10 @@ impl Background {
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        failed.map_or(Ok(false), Err)
+        let outcome = failed.map_or(Ok(false), Err);
+        self.watch.note(&outcome);
+        self.watch.tell(core, self.shared.state.lock().space);
+        outcome
     }
 
     fn checkpoint_step(&self) -> Result<bool> {
@@ -236,6 +259,8 @@ impl Background {
             }
             state.cleaned_at = now;
         }
+        let space = self.disk_space().ok();
+        self.shared.state.lock().space = space;
         self.core.layers.punch_again();
         // A layer whose marks cannot be cleared now does not keep the others, or what follows, from being done.
         let mut cleaned = Ok(());

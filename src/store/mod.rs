@@ -7,6 +7,8 @@
 
 mod background;
 mod check;
+mod counters;
+mod health;
 mod leases;
 mod open;
 mod options;
@@ -23,6 +25,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use counters::{Counters, SpaceInfo};
+pub use health::{Health, SpaceState};
 pub use options::StoreOptions;
 pub use report::{AffectedBlocks, CheckReport, HydrationControl, ScrubProgress, ScrubReport};
 pub use unfinished::{ReservedName, UNFINISHED_LABEL, Unfinished};
@@ -65,6 +69,36 @@ impl Store {
     /// [`crate::ErrorKind::Corrupt`], an I/O error.
     pub fn open(path: impl AsRef<Path>, options: StoreOptions) -> Result<Self> {
         OpenStore::open(path.as_ref(), options).map(Self)
+    }
+
+    /// Opens the store in `path` to be read, for inspection or a backup: nothing in the directory is changed, which may be on a read-only
+    /// file system. It is recovered in memory if it was not closed in order. Volumes and snapshots are readable; blocks that are still at a
+    /// source are not, and every write and change of shape answers [`crate::ErrorKind::ReadOnly`]. Several processes may have it open so
+    /// at once, while none has it open to write. [`StoreOptions::sources`] and [`StoreOptions::threads`] have no effect.
+    ///
+    /// ```
+    /// # fn main() -> volfork::Result<()> {
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let path = directory.path();
+    /// use volfork::{ErrorKind, Store, StoreOptions};
+    ///
+    /// let store = Store::create(path, StoreOptions::default())?;
+    /// store.create_volume("v", 1 << 20)?.write_at(b"kept", 0)?;
+    /// store.close()?;
+    ///
+    /// let store = Store::open_read_only(path, StoreOptions::default())?;
+    /// let mut bytes = [0; 4];
+    /// store.volume("v")?.read_at(&mut bytes, 0)?;
+    /// assert_eq!(&bytes, b"kept");
+    /// assert_eq!(store.volume("v")?.write_at(b"lost", 0).unwrap_err().kind(), ErrorKind::ReadOnly);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Store::open`]; [`crate::ErrorKind::Unsupported`] if the [`StoreOptions::disk`] knows no shared lock.
+    pub fn open_read_only(path: impl AsRef<Path>, options: StoreOptions) -> Result<Self> {
+        OpenStore::open_read_only(path.as_ref(), options).map(Self)
     }
 
     /// Verifies the structure of a closed store; changes nothing.
@@ -416,17 +450,7 @@ impl Store {
     /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::Unsupported`] if it needs its source, and the store was opened without
     /// [`StoreOptions::sources`].
     pub fn wait_hydrated(&self, name: &str, timeout: Duration) -> Result<bool> {
-        let core = &self.0.core;
-        let hydrator = {
-            let _pass = core.enter()?;
-            core.remote.volume_hydrator(name)?
-        };
-        // Without a pass: a store that is being closed does not wait for somebody who waits.
-        let finished = hydrator.is_none_or(|hydrator| hydrator.wait_finished(timeout));
-        if !finished {
-            core.pool.fence.check()?;
-        }
-        Ok(finished)
+        self.0.core.remote.wait_hydrated(name, timeout)
     }
 
     /// Reads and verifies every stored block of a volume's chain, or of the store. Damaged blocks of a layer whose source is
@@ -473,6 +497,25 @@ impl Store {
     pub fn outstanding(&self) -> Result<[u64; 3]> {
         let layers = &self.0.core.layers;
         layers.barriers.sync_fresh().map(|()| layers.outstanding())
+    }
+
+    /// How the store is. The changes for the worse come as events, too ([`crate::volume::EventKind`]). Costs a look at the file system.
+    pub fn health(&self) -> Health {
+        self.0.background().health()
+    }
+
+    /// Counts since the store was opened.
+    pub fn counters(&self) -> Counters {
+        self.0.background().counters()
+    }
+
+    /// Space of the store and of its file system. Costs a look at each layer.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Closed`]; [`crate::ErrorKind::Unsupported`] if the disk does not tell; an I/O error.
+    pub fn space(&self) -> Result<SpaceInfo> {
+        let _pass = self.0.core.enter()?;
+        self.0.background().space()
     }
 
     /// Barrier rounds so far that synced anything: what a flush or a fork costs.

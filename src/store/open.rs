@@ -11,7 +11,7 @@ use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlocksRecord, Record, ShapeRecord, StorePaths, Superblock};
 use crate::ids::{LayerId, VolumeId, random_bytes};
-use crate::io::{Access, Disk};
+use crate::io::{Access, Disk, OverlayDisk};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::place::{BlockSize, BlockSpan};
@@ -250,6 +250,14 @@ impl OpenStore {
         Ok(store)
     }
 
+    /// Opens a store to be read, on a disk that keeps changes in memory.
+    pub fn open_read_only(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
+        let disk = Arc::new(OverlayDisk::new(options.disk));
+        let store = Self::open(path, StoreOptions { disk, sources: None, threads: false, ..options })?;
+        store.core.layers.set_read_only();
+        Ok(store)
+    }
+
     fn start(
         paths: StorePaths,
         options: StoreOptions,
@@ -319,6 +327,10 @@ impl OpenStore {
         Ok(())
     }
 
+    pub(super) fn background(&self) -> &Background {
+        &self.background
+    }
+
     pub fn step(&self) -> Result<bool> {
         self.background.step()
     }
@@ -343,7 +355,11 @@ impl OpenStore {
         // The last of them may have begun to hydrate a fork.
         self.stop_threads();
         self.core.borrowing.give_back_all();
-        let result = self.core.shut_down(self.background.is_swept());
+        let result = match self.core.shut_down(self.background.is_swept()) {
+            // A store that was opened to be read has nothing to make durable.
+            Err(error) if error.kind() == ErrorKind::ReadOnly => Ok(()),
+            other => other,
+        };
         // The lock goes last.
         *ownership = Ownership::Released(result.clone());
         result

@@ -77,7 +77,7 @@ impl Store {
             let Some(made_as) = labels.remove(UNFINISHED_LABEL) else { continue };
             let keeps_layers = labels.remove(LAYERS_OF_LABEL).is_some();
             match (made_as == name, keeps_layers) {
-                (true, false) => self.volume(&name)?.destroy()?,
+                (true, false) => self.volume(&name)?.destroy(true)?,
                 (true, true) => {}
                 // A fork, or one that a user has given a name.
                 (false, _) => self.set_labels(&name, labels)?,
@@ -208,7 +208,7 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if !self.kept {
             // The failure that ended the work is reported; what stays is swept when the store is opened again.
-            let _ = self.volume.destroy();
+            let _ = self.volume.destroy(true);
         }
     }
 }

@@ -243,6 +243,11 @@ impl Core {
         Viewers::above(&self.layers, &self.shape.catalog(), self.blocks.block_size, layer)
     }
 
+    /// Tells of a change of the store's health.
+    pub fn tell_health(&self, kind: EventKind, error: Option<String>) {
+        self.events.note(Told { kind, volumes: Box::new(Vec::new), error });
+    }
+
     /// Tells that others could use files of the store, and how many, or that their number is not known.
     pub fn note_restricted(&self, files: std::io::Result<usize>) {
         let error = match files {

@@ -27,6 +27,14 @@ pub enum EventKind {
     Recovered,
     /// The store was opened, and its files could be used by others: not any more. With an error: they still can, because of it.
     Restricted,
+    /// Writes are refused from now on: an earlier write-back or sync failed, which the error tells.
+    WritesRefused,
+    /// Background work fails, and is tried again: see [`crate::Store::health`].
+    BackgroundFailed,
+    /// A damaged block was met. It may be repaired from a source.
+    Damaged,
+    /// The file system has little space left, or none.
+    SpaceLow,
 }
 
 /// Something that happened in the background.

@@ -25,7 +25,7 @@ use crate::sync::RwLock;
 /// Offsets and lengths are bytes and need no alignment; whole blocks are the fast path. All calls may be made from many threads
 /// at once. A range that ends behind the volume is refused with [`crate::ErrorKind::OutOfRange`] and nothing is done.
 #[derive(Clone)]
-pub struct Volume(Arc<Head>, Arc<Core>, Keeper);
+pub struct Volume(pub(super) Arc<Head>, pub(super) Arc<Core>, Keeper);
 
 impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -155,15 +155,6 @@ impl Volume {
         self.1.volumes.name_head(&self.0, name, labels)
     }
 
-    /// Destroys the volume, whatever it is called by now, and its snapshots; as [`crate::Store::destroy_volume`].
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn destroy(&self) -> Result<()> {
-        let _pass = self.0.pool.fence.enter()?;
-        self.1.volumes.destroy_head(&self.0, true)
-    }
-
     /// Sets the size. Shrinking loses the bytes behind the new end and is refused unless `force`.
     ///
     /// # Errors
@@ -195,8 +186,8 @@ impl Volume {
         report::snapshots_below(&self.0.shape, &self.0.look(), self.0.id)
     }
 
-    /// The bytes of `range` that were written or zeroed since one of its snapshots, in whole blocks, in order; at most `runs_max`
-    /// runs.
+    /// The bytes of `range` that were written or zeroed since a snapshot, in whole blocks, in order; at most `runs_max` runs. The
+    /// snapshot is one of this volume, by its name, or one that the volume was forked from or above, as `VOLUME@SNAPSHOT`.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] unless the volume stands on the snapshot; [`crate::ErrorKind::OutOfRange`].

@@ -22,6 +22,7 @@ mod head;
 mod hydration;
 mod identity;
 mod lease;
+mod life;
 mod partial;
 mod pool;
 #[cfg(all(test, feature = "sim"))]
@@ -31,6 +32,7 @@ mod report;
 mod request;
 mod shape;
 mod state;
+mod walk;
 
 pub(crate) use self::core::{Core, CoreConfig};
 pub use event::{EVENTS_MAX, Event, EventKind, OnEvent};
@@ -46,3 +48,4 @@ pub use report::{
 pub use request::{Completion, Request, Run, RunKind};
 pub use shape::{Admit, ForkOptions};
 pub(crate) use state::Announced;
+pub use walk::{ChangeIter, RunIter};

@@ -1,19 +1,65 @@
-//! What a front end asks of a volume through a queue.
+//! Requests of a queue, and their completions.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::AlignedBuffer;
 
-/// One request. Offsets and lengths are bytes and need no alignment.
+/// One request. Offsets and lengths are bytes and need no alignment; a request reads or writes less than 4 GiB.
+///
+/// # Order
+/// Requests that are under way together have no order. A request that must come after another one is submitted when the completion of
+/// that one was taken.
+/// - Of two writes that overlap, each block (4 KiB, or the store's block size) is as if one had been made after the other. Which one is
+///   the later one may differ from block to block, and does not follow from the order of submission.
+/// - A read that overlaps a write under way gives each byte as it was before the write or as it is after it.
+/// - A flush makes durable what had completed when it was submitted.
+///
+/// # Examples
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::bytes::BytesMut;
+/// use volfork::volume::Request;
+/// # use volfork::{Store, StoreOptions};
+/// # let store = Store::create(directory.path(), StoreOptions::default())?;
+/// # let volume = store.create_volume("v", 1 << 20)?;
+///
+/// let mut queue = volume.queue(8)?;
+/// let mut completions = Vec::new();
+/// queue.submit(1, Request::WriteVectored { offset: 0, data: vec!["head".into(), "tail".into()], fua: false })?;
+/// queue.wait(&mut completions, None)?;
+/// completions.pop().unwrap().result?;
+///
+/// // The queue owns the buffers until it gives them back, filled.
+/// let buffers = vec![BytesMut::zeroed(4), BytesMut::zeroed(4)];
+/// queue.submit(2, Request::ReadInto { offset: 0, buffers })?;
+/// queue.wait(&mut completions, None)?;
+/// let completion = completions.pop().unwrap();
+/// completion.result?;
+/// assert_eq!(completion.buffers, ["head", "tail"]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Request {
-    /// Reads `bytes` at `offset`.
+    /// Reads `bytes` at `offset` into memory of the engine.
     Read {
         /// First byte.
         offset: u64,
         /// Length.
         bytes: u32,
+    },
+    /// Reads at `offset` into memory of the caller: as many bytes as the buffers have, one buffer after the other. Whole blocks for a
+    /// single buffer (in the mode [`crate::io::IoMode::Direct`], one whose memory begins on a 4,096-byte boundary) are read into it
+    /// without a copy; otherwise the bytes are copied once.
+    ReadInto {
+        /// First byte.
+        offset: u64,
+        /// Owned by the queue until completion, which gives them back ([`Completion::buffers`]). After an error their content is not
+        /// defined. If [`crate::Queue::submit`] refuses the request, they are dropped.
+        buffers: Vec<BytesMut>,
     },
     /// Writes `data` at `offset`.
     Write {
@@ -21,6 +67,15 @@ pub enum Request {
         offset: u64,
         /// The bytes; owned by the queue until completion.
         data: Bytes,
+        /// Durable before it completes.
+        fua: bool,
+    },
+    /// As `Write`, from several buffers, one after the other. More than one are copied together first.
+    WriteVectored {
+        /// First byte.
+        offset: u64,
+        /// The bytes.
+        data: Vec<Bytes>,
         /// Durable before it completes.
         fua: bool,
     },
@@ -62,14 +117,67 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The request with all data of a write in one buffer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for 4 GiB or more.
+    pub(super) fn gathered(self) -> Result<Self> {
+        match self {
+            Self::WriteVectored { offset, mut data, fua } if data.len() == 1 => {
+                Ok(Self::Write { offset, data: data.pop().unwrap_or_default(), fua })
+            }
+            Self::WriteVectored { offset, data, fua } => {
+                let bytes = total(data.iter().map(Bytes::len))?;
+                let mut whole = AlignedBuffer::new(bytes);
+                let mut rest = &mut whole[..];
+                for piece in &data {
+                    let (this, behind) = rest.split_at_mut(piece.len());
+                    this.copy_from_slice(piece);
+                    rest = behind;
+                }
+                Ok(Self::Write { offset, data: whole.into_bytes(), fua })
+            }
+            Self::ReadInto { offset, buffers } => {
+                total(buffers.iter().map(|buffer| buffer.len()))?;
+                Ok(Self::ReadInto { offset, buffers })
+            }
+            other @ (Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Flush
+            | Self::Discard { .. }
+            | Self::WriteZeroes { .. }
+            | Self::Provision { .. }
+            | Self::Prefetch { .. }) => Ok(other),
+        }
+    }
+
+    /// The completion of this request.
+    pub(super) fn complete(self, token: u64, result: Result<Bytes>) -> Completion {
+        let buffers = if let Self::ReadInto { buffers, .. } = self { buffers } else { Vec::new() };
+        Completion { token, result, buffers }
+    }
+}
+
+/// The sum of the lengths of a request's buffers.
+fn total(lengths: impl Iterator<Item = usize>) -> Result<usize> {
+    let total = lengths.fold(0, usize::saturating_add);
+    match u32::try_from(total) {
+        Ok(_) => Ok(total),
+        Err(_) => Err(Error::new(ErrorKind::InvalidInput, format!("a request has less than 4 GiB, not {total} bytes"))),
+    }
+}
+
 /// The end of one request.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Completion {
     /// The number given when the request was submitted.
     pub token: u64,
-    /// The bytes of a read (empty for every other request), or the error.
+    /// The bytes of a [`Request::Read`] (empty for every other request), or the error.
     pub result: Result<Bytes>,
+    /// The buffers of a [`Request::ReadInto`], filled unless there is an error. A buffer that the kernel never gave back is missing.
+    pub buffers: Vec<BytesMut>,
 }
 
 /// What answers for a run of bytes of a volume.

@@ -145,7 +145,7 @@ impl Exports for Deadly {
 #[test]
 fn the_lease_of_a_fork_that_was_killed_is_given_back() {
     let host = Host::new();
-    let store = Store::create(&host.path("origin"), StoreOptions::default()).unwrap();
+    let store = Store::create(host.path("origin"), StoreOptions::default()).unwrap();
     store.create_volume("v", 1 << 20).unwrap().write_at(&[7; 4096], 0).unwrap();
     let deadly = Arc::new(Deadly { store: store.clone(), client: Mutex::default(), spawned: Condvar::new() });
     let socket = host.path("origin.sock").to_str().unwrap().to_owned();

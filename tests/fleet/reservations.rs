@@ -75,7 +75,7 @@ fn reservations_are_checked_when_they_are_taken() {
 #[test]
 fn a_volume_with_many_labels_has_room_for_a_reservation() {
     let place = Place::with_directory();
-    let store = Store::create(&place.path("one"), StoreOptions::default()).unwrap();
+    let store = Store::create(place.path("one"), StoreOptions::default()).unwrap();
     let labels = [("note".to_owned(), "x".repeat(2048 - "note".len() - 8))];
     store.create_volume_labeled("disk", 1 << 20, labels.into()).unwrap();
     store.close().unwrap();

@@ -57,7 +57,7 @@ fn a_remote_fork_has_the_machine_of_its_source() {
 #[test]
 fn an_option_goes_before_a_label_that_is_no_number() {
     let place = Place::with_directory();
-    let store = Store::create(&place.path("one"), StoreOptions::default()).unwrap();
+    let store = Store::create(place.path("one"), StoreOptions::default()).unwrap();
     let labels = [("vm.cpus", "many"), ("vm.memory", "65536")].map(|(key, value)| (key.to_owned(), value.to_owned()));
     store.create_volume_labeled("disk", 1 << 20, labels.into()).unwrap();
     store.close().unwrap();

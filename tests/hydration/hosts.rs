@@ -39,7 +39,7 @@ impl Host {
     fn with(sources: Arc<dyn SourceOpener>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = StoreOptions { sources: Some(sources), ..StoreOptions::default() };
-        let store = Store::create(&dir.path().join("store"), options).unwrap();
+        let store = Store::create(dir.path().join("store"), options).unwrap();
         let (server, uri) = serve(&store, dir.path());
         Self { store, server: Some(server), uri, dir }
     }
@@ -189,7 +189,7 @@ fn the_order_of_first_touches_travels_with_the_snapshot() {
     drop(local);
     a.store.close().unwrap();
     let options = StoreOptions { sources: Some(Arc::new(UriSources::default())), ..StoreOptions::default() };
-    a.store = Store::open(&a.dir.path().join("store"), options).unwrap();
+    a.store = Store::open(a.dir.path().join("store"), options).unwrap();
     let places: Vec<u64> = a.store.snapshot("v", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
     assert_eq!(places, [9, 2, 13, 4]);
     let (server, uri) = serve(&a.store, a.dir.path());
@@ -422,7 +422,7 @@ fn a_store_without_sources_says_that_blocks_are_missing() {
     b.store.control_hydration("f", &HydrationControl { paused: Some(true), ..Default::default() }).unwrap();
     b.store.close().unwrap();
     a.stop();
-    let store = Store::open(&b.dir.path().join("store"), StoreOptions::default()).unwrap();
+    let store = Store::open(b.dir.path().join("store"), StoreOptions::default()).unwrap();
     if store.show("f").unwrap().hydration.bytes_missing == 0 {
         // It was quicker than the pause.
         return;

@@ -54,7 +54,7 @@ pub struct Host {
 impl Host {
     pub fn new() -> Self {
         let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::<Hand>::default());
-        let store = Store::create(&dir.path().join("store"), Self::options(&clock)).unwrap();
+        let store = Store::create(dir.path().join("store"), Self::options(&clock)).unwrap();
         let (server, uri) = serve(&store, dir.path());
         Self { store, server: Some(server), uri, clock, dir }
     }
@@ -69,7 +69,7 @@ impl Host {
     }
 
     pub fn start(&mut self) {
-        self.store = Store::open(&self.dir.path().join("store"), Self::options(&self.clock)).unwrap();
+        self.store = Store::open(self.dir.path().join("store"), Self::options(&self.clock)).unwrap();
         self.server = Some(serve(&self.store, self.dir.path()).0);
     }
 
@@ -186,7 +186,7 @@ fn a_lost_host_returns_its_leases_when_reopened() {
     let silent = UnixListener::bind(&socket).unwrap();
     silent.set_nonblocking(true).unwrap();
     let options = StoreOptions { threads: false, ..Host::options(&b.clock) };
-    Store::open(&b.dir.path().join("store"), options).unwrap().close().unwrap();
+    Store::open(b.dir.path().join("store"), options).unwrap().close().unwrap();
     assert_eq!(silent.accept().map(drop).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     drop(silent);
     std::fs::remove_file(socket).unwrap();

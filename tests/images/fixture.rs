@@ -216,7 +216,7 @@ pub struct Host {
 impl Host {
     pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         Self { directory, store }
     }
 

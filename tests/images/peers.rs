@@ -75,7 +75,7 @@ fn images_of_other_programs_import_from_layout_and_registry() {
     volfork::image::import_image(&host.store, &*source, &name, "v", &Default::default(), &mut |_| Ok(())).unwrap();
     let own = host.export("v");
     check(&own);
-    let other = Store::open(&directory.join("other"), StoreOptions::default()).unwrap();
+    let other = Store::open(directory.join("other"), StoreOptions::default()).unwrap();
     assert!(content(&other, "remote") == content(&host.store, "v"));
     other.close().unwrap();
     drop(other);

@@ -24,7 +24,7 @@ pub struct Host {
 impl Host {
     pub fn new(options: NbdOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         let exports: Arc<dyn Exports> = Arc::new(store.clone());
         let listener = Listener::parse(&format!("unix:{}", directory.path().join("sock").display())).unwrap();
         let server = NbdServer::start(exports, vec![listener], options).unwrap();

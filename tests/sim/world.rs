@@ -81,8 +81,8 @@ impl World {
 
     /// Makes or opens the store.
     pub fn open(&mut self) -> Outcome {
-        let store = match Store::open(&Self::root(), self.options()) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Store::create(&Self::root(), self.options())?,
+        let store = match Store::open(Self::root(), self.options()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Store::create(Self::root(), self.options())?,
             other => other?,
         };
         self.store = Some(store);
@@ -141,7 +141,7 @@ impl World {
 
     /// Opens the store and compares it with what the contract allows.
     pub fn verify_reopened(&mut self) {
-        let checked = Store::check(&Self::root(), self.options());
+        let checked = Store::check(Self::root(), self.options());
         let opened = if checked.is_err() && self.disk.is_off() { Ok(()) } else { self.open() };
         if self.disk.is_off() {
             // The power went off during recovery.

@@ -109,7 +109,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let counters = Arc::clone(&disk.counters);
     // Without threads nothing happens in the background, so that the numbers are those of the calls alone.
     let options = StoreOptions { disk: Arc::new(disk), threads: false, ..StoreOptions::default() };
-    let store = Store::create(&directory.path().join("store"), options)?;
+    let store = Store::create(directory.path().join("store"), options)?;
     let volume = store.create_volume("disk", 1 << 30)?;
 
     let megabyte = vec![1; 1 << 20];

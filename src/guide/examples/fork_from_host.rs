@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
 
     // The first host has a volume with a snapshot, and serves it.
-    let near = Store::create(&directory.path().join("near"), StoreOptions::default())?;
+    let near = Store::create(directory.path().join("near"), StoreOptions::default())?;
     let base = near.create_volume("base", SIZE_BYTES)?;
     base.write_at(&vec![7; 8 << 20], 32 << 20)?;
     base.snapshot("v1")?;
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         on_event: Some(Arc::new(move |event| drop(sender.send(event.clone())))),
         ..StoreOptions::default()
     };
-    let far = Store::create(&directory.path().join("far"), options)?;
+    let far = Store::create(directory.path().join("far"), options)?;
     let fork = far.fork(&uri, "machine")?;
     println!("forked {uri}; state {:?}", far.show("machine")?.state);
 

@@ -48,7 +48,7 @@ fn run(queue: &mut Queue, request: impl Fn(u64) -> Request) -> Result<Vec<(u64, 
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
-    let store = Store::create(&directory.path().join("store"), StoreOptions::default())?;
+    let store = Store::create(directory.path().join("store"), StoreOptions::default())?;
     let volume = store.create_volume("disk", BLOCKS * BLOCK_BYTES)?;
 
     let mut queue = volume.queue(DEPTH)?;

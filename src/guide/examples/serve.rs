@@ -10,7 +10,7 @@ use volfork::{Store, StoreOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
-    let store = Store::create(&directory.path().join("store"), StoreOptions::default())?;
+    let store = Store::create(directory.path().join("store"), StoreOptions::default())?;
     let volume = store.create_volume("web", 64 << 20)?;
     volume.write_at(b"hello", 0)?;
     volume.snapshot("v1")?;

@@ -86,7 +86,7 @@ impl SourceOpener for Sources {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
     let options = StoreOptions { sources: Some(Arc::new(Sources(UriSources::default()))), ..StoreOptions::default() };
-    let store = Store::create(&directory.path().join("store"), options)?;
+    let store = Store::create(directory.path().join("store"), options)?;
 
     // The address is kept with the fork: a store that is opened again opens the source again.
     let fork = store.fork("numbers://33554432", "machine")?;

@@ -53,7 +53,7 @@ fn check(volume: &Volume, path: &std::path::Path) {
 #[test]
 fn little_memory_gives_the_same_files() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+    let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
     let volume = store.create_volume("v", 256 << 20).unwrap();
     let mut model = Model::from([("/lost+found".into(), None)]);
     let mut state = 7_u64;

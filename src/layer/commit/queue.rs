@@ -124,6 +124,8 @@ impl Commit {
     pub fn healthy(&self) -> Result<()> {
         match self.poison.get() {
             None => Ok(()),
+            // The store was opened so.
+            Some(cause) if cause.kind() == ErrorKind::ReadOnly => Err(cause.clone()),
             Some(cause) => Err(Error::new(
                 ErrorKind::Poisoned,
                 format!(

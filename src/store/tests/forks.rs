@@ -24,7 +24,7 @@ fn fork_of_image(directory: &Path, disk: &FaultyDisk, bytes: usize) -> (Store, V
     let image = directory.join("image");
     std::fs::write(&image, vec![7; bytes]).unwrap();
     let sources = Some(Arc::new(UriSources::default()) as _);
-    let store = Store::create(&directory.join("store"), StoreOptions { sources, ..on(disk) }).unwrap();
+    let store = Store::create(directory.join("store"), StoreOptions { sources, ..on(disk) }).unwrap();
     let fork = store.fork(&format!("file://{}", image.display()), "f").unwrap();
     (store, fork)
 }

@@ -35,7 +35,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 pub use changes::Changes;
 pub use workers::Workers;
@@ -80,7 +80,7 @@ impl Target {
     /// The threads for a request that has to wait.
     fn workers(&self, request: &Request) -> &Workers {
         match (self, request) {
-            (Self::Volume(head), Request::Read { .. }) => &head.readers,
+            (Self::Volume(head), Request::Read { .. } | Request::ReadInto { .. }) => &head.readers,
             (Self::Volume(head), Request::Prefetch { .. }) => &head.prefetchers,
             (Self::Snapshot(snapshot), Request::Prefetch { .. }) => &snapshot.prefetchers,
             (Self::Snapshot(snapshot), _) => &snapshot.readers,
@@ -97,9 +97,10 @@ impl Target {
     }
 
     /// The blocking way to do a request.
-    fn perform(&self, request: Request, changes: &Changes) -> Result<Bytes> {
-        let head = match (self, &request) {
+    fn perform(&self, request: &mut Request, changes: &Changes) -> Result<Bytes> {
+        let head = match (self, &mut *request) {
             (_, Request::Read { offset, bytes }) => return self.read(*offset, *bytes),
+            (_, Request::ReadInto { offset, buffers }) => return self.read_into(*offset, buffers).map(|()| Bytes::new()),
             (Self::Snapshot(_), Request::Flush) => return Ok(Bytes::new()),
             (_, Request::Prefetch { offset, bytes }) => {
                 // For nobody, once the queue is gone.
@@ -114,13 +115,15 @@ impl Target {
             }
             (Self::Volume(head), _) => head,
         };
-        let durable = match request {
-            Request::Write { offset, data, fua } => head.write(&data, offset, Some(changes)).map(|()| fua)?,
+        let durable = match *request {
+            Request::Write { offset, ref data, fua } => head.write(data, offset, Some(changes)).map(|()| fua)?,
             Request::Discard { offset, bytes, fua } | Request::WriteZeroes { offset, bytes, fua } => {
                 head.zero(offset, bytes, Some(changes)).map(|()| fua)?
             }
             Request::Provision { offset, bytes, fua } => provision(head, offset, bytes, changes).map(|()| fua)?,
-            Request::Read { .. } | Request::Flush | Request::Prefetch { .. } => true,
+            // `submit` has made one write of it.
+            Request::WriteVectored { fua, .. } => fua,
+            Request::Read { .. } | Request::ReadInto { .. } | Request::Flush | Request::Prefetch { .. } => true,
         };
         if durable {
             head.flush()?;
@@ -132,13 +135,26 @@ impl Target {
         // Before memory is taken for it.
         self.view().read().check_range(offset, u64::from(bytes))?;
         let mut buffer = vec![0; bytes as usize];
-        match self {
-            Self::Volume(head) => head.read(&mut buffer, offset)?,
-            Self::Snapshot(snapshot) => {
-                snapshot.blocks.read(&snapshot.view, offset, &mut buffer).map_err(|error| snapshot.name_damage(error))?;
-            }
-        }
+        self.fill(offset, &mut buffer)?;
         Ok(buffer.into())
+    }
+
+    fn read_into(&self, offset: u64, buffers: &mut [BytesMut]) -> Result<()> {
+        if let [buffer] = buffers {
+            return self.fill(offset, buffer);
+        }
+        // One read, so that no block is split between two.
+        let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let whole = self.read(offset, u32::try_from(bytes).unwrap_or(u32::MAX))?;
+        read::scatter([(Some(&whole[..]), bytes)], 0, buffers);
+        Ok(())
+    }
+
+    fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match self {
+            Self::Volume(head) => head.read(buffer, offset),
+            Self::Snapshot(snapshot) => snapshot.blocks.read(&snapshot.view, offset, buffer).map_err(|error| snapshot.name_damage(error)),
+        }
     }
 }
 
@@ -275,13 +291,14 @@ impl Queue {
     /// Starts a request. The kernel sees it at the next [`Queue::reap`] or [`Queue::wait`], together with others.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when `depth` requests are under way, [`ErrorKind::Closed`] when the store is closed. Errors of the request
-    /// itself come with its completion.
+    /// [`ErrorKind::Busy`] when `depth` requests are under way, [`ErrorKind::Closed`] when the store is closed,
+    /// [`ErrorKind::InvalidInput`] for buffers of 4 GiB or more together. The request is dropped with its buffers. All other errors come
+    /// with the completion.
     pub fn submit(&mut self, token: u64, request: Request) -> Result<()> {
         if self.in_flight >= self.depth {
             return Err(Error::new(ErrorKind::Busy, format!("{} requests are under way already: reap some first", self.depth)));
         }
-        self.shared.start(token, request)?;
+        self.shared.start(token, request.gathered()?)?;
         self.in_flight += 1;
         Ok(())
     }
@@ -390,13 +407,18 @@ impl Inner {
 }
 
 impl Shared {
-    fn start(self: &Arc<Self>, token: u64, request: Request) -> Result<()> {
+    fn start(self: &Arc<Self>, token: u64, mut request: Request) -> Result<()> {
         let _pass = self.target.pool().fence.enter()?;
         let mut inner = self.inner.lock();
-        let begin = AssertUnwindSafe(|| match &request {
-            Request::Read { offset, bytes } => self.start_read(&mut inner, token, *offset, *bytes),
+        let begin = AssertUnwindSafe(|| match &mut request {
+            Request::Read { offset, bytes } => self.start_read(&mut inner, token, (*offset, *bytes), None),
+            Request::ReadInto { offset, buffers } => {
+                let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+                u32::try_from(bytes).is_ok_and(|bytes| self.start_read(&mut inner, token, (*offset, bytes), Some(buffers)))
+            }
             Request::Write { offset, data, fua } => self.start_write(&mut inner, token, *offset, data, *fua),
-            Request::Flush
+            Request::WriteVectored { .. }
+            | Request::Flush
             | Request::Discard { .. }
             | Request::WriteZeroes { .. }
             | Request::Provision { .. }
@@ -404,21 +426,23 @@ impl Shared {
         });
         match catch_unwind(begin) {
             Ok(true) => {}
-            Ok(false) => {
-                let pass = self.hold(&mut inner, token);
-                inner.later.extend(pass.map(|pass| Later { token, request, pass }));
-            }
-            Err(_) => inner.ready.push(Completion { token, result: Err(panicked()) }),
+            Ok(false) => match self.hold() {
+                Ok(pass) => inner.later.push(Later { token, request, pass }),
+                Err(closed) => inner.ready.push(request.complete(token, Err(closed))),
+            },
+            Err(_) => inner.ready.push(request.complete(token, Err(panicked()))),
         }
         self.nudge(&mut inner);
         self.send_later(inner);
         Ok(())
     }
 
-    /// A pass for a request that does not end in the present call. Without one the request has ended.
-    fn hold(&self, inner: &mut Inner, token: u64) -> Option<Pass> {
-        let held = self.target.pool().fence.hold();
-        held.map_err(|error| inner.ready.push(Completion { token, result: Err(error) })).ok()
+    /// A pass for a request that does not end in the present call.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`].
+    fn hold(&self) -> Result<Pass> {
+        self.target.pool().fence.hold()
     }
 
     /// Makes the descriptor readable if it would not tell of what the next `reap` has to do.
@@ -431,12 +455,12 @@ impl Shared {
 
     /// Takes everything that the ring has, however long the kernel takes.
     fn drain(self: &Arc<Self>, inner: &mut Inner) {
-        while inner.ring.in_flight() > 0 {
-            // Latches are released only by completions, so they are waited for even if the ring complains: it ends them all the same.
-            if self.take_ring(inner, |ring, done| ring.wait(done, Some(Duration::from_millis(100)))).is_err() {
-                crate::sync::thread::yield_now();
-            }
-        }
+        let drain = |ring: &mut Ring, done: &mut Vec<Done>| {
+            ring.drain(done);
+            Ok(done.len())
+        };
+        // It ends all transfers, so there is no error.
+        let _ = self.take_ring(inner, drain);
     }
 
     /// Gives requests that need a worker to one.
@@ -454,12 +478,13 @@ impl Shared {
     }
 
     /// Lets a worker do it. May do it on this thread if no other one can be started.
-    fn delegate(self: &Arc<Self>, Later { token, request, pass }: Later) {
+    fn delegate(self: &Arc<Self>, Later { token, mut request, pass }: Later) {
         let shared = Arc::clone(self);
         self.target.workers(&request).run(Box::new(move || {
-            let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(request, &shared.changes)));
+            let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(&mut request, &shared.changes)));
             let result = performed.unwrap_or_else(|_| Err(panicked()));
-            shared.finished.lock().push(Completion { token, result });
+            let completion = request.complete(token, result);
+            shared.finished.lock().push(completion);
             drop(pass);
             shared.waker.wake();
         }));
@@ -504,7 +529,7 @@ impl crate::layer::Reap for Shared {
             if let Err(closed) = this.target.pool().fence.check() {
                 // The owner may be the one that closes the store, and waits for these.
                 let Inner { later, ready, .. } = &mut *inner;
-                ready.extend(later.drain(..).map(|later| Completion { token: later.token, result: Err(closed.clone()) }));
+                ready.extend(later.drain(..).map(|later| later.request.complete(later.token, Err(closed.clone()))));
             }
             let woken = inner.ring.take_woken() && !this.target.blocks().layers.limits().has(Planted::LostWake);
             let took = woken || inner.ready.len() + inner.later.len() > before;

@@ -9,18 +9,23 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::{Inner, Later, Pass, Pending, Shared, Target};
-use crate::io::{AlignedBuffer, Done, IoMode, Op};
+use crate::error::Error;
+use crate::io::{AlignedBuffer, Done, IoMode, Op, ReadBuffer};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
 use crate::place::Block;
 use crate::volume::blocks::{Answer, Piece};
 use crate::volume::request::{Completion, Request};
 
+/// What direct I/O wants the memory of a transfer to begin on a multiple of.
+const DIRECT_ALIGN_BYTES: usize = 4096;
+
 /// Consecutive blocks with one answer.
 struct Part {
     blocks: Range<u64>,
     /// `None`: zeros.
     layer: Option<Arc<Layer>>,
+    /// Verified bytes in memory of the engine.
     bytes: Option<Bytes>,
 }
 
@@ -33,6 +38,10 @@ pub struct PendingRead {
     offset: u64,
     bytes: u32,
     parts: Parts,
+    /// Memory of the caller that the bytes go to.
+    given: Option<Vec<BytesMut>>,
+    /// The only part is read into the caller's only buffer. A transfer has it, or it is in `given` and has been filled.
+    direct: bool,
     under_way: usize,
     failed: bool,
     began: Option<Duration>,
@@ -64,40 +73,72 @@ impl CacheGuess {
 }
 
 impl Shared {
-    /// Starts a read. `false`: it needs a worker.
-    pub(super) fn start_read(&self, inner: &mut Inner, token: u64, offset: u64, bytes: u32) -> bool {
-        let (began, blocks) = (self.began(), self.target.blocks());
+    /// Starts a read, into the memory `given` if there is some. `false`: it needs a worker.
+    pub(super) fn start_read(
+        &self,
+        inner: &mut Inner,
+        token: u64,
+        (offset, bytes): (u64, u32),
+        mut given: Option<&mut Vec<BytesMut>>,
+    ) -> bool {
+        let (began, chain) = (self.began(), self.target.blocks());
         let Some(mut parts) = self.plan_read(offset, bytes) else { return false };
-        let may_be_cached = blocks.layers.blocks.io_mode() == IoMode::Buffered && bytes as usize <= blocks.layers.limits().inline_bytes_max;
+        let may_be_cached = chain.layers.blocks.io_mode() == IoMode::Buffered && bytes as usize <= chain.layers.limits().inline_bytes_max;
+        let direct = given.as_ref().is_some_and(|given| self.is_direct(given, offset, &parts));
         let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
         for (number, part) in parts.iter_mut().enumerate() {
             let Some(layer) = &part.layer else { continue };
             let first = Block::at(part.blocks.start).unwrap_or(Block::LAST);
-            let Ok(Some(file)) = blocks.layers.blocks.data_file(layer, first) else { return false };
-            let length = blocks.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
-            let (mut buffer, offset) = (AlignedBuffer::new(length), blocks.layers.blocks.place(first).1);
+            let Ok(Some(file)) = chain.layers.blocks.data_file(layer, first) else { return false };
+            let length = chain.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
+            let own = given.as_mut().filter(|_| direct).and_then(|given| given.pop());
+            let mut buffer = own.map_or_else(|| AlignedBuffer::new(length).into(), ReadBuffer::Given);
+            let offset = chain.layers.blocks.place(first).1;
             if may_be_cached && inner.cached.is_likely() {
-                let cached = blocks.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
+                let cached = chain.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
                 inner.cached.note(cached.is_some());
                 // What does not match is read again through the ring, as everything else.
                 if cached == Some(BlockRead::Verified) {
-                    part.bytes = Some(buffer.into_bytes());
+                    match (buffer, given.as_mut()) {
+                        (ReadBuffer::Aligned(buffer), _) => part.bytes = Some(buffer.into_bytes()),
+                        (ReadBuffer::Given(buffer), Some(given)) => given.push(buffer),
+                        (ReadBuffer::Given(_), None) => {}
+                    }
                     continue;
                 }
             }
             ops.push((number, Op::Read { file, buffer, offset }));
         }
-        let read = PendingRead { token, offset, bytes, parts, under_way: ops.len(), failed: false, began, pass: None };
+        let pass = match ops.is_empty() {
+            true => None,
+            false => match self.hold() {
+                Ok(pass) => Some(pass),
+                Err(_) => {
+                    give_back(ops, given);
+                    return false;
+                }
+            },
+        };
+        let given = given.map(std::mem::take);
+        let read = PendingRead { token, offset, bytes, parts, given, direct, under_way: ops.len(), failed: false, began, pass };
         if ops.is_empty() {
             self.finish_read(inner, read);
             return true;
         }
-        let Some(pass) = self.hold(inner, token) else { return true };
-        let slot = inner.insert(Pending::Read(PendingRead { pass: Some(pass), ..read }));
+        let slot = inner.insert(Pending::Read(read));
         for (number, op) in ops {
             inner.ring.push(u64::from(slot) << 32 | number as u64, op);
         }
         true
+    }
+
+    /// Whether the bytes can be read into the caller's memory as they are: whole blocks of one layer, and one buffer that the disk takes.
+    fn is_direct(&self, given: &[BytesMut], offset: u64, parts: &[Part]) -> bool {
+        let chain = self.target.blocks();
+        let ([buffer], [Part { blocks, layer: Some(_), .. }]) = (given, parts) else { return false };
+        let whole = offset == chain.block_size.offset_of(blocks.start)
+            && buffer.len() as u64 == chain.block_size.offset_of(blocks.end - blocks.start);
+        whole && (chain.layers.blocks.io_mode() == IoMode::Buffered || buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGN_BYTES))
     }
 
     /// Who answers, if all of it is here.
@@ -140,34 +181,45 @@ impl Shared {
         let part = &mut read.parts[(done.token & u64::from(u32::MAX)) as usize];
         read.under_way -= 1;
         let layers = &self.target.blocks().layers;
-        match (done.result, done.op, &part.layer) {
-            (Ok(()), Op::Read { buffer, .. }, Some(layer))
-                if matches!(
-                    // The disk's code may panic, and other completions wait to be taken.
-                    catch_unwind(AssertUnwindSafe(|| layers.blocks.verify(
-                        layer,
-                        Block::at(part.blocks.start).unwrap_or(Block::LAST),
-                        &buffer
-                    ))),
-                    Ok(Ok(BlockRead::Verified))
-                ) =>
-            {
-                part.bytes = Some(buffer.into_bytes());
-            }
-            // A worker looks again, and finds out whether it is damage.
-            _ => read.failed = true,
+        let Op::Read { buffer, .. } = done.op else { return };
+        let verified = done.result.is_ok()
+            && part.layer.as_ref().is_some_and(|layer| {
+                let first = Block::at(part.blocks.start).unwrap_or(Block::LAST);
+                // The disk's code may panic, and other completions wait to be taken.
+                let verify = AssertUnwindSafe(|| layers.blocks.verify(layer, first, &buffer));
+                matches!(catch_unwind(verify), Ok(Ok(BlockRead::Verified)))
+            });
+        // What does not match, a worker reads again, and finds out whether it is damage.
+        read.failed |= !verified;
+        let mut lost = false;
+        match (buffer, &mut read.given) {
+            (ReadBuffer::Given(buffer), Some(given)) => given.push(buffer),
+            (ReadBuffer::Aligned(_), _) if read.direct => lost = true,
+            (ReadBuffer::Aligned(buffer), _) if verified => part.bytes = Some(buffer.into_bytes()),
+            (ReadBuffer::Aligned(_) | ReadBuffer::Given(_), _) => {}
         }
-        if read.under_way > 0 {
-            return;
-        }
-        if read.failed {
-            let (token, request, pass) = (read.token, Request::Read { offset: read.offset, bytes: read.bytes }, read.pass.take());
+        if lost {
+            let cause = done.result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
+            let lost = Error::io("the ring never gave the memory of a read back", cause);
+            let token = read.token;
             inner.remove(slot);
-            inner.later.extend(pass.map(|pass| Later { token, request, pass }));
-            return;
+            inner.ready.push(Request::Flush.complete(token, Err(lost)));
+        } else if read.under_way == 0 {
+            self.end_last(inner, slot);
         }
-        if let Some(Pending::Read(read)) = inner.remove(slot) {
-            self.finish_read(inner, read);
+    }
+
+    /// Every transfer of a read has ended.
+    fn end_last(&self, inner: &mut Inner, slot: u32) {
+        let Some(Pending::Read(mut read)) = inner.remove(slot) else { return };
+        match read.pass.take() {
+            Some(pass) if read.failed => {
+                let (token, offset, bytes) = (read.token, read.offset, read.bytes);
+                let again = |buffers| Request::ReadInto { offset, buffers };
+                let request = read.given.map_or(Request::Read { offset, bytes }, again);
+                inner.later.push(Later { token, request, pass });
+            }
+            _ => self.finish_read(inner, read),
         }
     }
 
@@ -175,23 +227,58 @@ impl Shared {
         self.target.blocks().foreground.note_latency(read.began);
         let block_size = self.target.blocks().block_size;
         let skip = (read.offset % block_size.bytes()) as usize;
-        let wanted = skip..skip + read.bytes as usize;
-        let bytes = match read.parts.into_inner() {
-            Ok([Part { bytes: Some(bytes), .. }]) if bytes.len() == wanted.len() => bytes,
-            Ok([Part { bytes: Some(bytes), .. }]) => bytes.slice(wanted),
-            Ok([Part { bytes: None, .. }]) => BytesMut::zeroed(read.bytes as usize).freeze(),
-            Err(parts) => {
-                let mut all = BytesMut::new();
-                for part in parts {
-                    match part.bytes {
-                        Some(bytes) => all.extend_from_slice(&bytes),
-                        None => all.resize(all.len() + block_size.offset_of(part.blocks.end - part.blocks.start) as usize, 0),
-                    }
+        let length = |part: &Part| block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
+        let bytes = match (read.given, &read.parts[..]) {
+            (Some(mut buffers), parts) => {
+                if !read.direct {
+                    scatter(parts.iter().map(|part| (part.bytes.as_deref(), length(part))), skip, &mut buffers);
                 }
-                all.freeze().slice(if read.bytes == 0 { 0..0 } else { wanted })
+                return inner.ready.push(Completion { token: read.token, result: Ok(Bytes::new()), buffers });
+            }
+            // The only part is the read itself, or it is a part of it.
+            (None, [Part { bytes: Some(bytes), .. }]) => bytes.slice(skip..skip + read.bytes as usize),
+            (None, parts) => {
+                let mut all = BytesMut::zeroed(read.bytes as usize);
+                scatter(parts.iter().map(|part| (part.bytes.as_deref(), length(part))), skip, std::slice::from_mut(&mut all));
+                all.freeze()
             }
         };
-        inner.ready.push(Completion { token: read.token, result: Ok(bytes) });
+        inner.ready.push(Completion { token: read.token, result: Ok(bytes), buffers: Vec::new() });
+    }
+}
+
+/// Gives the caller's buffer back, of a read that does not go to the ring.
+fn give_back(ops: SmallVec<[(usize, Op); 1]>, given: Option<&mut Vec<BytesMut>>) {
+    let Some(given) = given else { return };
+    for (_, op) in ops {
+        if let Op::Read { buffer: ReadBuffer::Given(buffer), .. } = op {
+            given.push(buffer);
+        }
+    }
+}
+
+/// Copies what parts have, from the byte `skip` on, into buffers, one after the other. A part is its bytes, or zeros, and its length.
+/// The parts are not shorter than the buffers.
+pub fn scatter<'a>(parts: impl IntoIterator<Item = (Option<&'a [u8]>, usize)>, mut skip: usize, buffers: &mut [BytesMut]) {
+    let mut buffers = buffers.iter_mut();
+    let mut rest: &mut [u8] = &mut [];
+    for (bytes, length) in parts {
+        let (mut at, end) = (skip.min(length), length);
+        skip -= at;
+        while at < end {
+            if rest.is_empty() {
+                let Some(next) = buffers.next() else { return };
+                rest = next;
+                continue;
+            }
+            let count = rest.len().min(end - at);
+            let (filled, behind) = rest.split_at_mut(count);
+            match bytes {
+                Some(bytes) => filled.copy_from_slice(&bytes[at..at + count]),
+                None => filled.fill(0),
+            }
+            (rest, at) = (behind, at + count);
+        }
     }
 }
 
@@ -212,5 +299,13 @@ mod tests {
         };
         assert_eq!([false; 9].map(&mut between), [0, 1, 3, 7, 15, 31, 63, 63, 63]);
         assert_eq!([true, true, false, true].map(between), [63, 0, 0, 1]);
+    }
+
+    #[test]
+    fn bytes_of_parts_are_scattered_over_buffers_of_any_length() {
+        let parts = [(Some(&[1u8, 2, 3][..]), 3), (None, 2), (Some(&[6, 7, 8, 9][..]), 4)];
+        let mut buffers = [0, 1, 4, 3].map(|length| BytesMut::from(&[255; 8][..length]));
+        scatter(parts, 1, &mut buffers);
+        assert_eq!(buffers, [&[][..], &[2], &[3, 0, 0, 6], &[7, 8, 9]]);
     }
 }

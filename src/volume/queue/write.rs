@@ -8,15 +8,15 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Inner, Later, Pass, Pending, Shared, Target};
-use crate::error::{Error, Result};
-use crate::io::{Done, IoMode, Op};
-use crate::layer::{Admission, Admitted, Layer, Layers};
-use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
-use crate::place::{BlockBits, Extent, IndexSpan, Segment};
+use crate::error::Result;
+use crate::io::{Done, IoMode};
+use crate::layer::{Admission, Admitted, Layer, Layers, RingWrite};
+use crate::limits::SEGMENT_BYTES;
+use crate::place::{BlockBits, Extent, IndexSpan};
 use crate::volume::blocks::Piece;
 use crate::volume::gate::{Gate, Inside};
 use crate::volume::head::Head;
-use crate::volume::request::{Completion, Request};
+use crate::volume::request::Request;
 
 /// The gate of a head that is kept alive.
 struct HeadGate(Arc<Head>);
@@ -30,24 +30,24 @@ impl Deref for HeadGate {
 }
 
 /// The part of a write that lies in one extent, and its blocks.
-struct Part<S: Deref<Target = Admission>, L: Deref<Target = Layer>> {
+struct Part<'a> {
     piece: Piece,
-    admitted: Admitted<S, L>,
+    admitted: Admitted<&'a Admission, &'a Layer>,
     /// The head answered for it before.
     owned: bool,
 }
 
 /// Most writes lie in one extent.
-type Parts<'a> = SmallVec<[Part<&'a Admission, &'a Layer>; 1]>;
+type Parts<'a> = SmallVec<[Part<'a>; 1]>;
 
 /// A write that the ring has. The guards give back blocks, gate and fence, in this order, whatever becomes of it.
 pub struct PendingWrite {
     token: u64,
     fua: bool,
     layer: Arc<Layer>,
-    parts: Vec<Part<Arc<Admission>, Arc<Layer>>>,
-    checksums: Vec<u32>,
-    segment: Segment,
+    write: RingWrite,
+    /// Blocks for which the head did not answer before.
+    taken_over: SmallVec<[Piece; 1]>,
     began: Option<Duration>,
     inside: Inside<HeadGate>,
     pass: Pass,
@@ -82,59 +82,45 @@ impl Shared {
             self.end_request(inner, token, fua, result, None);
             return true;
         }
-        let block = head.blocks.block_size.block_at(offset);
-        let Ok(file) = head.blocks.layers.blocks.data_file_to_write(&layer, block) else { return false };
-        let checksums = head.blocks.layers.blocks.checksums_of(&layer, block, data);
-        let (segment, place) = head.blocks.layers.blocks.place(block);
-        let Some(pass) = self.hold(inner, token) else { return true };
-        let keep = |part: Part<&Admission, &Layer>| {
-            let mut admitted = part.admitted.keep(Arc::clone(&head.blocks.layers.admission), Arc::clone(&layer));
-            admitted.touch();
-            Part { piece: part.piece, admitted, owned: part.owned }
+        let Ok(pass) = self.hold() else { return false };
+        let (layers, block) = (&head.blocks.layers, head.blocks.block_size.block_at(offset));
+        let mut taken_over = SmallVec::new();
+        let keep = |part: Part<'_>| {
+            if !part.owned {
+                taken_over.push(part.piece);
+            }
+            part.admitted.keep(Arc::clone(&layers.admission), Arc::clone(&layer))
         };
         let parts = parts.into_iter().map(keep).collect();
         let (began, inside) = (self.began(), inside.keep(HeadGate(Arc::clone(head))));
-        let op = Op::Write { file, data: head.blocks.layers.blocks.for_disk(data), offset: place };
-        let layer = Arc::clone(&layer);
-        let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, parts, checksums, segment, began, inside, pass }));
+        let Ok((write, op)) = RingWrite::begin(&layers.admission, &layer, block, parts, data) else { return false };
+        let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, write, taken_over, began, inside, pass }));
         inner.ring.push(u64::from(slot) << 32, op);
         true
     }
 
     pub(super) fn end_write(self: &Arc<Self>, inner: &mut Inner, slot: u32, done: Done) {
-        let (Some(Pending::Write(write)), Target::Volume(head)) = (inner.remove(slot), &self.target) else { return };
-        let result = match (done.result, done.op) {
-            (Ok(()), Op::Write { file, .. }) => {
-                let mut checksums = &write.checksums[..];
-                for Part { piece, admitted, owned } in write.parts {
-                    let (these, rest) = checksums.split_at(piece.blocks.len());
-                    checksums = rest;
-                    admitted.finish(these, (write.segment, &file));
-                    if !owned {
-                        head.take_over(&write.layer, piece.extent, piece.blocks);
-                    }
-                }
-                Ok(Bytes::new())
+        let (Some(Pending::Write(pending)), Target::Volume(head)) = (inner.remove(slot), &self.target) else { return };
+        let result = pending.write.end(done);
+        if result.is_ok() {
+            for piece in pending.taken_over {
+                head.take_over(&pending.layer, piece.extent, piece.blocks);
             }
-            (result, _) => {
-                let cause = result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
-                let first = write.parts.first().map_or(0, |part| part.piece.extent * EXTENT_BLOCKS + part.piece.blocks.start);
-                let error = Error::io(format!("cannot write layer {} at block {first}", write.layer.id), cause);
-                write.parts.into_iter().for_each(|part| part.admitted.fail(&error));
-                Err(error)
-            }
-        };
-        drop(write.inside);
-        head.blocks.foreground.note_latency(write.began);
-        self.end_request(inner, write.token, write.fua, result, Some(write.pass));
+        }
+        drop(pending.inside);
+        head.blocks.foreground.note_latency(pending.began);
+        self.end_request(inner, pending.token, pending.fua, result, Some(pending.pass));
     }
 
     /// Ends a write, or lets a flush end it.
-    fn end_request(&self, inner: &mut Inner, token: u64, fua: bool, result: Result<Bytes>, pass: Option<Pass>) {
-        if !fua || result.is_err() {
-            inner.ready.push(Completion { token, result });
-        } else if let Some(pass) = pass.or_else(|| self.hold(inner, token)) {
-            inner.later.push(Later { token, request: Request::Flush, pass });
+    fn end_request(&self, inner: &mut Inner, token: u64, fua: bool, result: Result<()>, pass: Option<Pass>) {
+        let pass = match (result, pass) {
+            (Ok(()), pass) if fua => pass.map_or_else(|| self.hold(), Ok),
+            (result, _) => return inner.ready.push(Request::Flush.complete(token, result.map(|()| Bytes::new()))),
+        };
+        match pass {
+            Ok(pass) => inner.later.push(Later { token, request: Request::Flush, pass }),
+            Err(closed) => inner.ready.push(Request::Flush.complete(token, Err(closed))),
         }
     }
 }
@@ -165,7 +151,7 @@ fn admit<'a>(head: &'a Head, layer: &'a Layer, offset: u64, bytes: u64) -> Optio
 }
 
 /// Writes admitted parts here and now.
-fn write_inline(head: &Head, layer: &Layer, parts: Parts<'_>, data: &[u8]) -> Result<Bytes> {
+fn write_inline(head: &Head, layer: &Layer, parts: Parts<'_>, data: &[u8]) -> Result<()> {
     let mut at = 0;
     for Part { piece, admitted, owned } in parts {
         let part = &data[at..at + piece.bytes as usize];
@@ -175,5 +161,5 @@ fn write_inline(head: &Head, layer: &Layer, parts: Parts<'_>, data: &[u8]) -> Re
             head.take_over(layer, piece.extent, piece.blocks);
         }
     }
-    Ok(Bytes::new())
+    Ok(())
 }

@@ -13,10 +13,13 @@ use crate::sync::RwLock;
 use crate::volume::blocks::{Blocks, View};
 use crate::volume::state::Shape;
 
-/// The layers from the top of a view down to that of a snapshot of `volume`, which is left out. `None`: it does not stand on
-/// that snapshot.
+/// The layers from the top of a view down to that of a snapshot, which is left out. `None`: it does not stand on that snapshot.
+/// A name is that of a snapshot of `volume`; `VOLUME@SNAPSHOT` may be one of another volume.
 fn layers_above(catalog: &Catalog, view: &View, volume: VolumeId, snapshot: &str) -> Option<Vec<LayerId>> {
-    let base = catalog.volume(volume)?.snapshots.get(snapshot)?.layer;
+    let base = match snapshot.split_once('@') {
+        Some((volume, snapshot)) => catalog.snapshot(volume, snapshot).ok()?.1.layer,
+        None => catalog.volume(volume)?.snapshots.get(snapshot)?.layer,
+    };
     let mut above = Vec::new();
     for (layer, _) in catalog.chain(view.layer.id) {
         if layer == base {

@@ -1,6 +1,7 @@
 //! Steering the hydration of a volume: pause, pace and addresses.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::addresses::{bytes_of, check_uris};
 use super::remote::Remote;
@@ -30,6 +31,23 @@ impl Remote {
     /// As there.
     pub fn volume_hydrator(&self, name: &str) -> Result<Option<Arc<Hydrator>>> {
         self.hydrator_of(&self.volumes.shape.catalog(), name)
+    }
+
+    /// Waits until a volume does not need its source any more; `Ok(false)` at the timeout.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::Unsupported`] if it needs a source that the store cannot reach.
+    pub fn wait_hydrated(&self, name: &str, timeout: Duration) -> Result<bool> {
+        let hydrator = {
+            let _pass = self.volumes.pool.fence.enter()?;
+            self.volume_hydrator(name)?
+        };
+        // Without a pass, so that closing the store does not wait for this call.
+        let finished = hydrator.is_none_or(|hydrator| hydrator.wait_finished(timeout));
+        if !finished {
+            self.volumes.pool.fence.check()?;
+        }
+        Ok(finished)
     }
 
     /// Changes pause and pace of the hydration of the root below a volume, durably. Nothing happens if it has no source (any more).

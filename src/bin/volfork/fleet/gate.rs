@@ -212,7 +212,7 @@ mod tests {
     impl Host {
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
-            let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+            let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
             let capacity = Resources { volume_bytes: 2 * SIZE, ..Resources::default() };
             let facts = HostFacts { host: "a".into(), region: "ams".into(), zone: "z".into(), capacity, ..HostFacts::default() };
             let fleet = SharedFleet::open("memory://").unwrap();

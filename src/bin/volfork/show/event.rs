@@ -23,6 +23,14 @@ fn event_text(event: &Event) -> String {
         }
         (EventKind::Restricted, None) => "other users could use files of the store: from now on its owner alone can".into(),
         (EventKind::Restricted, Some(error)) => format!("other users may be able to use files of the store: {error}"),
+        (EventKind::WritesRefused, error) => {
+            format!("the store refuses writes: {}", error.as_deref().unwrap_or("reason unknown"))
+        }
+        (EventKind::BackgroundFailed, error) => {
+            format!("background work fails, trying again: {}", error.as_deref().unwrap_or("reason unknown"))
+        }
+        (EventKind::Damaged, error) => error.clone().unwrap_or_else(|| "a damaged block was met".into()),
+        (EventKind::SpaceLow, _) => "the file system of the store has little space left".into(),
         (kind, error) => [word(&kind), error.clone().unwrap_or_default()].join(" ").trim().to_owned(),
     };
     if event.volumes.is_empty() { what } else { format!("volume {volumes}: {what}") }

@@ -292,7 +292,7 @@ mod tests {
     fn a_stream_takes_the_last_room_of_a_host_in_few_steps() {
         const ROOM: u64 = 3_000 << 20;
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(&directory.path().join("store"), StoreOptions::default()).unwrap();
+        let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         let volume = store.create_volume("v", 1 << 20).unwrap();
         let (tries, steps) = (Cell::new(0), Cell::new(0));
         let grow = |size_bytes: u64| {

@@ -1,0 +1,29 @@
+//! What has been found damaged since the store was opened.
+
+use crate::error::Corruption;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Damage that readers and background work have met.
+#[derive(Default)]
+pub struct Damage {
+    met: AtomicU64,
+    last: Mutex<Option<Corruption>>,
+}
+
+impl Damage {
+    pub fn note(&self, corruption: &Corruption) {
+        self.met.fetch_add(1, Ordering::Relaxed);
+        *self.last.lock() = Some(corruption.clone());
+    }
+
+    /// How often a damaged block was met. A block counts each time.
+    pub fn met(&self) -> u64 {
+        self.met.load(Ordering::Relaxed)
+    }
+
+    /// The latest.
+    pub fn last(&self) -> Option<Corruption> {
+        self.last.lock().clone()
+    }
+}

@@ -1,0 +1,60 @@
+//! Figures of a store that an embedder watches.
+
+use super::background::Background;
+use super::health::{Health, SpaceState};
+use crate::error::{Error, Result};
+
+/// Counts since the store was opened, for the metrics of an embedder ([`crate::Store::counters`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Barrier rounds that synced anything.
+    pub barriers: u64,
+    /// Reads that waited for a source.
+    pub source_waits: u64,
+    /// How often a damaged block was met.
+    pub damage_met: u64,
+    /// Steps of background work that failed.
+    pub background_failures: u64,
+}
+
+/// Space of a store, in bytes ([`crate::Store::space`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpaceInfo {
+    /// Bytes of the blocks of all layers. Checksums and the journal take about a thousandth more.
+    pub used_bytes: u64,
+    /// Bytes of the file system that the store may still use.
+    pub free_bytes: u64,
+    /// Bytes of the file system.
+    pub total_bytes: u64,
+}
+
+impl Background {
+    /// How the store is now.
+    pub fn health(&self) -> Health {
+        let space = self.disk_space().map_or(SpaceState::Unknown, SpaceState::of);
+        self.watch().health(self.core(), space)
+    }
+
+    /// Counts since the store was opened.
+    pub fn counters(&self) -> Counters {
+        let core = self.core();
+        Counters {
+            barriers: core.layers.barrier_count(),
+            source_waits: core.blocks.foreground.demands(),
+            damage_met: core.layers.blocks.damage().met(),
+            background_failures: self.watch().failures(),
+        }
+    }
+
+    /// Space of the store and of its file system.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Unsupported`] if the disk does not tell; an I/O error.
+    pub fn space(&self) -> Result<SpaceInfo> {
+        let disk = self.disk_space().map_err(|error| Error::io("cannot ask for the space of the file system", error))?;
+        let used_bytes = self.core().report.room().held_bytes;
+        Ok(SpaceInfo { used_bytes, free_bytes: disk.free_bytes, total_bytes: disk.total_bytes })
+    }
+}
