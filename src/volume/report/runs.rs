@@ -107,7 +107,7 @@ pub fn allocation(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>, runs_
 /// Blocks of a view that are data, or may be: everything but zeros.
 ///
 /// # Errors
-/// [`ErrorKind::NotFound`] when the volume was destroyed.
+/// [`crate::ErrorKind::NotFound`] when the volume was destroyed.
 fn data_blocks(blocks: &Blocks, view: &View) -> Result<RoaringBitmap> {
     let (mut data, mut zero) = (RoaringBitmap::new(), RoaringBitmap::new());
     let mut next = Some(view.layer.id);

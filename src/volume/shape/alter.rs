@@ -65,7 +65,7 @@ impl Volumes {
     }
 
     /// Gives an open volume, whatever it is called by now, a name and labels in one frame. The caller has announced the name
-    /// ([`super::Shape::announce`]), so no other volume gets it first.
+    /// ([`crate::volume::state::Shape::announce`]), so no other volume gets it first.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`].

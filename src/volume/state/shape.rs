@@ -9,7 +9,7 @@
 //!
 //! A round may be undone for lack of space, descriptors or memory. The change stands then and is in the next round; its caller waits for
 //! a few of them, and is told [`ErrorKind::NotDurable`] if the shortage lasts. Until these changes are durable further ones are refused
-//! before anything has changed ([`Layers::prepare_shape`]). So what a call answers agrees with what the store shows, and what waits for
+//! before anything has changed (`Barriers::prepare_shape`). So what a call answers agrees with what the store shows, and what waits for
 //! a round is bounded.
 //!
 //! Each change is one journal record group and one barrier round: it is applied in memory under the catalogue's lock, put into the next
@@ -114,7 +114,7 @@ impl Shape {
     /// Waits until a snapshot that was just taken is durable.
     ///
     /// # Errors
-    /// As [`Layers::wait_shape`].
+    /// As `Barriers::wait_shape`.
     pub fn await_snapshot(&self, ticket: Ticket) -> Result<()> {
         self.layers.barriers.wait_shape(ticket)?;
         self.arrivals.sweep(|ticket| self.layers.is_done(ticket));
