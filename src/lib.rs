@@ -122,6 +122,7 @@ pub mod fuzzing {
     pub use crate::catalog::Catalog;
     pub use crate::format::{BlocksRecord, Reader, Record, Superblock, SuperblockSlot, Trace, Writer, decode_frame};
     pub use crate::layer::Presence;
+    pub use crate::place::{Block, BlockSpan};
 }
 
 // Types of these crates are in the interface.

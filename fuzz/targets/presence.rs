@@ -1,7 +1,7 @@
 //! Presence bitmaps from untrusted bytes: whatever is accepted behaves like a set.
 #![no_main]
 
-use volfork::fuzzing::{BlocksRecord, Presence, Reader, Record};
+use volfork::fuzzing::{Block, BlockSpan, BlocksRecord, Presence, Reader, Record};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // Tag and layer number before the fuzzer's bytes.
@@ -12,11 +12,12 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let before = presence.present.len();
     presence.optimize();
     assert_eq!(presence.present.len(), before);
-    if let Some(block) = presence.present.min() {
-        assert!(presence.present_bits(block / 1024).contains(block % 1024));
-        presence.zero(block..=block);
-        assert!(!presence.present.contains(block) && presence.zeroed.contains(block));
-        presence.forget(0..=u32::MAX);
+    if let Some(number) = presence.present.min() {
+        let block = Block::new(number);
+        assert!(presence.present_bits(block.extent()).contains(block.index()));
+        presence.zero(BlockSpan::closed(block, block));
+        assert!(!presence.present.contains(number) && presence.zeroed.contains(number));
+        presence.forget(BlockSpan::closed(Block::new(0), Block::new(u32::MAX)));
         assert!(presence.covered().is_empty());
     }
 });

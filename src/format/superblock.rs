@@ -52,6 +52,7 @@ pub struct Superblock {
 }
 
 /// A slot as it came from the disk: untrusted until [`SuperblockSlot::verify`].
+#[derive(Debug)]
 pub struct SuperblockSlot<'a>(pub &'a [u8]);
 
 impl SuperblockSlot<'_> {
