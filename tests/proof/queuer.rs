@@ -125,7 +125,7 @@ impl<'a> Queuer<'a> {
         if ended.is_empty() {
             self.writer.world.fail(&format!("none of {} requests is answered", self.pending.len()));
         }
-        for Completion { token, result } in ended {
+        for Completion { token, result, .. } in ended {
             match self.pending.remove(&token) {
                 Some((asked, pending)) => self.end(asked, pending, result),
                 None => self.writer.world.fail(&format!("request {token} is answered twice")),
