@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::hydrator::Hydrator;
 use crate::error::Result;
+use crate::io::is_zero;
 use crate::layer::{Admission, Admitted, Layer};
 use crate::limits::EXTENT_BLOCKS;
 use crate::place::{BlockBits, BlockSpan, Extent, IndexSpan};
@@ -130,10 +131,4 @@ pub(super) struct Part {
     pub extent: u32,
     pub range: Range<u32>,
     pub bytes: Bytes,
-}
-
-/// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    // Compares in wide steps: a slice is all equal if it equals itself shifted by one.
-    bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
 }

@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use bytes::Bytes;
 
+use crate::place::index;
 use crate::sync::StaticMutex;
 
 /// Direct I/O wants memory on such boundaries.
@@ -69,7 +70,7 @@ fn layout_for(length: usize) -> Option<Layout> {
 }
 
 fn kept(capacity: usize) -> Option<&'static StaticMutex<Vec<Memory>>> {
-    capacity.is_power_of_two().then(|| KEPT.get((capacity.trailing_zeros() as usize).wrapping_sub(KEPT_SHIFTS.start)))?
+    capacity.is_power_of_two().then(|| KEPT.get(index(capacity.trailing_zeros()).wrapping_sub(KEPT_SHIFTS.start)))?
 }
 
 impl AlignedBuffer {
@@ -134,6 +135,12 @@ impl AsRef<[u8]> for AlignedBuffer {
     }
 }
 
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Compares in wide steps: a slice is all equal if it equals itself shifted by one.
+    bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,8 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn one_byte_anywhere_is_not_zero() {
+        let mut bytes = [0; 100];
+        assert!(is_zero(&bytes) && is_zero(&[]));
+        for at in 0..bytes.len() {
+            bytes[at] = 1;
+            assert!(!is_zero(&bytes), "byte {at}");
+            bytes[at] = 0;
+        }
+        assert!(!is_zero(&[7; 100]), "equal bytes are not zeros");
+    }
+
+    #[test]
     fn a_length_that_no_memory_has_is_refused() {
-        for length in [isize::MAX as usize - 4094, isize::MAX as usize, usize::MAX - 4095, usize::MAX] {
+        const LARGEST: usize = isize::MAX.unsigned_abs();
+        for length in [LARGEST - 4094, LARGEST, usize::MAX - 4095, usize::MAX] {
             std::panic::catch_unwind(|| drop(AlignedBuffer::new(length))).unwrap_err();
         }
         for length in [0, 1, 4096, 4097, KEPT_BYTES_MAX, KEPT_BYTES_MAX + 1] {

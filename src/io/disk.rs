@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Access;
+use crate::place::{length, wide};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +146,7 @@ impl<F: DiskFile + ?Sized> DiskFileExt for F {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(done) => {
                     buffer = &mut buffer[done..];
-                    offset += done as u64;
+                    offset += wide(done);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -160,7 +161,7 @@ impl<F: DiskFile + ?Sized> DiskFileExt for F {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(done) => {
                     buffer = &buffer[done..];
-                    offset += done as u64;
+                    offset += wide(done);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -183,7 +184,7 @@ impl<D: Disk + ?Sized> DiskExt for D {
         if bytes > bytes_max {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{bytes} bytes, but at most {bytes_max} are expected")));
         }
-        let mut content = vec![0; bytes as usize];
+        let mut content = vec![0; length(bytes)];
         file.read_exact_at(&mut content, 0)?;
         Ok(content)
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
+use crate::place::{length, wide};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -222,20 +223,20 @@ impl DiskFile for FaultyFile {
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
         // A file system takes space block by block.
-        let range = self.with_space(offset..offset + buffer.len() as u64)?;
-        let buffer = &buffer[..(range.end - range.start) as usize];
+        let range = self.with_space(offset..offset + wide(buffer.len()))?;
+        let buffer = &buffer[..length(range.end - range.start)];
         assert!(!self.is_data() || !self.switches.writes_panic.load(Ordering::SeqCst), "the disk panics, as it was told");
         if self.is_data() {
             let mut bytes = vec![0; buffer.len()];
             self.file.read_at(&mut bytes, offset)?;
-            let meets = |before: &Before| before.offset < range.end && range.start < before.offset + before.bytes.len() as u64;
+            let meets = |before: &Before| before.offset < range.end && range.start < before.offset + wide(before.bytes.len());
             if let Some(clean) = self.switches.clean.lock().get_mut(&self.path) {
                 // Blocks are written whole: the page is dirty again, and what the disk has is older than the cache.
                 for before in clean.extract_if(.., |before| meets(before)) {
                     let start = before.offset.max(offset);
-                    let end = (before.offset + before.bytes.len() as u64).min(range.end);
-                    bytes[(start - offset) as usize..(end - offset) as usize]
-                        .copy_from_slice(&before.bytes[(start - before.offset) as usize..(end - before.offset) as usize]);
+                    let end = (before.offset + wide(before.bytes.len())).min(range.end);
+                    let within = |from: u64| length(start - from)..length(end - from);
+                    bytes[within(offset)].copy_from_slice(&before.bytes[within(before.offset)]);
                 }
             }
             self.switches.dirty.lock().entry(self.path.clone()).or_default().push(Before { offset, bytes });

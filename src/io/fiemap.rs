@@ -5,8 +5,10 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
+use crate::place::index;
+
 /// Extents that one call answers.
-const EXTENTS: usize = 32;
+const EXTENTS: u32 = 32;
 /// `FS_IOC_FIEMAP`, `FIEMAP_EXTENT_ENCODED` and `FIEMAP_EXTENT_SHARED` of `linux/fs.h` and `linux/fiemap.h`.
 const FS_IOC_FIEMAP: u32 = 0xC020_660B;
 const ENCODED: u32 = 0x8;
@@ -36,7 +38,7 @@ struct Fiemap {
     mapped_extents: u32,
     extent_count: u32,
     reserved: u32,
-    extents: [Extent; EXTENTS],
+    extents: [Extent; index(EXTENTS)],
 }
 
 /// Whether a file of XFS has space of its own for a range that does not go beyond its end. XFS takes space for a whole range before it
@@ -45,18 +47,21 @@ struct Fiemap {
 /// # Errors
 /// An I/O error of the file.
 pub fn has_space_on_xfs(file: &File, range: Range<u64>) -> io::Result<bool> {
-    if rustix::fs::fstatfs(file)?.f_type as u64 != XFS_SUPER_MAGIC || range.end > file.metadata()?.len() {
+    let is_xfs = u64::try_from(rustix::fs::fstatfs(file)?.f_type).is_ok_and(|kind| kind == XFS_SUPER_MAGIC);
+    if !is_xfs || range.end > file.metadata()?.len() {
         return Ok(false);
     }
     let mut at = range.start;
     while at < range.end {
-        let mut map = Fiemap { start: at, length: range.end - at, extent_count: EXTENTS as u32, ..Fiemap::default() };
+        let mut map = Fiemap { start: at, length: range.end - at, extent_count: EXTENTS, ..Fiemap::default() };
+        #[allow(clippy::cast_lossless, reason = "the width of a request depends on the C library")]
+        let request = FS_IOC_FIEMAP as _;
         // SAFETY: the kernel writes into `map` alone, at most `extent_count` extents, and that many are there.
-        if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &raw mut map) } < 0 {
+        if unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut map) } < 0 {
             return Err(io::Error::last_os_error());
         }
         let before = at;
-        for extent in map.extents.iter().take(map.mapped_extents as usize) {
+        for extent in map.extents.iter().take(index(map.mapped_extents)) {
             if extent.logical > at || extent.flags & (ENCODED | SHARED) != 0 {
                 return Ok(false);
             }

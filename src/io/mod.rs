@@ -1,4 +1,6 @@
 //! The machine below the engine: files, buffers, and rings for many transfers at once.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 mod access;
 mod buffer;
 mod descriptors;
@@ -6,15 +8,18 @@ mod disk;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod fiemap;
+mod op;
 mod overlay;
 mod priority;
 mod ring;
 #[cfg(feature = "sim")]
 mod simulated;
+mod slots;
 mod socket;
 mod system;
 mod threads;
 mod uring;
+mod waker;
 
 pub use access::Access;
 pub use buffer::AlignedBuffer;
@@ -23,11 +28,16 @@ pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, DiskSpace, IoMode, OpenMode
 pub(crate) use overlay::OverlayDisk;
 pub(crate) use priority::give_way;
 pub use ring::RingKind;
-pub(crate) use ring::RingWaker;
+pub(crate) use slots::Slots;
 // For the benches and the binary of this package.
-#[doc(hidden)]
-pub use ring::{Done, Op, ReadBuffer, Ring};
 pub(crate) use socket::keep_alive;
 #[doc(hidden)]
 pub use socket::{connect_unix, listen_unix};
 pub use system::SystemDisk;
+pub(crate) use waker::RingWaker;
+#[doc(hidden)]
+pub use {
+    buffer::is_zero,
+    op::{Done, Op, ReadBuffer},
+    ring::Ring,
+};

@@ -14,10 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Access, Disk, DiskFile, DiskFileExt, DiskSpace, IoMode, OpenMode};
+use crate::place::{length, wide};
 use crate::sync::Mutex;
 
 /// Unit of what is kept in memory.
 const PAGE_BYTES: usize = 4096;
+const PAGE: u64 = wide(PAGE_BYTES);
 
 /// See the module.
 pub struct OverlayDisk {
@@ -154,14 +156,14 @@ impl OverlayFile {
             return Ok(page.clone());
         }
         let mut page = Box::new([0; PAGE_BYTES]);
-        let start = number * PAGE_BYTES as u64;
-        let length = usize::try_from(changes.below_end.saturating_sub(start)).map_or(PAGE_BYTES, |length| length.min(PAGE_BYTES));
-        if let (Some(below), 1..) = (&self.below, length) {
+        let start = number * PAGE;
+        let known = length(changes.below_end.saturating_sub(start)).min(PAGE_BYTES);
+        if let (Some(below), 1..) = (&self.below, known) {
             // Direct I/O wants whole pages in aligned memory.
             let mut whole = super::AlignedBuffer::zeroed(PAGE_BYTES);
             match below.read_exact_at(&mut whole, start) {
                 Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
-                _ => page[..length].copy_from_slice(&whole[..length]),
+                _ => page[..known].copy_from_slice(&whole[..known]),
             }
         }
         Ok(page)
@@ -172,13 +174,13 @@ impl OverlayFile {
         let mut changes = self.changes.lock();
         let mut at = range.start;
         while at < range.end {
-            let (number, within) = (at / PAGE_BYTES as u64, (at % PAGE_BYTES as u64) as usize);
-            let count = usize::try_from(range.end - at).map_or(PAGE_BYTES - within, |left| left.min(PAGE_BYTES - within));
+            let (number, within) = (at / PAGE, length(at % PAGE));
+            let count = length(range.end - at).min(PAGE_BYTES - within);
             let mut page = self.page(&changes, number)?;
             edit(&mut page[within..within + count], at);
             changes.pages.insert(number, page);
             changes.changed = true;
-            at += count as u64;
+            at += wide(count);
         }
         Ok(())
     }
@@ -191,16 +193,16 @@ impl DiskFile for OverlayFile {
             drop(changes);
             return below.read_at(buffer, offset);
         }
-        let left = usize::try_from(changes.size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let left = length(changes.size_bytes.saturating_sub(offset));
         let count = buffer.len().min(left);
         let mut done = 0;
         while done < count {
-            let at = offset + done as u64;
-            let within = (at % PAGE_BYTES as u64) as usize;
-            let length = (count - done).min(PAGE_BYTES - within);
-            let page = self.page(&changes, at / PAGE_BYTES as u64)?;
-            buffer[done..done + length].copy_from_slice(&page[within..within + length]);
-            done += length;
+            let at = offset + wide(done);
+            let within = length(at % PAGE);
+            let part = (count - done).min(PAGE_BYTES - within);
+            let page = self.page(&changes, at / PAGE)?;
+            buffer[done..done + part].copy_from_slice(&page[within..within + part]);
+            done += part;
         }
         Ok(count)
     }
@@ -213,9 +215,9 @@ impl DiskFile for OverlayFile {
     }
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
-        let end = offset.checked_add(buffer.len() as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        let end = offset.checked_add(wide(buffer.len())).ok_or(io::ErrorKind::InvalidInput)?;
         self.edit(offset..end, |bytes, at| {
-            let from = (at - offset) as usize;
+            let from = length(at - offset);
             bytes.copy_from_slice(&buffer[from..from + bytes.len()]);
         })?;
         let mut changes = self.changes.lock();
@@ -232,12 +234,12 @@ impl DiskFile for OverlayFile {
     }
 
     fn set_size(&self, bytes: u64) -> io::Result<()> {
-        if !bytes.is_multiple_of(PAGE_BYTES as u64) {
-            let end = bytes.next_multiple_of(PAGE_BYTES as u64);
+        if !bytes.is_multiple_of(PAGE) {
+            let end = bytes.next_multiple_of(PAGE);
             self.edit(bytes..end, |tail, _| tail.fill(0))?;
         }
         let mut changes = self.changes.lock();
-        changes.pages.split_off(&bytes.div_ceil(PAGE_BYTES as u64));
+        changes.pages.split_off(&bytes.div_ceil(PAGE));
         (changes.size_bytes, changes.below_end, changes.changed) = (bytes, changes.below_end.min(bytes), true);
         Ok(())
     }

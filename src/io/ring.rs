@@ -10,18 +10,15 @@
 //! - Every transfer ends. If the ring itself fails, `reap` ends the transfers first, and then answers with the error.
 
 use std::io;
-use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-
+use super::op::{Done, Op};
 #[cfg(feature = "sim")]
 use super::simulated::SimulatedRing;
 use super::threads::ThreadRing;
 use super::uring::UringRing;
-use super::{AlignedBuffer, DiskFile};
+use super::waker::RingWaker;
 
 /// How a queue talks to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,146 +30,23 @@ pub enum RingKind {
     Threads,
 }
 
-/// Memory that a read fills. It stays where it is while the value moves.
-#[derive(Debug)]
-pub enum ReadBuffer {
-    /// Memory of the engine.
-    Aligned(AlignedBuffer),
-    /// Memory of the embedder.
-    Given(BytesMut),
-}
-
-impl From<AlignedBuffer> for ReadBuffer {
-    fn from(buffer: AlignedBuffer) -> Self {
-        Self::Aligned(buffer)
-    }
-}
-
-impl Deref for ReadBuffer {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Aligned(buffer) => buffer,
-            Self::Given(buffer) => buffer,
-        }
-    }
-}
-
-impl DerefMut for ReadBuffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match self {
-            Self::Aligned(buffer) => buffer,
-            Self::Given(buffer) => buffer,
-        }
-    }
-}
-
-/// One transfer.
-pub enum Op {
-    /// Fills the whole buffer.
-    Read {
-        /// From this file.
-        file: Arc<dyn DiskFile>,
-        /// Owned by the ring until completion.
-        buffer: ReadBuffer,
-        /// First byte.
-        offset: u64,
-    },
-    /// Writes all bytes.
-    Write {
-        /// To this file.
-        file: Arc<dyn DiskFile>,
-        /// Owned by the ring until completion.
-        data: Bytes,
-        /// First byte.
-        offset: u64,
-    },
-}
-
-impl std::fmt::Debug for Op {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Read { buffer, offset, .. } => write!(f, "Read({} bytes at {offset})", buffer.len()),
-            Self::Write { data, offset, .. } => write!(f, "Write({} bytes at {offset})", data.len()),
-        }
-    }
-}
-
-impl Op {
-    /// Bytes to transfer.
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::Read { buffer, .. } => buffer.len(),
-            Self::Write { data, .. } => data.len(),
-        }
-    }
-
-    /// The error of a transfer that made no progress.
-    pub(super) fn stuck(&self) -> io::Error {
-        match self {
-            Self::Read { .. } => io::ErrorKind::UnexpectedEof.into(),
-            Self::Write { .. } => io::ErrorKind::WriteZero.into(),
-        }
-    }
-}
-
-/// The end of one transfer.
-#[derive(Debug)]
-pub struct Done {
-    /// The number given with it.
-    pub token: u64,
-    /// The transfer, with its buffer.
-    pub op: Op,
-    /// Whether all of it was transferred.
-    pub result: io::Result<()>,
-}
-
-/// Ends a wait of the ring from another thread.
-#[derive(Clone, Debug)]
-pub struct RingWaker(Arc<OwnedFd>);
-
-impl RingWaker {
-    /// # Errors
-    /// The machine has no more descriptors.
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: no memory is passed; the new descriptor is owned by nobody else.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` was just made and is owned by nobody else.
-        Ok(Self(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
-    }
-
-    /// Makes the ring's descriptor readable and its `wait` return.
-    pub fn wake(&self) {
-        crate::sync::point("wake");
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: `one` is 8 bytes and lives past the call. The counter cannot overflow before it is read.
-        unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-    }
-
-    /// Takes all wakes so far; answers whether there were any.
-    pub(super) fn clear(&self) -> bool {
-        crate::sync::point("clear");
-        let mut count = [0u8; 8];
-        // SAFETY: `count` is 8 bytes and lives past the call; without a wake the call fails and changes nothing.
-        unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) > 0 }
-    }
-}
-
-impl AsRawFd for RingWaker {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
 enum Backend {
     Uring(Box<UringRing>),
     Threads(ThreadRing),
     #[cfg(feature = "sim")]
     Simulated(SimulatedRing),
+}
+
+/// The same call of whatever backend a ring has.
+macro_rules! each {
+    ($backend:expr, $ring:ident => $call:expr) => {
+        match $backend {
+            Backend::Uring($ring) => $call,
+            Backend::Threads($ring) => $call,
+            #[cfg(feature = "sim")]
+            Backend::Simulated($ring) => $call,
+        }
+    };
 }
 
 /// Many transfers at once, for one thread at a time.
@@ -214,53 +88,28 @@ impl Ring {
 
     /// Transfers pushed and not taken yet.
     pub fn in_flight(&self) -> usize {
-        match &self.0 {
-            Backend::Uring(ring) => ring.in_flight(),
-            Backend::Threads(ring) => ring.in_flight(),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.in_flight(),
-        }
+        each!(&self.0, ring => ring.in_flight())
     }
 
     /// Whether a wake or a nudge was taken since the last call.
     pub fn take_woken(&mut self) -> bool {
-        match &mut self.0 {
-            Backend::Uring(ring) => ring.take_woken(),
-            Backend::Threads(ring) => ring.take_woken(),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.take_woken(),
-        }
+        each!(&mut self.0, ring => ring.take_woken())
     }
 
     /// Whether the next `reap` has something to do that the descriptor does not tell of: transfers to hand over, or transfers that
     /// ended in [`Ring::push`].
     pub fn has_unseen(&self) -> bool {
-        match &self.0 {
-            Backend::Uring(ring) => ring.has_unseen(),
-            Backend::Threads(_) => false,
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.has_unseen(),
-        }
+        each!(&self.0, ring => ring.has_unseen())
     }
 
     /// Makes the descriptor readable until the next `reap`. For the thread that has the ring; other threads take a waker.
     pub fn nudge(&mut self) {
-        match &mut self.0 {
-            Backend::Uring(ring) => ring.nudge(),
-            Backend::Threads(ring) => ring.waker().wake(),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.waker().wake(),
-        }
+        each!(&mut self.0, ring => ring.nudge())
     }
 
     /// Takes a transfer; the kernel may see it only at the next `reap` or `wait`.
     pub fn push(&mut self, token: u64, op: Op) {
-        match &mut self.0 {
-            Backend::Uring(ring) => ring.push(token, op),
-            Backend::Threads(ring) => ring.push(token, op),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.push(token, op),
-        }
+        each!(&mut self.0, ring => ring.push(token, op))
     }
 
     /// Hands everything to the kernel and takes what has ended, without waiting. Answers how many.
@@ -268,12 +117,7 @@ impl Ring {
     /// # Errors
     /// The kernel refuses the ring for good, and nothing has ended meanwhile. Transfers under way end nevertheless.
     pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
-        match &mut self.0 {
-            Backend::Uring(ring) => ring.reap(done),
-            Backend::Threads(ring) => Ok(ring.reap(done)),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => Ok(ring.reap(done)),
-        }
+        each!(&mut self.0, ring => ring.reap(done))
     }
 
     /// As `reap`, but waits for a completion, a wake or the timeout.
@@ -304,30 +148,24 @@ impl Ring {
 
     /// For other threads.
     pub fn waker(&self) -> RingWaker {
-        match &self.0 {
-            Backend::Uring(ring) => ring.waker(),
-            Backend::Threads(ring) => ring.waker(),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.waker(),
-        }
+        each!(&self.0, ring => ring.waker())
     }
 }
 
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
-        match &self.0 {
-            Backend::Uring(ring) => ring.as_raw_fd(),
-            Backend::Threads(ring) => ring.as_raw_fd(),
-            #[cfg(feature = "sim")]
-            Backend::Simulated(ring) => ring.as_raw_fd(),
-        }
+        each!(&self.0, ring => ring.as_raw_fd())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
     use super::*;
-    use crate::io::{Disk, IoMode, OpenMode, SystemDisk};
+    use crate::io::{AlignedBuffer, Disk, IoMode, OpenMode, SystemDisk};
 
     fn rings() -> [Ring; 2] {
         [RingKind::Uring, RingKind::Threads].map(|kind| Ring::new(8, Some(kind)).unwrap())
@@ -354,8 +192,9 @@ mod tests {
         for mut ring in rings() {
             let file = SystemDisk::new().open(&dir.path().join("f"), OpenMode::Create, IoMode::Buffered).unwrap();
             let mut done = Vec::new();
-            for number in 0..100u64 {
-                let data = Bytes::from(vec![number as u8; 4096]);
+            for number in 0..100u8 {
+                let data = Bytes::from(vec![number; 4096]);
+                let number = u64::from(number);
                 ring.push(number, Op::Write { file: Arc::clone(&file), data, offset: number * 4096 });
             }
             while ring.in_flight() > 0 {

@@ -8,15 +8,16 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ring::{Done, Op, RingWaker};
-use super::uring::run;
+use super::op::{Done, Op, run};
+use super::waker::RingWaker;
+use crate::place::{length, wide};
 use crate::sync::thread::{JoinHandle, sleep, spawn, yield_now};
 use crate::sync::{Condvar, Mutex, sim};
 
 /// Tasks of one ring.
 const TASKS: usize = 2;
 /// The longest delay of a slow transfer.
-const DELAY_MAX: Duration = Duration::from_millis(20);
+const DELAY_NANOS_MAX: u64 = 20_000_000;
 
 #[derive(Default)]
 struct State {
@@ -58,6 +59,11 @@ impl SimulatedRing {
         !self.pushed.is_empty()
     }
 
+    /// Makes the descriptor readable until the next `reap`.
+    pub fn nudge(&mut self) {
+        self.waker.wake();
+    }
+
     pub fn push(&mut self, token: u64, op: Op) {
         self.in_flight += 1;
         self.pushed.push((token, op));
@@ -75,14 +81,14 @@ impl SimulatedRing {
         self.shared.1.notify_all();
     }
 
-    pub fn reap(&mut self, done: &mut Vec<Done>) -> usize {
+    pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
         self.submit();
         self.woken |= self.waker.clear();
         let mut state = self.shared.0.lock();
         let count = state.ended.len();
         done.append(&mut state.ended);
         self.in_flight -= count;
-        count
+        Ok(count)
     }
 }
 
@@ -97,11 +103,11 @@ fn transfer((state, changed): &(Mutex<State>, Condvar), waker: &RingWaker) {
                 }
                 changed.wait(&mut state);
             }
-            let next = sim::below(state.submitted.len() as u64) as usize;
+            let next = length(sim::below(wide(state.submitted.len())));
             state.submitted.swap_remove(next)
         };
         match sim::below(4) {
-            0 => sleep(Duration::from_nanos(sim::below(DELAY_MAX.as_nanos() as u64))),
+            0 => sleep(Duration::from_nanos(sim::below(DELAY_NANOS_MAX))),
             1 => yield_now(),
             _ => {}
         }
@@ -137,7 +143,7 @@ mod tests {
     use super::*;
 
     fn write(file: &Arc<dyn super::super::DiskFile>, number: u64) -> Op {
-        Op::Write { file: Arc::clone(file), data: Bytes::from(vec![number as u8; 512]), offset: number * 512 }
+        Op::Write { file: Arc::clone(file), data: Bytes::from(vec![5; 512]), offset: number * 512 }
     }
 
     #[test]

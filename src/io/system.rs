@@ -16,14 +16,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use super::fiemap::has_space_on_xfs;
 use super::{Access, Disk, DiskFile, DiskSpace, IoMode, OpenMode};
 use crate::error::is_untried;
+use crate::place::{index, length, wide};
 use crate::sync::{Mutex, Rank};
 
 /// Syncs handed to the ring at once.
-const SYNCS_MAX: usize = 64;
+const SYNCS_MAX: u32 = 64;
 /// Directories that are kept open.
 const DIRECTORIES_MAX: usize = 16;
 /// Most bytes of the text that names a lock's owner.
@@ -147,9 +150,9 @@ impl SystemDisk {
     /// Syncs a few files through the ring. `None`: there is no ring.
     fn sync_ring(&self, fds: &[RawFd]) -> Option<io::Result<()>> {
         let mut guard = self.syncs.lock();
-        let ring = guard.get_or_insert_with(|| IoUring::new(SYNCS_MAX as u32).ok()).as_mut()?;
+        let ring = guard.get_or_insert_with(|| IoUring::new(SYNCS_MAX).ok()).as_mut()?;
         for (number, fd) in fds.iter().enumerate() {
-            let entry = opcode::Fsync::new(types::Fd(*fd)).flags(types::FsyncFlags::DATASYNC).build().user_data(number as u64);
+            let entry = opcode::Fsync::new(types::Fd(*fd)).flags(types::FsyncFlags::DATASYNC).build().user_data(wide(number));
             // SAFETY: the entry refers to no memory; the caller keeps the file open until every completion was taken below.
             if unsafe { ring.submission().push(&entry) }.is_err() {
                 *guard = None;
@@ -169,7 +172,7 @@ impl SystemDisk {
                     return Some(Err(error));
                 }
             }
-            ended.extend(ring.completion().map(|completion| (completion.user_data() as usize, completion.result())));
+            ended.extend(ring.completion().map(|completion| (length(completion.user_data()), completion.result())));
         }
         Some(ended.into_iter().map(|(number, result)| synced(fds[number], result)).fold(Ok(()), Result::and))
     }
@@ -246,7 +249,7 @@ impl Disk for SystemDisk {
 
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
         let mut outcome = Ok(());
-        for part in files.chunks(SYNCS_MAX) {
+        for part in files.chunks(index(SYNCS_MAX)) {
             let fds: Option<Vec<RawFd>> = part.iter().map(|file| file.raw_fd()).collect();
             let result = match fds.filter(|fds| fds.len() > 1).and_then(|fds| self.sync_ring(&fds)) {
                 Some(result) => result,
@@ -284,7 +287,7 @@ impl Disk for SystemDisk {
         // Only a text for people: on a full disk it is the one of the owner before. It is not truncated, for the freed block
         // may not be had again; what is longer than this text is overwritten with spaces.
         let mut text = owner.as_bytes().to_vec();
-        text.resize(text.len().max(locked.0.metadata()?.len().min(OWNER_BYTES_MAX) as usize), b' ');
+        text.resize(text.len().max(length(locked.0.metadata()?.len().min(OWNER_BYTES_MAX))), b' ');
         let _ = locked.0.write_all(&text);
         Ok(Box::new(locked))
     }
@@ -316,12 +319,12 @@ impl SystemFile {
         checked(i64::from(unsafe { libc::fallocate(self.0.as_raw_fd(), mode, offset, length) })).map(drop)
     }
 
-    fn seek(&self, offset: u64, whence: i32) -> io::Result<Option<u64>> {
-        // SAFETY: the descriptor belongs to `self`, which lives past the call; nothing uses its file position.
-        match checked(unsafe { libc::lseek(self.0.as_raw_fd(), offset as i64, whence) }) {
-            Ok(offset) => Ok(Some(offset as u64)),
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-            Err(error) => Err(error),
+    /// The place of some data or hole. Nothing uses the file's position.
+    fn seek(&self, to: SeekFrom) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(&self.0, to) {
+            Ok(offset) => Ok(Some(offset)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -367,8 +370,8 @@ impl DiskFile for SystemFile {
     }
 
     fn next_allocated(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let Some(start) = self.seek(offset, libc::SEEK_DATA)? else { return Ok(None) };
-        Ok(self.seek(start, libc::SEEK_HOLE)?.map(|end| start..end))
+        let Some(start) = self.seek(SeekFrom::Data(offset))? else { return Ok(None) };
+        Ok(self.seek(SeekFrom::Hole(start))?.map(|end| start..end))
     }
 
     fn raw_fd(&self) -> Option<RawFd> {

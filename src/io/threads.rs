@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use super::ring::{Done, Op, RingWaker};
-use super::uring::run;
+use super::op::{Done, Op, run};
+use super::waker::RingWaker;
 use crate::sync::mpsc::{Receiver, Sender, channel};
 use crate::sync::thread::JoinHandle;
 use crate::sync::{Mutex, Rank};
@@ -50,6 +50,16 @@ impl ThreadRing {
         std::mem::take(&mut self.woken)
     }
 
+    /// Nothing: the threads see a transfer when it is pushed.
+    pub fn has_unseen(&self) -> bool {
+        false
+    }
+
+    /// Makes the descriptor readable until the next `reap`.
+    pub fn nudge(&mut self) {
+        self.waker.wake();
+    }
+
     pub fn push(&mut self, token: u64, op: Op) {
         self.in_flight += 1;
         if self.threads.len() < THREADS_MAX.min(self.in_flight) {
@@ -74,13 +84,13 @@ impl ThreadRing {
         }
     }
 
-    pub fn reap(&mut self, done: &mut Vec<Done>) -> usize {
+    pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
         self.woken |= self.waker.clear();
         let mut ended = self.ended.lock();
         let count = ended.len();
         done.append(&mut ended);
         self.in_flight -= count;
-        count
+        Ok(count)
     }
 }
 

@@ -14,14 +14,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::AlignedBuffer;
-use super::ring::{Done, Op, RingWaker};
+use super::op::{Done, Op, run};
+use super::slots::Slots;
+use super::waker::RingWaker;
+use crate::place::{index, length, wide};
 use crate::sync::time::Instant;
 
 /// Marks completions of the poll on the waker.
@@ -36,6 +38,13 @@ const SUBMITS_MAX: u32 = 1000;
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// How long a broken ring waits for what the kernel has; then the memory of these transfers is never freed.
 const BROKEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The last offset that a file may have.
+const OFFSET_MAX: u64 = i64::MAX.unsigned_abs();
+/// Bytes of one entry at the most.
+const ENTRY_BYTES_MAX: u32 = i32::MAX.unsigned_abs();
+/// `POLLIN`, as an entry has it.
+const POLL_READABLE: u32 = libc::POLLIN.unsigned_abs() as u32;
 
 struct InFlight {
     token: u64,
@@ -54,10 +63,9 @@ struct Broken {
 pub struct UringRing {
     ring: IoUring,
     /// Owns buffers and files until their own completion.
-    in_flight: Vec<Option<InFlight>>,
-    free: Vec<u32>,
+    in_flight: Slots<InFlight>,
     /// Do not fit into the ring yet.
-    waiting: VecDeque<u32>,
+    waiting: VecDeque<usize>,
     /// In the submission queue, not seen by the kernel yet.
     queued: VecDeque<u64>,
     /// Entries that the kernel has or will get: bounded, so that no completion is lost.
@@ -78,8 +86,7 @@ impl UringRing {
         let ring = ring.or_else(|_| IoUring::new(entries))?;
         let mut ring = Self {
             ring,
-            in_flight: Vec::new(),
-            free: Vec::new(),
+            in_flight: Slots::default(),
             waiting: VecDeque::new(),
             queued: VecDeque::new(),
             entries: 0,
@@ -99,7 +106,7 @@ impl UringRing {
     }
 
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len() - self.free.len() + self.ended.len()
+        self.in_flight.len() + self.ended.len()
     }
 
     pub fn waker(&self) -> RingWaker {
@@ -127,7 +134,7 @@ impl UringRing {
     }
 
     fn room(&self) -> usize {
-        self.ring.params().sq_entries() as usize
+        index(self.ring.params().sq_entries())
     }
 
     fn failure(&self) -> Option<io::Error> {
@@ -138,21 +145,11 @@ impl UringRing {
         let (file, offset) = match &op {
             Op::Read { file, offset, .. } | Op::Write { file, offset, .. } => (file, offset),
         };
-        if file.raw_fd().is_none() || *offset > i64::MAX as u64 || op.bytes() == 0 || self.broken.is_some() {
+        if file.raw_fd().is_none() || *offset > OFFSET_MAX || op.bytes() == 0 || self.broken.is_some() {
             self.ended.push(run(token, op));
             return;
         }
-        let entry = InFlight { token, op, transferred: 0, tries: 0 };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.in_flight[slot as usize] = Some(entry);
-                slot
-            }
-            None => {
-                self.in_flight.push(Some(entry));
-                self.in_flight.len() as u32 - 1
-            }
-        };
+        let slot = self.in_flight.insert(InFlight { token, op, transferred: 0, tries: 0 });
         self.waiting.push_back(slot);
     }
 
@@ -163,14 +160,14 @@ impl UringRing {
         }
         if !self.armed && !self.closing && self.entries < self.room() {
             self.armed = true;
-            self.queue(opcode::PollAdd::new(types::Fd(self.waker.as_raw_fd()), libc::POLLIN as u32).build().user_data(WAKE));
+            self.queue(opcode::PollAdd::new(types::Fd(self.waker.as_raw_fd()), POLL_READABLE).build().user_data(WAKE));
         }
         // One entry stays free for the poll, which must never wait for a transfer.
         while self.entries + usize::from(!self.armed) < self.room()
             && let Some(slot) = self.waiting.pop_front()
         {
-            match self.in_flight[slot as usize].as_mut().and_then(|entry| entry.entry()) {
-                Some(entry) => self.queue(entry.user_data(u64::from(slot))),
+            match self.in_flight.get_mut(slot).and_then(|entry| entry.entry()) {
+                Some(entry) => self.queue(entry.user_data(wide(slot))),
                 None => {
                     let mut ended = std::mem::take(&mut self.ended);
                     self.end_here(slot, &mut ended);
@@ -267,18 +264,18 @@ impl UringRing {
                     }
                 }
                 NUDGE => self.woken = true,
-                _ => self.end(slot as u32, result, done),
+                _ => self.end(length(slot), result, done),
             }
         }
         count
     }
 
-    fn end(&mut self, slot: u32, result: i32, done: &mut Vec<Done>) {
-        let Some(entry) = self.in_flight[slot as usize].as_mut() else { return };
+    fn end(&mut self, slot: usize, result: i32, done: &mut Vec<Done>) {
+        let Some(entry) = self.in_flight.get_mut(slot) else { return };
         let ended = match result {
             0 => Some(Err(entry.op.stuck())),
             1.. => {
-                entry.transferred += result as usize;
+                entry.transferred += index(result.unsigned_abs());
                 (entry.transferred >= entry.op.bytes()).then_some(Ok(()))
             }
             _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => {
@@ -294,24 +291,16 @@ impl UringRing {
         match ended {
             None => self.waiting.push_back(slot),
             Some(result) => {
-                if let Some(InFlight { token, op, .. }) = self.release(slot) {
+                if let Some(InFlight { token, op, .. }) = self.in_flight.remove(slot) {
                     done.push(Done { token, op, result });
                 }
             }
         }
     }
 
-    fn release(&mut self, slot: u32) -> Option<InFlight> {
-        let entry = self.in_flight[slot as usize].take();
-        if entry.is_some() {
-            self.free.push(slot);
-        }
-        entry
-    }
-
     /// Does a transfer that the kernel does not have on this thread, from its beginning.
-    fn end_here(&mut self, slot: u32, done: &mut Vec<Done>) {
-        if let Some(InFlight { token, op, .. }) = self.release(slot) {
+    fn end_here(&mut self, slot: usize, done: &mut Vec<Done>) {
+        if let Some(InFlight { token, op, .. }) = self.in_flight.remove(slot) {
             done.push(run(token, op));
         }
     }
@@ -324,13 +313,13 @@ impl UringRing {
             match user_data {
                 WAKE => self.armed = false,
                 NUDGE => self.woken = true,
-                slot => self.end_here(slot as u32, done),
+                slot => self.end_here(length(slot), done),
             }
         }
         for slot in std::mem::take(&mut self.waiting) {
             self.end_here(slot, done);
         }
-        if done.len() > before || self.in_flight.len() == self.free.len() {
+        if done.len() > before || self.in_flight.len() == 0 {
             return;
         }
         match self.broken {
@@ -342,8 +331,7 @@ impl UringRing {
 
     /// Ends transfers whose completion never came. The kernel may still use their files and buffers, which therefore stay for ever.
     fn abandon(&mut self, number: i32, done: &mut Vec<Done>) {
-        for slot in 0..self.in_flight.len() as u32 {
-            let Some(InFlight { token, op, .. }) = self.release(slot) else { continue };
+        for InFlight { token, op, .. } in self.in_flight.take_all() {
             let op = match op {
                 Op::Read { file, buffer, offset } => {
                     std::mem::forget((Arc::clone(&file), buffer));
@@ -361,34 +349,26 @@ impl UringRing {
     }
 }
 
+/// How many bytes of what is left one entry transfers.
+fn at_once(rest: &[u8]) -> u32 {
+    u32::try_from(rest.len()).unwrap_or(ENTRY_BYTES_MAX).min(ENTRY_BYTES_MAX)
+}
+
 impl InFlight {
     /// The entry for what is left. `None`: the file has no descriptor any more.
     fn entry(&mut self) -> Option<squeue::Entry> {
-        let done = self.transferred;
+        let (transferred, done) = (self.transferred, wide(self.transferred));
         Some(match &mut self.op {
             Op::Read { file, buffer, offset } => {
-                let rest = &mut buffer[done..];
-                let length = rest.len().min(i32::MAX as usize) as u32;
-                opcode::Read::new(types::Fd(file.raw_fd()?), rest.as_mut_ptr(), length).offset(*offset + done as u64).build()
+                let rest = &mut buffer[transferred..];
+                opcode::Read::new(types::Fd(file.raw_fd()?), rest.as_mut_ptr(), at_once(rest)).offset(*offset + done).build()
             }
             Op::Write { file, data, offset } => {
-                let rest = &data[done..];
-                let length = rest.len().min(i32::MAX as usize) as u32;
-                opcode::Write::new(types::Fd(file.raw_fd()?), rest.as_ptr(), length).offset(*offset + done as u64).build()
+                let rest = &data[transferred..];
+                opcode::Write::new(types::Fd(file.raw_fd()?), rest.as_ptr(), at_once(rest)).offset(*offset + done).build()
             }
         })
     }
-}
-
-/// Does a transfer here and now. A file that panics fails the transfer.
-pub(super) fn run(token: u64, mut op: Op) -> Done {
-    use super::DiskFileExt;
-    let transfer = AssertUnwindSafe(|| match &mut op {
-        Op::Read { file, buffer, offset } => file.read_exact_at(buffer, *offset),
-        Op::Write { file, data, offset } => file.write_all_at(data, *offset),
-    });
-    let result = catch_unwind(transfer).unwrap_or_else(|_| Err(io::Error::other("the file's code panicked")));
-    Done { token, op, result }
 }
 
 impl AsRawFd for UringRing {
@@ -445,7 +425,7 @@ mod tests {
     }
 
     fn write(file: &Arc<dyn DiskFile>, number: u64) -> Op {
-        Op::Write { file: Arc::clone(file), data: Bytes::from(vec![number as u8; 8192]), offset: number * 8192 }
+        Op::Write { file: Arc::clone(file), data: Bytes::from(vec![u8::try_from(number).unwrap(); 8192]), offset: number * 8192 }
     }
 
     fn check(file: &Arc<dyn DiskFile>, count: u64) {
@@ -472,11 +452,11 @@ mod tests {
             ring.push(number, write(&file, number));
         }
         for (slot, result) in [-libc::EINTR, -libc::EAGAIN, -libc::ECANCELED, 4096].into_iter().enumerate() {
-            assert_eq!(ring.waiting.pop_front(), Some(slot as u32));
+            assert_eq!(ring.waiting.pop_front(), Some(slot));
             if result > 0 {
-                file.write_at(&[slot as u8; 4096], slot as u64 * 8192).unwrap();
+                file.write_at(&[3; 4096], 3 * 8192).unwrap();
             }
-            ring.end(slot as u32, result, &mut done);
+            ring.end(slot, result, &mut done);
         }
         // It is never left to chance whether a transfer ends that the kernel cancels again and again.
         assert_eq!(ring.waiting.pop_front(), Some(4));

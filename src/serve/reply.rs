@@ -6,6 +6,7 @@ use std::io::{self, IoSlice, Write};
 use bytes::{Buf, Bytes};
 
 use crate::error::Error;
+use crate::io::is_zero;
 use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN, REPLY_OFFSET_DATA};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, Request, StatusExtent, encode_chunk_header, encode_simple_reply};
 
@@ -152,8 +153,4 @@ fn next_part(data: &[u8], at: usize) -> (usize, bool) {
         end = (end + HOLE_BYTES_MIN).min(data.len());
     }
     (end, zero)
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
 }

@@ -47,8 +47,9 @@ use super::head::{Head, OpenQueue};
 use super::pool::Pool;
 use super::request::{Completion, Request};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Done, Ring, RingKind, RingWaker};
+use crate::io::{Done, Ring, RingKind, RingWaker, Slots};
 use crate::limits::{Planted, QUEUE_DEPTH_MAX};
+use crate::place::length;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
 use crate::sync::{Mutex, MutexGuard, RwLock};
@@ -191,8 +192,7 @@ enum Pending {
 
 struct Inner {
     ring: Ring,
-    pending: Vec<Option<Pending>>,
-    free: Vec<u32>,
+    pending: Slots<Pending>,
     ready: Vec<Completion>,
     /// Go on with a worker.
     later: Vec<Later>,
@@ -265,8 +265,7 @@ impl Queue {
         let (fd, kind, waker) = (ring.as_raw_fd(), ring.kind(), ring.waker());
         let inner = Inner {
             ring,
-            pending: Vec::new(),
-            free: Vec::new(),
+            pending: Slots::default(),
             ready: Vec::new(),
             later: Vec::new(),
             done: Vec::new(),
@@ -385,27 +384,6 @@ impl Drop for Queue {
     }
 }
 
-impl Inner {
-    fn insert(&mut self, pending: Pending) -> u32 {
-        match self.free.pop() {
-            Some(slot) => {
-                self.pending[slot as usize] = Some(pending);
-                slot
-            }
-            None => {
-                self.pending.push(Some(pending));
-                self.pending.len() as u32 - 1
-            }
-        }
-    }
-
-    fn remove(&mut self, slot: u32) -> Option<Pending> {
-        let pending = self.pending[slot as usize].take();
-        self.free.push(slot);
-        pending
-    }
-}
-
 impl Shared {
     fn start(self: &Arc<Self>, token: u64, mut request: Request) -> Result<()> {
         let _pass = self.target.pool().fence.enter()?;
@@ -498,8 +476,8 @@ impl Shared {
         let mut done = std::mem::take(&mut inner.done);
         let taken = take(&mut inner.ring, &mut done);
         for done in done.drain(..) {
-            let slot = (done.token >> 32) as u32;
-            match &mut inner.pending[slot as usize] {
+            let slot = length(done.token >> 32);
+            match inner.pending.get_mut(slot) {
                 Some(Pending::Read(_)) => self.end_read(inner, slot, done),
                 Some(Pending::Write(_)) => self.end_write(inner, slot, done),
                 None => {}

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::io::{AlignedBuffer, Done, IoMode, Op, ReadBuffer};
 use crate::layer::{BlockRead, Layer};
 use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
-use crate::place::Block;
+use crate::place::{Block, length, wide};
 use crate::volume::blocks::{Answer, Piece};
 use crate::volume::request::{Completion, Request};
 
@@ -125,9 +125,9 @@ impl Shared {
             self.finish_read(inner, read);
             return true;
         }
-        let slot = inner.insert(Pending::Read(read));
+        let slot = inner.pending.insert(Pending::Read(read));
         for (number, op) in ops {
-            inner.ring.push(u64::from(slot) << 32 | number as u64, op);
+            inner.ring.push(wide(slot) << 32 | wide(number), op);
         }
         true
     }
@@ -176,9 +176,9 @@ impl Shared {
         Some(parts)
     }
 
-    pub(super) fn end_read(self: &Arc<Self>, inner: &mut Inner, slot: u32, done: Done) {
-        let Some(Some(Pending::Read(read))) = inner.pending.get_mut(slot as usize) else { return };
-        let part = &mut read.parts[(done.token & u64::from(u32::MAX)) as usize];
+    pub(super) fn end_read(self: &Arc<Self>, inner: &mut Inner, slot: usize, done: Done) {
+        let Some(Pending::Read(read)) = inner.pending.get_mut(slot) else { return };
+        let part = &mut read.parts[length(done.token & u64::from(u32::MAX))];
         read.under_way -= 1;
         let layers = &self.target.blocks().layers;
         let Op::Read { buffer, .. } = done.op else { return };
@@ -202,7 +202,7 @@ impl Shared {
             let cause = done.result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
             let lost = Error::io("the ring never gave the memory of a read back", cause);
             let token = read.token;
-            inner.remove(slot);
+            inner.pending.remove(slot);
             inner.ready.push(Request::Flush.complete(token, Err(lost)));
         } else if read.under_way == 0 {
             self.end_last(inner, slot);
@@ -210,8 +210,8 @@ impl Shared {
     }
 
     /// Every transfer of a read has ended.
-    fn end_last(&self, inner: &mut Inner, slot: u32) {
-        let Some(Pending::Read(mut read)) = inner.remove(slot) else { return };
+    fn end_last(&self, inner: &mut Inner, slot: usize) {
+        let Some(Pending::Read(mut read)) = inner.pending.remove(slot) else { return };
         match read.pass.take() {
             Some(pass) if read.failed => {
                 let (token, offset, bytes) = (read.token, read.offset, read.bytes);

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::io::{Done, IoMode};
 use crate::layer::{Admission, Admitted, Layer, Layers, RingWrite};
 use crate::limits::SEGMENT_BYTES;
-use crate::place::{BlockBits, Extent, IndexSpan};
+use crate::place::{BlockBits, Extent, IndexSpan, wide};
 use crate::volume::blocks::Piece;
 use crate::volume::gate::{Gate, Inside};
 use crate::volume::head::Head;
@@ -94,13 +94,13 @@ impl Shared {
         let parts = parts.into_iter().map(keep).collect();
         let (began, inside) = (self.began(), inside.keep(HeadGate(Arc::clone(head))));
         let Ok((write, op)) = RingWrite::begin(&layers.admission, &layer, block, parts, data) else { return false };
-        let slot = inner.insert(Pending::Write(PendingWrite { token, fua, layer, write, taken_over, began, inside, pass }));
-        inner.ring.push(u64::from(slot) << 32, op);
+        let slot = inner.pending.insert(Pending::Write(PendingWrite { token, fua, layer, write, taken_over, began, inside, pass }));
+        inner.ring.push(wide(slot) << 32, op);
         true
     }
 
-    pub(super) fn end_write(self: &Arc<Self>, inner: &mut Inner, slot: u32, done: Done) {
-        let (Some(Pending::Write(pending)), Target::Volume(head)) = (inner.remove(slot), &self.target) else { return };
+    pub(super) fn end_write(self: &Arc<Self>, inner: &mut Inner, slot: usize, done: Done) {
+        let (Some(Pending::Write(pending)), Target::Volume(head)) = (inner.pending.remove(slot), &self.target) else { return };
         let result = pending.write.end(done);
         if result.is_ok() {
             for piece in pending.taken_over {

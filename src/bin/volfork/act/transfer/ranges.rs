@@ -6,14 +6,10 @@ use std::ops::Range;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
+use volfork::io::is_zero;
 
 /// Zeroes to compare with and to write.
 pub static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
-
-/// Whether all bytes are zero.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(ZEROES.len()).all(|chunk| chunk == &ZEROES[..chunk.len()])
-}
 
 /// The ranges of `bytes`, in whole blocks, that are not zero; neighbours are joined.
 pub fn nonzero_runs(bytes: &[u8], block_bytes: usize) -> Vec<Range<usize>> {
