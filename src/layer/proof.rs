@@ -62,7 +62,7 @@ impl Rounds for Model {
         }
         let layers = begun.records.iter().map(|record| match record {
             Record::Shape(ShapeRecord::Detach(layer)) => *layer,
-            _ => unreachable!("no other record is made"),
+            Record::Shape(_) | Record::Blocks(_) | Record::Closed => unreachable!("no other record is made"),
         });
         self.durable.lock().extend(layers);
         Ok(())
