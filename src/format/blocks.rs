@@ -174,7 +174,7 @@ impl BlocksRecord {
         match self {
             Self::Present(run) | Self::Expect(run) => run.encode(writer),
             Self::Zero { layer, first, last } | Self::Drop { layer, first, last } => {
-                [layer.0, first.number(), last.number()].into_iter().for_each(|field| writer.u32(field));
+                writer.u32(layer.0).u32(first.number()).u32(last.number());
             }
             Self::Mark(layer, extent) | Self::Clear(layer, extent) => {
                 writer.u32(layer.0);

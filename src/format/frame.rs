@@ -71,7 +71,7 @@ fn frame_len(payload_bytes: usize) -> usize {
 
 /// The bytes of a frame.
 pub fn encode_frame(identity: &[u8; 16], journal: u64, frame: Frame<'_>) -> Vec<u8> {
-    let mut writer = Writer { bytes: Vec::with_capacity(frame_len(frame.payload.len())) };
+    let mut writer = Writer::with_capacity(frame_len(frame.payload.len()));
     writer.raw(FRAME_MAGIC);
     writer.count(frame.payload.len());
     writer.u64(frame.sequence);

@@ -76,7 +76,9 @@ impl Record {
         match self {
             Self::Shape(record) => record.encode(writer),
             Self::Blocks(record) => record.encode(writer),
-            Self::Closed => writer.u8(CLOSED_TAG),
+            Self::Closed => {
+                writer.u8(CLOSED_TAG);
+            }
         }
     }
 

@@ -253,23 +253,23 @@ impl ShapeRecord {
             Self::Volume(volume) => volume.encode(writer),
             Self::Snapshot(snapshot) => snapshot.encode(writer),
             Self::Counters { volume, layer } => {
-                writer.u64(*volume);
-                writer.u32(*layer);
+                writer.u64(*volume).u32(*layer);
             }
             Self::Seal { volume, head } => {
-                writer.u64(volume.0);
-                writer.u32(head.0);
+                writer.u64(volume.0).u32(head.0);
             }
             Self::Rename { volume, name } | Self::DestroySnapshot { volume, name } => {
-                writer.u64(volume.0);
-                writer.blob(name.as_bytes());
+                writer.u64(volume.0).text(name);
             }
             Self::Resize { volume, size_bytes } => {
-                writer.u64(volume.0);
-                writer.u64(*size_bytes);
+                writer.u64(volume.0).u64(*size_bytes);
             }
-            Self::DestroyVolume(volume) => writer.u64(volume.0),
-            Self::Detach(layer) | Self::Live(layer) => writer.u32(layer.0),
+            Self::DestroyVolume(volume) => {
+                writer.u64(volume.0);
+            }
+            Self::Detach(layer) | Self::Live(layer) => {
+                writer.u32(layer.0);
+            }
             Self::Hydration(layer, settings) => {
                 writer.u32(layer.0);
                 write_settings(writer, *settings);
@@ -290,7 +290,9 @@ impl ShapeRecord {
             }
             Self::Lease(lease) => lease.encode(writer),
             Self::Lessee(lessee) => lessee.encode(writer),
-            Self::LeaseOver(id) | Self::LesseeOver(id) => writer.raw(&id.0),
+            Self::LeaseOver(id) | Self::LesseeOver(id) => {
+                writer.raw(&id.0);
+            }
         }
     }
 

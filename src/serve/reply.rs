@@ -7,6 +7,7 @@ use bytes::{Buf, Bytes};
 
 use crate::error::Error;
 use crate::io::is_zero;
+use crate::place::wide;
 use crate::wire::constants::{EINVAL, EIO, ENOMEM, ENOSPC, ENOTSUP, EPERM, ESHUTDOWN, REPLY_OFFSET_DATA};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, Request, StatusExtent, encode_chunk_header, encode_simple_reply};
 
@@ -51,7 +52,7 @@ impl Output {
     }
 
     fn chunk(&mut self, mode: HeaderMode, request: &Request, done: bool, kind: u16, payload: Vec<u8>) {
-        let header = ChunkHeader { done, kind, cookie: request.cookie, length: payload.len() as u64 };
+        let header = ChunkHeader { done, kind, cookie: request.cookie, length: wide(payload.len()) };
         let mut bytes = encode_chunk_header(mode, header, request.offset);
         bytes.extend_from_slice(&payload);
         self.push(bytes.into());
@@ -90,12 +91,12 @@ impl Output {
         while at < data.len() {
             let (end, zero) = if whole { (data.len(), false) } else { next_part(&data, at) };
             let done = end == data.len();
-            let offset = request.offset + at as u64;
+            let offset = request.offset + wide(at);
             if zero {
-                let (kind, payload) = Chunk::Hole(offset, (end - at) as u32).encode(mode == HeaderMode::Extended);
+                let (kind, payload) = Chunk::Hole(offset, wide(end - at)).encode(mode == HeaderMode::Extended);
                 self.chunk(mode, request, done, kind, payload);
             } else {
-                let header = ChunkHeader { done, kind: REPLY_OFFSET_DATA, cookie: request.cookie, length: (end - at) as u64 + 8 };
+                let header = ChunkHeader { done, kind: REPLY_OFFSET_DATA, cookie: request.cookie, length: wide(end - at) + 8 };
                 let mut head = encode_chunk_header(mode, header, request.offset);
                 head.extend_from_slice(&offset.to_be_bytes());
                 self.push(head.into());

@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
+use super::bytes::{WireError, WireReader, WireWriter};
 use super::constants::STRING_BYTES_MAX;
-use super::cursor::{WireError, WireReader, WireWriter};
 use crate::ids::LeaseId;
 
 /// Most bytes of the name of a fork or a host, or of an identity.
@@ -79,8 +79,9 @@ impl LeaseRequest {
         };
         let mut id = LeaseId([0; 16]);
         id.0.copy_from_slice(reader.take(16)?);
-        let export = reader.text(STRING_BYTES_MAX)?;
-        let (fork, host, identity) = (reader.text(TEXT_BYTES_MAX)?, reader.text(TEXT_BYTES_MAX)?, reader.text(TEXT_BYTES_MAX)?);
+        let export = reader.text_within(STRING_BYTES_MAX)?;
+        let (fork, host, identity) =
+            (reader.text_within(TEXT_BYTES_MAX)?, reader.text_within(TEXT_BYTES_MAX)?, reader.text_within(TEXT_BYTES_MAX)?);
         reader.end()?;
         // They are kept, and shown to people.
         let is_plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || c.is_ascii_graphic());
@@ -103,7 +104,7 @@ impl LeaseGrant {
     /// The lengths do not fit together, or it lapses at once.
     pub fn decode(data: &[u8]) -> Result<Self, WireError> {
         let mut reader = WireReader::new(data);
-        let (lapse, export) = (Duration::from_secs(reader.u64()?), reader.text(STRING_BYTES_MAX)?);
+        let (lapse, export) = (Duration::from_secs(reader.u64()?), reader.text_within(STRING_BYTES_MAX)?);
         reader.end()?;
         match lapse.is_zero() || export.is_empty() {
             true => Err(WireError("a lease of nothing, or for no time".into())),

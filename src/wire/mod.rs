@@ -2,17 +2,19 @@
 //!
 //! # Invariants
 //! - Decoders take untrusted bytes and return errors; they never panic and never reserve more than their input or a fixed limit.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
+mod bytes;
 pub mod constants;
-mod cursor;
 mod deadline;
 mod lease;
 mod option;
 mod reply;
 mod request;
 
-pub use cursor::{WireError, WireReader, WireWriter, foreign_text};
+pub use bytes::{WireError, WireReader, WireWriter, foreign_text};
 pub use deadline::{deadline_after, read_by, time_left};
 pub use lease::{LeaseAction, LeaseGrant, LeaseRequest};
 pub use option::{ContextQuery, ExportInfo, GoRequest, OptionReply, OptionRequest, decode_export_info};

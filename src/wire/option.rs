@@ -7,10 +7,10 @@
 //! META_CONTEXT  export name, n u32, n x query
 //! ```
 
+use super::bytes::{WireError, WireReader, WireWriter};
 use super::constants::{
     EXPORT_HAS_FLAGS, INFO_BLOCK_SIZE, INFO_EXPORT, MAGIC_OPTION, MAGIC_OPTION_REPLY, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX,
 };
-use super::cursor::{WireError, WireReader, WireWriter};
 
 /// Most bytes of an option's data: a name and more contexts than anybody asks for.
 const OPTION_BYTES_MAX: u32 = 64 << 10;
@@ -47,7 +47,7 @@ impl OptionRequest {
     /// The bytes of an option with its data.
     pub fn encode(option: u32, data: &[u8]) -> Vec<u8> {
         let mut writer = WireWriter::default();
-        writer.u64(MAGIC_OPTION).u32(option).u32(data.len() as u32).raw(data);
+        writer.u64(MAGIC_OPTION).u32(option).blob(data);
         writer.bytes
     }
 }
@@ -84,7 +84,7 @@ impl OptionReply {
     /// The bytes of a reply with its data.
     pub fn encode(option: u32, reply: u32, data: &[u8]) -> Vec<u8> {
         let mut writer = WireWriter::default();
-        writer.u64(MAGIC_OPTION_REPLY).u32(option).u32(reply).u32(data.len() as u32).raw(data);
+        writer.u64(MAGIC_OPTION_REPLY).u32(option).u32(reply).blob(data);
         writer.bytes
     }
 }
@@ -103,7 +103,7 @@ impl GoRequest {
     /// The lengths do not fit together, or the name is no name.
     pub fn decode(data: &[u8]) -> Result<Self, WireError> {
         let mut reader = WireReader::new(data);
-        let name = reader.text(STRING_BYTES_MAX)?;
+        let name = reader.text_within(STRING_BYTES_MAX)?;
         let count = reader.u16()?;
         let infos = (0..count).map(|_| reader.u16()).collect::<Result<_, _>>()?;
         reader.end()?;
@@ -113,7 +113,7 @@ impl GoRequest {
     /// The data.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = WireWriter::default();
-        writer.text(&self.name).u16(self.infos.len() as u16);
+        writer.text(&self.name).short_count(self.infos.len());
         for info in &self.infos {
             writer.u16(*info);
         }
@@ -135,12 +135,12 @@ impl ContextQuery {
     /// The lengths do not fit together, or there are too many queries.
     pub fn decode(data: &[u8]) -> Result<Self, WireError> {
         let mut reader = WireReader::new(data);
-        let name = reader.text(STRING_BYTES_MAX)?;
+        let name = reader.text_within(STRING_BYTES_MAX)?;
         let count = reader.u32()?;
         if count > QUERIES_MAX {
             return Err(WireError(format!("{count} context queries, at most {QUERIES_MAX} are taken")));
         }
-        let queries = (0..count).map(|_| reader.text(STRING_BYTES_MAX)).collect::<Result<_, _>>()?;
+        let queries = (0..count).map(|_| reader.text_within(STRING_BYTES_MAX)).collect::<Result<_, _>>()?;
         reader.end()?;
         Ok(Self { name, queries })
     }
@@ -148,7 +148,7 @@ impl ContextQuery {
     /// The data.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = WireWriter::default();
-        writer.text(&self.name).u32(self.queries.len() as u32);
+        writer.text(&self.name).count(self.queries.len());
         for query in &self.queries {
             writer.text(query);
         }

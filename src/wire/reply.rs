@@ -11,12 +11,12 @@
 //! ERROR             error u32, length u16, text               ERROR_OFFSET      the same, offset u64
 //! ```
 
+use super::bytes::{WireError, WireReader, WireWriter, foreign_text};
 use super::constants::{
     MAGIC_REPLY_EXTENDED, MAGIC_REPLY_SIMPLE, MAGIC_REPLY_STRUCTURED, PAYLOAD_BYTES_MAX, REPLY_BLOCK_STATUS, REPLY_BLOCK_STATUS_EXT,
     REPLY_ERROR, REPLY_ERROR_OFFSET, REPLY_EXTENDED_BYTES, REPLY_FLAG_DONE, REPLY_NONE, REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE,
     REPLY_SIMPLE_BYTES, REPLY_STRUCTURED_BYTES, STRING_BYTES_MAX,
 };
-use super::cursor::{WireError, WireReader, WireWriter, foreign_text};
 
 /// Most bytes of a chunk beyond the data themselves: 2^20 extents of 16 bytes.
 const CHUNK_OTHER_BYTES_MAX: u64 = (16 << 20) + 64;
@@ -118,7 +118,7 @@ pub enum Chunk<'a> {
     /// Bytes at an offset.
     Data(u64, &'a [u8]),
     /// Zeros at an offset.
-    Hole(u64, u32),
+    Hole(u64, u64),
     /// Extents in a context.
     Status(u32, Vec<StatusExtent>),
     /// The request failed.
@@ -138,7 +138,7 @@ impl<'a> Chunk<'a> {
             }
             REPLY_OFFSET_HOLE => match (reader.u64()?, reader.u32()?) {
                 (_, 0) => return Err(WireError("a hole has no length".into())),
-                (offset, length) => Self::Hole(offset, length),
+                (offset, length) => Self::Hole(offset, u64::from(length)),
             },
             REPLY_BLOCK_STATUS => {
                 let context = reader.u32()?;
@@ -146,7 +146,7 @@ impl<'a> Chunk<'a> {
                 Self::Status(context, Self::extents(&mut reader, count, false)?)
             }
             REPLY_BLOCK_STATUS_EXT => {
-                let (context, count) = (reader.u32()?, reader.u32()? as usize);
+                let (context, count) = (reader.u32()?, reader.count()?);
                 if count != reader.remaining() / 16 {
                     return Err(WireError("a block status counts its extents wrong".into()));
                 }
@@ -194,11 +194,11 @@ impl<'a> Chunk<'a> {
                 REPLY_OFFSET_DATA
             }
             Self::Hole(offset, length) => {
-                writer.u64(*offset).u32(*length);
+                writer.u64(*offset).narrow(*length);
                 REPLY_OFFSET_HOLE
             }
             Self::Status(context, extents) if extended => {
-                writer.u32(*context).u32(extents.len() as u32);
+                writer.u32(*context).count(extents.len());
                 for extent in extents {
                     writer.u64(extent.length).u64(extent.flags);
                 }
@@ -207,13 +207,13 @@ impl<'a> Chunk<'a> {
             Self::Status(context, extents) => {
                 writer.u32(*context);
                 for extent in extents {
-                    writer.u32(extent.length as u32).u32(extent.flags as u32);
+                    writer.narrow(extent.length).narrow(extent.flags);
                 }
                 REPLY_BLOCK_STATUS
             }
             Self::Error(error, text) => {
                 let text = &text.as_bytes()[..text.floor_char_boundary(STRING_BYTES_MAX)];
-                writer.u32(*error).u16(text.len() as u16).raw(text);
+                writer.u32(*error).short_count(text.len()).raw(text);
                 REPLY_ERROR
             }
         };
@@ -225,14 +225,14 @@ const _: () = assert!(REPLY_ERROR_OFFSET & 0x8000 != 0 && REPLY_ERROR & 0x8000 !
 
 /// The header of a chunk. `offset` is that of the request (extended headers carry it).
 pub fn encode_chunk_header(mode: HeaderMode, header: ChunkHeader, offset: u64) -> Vec<u8> {
-    let mut writer = WireWriter { bytes: Vec::with_capacity(REPLY_EXTENDED_BYTES) };
+    let mut writer = WireWriter::with_capacity(REPLY_EXTENDED_BYTES);
     let flags = if header.done { REPLY_FLAG_DONE } else { 0 };
     match mode {
         HeaderMode::Extended => {
             writer.u32(MAGIC_REPLY_EXTENDED).u16(flags).u16(header.kind).u64(header.cookie).u64(offset).u64(header.length);
         }
         _ => {
-            writer.u32(MAGIC_REPLY_STRUCTURED).u16(flags).u16(header.kind).u64(header.cookie).u32(header.length as u32);
+            writer.u32(MAGIC_REPLY_STRUCTURED).u16(flags).u16(header.kind).u64(header.cookie).narrow(header.length);
         }
     }
     writer.bytes
@@ -240,7 +240,7 @@ pub fn encode_chunk_header(mode: HeaderMode, header: ChunkHeader, offset: u64) -
 
 /// A simple reply; the bytes of a read follow.
 pub fn encode_simple_reply(error: u32, cookie: u64) -> Vec<u8> {
-    let mut writer = WireWriter { bytes: Vec::with_capacity(REPLY_SIMPLE_BYTES) };
+    let mut writer = WireWriter::with_capacity(REPLY_SIMPLE_BYTES);
     writer.u32(MAGIC_REPLY_SIMPLE).u32(error).u64(cookie);
     writer.bytes
 }

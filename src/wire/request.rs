@@ -5,8 +5,8 @@
 //! extended  32 bytes  magic u32, flags u16, type u16, cookie u64, offset u64, length u64
 //! ```
 
+use super::bytes::{WireError, WireReader, WireWriter};
 use super::constants::{MAGIC_REQUEST, MAGIC_REQUEST_EXTENDED, REQUEST_BYTES, REQUEST_EXTENDED_BYTES};
-use super::cursor::{WireError, WireReader, WireWriter};
 
 /// The header of a request; the payload of a write follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +44,12 @@ impl Request {
 
     /// The bytes of the header. In the compact form the length must fit 32 bits.
     pub fn encode(&self, extended: bool) -> Vec<u8> {
-        let mut writer = WireWriter { bytes: Vec::with_capacity(REQUEST_EXTENDED_BYTES) };
+        let mut writer = WireWriter::with_capacity(REQUEST_EXTENDED_BYTES);
         writer.u32(if extended { MAGIC_REQUEST_EXTENDED } else { MAGIC_REQUEST });
         writer.u16(self.flags).u16(self.command).u64(self.cookie).u64(self.offset);
         match extended {
             true => writer.u64(self.length),
-            false => writer.u32(self.length as u32),
+            false => writer.narrow(self.length),
         };
         writer.bytes
     }

@@ -447,9 +447,9 @@ impl UnderWay {
         match (decoded, &self.job.waiter) {
             (Chunk::None, _) => {}
             (Chunk::Hole(offset, length), Waiter::Read(..)) => {
-                let end = offset.checked_add(u64::from(length)).ok_or_else(|| protocol(WireError("a hole has no end".into())))?;
+                let end = offset.checked_add(length).ok_or_else(|| protocol(WireError("a hole has no end".into())))?;
                 self.assembly.fill_zeros(offset..end).map_err(protocol)?;
-                reader.link.state.lock().brought += u64::from(length);
+                reader.link.state.lock().brought += length;
                 self.deliver();
             }
             (Chunk::Error(error, text), _) => self.error = Some((error, text)),
