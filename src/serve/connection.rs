@@ -14,9 +14,10 @@ use super::handshake::Session;
 use super::input::{Input, Received};
 use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
-use super::server::Shutdown;
+use super::shutdown::Shutdown;
 use super::status::{Context, EXTENTS_MAX, extents};
 use crate::error::{Error, ErrorKind};
+use crate::place::{index, length, wide};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
 use crate::volume::{Completion, Queue, Request as VolumeRequest};
@@ -147,7 +148,7 @@ impl Connection {
     /// A server that shuts down begins nothing more: a client that connects again sends again what was not replied to, while an error
     /// would be one of its device.
     fn takes_requests(&self) -> bool {
-        !self.ending && !self.shutting_down && self.queue.in_flight() < self.terms.depth as usize
+        !self.ending && !self.shutting_down && self.queue.in_flight() < index(self.terms.depth)
     }
 
     /// Whether nothing is under way that will tell of its end.
@@ -187,7 +188,7 @@ impl Connection {
         self.account();
         match wanted && !self.input.bytes().is_empty() {
             true if self.whole_by.is_none() => {
-                let size = Duration::from_secs((missing / REQUEST_BYTES_PER_SECOND) as u64);
+                let size = Duration::from_secs(wide(missing / REQUEST_BYTES_PER_SECOND));
                 self.whole_by = Some(deadline_after(self.terms.stall_timeout.saturating_add(size)));
             }
             true => {}
@@ -266,7 +267,7 @@ impl Connection {
         let has_payload = request.command == CMD_WRITE || (self.mode == HeaderMode::Extended && request.flags & CMD_FLAG_PAYLOAD_LEN != 0);
         match (has_payload, request.length) {
             (false, _) => Some(0),
-            (true, length) if length <= u64::from(PAYLOAD_BYTES_MAX) => Some(length as usize),
+            (true, bytes) if bytes <= u64::from(PAYLOAD_BYTES_MAX) => Some(length(bytes)),
             (true, _) => None,
         }
     }
@@ -346,8 +347,10 @@ impl Connection {
         }
         let (offset, bytes, fua) = (request.offset, request.length, request.flags & CMD_FLAG_FUA != 0);
         match request.command {
-            CMD_READ if bytes > u64::from(PAYLOAD_BYTES_MAX) => Checked::Refused(EINVAL, "a read takes 32 MiB at most"),
-            CMD_READ => Checked::Queue(VolumeRequest::Read { offset, bytes: bytes as u32 }),
+            CMD_READ => match u32::try_from(bytes).ok().filter(|bytes| *bytes <= PAYLOAD_BYTES_MAX) {
+                Some(bytes) => Checked::Queue(VolumeRequest::Read { offset, bytes }),
+                None => Checked::Refused(EINVAL, "a read takes 32 MiB at most"),
+            },
             CMD_WRITE => Checked::Queue(VolumeRequest::Write { offset, data, fua }),
             CMD_FLUSH => Checked::Queue(VolumeRequest::Flush),
             CMD_TRIM => Checked::Queue(VolumeRequest::Discard { offset, bytes, fua }),
@@ -366,10 +369,10 @@ impl Connection {
     /// Memory that the reply to a request may need.
     fn reply_bytes(&self, request: &Request) -> usize {
         match request.command {
-            CMD_READ => request.length.min(u64::from(PAYLOAD_BYTES_MAX)) as usize,
+            CMD_READ => length(request.length.min(u64::from(PAYLOAD_BYTES_MAX))),
             CMD_BLOCK_STATUS if request.flags & CMD_FLAG_REQ_ONE == 0 => {
                 let blocks = self.size_bytes / u64::from(self.export.block_bytes()) + 1;
-                EXTENTS_MAX.min(blocks as usize * self.contexts.len()) * EXTENT_BYTES
+                EXTENTS_MAX.min(length(blocks) * self.contexts.len()) * EXTENT_BYTES
             }
             _ => 0,
         }
@@ -458,7 +461,7 @@ fn error_behind_end(request: &Request) -> u32 {
 fn held_bytes(request: &Request) -> usize {
     match request.command {
         // Bounded when the request was checked.
-        CMD_READ | CMD_WRITE => request.length as usize,
+        CMD_READ | CMD_WRITE => length(request.length),
         _ => 0,
     }
 }

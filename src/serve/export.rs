@@ -18,29 +18,30 @@ pub enum Export {
     Snapshot(Snapshot),
 }
 
+/// The same call of a volume or a snapshot.
+macro_rules! each {
+    ($export:expr, $it:ident => $call:expr) => {
+        match $export {
+            Export::Volume($it) => $call,
+            Export::Snapshot($it) => $call,
+        }
+    };
+}
+
 impl Export {
     /// Canonical name.
     pub fn name(&self) -> String {
-        match self {
-            Self::Volume(volume) => volume.name(),
-            Self::Snapshot(snapshot) => snapshot.name(),
-        }
+        each!(self, it => it.name())
     }
 
     /// Size in bytes.
     pub fn size_bytes(&self) -> u64 {
-        match self {
-            Self::Volume(volume) => volume.size_bytes(),
-            Self::Snapshot(snapshot) => snapshot.size_bytes(),
-        }
+        each!(self, it => it.size_bytes())
     }
 
     /// Block size of the store, in bytes.
     pub fn block_bytes(&self) -> u32 {
-        match self {
-            Self::Volume(volume) => volume.block_bytes(),
-            Self::Snapshot(snapshot) => snapshot.block_bytes(),
-        }
+        each!(self, it => it.block_bytes())
     }
 
     /// Whether it refuses writes.
@@ -58,10 +59,7 @@ impl Export {
 
     /// What another volfork is told of it beside its bytes.
     pub(super) fn about(&self) -> About {
-        match self {
-            Self::Volume(volume) => volume.about(),
-            Self::Snapshot(snapshot) => snapshot.about(),
-        }
+        each!(self, it => it.about())
     }
 
     /// A queue on it.
@@ -69,10 +67,7 @@ impl Export {
     /// # Errors
     /// It was destroyed, or the machine has no room for another ring.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
-        match self {
-            Self::Volume(volume) => volume.queue(depth),
-            Self::Snapshot(snapshot) => snapshot.queue(depth),
-        }
+        each!(self, it => it.queue(depth))
     }
 
     /// Which bytes from the start of a range are zero.
@@ -80,18 +75,12 @@ impl Export {
     /// # Errors
     /// [`ErrorKind::OutOfRange`].
     pub fn allocation(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
-        match self {
-            Self::Volume(volume) => volume.allocation(range, runs_max),
-            Self::Snapshot(snapshot) => snapshot.allocation(range, runs_max),
-        }
+        each!(self, it => it.allocation(range, runs_max))
     }
 
     /// Names of the snapshots since which changes can be told.
     pub fn snapshots_below(&self) -> Vec<String> {
-        match self {
-            Self::Volume(volume) => volume.snapshots_below(),
-            Self::Snapshot(snapshot) => snapshot.snapshots_below(),
-        }
+        each!(self, it => it.snapshots_below())
     }
 
     /// Bytes that were changed since a snapshot.
@@ -99,10 +88,7 @@ impl Export {
     /// # Errors
     /// [`ErrorKind::NotFound`] when it was destroyed; [`ErrorKind::OutOfRange`].
     pub fn changed_since(&self, snapshot: &str, range: &Range<u64>, runs_max: usize) -> Result<Vec<Range<u64>>> {
-        match self {
-            Self::Volume(volume) => volume.changed_since(snapshot, range, runs_max),
-            Self::Snapshot(of) => of.changed_since(snapshot, range, runs_max),
-        }
+        each!(self, it => it.changed_since(snapshot, range, runs_max))
     }
 
     /// The snapshot, if it is one: only what never changes has checksums and a trace.
@@ -118,10 +104,7 @@ impl Export {
     /// # Errors
     /// [`ErrorKind::OutOfRange`].
     pub fn runs(&self, range: Range<u64>, runs_max: usize) -> Result<Vec<Run>> {
-        match self {
-            Self::Volume(volume) => volume.runs(range, runs_max),
-            Self::Snapshot(snapshot) => snapshot.runs(range, runs_max),
-        }
+        each!(self, it => it.runs(range, runs_max))
     }
 }
 

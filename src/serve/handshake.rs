@@ -7,6 +7,7 @@ use super::export::{Export, Exports};
 use super::listener::ClientSocket;
 use super::status::Context;
 use crate::error::{Error, ErrorKind};
+use crate::place::index;
 use crate::sync::time::Instant;
 use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, EXPORT_BLOCK_STATUS_PAYLOAD, EXPORT_CAN_MULTI_CONN, EXPORT_HAS_FLAGS,
@@ -74,7 +75,7 @@ pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration
         talk.read(&mut header)?;
         let option = OptionRequest::decode(&header).map_err(|error| broken(&error.0))?;
         // Bounded when the header was decoded; always consumed, also for unknown options.
-        let mut data = vec![0; option.length as usize];
+        let mut data = vec![0; index(option.length)];
         talk.read(&mut data)?;
         match option.option {
             OPT_EXPORT_NAME => return talk.export_name(&data).map(Some),

@@ -5,18 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Listener, NbdOptions, NbdServer};
+use crate::place::length;
 use crate::source::UriSources;
 use crate::store::{Store, proof};
 use crate::sync::{sim, thread};
 
-const BYTES: usize = 1 << 20;
+const BYTES: u64 = 1 << 20;
+const HALF: u64 = BYTES / 2;
 
 fn history(path: &Path) {
     let options = proof::options;
     let near = Store::create(path.join("near"), options()).unwrap();
-    let origin = near.create_volume("origin", BYTES as u64).unwrap();
-    let written: Vec<u8> = (0..BYTES).map(|byte| (byte / 4096) as u8).collect();
-    origin.write_at(&written[..BYTES / 2], 0).unwrap();
+    let origin = near.create_volume("origin", BYTES).unwrap();
+    let written: Vec<u8> = (0..=u8::MAX).flat_map(|block| [block; 4096]).collect();
+    let (first, half) = (&written[..length(HALF)], length(HALF));
+    origin.write_at(first, 0).unwrap();
     origin.snapshot("base").unwrap();
     let socket = path.join("socket");
     let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
@@ -29,24 +32,24 @@ fn history(path: &Path) {
     thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..4 {
-                let offset = sim::below(BYTES as u64 / 2 - 8192);
+                let offset = sim::below(HALF - 8192);
                 let mut buffer = [0; 8192];
                 fork.read_at(&mut buffer, offset).unwrap();
-                assert!(buffer == written[offset as usize..offset as usize + 8192], "other bytes than at the source");
+                assert!(buffer == written[length(offset)..][..8192], "other bytes than at the source");
             }
         });
         scope.spawn(|| {
             for _ in 0..4 {
-                let offset = BYTES as u64 / 2 + sim::below(BYTES as u64 / 2 - 100);
+                let offset = HALF + sim::below(HALF - 100);
                 fork.write_at(&[200; 100], offset).unwrap();
             }
             fork.flush().unwrap();
         });
     });
     assert!(far.wait_hydrated("fork", Duration::from_secs(3600)).unwrap(), "hydration does not end");
-    let mut buffer = vec![0; BYTES / 2];
+    let mut buffer = vec![0; half];
     fork.read_at(&mut buffer, 0).unwrap();
-    assert!(buffer == written[..BYTES / 2], "other bytes than at the source");
+    assert!(buffer == *first, "other bytes than at the source");
     far.close().unwrap();
     server.shutdown();
     // No connection keeps the store open any more, and no handle.

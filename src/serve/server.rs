@@ -4,15 +4,16 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::NbdOptions;
 use super::budget::Budget;
 use super::clients::{Client, NbdClients, Places};
 use super::connection::{Connection, Terms};
 use super::export::Exports;
 use super::handshake::agree;
 use super::listener::{ClientSocket, Listener};
+use super::options::NbdOptions;
+use super::shutdown::Shutdown;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{RingWaker, descriptors_max};
+use crate::io::descriptors_max;
 use crate::limits::QUEUE_DEPTH_MAX;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::thread::{Builder, JoinHandle};
@@ -30,14 +31,6 @@ struct Shared {
     places: Arc<Places>,
     budget: Arc<Budget>,
     shutdown: Arc<Shutdown>,
-}
-
-/// Tells connections that the server ends.
-pub struct Shutdown {
-    /// Readable from the moment the server shuts down: no further requests are taken.
-    pub asked: RingWaker,
-    /// Readable when there is no more time: nothing is waited for any longer.
-    pub forced: RingWaker,
 }
 
 /// The place of a connection among the clients, given back when it is dropped: a panic on its thread costs no other client.
@@ -84,9 +77,8 @@ impl NbdServer {
             let message = format!("a connection has 1 to {QUEUE_DEPTH_MAX} requests under way, not {}", options.depth);
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        let waker = || RingWaker::new().map_err(|error| Error::io("cannot make an event descriptor", error));
         let budget = Arc::new(Budget::new(options.memory_bytes_max));
-        let shutdown = Arc::new(Shutdown { asked: waker()?, forced: waker()? });
+        let shutdown = Arc::new(Shutdown::new()?);
         let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget, shutdown });
         let accepting = Arc::clone(&shared);
         let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));

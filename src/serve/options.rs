@@ -1,0 +1,35 @@
+//! Settings of a server.
+
+use std::time::Duration;
+
+/// Settings of an NBD server.
+#[derive(Clone, Debug)]
+pub struct NbdOptions {
+    /// Connections at most (fewer if the process may not have so many descriptors); further clients are turned away.
+    pub connections_max: usize,
+    /// Requests under way on one connection; further ones wait in its socket.
+    pub depth: u32,
+    /// Time for a client to agree on an export; it begins anew with each answer about one.
+    pub handshake_timeout: Duration,
+    /// Time for requests under way when the server shuts down.
+    pub shutdown_timeout: Duration,
+    /// A client that has begun to send a request has this time, and a second for each 64 KiB, to send all of it; one that takes none of
+    /// its replies has it while others wait for memory. Then it is disconnected.
+    pub stall_timeout: Duration,
+    /// Memory for requests and replies of all connections together, in bytes, beyond 256 KiB for each. Larger requests wait until there
+    /// is room.
+    pub memory_bytes_max: usize,
+}
+
+impl Default for NbdOptions {
+    fn default() -> Self {
+        Self {
+            connections_max: 1024,
+            depth: 128,
+            handshake_timeout: Duration::from_secs(10),
+            shutdown_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(30),
+            memory_bytes_max: 1 << 30,
+        }
+    }
+}
