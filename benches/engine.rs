@@ -42,7 +42,7 @@ impl Blocks {
 }
 
 fn options(io_mode: IoMode) -> StoreOptions {
-    StoreOptions { io_mode, sources: Some(Arc::new(UriSources::default())), ..StoreOptions::default() }
+    StoreOptions::default().with_io_mode(io_mode).with_sources(Arc::new(UriSources::default()))
 }
 
 fn fill(write: &mut dyn FnMut(&[u8], u64), bytes: u64) {
@@ -167,7 +167,7 @@ fn reads_by_depth(criterion: &mut Criterion) {
             let mut owners = vec![base; blocks as usize];
             for layer in 1..depth {
                 let (block, data) = (random.next(blocks), [layer as u8; BLOCK as usize]);
-                volume.snapshot(&format!("s{layer}")).expect("a snapshot");
+                volume.create_snapshot(&format!("s{layer}")).expect("a snapshot");
                 volume.write_at(&data, block * BLOCK).expect("a write");
                 let path = dir.path().join(format!("raw{depth}.{layer}"));
                 let file = SystemDisk::new().open(&path, OpenMode::Create, IoMode::Buffered).expect("a file");
@@ -214,7 +214,7 @@ fn barriers(criterion: &mut Criterion) {
     let deep = filled_volume(&store, "deep", 4 << 20);
     let layers = if test_mode() { 10 } else { 1000 };
     for layer in 0..layers {
-        deep.write_at(&[1; BLOCK as usize], 0).and_then(|()| deep.snapshot(&format!("s{layer}"))).expect("a snapshot");
+        deep.write_at(&[1; BLOCK as usize], 0).and_then(|()| deep.create_snapshot(&format!("s{layer}"))).expect("a snapshot");
     }
     let mut group = criterion.benchmark_group("barriers");
     let mut number = 0;

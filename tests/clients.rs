@@ -74,8 +74,8 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let nbd = SourceOptions { give_up_after: Duration::from_millis(300), ..SourceOptions::default() };
-        let options = StoreOptions { sources: Some(Arc::new(UriSources { nbd })), ..StoreOptions::default() };
+        let nbd = SourceOptions::default().with_give_up_after(Duration::from_millis(300));
+        let options = StoreOptions::default().with_sources(Arc::new(UriSources { nbd }));
         let store = Store::create(dir.path().join("store"), options).unwrap();
         let socket = dir.path().join("sock");
         let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
@@ -471,7 +471,7 @@ fn a_returned_source_is_used_again_and_a_changed_one_refused() {
     drop(other);
     // A fork that was refused once is opened anew with the store.
     let _second = nbdkit_file(&socket, &image, &[]);
-    host.store.control_hydration("a", &volfork::store::HydrationControl { paused: Some(false), ..Default::default() }).unwrap();
+    host.store.control_hydration("a", &volfork::store::HydrationControl::default().with_paused(false)).unwrap();
     assert!(host.store.wait_hydrated("a", Duration::from_secs(60)).unwrap(), "{:?}", host.store.show("a").unwrap().hydration);
     let mut expected = data;
     expected[9 * MIB..9 * MIB + 4096].fill(7);
@@ -575,7 +575,7 @@ fn a_killed_server_loses_nothing_that_was_flushed() {
         written = lines.map_while(Result::ok).filter_map(|line| line.parse().ok()).last().unwrap_or(written);
         drop(writer);
         let sources: Arc<UriSources> = Arc::default();
-        let store = Store::open(dir.path().join("store"), StoreOptions { sources: Some(sources), ..StoreOptions::default() }).unwrap();
+        let store = Store::open(dir.path().join("store"), StoreOptions::default().with_sources(sources)).unwrap();
         let volume = store.volume("a").unwrap();
         for number in written.saturating_sub(2990).max(1)..=written {
             let mut block = [0; 4096];
@@ -593,7 +593,7 @@ fn a_killed_server_loses_nothing_that_was_flushed() {
             store.volume("far").unwrap().read_at(&mut all, 0).unwrap();
             assert!(all == pattern(9, 48 * MIB));
         }
-        assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+        assert_eq!(store.scrub(None).unwrap().errors, Vec::<String>::new());
         store.close().unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
 
 /// No thread changes files behind the test's back, and no source is there.
 fn options() -> StoreOptions {
-    StoreOptions { threads: false, ..StoreOptions::default() }
+    StoreOptions::default().with_threads(false)
 }
 
 /// What an export must read as.
@@ -44,7 +45,7 @@ impl Fixture {
         let path = |name: &str| directory.path().join(name);
         let image = pattern(1, SIZE);
         fs::write(path("image"), &image).unwrap();
-        let with_source = StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() };
+        let with_source = options().with_sources(Arc::new(UriSources::default()));
         let store = Store::create(path("store"), with_source).unwrap();
         let half = store.fork(&format!("file://{}", path("image").display()), "half").unwrap();
         half.read_at(&mut vec![0; FETCHED * BLOCK], 0).unwrap();
@@ -63,7 +64,7 @@ impl Fixture {
         let mut bytes = vec![0; SIZE];
         bytes[..SIZE / 2].copy_from_slice(&image[..SIZE / 2]);
         base.write_at(&bytes[..SIZE / 2], 0).unwrap();
-        base.snapshot("s").unwrap();
+        base.create_snapshot("s").unwrap();
         let (kid, mut other) = (store.fork("base@s", "kid").unwrap(), bytes.clone());
         contents.insert("base@s", bytes.clone());
         for block in [0, 3, 1100] {
@@ -174,7 +175,7 @@ fn examine(store: &Path, contents: &Contents, what: &str) -> (Verdict, bool) {
             }
         }
     }
-    let scrubbed = opened.scrub(None, &mut |_| {});
+    let scrubbed = opened.scrub(None);
     let found = scrubbed.as_ref().map_or(1, |report| report.errors.len());
     assert_eq!(damaged > 0, found > 0, "{what}: {damaged} blocks cannot be read, scrub says {scrubbed:?}");
     if let Ok(report) = scrubbed {
@@ -346,12 +347,12 @@ fn a_store_that_lost_its_superblock_is_not_made_anew() {
 fn a_scrub_ends_when_it_is_told_to() {
     let fixture = Fixture::new();
     let store = Store::open(fixture.copy("closed"), options()).unwrap();
-    let whole = store.scrub(None, &mut |_| {}).unwrap().blocks_verified;
+    let whole = store.scrub(None).unwrap().blocks_verified;
     let mut calls = 0;
-    let report = store.scrub_while(None, &mut |progress| {
+    let report = store.scrub_with(None, &mut |progress| {
         calls += 1;
         assert_eq!(progress.blocks_total, whole);
-        false
+        ControlFlow::Break(())
     });
     let verified = report.unwrap().blocks_verified;
     assert!(calls == 1 && verified > 0 && verified < whole, "{verified} of {whole}");

@@ -13,7 +13,7 @@ const BLOCK: usize = 4096;
 const MIB: u64 = 1 << 20;
 
 fn options() -> StoreOptions {
-    StoreOptions { threads: false, ..StoreOptions::default() }
+    StoreOptions::default().with_threads(false)
 }
 
 fn kind<T>(result: volfork::Result<T>) -> Option<ErrorKind> {
@@ -36,7 +36,7 @@ fn pattern(bytes: usize) -> Vec<u8> {
 
 fn stores(dir: &Path) -> impl Iterator<Item = (Store, Volume, RingKind)> {
     [RingKind::Uring, RingKind::Threads].into_iter().map(move |ring| {
-        let store = Store::create(dir.join(format!("{ring:?}")), StoreOptions { ring: Some(ring), ..options() }).unwrap();
+        let store = Store::create(dir.join(format!("{ring:?}")), options().with_ring(ring)).unwrap();
         let volume = store.create_volume("v", 16 * MIB).unwrap();
         (store, volume, ring)
     })
@@ -49,7 +49,7 @@ fn reads_fill_buffers_of_the_caller_and_give_them_back() {
         let written = pattern(2 << 20);
         volume.write_at(&written, 0).unwrap();
         // Two layers, so that a read has several parts; and zeros behind.
-        volume.snapshot("s").unwrap();
+        volume.create_snapshot("s").unwrap();
         volume.write_at(&[9; BLOCK], 8 * BLOCK as u64).unwrap();
         let mut expected = written;
         expected[8 * BLOCK..9 * BLOCK].fill(9);
@@ -140,7 +140,7 @@ fn a_handle_speaks_of_its_own_volume_after_a_rename() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path(), options()).unwrap();
     let (mine, other) = (store.create_volume("a", MIB).unwrap(), store.create_volume("b", 2 * MIB).unwrap());
-    mine.snapshot("s").unwrap();
+    mine.create_snapshot("s").unwrap();
     store.rename("a", "x").unwrap();
     store.rename("b", "a").unwrap();
     assert_eq!((mine.info().unwrap().name, mine.info().unwrap().id), ("x".into(), mine.id()));
@@ -161,7 +161,7 @@ fn differences_and_presence_come_in_pages() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::create(dir.path(), options()).unwrap();
     let volume = store.create_volume("v", 64 * MIB).unwrap();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     // More runs than a page has.
     let places: Vec<u64> = (0..2500).map(|number| number * 3 * BLOCK as u64).collect();
     places.iter().for_each(|place| volume.write_at(&[1; BLOCK], *place).unwrap());
@@ -182,9 +182,9 @@ fn a_fork_is_compared_with_a_snapshot_of_its_parent() {
     let store = Store::create(dir.path(), options()).unwrap();
     let volume = store.create_volume("v", 16 * MIB).unwrap();
     volume.write_at(&[1; BLOCK], 0).unwrap();
-    volume.snapshot("old").unwrap();
+    volume.create_snapshot("old").unwrap();
     volume.write_at(&[2; BLOCK], MIB).unwrap();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     let fork = store.fork("v@s", "f").unwrap();
     fork.write_at(&[3; BLOCK], 2 * MIB).unwrap();
     let changed = |snapshot: &str| fork.changed_since(snapshot, &(0..16 * MIB), 10);
@@ -192,7 +192,7 @@ fn a_fork_is_compared_with_a_snapshot_of_its_parent() {
     assert!(changed("v@s").unwrap().iter().eq([&(2 * MIB..2 * MIB + block)]));
     assert_eq!(changed("v@old").unwrap(), [MIB..MIB + block, 2 * MIB..2 * MIB + block]);
     volume.write_at(&[4; BLOCK], 0).unwrap();
-    volume.snapshot("later").unwrap();
+    volume.create_snapshot("later").unwrap();
     for none in ["s", "v@later", "v@none", "none@s"] {
         assert_eq!(kind(changed(none)), Some(ErrorKind::NotFound), "{none}");
     }
@@ -215,7 +215,7 @@ fn a_read_only_store_reads_everything_and_changes_nothing() {
     let store = Store::create(dir.path(), options()).unwrap();
     let volume = store.create_volume("v", 16 * MIB).unwrap();
     volume.write_at(&pattern(1 << 20), 0).unwrap();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     volume.write_at(&[9; 3 * BLOCK], 100).unwrap();
     volume.flush().unwrap();
     assert_eq!(kind(Store::open_read_only(dir.path(), options())), Some(ErrorKind::Locked));
@@ -229,7 +229,7 @@ fn a_read_only_store_reads_everything_and_changes_nothing() {
     for dir in [dir.path(), copy.path()] {
         let before = look(dir);
         for io_mode in [volfork::io::IoMode::Buffered, volfork::io::IoMode::Direct] {
-            let store = Store::open_read_only(dir, StoreOptions { io_mode, ..options() }).unwrap();
+            let store = Store::open_read_only(dir, options().with_io_mode(io_mode)).unwrap();
             let second = Store::open_read_only(dir, options()).unwrap();
             assert_eq!(kind(Store::open(dir, options())), Some(ErrorKind::Locked));
             let volume = store.volume("v").unwrap();
@@ -251,7 +251,7 @@ fn a_read_only_store_reads_everything_and_changes_nothing() {
                 kind(volume.discard(0, MIB)),
                 kind(volume.write_zeroes(0, MIB)),
                 kind(volume.fork("f")),
-                kind(volume.snapshot("t")),
+                kind(volume.create_snapshot("t")),
                 kind(volume.resize(32 * MIB, false)),
                 kind(store.create_volume("w", MIB)),
                 kind(store.rename("v", "w")),
@@ -262,7 +262,7 @@ fn a_read_only_store_reads_everything_and_changes_nothing() {
             drop(queue);
             assert_eq!(kind(volume.destroy(true)), Some(ErrorKind::ReadOnly));
             assert_eq!(store.health().writes_refused.map(|error| error.kind()), Some(ErrorKind::ReadOnly));
-            assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 0);
+            assert_eq!(store.scrub(None).unwrap().blocks_damaged, 0);
             assert!(!store.step().unwrap());
             store.close().unwrap();
             second.close().unwrap();
@@ -278,7 +278,7 @@ fn health_and_events_tell_of_damage() {
     let store = Store::create(dir.path(), options()).unwrap();
     let volume = store.create_volume("v", MIB).unwrap();
     volume.write_at(&[1; BLOCK], 0).unwrap();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     store.close().unwrap();
     let data = std::fs::read_dir(dir.path().join("layers")).unwrap().map(|file| file.unwrap().path());
     for path in data.filter(|path| path.extension().is_some_and(|kind| kind == "data")) {
@@ -288,7 +288,7 @@ fn health_and_events_tell_of_damage() {
     let told = std::sync::Arc::<std::sync::Mutex<Vec<_>>>::default();
     let telling = std::sync::Arc::clone(&told);
     let on_event = std::sync::Arc::new(move |event: &volfork::volume::Event| telling.lock().unwrap().push(event.kind));
-    let store = Store::open(dir.path(), StoreOptions { on_event: Some(on_event), ..options() }).unwrap();
+    let store = Store::open(dir.path(), options().with_on_event(on_event)).unwrap();
     assert!(store.health().damage.is_none());
     assert_eq!(kind(store.volume("v").unwrap().read_at(&mut [0; 10], 0)), Some(ErrorKind::Corrupt));
     assert!(told.lock().unwrap().is_empty(), "an event came on the thread of a caller");

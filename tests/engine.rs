@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use volfork::volume::VolumeOptions;
 
 use volfork::io::{IoMode, RingKind};
 use volfork::volume::{ForkOptions, Request};
@@ -120,7 +121,7 @@ impl Trial {
 fn queue_agrees_with_a_model(kind: RingKind, io_mode: IoMode, seed: u64) {
     println!("seed {seed}");
     let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions { ring: Some(kind), io_mode, ..StoreOptions::default() };
+    let options = StoreOptions::default().with_ring(kind).with_io_mode(io_mode);
     let store = Store::create(dir.path(), options.clone()).unwrap();
     let volume = store.create_volume("a", 24 << 20).unwrap();
     let queue = volume.queue(QUEUE_DEPTH as u32).unwrap();
@@ -147,7 +148,7 @@ fn queue_agrees_with_a_model(kind: RingKind, io_mode: IoMode, seed: u64) {
     let store = Store::open(dir.path(), options).unwrap();
     store.volume("a").unwrap().read_at(&mut all, 0).unwrap();
     assert!(all == model, "after closing and opening");
-    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+    assert_eq!(store.scrub(None).unwrap().errors, Vec::<String>::new());
 }
 
 #[test]
@@ -172,7 +173,7 @@ fn queue_with_direct_io() {
 fn whoever_polls_a_queue_is_told_of_every_completion() {
     for kind in [RingKind::Uring, RingKind::Threads] {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::create(dir.path(), StoreOptions { ring: Some(kind), ..StoreOptions::default() }).unwrap();
+        let store = Store::create(dir.path(), StoreOptions::default().with_ring(kind)).unwrap();
         let [busy, quiet] = ["busy", "quiet"].map(|name| store.create_volume(name, 64 << 20).unwrap());
         busy.write_at(&vec![1; 1 << 20], 0).unwrap();
         quiet.write_at(&vec![1; 1 << 20], 0).unwrap();
@@ -211,7 +212,7 @@ fn whoever_polls_a_queue_is_told_of_every_completion() {
 fn a_queue_never_hands_out_damaged_bytes() {
     for (kind, io_mode) in [(RingKind::Uring, IoMode::Buffered), (RingKind::Uring, IoMode::Direct), (RingKind::Threads, IoMode::Direct)] {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::create(dir.path(), StoreOptions { ring: Some(kind), io_mode, ..StoreOptions::default() }).unwrap();
+        let store = Store::create(dir.path(), StoreOptions::default().with_ring(kind).with_io_mode(io_mode)).unwrap();
         let volume = store.create_volume("a", 1 << 20).unwrap();
         volume.write_at(&[7; 1 << 20], 0).and_then(|()| volume.flush()).unwrap();
         let data = std::fs::read_dir(dir.path().join("layers")).unwrap().map(|entry| entry.unwrap().path());
@@ -238,7 +239,7 @@ fn a_queue_never_hands_out_damaged_bytes() {
 #[test]
 fn one_barrier_round_for_a_flush_and_for_a_fork() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::create(dir.path(), StoreOptions { threads: false, ..StoreOptions::default() }).unwrap();
+    let store = Store::create(dir.path(), StoreOptions::default().with_threads(false)).unwrap();
     let volume = store.create_volume("a", 1 << 30).unwrap();
     let count = |what: &str, run: &mut dyn FnMut()| {
         let before = store.barriers();
@@ -264,7 +265,7 @@ fn one_barrier_round_for_a_flush_and_for_a_fork() {
 #[test]
 fn a_second_opener_is_told_who_owns_the_store() {
     let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions { owner: "the first opener".into(), ..StoreOptions::default() };
+    let options = StoreOptions::default().with_owner("the first opener".into());
     let store = Store::create(dir.path(), options).unwrap();
     let error = Store::open(dir.path(), StoreOptions::default()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Locked);
@@ -303,7 +304,7 @@ fn a_chain_of_ten_thousand_layers_reads_and_opens() {
     let volume = store.create_volume("a", 64 << 20).unwrap();
     for layer in 0..10_000u32 {
         volume.write_at(&layer.to_le_bytes(), u64::from(layer) * 4096).unwrap();
-        volume.snapshot(&format!("s{layer}")).unwrap();
+        volume.create_snapshot(&format!("s{layer}")).unwrap();
     }
     store.close().unwrap();
     let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
@@ -323,12 +324,12 @@ fn labels_are_there_from_the_first_moment_and_survive() {
     let directory = tempfile::tempdir().unwrap();
     let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let store = Store::create(directory.path(), StoreOptions::default()).unwrap();
-    store.create_volume_labeled("v", 1 << 20, [text("a", "1"), text("b", "2")].into()).unwrap();
+    store.create_volume_with("v", 1 << 20, &VolumeOptions::default().with_labels([text("a", "1"), text("b", "2")].into())).unwrap();
     let labels = [("a".to_owned(), None), ("c".to_owned(), Some("3".to_owned()))].into();
-    store.fork_with(&["v".to_owned()], "fork", &ForkOptions { labels, ..ForkOptions::default() }).unwrap();
+    store.fork_with("v", "fork", &ForkOptions::default().with_labels(labels)).unwrap();
     let labels = [("k".to_owned(), Some("v".repeat(4096)))].into();
-    let huge = ForkOptions { labels, ..ForkOptions::default() };
-    assert_eq!(store.fork_with(&["v".to_owned()], "huge", &huge).err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
+    let huge = ForkOptions::default().with_labels(labels);
+    assert_eq!(store.fork_with("v", "huge", &huge).err().map(|error| error.kind()), Some(ErrorKind::InvalidInput));
     store.close().unwrap();
     let store = Store::open(directory.path(), StoreOptions::default()).unwrap();
     let mut labels: Vec<_> = store.labels().into_iter().map(|(name, _, labels)| (name, labels)).collect();

@@ -178,7 +178,7 @@ impl Life {
 /// One life, in a process of its own.
 fn live(store: &Path, model_path: &Path, seed: u64) {
     let threads = seed.is_multiple_of(2);
-    let store = Store::open(store, StoreOptions { threads, ..StoreOptions::default() }).expect("a store opens on a full disk");
+    let store = Store::open(store, StoreOptions::default().with_threads(threads)).expect("a store opens on a full disk");
     let mut life = Life { store, model: load(model_path), random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)), names: seed * 10_000 };
     life.compare();
     life.learn();
@@ -260,7 +260,7 @@ fn histories(kind: &str) {
         Err(reason) => return println!("skipped: there is no {kind} here: {reason}"),
     };
     let (path, model) = (mounted.path().join("store"), mounted.directory.path().join("model"));
-    let store = Store::create(&path, StoreOptions { threads: false, ..StoreOptions::default() }).unwrap();
+    let store = Store::create(&path, StoreOptions::default().with_threads(false)).unwrap();
     store.create_volume("v", PLACES * PLACE_BYTES).unwrap();
     save(&[("v".to_owned(), vec![vec![0]; PLACES as usize])].into(), &model);
     store.close().unwrap();
@@ -276,7 +276,7 @@ fn histories(kind: &str) {
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(!text.contains("panicked"), "{kind}, seed {seed}, {free} bytes free:\n{text}");
     }
-    let report = Store::open(&path, StoreOptions::default()).unwrap().scrub(None, &mut |_| {}).unwrap();
+    let report = Store::open(&path, StoreOptions::default()).unwrap().scrub(None).unwrap();
     assert_eq!(report.errors, Vec::<String>::new(), "{kind}, seed {first}");
 }
 

@@ -373,7 +373,7 @@ fn try_seed(seed: u64, store: &Store, directory: &Path, outcomes: &mut Outcomes)
     // It is put right: nothing wrong was kept, and nothing hangs for ever.
     server.honest.store(true, Ordering::SeqCst);
     if fork.size_bytes() == SIZE {
-        let again = volfork::store::HydrationControl { paused: Some(false), ..Default::default() };
+        let again = volfork::store::HydrationControl::default().with_paused(false);
         let begun = Instant::now();
         let errors = store.show(&name).unwrap().hydration.sources.first().map_or(0, |source| source.errors);
         loop {
@@ -413,8 +413,13 @@ fn a_hostile_source_gives_right_bytes_or_an_error_in_time() {
     };
     println!("seeds {seeds:?}");
     let directory = tempfile::tempdir().unwrap();
-    let nbd = NbdOptions { connections: 2, connect_timeout: SHORT, request_timeout: SHORT, give_up_after: SHORT, tries: 2 };
-    let options = StoreOptions { sources: Some(Arc::new(UriSources { nbd })), ..StoreOptions::default() };
+    let nbd = NbdOptions::default()
+        .with_connections(2)
+        .with_connect_timeout(SHORT)
+        .with_request_timeout(SHORT)
+        .with_give_up_after(SHORT)
+        .with_tries(2);
+    let options = StoreOptions::default().with_sources(Arc::new(UriSources { nbd }));
     let store = Store::create(directory.path().join("store"), options).unwrap();
     let local = store.create_volume("local", 1 << 20).unwrap();
     let before = memory_mib();

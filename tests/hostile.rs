@@ -131,7 +131,7 @@ fn a_client_that_reads_no_replies_holds_bounded_memory() {
 
 #[test]
 fn all_requests_are_answered_however_many_come_at_once() {
-    let host = Host::new(NbdOptions { depth: 4, ..NbdOptions::default() });
+    let host = Host::new(NbdOptions::default().with_depth(4));
     for export in ["zeros", "v"] {
         for hangs_up in [false, true] {
             let mut client = host.client(export);
@@ -148,7 +148,7 @@ fn all_requests_are_answered_however_many_come_at_once() {
 
 #[test]
 fn sending_byte_by_byte_gains_a_client_no_time() {
-    let host = Host::new(NbdOptions { handshake_timeout: Duration::from_millis(300), ..NbdOptions::default() });
+    let host = Host::new(NbdOptions::default().with_handshake_timeout(Duration::from_millis(300)));
     let mut slow = host.connect();
     slow.read_exact(&mut [0; 18]).unwrap();
     slow.write_all(&3u32.to_be_bytes()).unwrap();
@@ -163,7 +163,7 @@ fn sending_byte_by_byte_gains_a_client_no_time() {
 #[test]
 fn stopping_does_not_wait_for_unfinished_handshakes() {
     let long = Duration::from_secs(3600);
-    let mut host = Host::new(NbdOptions { handshake_timeout: long, shutdown_timeout: long, ..NbdOptions::default() });
+    let mut host = Host::new(NbdOptions::default().with_handshake_timeout(long).with_shutdown_timeout(long));
     let mut idle = host.connect();
     idle.read_exact(&mut [0; 18]).unwrap();
     let server = host.server.take().unwrap();
@@ -258,7 +258,7 @@ fn next_request(socket: &mut UnixStream) -> io::Result<Request> {
 fn outcome(act: Act) -> Result<(), SourceError> {
     let (_directory, uri) = evil(act);
     let short = Duration::from_millis(300);
-    let options = SourceOptions { connect_timeout: short, request_timeout: short, give_up_after: short, ..SourceOptions::default() };
+    let options = SourceOptions::default().with_connect_timeout(short).with_request_timeout(short).with_give_up_after(short);
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         let read = NbdSource::open(&uri, options).and_then(|source| {
@@ -395,7 +395,7 @@ fn a_request_that_is_never_answered_beside_others_is_given_up() {
     };
     let (_directory, uri) = evil(act);
     let short = Duration::from_millis(300);
-    let options = SourceOptions { request_timeout: short, give_up_after: short, tries: 2, ..SourceOptions::default() };
+    let options = SourceOptions::default().with_request_timeout(short).with_give_up_after(short).with_tries(2);
     let source = NbdSource::open(&uri, options).unwrap();
     let (sender, receiver) = channel();
     let asked = Arc::clone(&source);
@@ -490,7 +490,7 @@ impl SourceOpener for Opener {
 fn repeated_parts_during_a_write_do_not_stop_a_hydration() {
     let data: bytes::Bytes = (0..8 * MIB).map(|number| (number >> 12) as u8 | 1).collect::<Vec<u8>>().into();
     let directory = tempfile::tempdir().unwrap();
-    let options = StoreOptions { sources: Some(Arc::new(Opener(data.clone(), About::default()))), ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(Opener(data.clone(), About::default())));
     let store = Store::create(directory.path().join("store"), options).unwrap();
     let fork = store.fork("repeats://x", "fork").unwrap();
     assert!(store.wait_hydrated("fork", PATIENCE).unwrap(), "it stands still");
@@ -518,13 +518,13 @@ fn a_fork_gets_labels_only_from_a_volfork_source() {
     ] {
         let directory = tempfile::tempdir().unwrap();
         let about = About { labels: told.clone(), ..About::default() };
-        let options = StoreOptions { sources: Some(Arc::new(Opener(vec![1; MIB].into(), about))), ..StoreOptions::default() };
+        let options = StoreOptions::default().with_sources(Arc::new(Opener(vec![1; MIB].into(), about)));
         let store = Store::create(directory.path().join("store"), options).unwrap();
         store.fork("told://x", "fork").unwrap();
         assert_eq!(store.show("fork").unwrap().labels, inherited, "{told:?}");
         // What the user tells goes before, and whoever is asked may refuse it: then nothing is there.
         let labels = [("vm.cpus".to_owned(), None), ("app".to_owned(), Some("shop".to_owned()))].into();
-        let change = ForkOptions { labels, ..ForkOptions::default() };
+        let change = ForkOptions::default().with_labels(labels);
         let sources = ["told://x".to_owned()];
         let refuse = &mut |size_bytes, labels: &mut BTreeMap<String, String>| {
             assert!(size_bytes == MIB as u64 && labels["app"] == "shop" && !labels.contains_key("vm.cpus"));

@@ -158,7 +158,7 @@ fn read_error(socket: &mut UnixStream) -> u32 {
 
 #[test]
 fn a_panic_of_an_export_costs_its_own_connection() {
-    let mut host = Host::new(NbdOptions { connections_max: 1, ..NbdOptions::default() });
+    let mut host = Host::new(NbdOptions::default().with_connections_max(1));
     for _ in 0..5 {
         let mut client = host.ask("panics");
         assert_eq!(client.read(&mut [0; 64]).unwrap(), 0, "its client is told");
@@ -173,7 +173,7 @@ fn a_panic_of_an_export_costs_its_own_connection() {
 
 #[test]
 fn a_shutdown_ends_although_an_export_hangs() {
-    let mut host = Host::new(NbdOptions { shutdown_timeout: Duration::ZERO, ..NbdOptions::default() });
+    let mut host = Host::new(NbdOptions::default().with_shutdown_timeout(Duration::ZERO));
     let mut clients: Vec<_> = ["hangs", "hangs", "v"].map(|export| host.ask(export)).into();
     host.await_connections(3);
     host.shut_down();
@@ -221,9 +221,9 @@ fn every_reply_is_sent_without_another_request() {
 #[test]
 fn times_that_never_come_are_no_panic() {
     let long = Duration::MAX;
-    let mut host = Host::new(NbdOptions { handshake_timeout: long, shutdown_timeout: long, ..NbdOptions::default() });
+    let mut host = Host::new(NbdOptions::default().with_handshake_timeout(long).with_shutdown_timeout(long));
     let uri = format!("nbd+unix:///v?socket={}", host.socket().display());
-    let options = SourceOptions { connect_timeout: long, request_timeout: long, give_up_after: long, ..SourceOptions::default() };
+    let options = SourceOptions::default().with_connect_timeout(long).with_request_timeout(long).with_give_up_after(long);
     let source = NbdSource::open(&uri, options).unwrap();
     assert!(source.read_blocking(0..4096).unwrap() == [7; 4096][..]);
     source.close();
@@ -235,7 +235,7 @@ fn a_server_with_an_impossible_depth_does_not_start() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), StoreOptions::default()).unwrap();
     for depth in [0, u32::MAX] {
-        let started = NbdServer::start(Arc::new(store.clone()), Vec::new(), NbdOptions { depth, ..NbdOptions::default() });
+        let started = NbdServer::start(Arc::new(store.clone()), Vec::new(), NbdOptions::default().with_depth(depth));
         assert_eq!(started.map(drop).unwrap_err().kind(), volfork::ErrorKind::InvalidInput, "{depth}");
     }
 }

@@ -111,7 +111,7 @@ impl DiskFile for ZeroFile {
 
 fn options() -> StoreOptions {
     let disk = Arc::new(ZeroDisk(SystemDisk::new()));
-    StoreOptions { threads: false, disk, ring: Some(RingKind::Threads), ..StoreOptions::default() }
+    StoreOptions::default().with_threads(false).with_disk(disk).with_ring(RingKind::Threads)
 }
 
 fn is_wanted() -> bool {

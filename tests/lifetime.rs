@@ -1,5 +1,6 @@
 //! What handles keep alive, and what `close` ends.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use volfork::{ErrorKind, Store, StoreOptions};
 const BLOCK_BYTES: u64 = 4096;
 
 fn options() -> StoreOptions {
-    StoreOptions { threads: false, ..StoreOptions::default() }
+    StoreOptions::default().with_threads(false)
 }
 
 /// A volume whose block 0 was 1 at snapshot `s0` and 2 at `s1`.
@@ -18,7 +19,7 @@ fn two_snapshots(dir: &Path) -> Store {
     let volume = store.create_volume("v", 64 << 20).unwrap();
     for (byte, snapshot) in [(1, "s0"), (2, "s1")] {
         volume.write_at(&[byte; BLOCK_BYTES as usize], 0).unwrap();
-        volume.snapshot(snapshot).unwrap();
+        volume.create_snapshot(snapshot).unwrap();
     }
     store
 }
@@ -43,7 +44,7 @@ fn a_closed_store_refuses_every_call_reads_included() {
     assert_eq!(kind(volume.discard(0, 1)), closed);
     assert_eq!(kind(volume.write_zeroes(0, 1)), closed);
     assert_eq!(kind(volume.fork("f")), closed);
-    assert_eq!(kind(volume.snapshot("f")), closed);
+    assert_eq!(kind(volume.create_snapshot("f")), closed);
     assert_eq!(kind(volume.resize(1 << 30, false)), closed);
     assert_eq!(kind(volume.prefetch(0, 1)), closed);
     assert_eq!(kind(volume.runs(0..1, 1)), closed);
@@ -65,7 +66,7 @@ fn a_closed_store_refuses_every_call_reads_included() {
     assert_eq!(kind(store.rename("v", "w")), closed);
     assert_eq!(kind(store.destroy_snapshot("v", "s1")), closed);
     assert_eq!(kind(store.destroy_volume("v", true)), closed);
-    assert_eq!(kind(store.scrub(None, &mut |_| {})), closed);
+    assert_eq!(kind(store.scrub(None)), closed);
     assert_eq!(kind(store.step()), closed);
     assert_eq!(kind(store.wait_hydrated("v", Duration::ZERO)), closed);
     assert_eq!(store.holdings().len(), 0);
@@ -81,9 +82,10 @@ fn a_scrub_ends_when_its_store_is_closed_in_the_middle() {
     let dir = tempfile::tempdir().unwrap();
     let store = two_snapshots(dir.path());
     let mut calls = 0;
-    let scrubbed = store.scrub(None, &mut |_| {
+    let scrubbed = store.scrub_with(None, &mut |_| {
         calls += 1;
         store.close().unwrap();
+        ControlFlow::Continue(())
     });
     assert_eq!((kind(scrubbed), calls), (Some(ErrorKind::Closed), 1));
 }
@@ -141,7 +143,7 @@ fn handles_of_a_destroyed_volume_answer_errors_not_zeros() {
     let store = Store::create(dir.path(), options()).unwrap();
     let volume = store.create_volume("v", 16 << 20).unwrap();
     volume.write_at(&[7; 1 << 20], 0).unwrap();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     assert_eq!(volume.allocation(0..16 << 20, 4).unwrap().len(), 2);
     store.destroy_volume("v", true).unwrap();
     store.create_volume("v", 16 << 20).unwrap();
@@ -157,7 +159,7 @@ fn handles_of_a_destroyed_volume_answer_errors_not_zeros() {
     assert_eq!(kind(volume.queue(1)), gone);
     // And nothing happens to the volume that has the name now.
     assert_eq!(kind(volume.fork("f")), gone);
-    assert_eq!(kind(volume.snapshot("s")), gone);
+    assert_eq!(kind(volume.create_snapshot("s")), gone);
     assert_eq!(kind(volume.resize(1 << 20, true)), gone);
     assert_eq!(store.volume("v").unwrap().size_bytes(), 16 << 20);
     assert_eq!(store.snapshot_names("v").unwrap(), [""; 0]);

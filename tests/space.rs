@@ -12,7 +12,7 @@ const BLOCK: u64 = 4096;
 const DATA_BYTES: u64 = 8 << 20;
 
 fn options() -> StoreOptions {
-    StoreOptions { threads: false, ..StoreOptions::default() }
+    StoreOptions::default().with_threads(false)
 }
 
 /// Bytes allocated for the layers of a store.
@@ -56,7 +56,7 @@ fn what_a_destroyed_snapshot_alone_showed_gives_its_space_back() {
     store.close().unwrap();
     assert!(allocated(directory.path()) < DATA_BYTES + (1 << 20), "{} bytes", allocated(directory.path()));
     let store = Store::open(directory.path(), options()).unwrap();
-    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+    assert_eq!(store.scrub(None).unwrap().errors, Vec::<String>::new());
     store.destroy_volume("v", false).unwrap();
     store.close().unwrap();
     assert_eq!(fs::read_dir(directory.path().join("layers")).unwrap().count(), 0);

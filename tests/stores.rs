@@ -76,7 +76,7 @@ impl Old {
 
     fn open(&self) -> Store {
         let sources: Arc<dyn SourceOpener> = Arc::new(Moved(self.source()));
-        Store::open(self.store(), StoreOptions { sources: Some(sources), ..StoreOptions::default() }).unwrap()
+        Store::open(self.store(), StoreOptions::default().with_sources(sources)).unwrap()
     }
 
     /// Everything is as it was.
@@ -92,7 +92,7 @@ impl Old {
         }
         let names: Vec<_> = self.volumes.iter().map(|(name, _, _)| name).filter(|name| !name.contains('@')).cloned().collect();
         assert!(names.iter().all(|name| store.volume_names().contains(name)), "{:?}", store.volume_names());
-        let scrubbed = store.scrub(None, &mut |_| {}).unwrap();
+        let scrubbed = store.scrub(None).unwrap();
         assert!(scrubbed.blocks_verified > 0 && scrubbed.blocks_damaged + scrubbed.blocks_repaired == 0, "{scrubbed:?}");
     }
 
@@ -120,7 +120,7 @@ fn stores_of_earlier_builds_are_opened_with_all_they_have() {
         old.check();
         let store = old.open();
         old.compare(&store);
-        store.control_hydration("half", &HydrationControl { paused: Some(false), ..HydrationControl::default() }).unwrap();
+        store.control_hydration("half", &HydrationControl::default().with_paused(false)).unwrap();
         assert!(store.wait_hydrated("half", Duration::from_secs(60)).unwrap());
         // It is used like any other from then on.
         store.fork("base@s", "new").unwrap().write_at(b"new", 4095).unwrap();

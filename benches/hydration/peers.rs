@@ -118,7 +118,7 @@ impl Peers {
 
     /// A store on the client; only to be used there.
     pub fn client_store(&self) -> Store {
-        let options = StoreOptions { sources: Some(Arc::new(self.sources.clone())), ..StoreOptions::default() };
+        let options = StoreOptions::default().with_sources(Arc::new(self.sources.clone()));
         Store::create(self.directory.join("client"), options).expect("a store")
     }
 

@@ -9,7 +9,7 @@ const SIZE: usize = 40 << 10;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
-    let options = || StoreOptions { threads: false, ..StoreOptions::default() };
+    let options = || StoreOptions::default().with_threads(false);
     let mut store = Store::create(dir.path(), options()).expect("a store");
     store.create_volume("v0", SIZE as u64).expect("a volume");
     let mut model = BTreeMap::from([("v0".to_owned(), vec![0u8; SIZE])]);

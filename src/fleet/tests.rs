@@ -3,6 +3,7 @@
 mod clocks;
 mod zones;
 
+use crate::volume::VolumeOptions;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -316,7 +317,9 @@ fn room_is_what_is_free_and_images_count_what_they_hold() {
     let left = |inventory: &HostInventory| inventory.capacity.without(&inventory.used).volume_bytes;
     near(left(&facts.amounts(&store).unwrap()), free());
 
-    let image = store.create_volume_labeled("app", 64 << 30, [(IMAGE_LABEL.to_owned(), "app:v1".to_owned())].into()).unwrap();
+    let image = store
+        .create_volume_with("app", 64 << 30, &VolumeOptions { labels: [(IMAGE_LABEL.to_owned(), "app:v1".to_owned())].into() })
+        .unwrap();
     image.write_at(&[1; 1 << 20], 0).unwrap();
     image.flush().unwrap();
     let holding = facts.amounts(&store).unwrap();

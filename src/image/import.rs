@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ use super::stream::error_of;
 use super::unpack::unpack;
 use crate::content::{Digest, Image};
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::with_methods;
 use crate::store::{ReservedName, Store, Unfinished};
 use crate::volume::{IMAGE_LABEL, Volume};
 
@@ -36,6 +38,7 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// How an image is imported.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ImportOptions {
     /// Size of the volume; that of the layers' file system if it is not said, which is 8 GiB or what they need. The file system
     /// uses whole multiples of 128 MiB of it.
@@ -47,6 +50,13 @@ pub struct ImportOptions {
     /// Whether every block of the layers that are here is read before they are used; those that are damaged are fetched again.
     /// Without, those whose damage this store has met since it was opened are.
     pub verify: bool,
+}
+
+with_methods! { ImportOptions:
+    with_size_bytes(size_bytes: Some<u64>);
+    with_platform(platform: Platform);
+    with_unpacked_bytes_max(unpacked_bytes_max: u64);
+    with_verify(verify: bool);
 }
 
 impl Default for ImportOptions {
@@ -283,9 +293,9 @@ impl Import<'_> {
         }
         let progress = ImportProgress { bytes_done: self.bytes_done, bytes_total: self.bytes_total };
         let mut told = Ok(());
-        let report = self.store.scrub_while(Some(&volume.name()), &mut |_| {
+        let report = self.store.scrub_with(Some(&volume.name()), &mut |_| {
             told = (self.tell)(progress);
-            told.is_ok()
+            if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         told.map(|()| report.blocks_damaged == 0)
     }

@@ -20,17 +20,24 @@ use super::name::Version;
 use super::source::{ManifestSource, RawManifest};
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::with_methods;
 
 /// Time for a connection, and between two pieces of an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a registry is spoken to.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct RegistryOptions {
     /// Without TLS. Registries on this machine (`localhost`, `127.0.0.1`, `[::1]`) are spoken to without it anyway.
     pub plain_http: bool,
     /// For one registry. Others get what Docker's configuration says of them, or nothing.
     pub login: Option<RegistryLogin>,
+}
+
+with_methods! { RegistryOptions:
+    with_plain_http(plain_http: bool);
+    with_login(login: Some<RegistryLogin>);
 }
 
 /// What a request says of who asks.

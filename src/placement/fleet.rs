@@ -14,15 +14,22 @@ use super::request::Request;
 use super::reservation::Reservation;
 use super::scores::normal_name;
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::with_methods;
 
 /// Rules of a fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FleetOptions {
     /// Hosts that do not say how often they report take no machines when they have not reported for longer; others when they have
     /// missed three reports ([`HostInventory::is_stale`]). Default 300 seconds.
     pub max_age_seconds: u64,
     /// How long [`Fleet::place`] holds capacity for an assignment that its host does not report. Default 120 seconds.
     pub reservation_seconds: u64,
+}
+
+with_methods! { FleetOptions:
+    with_max_age_seconds(max_age_seconds: u64);
+    with_reservation_seconds(reservation_seconds: u64);
 }
 
 impl Default for FleetOptions {

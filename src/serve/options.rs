@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use crate::options::with_methods;
+
 /// Settings of an NBD server.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct NbdOptions {
     /// Connections at most (fewer if the process may not have so many descriptors); further clients are turned away.
     pub connections_max: usize,
@@ -19,6 +22,15 @@ pub struct NbdOptions {
     /// Memory for requests and replies of all connections together, in bytes, beyond 256 KiB for each. Larger requests wait until there
     /// is room.
     pub memory_bytes_max: usize,
+}
+
+with_methods! { NbdOptions:
+    with_connections_max(connections_max: usize);
+    with_depth(depth: u32);
+    with_handshake_timeout(handshake_timeout: Duration);
+    with_shutdown_timeout(shutdown_timeout: Duration);
+    with_stall_timeout(stall_timeout: Duration);
+    with_memory_bytes_max(memory_bytes_max: usize);
 }
 
 impl Default for NbdOptions {

@@ -20,7 +20,7 @@ fn history(path: &Path) {
     let written: Vec<u8> = (0..=u8::MAX).flat_map(|block| [block; 4096]).collect();
     let (first, half) = (&written[..length(HALF)], length(HALF));
     origin.write_at(first, 0).unwrap();
-    origin.snapshot("base").unwrap();
+    origin.create_snapshot("base").unwrap();
     let socket = path.join("socket");
     let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
     let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdOptions::default()).unwrap();
@@ -28,7 +28,7 @@ fn history(path: &Path) {
     let far = Store::create(path.join("far"), crate::store::StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() })
         .unwrap();
     let uri = format!("nbd+unix:///origin@base?socket={}", socket.display());
-    let fork = far.fork_from(&[uri], "fork").unwrap();
+    let fork = far.fork(&[uri], "fork").unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
             for _ in 0..4 {

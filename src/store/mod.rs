@@ -21,6 +21,7 @@ mod tests;
 mod unfinished;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,11 +32,14 @@ pub use options::StoreOptions;
 pub use report::{AffectedBlocks, CheckReport, HydrationControl, ScrubProgress, ScrubReport};
 pub use unfinished::{ReservedName, UNFINISHED_LABEL, Unfinished};
 
-use crate::content::{Digest, HeldLayer};
+use crate::content::HeldLayer;
 use crate::error::Result;
 use crate::format::changed_labels;
 use crate::place::BlockSize;
-use crate::volume::{Admit, ForkOptions, Head, Holding, HydrationInfo, RoomInfo, Snapshot, SnapshotInfo, TraceInfo, Volume, VolumeInfo};
+use crate::volume::{
+    Admit, ForkOptions, ForkSource, Head, Holding, HydrationInfo, LocalSource, RoomInfo, Snapshot, SnapshotInfo, TraceInfo, Volume,
+    VolumeInfo, VolumeOptions,
+};
 use open::OpenStore;
 
 /// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone and the last volume, snapshot and queue
@@ -125,16 +129,16 @@ impl Store {
     /// # Errors
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn create_volume(&self, name: &str, size_bytes: u64) -> Result<Volume> {
-        self.create_volume_labeled(name, size_bytes, BTreeMap::new())
+        self.create_volume_with(name, size_bytes, &VolumeOptions::default())
     }
 
-    /// As [`Store::create_volume`], with labels ([`Store::set_labels`]) from the first moment: both are there, or neither.
+    /// As [`Store::create_volume`], with options.
     ///
     /// # Errors
     /// As [`Store::create_volume`].
-    pub fn create_volume_labeled(&self, name: &str, size_bytes: u64, labels: BTreeMap<String, String>) -> Result<Volume> {
+    pub fn create_volume_with(&self, name: &str, size_bytes: u64, options: &VolumeOptions) -> Result<Volume> {
         let _pass = self.0.core.enter()?;
-        self.0.core.volumes.create(name, size_bytes, labels).map(|head| self.volume_of(head))
+        self.0.core.volumes.create(name, size_bytes, options.labels.clone()).map(|head| self.volume_of(head))
     }
 
     /// Opens a volume by name.
@@ -201,15 +205,6 @@ impl Store {
         held
     }
 
-    /// Forks the layer whose view is this chain of layers of an image; `None` if this store does not hold it.
-    ///
-    /// # Errors
-    /// As [`Store::fork`].
-    pub fn fork_held(&self, chain: &Digest, name: &str) -> Result<Option<Volume>> {
-        let _pass = self.0.core.enter()?;
-        Ok(self.0.core.volumes.fork_held(chain, name, BTreeMap::new())?.map(|head| self.volume_of(head)))
-    }
-
     /// Replaces what users note about a volume: values by key, 2 KiB in all beside those that volfork notes by itself
     /// (`volfork.…`). A fork inherits the labels of its source.
     ///
@@ -220,35 +215,26 @@ impl Store {
         self.0.core.volumes.set_labels(name, labels)
     }
 
-    /// Forks `source` (`NAME` or `NAME@SNAP` of this store, or the URI of a remote export) into the new volume `name`.
-    /// One journal record group and one barrier round, and one more before a source that may give leases is asked; no data moves. A
-    /// volfork volume elsewhere is forked as it is at this moment: its store takes a snapshot, and keeps it while the fork needs it. An
-    /// export of another server that may be written is refused ([`ForkOptions::live`]). Forks of the same remote snapshot, as far as
-    /// its identity tells, share what is fetched of it, and how it is.
+    /// Forks `source` into the new volume `name`: `NAME` or `NAME@SNAP` of this store, the address of a remote export, or another
+    /// [`ForkSource`]. One journal record group and one barrier round, and one more before a source that may give leases is asked; no data
+    /// moves. A volfork volume elsewhere is forked as it is at this moment: its store takes a snapshot, and keeps it while the fork needs
+    /// it. An export of another server that may be written is refused ([`ForkOptions::live`]). Forks of the same remote snapshot, as far
+    /// as its identity tells, share what is fetched of it, and how it is.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Exists`], [`crate::ErrorKind::SourceLost`],
     /// [`crate::ErrorKind::NoSpace`].
-    pub fn fork(&self, source: &str, name: &str) -> Result<Volume> {
-        self.fork_with(&[source.to_owned()], name, &ForkOptions::default())
+    pub fn fork<'a>(&self, source: impl Into<ForkSource<'a>>, name: &str) -> Result<Volume> {
+        self.fork_with(source, name, &ForkOptions::default())
     }
 
-    /// Forks a remote snapshot that can be had at each of these URIs, which have the same bytes: the first that answers is the
-    /// origin, and the others are asked too.
-    ///
-    /// # Errors
-    /// As [`Store::fork`].
-    pub fn fork_from(&self, uris: &[String], name: &str) -> Result<Volume> {
-        self.fork_with(uris, name, &ForkOptions::default())
-    }
-
-    /// As [`Store::fork`] for one source and [`Store::fork_from`] for several, with options. A fork inherits the labels of its source, and
-    /// from another store those that mean something elsewhere ([`crate::source::About`]); others are there from the first moment.
+    /// As [`Store::fork`], with options. A fork inherits the labels of its source, and from another store those that mean something
+    /// elsewhere ([`crate::source::About`]); others are there from the first moment.
     ///
     /// # Errors
     /// As [`Store::fork`]; [`crate::ErrorKind::InvalidInput`] for labels that are too large, and for a size smaller than the source's.
-    pub fn fork_with(&self, sources: &[String], name: &str, options: &ForkOptions) -> Result<Volume> {
-        self.fork_admitted(sources, name, options, &mut |_, _| Ok(()))
+    pub fn fork_with<'a>(&self, source: impl Into<ForkSource<'a>>, name: &str, options: &ForkOptions) -> Result<Volume> {
+        self.fork_admitted(source, name, options, &mut |_, _| Ok(()))
     }
 
     /// As [`Store::fork_with`]. Before anything is made, `admit` is told the size and the labels that the fork is going to have; it
@@ -256,17 +242,27 @@ impl Store {
     ///
     /// # Errors
     /// As there; that of `admit`.
-    pub fn fork_admitted(&self, sources: &[String], name: &str, options: &ForkOptions, admit: Admit<'_>) -> Result<Volume> {
+    pub fn fork_admitted<'a>(
+        &self,
+        source: impl Into<ForkSource<'a>>,
+        name: &str,
+        options: &ForkOptions,
+        admit: Admit<'_>,
+    ) -> Result<Volume> {
+        let source = source.into();
         if let Some(size_bytes) = options.size_bytes {
-            return self.fork_grown((sources, name), options, size_bytes, admit);
+            return self.fork_grown((source, name), options, size_bytes, admit);
         }
         let core = &self.0.core;
-        let source = match sources {
-            [source] if !source.contains("://") => source,
-            _ => return core.remote.fork_source(sources, name, options, admit).map(|head| self.volume_of(head)),
+        let local = match source {
+            ForkSource::Addresses(addresses) => return self.fork_remote(addresses, name, options, admit),
+            ForkSource::Name(address) if address.contains("://") => {
+                return self.fork_remote(&[address.to_owned()], name, options, admit);
+            }
+            ForkSource::Name(name) => LocalSource::named(name),
+            ForkSource::Chain(chain) => LocalSource::Chain(chain),
         };
-        let (volume, snapshot) = source.split_once('@').map_or((source.as_str(), None), |(volume, snapshot)| (volume, Some(snapshot)));
-        let (size_bytes, inherited) = core.enter().and_then(|_pass| core.volumes.heritage(volume, snapshot))?;
+        let (size_bytes, inherited) = core.enter().and_then(|_pass| core.volumes.heritage(local))?;
         let mut changed = changed_labels(inherited, &options.labels)?;
         let given = changed.clone();
         admit(size_bytes, &mut changed)?;
@@ -274,11 +270,11 @@ impl Store {
         labels.extend(given.into_keys().map(|key| (key, None)).filter(|(key, _)| !changed.contains_key(key)));
         labels.extend(changed.into_iter().map(|(key, value)| (key, Some(value))));
         let _pass = core.enter()?;
-        let head = match snapshot {
-            Some(snapshot) => core.volumes.fork_snapshot(volume, snapshot, name, &labels),
-            None => core.volumes.fork_volume(volume, name, &labels),
-        };
-        head.map(|head| self.volume_of(head))
+        core.volumes.fork_local(local, name, &labels).map(|head| self.volume_of(head))
+    }
+
+    fn fork_remote(&self, addresses: &[String], name: &str, options: &ForkOptions, admit: Admit<'_>) -> Result<Volume> {
+        self.0.core.remote.fork_source(addresses, name, options, admit).map(|head| self.volume_of(head))
     }
 
     /// All volumes, by name.
@@ -458,18 +454,15 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::ErrorKind::NotFound`]; damage is reported, not an error.
-    pub fn scrub(&self, volume: Option<&str>, progress: &mut dyn FnMut(ScrubProgress)) -> Result<ScrubReport> {
-        self.scrub_while(volume, &mut |so_far| {
-            progress(so_far);
-            true
-        })
+    pub fn scrub(&self, volume: Option<&str>) -> Result<ScrubReport> {
+        self.scrub_with(volume, &mut |_| ControlFlow::Continue(()))
     }
 
-    /// As [`Store::scrub`]; ends when `progress` answers `false`, with what was found until then.
+    /// As [`Store::scrub`], and tells how far it has come. It ends when `progress` breaks off, with what was found until then.
     ///
     /// # Errors
     /// As [`Store::scrub`].
-    pub fn scrub_while(&self, volume: Option<&str>, progress: &mut dyn FnMut(ScrubProgress) -> bool) -> Result<ScrubReport> {
+    pub fn scrub_with(&self, volume: Option<&str>, progress: &mut dyn FnMut(ScrubProgress) -> ControlFlow<()>) -> Result<ScrubReport> {
         scrub::scrub(&self.0.core, volume, progress)
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::clock::{Clock, SystemClock};
 use crate::io::{Disk, IoMode, RingKind, SystemDisk};
 use crate::limits::Limits;
+use crate::options::with_methods;
 use crate::place::BlockSize;
 use crate::source::SourceOpener;
 use crate::volume::OnEvent;
@@ -14,7 +15,17 @@ use crate::volume::OnEvent;
 const LEASE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Settings of a store while it is open. Plain data and the seams to the world outside; the default is the real world.
+///
+/// ```
+/// use std::sync::Arc;
+/// use volfork::StoreOptions;
+/// use volfork::source::UriSources;
+///
+/// let options = StoreOptions::default().with_sources(Arc::new(UriSources::default())).with_checksum_cache_bytes(16 << 20);
+/// # drop(options);
+/// ```
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct StoreOptions {
     /// Used by `create` only.
     pub block_size: BlockSize,
@@ -66,7 +77,32 @@ impl std::fmt::Debug for StoreOptions {
     }
 }
 
+with_methods! { StoreOptions:
+    with_block_size(block_size: BlockSize);
+    with_group_access(group_access: bool);
+    with_io_mode(io_mode: IoMode);
+    with_ring(ring: Some<RingKind>);
+    with_sources(sources: Some<Arc<dyn SourceOpener>>);
+    with_owner(owner: String);
+    with_checksum_cache_bytes(checksum_cache_bytes: u64);
+    with_checkpoint_bytes(checkpoint_bytes: u64);
+    with_disk(disk: Arc<dyn Disk>);
+    with_clock(clock: Arc<dyn Clock>);
+    with_on_event(on_event: Some<OnEvent>);
+    with_lease(lease: Duration);
+    with_threads(threads: bool);
+}
+
 impl StoreOptions {
+    /// Sets the limits that the proof system makes small.
+    #[cfg(any(test, feature = "sim"))]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     pub(super) fn limits(&self) -> Limits {
         #[cfg(any(test, feature = "sim"))]
         return self.limits;

@@ -309,7 +309,7 @@ fn flushes_beside_seals(path: &Path, planted: Planted) {
     thread::scope(|scope| {
         scope.spawn(|| {
             for number in 0..6 {
-                volume.snapshot(&format!("s{number}")).unwrap();
+                volume.create_snapshot(&format!("s{number}")).unwrap();
                 volume.fork(&format!("f{number}")).unwrap();
             }
         });
@@ -370,7 +370,7 @@ fn a_handle_keeps_its_volume_while_two_volumes_swap_names() {
                                 let fork = volume.fork(&format!("fork-{byte}")).unwrap();
                                 assert_eq!(byte_at(&fork, 0).unwrap(), byte, "the fork of another volume");
                             }
-                            1 => volume.snapshot(&format!("s{byte}")).unwrap(),
+                            1 => volume.create_snapshot(&format!("s{byte}")).unwrap(),
                             _ => volume.resize(volume.size_bytes() + BLOCK, false).unwrap(),
                         }
                     }
@@ -394,7 +394,7 @@ fn a_read_of_a_block_that_its_layer_has_lost_ends_with_an_error() {
         let store = Store::create(path, without_threads()).unwrap();
         let volume = store.create_volume("v", 1 << 20).unwrap();
         volume.write_at(&[7; BLOCK as usize], 0).unwrap();
-        volume.snapshot("s").unwrap();
+        volume.create_snapshot("s").unwrap();
         let snapshot = store.snapshot("v", "s").unwrap();
         let read = || snapshot.read_at(&mut [0; BLOCK as usize], 0);
         read().unwrap();
@@ -444,7 +444,7 @@ fn calls(volume: &Volume, task: u64) {
                 if let Some(fork) = done_or_gone(volume.fork(&format!("f{number}"))) {
                     assert_eq!(byte_at(&fork, sim::below(4)).unwrap(), 2);
                 }
-                done_or_gone(volume.snapshot(&format!("s{number}")));
+                done_or_gone(volume.create_snapshot(&format!("s{number}")));
             }
         }
     }
@@ -456,7 +456,7 @@ fn calls_beside_a_destroy_succeed_or_say_the_volume_is_gone() {
         let store = Store::create(path, without_threads()).unwrap();
         let base = store.create_volume("base", 1 << 20).unwrap();
         base.write_at(&[1; 16 * BLOCK as usize], 0).unwrap();
-        base.snapshot("s").unwrap();
+        base.create_snapshot("s").unwrap();
         let volume = store.fork("base@s", "volume").unwrap();
         volume.write_at(&[2; 4 * BLOCK as usize], 0).unwrap();
         thread::scope(|scope| {
@@ -477,7 +477,7 @@ fn calls_beside_a_destroy_succeed_or_say_the_volume_is_gone() {
         gone(volume.discard(0, BLOCK));
         gone(volume.allocation(0..BLOCK, 1).map(drop));
         gone(volume.fork("late").map(drop));
-        gone(volume.snapshot("late"));
+        gone(volume.create_snapshot("late"));
         gone(volume.resize(2 << 20, false));
         assert_eq!(byte_at(&base, 5).unwrap(), 1);
         store.close().unwrap();

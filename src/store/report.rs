@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::options::with_methods;
 use crate::volume::HydrationPriority;
 
 /// How far a scrub has come, for progress bars.
@@ -61,6 +62,7 @@ pub struct CheckReport {
 /// What `hydrate` changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct HydrationControl {
     /// Pause (`true`) or resume (`false`) background replication.
     pub paused: Option<bool>,
@@ -74,4 +76,13 @@ pub struct HydrationControl {
     pub add_sources: Vec<String>,
     /// Addresses that are not to be used any more.
     pub remove_sources: Vec<String>,
+}
+
+with_methods! { HydrationControl:
+    with_paused(paused: Some<bool>);
+    with_rate_bytes_per_second(rate_bytes_per_second: Some<u64>);
+    with_deadline_seconds(deadline_seconds: Some<u64>);
+    with_priority(priority: Some<HydrationPriority>);
+    with_add_sources(add_sources: Vec<String>);
+    with_remove_sources(remove_sources: Vec<String>);
 }

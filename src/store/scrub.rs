@@ -1,5 +1,6 @@
 //! Reading and verifying every stored block of an open store.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::report::{ScrubProgress, ScrubReport};
@@ -15,8 +16,8 @@ const ERRORS_MAX: usize = 1000;
 /// Volumes and snapshots that one sentence names.
 const NAMES_MAX: usize = 4;
 
-/// Called with the progress; `false` ends the scrub.
-pub type OnProgress<'a> = &'a mut dyn FnMut(ScrubProgress) -> bool;
+/// Called with the progress; a break ends the scrub.
+pub type OnProgress<'a> = &'a mut dyn FnMut(ScrubProgress) -> ControlFlow<()>;
 
 pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -> Result<ScrubReport> {
     let layers = core.enter().and_then(|_pass| layers_of(core, volume))?;
@@ -37,7 +38,7 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
                 scrubbed.extent(extent)?;
             }
             let (blocks_verified, damage) = (scrubbed.report.blocks_verified, scrubbed.report.damage());
-            if !progress(ScrubProgress { blocks_verified, blocks_total, damage }) {
+            if progress(ScrubProgress { blocks_verified, blocks_total, damage }).is_break() {
                 return Ok(report);
             }
             let after = extent.checked_add(1).and_then(|extent| extent.checked_mul(EXTENT_BLOCKS));

@@ -16,7 +16,7 @@ use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::random_bytes;
 use crate::limits::NAME_BYTES_MAX;
-use crate::volume::{Admit, Announced, ForkOptions, LAYERS_OF_LABEL, Volume};
+use crate::volume::{Admit, Announced, ForkOptions, ForkSource, LAYERS_OF_LABEL, Volume, VolumeOptions};
 
 /// Key of the label of a volume that is not whole; its value is the name that the volume was made with.
 pub const UNFINISHED_LABEL: &str = "volfork.unfinished-import";
@@ -91,7 +91,7 @@ impl Store {
     /// As [`Store::fork_admitted`], a fork of a size of its own: it is whole when it has its name.
     pub(super) fn fork_grown(
         &self,
-        (sources, name): (&[String], &str),
+        (source, name): (ForkSource<'_>, &str),
         options: &ForkOptions,
         size_bytes: u64,
         admit: Admit<'_>,
@@ -100,7 +100,7 @@ impl Store {
         let mut forked = reserved.make(|private, marks| {
             let mut options = ForkOptions { size_bytes: None, ..options.clone() };
             options.labels.extend(marks.into_iter().map(|(key, value)| (key, Some(value))));
-            self.fork_admitted(sources, private, &options, &mut |source_bytes, labels| {
+            self.fork_admitted(source, private, &options, &mut |source_bytes, labels| {
                 if size_bytes < source_bytes {
                     let message = format!("{size_bytes} bytes are less than the {source_bytes} of the source: a fork is not smaller");
                     return Err(Error::new(ErrorKind::InvalidInput, message));
@@ -132,7 +132,7 @@ impl ReservedName {
     /// # Errors
     /// As [`Store::create_volume`].
     pub fn create(&self, size_bytes: u64) -> Result<Unfinished<'_>> {
-        self.make(|name, labels| self.store.create_volume_labeled(name, size_bytes, labels))
+        self.make(|name, labels| self.store.create_volume_with(name, size_bytes, &VolumeOptions { labels }))
     }
 
     fn make(&self, mut make: impl FnMut(&str, Labels) -> Result<Volume>) -> Result<Unfinished<'_>> {
@@ -166,10 +166,8 @@ impl ReservedName {
     /// [`ErrorKind::NotFound`] if there is none.
     pub(crate) fn fork_held(&self, chain: &Digest) -> Result<Unfinished<'_>> {
         self.make(|name, labels| {
-            let _pass = self.store.0.core.enter()?;
-            let head = self.store.0.core.volumes.fork_held(chain, name, labels)?;
-            let head = head.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the layers {chain} went away")))?;
-            Ok(self.store.volume_of(head))
+            let labels = labels.into_iter().map(|(key, value)| (key, Some(value))).collect();
+            self.store.fork_with(chain, name, &ForkOptions { labels, ..ForkOptions::default() })
         })
     }
 

@@ -131,7 +131,7 @@ impl Volume {
     ///
     /// # Errors
     /// As [`Volume::fork`].
-    pub fn snapshot(&self, name: &str) -> Result<()> {
+    pub fn create_snapshot(&self, name: &str) -> Result<()> {
         let _pass = self.0.pool.fence.enter()?;
         self.1.volumes.snapshot_head(&self.0, name, None)
     }

@@ -46,6 +46,7 @@ pub use report::{
     RoomInfo, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,
 };
 pub use request::{Completion, Request, Run, RunKind};
-pub use shape::{Admit, ForkOptions};
+pub(crate) use shape::LocalSource;
+pub use shape::{Admit, ForkOptions, ForkSource, VolumeOptions};
 pub(crate) use state::Announced;
 pub use walk::{ChangeIter, RunIter};

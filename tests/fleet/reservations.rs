@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
+use volfork::volume::VolumeOptions;
 
 use serde_json::Value;
 use volfork::{Store, StoreOptions};
@@ -77,7 +78,7 @@ fn a_volume_with_many_labels_has_room_for_a_reservation() {
     let place = Place::with_directory();
     let store = Store::create(place.path("one"), StoreOptions::default()).unwrap();
     let labels = [("note".to_owned(), "x".repeat(2048 - "note".len() - 8))];
-    store.create_volume_labeled("disk", 1 << 20, labels.into()).unwrap();
+    store.create_volume_with("disk", 1 << 20, &VolumeOptions::default().with_labels(labels.into())).unwrap();
     store.close().unwrap();
     let _one = place.host("one", TWO_CPUS, &[]);
     let held = reserved(&place);

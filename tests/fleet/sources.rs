@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::time::{Duration, Instant};
+use volfork::volume::VolumeOptions;
 
 use serde_json::Value;
 use volfork::{Store, StoreOptions};
@@ -59,7 +60,7 @@ fn an_option_goes_before_a_label_that_is_no_number() {
     let place = Place::with_directory();
     let store = Store::create(place.path("one"), StoreOptions::default()).unwrap();
     let labels = [("vm.cpus", "many"), ("vm.memory", "65536")].map(|(key, value)| (key.to_owned(), value.to_owned()));
-    store.create_volume_labeled("disk", 1 << 20, labels.into()).unwrap();
+    store.create_volume_with("disk", 1 << 20, &VolumeOptions::default().with_labels(labels.into())).unwrap();
     store.close().unwrap();
     let _one = place.host("one", &region("ams"), &[]);
     for source in ["disk".to_owned(), place.uri("one", "disk")] {

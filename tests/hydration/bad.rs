@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use volfork::source::ReadClass;
 use volfork::volume::{EventKind, HydrationState, OnEvent};
-use volfork::{ErrorKind, Store, StoreOptions};
+use volfork::{ErrorKind, Store};
 
 use crate::stage::{Actor, Play, Stage};
 use crate::{Trial, options, pattern, read, resumed};
@@ -24,7 +24,7 @@ fn a_permanently_damaged_block_does_not_stop_the_others() {
         let (dir, stage, told) = (tempfile::tempdir().unwrap(), Stage::default(), Arc::<Mutex<Vec<EventKind>>>::default());
         let heard = Arc::clone(&told);
         let on_event: OnEvent = Arc::new(move |event| heard.lock().push(event.kind));
-        let store = Store::create(dir.path(), StoreOptions { on_event: Some(on_event), ..options(&stage) }).unwrap();
+        let store = Store::create(dir.path(), options(&stage).with_on_event(on_event)).unwrap();
         let trial = Trial { stage, store, _dir: dir };
         let data = pattern(81, 16 << 20);
         let actor = trial.stage.add(Actor { identity: Some("host/7".into()), has_checksums: true, ..Actor::new("a://", &data) });
@@ -62,7 +62,7 @@ fn bytes_that_one_address_lacks_come_from_another() {
     a.play(|range, _| if is_bad(range) { Play::Fail } else { Play::Answer });
     // Slow to come: the first one has all the rest.
     b.hang_open(true);
-    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    let volume = trial.store.fork(&["a://".into(), "b://".into()], "v").unwrap();
     while trial.store.show("v").unwrap().blocks.missing > 1 {
         std::thread::yield_now();
     }

@@ -3,9 +3,9 @@
 use std::sync::{Arc, mpsc};
 
 use parking_lot::{Condvar, Mutex};
+use volfork::Store;
 use volfork::source::ReadClass;
 use volfork::volume::{EventKind, OnEvent};
-use volfork::{Store, StoreOptions};
 
 use crate::hedging::begin;
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -55,7 +55,7 @@ fn a_callback_that_takes_long_holds_up_nobody() {
     let actor = stage.add(Actor::new("a://", &data));
     let called = Arc::clone(&callback);
     let on_event: OnEvent = Arc::new(move |_| called.call());
-    let store = Store::create(dir.path(), StoreOptions { on_event: Some(on_event), ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_on_event(on_event)).unwrap();
     actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Lose });
     let volume = store.fork("a://", "v").unwrap();
     store.control_hydration("v", &paused()).unwrap();
@@ -81,7 +81,7 @@ fn a_callback_that_panics_costs_its_own_event() {
         called.call();
         assert!(event.kind == EventKind::Hydrated, "a callback panics");
     });
-    let store = Store::create(dir.path(), StoreOptions { on_event: Some(on_event), ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_on_event(on_event)).unwrap();
     actor.play(|_, _| Play::Lose);
     let volume = store.fork("a://", "v").unwrap();
     assert!(begin(&volume, 0, 4096).recv_timeout(PATIENCE).expect("a reader waits").is_err());
@@ -105,7 +105,7 @@ fn a_callback_may_close_the_store() {
             let store = held.lock().take().expect("one event");
             drop(sender.send(store.close()));
         });
-        let store = Store::create(dir.path(), StoreOptions { on_event: Some(on_event), threads, ..options(&stage) }).unwrap();
+        let store = Store::create(dir.path(), options(&stage).with_on_event(on_event).with_threads(threads)).unwrap();
         *slot.lock() = Some(store.clone());
         store.fork("a://", "v").unwrap();
         while !threads && store.step().is_ok() {}

@@ -65,7 +65,7 @@ impl SourceOpener for Quicks {
 }
 
 fn store(directory: &Path, quick: Quicks) -> (Store, Volume) {
-    let store = Store::create(directory, StoreOptions { sources: Some(Arc::new(quick)), ..StoreOptions::default() }).unwrap();
+    let store = Store::create(directory, StoreOptions::default().with_sources(Arc::new(quick))).unwrap();
     let volume = store.create_volume("w", 16 << 20).unwrap();
     (store, volume)
 }

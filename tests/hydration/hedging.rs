@@ -20,7 +20,7 @@ fn trio() -> (Trial, Vec<u8>, [Arc<Actor>; 3], Volume) {
     let actors = ["a://", "b://", "c://"].map(|uri| trial.stage.add(make(uri)));
     actors.iter().for_each(|actor| actor.play(|_, _| Play::Hang));
     let uris: Vec<String> = actors.iter().map(|actor| actor.uri.clone()).collect();
-    let volume = trial.store.fork_from(&uris, "v").unwrap();
+    let volume = trial.store.fork(&uris, "v").unwrap();
     for actor in &actors {
         actor.await_read(|_, class| class == ReadClass::Ahead);
     }
@@ -108,7 +108,7 @@ fn an_address_that_cannot_be_connected_to_holds_up_no_reader() {
     let data = pattern(32, BYTES);
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
     let volume = trial.paused_fork(&a, "v");
-    let add = HydrationControl { add_sources: vec!["b://".into()], ..HydrationControl::default() };
+    let add = HydrationControl::default().with_add_sources(vec!["b://".into()]);
     trial.store.control_hydration("v", &add).unwrap();
     // Nobody has connected to it except to look at it, and now nobody can.
     b.hang_open(true);

@@ -24,7 +24,7 @@ fn holdings_of_an_origin_are_fetched_blocks_only() {
     assert_eq!((holding.present.clone(), holding.size_bytes), (blocks(5..6), 1 << 20));
     assert!(holding.names.is_empty(), "it has no name here");
     // A snapshot of the fork has other bytes, and an identity of its own.
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     let holdings = trial.store.holdings();
     let own = &holdings[&trial.store.snapshot("v", "s").unwrap().identity()];
     assert_eq!((&own.names, own.size_bytes), (&vec!["v@s".to_owned()], 1 << 20));
@@ -45,8 +45,8 @@ fn holdings_of_an_origin_are_fetched_blocks_only() {
 fn the_snapshot_of_a_local_volume_is_held_whole() {
     let trial = Trial::new();
     let volume = trial.store.create_volume("v", 1 << 20).unwrap();
-    volume.snapshot("s").unwrap();
-    volume.fork("w").unwrap().snapshot("t").unwrap();
+    volume.create_snapshot("s").unwrap();
+    volume.fork("w").unwrap().create_snapshot("t").unwrap();
     let holdings = trial.store.holdings();
     let names: Vec<_> = holdings.values().flat_map(|holding| holding.names.clone()).collect();
     assert_eq!(names.len(), 2, "{names:?}");

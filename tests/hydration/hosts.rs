@@ -38,7 +38,7 @@ impl Host {
 
     fn with(sources: Arc<dyn SourceOpener>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = StoreOptions { sources: Some(sources), ..StoreOptions::default() };
+        let options = StoreOptions::default().with_sources(sources);
         let store = Store::create(dir.path().join("store"), options).unwrap();
         let (server, uri) = serve(&store, dir.path());
         Self { store, server: Some(server), uri, dir }
@@ -67,7 +67,7 @@ impl Host {
         let data = pattern(seed, bytes);
         let volume = self.store.create_volume(name, bytes as u64).unwrap();
         volume.write_at(&data, 0).unwrap();
-        volume.snapshot("s").unwrap();
+        volume.create_snapshot("s").unwrap();
         data
     }
 
@@ -114,7 +114,7 @@ fn a_chain_of_hosts_knows_that_its_bytes_are_the_same() {
     let identity = a.store.snapshot("v", "s").unwrap().identity();
     assert_eq!(b.store.snapshot("f", "s").unwrap().identity(), identity, "the same bytes, elsewhere");
     // A fork of a fork that still hydrates: what is missing there is fetched there first, once.
-    let fork = c.store.fork_from(&[b.export("f@s"), a.export("v@s")], "g").unwrap();
+    let fork = c.store.fork(&[b.export("f@s"), a.export("v@s")], "g").unwrap();
     assert!(read(&fork, 20 << 20, 4096).unwrap() == data[20 << 20..(20 << 20) + 4096]);
     c.finish("g");
     b.finish("f");
@@ -123,7 +123,7 @@ fn a_chain_of_hosts_knows_that_its_bytes_are_the_same() {
     // The origin is gone; the other host has all of it.
     a.stop();
     let d = Host::new();
-    let fork = d.store.fork_from(&[a.export("v@s"), b.export("f@s")], "h").unwrap();
+    let fork = d.store.fork(&[a.export("v@s"), b.export("f@s")], "h").unwrap();
     d.finish("h");
     assert!(read(&fork, 0, data.len()).unwrap() == data);
     // What was written above is another snapshot.
@@ -139,7 +139,7 @@ fn a_source_that_returns_with_another_snapshot_is_refused() {
     let (mut a, b) = (Host::new(), Host::new());
     let data = a.fill("v", 3, 8 << 20);
     b.store.fork(&a.export("v@s"), "f").unwrap();
-    let paused = volfork::store::HydrationControl { paused: Some(true), ..Default::default() };
+    let paused = volfork::store::HydrationControl::default().with_paused(true);
     b.store.control_hydration("f", &paused).unwrap();
     a.stop();
     // Another snapshot under the same name.
@@ -165,7 +165,7 @@ fn a_sparse_snapshot_costs_what_it_holds() {
     for place in [0, 1 << 30, 3 << 40] {
         volume.write_at(&pattern(4, 1 << 20), place).unwrap();
     }
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     let fork = b.store.fork(&a.export("v@s"), "f").unwrap();
     b.finish("f");
     let info = b.store.show("f").unwrap();
@@ -188,16 +188,16 @@ fn the_order_of_first_touches_travels_with_the_snapshot() {
     a.stop();
     drop(local);
     a.store.close().unwrap();
-    let options = StoreOptions { sources: Some(Arc::new(UriSources::default())), ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(UriSources::default()));
     a.store = Store::open(a.dir.path().join("store"), options).unwrap();
     let places: Vec<u64> = a.store.snapshot("v", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
     assert_eq!(places, [9, 2, 13, 4]);
     let (server, uri) = serve(&a.store, a.dir.path());
     a.uri = uri;
-    let rate = volfork::store::HydrationControl { rate_bytes_per_second: Some(1), ..Default::default() };
+    let rate = volfork::store::HydrationControl::default().with_rate_bytes_per_second(1);
     b.store.fork(&a.export("v@s"), "f").unwrap();
     b.store.control_hydration("f", &rate).unwrap();
-    b.store.control_hydration("f", &volfork::store::HydrationControl { rate_bytes_per_second: Some(0), ..Default::default() }).unwrap();
+    b.store.control_hydration("f", &volfork::store::HydrationControl::default().with_rate_bytes_per_second(0)).unwrap();
     b.store.create_snapshot("f", "s").unwrap();
     b.finish("f");
     let travelled: Vec<u64> = b.store.snapshot("f", "s").unwrap().trace().iter().map(|run| run.start >> 20).collect();
@@ -213,7 +213,7 @@ fn a_server_that_never_answers_is_given_up_and_readers_are_told() {
     let mut a = Host::with(Arc::new(stage));
     a.store.fork("a://", "v").unwrap();
     // The server of `a` takes requests, and connections again and again, but has nothing to answer.
-    let nbd = NbdSourceOptions { request_timeout: std::time::Duration::from_millis(100), ..NbdSourceOptions::default() };
+    let nbd = NbdSourceOptions::default().with_request_timeout(std::time::Duration::from_millis(100));
     let b = Host::with(Arc::new(UriSources { nbd }));
     let fork = b.store.fork(&a.export("v"), "f").unwrap();
     let error = read(&fork, 4096, 4096).unwrap_err();
@@ -233,10 +233,10 @@ fn many_readers_of_a_silent_server_wait_as_long_as_one() {
     actor.play(|_, _| Play::Hang);
     let mut a = Host::with(Arc::new(stage));
     a.store.fork("a://", "v").unwrap();
-    let nbd = NbdSourceOptions { request_timeout: std::time::Duration::from_millis(600), connections: 1, ..NbdSourceOptions::default() };
+    let nbd = NbdSourceOptions::default().with_request_timeout(std::time::Duration::from_millis(600)).with_connections(1);
     let b = Host::with(Arc::new(UriSources { nbd }));
     let fork = b.store.fork(&a.export("v"), "f").unwrap();
-    let paused = volfork::store::HydrationControl { paused: Some(true), ..Default::default() };
+    let paused = volfork::store::HydrationControl::default().with_paused(true);
     b.store.control_hydration("f", &paused).unwrap();
     // More than there can be under way on the connections.
     let readers: Vec<_> = (0..READERS as u64)
@@ -260,7 +260,7 @@ fn a_server_stops_while_its_readers_wait_for_a_hung_source() {
     a.store.fork("a://", "v").unwrap();
     let listener = Listener::parse(&format!("unix:{}", a.dir.path().join("other.sock").display())).unwrap();
     let uri = listener.uri().replace("nbd+unix:///", "nbd+unix:///v");
-    let options = NbdOptions { shutdown_timeout: std::time::Duration::from_millis(50), ..NbdOptions::default() };
+    let options = NbdOptions::default().with_shutdown_timeout(std::time::Duration::from_millis(50));
     let server = NbdServer::start(Arc::new(a.store.clone()), vec![listener], options).unwrap();
     let b = Host::new();
     b.store.fork(&uri, "f").unwrap();
@@ -378,7 +378,7 @@ fn closing_a_connecting_source_leaves_no_connection() {
 fn a_snapshot_that_another_host_forks_is_not_destroyed_under_it() {
     let (mut a, b) = (Host::new(), Host::new());
     let data = a.fill("v", 9, 16 << 20);
-    let paused = HydrationControl { paused: Some(true), ..Default::default() };
+    let paused = HydrationControl::default().with_paused(true);
     for name in ["f", "g"] {
         b.store.fork(&a.export("v@s"), name).unwrap();
         b.store.control_hydration(name, &paused).unwrap();
@@ -396,7 +396,7 @@ fn a_snapshot_that_another_host_forks_is_not_destroyed_under_it() {
     assert_eq!(a.store.destroy_snapshot("v", "s").unwrap_err().kind(), ErrorKind::Busy, "both forks need it still");
     a.store.destroy_by_force(("v", Some("s")), false, |_| Ok(())).unwrap();
     let (server, _) = serve(&a.store, a.dir.path());
-    let resumed = HydrationControl { paused: Some(false), ..Default::default() };
+    let resumed = HydrationControl::default().with_paused(false);
     b.store.control_hydration("f", &resumed).unwrap();
     let mut lost = 0;
     for block in (0..data.len() as u64).step_by(4096) {
@@ -419,7 +419,7 @@ fn a_store_without_sources_says_that_blocks_are_missing() {
     let (mut a, b) = (Host::new(), Host::new());
     a.fill("v", 10, 8 << 20);
     b.store.fork(&a.export("v@s"), "f").unwrap();
-    b.store.control_hydration("f", &HydrationControl { paused: Some(true), ..Default::default() }).unwrap();
+    b.store.control_hydration("f", &HydrationControl::default().with_paused(true)).unwrap();
     b.store.close().unwrap();
     a.stop();
     let store = Store::open(b.dir.path().join("store"), StoreOptions::default()).unwrap();
@@ -429,8 +429,8 @@ fn a_store_without_sources_says_that_blocks_are_missing() {
     }
     let unsupported = |result: volfork::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::Unsupported);
     unsupported(store.wait_hydrated("f", PATIENCE).map(drop));
-    unsupported(store.control_hydration("f", &HydrationControl { paused: Some(false), ..Default::default() }).map(drop));
-    let more = HydrationControl { add_sources: vec![a.export("v@s")], ..Default::default() };
+    unsupported(store.control_hydration("f", &HydrationControl::default().with_paused(false)).map(drop));
+    let more = HydrationControl::default().with_add_sources(vec![a.export("v@s")]);
     unsupported(store.control_hydration("f", &more).map(drop));
     let fork = store.volume("f").unwrap();
     let lost = (0..8 << 20).step_by(4096).find_map(|offset| read(&fork, offset, 4096).err()).unwrap();

@@ -60,7 +60,7 @@ impl Host {
     }
 
     pub fn options(clock: &Arc<Hand>) -> StoreOptions {
-        StoreOptions { sources: Some(Arc::new(UriSources::default())), clock: Arc::clone(clock) as _, ..StoreOptions::default() }
+        StoreOptions::default().with_sources(Arc::new(UriSources::default())).with_clock(Arc::clone(clock) as _)
     }
 
     pub fn stop(&mut self) {
@@ -185,7 +185,7 @@ fn a_lost_host_returns_its_leases_when_reopened() {
     let socket = a.dir.path().join("nbd.sock");
     let silent = UnixListener::bind(&socket).unwrap();
     silent.set_nonblocking(true).unwrap();
-    let options = StoreOptions { threads: false, ..Host::options(&b.clock) };
+    let options = Host::options(&b.clock).with_threads(false);
     Store::open(b.dir.path().join("store"), options).unwrap().close().unwrap();
     assert_eq!(silent.accept().map(drop).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     drop(silent);
@@ -351,7 +351,7 @@ fn a_written_export_without_snapshots_is_forked_by_name() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(error.to_string().contains("different instants") && error.to_string().contains("--live"), "{error}");
     b.store.fork(&uri("v@s"), "read-only").unwrap();
-    let live = ForkOptions { live: true, ..ForkOptions::default() };
+    let live = ForkOptions::default().with_live(true);
     b.store.fork_with(&[uri("v")], "f", &live).unwrap();
     // It makes no difference where there is a choice.
     b.store.fork_with(&[a.export("v")], "leased", &live).unwrap();
@@ -388,7 +388,7 @@ fn leases_and_what_they_hold_are_bounded() {
     b.finish("f");
     until(|| a.leases().len() == 64, || format!("{} leases", a.leases().len()));
     // Leases of one snapshot, by many at once.
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     let given = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for thread in 0..32u64 {

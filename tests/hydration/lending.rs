@@ -212,7 +212,7 @@ fn a_lease_that_arrives_too_late_is_given_back() {
     for end in ends {
         let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
         let actor = lender.stage.add(Actor::new("a://", &pattern(4, 1 << 20)));
-        let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+        let options = StoreOptions::default().with_sources(Arc::new(lender.clone()));
         let store = Store::create(dir.path(), options).unwrap();
         actor.hang_open(true);
         std::thread::scope(|scope| {
@@ -231,7 +231,9 @@ fn a_lease_that_is_still_asked_for_is_not_taken_for_given_back() {
     let (dir, lender, clock) = (tempfile::tempdir().unwrap(), Lender::default(), Arc::<Hand>::default());
     let actor = lender.stage.add(Actor::new("a://", &pattern(9, 1 << 20)));
     let (sources, clock_too) = (Some(Arc::new(lender.clone()) as _), Arc::clone(&clock) as _);
-    let store = Store::create(dir.path(), StoreOptions { sources, clock: clock_too, threads: false, ..StoreOptions::default() }).unwrap();
+    let mut options = StoreOptions::default().with_clock(clock_too).with_threads(false);
+    options.sources = sources;
+    let store = Store::create(dir.path(), options).unwrap();
     actor.hang_open(true);
     std::thread::scope(|scope| {
         let forking = scope.spawn(|| store.fork("a://", "f").map(drop));
@@ -257,7 +259,7 @@ fn a_lease_that_is_still_asked_for_is_not_taken_for_given_back() {
 fn a_lease_granted_while_its_store_closes_is_given_back() {
     let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
     lender.stage.add(Actor::new("a://", &pattern(7, 1 << 20)));
-    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(lender.clone()));
     let store = Store::create(dir.path(), options).unwrap();
     // Whoever admits forks has asked the owner, who has closed the store.
     let mut admit = |_: u64, _: &mut BTreeMap<String, String>| store.close();
@@ -271,7 +273,7 @@ fn what_is_given_back_while_its_store_is_closed_is_said_again() {
     let (dir, lender) = (tempfile::tempdir().unwrap(), Lender::default());
     let actor = lender.stage.add(Actor::new("a://", &pattern(8, 1 << 20)));
     actor.play(|_, _| Play::Hang);
-    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(lender.clone()));
     let store = Store::create(dir.path(), options).unwrap();
     store.fork("a://", "f").unwrap();
     *lender.hearing.0.lock() = Hearing::Bad;
@@ -290,9 +292,9 @@ fn a_lease_that_comes_when_its_fork_is_gone_is_given_back() {
     let [a, b] = ["a://", "b://"].map(|uri| lender.stage.add(Actor::new(uri, &data)));
     a.play(|_, _| Play::Hang);
     b.hang_open(true);
-    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(lender.clone()));
     let store = Store::create(dir.path(), options).unwrap();
-    store.fork_from(&["a://".into(), "b://".into()], "f").unwrap();
+    store.fork(&["a://".into(), "b://".into()], "f").unwrap();
     b.await_open(1);
     store.destroy_volume("f", false).unwrap();
     b.hang_open(false);
@@ -301,7 +303,7 @@ fn a_lease_that_comes_when_its_fork_is_gone_is_given_back() {
 
 /// A store with forks of three hosts that fall silent, and one of a host that does not.
 fn fork_of_silent_hosts(lender: &Lender, clock: &Arc<Hand>, path: &std::path::Path) -> Store {
-    let options = StoreOptions { sources: Some(Arc::new(lender.clone())), clock: Arc::clone(clock) as _, ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(lender.clone())).with_clock(Arc::clone(clock) as _);
     let store = Store::create(path, options).unwrap();
     for (number, host) in ["silent1", "silent2", "silent3", "good"].into_iter().enumerate() {
         let uri = format!("{host}://");

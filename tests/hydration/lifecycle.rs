@@ -116,7 +116,7 @@ fn what_came_from_where_stays_known_when_all_is_here() {
     let (good, bad) = (trial.stage.add(actor("a://")), trial.stage.add(actor("b://")));
     bad.play(|_, _| Play::Fail);
     good.play(|_, _| Play::Hang);
-    trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    trial.store.fork(&["a://".into(), "b://".into()], "v").unwrap();
     trial.store.fork("v", "above").unwrap();
     while trial.store.show("v").unwrap().hydration.sources[1].errors == 0 {
         std::thread::yield_now();

@@ -35,15 +35,15 @@ pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
 
 /// Real files and these sources.
 pub fn options(stage: &Stage) -> StoreOptions {
-    StoreOptions { sources: Some(Arc::new(stage.clone())), ..StoreOptions::default() }
+    StoreOptions::default().with_sources(Arc::new(stage.clone()))
 }
 
 fn paused() -> HydrationControl {
-    HydrationControl { paused: Some(true), ..HydrationControl::default() }
+    HydrationControl::default().with_paused(true)
 }
 
 fn resumed() -> HydrationControl {
-    HydrationControl { paused: Some(false), ..HydrationControl::default() }
+    HydrationControl::default().with_paused(false)
 }
 
 /// A store and the sources that it knows.
@@ -202,7 +202,7 @@ fn damaged_bytes_are_fetched_again_then_elsewhere_then_reported() {
     assert_eq!(error.kind(), ErrorKind::SourceLost);
     assert!(error.to_string().contains("a:// sent bytes at offset 65536 that do not match their checksum"), "{error}");
     // Always, but there is another address.
-    let add = HydrationControl { add_sources: vec!["b://".into()], ..HydrationControl::default() };
+    let add = HydrationControl::default().with_add_sources(vec!["b://".into()]);
     trial.store.control_hydration("v", &add).unwrap();
     assert!(read(&volume, 65536, 4096).unwrap() == data[65536..65536 + 4096]);
     assert_eq!(b.bytes_read() % 4096, 0);
@@ -228,7 +228,7 @@ fn a_source_with_other_bytes_is_refused() {
     actor("shorter://", Some("host/7"), &data[..4096]);
     trial.paused_fork(&a, "v");
     let add = |uri: &str| {
-        let control = HydrationControl { add_sources: vec![uri.into()], ..HydrationControl::default() };
+        let control = HydrationControl::default().with_add_sources(vec![uri.into()]);
         trial.store.control_hydration("v", &control)
     };
     for (uri, why) in [("later://", "host/8"), ("unknown://", "does not tell"), ("shorter://", "4096 bytes"), ("none://", "not on stage")] {
@@ -238,7 +238,7 @@ fn a_source_with_other_bytes_is_refused() {
     let sources = add("same://").unwrap().sources;
     assert_eq!(sources.iter().map(|source| source.uri.as_str()).collect::<Vec<_>>(), ["a://", "same://"]);
     let remove = |uri: &str| {
-        let control = HydrationControl { remove_sources: vec![uri.into()], ..HydrationControl::default() };
+        let control = HydrationControl::default().with_remove_sources(vec![uri.into()]);
         trial.store.control_hydration("v", &control)
     };
     assert_eq!(remove("later://").unwrap_err().kind(), ErrorKind::NotFound);
@@ -253,7 +253,7 @@ fn a_fork_survives_its_origin_if_another_address_has_it() {
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
     a.play(|_, _| Play::Hang);
     b.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
-    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    let volume = trial.store.fork(&["a://".into(), "b://".into()], "v").unwrap();
     a.await_read(|_, _| true);
     a.lose(true);
     a.play(|_, _| Play::Answer);
@@ -272,7 +272,7 @@ fn several_sources_share_the_work() {
     let data = pattern(8, 64 << 20);
     let actors = ["a://", "b://", "c://"].map(|uri| trial.stage.add(Actor::new(uri, &data)));
     let uris: Vec<String> = actors.iter().map(|actor| actor.uri.clone()).collect();
-    trial.store.fork_from(&uris, "v").unwrap();
+    trial.store.fork(&uris, "v").unwrap();
     trial.finish("v");
     let shares: Vec<u64> = actors.iter().map(|actor| actor.bytes_read()).collect();
     assert_eq!(shares.iter().sum::<u64>(), 64 << 20, "each block once");
@@ -286,7 +286,7 @@ fn a_slow_read_is_sent_to_another_address_too() {
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
     b.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
     a.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
-    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    let volume = trial.store.fork(&["a://".into(), "b://".into()], "v").unwrap();
     trial.store.control_hydration("v", &paused()).unwrap();
     // Both have answered, so that what is usual is known; then neither of them does, and then one.
     for block in 0..32u64 {
@@ -307,7 +307,7 @@ fn who_waits_for_bulk_that_does_not_come_asks_another_address() {
     // What `a` was asked for in bulk hangs, and the block is one of those.
     a.play(|_, _| Play::Hang);
     b.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
-    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    let volume = trial.store.fork(&["a://".into(), "b://".into()], "v").unwrap();
     a.await_read(|_, class| class == ReadClass::Ahead);
     let (range, _) = a.reads().into_iter().find(|(_, class)| *class == ReadClass::Ahead).unwrap();
     let expected = &data[range.start as usize..][..8192];
@@ -352,7 +352,7 @@ fn an_address_without_block_status_delays_no_other() {
     let (a, b) = (trial.stage.add(Actor::new("a://", &data)), trial.stage.add(Actor::new("b://", &data)));
     a.play(|_, _| Play::Hang);
     a.hang_extents(true);
-    let volume = trial.store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+    let volume = trial.store.fork(&["a://".into(), "b://".into()], "v").unwrap();
     // All that `a` was not asked for comes from `b`, while the question for zeros is still open.
     b.await_read(|range, class| class == ReadClass::Ahead && range.end == 16 << 20);
     assert!(a.was_asked_extents(), "the address that was forked is asked first");
@@ -385,7 +385,7 @@ fn a_sequential_reader_finds_its_blocks_there() {
     // Bulk waits; what is read ahead does not.
     actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
     let volume = trial.store.fork("a://", "v").unwrap();
-    let rate = HydrationControl { rate_bytes_per_second: Some(1), ..HydrationControl::default() };
+    let rate = HydrationControl::default().with_rate_bytes_per_second(1);
     trial.store.control_hydration("v", &rate).unwrap();
     actor.play(|_, _| Play::Answer);
     let waited = || actor.reads().iter().filter(|(_, class)| *class == ReadClass::Waited).count();
@@ -438,16 +438,12 @@ fn pace_can_be_changed_while_it_runs() {
     read(&volume, 6 << 20, 4096).unwrap();
     let paused = trial.store.show("v").unwrap().hydration;
     assert_eq!((paused.rate_bytes_per_second, paused.eta_seconds), (0, None), "what is paused has no end");
-    let control = HydrationControl {
-        rate_bytes_per_second: Some(100 << 20),
-        deadline_seconds: Some(600),
-        priority: Some(HydrationPriority::High),
-        ..HydrationControl::default()
-    };
+    let control =
+        HydrationControl::default().with_rate_bytes_per_second(100 << 20).with_deadline_seconds(600).with_priority(HydrationPriority::High);
     let info = trial.store.control_hydration("v", &control).unwrap();
     assert_eq!((info.rate_limit_bytes_per_second, info.priority), (Some(100 << 20), HydrationPriority::High));
     assert!(info.deadline.is_some_and(|deadline| deadline > 1_700_000_000));
-    let info = trial.store.control_hydration("v", &HydrationControl { deadline_seconds: Some(0), ..resumed() }).unwrap();
+    let info = trial.store.control_hydration("v", &resumed().with_deadline_seconds(0)).unwrap();
     assert_eq!(info.deadline, None);
     actor.play(|_, _| Play::Answer);
     actor.release();
@@ -465,12 +461,10 @@ fn settings_and_sources_survive_a_restart() {
     let (a, _b) = (stage.add(actor("a://")), stage.add(actor("b://")));
     let trial = Trial { store: Store::create(dir.path(), options(&stage)).unwrap(), stage, _dir: dir };
     trial.paused_fork(&a, "v");
-    let control = HydrationControl {
-        rate_bytes_per_second: Some(5 << 20),
-        priority: Some(HydrationPriority::Low),
-        add_sources: vec!["b://".into()],
-        ..HydrationControl::default()
-    };
+    let control = HydrationControl::default()
+        .with_rate_bytes_per_second(5 << 20)
+        .with_priority(HydrationPriority::Low)
+        .with_add_sources(vec!["b://".into()]);
     let before = trial.store.control_hydration("v", &control).unwrap();
     trial.store.close().unwrap();
     let store = Store::open(trial._dir.path(), options(&trial.stage)).unwrap();
@@ -483,7 +477,7 @@ fn settings_and_sources_survive_a_restart() {
     assert_eq!(uris(&after), uris(&before));
     a.lose(true);
     a.play(|_, _| Play::Answer);
-    store.control_hydration("v", &HydrationControl { rate_bytes_per_second: Some(0), ..resumed() }).unwrap();
+    store.control_hydration("v", &resumed().with_rate_bytes_per_second(0)).unwrap();
     assert!(store.wait_hydrated("v", PATIENCE).unwrap(), "the address that was added is used");
     assert!(read(&store.volume("v").unwrap(), 0, 8 << 20).unwrap() == data);
 }
@@ -507,7 +501,7 @@ fn events_tell_of_loss_return_and_completion() {
     let stage = Stage::default();
     let actor = stage.add(Actor::new("a://", &pattern(15, 8 << 20)));
     let lost = Arc::new(AtomicBool::new(true));
-    let store = Store::create(dir.path(), StoreOptions { on_event: Some(Arc::new(on_event)), ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_on_event(Arc::new(on_event))).unwrap();
     let gone = Arc::clone(&lost);
     actor.play(move |_, _| if gone.load(Ordering::SeqCst) { Play::Fail } else { Play::Answer });
     store.fork("a://", "v").unwrap();

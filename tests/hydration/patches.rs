@@ -181,7 +181,7 @@ fn many_writers_forks_and_checkpoints_while_blocks_come() {
     let stage = Stage::default();
     let source = stage.add(Actor::new("held://x", &pattern(99, BYTES)));
     source.play(|_, _| Play::Hang);
-    let options = StoreOptions { checkpoint_bytes: 16 << 10, ..options(&stage) };
+    let options = options(&stage).with_checkpoint_bytes(16 << 10);
     let store = Store::create(dir.path(), options.clone()).unwrap();
     let volume = store.fork("held://x", "a").unwrap();
     let mut expected = source.data.to_vec();
@@ -220,5 +220,5 @@ fn many_writers_forks_and_checkpoints_while_blocks_come() {
     let store = Store::open(dir.path(), options).unwrap();
     check(&store);
     assert!(store.wait_hydrated("a", PATIENCE).unwrap());
-    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+    assert_eq!(store.scrub(None).unwrap().errors, Vec::<String>::new());
 }

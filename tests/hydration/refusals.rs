@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use volfork::io::{Disk, DiskFile, IoMode, OpenMode, SystemDisk};
 use volfork::volume::{EventKind, HydrationState, OnEvent};
-use volfork::{ErrorKind, Store, StoreOptions};
+use volfork::{ErrorKind, Store};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{options, pattern, read};
@@ -123,7 +123,7 @@ impl DiskFile for DataFile {
 fn a_store_that_refuses_writes_is_not_refilled_in_a_loop() {
     let dir = tempfile::tempdir().unwrap();
     let (stage, disk) = (Stage::default(), Arc::new(FailingDisk::default()));
-    let store = Store::create(dir.path(), StoreOptions { disk: Arc::clone(&disk) as _, ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_disk(Arc::clone(&disk) as _)).unwrap();
     let actor = stage.add(Actor::new("a://", &pattern(71, 8 << 20)));
     actor.play(|_, _| Play::Hang);
     store.fork("a://", "v").unwrap();
@@ -166,7 +166,7 @@ fn a_full_disk_pauses_fetching_until_there_is_space() {
     let (space, told) = (Arc::clone(&disk.space), Arc::<Mutex<Vec<_>>>::default());
     let heard = Arc::clone(&told);
     let on_event: OnEvent = Arc::new(move |event| heard.lock().push((event.kind, event.error.clone())));
-    let store = Store::create(dir.path(), StoreOptions { disk: Arc::new(disk), on_event: Some(on_event), ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_disk(Arc::new(disk)).with_on_event(on_event)).unwrap();
     let data = pattern(72, 32 << 20);
     let actor = stage.add(Actor::new("a://", &data));
     space.full.store(true, Ordering::SeqCst);

@@ -195,10 +195,10 @@ impl Trial {
             scene
         };
         let scenes = uris.iter().map(scene).collect();
-        let options = StoreOptions { sources: Some(Arc::new(rudes.clone())), ..StoreOptions::default() };
+        let options = StoreOptions::default().with_sources(Arc::new(rudes.clone()));
         let store = Store::create(dir.path(), options).unwrap();
         let uris: Vec<String> = uris.iter().map(|uri| (*uri).to_owned()).collect();
-        let volume = store.fork_from(&uris, "v").unwrap();
+        let volume = store.fork(&uris, "v").unwrap();
         store.control_hydration("v", &paused()).unwrap();
         // What backfill began with is over: nothing is under way.
         store.give_up_waiting();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use roaring::RoaringBitmap;
 use volfork::store::HydrationControl;
 use volfork::volume::{EventKind, HydrationState, OnEvent, VolumeState};
-use volfork::{Store, StoreOptions, Volume};
+use volfork::{Store, Volume};
 
 use crate::stage::{Actor, Play, Stage};
 use crate::steps::{paused_fork, settle, store};
@@ -38,7 +38,7 @@ fn store_again(directory: &Path, stage: &Stage) -> (Store, Arc<Mutex<Vec<String>
         assert_eq!(event.kind, EventKind::Hydrated);
         hydrated.lock().unwrap().extend(event.volumes.clone());
     });
-    (Store::open(directory, StoreOptions { threads: false, on_event: Some(on_event), ..options(stage) }).unwrap(), told)
+    (Store::open(directory, options(stage).with_threads(false).with_on_event(on_event)).unwrap(), told)
 }
 
 /// What a store has of the source.
@@ -114,7 +114,7 @@ fn a_later_fork_fetches_only_discarded_blocks_of_a_root() {
         let info = store.show("first").unwrap();
         assert_eq!((info.blocks.missing, info.state, info.source), (0, VolumeState::Created, None));
         let first = store.volume("first").unwrap();
-        first.snapshot("s").unwrap();
+        first.create_snapshot("s").unwrap();
         let own = store.snapshot("first", "s").unwrap().identity();
         assert_eq!(store.holdings()[&own].present, None, "it is whole");
         assert!(store.wait_hydrated("first", Duration::ZERO).unwrap() && !store.wait_hydrated("fourth", Duration::ZERO).unwrap());
@@ -153,7 +153,7 @@ fn a_claimed_identity_serves_only_forks_that_named_it() {
     assert!(read(&first, 0, 4 * MIB).unwrap() == poison, "who names it has what it gives");
     let victim = paused_fork(&store, &honest, "victim");
     let second = store.fork("evil://", "second").unwrap();
-    let mixed = store.fork_from(&both, "mixed").unwrap();
+    let mixed = store.fork(&both, "mixed").unwrap();
     let addresses = |store: &Store, name: &str| -> Vec<String> {
         store.show(name).unwrap().hydration.sources.into_iter().map(|source| source.uri).collect()
     };
@@ -174,9 +174,9 @@ fn a_claimed_identity_serves_only_forks_that_named_it() {
     for name in ["first", "second", "mixed", "later"] {
         store.destroy_volume(name, false).unwrap();
     }
-    store.fork_from(&both, "half").unwrap();
+    store.fork(&both, "half").unwrap();
     store.control_hydration("half", &paused()).unwrap();
-    let control = HydrationControl { remove_sources: vec!["evil://".into()], ..HydrationControl::default() };
+    let control = HydrationControl::default().with_remove_sources(vec!["evil://".into()]);
     store.control_hydration("half", &control).unwrap();
     store.close().unwrap();
     let (store, _) = store_again(dir.path(), &stage);

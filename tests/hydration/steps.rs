@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use volfork::volume::VolumeState;
-use volfork::{Clock, Store, StoreOptions};
+use volfork::{Clock, Store};
 
 use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{options, pattern, paused, read, resumed};
@@ -27,7 +27,7 @@ impl Clock for Still {
 
 /// A store that does nothing by itself.
 pub fn store(directory: &std::path::Path, stage: &Stage) -> Store {
-    Store::create(directory, StoreOptions { threads: false, ..options(stage) }).unwrap()
+    Store::create(directory, options(stage).with_threads(false)).unwrap()
 }
 
 /// Does what there is to do.
@@ -103,7 +103,7 @@ fn unflushed_overwrites_become_durable_and_are_not_fetched() {
     drop((volume, below));
     // As after a crash: what hid the source's bytes is there.
     store.close().unwrap();
-    let store = Store::open(dir.path(), StoreOptions { threads: false, ..options(&stage) }).unwrap();
+    let store = Store::open(dir.path(), options(&stage).with_threads(false)).unwrap();
     assert!(read(&store.volume("w").unwrap(), 0, 4 << 20).unwrap() == pattern(69, 4 << 20));
 }
 
@@ -139,7 +139,7 @@ fn parts_of_blocks_give_back_their_room_although_nobody_reads() {
 #[test]
 fn resuming_a_hydration_retries_a_failed_address_at_once() {
     let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
-    let options = StoreOptions { threads: false, clock: Arc::new(Still), ..options(&stage) };
+    let options = options(&stage).with_threads(false).with_clock(Arc::new(Still));
     let store = Store::create(dir.path(), options).unwrap();
     let data = pattern(65, 4 << 20);
     let actor = stage.add(Actor::new("a://", &data));
@@ -188,7 +188,7 @@ const FORKS: usize = 20;
 /// `well`: forks whose exports can be read when their host is back.
 fn is_tried_by_one_for_all(well: usize) {
     let (dir, stage, clock) = (tempfile::tempdir().unwrap(), Stage::default(), Arc::new(Passing::default()));
-    let options = StoreOptions { threads: false, clock: clock.clone(), ..options(&stage) };
+    let options = options(&stage).with_threads(false).with_clock(clock.clone());
     let store = Store::create(dir.path(), options).unwrap();
     let data = pattern(66, 256 << 10);
     let pass = |millis, until: &dyn Fn() -> bool| {

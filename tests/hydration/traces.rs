@@ -61,7 +61,7 @@ fn a_source_trace_outlives_a_recording_just_begun() {
     read(&volume, 7 << 20, 4096).unwrap();
     actor.play(|_, _| Play::Answer);
     actor.release();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     trial.finish("v");
     // The recording is written when the store closes, if it is.
     drop(volume);
@@ -79,7 +79,7 @@ fn one_small_read_does_not_fix_the_trace_for_ever() {
     let store = Store::create(dir.path(), StoreOptions::default()).unwrap();
     let origin = store.create_volume("v", 16 << 20).unwrap();
     origin.write_at(&pattern(64, 16 << 20), 0).unwrap();
-    origin.snapshot("s").unwrap();
+    origin.create_snapshot("s").unwrap();
     let places = |store: &Store| -> Vec<u64> { store.trace("v", Some("s")).unwrap().runs.iter().map(|run| run.start >> 20).collect() };
     let touch = |fork: &Volume, places: &[u64]| places.iter().for_each(|place| drop(read(fork, place << 20, 512).unwrap()));
     touch(&store.fork("v@s", "first").unwrap(), &[0]);
@@ -115,8 +115,7 @@ fn a_trace_is_recorded_for_a_fork_of_an_earlier_process() {
     let (told, silent) = (stage.add(make("a://", "host/7", runs)), stage.add(make("b://", "host/8", Vec::new())));
     let dir = tempfile::tempdir().unwrap();
     {
-        let threads = false;
-        let store = volfork::Store::create(dir.path(), volfork::StoreOptions { threads, ..crate::options(&stage) }).unwrap();
+        let store = volfork::Store::create(dir.path(), crate::options(&stage).with_threads(false)).unwrap();
         store.fork("a://", "told").unwrap();
         store.fork("b://", "silent").unwrap();
         store.close().unwrap();
@@ -132,7 +131,7 @@ fn a_trace_is_recorded_for_a_fork_of_an_earlier_process() {
     }
     silent.play(|_, _| Play::Answer);
     silent.release();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     assert!(store.wait_hydrated("silent", PATIENCE).unwrap());
     drop(volume);
     store.close().unwrap();

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use volfork::source::{ReadClass, Source, SourceError, SourceErrorKind, SourceOpener};
 use volfork::store::HydrationControl;
 use volfork::volume::Request;
-use volfork::{Clock, ErrorKind, Store, StoreOptions, SystemClock, Volume};
+use volfork::{Clock, ErrorKind, Store, SystemClock, Volume};
 
 use crate::hedging::begin;
 use crate::stage::{Actor, PATIENCE, Play, Stage};
@@ -50,7 +50,7 @@ fn all_are_told_at_once(trial: &Trial, clock: &Ahead, actor: &Actor, volume: &Vo
 fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
-    let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_clock(Arc::clone(&clock) as _)).unwrap();
     let trial = Trial { stage, store, _dir: dir };
     let data = pattern(41, 8 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));
@@ -68,7 +68,7 @@ fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
 fn a_paused_hydration_closes_and_reopens_its_connection() {
     let dir = tempfile::tempdir().unwrap();
     let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
-    let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_clock(Arc::clone(&clock) as _)).unwrap();
     let trial = Trial { stage, store, _dir: dir };
     let data = pattern(47, 8 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));
@@ -124,7 +124,9 @@ fn patient_trial() -> (Trial, Arc<Ahead>) {
     let dir = tempfile::tempdir().unwrap();
     let (stage, clock) = (Stage::default(), Arc::new(Ahead::default()));
     let sources = Some(Arc::new(Patient(stage.clone())) as _);
-    let store = Store::create(dir.path(), StoreOptions { clock: Arc::clone(&clock) as _, sources, ..options(&stage) }).unwrap();
+    let mut options = options(&stage).with_clock(Arc::clone(&clock) as _);
+    options.sources = sources;
+    let store = Store::create(dir.path(), options).unwrap();
     (Trial { stage, store, _dir: dir }, clock)
 }
 
@@ -399,7 +401,7 @@ fn a_write_waiting_for_a_repair_blocks_no_fork_or_flush() {
 fn background_work_waits_for_no_repair_of_a_block_below_a_patch() {
     const BLOCK: usize = 4096;
     let (dir, stage) = (tempfile::tempdir().unwrap(), Stage::default());
-    let store = Store::create(dir.path(), StoreOptions { threads: false, ..options(&stage) }).unwrap();
+    let store = Store::create(dir.path(), options(&stage).with_threads(false)).unwrap();
     let trial = Trial { stage, store, _dir: dir };
     let data = pattern(46, 1 << 20);
     let actor = trial.stage.add(Actor::new("a://", &data));

@@ -170,7 +170,7 @@ impl SourceOpener for Ways {
 
 fn store(hosts: &Arc<Hosts>, threads: bool) -> (Store, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions { sources: Some(Arc::new(Ways(Arc::clone(hosts)))), threads, ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(Ways(Arc::clone(hosts)))).with_threads(threads);
     (Store::create(dir.path(), options).unwrap(), dir)
 }
 
@@ -212,7 +212,7 @@ fn zeros_do_not_travel_whichever_of_two_hosts_dies_and_when() {
         for deaths in orders.iter().skip(if identity.is_some() { 0 } else { 4 }) {
             let hosts = Hosts::new(8 << 30, true, identity, deaths);
             let (store, _dir) = store(&hosts, true);
-            let volume = store.fork_from(&["a://".into(), "b://".into()], "v").unwrap();
+            let volume = store.fork(&["a://".into(), "b://".into()], "v").unwrap();
             let complete = store.wait_hydrated("v", PATIENCE).unwrap();
             assert!(complete, "{deaths:?}: {:?}", store.show("v").unwrap().hydration);
             let (bytes, data) = (hosts.bytes.load(Ordering::SeqCst), hosts.data_bytes());

@@ -225,7 +225,7 @@ fn an_impossible_image_size_is_refused_at_once() {
     std::fs::remove_file(layout.blob_path(&layer.descriptor["digest"])).unwrap();
     layout.image("v", &[&layer]);
     for size in [16 << 40, 17 << 40, u64::MAX] {
-        let options = ImportOptions { size_bytes: Some(size), ..Default::default() };
+        let options = ImportOptions::default().with_size_bytes(size);
         let error = layout.import_with(&host.store, "v", "v", &options).unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains("17592051826688"), "{error}");
     }

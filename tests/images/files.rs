@@ -151,7 +151,7 @@ fn sizes_are_those_that_were_asked_for() {
     let layer = layout.layer(Archive::new().file("f", b"content"));
     layout.image("v", &[&layer]);
     for (number, size) in [1 << 27, (1 << 30) + 5 * 4096, 8 << 30, 17 << 30].into_iter().enumerate() {
-        let options = volfork::image::ImportOptions { size_bytes: Some(size), ..Default::default() };
+        let options = volfork::image::ImportOptions::default().with_size_bytes(size);
         let name = format!("v{number}");
         let imported = layout.import_with(&host.store, "v", &name, &options).unwrap();
         assert_eq!((imported.size_bytes, host.store.show(&name).unwrap().size_bytes), (size, size));
@@ -160,6 +160,6 @@ fn sizes_are_those_that_were_asked_for() {
         check(&image);
         assert_eq!(debugfs(&image, "cat /f"), b"content");
     }
-    let options = volfork::image::ImportOptions { size_bytes: Some(1 << 20), ..Default::default() };
+    let options = volfork::image::ImportOptions::default().with_size_bytes(1 << 20);
     assert_eq!(layout.import_with(&host.store, "v", "small", &options).unwrap_err().kind(), volfork::ErrorKind::InvalidInput);
 }

@@ -161,7 +161,7 @@ fn a_damaged_layer_is_refetched_and_its_forks_repaired() {
     let host = Host { store: Store::open(&path, StoreOptions::default()).unwrap(), directory: host.directory };
     assert!(layout.import(&host.store, "v", "e").unwrap().start.is_cached());
     host.store.volume("e").unwrap().read_at(&mut [0; 512], tool).unwrap();
-    let scrubbed = host.store.scrub(None, &mut |_| {}).unwrap();
+    let scrubbed = host.store.scrub(None).unwrap();
     assert_eq!((scrubbed.blocks_repaired, scrubbed.blocks_damaged), (1, 0), "{scrubbed:?}");
     check(&host.export("a"));
 }
@@ -182,9 +182,9 @@ fn damage_that_another_layer_cannot_repair_is_told_once() {
     let checksums = std::fs::OpenOptions::new().write(true).open(path.join("layers/0.crc")).unwrap();
     checksums.set_len(0).unwrap();
     let host = Host { store: Store::open(&path, StoreOptions::default()).unwrap(), directory: host.directory };
-    let damaged = host.store.scrub(None, &mut |_| {}).unwrap().blocks_damaged;
+    let damaged = host.store.scrub(None).unwrap().blocks_damaged;
     layout.import(&host.store, "v", "b").unwrap();
-    let scrubbed = host.store.scrub(None, &mut |_| {}).unwrap();
+    let scrubbed = host.store.scrub(None).unwrap();
     assert!(damaged > 0 && scrubbed.blocks_damaged == damaged, "{scrubbed:?}");
     for error in &scrubbed.errors {
         assert!(error.contains("could be repaired from") && error.matches("restore it").count() == 1, "{error}");
@@ -199,7 +199,7 @@ fn an_import_finds_damage_it_reads_or_all_with_verify() {
     let one = layout.layer(Archive::new().file("app/one", &noise(3, 10_000)));
     layout.image("base", &[&first, &second]);
     layout.image("one", &[&first, &second, &one]);
-    let verify = ImportOptions { verify: true, ..ImportOptions::default() };
+    let verify = ImportOptions::default().with_verify(true);
     // The superblock of the file system, which an import that adds a layer reads; a block of a file, which it does not; nothing.
     for (what, options, reused) in [("superblock", ImportOptions::default(), 0), ("file", verify.clone(), 0), ("nothing", verify, 2)] {
         let host = Host::new();
@@ -289,7 +289,7 @@ fn bombs_do_not_go_off() {
     let (host, layout) = (Host::new(), Layout::new());
     let zeros = layout.layer(Archive::new().file("zeros", &vec![0; 64 << 20]));
     layout.image("v", &[&zeros]);
-    let options = ImportOptions { unpacked_bytes_max: 16 << 20, ..ImportOptions::default() };
+    let options = ImportOptions::default().with_unpacked_bytes_max(16 << 20);
     let error = layout.import_with(&host.store, "v", "v", &options).unwrap_err();
     assert!(error.to_string().contains("larger"), "{error}");
     // Behind the end of the archive, where only the digests look.

@@ -53,7 +53,8 @@ impl Fake {
 
     fn source(&self, login_for: &str) -> RegistrySource {
         let login = RegistryLogin { host: login_for.into(), user: "alice".into(), password: "secret".into() };
-        RegistrySource::open(&format!("{}/team/app", self.host()), &RegistryOptions { plain_http: false, login: Some(login) }).unwrap()
+        RegistrySource::open(&format!("{}/team/app", self.host()), &RegistryOptions::default().with_plain_http(false).with_login(login))
+            .unwrap()
     }
 
     fn asked(&self) -> Vec<Asked> {

@@ -201,17 +201,15 @@ impl Plan {
     }
 
     pub fn options(&self, disk: &SimDisk, threads: bool) -> StoreOptions {
-        StoreOptions {
-            block_size: BlockSize::new(self.block_bytes).expect("a power of two"),
-            ring: Some(RingKind::Threads),
-            sources: Some(Arc::new(crate::source::Servers::new(self, disk))),
-            disk: Arc::new(disk.clone()),
-            clock: Arc::new(SimClock::default()),
-            checksum_cache_bytes: self.checksum_cache_bytes,
-            checkpoint_bytes: self.checkpoint_bytes,
-            limits: self.limits,
-            threads,
-            ..StoreOptions::default()
-        }
+        StoreOptions::default()
+            .with_block_size(BlockSize::new(self.block_bytes).expect("a power of two"))
+            .with_ring(RingKind::Threads)
+            .with_sources(Arc::new(crate::source::Servers::new(self, disk)))
+            .with_disk(Arc::new(disk.clone()))
+            .with_clock(Arc::new(SimClock::default()))
+            .with_checksum_cache_bytes(self.checksum_cache_bytes)
+            .with_checkpoint_bytes(self.checkpoint_bytes)
+            .with_limits(self.limits)
+            .with_threads(threads)
     }
 }

@@ -66,7 +66,7 @@ fn open(plan: &Plan, disk: &SimDisk, random: &mut Random, story: &mut String) ->
 }
 
 fn scrub(store: &Store) -> Result<(), String> {
-    let report = store.scrub(None, &mut |_| {}).map_err(|error| format!("scrub: {error}"))?;
+    let report = store.scrub(None).map_err(|error| format!("scrub: {error}"))?;
     if report.errors.is_empty() && report.blocks_repaired == 0 { Ok(()) } else { Err(format!("scrub: {:?}", report.errors)) }
 }
 

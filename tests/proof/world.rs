@@ -259,7 +259,7 @@ impl World {
 
     /// Nothing is damaged, whatever happens meanwhile.
     pub fn scrub(&self) {
-        match self.store.scrub(None, &mut |_| {}) {
+        match self.store.scrub(None) {
             Ok(report) if report.errors.is_empty() && report.blocks_repaired == 0 => {}
             Ok(_) if self.plan.weather.unreadable > 0 => {}
             Ok(report) => self.fail(&format!("scrub beside writers: {:?}, {} repaired", report.errors, report.blocks_repaired)),

@@ -64,7 +64,7 @@ fn zeros_without_a_hole_have_their_space() {
 
 #[test]
 fn hints_are_answered_however_many_there_are() {
-    let host = Host::new(NbdOptions { depth: 4, ..NbdOptions::default() });
+    let host = Host::new(NbdOptions::default().with_depth(4));
     host.store.create_volume("v", 1 << 20).unwrap();
     let mut client = host.client(HeaderMode::Extended, "v");
     (0..500).for_each(|number| client.send(CMD_CACHE, 0, number * 512, 512));
@@ -76,7 +76,7 @@ fn hints_are_answered_however_many_there_are() {
 /// An error would be one of the client's device; without a reply, a client that connects again sends its request again.
 #[test]
 fn what_has_not_begun_when_the_server_shuts_down_gets_no_reply() {
-    let host = Host::new(NbdOptions { shutdown_timeout: Duration::from_secs(3600), ..NbdOptions::default() });
+    let host = Host::new(NbdOptions::default().with_shutdown_timeout(Duration::from_secs(3600)));
     let volume = host.store.create_volume("v", 32 << 20).unwrap();
     volume.write_at(&vec![7; 32 * MIB], 0).unwrap();
     let mut client = host.client(HeaderMode::Extended, "v");

@@ -86,7 +86,7 @@ fn contexts(client: &mut Client, option: u32, query: &str) -> Vec<String> {
 fn contexts_list_recent_snapshots_and_find_all_by_name() {
     let host = Host::new(NbdOptions::default());
     let volume = host.store.create_volume("v", 1 << 20).unwrap();
-    (0..70).for_each(|number| volume.snapshot(&format!("s{number}")).unwrap());
+    (0..70).for_each(|number| volume.create_snapshot(&format!("s{number}")).unwrap());
     let mut client = host.connect();
     client.option(OPT_STRUCTURED_REPLY, &[]).unwrap();
     let all = contexts(&mut client, OPT_LIST_META_CONTEXT, "");

@@ -14,13 +14,11 @@ use crate::random::Random;
 const BYTES_MAX: u64 = 16 << 40;
 
 fn options(disk: &SimDisk, block_bytes: u32) -> StoreOptions {
-    StoreOptions {
-        disk: Arc::new(disk.clone()),
-        clock: Arc::new(SimClock::default()),
-        threads: false,
-        block_size: BlockSize::new(block_bytes).unwrap(),
-        ..StoreOptions::default()
-    }
+    StoreOptions::default()
+        .with_disk(Arc::new(disk.clone()))
+        .with_clock(Arc::new(SimClock::default()))
+        .with_threads(false)
+        .with_block_size(BlockSize::new(block_bytes).unwrap())
 }
 
 /// Ranges that lie in a volume, end behind it, end behind all numbers, and end before they begin.

@@ -31,10 +31,7 @@ impl World {
         let mut after = self.model.clone();
         let content = self.images[&chain].clone();
         after.insert(fork.clone(), VolumeModel::new(content.sectors, content.size_bytes));
-        self.change(format!("fork image {chain} {fork}"), after, |store| {
-            assert!(store.fork_held(&chain, &fork)?.is_some(), "the layer was listed");
-            Ok(())
-        })
+        self.change(format!("fork image {chain} {fork}"), after, |store| store.fork(&chain, &fork).map(drop))
     }
 
     /// Other labels.

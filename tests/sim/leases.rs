@@ -23,7 +23,10 @@ const PLACE: &str = "/sim";
 const BLOCK: usize = 4096;
 
 fn options(disk: &SimDisk, sources: Option<Arc<dyn SourceOpener>>) -> StoreOptions {
-    StoreOptions { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::default()), threads: false, sources, ..StoreOptions::default() }
+    let mut options =
+        StoreOptions::default().with_disk(Arc::new(disk.clone())).with_clock(Arc::new(SimClock::default())).with_threads(false);
+    options.sources = sources;
+    options
 }
 
 fn request(action: LeaseAction, number: u8) -> LeaseRequest {
@@ -171,7 +174,7 @@ fn a_returned_lease_stays_away_after_a_crash() {
 fn a_lease_holds_for_the_time_that_its_fork_was_told() {
     const WEEK: u64 = 7 * 86_400;
     let disk = SimDisk::default();
-    let with = |lease| StoreOptions { lease, ..options(&disk, None) };
+    let with = |lease| options(&disk, None).with_lease(lease);
     let store = Store::create(Path::new(PLACE), with(Duration::from_secs(4 * WEEK))).unwrap();
     store.create_volume("v", BLOCK as u64).unwrap();
     let told = store.lease(("v", None), &request(LeaseAction::Take, 1), "there").unwrap().unwrap().lapse;
@@ -354,7 +357,7 @@ fn borrow(store: &Store, lender: &Lender, stands: &mut bool) -> volfork::Result<
     if refused.kind() != ErrorKind::InvalidInput {
         return Err(refused);
     }
-    store.control_hydration("f", &HydrationControl { paused: Some(true), ..HydrationControl::default() })?;
+    store.control_hydration("f", &HydrationControl::default().with_paused(true))?;
     while lender.lent() > 1 {
         store.step()?;
     }
@@ -435,9 +438,9 @@ fn a_new_lease_of_another_address_is_kept_or_returned() {
         let with = || options(&disk, Some(Arc::new(lender.clone())));
         let store = Store::create(Path::new(PLACE), with()).unwrap();
         let fork = store.fork(STEADY, "f").unwrap();
-        let mut control = HydrationControl { paused: Some(true), add_sources: vec!["sim://y".into()], ..HydrationControl::default() };
+        let mut control = HydrationControl::default().with_paused(true).with_add_sources(vec!["sim://y".into()]);
         store.control_hydration("f", &control).unwrap();
-        control = HydrationControl { remove_sources: vec![STEADY.into()], ..HydrationControl::default() };
+        control = HydrationControl::default().with_remove_sources(vec![STEADY.into()]);
         store.control_hydration("f", &control).unwrap();
         assert_eq!(lender.lent.lock().unwrap().len(), 1);
         fork.read_at(&mut [0; BLOCK], WINDOW_START).unwrap();
@@ -463,7 +466,7 @@ fn a_lease_that_lapses_at_once_is_not_renewed_without_end() {
     let lender = Lender { lapse: Duration::ZERO, ..Lender::default() };
     let store = Store::create(Path::new(PLACE), options(&SimDisk::default(), Some(Arc::new(lender.clone())))).unwrap();
     store.fork(STEADY, "f").unwrap();
-    store.control_hydration("f", &HydrationControl { paused: Some(true), ..HydrationControl::default() }).unwrap();
+    store.control_hydration("f", &HydrationControl::default().with_paused(true)).unwrap();
     for _ in 0..200 {
         store.step().unwrap();
     }
@@ -477,7 +480,10 @@ fn leases_are_renewed_while_no_new_one_has_space() {
     let store = Store::create(Path::new(PLACE), options(&disk, Some(Arc::new(lender.clone())))).unwrap();
     let pause = |name: &str, add: &[&str], remove: &[&str]| {
         let [add_sources, remove_sources] = [add, remove].map(|uris| uris.iter().map(|uri| (*uri).to_owned()).collect());
-        store.control_hydration(name, &HydrationControl { paused: Some(true), add_sources, remove_sources, ..HydrationControl::default() })
+        store.control_hydration(
+            name,
+            &HydrationControl::default().with_paused(true).with_add_sources(add_sources).with_remove_sources(remove_sources),
+        )
     };
     store.fork("sim://z", "leased").unwrap();
     pause("leased", &[], &[]).unwrap();

@@ -341,7 +341,7 @@ fn a_flipped_bit_is_found_and_named() {
         let error = volume.read_at(&mut [0; 65536], model::WINDOW_START).unwrap_err();
         let place = error.corruption().expect("the place is known");
         assert_eq!((place.block, place.volume.as_deref(), place.offset_bytes), (offset / 4096, Some("v1"), offset / 4096 * 4096));
-        let report = world.store().scrub(None, &mut |_| {}).unwrap();
+        let report = world.store().scrub(None).unwrap();
         assert_eq!(report.errors.len(), 1, "{:?}", report.errors);
     }
 }

@@ -160,7 +160,7 @@ fn a_full_disk_refuses_patches_and_keeps_what_was_there() {
 
 #[test]
 fn paused_backfill_fetches_nothing_and_resumes_in_place() {
-    let paused = |paused| volfork::store::HydrationControl { paused: Some(paused), ..Default::default() };
+    let paused = |paused| volfork::store::HydrationControl::default().with_paused(paused);
     for seed in seeds(12) {
         let _named = Named("a pause", seed);
         let mut world = World::new(seed * 3 + 1);

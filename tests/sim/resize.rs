@@ -149,7 +149,7 @@ fn shrinks_on_a_full_disk_leave_space_for_the_next_state() {
     const FORKS: u64 = 12;
     let disk = SimDisk::default();
     let options =
-        || StoreOptions { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::default()), threads: false, ..StoreOptions::default() };
+        || StoreOptions::default().with_disk(Arc::new(disk.clone())).with_clock(Arc::new(SimClock::default())).with_threads(false);
     let store = Store::create(Path::new("store"), options()).unwrap();
     let volume = store.create_volume("v", 16 << 40).unwrap();
     volume.write_at(&[1; 4096], 0).unwrap();
@@ -205,7 +205,7 @@ fn a_fork_of_a_larger_size_is_whole_or_not_there() {
         world.store().volume("v1").unwrap().read_at(&mut expected[..(END - WINDOW_START) as usize], WINDOW_START).unwrap();
         let before = world.disk.operations();
         world.disk.fail_at(before + at, Fault::Crash);
-        let options = ForkOptions { size_bytes: Some(SIZE), ..ForkOptions::default() };
+        let options = ForkOptions::default().with_size_bytes(SIZE);
         let made = world.store().fork_with(&[format!("v1@{snapshot}")], "large", &options).map(drop);
         let reached = world.disk.operations() >= before + at;
         assert!(reached || made.is_ok(), "{made:?}");

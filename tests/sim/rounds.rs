@@ -16,7 +16,7 @@ use crate::{Named, seeds};
 const BLOCK: u64 = 4096;
 
 fn options(disk: &SimDisk) -> StoreOptions {
-    StoreOptions { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::default()), threads: false, ..StoreOptions::default() }
+    StoreOptions::default().with_disk(Arc::new(disk.clone())).with_clock(Arc::new(SimClock::default())).with_threads(false)
 }
 
 /// A store with volumes whose first extent is marked.
@@ -227,7 +227,7 @@ fn a_discard_beside_a_round_restores_nothing_older() {
         let [a, v, c] = &volumes[..] else { panic!("three volumes") };
         write(v, 10, 1);
         v.flush().unwrap();
-        v.snapshot("s").unwrap();
+        v.create_snapshot("s").unwrap();
         write(v, 0, 1);
         v.flush().unwrap();
         write(v, 10, 2);
@@ -370,7 +370,7 @@ fn a_checkpoint_waits_for_pages_that_the_cleaner_syncs() {
     for seed in seeds(12) {
         let _named = Named("a checkpoint beside the cleaner", seed);
         let disk = SimDisk::default();
-        let options = || StoreOptions { checkpoint_bytes: 4096, ..options(&disk) };
+        let options = || options(&disk).with_checkpoint_bytes(4096);
         let store = Store::create(Path::new("store"), options()).unwrap();
         let (v, w) = (store.create_volume("v", 16 << 20).unwrap(), store.create_volume("w", 16 << 20).unwrap());
         for _ in 0..2 {

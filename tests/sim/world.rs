@@ -64,15 +64,13 @@ impl World {
     }
 
     fn options(&self) -> StoreOptions {
-        StoreOptions {
-            disk: Arc::new(self.disk.clone()),
-            clock: Arc::clone(&self.clock) as _,
-            sources: Some(Arc::new(self.sources.clone())),
-            threads: false,
-            checksum_cache_bytes: 1 << 20,
-            checkpoint_bytes: self.checkpoint_bytes,
-            ..StoreOptions::default()
-        }
+        StoreOptions::default()
+            .with_disk(Arc::new(self.disk.clone()))
+            .with_clock(Arc::clone(&self.clock) as _)
+            .with_sources(Arc::new(self.sources.clone()))
+            .with_threads(false)
+            .with_checksum_cache_bytes(1 << 20)
+            .with_checkpoint_bytes(self.checkpoint_bytes)
     }
 
     pub fn root() -> PathBuf {
@@ -163,7 +161,7 @@ impl World {
         }
         self.accept_contents();
         self.compare();
-        let report = self.store().scrub(None, &mut |_| {}).unwrap();
+        let report = self.store().scrub(None).unwrap();
         assert!(report.errors.is_empty(), "scrub: {:?}\n{}", report.errors, self.story());
     }
 
@@ -521,7 +519,7 @@ impl World {
         let mut after = self.model.clone();
         after.insert(fork.clone(), VolumeModel::new(source_tags(), VOLUME_BYTES));
         self.change(format!("fork source {fork}"), after, |store| match moody {
-            true => store.fork_from(&[MOODY.to_owned(), STEADY.to_owned()], &fork).map(drop),
+            true => store.fork(&[MOODY.to_owned(), STEADY.to_owned()], &fork).map(drop),
             false => store.fork(STEADY, &fork).map(drop),
         })
     }

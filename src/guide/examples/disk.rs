@@ -108,7 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let disk = CountingDisk::default();
     let counters = Arc::clone(&disk.counters);
     // Without threads nothing happens in the background, so that the numbers are those of the calls alone.
-    let options = StoreOptions { disk: Arc::new(disk), threads: false, ..StoreOptions::default() };
+    let options = StoreOptions::default().with_disk(Arc::new(disk)).with_threads(false);
     let store = Store::create(directory.path().join("store"), options)?;
     let volume = store.create_volume("disk", 1 << 30)?;
 

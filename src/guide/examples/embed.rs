@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A fork and a snapshot hold every write that completed before the call; no data is copied.
     let fork = volume.fork("experiment")?;
-    volume.snapshot("monday")?;
+    volume.create_snapshot("monday")?;
     volume.write_at(b"behind", 4096)?;
 
     let mut bytes = [0; 6];

@@ -19,18 +19,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let near = Store::create(directory.path().join("near"), StoreOptions::default())?;
     let base = near.create_volume("base", SIZE_BYTES)?;
     base.write_at(&vec![7; 8 << 20], 32 << 20)?;
-    base.snapshot("v1")?;
+    base.create_snapshot("v1")?;
     let listener = Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
     let uri = listener.uri().replacen("nbd+unix:///", "nbd+unix:///base@v1", 1);
     let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdOptions::default())?;
 
     // The second host forks it by its address. Events come on a thread of the store.
     let (sender, events) = mpsc::channel::<Event>();
-    let options = StoreOptions {
-        sources: Some(Arc::new(UriSources::default())),
-        on_event: Some(Arc::new(move |event| drop(sender.send(event.clone())))),
-        ..StoreOptions::default()
-    };
+    let options = StoreOptions::default()
+        .with_sources(Arc::new(UriSources::default()))
+        .with_on_event(Arc::new(move |event| drop(sender.send(event.clone()))));
     let far = Store::create(directory.path().join("far"), options)?;
     let fork = far.fork(&uri, "machine")?;
     println!("forked {uri}; state {:?}", far.show("machine")?.state);

@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::create(directory.path().join("store"), StoreOptions::default())?;
     let volume = store.create_volume("web", 64 << 20)?;
     volume.write_at(b"hello", 0)?;
-    volume.snapshot("v1")?;
+    volume.create_snapshot("v1")?;
     volume.write_at(b"later", 0)?;
 
     // `HOST:PORT` serves TCP. NBD over TCP has no authentication: listen only where you trust every host.

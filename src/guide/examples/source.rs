@@ -85,7 +85,7 @@ impl SourceOpener for Sources {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
-    let options = StoreOptions { sources: Some(Arc::new(Sources(UriSources::default()))), ..StoreOptions::default() };
+    let options = StoreOptions::default().with_sources(Arc::new(Sources(UriSources::default())));
     let store = Store::create(directory.path().join("store"), options)?;
 
     // The address is kept with the fork: a store that is opened again opens the source again.

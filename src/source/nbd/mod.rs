@@ -20,8 +20,11 @@ use std::time::Duration;
 
 pub use pool::NbdSource;
 
+use crate::options::with_methods;
+
 /// How an NBD source behaves. The defaults suit a network of hosts.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct NbdOptions {
     /// Connections for bulk, if the server allows several; a far server gets twice as many. One more is kept for reads that
     /// somebody waits for.
@@ -42,6 +45,14 @@ pub struct NbdOptions {
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Connecting and agreeing take some round trips, also of a far server.
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+with_methods! { NbdOptions:
+    with_connections(connections: usize);
+    with_connect_timeout(connect_timeout: Duration);
+    with_request_timeout(request_timeout: Duration);
+    with_give_up_after(give_up_after: Duration);
+    with_tries(tries: u32);
+}
 
 impl NbdOptions {
     /// Readers of a source that answers nothing, or cannot be reached, are told of its loss after about `patience`; backfill gives up

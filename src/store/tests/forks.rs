@@ -157,7 +157,7 @@ fn dropping_a_queue_does_not_wait_for_a_write_on_a_source() {
 fn dropping_a_snapshot_queue_does_not_wait_for_hung_reads() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), hung_options()).unwrap();
-    store.fork("x://y", "f").unwrap().snapshot("s").unwrap();
+    store.fork("x://y", "f").unwrap().create_snapshot("s").unwrap();
     let mut queue = store.snapshot("f", "s").unwrap().queue(1024).unwrap();
     // More than there are workers.
     (0..300).for_each(|token| queue.submit(token, Request::Read { offset: token << 16, bytes: 4096 }).unwrap());

@@ -144,7 +144,7 @@ fn a_full_disk_takes_discards_and_a_destroy_after_them() {
     let store = Store::create(directory.path(), on(&disk)).unwrap();
     let volume = store.create_volume("v", 1 << 30).unwrap();
     volume.write_at(&[1; 1 << 20], 0).unwrap();
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     disk.set_full(true);
     for number in 0..6000 {
         let done = volume.discard(number * BLOCK, BLOCK).and_then(|()| volume.flush());
@@ -173,7 +173,7 @@ fn fragmented(store: &Store, runs: u64) {
     for run in (0..runs).step_by(RUNS_TOGETHER as usize) {
         volume.write_at(&vec![7; (2 * RUNS_TOGETHER * BLOCK) as usize], run_start(run) * BLOCK).unwrap();
     }
-    volume.snapshot("s").unwrap();
+    volume.create_snapshot("s").unwrap();
     for run in 0..runs {
         volume.write_at(&[8; BLOCK as usize], run_start(run) * BLOCK).unwrap();
     }
@@ -234,7 +234,7 @@ fn a_store_opens_when_checksum_pages_have_no_space() {
     disk.set_full(true);
     for _ in 0..3 {
         let store = Store::open(&copy, on(&disk)).unwrap();
-        assert_eq!(store.scrub(None, &mut |_| {}).unwrap().errors, Vec::<String>::new());
+        assert_eq!(store.scrub(None).unwrap().errors, Vec::<String>::new());
         let volume = store.volume("v").unwrap();
         for number in 0..300 {
             volume.discard((1 << 30) + number * BLOCK, BLOCK).unwrap();
@@ -316,10 +316,10 @@ fn an_unreadable_extent_does_not_stop_what_is_done_for_others() {
     disk.fail_reads_below(2 * BLOCK);
     steps(&store, 300);
     assert!(notices_damage(&store, &path, 5 << 22));
-    let report = store.scrub(None, &mut |_| {}).unwrap();
+    let report = store.scrub(None).unwrap();
     assert_eq!((report.blocks_damaged, report.blocks_verified), (3, 16), "{:?}", report.errors);
     disk.fail_reads_below(0);
-    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 1);
+    assert_eq!(store.scrub(None).unwrap().blocks_damaged, 1);
 }
 
 /// A page of checksums that the disk cannot give any more costs its own extent, and not all that is done in the background.
@@ -336,7 +336,7 @@ fn an_unreadable_page_of_checksums_stops_nothing_else() {
     }
     assert!(notices_damage(&store, &path, 3 << 22), "the other extents were hashed");
     disk.fail_pages_below(0);
-    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 1);
+    assert_eq!(store.scrub(None).unwrap().blocks_damaged, 1);
     store.volume("v").unwrap().read_at(&mut [0; BLOCK as usize], 0).unwrap();
 }
 
@@ -363,7 +363,7 @@ fn a_lost_block_is_damaged_for_good() {
     let mut block = [9; BLOCK as usize];
     volume.read_at(&mut block, 500 << 10).unwrap();
     assert_eq!(volume.read_at(&mut block, 800 << 10).unwrap_err().kind(), ErrorKind::Corrupt);
-    assert_eq!(store.scrub(None, &mut |_| {}).unwrap().blocks_damaged, 128);
+    assert_eq!(store.scrub(None).unwrap().blocks_damaged, 128);
     volume.write_at(&[6; BLOCK as usize], 800 << 10).unwrap();
     volume.read_at(&mut block, 800 << 10).unwrap();
     assert_eq!(block[0], 6, "what is written again is there");

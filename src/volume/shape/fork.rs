@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::create::{Birth, Volumes};
+use super::options::LocalSource;
 use crate::catalog::Catalog;
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HeldRecord, LabelChange, Labels, LayerRecord, ShapeRecord, SnapshotRecord, changed_labels, valid_labels, valid_name};
+use crate::format::{HeldRecord, LabelChange, Labels, LayerRecord, ShapeRecord, SnapshotRecord, changed_labels, valid_name};
 use crate::ids::LayerId;
 use crate::layer::{Layers, Ticket};
 use crate::volume::head::Head;
@@ -90,38 +91,56 @@ impl Volumes {
         holding.flat_map(|(_, entry)| entry.held.iter().map(|(held, _)| *held)).collect()
     }
 
-    /// Forks the layer that holds a chain of layers of an image, if there is one that is not known to be damaged. The fork has these
-    /// labels from the first moment.
-    ///
-    /// # Errors
-    /// As [`Volumes::fork_volume`].
-    pub fn fork_held(&self, chain: &Digest, name: &str, labels: Labels) -> Result<Option<Arc<Head>>> {
+    /// The layer that holds a chain of layers of an image and is not known to be damaged, and its size.
+    fn held(&self, catalog: &Catalog, chain: &Digest) -> Result<(LayerId, u64)> {
+        let found = catalog.held(chain, |layer| is_whole(&self.layers, catalog, layer));
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("this store does not hold the layers {chain}")))
+    }
+
+    fn fork_held(&self, chain: &Digest, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
         valid_name(name)?;
-        valid_labels(&labels)?;
+        let labels = changed_labels(Labels::new(), change)?;
         let (created_at, _room) = (self.clock.unix().as_secs(), self.layers.barriers.reserve_shape()?);
         let (fork, ticket) = {
             let mut catalog = self.shape.catalog();
             self.shape.name_is_free(&catalog, name)?;
-            let Some((base, size_bytes)) = catalog.held(chain, |layer| is_whole(&self.layers, &catalog, layer)) else { return Ok(None) };
+            let (base, size_bytes) = self.held(&catalog, chain)?;
             let layer = catalog.next_layer()?;
             let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(base), layer))];
             let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels, created_at };
             self.add(&mut catalog, records, Some(base), birth, None)?
         };
         self.layers.barriers.wait_shape(ticket)?;
-        Ok(Some(fork))
+        Ok(fork)
     }
 
-    /// What a fork of a volume, or of a snapshot of it, inherits: size and labels.
+    /// What a fork inherits: size and labels.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].
-    pub fn heritage(&self, volume: &str, snapshot: Option<&str>) -> Result<(u64, Labels)> {
+    pub fn heritage(&self, source: LocalSource<'_>) -> Result<(u64, Labels)> {
         let catalog = self.shape.catalog();
+        let (volume, snapshot) = match source {
+            LocalSource::Volume(volume) => (volume, None),
+            LocalSource::Snapshot(volume, snapshot) => (volume, Some(snapshot)),
+            LocalSource::Chain(chain) => return Ok((self.held(&catalog, chain)?.1, Labels::new())),
+        };
         let id = self.shape.volume_id(&catalog, volume)?;
         let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
         let found = snapshot.map(|snapshot| catalog.snapshot(volume, snapshot)).transpose()?;
         Ok((found.map_or(entry.size_bytes, |(_, snapshot)| snapshot.size_bytes), entry.labels.clone()))
+    }
+
+    /// Forks what this store has. The fork has the labels of its source, changed by `change`, from the first moment.
+    ///
+    /// # Errors
+    /// As [`Volumes::fork_volume`].
+    pub fn fork_local(&self, source: LocalSource<'_>, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+        match source {
+            LocalSource::Volume(volume) => self.fork_volume(volume, name, change),
+            LocalSource::Snapshot(volume, snapshot) => self.fork_snapshot(volume, snapshot, name, change),
+            LocalSource::Chain(chain) => self.fork_held(chain, name, change),
+        }
     }
 
     /// Takes a snapshot of a volume as it is now; notes in the same round which layer of an image its last layer holds.

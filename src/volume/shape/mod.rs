@@ -9,10 +9,12 @@ mod create;
 mod fork;
 mod heads;
 mod lending;
+mod options;
 mod remote;
 mod steer;
 
 pub use create::Volumes;
 pub use heads::Heads;
 pub use lending::Lending;
-pub use remote::{Admit, ForkOptions, Remote};
+pub use options::{Admit, ForkOptions, ForkSource, LocalSource, VolumeOptions};
+pub use remote::Remote;

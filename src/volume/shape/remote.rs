@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::addresses::{bytes_of, check_uris};
 use super::create::{Birth, Volumes, check_size};
+use super::options::{Admit, ForkOptions};
 use crate::catalog::{Catalog, LayerEntry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    HydrationSettings, LabelChange, Labels, LayerRecord, SOURCE_URIS_MAX, ShapeRecord, SourceRecord, changed_labels, valid_labels,
-    valid_name,
+    HydrationSettings, Labels, LayerRecord, SOURCE_URIS_MAX, ShapeRecord, SourceRecord, changed_labels, valid_labels, valid_name,
 };
 use crate::hydrate::Hydrator;
 use crate::ids::LayerId;
@@ -17,18 +17,6 @@ use crate::source::{Connector, Lease, LeasedSource, Source, SourceError, SourceE
 use crate::volume::head::Head;
 use crate::volume::hydration::{Roots, no_sources};
 use crate::volume::lease::{Asked, Borrowing};
-
-/// How a volume is forked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ForkOptions {
-    /// Labels that the fork has other than it would inherit: new values by key, `None` for those that it does not get.
-    pub labels: LabelChange,
-    /// A source elsewhere that is written while it is forked, and cannot give a snapshot of itself, is forked all the same: the
-    /// blocks of the fork are then of different instants.
-    pub live: bool,
-    /// Size of the fork in bytes, if it is to be larger than its source: what is behind the source's end reads as zero.
-    pub size_bytes: Option<u64>,
-}
 
 /// A source that has answered, and the addresses of the bytes.
 struct Opened<'a> {
@@ -39,9 +27,6 @@ struct Opened<'a> {
     /// It is being written, and the user accepts that.
     live: bool,
 }
-
-/// Called before a fork is made, with its size and labels. It may change the labels, or refuse the fork.
-pub type Admit<'a> = &'a mut dyn FnMut(u64, &mut Labels) -> Result<()>;
 
 /// Forks what other hosts have.
 pub struct Remote {

@@ -2,6 +2,8 @@
 //! command exists once.
 
 use std::fs::File;
+use std::ops::ControlFlow;
+use volfork::volume::VolumeOptions;
 
 use volfork::volume::{ForkOptions, SnapshotInfo};
 use volfork::{Error, ErrorKind, Store};
@@ -36,7 +38,7 @@ pub fn execute(
     match request {
         Request::Create { name, size_bytes, mut labels, force } => {
             let admission = gate_of(force, gate).admit(store, &name, size_bytes, &mut labels)?;
-            admission.conclude(store.create_volume_labeled(&name, size_bytes, labels))?;
+            admission.conclude(store.create_volume_with(&name, size_bytes, &VolumeOptions::default().with_labels(labels)))?;
             shown(store, Done::Created, &name)
         }
         Request::Import { name, raw, force } => import(store, &name, file()?, raw, gate_of(force, gate), watcher).map(Response::Moved),
@@ -50,7 +52,9 @@ pub fn execute(
         Request::Snapshots { volume } => Ok(Response::Snapshots(store.snapshots(&volume)?)),
         Request::Fork { source, also, name, labels, live, size_bytes, force } => {
             let (gate, mut admission) = (gate_of(force, gate), Admission::default());
-            let (sources, options) = ([&[source], &also[..]].concat(), ForkOptions { labels, live, size_bytes });
+            let sources = [&[source], &also[..]].concat();
+            let mut options = ForkOptions::default().with_labels(labels).with_live(live);
+            options.size_bytes = size_bytes;
             let forked = store.fork_admitted(&sources, &name, &options, &mut |size_bytes, labels| {
                 admission = gate.admit(store, &name, size_bytes, labels)?;
                 Ok(())
@@ -147,10 +151,10 @@ fn disconnect(store: &Store, clients: &Clients, target: &Target) -> Result<Respo
 
 fn scrub(store: &Store, name: Option<&str>, watcher: &mut dyn Watcher) -> Result<Response> {
     let mut told = Ok(());
-    let report = store.scrub_while(name, &mut |progress| {
+    let report = store.scrub_with(name, &mut |progress| {
         let note = progress.damage.map(|names| format!("damage found: {names}"));
         told = watcher.tell(Progress { unit: Unit::Blocks, done: progress.blocks_verified, total: Some(progress.blocks_total), note });
-        told.is_ok()
+        if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     told?;
     Ok(Response::Scrubbed(report))

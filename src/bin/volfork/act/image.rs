@@ -26,7 +26,9 @@ fn registry_options(image: &ImageName, plain_http: bool) -> Result<RegistryOptio
             return Err(Failure::new(ErrorKind::InvalidInput, message));
         }
     };
-    Ok(RegistryOptions { plain_http, login })
+    let mut options = RegistryOptions::default().with_plain_http(plain_http);
+    options.login = login;
+    Ok(options)
 }
 
 fn platform(text: Option<&str>) -> Result<Platform> {
@@ -39,7 +41,8 @@ pub fn carry_out(store: &Store, request: ImageRequest, watcher: &mut dyn Watcher
         return list(store).map(ImageResponse::Held);
     };
     let image: ImageName = reference.parse()?;
-    let mut options = ImportOptions { size_bytes, platform: platform(wanted.as_deref())?, verify, ..ImportOptions::default() };
+    let mut options = ImportOptions::default().with_platform(platform(wanted.as_deref())?).with_verify(verify);
+    options.size_bytes = size_bytes;
     options.unpacked_bytes_max = options.unpacked_bytes_max.max(size_bytes.unwrap_or(0));
     let source = open_source(&image, &registry_options(&image, plain_http)?)?;
     // A failure of the watcher takes precedence over the error that it causes.

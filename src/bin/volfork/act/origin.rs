@@ -94,7 +94,7 @@ mod tests {
         let volume = store.create_volume("v", 64 << 20).unwrap();
         volume.write_at(&[1; 8192], 4096).unwrap();
         volume.write_at(&[1; 4096], 32 << 20).unwrap();
-        volume.snapshot("s").unwrap();
+        volume.create_snapshot("s").unwrap();
         let origin = origin(&store, &"v@s".parse().unwrap()).unwrap();
         assert_eq!(origin.missing.unwrap(), []);
         assert_eq!(origin.first.unwrap(), [4096..12288, 32 << 20..(32 << 20) + 4096]);

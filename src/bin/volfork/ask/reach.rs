@@ -76,7 +76,7 @@ pub fn open_with(settings: &Settings, on_event: Option<OnEvent>, lease: Option<D
         let teller = settings.clone();
         Arc::new(move |happened: &Event| event::event_at_opening(&teller, happened))
     });
-    let mut options = StoreOptions { on_event: Some(on_event), ..options(settings, BlockSize::DEFAULT) };
+    let mut options = options(settings, BlockSize::DEFAULT).with_on_event(on_event);
     options.lease = lease.unwrap_or(options.lease);
     let store = Store::open(&settings.store, options)?;
     // A store that refuses even this can still be read; they are tried again at the next open.
@@ -86,7 +86,7 @@ pub fn open_with(settings: &Settings, on_event: Option<OnEvent>, lease: Option<D
 
 /// Makes the store of `settings`.
 pub fn create(settings: &Settings, block_size: BlockSize, group_access: bool) -> Result<Store> {
-    Ok(Store::create(&settings.store, StoreOptions { group_access, ..options(settings, block_size) })?)
+    Ok(Store::create(&settings.store, options(settings, block_size).with_group_access(group_access))?)
 }
 
 /// The failure for a missing store.
@@ -100,10 +100,9 @@ pub fn missing(store: &Path) -> Failure {
 
 /// How the store of `settings` is opened.
 pub fn options(settings: &Settings, block_size: BlockSize) -> StoreOptions {
-    StoreOptions {
-        block_size,
-        sources: Some(sources(settings)),
-        owner: format!("volfork {} (process {})", settings.label, std::process::id()),
-        ..StoreOptions::default()
-    }
+    StoreOptions::default().with_block_size(block_size).with_sources(sources(settings)).with_owner(format!(
+        "volfork {} (process {})",
+        settings.label,
+        std::process::id()
+    ))
 }

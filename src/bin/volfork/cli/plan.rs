@@ -118,14 +118,13 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Destroy { target, recursive, force } => ("destroy", Plan::ask(Request::Destroy { target, recursive, force })),
         Command::Disconnect { target } => ("disconnect", Plan::ask(Request::Disconnect { target })),
         Command::Hydrate { name, wait, timeout, pause, resume, rate, deadline, priority, add_source, remove_source } => {
-            let control = HydrationControl {
-                paused: (pause || resume).then_some(pause),
-                rate_bytes_per_second: rate,
-                deadline_seconds: deadline,
-                priority: priority.map(priority_of),
-                add_sources: add_source.into_iter().map(from_here).collect(),
-                remove_sources: remove_source,
-            };
+            let mut control = HydrationControl::default()
+                .with_add_sources(add_source.into_iter().map(from_here).collect())
+                .with_remove_sources(remove_source);
+            control.paused = (pause || resume).then_some(pause);
+            control.rate_bytes_per_second = rate;
+            control.deadline_seconds = deadline;
+            control.priority = priority.map(priority_of);
             ("hydrate", Plan::ask(Request::Hydrate { name, control, wait, timeout_seconds: timeout }))
         }
         #[cfg(feature = "fleet")]
@@ -220,22 +219,21 @@ mod tests {
                 Request::Extend { name: "v".into(), growth: Growth::To(2 << 30), from: Some(1 << 30), force: true },
             ),
             ("hydrate v", hydrate(HydrationControl::default(), false)),
-            ("hydrate v --pause", hydrate(HydrationControl { paused: Some(true), ..HydrationControl::default() }, false)),
+            ("hydrate v --pause", hydrate(HydrationControl::default().with_paused(true), false)),
             (
                 "hydrate v --resume --wait --rate 1M --deadline 1h30m --priority high --add-source nbd://a/v --remove-source nbd://b/v",
                 hydrate(
-                    HydrationControl {
-                        paused: Some(false),
-                        rate_bytes_per_second: Some(1 << 20),
-                        deadline_seconds: Some(5400),
-                        priority: Some(HydrationPriority::High),
-                        add_sources: vec!["nbd://a/v".into()],
-                        remove_sources: vec!["nbd://b/v".into()],
-                    },
+                    HydrationControl::default()
+                        .with_paused(false)
+                        .with_rate_bytes_per_second(1 << 20)
+                        .with_deadline_seconds(5400)
+                        .with_priority(HydrationPriority::High)
+                        .with_add_sources(vec!["nbd://a/v".into()])
+                        .with_remove_sources(vec!["nbd://b/v".into()]),
                     true,
                 ),
             ),
-            ("hydrate v --deadline 0", hydrate(HydrationControl { deadline_seconds: Some(0), ..HydrationControl::default() }, false)),
+            ("hydrate v --deadline 0", hydrate(HydrationControl::default().with_deadline_seconds(0), false)),
             (
                 "hydrate v --wait --timeout 2m",
                 Request::Hydrate { name: "v".into(), control: HydrationControl::default(), wait: true, timeout_seconds: Some(120) },

@@ -140,7 +140,7 @@ impl Demo<'_> {
         let took = begun.elapsed();
         let forked = Instant::now();
         if let Some(rate) = self.rate {
-            host_b.control_hydration(DISK, &HydrationControl { rate_bytes_per_second: Some(rate), ..HydrationControl::default() })?;
+            host_b.control_hydration(DISK, &HydrationControl::default().with_rate_bytes_per_second(rate))?;
         }
         self.report.note("fork_seconds", took.as_secs_f64());
         self.report.say("fork", &format!("host B has '{DISK}' after {}", format_duration(took)))?;

@@ -195,6 +195,7 @@ mod tests {
     use volfork::placement::{FleetOptions, Placed, Policy, Resources};
     use volfork::store::UNFINISHED_LABEL;
     use volfork::volume::IMAGE_LABEL;
+    use volfork::volume::VolumeOptions;
 
     use super::*;
 
@@ -234,7 +235,7 @@ mod tests {
         }
 
         fn make(&self, name: &str) -> Result<()> {
-            self.store.create_volume_labeled(name, SIZE, self.labels.clone()).map(drop)
+            self.store.create_volume_with(name, SIZE, &VolumeOptions::default().with_labels(self.labels.clone())).map(drop)
         }
     }
 
@@ -317,7 +318,7 @@ mod tests {
         assert_eq!(is_full(), Some(ErrorKind::NoSpace));
         // An image has what its layers hold, whatever its size.
         let labels = Labels::from([(IMAGE_LABEL.to_owned(), "app:v1".to_owned())]);
-        host.store.create_volume_labeled("app", SIZE, labels).unwrap();
+        host.store.create_volume_with("app", SIZE, &VolumeOptions::default().with_labels(labels)).unwrap();
         gate.grow(&host.store, "app", SIZE..SIZE * 100).unwrap();
         assert_eq!(gate.grow(&host.store, "disk", SIZE..SIZE + 1).err().unwrap().kind(), ErrorKind::NoSpace);
     }
@@ -329,7 +330,7 @@ mod tests {
         let admission = host.process().admit(&host.store, "disk", SIZE, &mut host.labels.clone()).unwrap();
         let unfinished = Labels::from([(UNFINISHED_LABEL.to_owned(), "disk.importing-1".to_owned())]);
         let labels = host.labels.clone().into_iter().chain(unfinished).collect();
-        let volume = host.store.create_volume_labeled("disk.importing-1", SIZE / 4, labels).unwrap();
+        let volume = host.store.create_volume_with("disk.importing-1", SIZE / 4, &VolumeOptions::default().with_labels(labels)).unwrap();
         Publisher::new(host.fleet.clone()).publish(host.facts.amounts(&host.store).unwrap(), now()).unwrap();
         assert_eq!(host.place().len(), 0, "the room that the volume grows to is held");
         volume.resize(SIZE, false).unwrap();

@@ -45,7 +45,9 @@ pub fn place(settings: &Settings, arguments: &PlaceArguments) -> Result<()> {
     let view = fleet.load()?;
     let need = need(arguments, &view, origin, hints, image)?;
     let policy = policy(arguments)?;
-    let options = FleetOptions { max_age_seconds: arguments.max_age.as_secs().max(1), reservation_seconds: arguments.ttl.as_secs().max(1) };
+    let options = FleetOptions::default()
+        .with_max_age_seconds(arguments.max_age.as_secs().max(1))
+        .with_reservation_seconds(arguments.ttl.as_secs().max(1));
     if arguments.reserve {
         fleet.check_clock(now)?;
         let placement = fleet.place_in(&view, &need, &policy, options, now())?;

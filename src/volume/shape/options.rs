@@ -1,0 +1,109 @@
+//! How volumes are made.
+
+use crate::content::Digest;
+use crate::error::Result;
+use crate::format::{LabelChange, Labels};
+use crate::options::with_methods;
+
+/// How a volume is created.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VolumeOptions {
+    /// Labels ([`crate::Store::set_labels`]) from the first moment: volume and labels are there, or neither.
+    pub labels: Labels,
+}
+
+with_methods! { VolumeOptions:
+    with_labels(labels: Labels);
+}
+
+/// How a volume is forked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForkOptions {
+    /// Labels that the fork has other than it would inherit: new values by key, `None` for those that it does not get.
+    pub labels: LabelChange,
+    /// A source elsewhere that is written while it is forked, and cannot give a snapshot of itself, is forked all the same: the
+    /// blocks of the fork are then of different instants.
+    pub live: bool,
+    /// Size of the fork in bytes, if it is to be larger than its source: what is behind the source's end reads as zero.
+    pub size_bytes: Option<u64>,
+}
+
+with_methods! { ForkOptions:
+    with_labels(labels: LabelChange);
+    with_live(live: bool);
+    with_size_bytes(size_bytes: Some<u64>);
+}
+
+/// What a volume is forked from.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum ForkSource<'a> {
+    /// `NAME` or `NAME@SNAP` of this store, or the address of an export elsewhere.
+    Name(&'a str),
+    /// Addresses at each of which a remote snapshot can be had, with the same bytes: the first that answers is the origin, and the
+    /// others are asked too.
+    Addresses(&'a [String]),
+    /// The layer of this store whose view is this chain of layers of an image.
+    Chain(&'a Digest),
+}
+
+impl<'a> From<&'a str> for ForkSource<'a> {
+    fn from(name: &'a str) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl<'a> From<&'a String> for ForkSource<'a> {
+    fn from(name: &'a String) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl<'a> From<&'a [String]> for ForkSource<'a> {
+    /// A single one may be a name.
+    fn from(addresses: &'a [String]) -> Self {
+        match addresses {
+            [name] => Self::Name(name),
+            _ => Self::Addresses(addresses),
+        }
+    }
+}
+
+impl<'a> From<&'a Vec<String>> for ForkSource<'a> {
+    fn from(addresses: &'a Vec<String>) -> Self {
+        addresses.as_slice().into()
+    }
+}
+
+impl<'a, const N: usize> From<&'a [String; N]> for ForkSource<'a> {
+    fn from(addresses: &'a [String; N]) -> Self {
+        addresses.as_slice().into()
+    }
+}
+
+impl<'a> From<&'a Digest> for ForkSource<'a> {
+    fn from(chain: &'a Digest) -> Self {
+        Self::Chain(chain)
+    }
+}
+
+/// Called before a fork is made, with its size and labels. It may change the labels, or refuse the fork.
+pub type Admit<'a> = &'a mut dyn FnMut(u64, &mut Labels) -> Result<()>;
+
+/// A [`ForkSource`] that this store has.
+#[derive(Clone, Copy)]
+pub enum LocalSource<'a> {
+    Volume(&'a str),
+    /// Names of the volume and of its snapshot.
+    Snapshot(&'a str, &'a str),
+    Chain(&'a Digest),
+}
+
+impl<'a> LocalSource<'a> {
+    /// `NAME` or `NAME@SNAP`.
+    pub fn named(name: &'a str) -> Self {
+        name.split_once('@').map_or(Self::Volume(name), |(volume, snapshot)| Self::Snapshot(volume, snapshot))
+    }
+}
