@@ -1,4 +1,8 @@
 //! Every limit of the engine in one place, with the relations between them checked by the compiler.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
+
+use crate::place::{index, wide};
 
 /// Smallest block, in bytes.
 pub const BLOCK_BYTES_MIN: u32 = 4 << 10;
@@ -156,10 +160,13 @@ pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// 2^32 blocks.
 pub const STATE_PAYLOAD_BYTES_MAX: usize = 1 << 31;
 /// A record of a set is not cut below one extent, which takes at most this in two sets of blocks and one of marks.
-pub const SET_RECORD_BYTES_MIN: usize = 2 * (EXTENT_BLOCKS as usize * 2 + 32) + 64;
+pub const SET_RECORD_BYTES_MIN: usize = 2 * (index(EXTENT_BLOCKS) * 2 + 32) + 64;
 
-const _: () = assert!(Limits::DEFAULT.patch_bytes_max >= BLOCK_BYTES_MAX as u64);
+/// Bytes of the largest extent.
+const EXTENT_BYTES_MAX: u64 = wide(index(EXTENT_BLOCKS) * index(BLOCK_BYTES_MAX));
+
+const _: () = assert!(Limits::DEFAULT.patch_bytes_max >= wide(index(BLOCK_BYTES_MAX)));
 const _: () = assert!(Limits::DEFAULT.state_frame_bytes + Limits::DEFAULT.set_record_bytes_max <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(Limits::DEFAULT.set_record_bytes_max >= SET_RECORD_BYTES_MIN);
-const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_BYTES_MIN as u64 == 1 << 32);
-const _: () = assert!(SEGMENT_BYTES.is_multiple_of(EXTENT_BLOCKS as u64 * BLOCK_BYTES_MAX as u64));
+const _: () = assert!(VOLUME_BYTES_MAX / wide(index(BLOCK_BYTES_MIN)) == 1 << 32);
+const _: () = assert!(SEGMENT_BYTES.is_multiple_of(EXTENT_BYTES_MAX));

@@ -1,8 +1,25 @@
-//! Byte counts as people write and read them.
+//! Byte counts as people write and read them, and numbers as real ones.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::index;
 
 const SUFFIXES: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
+
+/// A number as a real one; rounded from 2^53 on.
+#[inline]
+#[expect(clippy::cast_precision_loss, reason = "what is measured or shown needs no more digits")]
+pub const fn real(number: u64) -> f64 {
+    number as f64
+}
+
+/// The whole part of a real number; 0 for one below zero and for what is no number, the largest for a larger one.
+#[inline]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it ends at the bounds")]
+pub const fn whole(real: f64) -> u64 {
+    real as u64
+}
 
 /// Parses `4096`, `10G`, `10GiB`, `1.5T` (suffixes are powers of 1024; case does not matter).
 ///
@@ -25,17 +42,17 @@ pub fn parse_bytes(text: &str) -> Result<u64> {
     if let Ok(whole) = number.parse::<u64>() {
         return whole.checked_mul(1 << shift).ok_or_else(wrong);
     }
-    let value = number.parse::<f64>().map_err(|_| wrong())? * (1u64 << shift) as f64;
-    if value.is_finite() && value < u64::MAX as f64 { Ok(value as u64) } else { Err(wrong()) }
+    let value = number.parse::<f64>().map_err(|_| wrong())? * real(1 << shift);
+    if value.is_finite() && value < real(u64::MAX) { Ok(whole(value)) } else { Err(wrong()) }
 }
 
 /// Writes a byte count with one decimal and an IEC suffix: `10.0 GiB`, `512 B`.
 pub fn format_bytes(bytes: u64) -> String {
-    let exponent = (bytes.max(1).ilog2() / 10) as usize;
+    let exponent = index(bytes.max(1).ilog2() / 10);
     if exponent == 0 {
         return format!("{bytes} B");
     }
-    format!("{:.1} {}iB", bytes as f64 / (1u64 << (10 * exponent)) as f64, SUFFIXES[exponent - 1])
+    format!("{:.1} {}iB", real(bytes) / real(1 << (10 * exponent)), SUFFIXES[exponent - 1])
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{self, BOOK_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::wide;
 use crate::placement::{HostInventory, Reservation};
 
 /// Most reservations of a zone.
@@ -42,7 +43,7 @@ impl Book {
         self.sequence = self.sequence.wrapping_add(1);
         let bytes = layout::write(path, &self)?;
         // A larger one is taken by nobody, and would close the zone.
-        if self.reservations.len() > RESERVATIONS_MAX || bytes.len() as u64 > BOOK_BYTES_MAX {
+        if self.reservations.len() > RESERVATIONS_MAX || wide(bytes.len()) > BOOK_BYTES_MAX {
             return Err(Error::new(ErrorKind::NoSpace, format!("{path} is full: release reservations, or let them lapse")));
         }
         Ok(bytes)

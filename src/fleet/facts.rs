@@ -89,7 +89,7 @@ impl HostFacts {
     pub fn inventory(&self, store: &Store) -> Result<HostInventory> {
         let mut inventory = self.amounts(store)?;
         inventory.layers = store.held_layers().into_iter().map(|held| (held.layer.digest, held.layer.bytes)).collect();
-        let block_bytes = store.block_size().bytes() as u32;
+        let block_bytes = store.block_size().bytes_32();
         let held = |(identity, holding): (String, Holding)| {
             let mut present = holding.present;
             if let Some(present) = &mut present {

@@ -27,6 +27,8 @@
 //!
 //! # Blocking
 //! Calls block, on a small runtime of their own: not to be called from tasks of an asynchronous runtime.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 mod admission;
 mod book;
 mod bucket;

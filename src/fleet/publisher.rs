@@ -4,6 +4,7 @@ use super::bucket::Change;
 use super::layout::{self, GENERATION_MAX, INVENTORY_BYTES_MAX};
 use super::shared::SharedFleet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::wide;
 use crate::placement::{HostInventory, InventoryDelta};
 
 /// A report that would say nothing new is left out for so long, by a host that does not say how often it reports.
@@ -148,7 +149,7 @@ impl Publisher {
             }
             inventory.generation = inventory.generation.max(found.unwrap_or(0).max(delta) + 1);
             let bytes = layout::write(&path, inventory)?;
-            if bytes.len() as u64 > INVENTORY_BYTES_MAX {
+            if wide(bytes.len()) > INVENTORY_BYTES_MAX {
                 let message = format!("the inventory of host '{}' has {} bytes: too many to report", inventory.host, bytes.len());
                 return Err(Error::new(ErrorKind::InvalidInput, message));
             }

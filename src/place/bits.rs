@@ -2,8 +2,9 @@
 
 use super::block::{BlockIndex, EXTENT_BLOCKS};
 use super::span::IndexSpan;
+use super::width::index;
 
-pub(super) const WORDS: usize = EXTENT_BLOCKS as usize / 64;
+pub(super) const WORDS: usize = index(EXTENT_BLOCKS) / 64;
 
 /// A set of blocks of one extent, numbered from 0 within it.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +24,7 @@ impl BlockBits {
             let low = range.start.saturating_sub(word * 64).min(64);
             let high = (range.end - word * 64).min(64);
             let ones = |count: u32| if count == 64 { u64::MAX } else { (1 << count) - 1 };
-            bits.0[word as usize] = ones(high) & !ones(low);
+            bits.0[index(word)] = ones(high) & !ones(low);
         }
         bits
     }
@@ -80,7 +81,8 @@ impl BlockBits {
     fn next(&self, from: u32, wanted: bool) -> u32 {
         let mut at = from;
         while at < EXTENT_BLOCKS {
-            let word = if wanted { self.0[at as usize / 64] } else { !self.0[at as usize / 64] };
+            let word = self.0[index(at / 64)];
+            let word = if wanted { word } else { !word };
             let rest = word >> (at % 64);
             if rest != 0 {
                 return at + rest.trailing_zeros();

@@ -96,7 +96,7 @@ impl Extent {
 
     /// The block with this number within it.
     #[inline]
-    pub const fn block(self, index: BlockIndex) -> Block {
+    pub fn block(self, index: BlockIndex) -> Block {
         Block(self.0 << EXTENT_SHIFT | index.number())
     }
 
@@ -134,14 +134,14 @@ impl BlockIndex {
 
     /// Its number.
     #[inline]
-    pub const fn number(self) -> u32 {
-        self.0 as u32
+    pub fn number(self) -> u32 {
+        u32::from(self.0)
     }
 
     /// Its number, as the index of an array with an entry for each block of an extent.
     #[inline]
-    pub const fn get(self) -> usize {
-        self.0 as usize
+    pub fn get(self) -> usize {
+        usize::from(self.0)
     }
 }
 

@@ -35,6 +35,12 @@ impl BlockSize {
         1 << self.shift
     }
 
+    /// Bytes of a block in 32 bits, as records and reports have them.
+    #[inline]
+    pub(crate) fn bytes_32(self) -> u32 {
+        1 << self.shift
+    }
+
     /// Bytes of a block, as the length of a buffer.
     #[inline]
     pub(crate) fn len(self) -> usize {
@@ -135,7 +141,7 @@ impl BlockSize {
 
     /// The data file with a byte of a layer. A layer has at most `VOLUME_BYTES_MAX` bytes, and so two files.
     fn segment(offset: u64) -> Segment {
-        Segment::new((offset / SEGMENT_BYTES) as u32)
+        Segment::new(u32::try_from(offset / SEGMENT_BYTES).unwrap_or(u32::MAX))
     }
 
     /// The data files that a layer may have, and the blocks of each.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::place::index;
+
 /// Numbers for texts: dense, and used again when the last user of a text is gone.
 #[derive(Debug, Default)]
 pub(super) struct Numbers {
@@ -15,21 +17,21 @@ impl Numbers {
     pub fn take(&mut self, first: &str, second: &str) -> u32 {
         let key = (first.to_owned(), second.to_owned());
         if let Some(&number) = self.by_text.get(&key) {
-            self.texts[number as usize].1 += 1;
+            self.texts[index(number)].1 += 1;
             return number;
         }
         let number = self.free.pop().unwrap_or_else(|| {
             self.texts.push(Default::default());
-            self.texts.len() as u32 - 1
+            u32::try_from(self.texts.len() - 1).expect("fewer than 2^32 zones")
         });
-        self.texts[number as usize] = (key.clone(), 1);
+        self.texts[index(number)] = (key.clone(), 1);
         self.by_text.insert(key, number);
         number
     }
 
     /// One user less.
     pub fn give_back(&mut self, number: u32) {
-        let (key, users) = &mut self.texts[number as usize];
+        let (key, users) = &mut self.texts[index(number)];
         *users -= 1;
         if *users == 0 {
             self.by_text.remove(key);

@@ -15,6 +15,7 @@ use super::reservation::Reservation;
 use super::scores::normal_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::with_methods;
+use crate::place::index;
 
 /// Rules of a fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +88,7 @@ impl Fleet {
         };
         let delta = self.inventory(number).delta_to(&inventory);
         self.follow(number, &delta);
-        self.slots[number as usize].inventory = inventory;
+        self.slots[index(number)].inventory = inventory;
         self.confirm(number);
         true
     }
@@ -101,7 +102,7 @@ impl Fleet {
         let number = self.number(&delta.host)?;
         self.inventory(number).check(delta)?;
         self.follow(number, delta);
-        self.slots[number as usize].inventory.apply(delta)?;
+        self.slots[index(number)].inventory.apply(delta)?;
         self.confirm(number);
         Ok(())
     }
@@ -109,16 +110,16 @@ impl Fleet {
     /// Forgets a host and what is reserved on it; whether it was known.
     pub fn remove(&mut self, host: &str) -> bool {
         let Some(&number) = self.numbers.get(host) else { return false };
-        for id in std::mem::take(&mut self.slots[number as usize].reserved) {
+        for id in std::mem::take(&mut self.slots[index(number)].reserved) {
             self.forget(&id);
         }
         let empty = HostInventory { host: host.to_owned(), ..HostInventory::default() };
         let everything_goes = self.inventory(number).delta_to(&empty);
-        self.index.follow(number, &self.slots[number as usize].inventory, &everything_goes);
-        let Slot { fetching, .. } = &mut self.slots[number as usize];
+        self.index.follow(number, &self.slots[index(number)].inventory, &everything_goes);
+        let Slot { fetching, .. } = &mut self.slots[index(number)];
         self.index.refresh(number, &empty, fetching, std::iter::empty());
         self.index.remove(number);
-        self.slots[number as usize] = Slot::default();
+        self.slots[index(number)] = Slot::default();
         self.numbers.remove(host);
         self.free.push(number);
         true
@@ -185,9 +186,9 @@ impl Fleet {
         if !self.is_new(number, &reservation) {
             return Ok(());
         }
-        let zone = self.index.rows[number as usize].zone;
+        let zone = self.index.rows[index(number)].zone;
         self.index.apps.add(&reservation.app, zone, &reservation.volume);
-        self.slots[number as usize].reserved.insert(reservation.id.clone());
+        self.slots[index(number)].reserved.insert(reservation.id.clone());
         self.expiries.insert((reservation.expires_at, reservation.id.clone()));
         self.reservations.insert(reservation.id.clone(), reservation);
         self.refresh(number);
@@ -197,7 +198,7 @@ impl Fleet {
     /// Gives back what a reservation holds; whether there was one.
     pub fn release(&mut self, id: &str) -> bool {
         let Some(number) = self.forget(id) else { return false };
-        self.slots[number as usize].reserved.remove(id);
+        self.slots[index(number)].reserved.remove(id);
         self.refresh(number);
         true
     }
@@ -215,7 +216,7 @@ impl Fleet {
     }
 
     pub(super) fn inventory(&self, number: u32) -> &HostInventory {
-        &self.slots[number as usize].inventory
+        &self.slots[index(number)].inventory
     }
 
     pub(super) fn name(&self, number: u32) -> &str {
@@ -253,7 +254,7 @@ impl Fleet {
 
     /// What is neither in use nor reserved on a host.
     fn left(&self, number: u32) -> Resources {
-        let Slot { inventory, reserved, .. } = &self.slots[number as usize];
+        let Slot { inventory, reserved, .. } = &self.slots[index(number)];
         let mut taken = inventory.used.clone();
         for id in reserved {
             taken.add(&self.reservations[id].resources);
@@ -275,19 +276,19 @@ impl Fleet {
     fn add(&mut self, inventory: &HostInventory) -> u32 {
         let number = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
-            self.slots.len() as u32 - 1
+            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 hosts")
         });
         self.index.add(number, inventory);
         let HostInventory { host, region, zone, .. } = inventory;
         let bare = HostInventory { host: host.clone(), region: region.clone(), zone: zone.clone(), ..HostInventory::default() };
-        self.slots[number as usize].inventory = bare;
+        self.slots[index(number)].inventory = bare;
         self.numbers.insert(host.clone(), number);
         number
     }
 
     /// Lets the index follow a change that is about to be made.
     fn follow(&mut self, number: u32, delta: &InventoryDelta) {
-        let slot = &self.slots[number as usize];
+        let slot = &self.slots[index(number)];
         if delta.region.is_some() || delta.zone.is_some() {
             self.move_host(number, delta);
             return;
@@ -297,8 +298,8 @@ impl Fleet {
 
     /// A host that changes its zone takes its volumes and what is reserved along.
     fn move_host(&mut self, number: u32, delta: &InventoryDelta) {
-        let Slot { inventory, reserved, .. } = &mut self.slots[number as usize];
-        let before = self.index.rows[number as usize];
+        let Slot { inventory, reserved, .. } = &mut self.slots[index(number)];
+        let before = self.index.rows[index(number)];
         let volumes: Vec<_> = inventory.volumes.values().map(|volume| (volume.app.clone(), volume.name.clone())).collect();
         let held = reserved.iter().map(|id| &self.reservations[id]).map(|one| (one.app.clone(), one.volume.clone()));
         let along: Vec<_> = volumes.into_iter().chain(held).collect();
@@ -310,7 +311,7 @@ impl Fleet {
         self.index.add(number, inventory);
         self.index.regions.give_back(before.region);
         self.index.zones.give_back(before.zone);
-        let zone = self.index.rows[number as usize].zone;
+        let zone = self.index.rows[index(number)].zone;
         for (app, volume) in &along {
             self.index.apps.add(app, zone, volume);
         }
@@ -319,7 +320,7 @@ impl Fleet {
 
     /// Drops reservations that a host has reported, and computes its numbers anew.
     fn confirm(&mut self, number: u32) {
-        let Slot { inventory, reserved, .. } = &mut self.slots[number as usize];
+        let Slot { inventory, reserved, .. } = &mut self.slots[index(number)];
         if !reserved.is_empty() {
             let reported: HashSet<&String> = inventory.assignments.iter().collect();
             let confirmed: Vec<String> = reserved.iter().filter(|id| reported.contains(id)).cloned().collect();
@@ -335,14 +336,14 @@ impl Fleet {
     fn forget(&mut self, id: &str) -> Option<u32> {
         let reservation = self.reservations.remove(id)?;
         let number = self.numbers[&reservation.host];
-        let zone = self.index.rows[number as usize].zone;
+        let zone = self.index.rows[index(number)].zone;
         self.index.apps.take(&reservation.app, zone, &reservation.volume);
         self.expiries.remove(&(reservation.expires_at, reservation.id));
         Some(number)
     }
 
     fn refresh(&mut self, number: u32) {
-        let Slot { inventory, fetching, reserved } = &mut self.slots[number as usize];
+        let Slot { inventory, fetching, reserved } = &mut self.slots[index(number)];
         self.index.refresh(number, inventory, fetching, reserved.iter().map(|id| &self.reservations[id]));
     }
 }

@@ -9,6 +9,7 @@ use super::reservation::Reservation;
 use super::rows::{Kinds, Row, Share};
 use super::scores::normal_name;
 use crate::content::Digest;
+use crate::place::index;
 
 /// What a host fetches, so that it can be taken out of the index again.
 #[derive(Debug, Default)]
@@ -33,7 +34,7 @@ pub(super) struct Index {
 impl Index {
     /// A number for a new host, which is in its region and zone already. An unnamed zone is a zone of the host's own.
     pub fn add(&mut self, number: u32, inventory: &HostInventory) {
-        let at = number as usize;
+        let at = index(number);
         if self.rows.len() <= at {
             self.rows.resize(at + 1, Row::default());
         }
@@ -46,7 +47,7 @@ impl Index {
 
     /// Takes a host out of its region and zone.
     pub fn remove(&mut self, number: u32) {
-        let row = std::mem::take(&mut self.rows[number as usize]);
+        let row = std::mem::take(&mut self.rows[index(number)]);
         self.regions.give_back(row.region);
         self.zones.give_back(row.zone);
         let nothing = BTreeMap::new();
@@ -56,7 +57,7 @@ impl Index {
 
     /// Follows a change of what a host holds; `before` is its inventory without the change.
     pub fn follow(&mut self, number: u32, before: &HostInventory, delta: &InventoryDelta) {
-        let zone = self.rows[number as usize].zone;
+        let zone = self.rows[index(number)].zone;
         for (digest, change) in &delta.layers {
             match change {
                 Some(_) => self.layers.hold(digest, number),
@@ -102,7 +103,7 @@ impl Index {
         for identity in fetching.snapshots.drain(..) {
             self.snapshots.end(&identity, number);
         }
-        let Row { region, zone, .. } = self.rows[number as usize];
+        let Row { region, zone, .. } = self.rows[index(number)];
         let mut reserved = Resources::default();
         let mut row = Row::of(inventory, region, zone, &reserved);
         for (digest, fetch) in inventory.in_flight.iter().filter(|(digest, _)| !inventory.layers.contains_key(*digest)) {
@@ -131,7 +132,7 @@ impl Index {
         let amounts = Row::of(inventory, region, zone, &reserved);
         row.memory = amounts.memory;
         row.volumes = amounts.volumes;
-        self.rows[number as usize] = row;
+        self.rows[index(number)] = row;
         let HostInventory { capacity, used, .. } = inventory;
         let share = |capacity: u32, used: Option<&u32>, reserved: Option<&u32>| {
             let amount = |count: Option<&u32>| u64::from(count.copied().unwrap_or(0));

@@ -21,6 +21,8 @@
 //! Preferred regions come before all that: a host in an earlier region is always before one in a later region, so a request goes to
 //! the first region with room. Hosts of equal cost are ordered by a hash of the names of request and host (FNV-1a of each, mixed by
 //! the finalizer of SplitMix64), so that equal requests spread and repeated ones agree.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod amounts;

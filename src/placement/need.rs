@@ -8,6 +8,7 @@ use super::request::{Request, SnapshotNeed};
 use super::rows::{Row, Share};
 use super::scores::normal_name;
 use crate::content::ImageLayer;
+use crate::place;
 
 /// Stands for a region that the request does not name.
 const NOWHERE: u16 = u16::MAX;
@@ -115,7 +116,7 @@ impl<'a> Need<'a> {
 
     /// Place of a region among the preferred ones, from 0.
     pub fn preference(&self, region: u32) -> u16 {
-        if self.request.regions.is_empty() { 0 } else { self.regions.get(region as usize).copied().unwrap_or(NOWHERE) }
+        if self.request.regions.is_empty() { 0 } else { self.regions.get(place::index(region)).copied().unwrap_or(NOWHERE) }
     }
 
     /// Processors of the kind asked for.
@@ -145,10 +146,10 @@ fn preferences(wanted: &[String], index: &Index) -> Vec<u16> {
     if !wanted.is_empty() {
         regions.resize(index.regions.end(), NOWHERE);
     }
-    for (place, region) in wanted.iter().enumerate().take(usize::from(NOWHERE)) {
+    for (preference, region) in (0..NOWHERE).zip(wanted) {
         if let Some(number) = index.regions.find(region, "") {
-            let known = &mut regions[number as usize];
-            *known = (*known).min(place as u16);
+            let known = &mut regions[place::index(number)];
+            *known = (*known).min(preference);
         }
     }
     regions

@@ -1,11 +1,14 @@
 //! A ranking that is explained only as far as somebody asks.
 
+use std::collections::BTreeMap;
+
 use super::fleet::Fleet;
 use super::policy::Policy;
 use super::ranking::{Constraint, Excluded, Nothing, Ranked, Ranking};
 use super::request::Request;
 use super::reservation::{Reservation, SnapshotFetch};
 use super::survey::Survey;
+use crate::place::index;
 
 /// All hosts in the order of a policy, as numbers. Words are made when they are asked for, since those for 10,000 hosts cost more
 /// than the decision.
@@ -28,7 +31,7 @@ impl<'a> Order<'a> {
         keys.sort_unstable();
         // Numbers of hosts depend on when they came; where even the hashes are equal, names decide.
         for equal in keys.chunk_by_mut(|a, b| a >> 32 == b >> 32).filter(|equal| equal.len() > 1) {
-            equal.sort_unstable_by_key(|key| survey.fleet.name(*key as u32));
+            equal.sort_unstable_by_key(|key| survey.fleet.name(number_of(*key)));
         }
         Self { survey, keys }
     }
@@ -45,12 +48,12 @@ impl<'a> Order<'a> {
 
     /// Name of the host at a place, 0 being the best.
     pub fn host(&self, place: usize) -> Option<&'a str> {
-        self.keys.get(place).map(|key| self.survey.fleet.name(*key as u32))
+        self.keys.get(place).map(|key| self.survey.fleet.name(number_of(*key)))
     }
 
     /// Why the host at a place is there.
     pub fn explain(&self, place: usize) -> Option<Ranked> {
-        self.keys.get(place).map(|key| explain(&self.survey, *key as u32))
+        self.keys.get(place).map(|key| explain(&self.survey, number_of(*key)))
     }
 
     /// Hosts that constraints exclude, by constraint and then by name.
@@ -71,18 +74,23 @@ impl<'a> Order<'a> {
             request: self.survey.need.request.id.clone(),
             policy: self.survey.policy.word(),
             fitting: self.len(),
-            hosts: self.keys.iter().take(top).map(|key| explain(&self.survey, *key as u32)).collect(),
+            hosts: self.keys.iter().take(top).map(|key| explain(&self.survey, number_of(*key))).collect(),
             excluded: self.excluded(),
             nothing: self.nothing(),
         }
     }
 }
 
+/// The host of a sort key, whose number stands in the last 32 bits.
+fn number_of(key: u128) -> u32 {
+    u32::try_from(key & u128::from(u32::MAX)).unwrap_or(u32::MAX)
+}
+
 /// The number of the best host.
 pub(super) fn best(survey: &Survey<'_>) -> Option<u32> {
     let keys = survey.fitting().map(|number| survey.key(number));
-    let name = |key: u128| survey.fleet.name(key as u32);
-    keys.min_by(|a, b| (a >> 32).cmp(&(b >> 32)).then_with(|| name(*a).cmp(name(*b)))).map(|key| key as u32)
+    let name = |key: u128| survey.fleet.name(number_of(key));
+    keys.min_by(|a, b| (a >> 32).cmp(&(b >> 32)).then_with(|| name(*a).cmp(name(*b)))).map(number_of)
 }
 
 pub(super) fn explain(survey: &Survey<'_>, number: u32) -> Ranked {
@@ -95,7 +103,7 @@ pub(super) fn explain(survey: &Survey<'_>, number: u32) -> Ranked {
         cost: survey.cost(number),
         seconds: terms.seconds(),
         terms,
-        region_preference: u32::from(survey.need.preference(survey.fleet.index.rows[number as usize].region)),
+        region_preference: u32::from(survey.need.preference(survey.fleet.index.rows[index(number)].region)),
         staleness_seconds: survey.now.saturating_sub(inventory.reported_at),
     }
 }
@@ -127,7 +135,7 @@ fn excluded(survey: &Survey<'_>) -> impl Iterator<Item = (u32, Constraint)> {
 }
 
 fn exclusion(survey: &Survey<'_>, number: u32, constraint: Constraint) -> Excluded {
-    let at = number as usize;
+    let at = index(number);
     let max_age = survey.fleet.options().max_age_seconds;
     let (have, need) = survey.need.shortfall(at, &survey.fleet.index.rows[at], survey.now, max_age, constraint);
     let inventory = survey.fleet.inventory(number);
@@ -136,11 +144,11 @@ fn exclusion(survey: &Survey<'_>, number: u32, constraint: Constraint) -> Exclud
 
 /// The constraint that took the last hosts, and the one among them that it took for the least.
 pub(super) fn nothing(survey: &Survey<'_>) -> Nothing {
-    let mut counts = [0; Constraint::ALL.len()];
+    let mut counts = BTreeMap::new();
     for (_, constraint) in excluded(survey) {
-        counts[constraint as usize] += 1;
+        *counts.entry(constraint).or_insert(0) += 1;
     }
-    let taken: Vec<_> = Constraint::ALL.into_iter().zip(counts).filter(|(_, hosts)| *hosts > 0).collect();
+    let taken: Vec<(Constraint, usize)> = counts.into_iter().collect();
     let Some((last, _)) = taken.last().copied() else {
         return Nothing { constraint: Constraint::Known, excluded: taken, nearest: None };
     };

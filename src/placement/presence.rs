@@ -6,6 +6,8 @@ use std::hash::Hash;
 
 use roaring::RoaringBitmap;
 
+use crate::place::{index, length};
+
 /// A fetch on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moving {
@@ -81,7 +83,7 @@ impl<K: Eq + Hash + Clone> Presence<K> {
             let statistics = holders.hosts.statistics();
             // A container has a header of 32 bytes, and the two allocations cost about 16 bytes each.
             let bitmap = statistics.n_bytes_array_containers + statistics.n_bytes_bitset_containers + statistics.n_bytes_run_containers;
-            bitmap as usize + statistics.n_containers as usize * 64 + holders.moving.capacity() * size_of::<Moving>()
+            length(bitmap) + index(statistics.n_containers) * 64 + holders.moving.capacity() * size_of::<Moving>()
         });
         table + sets.sum::<usize>()
     }

@@ -1,6 +1,8 @@
 //! What is compared of a host in every request, as plain numbers.
 
 use super::inventory::{HostInventory, HostStatus, Resources, max_age_seconds};
+use crate::place::index;
+use crate::units::real;
 
 /// An amount that a host has, and what is left of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,7 +20,7 @@ impl Share {
     pub fn fullness(self, more: u64) -> f64 {
         match self.capacity {
             0 => 0.0,
-            capacity => 1.0 - self.free.saturating_sub(more) as f64 / capacity as f64,
+            capacity => 1.0 - real(self.free.saturating_sub(more)) / real(capacity),
         }
     }
 }
@@ -72,7 +74,7 @@ impl Row {
     /// A row with everything that follows from the inventory and the sum of what is reserved.
     pub fn of(inventory: &HostInventory, region: u32, zone: u32, reserved: &Resources) -> Self {
         let HostInventory { capacity, used, bandwidth, .. } = inventory;
-        let seconds = |rate: u64| 1.0 / rate.max(1) as f64;
+        let seconds = |rate: u64| 1.0 / real(rate.max(1));
         Self {
             known: true,
             open: inventory.status == HostStatus::Ok,
@@ -109,7 +111,7 @@ pub(super) struct Kinds {
 impl Kinds {
     /// Sets the shares of a host. A kind that no host has any more keeps its empty column: kinds are few.
     pub fn set(&mut self, host: u32, capacity: &std::collections::BTreeMap<String, u32>, free: impl Fn(&str) -> Share) {
-        let at = host as usize;
+        let at = index(host);
         for (_, column) in &mut self.kinds {
             if let Some(share) = column.get_mut(at) {
                 *share = Share::default();

@@ -4,21 +4,22 @@
 //! and the `score.go` that was published with it.
 
 use super::rows::Share;
+use crate::units::{real, whole};
 
-const MIB: i64 = 1024 * 1024;
+const MIB: u64 = 1024 * 1024;
 /// Below it, Kubernetes takes an image for as good as absent.
-const IMAGE_BYTES_MIN: i64 = 23 * MIB;
+const IMAGE_BYTES_MIN: u64 = 23 * MIB;
 /// Above it, for each container, more bytes give no more points.
-const IMAGE_BYTES_MAX: i64 = 1000 * MIB;
+const IMAGE_BYTES_MAX: u64 = 1000 * MIB;
 /// The most points a plugin gives.
-pub(super) const POINTS_MAX: i64 = 100;
+pub(super) const POINTS_MAX: u64 = 100;
 
 /// Points of Kubernetes' `ImageLocality` for a machine of `containers` containers on one node: `images` are those of their images
 /// that the node has, each as its bytes and the number of nodes that have it; `nodes` is the number of all nodes.
-pub fn image_locality(images: &[(u64, u64)], containers: u32, nodes: u64) -> i64 {
-    let scaled = |&(bytes, holders): &(u64, u64)| (bytes as f64 * (holders as f64 / nodes.max(1) as f64)) as i64;
-    let sum = images.iter().map(scaled).fold(0, i64::saturating_add);
-    let most = IMAGE_BYTES_MAX * i64::from(containers.max(1));
+pub fn image_locality(images: &[(u64, u64)], containers: u32, nodes: u64) -> u64 {
+    let scaled = |&(bytes, holders): &(u64, u64)| whole(real(bytes) * (real(holders) / real(nodes.max(1))));
+    let sum = images.iter().map(scaled).fold(0, u64::saturating_add);
+    let most = IMAGE_BYTES_MAX * u64::from(containers.max(1));
     POINTS_MAX * (sum.clamp(IMAGE_BYTES_MIN, most) - IMAGE_BYTES_MIN) / (most - IMAGE_BYTES_MIN)
 }
 
@@ -32,37 +33,38 @@ pub(super) fn normal_name(reference: &str) -> String {
 }
 
 /// Points of `NodeResourcesFit` with the strategy `LeastAllocated`: the free share after the request, each resource alike.
-pub(super) fn least_allocated(shares: [(Share, u64); 2]) -> i64 {
+pub(super) fn least_allocated(shares: [(Share, u64); 2]) -> u64 {
     let mut points = 0;
     let mut resources = 0;
     for (share, more) in shares.into_iter().filter(|(share, _)| share.capacity > 0) {
         let free = u128::from(share.free.saturating_sub(more));
-        points += (free * POINTS_MAX as u128 / u128::from(share.capacity)) as i64;
+        // Not more than the most, because not more is free than there is.
+        points += u64::try_from(free * u128::from(POINTS_MAX) / u128::from(share.capacity)).unwrap_or(POINTS_MAX);
         resources += 1;
     }
     points / resources.max(1)
 }
 
 /// Points of `NodeResourcesBalancedAllocation`: processors and memory should be equally full.
-pub(super) fn balanced_allocation(shares: [(Share, u64); 2]) -> i64 {
+pub(super) fn balanced_allocation(shares: [(Share, u64); 2]) -> u64 {
     let [first, second] = shares;
     if first.0.capacity == 0 || second.0.capacity == 0 {
         return POINTS_MAX;
     }
     let deviation = (first.0.fullness(first.1) - second.0.fullness(second.1)).abs() / 2.0;
-    ((1.0 - deviation) * POINTS_MAX as f64) as i64
+    whole((1.0 - deviation) * real(POINTS_MAX))
 }
 
 /// Points of LRScheduler's layer plugin: half of the percentage of the image's bytes that is there, doubled if more than 10 MiB are
 /// there and processors (less than 60 % full) and memory are about equally full, halved otherwise.
-pub fn layer_score(bytes_there: u64, bytes_in_all: u64, cpu_fullness: f64, memory_fullness: f64) -> i64 {
+pub fn layer_score(bytes_there: u64, bytes_in_all: u64, cpu_fullness: f64, memory_fullness: f64) -> u64 {
     if bytes_in_all == 0 {
         return 0;
     }
-    let points = (bytes_there as f64 / bytes_in_all as f64 * 100.0 / 2.0) as i64;
+    let points = whole(real(bytes_there) / real(bytes_in_all) * 100.0 / 2.0);
     let balanced = ((cpu_fullness - memory_fullness) / 2.0).abs() < 0.16;
-    let weight = if bytes_there / MIB as u64 > 10 && balanced && cpu_fullness < 0.6 { 2.0 } else { 0.5 };
-    (points as f64 * weight) as i64
+    let weight = if bytes_there / MIB > 10 && balanced && cpu_fullness < 0.6 { 2.0 } else { 0.5 };
+    whole(real(points) * weight)
 }
 
 #[cfg(test)]
@@ -71,7 +73,7 @@ mod tests {
 
     #[test]
     fn image_locality_is_exact() {
-        let mib = MIB as u64;
+        let mib = MIB;
         // 30 MiB are 7 MiB of the 977 that give points.
         assert_eq!(image_locality(&[(1000 * mib, 3)], 1, 100), 0);
         assert_eq!(image_locality(&[(10_000_000_000, 1)], 1, 100), 7);
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn layer_scores_follow_the_paper() {
-        let mib = MIB as u64;
+        let mib = MIB;
         assert_eq!(layer_score(50 * mib, 100 * mib, 0.5, 0.5), 50, "25 points, doubled");
         assert_eq!(layer_score(50 * mib, 100 * mib, 0.6, 0.5), 12, "too busy: halved and cut");
         assert_eq!(layer_score(50 * mib, 100 * mib, 0.1, 0.5), 12, "out of balance");

@@ -3,6 +3,8 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::units::{real, whole};
+
 /// Longest time that is told apart, in microseconds: a day.
 const MICROS_MAX: u64 = 24 * 3600 * 1_000_000;
 
@@ -67,7 +69,7 @@ impl StartTimes {
     /// Counts one start. Times that are negative or not numbers count as zero.
     pub fn record(&mut self, fetch_seconds: f64, prepare_seconds: f64, cached: bool) {
         let times = if cached { &mut self.cached } else { &mut self.fetched };
-        let micros = |seconds: f64| (seconds.max(0.0) * 1e6).round() as u64;
+        let micros = |seconds: f64| whole((seconds.max(0.0) * 1e6).round());
         let (fetch, prepare) = (micros(fetch_seconds), micros(prepare_seconds));
         times.fetch.saturating_record(fetch);
         times.prepare.saturating_record(prepare);
@@ -83,12 +85,12 @@ impl StartTimes {
 impl Times {
     fn summary(&self) -> StartSummary {
         let [total, fetch, prepare] = [&self.total, &self.fetch, &self.prepare].map(|times| {
-            let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e6;
+            let at = |quantile| real(times.value_at_quantile(quantile)) / 1e6;
             TimeSummary {
                 mean_seconds: times.mean() / 1e6,
                 p50_seconds: at(0.5),
                 p99_seconds: at(0.99),
-                max_seconds: times.max() as f64 / 1e6,
+                max_seconds: real(times.max()) / 1e6,
             }
         });
         StartSummary { count: self.total.len(), total, fetch, prepare }
@@ -125,6 +127,6 @@ mod tests {
         starts.record(f64::INFINITY, 1e300, false);
         let summary = starts.summary().fetched;
         assert_eq!((summary.count, summary.total.p50_seconds), (2, 0.0));
-        assert!(summary.total.max_seconds >= MICROS_MAX as f64 / 1e6);
+        assert!(summary.total.max_seconds >= real(MICROS_MAX) / 1e6);
     }
 }

@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize, de::Error as _};
 
 use super::inventory::{Bandwidth, HostInventory, HostStatus, Resources};
 use crate::content::{Digest, Image};
+use crate::place::{length, wide};
+use crate::units::real;
 
 /// Bytes of every filter.
 const FILTER_BYTES: usize = 32 << 10;
-const FILTER_BITS: u64 = FILTER_BYTES as u64 * 8;
+const FILTER_BITS: u64 = 8 * wide(FILTER_BYTES);
 /// Bits of each layer. A digest is uniform: its parts of 4 bytes are as good as hashes of it.
-const PARTS: usize = 7;
+const PARTS: u8 = 7;
 
 /// Which layers a host may hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,9 +45,9 @@ pub struct HostSummary {
 }
 
 fn bits(digest: &Digest) -> impl Iterator<Item = (usize, u8)> {
-    digest.0.chunks_exact(4).take(PARTS).map(|part| {
+    digest.0.chunks_exact(4).take(usize::from(PARTS)).map(|part| {
         let number = part.iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte)) % FILTER_BITS;
-        ((number / 8) as usize, 1 << (number % 8))
+        (length(number / 8), 1 << (number % 8))
     })
 }
 
@@ -77,7 +79,7 @@ impl HostSummary {
     /// The probability with which an absent layer is taken for held, from 0 to 1: the share of set bits, once for each bit of a layer.
     pub fn error_rate(&self) -> f64 {
         let set: u32 = self.filter.0.iter().map(|byte| byte.count_ones()).sum();
-        (f64::from(set) / FILTER_BITS as f64).powi(PARTS as i32)
+        (f64::from(set) / real(FILTER_BITS)).powi(i32::from(PARTS))
     }
 
     /// Bytes of layers that the host has to fetch at least.
@@ -89,7 +91,7 @@ impl HostSummary {
     pub fn fetch_seconds(&self, image: &Image) -> f64 {
         match (self.missing_bytes(image), self.bandwidth.download.min(self.bandwidth.registry)) {
             (0, _) => 0.0,
-            (missing, bandwidth) => missing as f64 / bandwidth as f64,
+            (missing, bandwidth) => real(missing) / real(bandwidth),
         }
     }
 }
@@ -137,7 +139,8 @@ mod tests {
     fn held_layers_are_always_found_and_absent_ones_rarely() {
         let host = holder("a", 0..10_000);
         assert!((0..10_000).all(|number| host.may_hold(&digest(number))));
-        let wrong = (10_000..110_000).filter(|number| host.may_hold(&digest(*number))).count() as f64 / 100_000.0;
+        let wrong = (10_000..110_000).filter(|number| host.may_hold(&digest(*number))).count();
+        let wrong = real(wide(wrong)) / 100_000.0;
         // (1 - e^(-7 * 10,000 / 262,144))^7 = 4e-5 by Bloom's formula.
         assert!(host.error_rate() < 1e-4 && wrong < 3e-4, "{wrong}, {}", host.error_rate());
         let full = holder("b", 0..27_000);

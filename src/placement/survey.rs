@@ -11,6 +11,8 @@ use super::ranking::{Constraint, Terms};
 use super::request::{Request, SnapshotNeed};
 use super::rows::{Traffic, fnv, mix};
 use super::scores::{POINTS_MAX, balanced_allocation, image_locality, layer_score, least_allocated};
+use crate::place::{index, wide};
+use crate::units::real;
 
 /// What of a request's bytes a host fetches already.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,7 +82,7 @@ impl<'a> Survey<'a> {
                     break;
                 }
                 for number in some {
-                    let there = &mut self.there[*number as usize];
+                    let there = &mut self.there[index(*number)];
                     *there = there.saturating_add(layer.bytes);
                 }
             }
@@ -95,7 +97,7 @@ impl<'a> Survey<'a> {
 
     fn find_snapshot(&mut self, need: &SnapshotNeed) {
         if let Some(holders) = self.fleet.index.snapshots.get(&need.identity) {
-            for number in holders.hosts.iter().filter(|number| self.verdicts[*number as usize].is_none()) {
+            for number in holders.hosts.iter().filter(|number| self.verdicts[index(*number)].is_none()) {
                 if let Some(held) = self.fleet.inventory(number).snapshots.get(&need.identity) {
                     self.snapshot.insert(number, missing_bytes(need, held, self.need.snapshot_bytes));
                 }
@@ -114,7 +116,7 @@ impl<'a> Survey<'a> {
     }
 
     pub fn terms(&self, number: u32) -> Terms {
-        let at = number as usize;
+        let at = index(number);
         let row = &self.fleet.index.rows[at];
         let weights = &self.weights;
         let underway = if self.underway.is_empty() { Underway::default() } else { self.underway.get(&number).copied().unwrap_or_default() };
@@ -124,14 +126,14 @@ impl<'a> Survey<'a> {
             if self.snapshot.is_empty() { None } else { self.snapshot.get(&number).copied() }.unwrap_or(self.need.snapshot_bytes);
         let snapshot_bytes_in_flight = underway.snapshot_bytes.min(snapshot);
 
-        let image = image_bytes_missing.saturating_add(image_bytes_in_flight) as f64;
-        let bytes = image + snapshot as f64;
+        let image = real(image_bytes_missing.saturating_add(image_bytes_in_flight));
+        let bytes = image + real(snapshot);
         let mut fetch_seconds = (image * row.image_seconds).max(bytes * row.download_seconds);
         if let Some(need) = self.need.request.snapshot.as_ref().filter(|_| snapshot > 0) {
-            fetch_seconds = fetch_seconds.max(snapshot as f64 / need.source_bandwidth.min(row.download).max(1) as f64);
+            fetch_seconds = fetch_seconds.max(real(snapshot) / real(need.source_bandwidth.min(row.download).max(1)));
         }
         // Links are shared evenly among fetches: while these bytes come, each other fetch moves as many, unless it ends before.
-        let shared = |other: Traffic| (other.bytes as f64).min(f64::from(other.fetches) * bytes) * row.image_seconds;
+        let shared = |other: Traffic| real(other.bytes).min(f64::from(other.fetches) * bytes) * row.image_seconds;
         let volumes = if self.need.request.app.is_empty() { 0 } else { self.need.in_zone(row.zone).0 };
         Terms {
             image_bytes_missing,
@@ -149,7 +151,7 @@ impl<'a> Survey<'a> {
 
     /// What the policy ranks a host by; less is better, and it is never negative.
     pub fn cost(&self, number: u32) -> f64 {
-        let at = number as usize;
+        let at = index(number);
         let row = &self.fleet.index.rows[at];
         let fullness = || self.need.fullness(at, row);
         let compute = &self.need.request.compute;
@@ -163,14 +165,14 @@ impl<'a> Survey<'a> {
             // Fullness is at most 1, so no emptiness outweighs the image.
             Policy::ImageBit => 2.0 + fullness(),
             Policy::ImageLocality => {
-                let image = if named() { image_locality(&[self.named_image(number)], 1, self.fleet.len() as u64) } else { 0 };
-                (3 * POINTS_MAX - image - resources(shares())) as f64
+                let image = if named() { image_locality(&[self.named_image(number)], 1, wide(self.fleet.len())) } else { 0 };
+                real((3 * POINTS_MAX).saturating_sub(image + resources(shares())))
             }
             Policy::LrScheduler => {
                 let shares = shares();
                 let [cpus, memory] = shares.map(|(share, more)| share.fullness(more));
                 let layers = layer_score(self.there[at], self.need.image_bytes, cpus, memory);
-                (3 * POINTS_MAX - layers - resources(shares)) as f64
+                real((3 * POINTS_MAX).saturating_sub(layers + resources(shares)))
             }
         }
     }
@@ -184,7 +186,7 @@ impl<'a> Survey<'a> {
     /// Sorts as the ranking does: region preference, then cost, then a hash of the names of request and host. Costs that differ by
     /// less than a hundred thousand millionth are equal. The number of the host stands in the last 32 bits.
     pub fn key(&self, number: u32) -> u128 {
-        let row = &self.fleet.index.rows[number as usize];
+        let row = &self.fleet.index.rows[index(number)];
         let cost = self.cost(number).max(0.0).to_bits() >> 16;
         let tie = mix(self.request_hash, row.name_hash) >> 32;
         u128::from(self.need.preference(row.region)) << 112 | u128::from(cost) << 64 | u128::from(tie) << 32 | u128::from(number)
@@ -217,7 +219,7 @@ fn missing_bytes(need: &SnapshotNeed, held: &HeldSnapshot, all: u64) -> u64 {
                 let (Ok(from), Ok(to)) = (u32::try_from(touched.0), u32::try_from(touched.1)) else { return false };
                 present.contains_range(from..=to)
             };
-            let missing = first.iter().filter(|block| !there(block)).count() as u64;
+            let missing = wide(first.iter().filter(|block| !there(block)).count());
             missing.saturating_mul(block_bytes)
         }
     };
