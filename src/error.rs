@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Result of every call of the engine.
@@ -73,6 +74,36 @@ impl From<ErrorKind> for io::ErrorKind {
     }
 }
 
+/// What ends the trouble that an [`Error`] tells of, for front ends that can say how: the command line names its command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Remedy {
+    /// Make a store in this directory.
+    CreateStore(PathBuf),
+    /// Verify the structure of the closed store.
+    CheckStore,
+    /// Verify the blocks, and fetch damaged ones again.
+    Scrub,
+    /// Look up the names of the volumes.
+    ListVolumes,
+    /// Look up the names of the snapshots of this volume.
+    ListSnapshots(String),
+    /// Look at this volume until it is made.
+    AwaitVolume(String),
+    /// Destroy the snapshots of this volume first, or together with it.
+    DestroySnapshots(String),
+    /// Disconnect the clients of this volume or snapshot.
+    Disconnect(String),
+    /// Destroy it although forks of other hosts need it.
+    DestroyByForce,
+    /// Accept that a fork has blocks of different instants.
+    ForkLive,
+    /// Look which forks have leases.
+    ShowLeases,
+    /// Correct this label, or give what it tells with the request.
+    CorrectLabel(String),
+}
+
 /// Where damaged bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -99,7 +130,7 @@ impl fmt::Display for Corruption {
         write!(
             f,
             "block {} is damaged: {} (layer {}, file {}, offset {}); restore it from a source or a backup \
-             (of an image: import it again), and run 'volfork scrub'",
+             (of an image: import it again), and scrub the store",
             self.block, self.reason, self.layer, self.file, self.offset_bytes
         )
     }
@@ -113,6 +144,7 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     corruption: Option<Corruption>,
+    remedy: Option<Remedy>,
     /// The system had no descriptor or no memory for a call, so that nothing was tried.
     untried: bool,
     /// Shared with the errors that [`Error::context`] makes of this one.
@@ -127,7 +159,7 @@ pub(crate) fn is_untried(error: &io::Error) -> bool {
 impl Error {
     /// An error of `kind`; `message` says what failed, where, and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), corruption: None, untried: false, cause: None }))
+        Self(Arc::new(Inner { kind, message: message.into(), corruption: None, remedy: None, untried: false, cause: None }))
     }
 
     /// Wraps an I/O error; `context` says what was being done. A lack of space has the kind [`ErrorKind::NoSpace`].
@@ -155,13 +187,14 @@ impl Error {
 
     fn wrap(kind: ErrorKind, context: impl fmt::Display, untried: bool, cause: io::Error) -> Self {
         let message = format!("{context}: {cause}");
-        Self(Arc::new(Inner { kind, message, corruption: None, untried, cause: Some(Arc::new(cause)) }))
+        Self(Arc::new(Inner { kind, message, corruption: None, remedy: None, untried, cause: Some(Arc::new(cause)) }))
     }
 
     /// Damaged bytes at a known place.
     pub fn corrupt_block(corruption: Corruption) -> Self {
         let message = corruption.to_string();
-        Self(Arc::new(Inner { kind: ErrorKind::Corrupt, message, corruption: Some(corruption), untried: false, cause: None }))
+        let (corruption, remedy) = (Some(corruption), Some(Remedy::Scrub));
+        Self(Arc::new(Inner { kind: ErrorKind::Corrupt, message, corruption, remedy, untried: false, cause: None }))
     }
 
     /// What the caller can do.
@@ -185,9 +218,20 @@ impl Error {
             kind: self.0.kind,
             message: format!("{context}: {}", self.0.message),
             corruption: self.0.corruption.clone(),
+            remedy: self.0.remedy.clone(),
             untried: self.0.untried,
             cause: self.0.cause.clone(),
         }))
+    }
+
+    /// An error of `kind` that `remedy` ends; `message` says what failed, where, and what to do.
+    pub(crate) fn remediable(kind: ErrorKind, message: impl Into<String>, remedy: Remedy) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), corruption: None, remedy: Some(remedy), untried: false, cause: None }))
+    }
+
+    /// What ends the trouble, if a front end can say more about it than the message does.
+    pub fn remedy(&self) -> Option<&Remedy> {
+        self.0.remedy.as_ref()
     }
 
     /// [`ErrorKind::errno`] of this error.

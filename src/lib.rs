@@ -132,7 +132,7 @@ pub use bytes;
 pub use roaring;
 
 pub use clock::{Clock, SystemClock};
-pub use error::{Corruption, Error, ErrorKind, Result};
+pub use error::{Corruption, Error, ErrorKind, Remedy, Result};
 pub use ids::{LayerId, LeaseId, VolumeId};
 #[cfg(feature = "sim")]
 #[doc(hidden)]

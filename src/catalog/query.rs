@@ -2,7 +2,7 @@
 
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
 use crate::content::{Digest, HeldLayer};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{HeldRecord, LayerRecord, LeaseRecord, LesseeRecord, SOURCE_URIS_MAX, ShapeRecord, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
@@ -26,9 +26,9 @@ impl Catalog {
         self.names.get(name).or_else(by_key).copied().ok_or_else(|| {
             let message = match name.split_once('@') {
                 Some((volume, _)) => format!("there is no volume '{name}', and no snapshot is meant here: name '{volume}'"),
-                None => format!("there is no volume '{name}': 'volfork list' shows the volumes of this store"),
+                None => format!("there is no volume '{name}'"),
             };
-            Error::new(ErrorKind::NotFound, message)
+            Error::remediable(ErrorKind::NotFound, message, Remedy::ListVolumes)
         })
     }
 
@@ -45,10 +45,8 @@ impl Catalog {
         let id = self.volume_id(volume)?;
         let found = self.volumes.get(&id).and_then(|volume| volume.snapshots.get(snapshot));
         found.map(|entry| (id, entry)).ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("volume '{volume}' has no snapshot '{snapshot}': 'volfork snapshots {volume}' shows them"),
-            )
+            let message = format!("volume '{volume}' has no snapshot '{snapshot}'");
+            Error::remediable(ErrorKind::NotFound, message, Remedy::ListSnapshots(volume.to_owned()))
         })
     }
 
@@ -58,7 +56,7 @@ impl Catalog {
     /// [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`].
     pub fn name_is_free(&self, name: &str) -> Result<()> {
         if VolumeKey::parse(name).is_some() {
-            let message = format!("'{name}' has the form of an id, which 'volfork list' gives to volumes: choose another name");
+            let message = format!("'{name}' has the form of an id, which the store gives to volumes: choose another name");
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
         match self.names.contains_key(name) {

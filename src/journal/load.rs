@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::frames::read_any_frame;
 use super::torn::whole_frame_behind;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{
     FormatError, FormatErrorKind, Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, SuperblockSlot, decode_frame,
     frame_bytes,
@@ -235,16 +235,15 @@ fn read_slots(disk: &dyn Disk, path: &Path) -> io::Result<(Vec<u8>, u64)> {
 /// The error for a directory without a superblock: there is no store, or it has lost what is needed to read it.
 pub fn no_store(disk: &dyn Disk, paths: &StorePaths) -> Error {
     let layer = disk.list(&paths.layers()).ok().and_then(|names| names.into_iter().find(|name| StorePaths::parse_layer(name).is_some()));
-    let (kind, text) = match layer {
+    match layer {
         None => {
-            let root = paths.root().display();
-            (ErrorKind::NotFound, format!("there is no store in {root}: make one with 'volfork --store {root} init'"))
+            let message = format!("there is no store in {}: make one first", paths.root().display());
+            Error::remediable(ErrorKind::NotFound, message, Remedy::CreateStore(paths.root().to_owned()))
         }
         Some(name) => {
             let (superblock, layer) = (paths.superblock(), paths.layers().join(name));
             let what = format!("{} is gone or empty, but there are layers ({})", superblock.display(), layer.display());
-            (ErrorKind::Corrupt, format!("{what}; restore the store from a backup"))
+            Error::new(ErrorKind::Corrupt, format!("{what}; restore the store from a backup"))
         }
-    };
-    Error::new(kind, text)
+    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::inventory::{Processors, Resources};
 use super::request::Compute;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 
 const CPUS: &str = "vm.cpus";
 const CPU_KIND: &str = "vm.cpu-kind";
@@ -113,8 +113,8 @@ impl MachineHints {
 fn number<N: std::str::FromStr + Default>(labels: &BTreeMap<String, String>, key: &str) -> Result<N> {
     let Some(value) = labels.get(key) else { return Ok(N::default()) };
     value.parse().map_err(|_| {
-        let message = format!("the label {key} is '{value}', which is not a number: give --{}", key.replace('.', "-"));
-        Error::new(ErrorKind::InvalidInput, message)
+        let message = format!("the label {key} is '{value}', which is not a number: correct the label");
+        Error::remediable(ErrorKind::InvalidInput, message, Remedy::CorrectLabel(key.to_owned()))
     })
 }
 
@@ -162,7 +162,7 @@ mod tests {
         // What is no number harms only one that needs it.
         let mut labels = full().labels();
         labels.insert(CPUS.into(), "many".into());
-        assert!(told.or_labels(&labels).unwrap_err().to_string().contains("give --vm-cpus"));
+        assert!(told.or_labels(&labels).unwrap_err().to_string().contains("correct the label"));
         told.compute.cpus.count = 1;
         let found = told.or_labels(&labels).unwrap().compute;
         assert_eq!((found.cpus.count, found.memory_bytes), (1, full().compute.memory_bytes));

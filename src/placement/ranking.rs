@@ -215,7 +215,7 @@ pub struct Nothing {
 impl fmt::Display for Nothing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(nearest) = &self.nearest else {
-            return f.write_str("no host is known: let hosts report to the fleet first, as 'volfork serve --fleet' does");
+            return f.write_str("no host is known: let hosts report to the fleet first");
         };
         write!(f, "no host meets every constraint; '{}' took the last ones (", self.constraint)?;
         for (at, (constraint, hosts)) in self.excluded.iter().enumerate() {

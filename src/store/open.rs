@@ -8,7 +8,7 @@ use super::background::Background;
 use super::options::StoreOptions;
 use crate::catalog::Catalog;
 use crate::clock::{Clock, GuardedClock};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{BlocksRecord, Record, ShapeRecord, StorePaths, Superblock};
 use crate::ids::{LayerId, VolumeId, random_bytes};
 use crate::io::{Access, Disk, OverlayDisk};
@@ -237,7 +237,8 @@ impl OpenStore {
         let names = names.map_err(|error| Error::io(format!("cannot list {}", paths.layers().display()), error))?;
         replayed.catalog.skip_layers(names.iter().filter_map(|name| StorePaths::parse_layer(name)).map(|(layer, _)| layer));
         if let Some(violation) = replayed.catalog.violations().first() {
-            return Err(Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {violation}; run 'volfork check'")));
+            let message = format!("the journal does not fit together: {violation}; check the store");
+            return Err(Error::remediable(ErrorKind::Corrupt, message, Remedy::CheckStore));
         }
         Journal::confirm(&*options.disk, &paths, &mut loaded)?;
         // Before pages of checksums take what is left of the disk.

@@ -214,7 +214,7 @@ fn a_snapshot_that_forks_need_is_destroyed_by_force_alone() {
         let error = refused.unwrap_err();
         let text = error.to_string();
         assert_eq!(error.kind(), ErrorKind::Busy, "{text}");
-        assert!(text.contains("1 fork of other hosts: 'f' of host ") && text.contains(&address) && text.contains("--force"), "{text}");
+        assert!(text.contains("1 fork of other hosts: 'f' of host ") && text.contains(&address) && text.contains("by force"), "{text}");
     }
     // The fork is connected while its snapshot goes.
     let fork = b.store.volume("f").unwrap();
@@ -349,7 +349,7 @@ fn a_written_export_without_snapshots_is_forked_by_name() {
     let _server = NbdServer::start(Arc::new(Foreign(a.store.clone())), vec![listener], NbdOptions::default()).unwrap();
     let error = b.store.fork(&uri("v"), "f").map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
-    assert!(error.to_string().contains("different instants") && error.to_string().contains("--live"), "{error}");
+    assert!(error.to_string().contains("different instants") && error.to_string().contains("accept that"), "{error}");
     b.store.fork(&uri("v@s"), "read-only").unwrap();
     let live = ForkOptions::default().with_live(true);
     b.store.fork_with(&[uri("v")], "f", &live).unwrap();

@@ -285,7 +285,7 @@ fn what_is_about_to_be_destroyed_by_force_is_not_leased() {
     // A refusal that no force lifts disturbs nobody.
     store.create_snapshot("v", "s").unwrap();
     let error = store.destroy_by_force(("v", None), false, |exports| panic!("{exports:?} are ended")).unwrap_err();
-    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("--recursive"), "{error}");
+    assert!(error.kind() == ErrorKind::Busy && error.to_string().contains("all together with it"), "{error}");
 }
 
 /// A source that gives leases of itself.

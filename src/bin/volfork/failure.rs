@@ -1,10 +1,14 @@
 //! Why a command failed, as it is printed and as it crosses the control socket.
 
+mod advice;
+
 use std::fmt;
 use std::io;
 
 use serde::{Deserialize, Serialize};
 use volfork::{Error, ErrorKind};
+
+use self::advice::advice;
 
 /// Result of everything in the binary.
 pub type Result<T> = std::result::Result<T, Failure>;
@@ -65,7 +69,8 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { kind: kind_name(error.kind()).into(), message: error.to_string() }
+        let advice = error.remedy().and_then(advice).map_or_else(String::new, |advice| format!(" ({advice})"));
+        Self { kind: kind_name(error.kind()).into(), message: format!("{error}{advice}") }
     }
 }
 

@@ -62,7 +62,7 @@ impl FileSystem<'_> {
         } else {
             let parts: Vec<_> = runs.chunks(LEAVES_PER_BLOCK).collect();
             if parts.len() > INLINE_MAX {
-                return Err(refused(format!("a file of the image would have {} pieces: give the volume a larger --size", runs.len())));
+                return Err(refused(format!("a file of the image would have {} pieces: give the volume a larger size", runs.len())));
             }
             header(parts.len(), INLINE_MAX, 1).write_to(&mut inode.block[..ExtentHeader::SIZE]);
             let mut logical = 0;

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use super::create::{Volumes, check_size};
 use crate::catalog::{Catalog, VolumeEntry};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{Labels, ShapeRecord, valid_labels, valid_name};
 use crate::ids::VolumeId;
 use crate::layer::{Reserved, Ticket};
@@ -37,11 +37,10 @@ pub fn check_bare(catalog: &Catalog, volume: VolumeId, recursive: bool) -> Resul
     // Instants come and go with their leases.
     let (name, snapshots) = (&entry.name, entry.snapshots.len() - entry.snapshots.instants());
     match snapshots > 0 && !recursive {
-        true => Err(Error::new(
+        true => Err(Error::remediable(
             ErrorKind::Busy,
-            format!(
-                "volume '{name}' has {snapshots} snapshots: destroy them first ('volfork destroy {name}@SNAP'), or all with --recursive"
-            ),
+            format!("volume '{name}' has {snapshots} snapshots: destroy them first, or all together with it"),
+            Remedy::DestroySnapshots(name.clone()),
         )),
         false => Ok(entry),
     }
@@ -134,10 +133,8 @@ impl Volumes {
         let name = &entry.name;
         let queues = head.queues.load(Ordering::Acquire);
         if queues > 0 {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("volume '{name}' is in use by {queues} connections: disconnect its clients first ('volfork disconnect {name}')"),
-            ));
+            let message = format!("volume '{name}' is in use by {queues} connections: disconnect its clients first");
+            return Err(Error::remediable(ErrorKind::Busy, message, Remedy::Disconnect(name.clone())));
         }
         self.leases.check_unleased(catalog, head.id, None)?;
         entry.snapshots.iter().try_for_each(|snapshot| self.check_unpinned(catalog, head.id, &snapshot.name))

@@ -7,7 +7,7 @@ use super::addresses::{bytes_of, check_uris};
 use super::create::{Birth, Volumes, check_size};
 use super::options::{Admit, ForkOptions};
 use crate::catalog::{Catalog, LayerEntry};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{
     HydrationSettings, Labels, LayerRecord, SOURCE_URIS_MAX, ShapeRecord, SourceRecord, changed_labels, valid_labels, valid_name,
 };
@@ -58,12 +58,13 @@ fn source_error(error: &SourceError) -> Error {
 }
 
 fn written(uri: &str) -> Error {
-    Error::new(
+    Error::remediable(
         ErrorKind::InvalidInput,
         format!(
             "cannot fork: {uri} may be written while it is fetched, and its server gives no snapshot of it, so that the fork would have \
-             blocks of different instants: fork a snapshot or a read-only export ('qemu-nbd -r', 'nbdkit -r'), or accept that with --live"
+             blocks of different instants: fork a snapshot or a read-only export ('qemu-nbd -r', 'nbdkit -r'), or accept that"
         ),
+        Remedy::ForkLive,
     )
 }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use crate::catalog::Catalog;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{LEASE_TEXT_BYTES_MAX, LeaseRecord, ShapeRecord};
 use crate::ids::{LeaseId, VolumeId};
 use crate::sync::Mutex;
@@ -125,13 +125,14 @@ impl Leases {
         let named = forks.iter().take(NAMED_MAX).map(|lease| format!("'{}' of host {} ({})", lease.fork, lease.host, lease.address));
         let more = if forks.len() > NAMED_MAX { format!(" and {} more", forks.len() - NAMED_MAX) } else { String::new() };
         let count = if forks.len() == 1 { "1 fork".to_owned() } else { format!("{} forks", forks.len()) };
-        Err(Error::new(
+        Err(Error::remediable(
             ErrorKind::Busy,
             format!(
-                "{what} is needed by {count} of other hosts: {}{more}; wait until they are complete, or destroy it with --force, which \
+                "{what} is needed by {count} of other hosts: {}{more}; wait until they are complete, or destroy it by force, which \
                  leaves them without what they have not fetched",
                 named.collect::<Vec<_>>().join(", ")
             ),
+            Remedy::DestroyByForce,
         ))
     }
 
@@ -169,6 +170,5 @@ pub fn lapses_at(lease: &LeaseRecord) -> u64 {
 
 /// The error for a limit that is reached.
 pub fn too_many(what: &str) -> Error {
-    let next = "wait until some forks are complete, or fork a snapshot; 'volfork show' says who has leases";
-    Error::new(ErrorKind::Busy, format!("{what}: {next}"))
+    Error::remediable(ErrorKind::Busy, format!("{what}: wait until some forks are complete, or fork a snapshot"), Remedy::ShowLeases)
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::catalog::Catalog;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::is_instant;
 use crate::ids::VolumeId;
 use crate::sync::Mutex;
@@ -59,15 +59,10 @@ impl Pins {
         if readers == 0 {
             return Ok(());
         }
-        let name = catalog.volume(volume).map_or("", |entry| &entry.name);
+        let name = format!("{}@{snapshot}", catalog.volume(volume).map_or("", |entry| &entry.name));
         let readers = if readers == 1 { "1 reader".to_owned() } else { format!("{readers} readers") };
-        Err(Error::new(
-            ErrorKind::Busy,
-            format!(
-                "snapshot '{name}@{snapshot}' is open for {readers}: disconnect its clients ('volfork disconnect {name}@{snapshot}') and \
-                 close its handles first"
-            ),
-        ))
+        let message = format!("snapshot '{name}' is open for {readers}: disconnect its clients and close its handles first");
+        Err(Error::remediable(ErrorKind::Busy, message, Remedy::Disconnect(name)))
     }
 }
 

@@ -24,7 +24,7 @@ use super::hydrations::Hydrations;
 use super::lessees::Lessees;
 use super::pins::Pins;
 use crate::catalog::Catalog;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{ShapeRecord, valid_name};
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Layers, Ticket};
@@ -167,10 +167,10 @@ impl Shape {
     /// [`ErrorKind::NotFound`].
     pub fn volume_id(&self, catalog: &Catalog, name: &str) -> Result<VolumeId> {
         catalog.volume_id(name).map_err(|error| match self.births.contains(name) {
-            true => Error::new(
-                ErrorKind::NotFound,
-                format!("volume '{name}' is still being made: wait until 'volfork show {name}' says created"),
-            ),
+            true => {
+                let message = format!("volume '{name}' is still being made: wait until it is made");
+                Error::remediable(ErrorKind::NotFound, message, Remedy::AwaitVolume(name.to_owned()))
+            }
             false => error,
         })
     }

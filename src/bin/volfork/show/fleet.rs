@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use volfork::fleet::{FleetView, Unreadable};
 use volfork::format_bytes;
-use volfork::placement::{FleetOptions, HostInventory, HostStatus, Placement, Ranked, Ranking, Resources};
+use volfork::placement::{FleetOptions, HostInventory, HostStatus, Nothing, Placement, Ranked, Ranking, Resources};
 
 use super::date::format_time;
 use super::stream::{json, note, text};
@@ -115,8 +115,14 @@ pub fn ranking(settings: &Settings, ranking: &Ranking, unreadable: &[Unreadable]
     }
     match &ranking.nothing {
         None => Ok(()),
-        Some(nothing) => Err(Failure::new(volfork::ErrorKind::NoSpace, nothing.to_string())),
+        Some(nothing) => Err(Failure::new(volfork::ErrorKind::NoSpace, why(nothing))),
     }
+}
+
+/// Why nothing could be placed.
+fn why(nothing: &Nothing) -> String {
+    let advice = if nothing.nearest.is_none() { " ('volfork serve --fleet' reports)" } else { "" };
+    format!("{nothing}{advice}")
 }
 
 fn excluded(settings: &Settings, ranking: &Ranking, all: bool) -> Result<()> {
@@ -219,7 +225,7 @@ fn left(placement: &Placement) -> Result<()> {
     if placement.left == 0 {
         return Ok(());
     }
-    let why = placement.nothing.as_ref().map(ToString::to_string).or_else(|| placement.refused.clone());
+    let why = placement.nothing.as_ref().map(why).or_else(|| placement.refused.clone());
     let why = why.unwrap_or_else(|| "no host is left".into());
     let (placed, left) = (placement.placed.len(), placement.left);
     Err(Failure::new(volfork::ErrorKind::NoSpace, format!("{placed} placed, {left} not: {why}")))
