@@ -1,10 +1,9 @@
 //! Hydration: making a root layer independent of its source. The one place where near meets far.
 //!
-//! The cast: a [`Hydrator`] stands for one root layer and its source, which may be had at several addresses (`peers`). *Demand*
-//! is a reader that waits; *backfill* is a thread that fetches what nobody waits for, in the order of a `plan`: ahead of readers
-//! that go on (`ahead`), then in the order in which an earlier fork touched its blocks, then the rest. Both go through the same
-//! list of ranges under way, so a block is fetched once. A `Budget` is what all hydrations of a store share: the `window` of
-//! bytes under way to each host, and the patience of the `foreground`.
+//! The cast: a [`Hydrator`] stands for one root layer and its source. It assembles [`Parts`](parts::Parts), each of which owns its lock:
+//! the [`Root`](root::Root) takes fetched bytes, [`Claims`](claims::Claims) make sure that a block is fetched once,
+//! [`Addresses`](addresses::Addresses) are where the bytes can be had. [`demand`] is what a reader does that waits; [`backfill`] fetches
+//! what nobody waits for; [`pace`] says how fast that may be, with a [`Budget`] that all hydrations of a store share.
 //!
 //! # Invariants
 //! - A fill changes no meaning: it only makes present (or zero) what was missing.
@@ -17,25 +16,24 @@
 //!   closes, or does neither. Threads that ask what may never be answered touch nothing but the source.
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
-mod ahead;
+mod addresses;
 mod backfill;
-mod budget;
-mod claim;
+mod claims;
+mod connect;
+mod cover;
 mod demand;
-mod fill;
-mod foreground;
+mod health;
 mod hydrator;
+mod life;
+mod news;
 mod pace;
+mod parts;
 mod peers;
-mod plan;
 mod progress;
-mod questions;
+mod root;
 #[cfg(test)]
 mod tests;
-mod wake;
-mod window;
-mod writes;
 
-pub use budget::Budget;
 pub use hydrator::{Hydrator, HydratorConfig};
+pub use pace::Budget;
 pub use progress::{FetchedBytes, HydratorStatus, Progress, SourceInfo};

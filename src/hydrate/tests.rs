@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use roaring::RoaringBitmap;
 
+use super::pace::Sending;
 use super::{Budget, Hydrator, HydratorConfig};
 use crate::clock::Clock;
 use crate::format::{HydrationSettings, SourceRecord};
@@ -14,7 +15,7 @@ use crate::ids::LayerId;
 use crate::io::SystemDisk;
 use crate::layer::{BlockRead, Layer, Layers, bare_layers};
 use crate::limits::Limits;
-use crate::place::{Block, BlockSize};
+use crate::place::{Block, BlockSize, BlockSpan};
 use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -154,6 +155,10 @@ impl Scene {
         Self::new((0..count).flat_map(|block| [block as u8 % 255 + 1; BLOCK]).collect())
     }
 
+    fn root(&self) -> &super::root::Root {
+        &self.hydrator.parts.root
+    }
+
     /// What the layer has of a block; `None`: it is missing.
     fn block(&self, block: u32) -> Option<Vec<u8>> {
         let block = Block::new(block);
@@ -218,7 +223,7 @@ fn exactly_the_blocks_that_came_as_zeros_are_zero() {
         };
         for pattern in 0..256 {
             let window = (pattern * STRIDE) as u64..(pattern * STRIDE + WINDOW) as u64;
-            scene.hydrator.fill(window.clone(), &scene.far_bytes(window)).unwrap();
+            scene.root().fill(&window, &scene.far_bytes(window.clone())).unwrap();
         }
         for block in 0..BLOCKS {
             let found = scene.block(block as u32);
@@ -235,29 +240,29 @@ fn exactly_the_blocks_that_came_as_zeros_are_zero() {
 #[test]
 fn a_block_is_never_filled_over_another_fill() {
     let scene = Scene::with_blocks(8);
-    let hydrator = &scene.hydrator;
-    let late = hydrator.parts_to_fill(0..6, &scene.far_bytes(0..6)).pop().unwrap();
-    assert_eq!((late.extent, late.range.clone()), (0, 0..6));
+    let root = scene.root();
+    let late = root.parts_to_fill(&(0..6), &scene.far_bytes(0..6)).pop().unwrap();
+    assert_eq!(late.span.span(), BlockSpan::new(0, 6));
     // Meanwhile two of them come from elsewhere.
-    hydrator.fill(1..2, &Bytes::from(vec![0; BLOCK])).unwrap();
-    hydrator.fill(3..4, &Bytes::from(vec![200; BLOCK])).unwrap();
-    assert!(hydrator.admit_part(&late).unwrap().is_none(), "two blocks would be written twice");
-    let left = hydrator.parts_left(&late);
-    assert_eq!(left.iter().map(|part| part.range.clone()).collect::<Vec<_>>(), [0..1, 2..3, 4..6]);
+    root.fill(&(1..2), &Bytes::from(vec![0; BLOCK])).unwrap();
+    root.fill(&(3..4), &Bytes::from(vec![200; BLOCK])).unwrap();
+    assert!(root.admit_part(&late).unwrap().is_none(), "two blocks would be written twice");
+    let left = root.parts_left(&late);
+    assert_eq!(left.iter().map(|part| part.span.indices.range()).collect::<Vec<_>>(), [0..1, 2..3, 4..6]);
     for part in left {
-        hydrator.admit_part(&part).unwrap().unwrap().write(&part.bytes).unwrap();
+        root.admit_part(&part).unwrap().unwrap().write(&part.bytes).unwrap();
     }
     let found: Vec<_> = (0..8).map(|block| scene.block(block).map(|bytes| bytes[0])).collect();
     assert_eq!(found, [Some(1), Some(0), Some(3), Some(200), Some(5), Some(6), None, None]);
     // Nothing is held any more: its blocks can be taken again.
-    assert!(hydrator.admit_part(&late).unwrap().is_none());
+    assert!(root.admit_part(&late).unwrap().is_none());
 }
 
 #[test]
 fn a_hydration_is_not_complete_before_its_requests_have_ended() {
     let scene = Scene::with_blocks(8);
     // A reader asks for a block, and while it waits everything is overwritten above.
-    let claim = scene.hydrator.claim(5..6, 1 << 20).pop();
+    let claim = scene.hydrator.parts.claim(&(5..6), 1 << 20, 1).pop();
     assert!(claim.is_some());
     scene.hydrator.set_hidden((0..8).collect());
     assert!(!scene.hydrator.is_complete(), "the source would be closed under a reader");
@@ -304,7 +309,7 @@ fn a_failed_address_is_retried_at_once_on_request() {
     assert!(scene.backfill());
     // Nor is it waited for space any longer.
     let scene = Scene::with_blocks(100);
-    scene.hydrator.note_unstored(&crate::error::Error::new(crate::error::ErrorKind::NoSpace, "full"));
+    scene.hydrator.parts.note_unstored(&crate::error::Error::new(crate::error::ErrorKind::NoSpace, "full"));
     assert!(!scene.backfill() && scene.requests() == 0);
     scene.hydrator.retry_now();
     assert!(scene.backfill());
@@ -326,19 +331,19 @@ fn an_end_without_bytes_is_a_failure_with_a_pause() {
 #[test]
 fn whoever_panics_gives_back_what_it_held() {
     let scene = Scene::with_blocks(100);
-    let hydrator = &scene.hydrator;
+    let parts = &scene.hydrator.parts;
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let claims = hydrator.claim(0..100, 4096);
+        let claims = parts.claim(&(0..100), 4096, usize::MAX);
         assert_eq!(claims.len(), 100);
-        let sent = hydrator.config.budget.begin_now(Duration::ZERO, "far", 1 << 40);
+        let sent = parts.budget.begin_now(Duration::ZERO, "far", 1 << 40);
         let host: Arc<str> = "far".into();
-        let _sending = super::budget::Sending::new(&hydrator.config.budget, &hydrator.config.clock, &host, sent);
-        assert!(hydrator.config.budget.begin(Duration::ZERO, LayerId(1), "far", 1 << 20, true).is_err());
+        let _sending = Sending::new(&parts.budget, &parts.clock, &host, sent);
+        assert!(parts.budget.begin(Duration::ZERO, LayerId(1), "far", 1 << 20, true).is_err());
         panic!("a reader panics");
     }));
     assert!(caught.is_err());
-    assert_eq!(hydrator.claim(0..100, 4096).len(), 100, "blocks are claimed by nobody");
-    assert!(hydrator.config.budget.begin(Duration::ZERO, LayerId(1), "far", 1 << 20, true).is_ok(), "a window stays full");
+    assert_eq!(parts.claim(&(0..100), 4096, usize::MAX).len(), 100, "blocks are claimed by nobody");
+    assert!(parts.budget.begin(Duration::ZERO, LayerId(1), "far", 1 << 20, true).is_ok(), "a window stays full");
     assert!(scene.backfill());
 }
 
@@ -368,17 +373,18 @@ fn a_deadline_goes_before_readers_that_wait() {
         if comes {
             // A quarter of a MiB a second, as far as it is known.
             for _ in 0..3 {
-                scene.hydrator.note_bytes(URI, super::progress::FetchClass::Demand, 256 << 10);
+                scene.hydrator.parts.note_bytes(URI, super::progress::FetchClass::Demand, 256 << 10);
                 scene.clock.go_on(Duration::from_secs(1));
             }
         }
         scene.set(|settings| settings.deadline = deadline);
-        scene.hydrator.state.lock().demands = 1;
+        let waiters = &scene.hydrator.parts.waiters;
+        waiters.enter(scene.clock.monotonic(), Duration::ZERO);
         scene.hydrator.backfill_step();
         // As many requests as there is room for; otherwise one, and the next a while later.
         let is_due = deadline == near || (deadline == far && !comes);
         assert_eq!(scene.requests() > 1, is_due, "deadline {deadline}, bytes come: {comes}");
-        scene.hydrator.state.lock().demands = 0;
+        waiters.leave(scene.clock.monotonic());
         scene.hydrator.backfill_step();
         assert!(scene.requests() > 1, "nobody waits");
     }

@@ -4,17 +4,20 @@
 //! takes what has come by then; a thread that is never answered costs itself.
 
 use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::hydrator::Hydrator;
 use crate::format::{TRACE_RUNS_MAX, Trace};
+use crate::hydrate::parts::Parts;
 use crate::source::{Source, SourceError, SourceErrorKind, SourceExtent};
 use crate::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
 
+/// Bytes whose zero ranges are asked for at once, of a server that has to look for them. A run of zeros is followed beyond.
+const MAP_BYTES: u64 = 1 << 30;
 /// How long to wait for an answer before going on without it. What comes later is used from then on.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a wait for an answer looks whether hydration was stopped.
@@ -44,88 +47,113 @@ struct Question {
     failed: Cell<bool>,
 }
 
-/// The questions that are not answered yet.
+/// What the addresses were asked, and the questions that are not answered yet.
 #[derive(Default)]
-pub(super) struct Questions(Vec<Question>);
+pub struct Questions {
+    open: Vec<Question>,
+    /// Which zero ranges each address was asked for. All are asked: one may not know, die, or not answer.
+    mapped: HashMap<String, Mapped>,
+}
+
+/// The zero ranges that an address was asked for.
+#[derive(Default)]
+struct Mapped {
+    all: bool,
+    /// Pieces of [`MAP_BYTES`].
+    pieces: HashSet<u64>,
+}
+
+/// The address that is asked.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    pub uri: &'a str,
+    pub source: &'a Arc<dyn Source>,
+    /// Whether threads may be used.
+    pub aside: bool,
+}
 
 /// Takes an answer. `false`: nobody wants further ones.
 type Tell<'a> = &'a dyn Fn(Answer) -> bool;
 
 impl Questions {
-    /// Whether an address owes an answer: it is not asked anything else meanwhile.
-    pub fn is_asked(&self, uri: &str) -> bool {
-        self.0.iter().any(|question| question.uri == uri)
-    }
-
-    /// Asks which bytes of a range are zero, and makes their blocks zero as the answers come. `false`: the address has failed.
-    /// `aside`: threads may be used.
-    pub fn ask_zeros(&mut self, hydrator: &Hydrator, uri: &str, source: &Arc<dyn Source>, range: Range<u64>, aside: bool) -> bool {
+    /// Asks an address which bytes around a block are zero, unless that was done, and makes their blocks zero: zeros do not travel.
+    pub fn map_zeros(&mut self, parts: &Parts, asked: Asked<'_>, block: u64) {
+        let size_bytes = parts.root.size_bytes;
+        let piece = parts.root.block_size.offset_of(block) / MAP_BYTES;
+        // One that owes an answer is not asked anything else meanwhile.
+        if self.open.iter().any(|question| question.uri == asked.uri) {
+            return;
+        }
+        let mapped = self.mapped.entry(asked.uri.to_owned()).or_default();
+        // A volfork snapshot answers from its presence map, for all of it at once.
+        let is_quick = asked.source.identity().is_some();
+        if mapped.all || std::mem::replace(&mut mapped.all, is_quick) || !mapped.pieces.insert(piece) {
+            return;
+        }
+        let range = if is_quick { 0..size_bytes } else { piece * MAP_BYTES..((piece + 1) * MAP_BYTES).min(size_bytes) };
+        // The blocks of a source that cannot tell are fetched, and zeros seen on arrival.
         let ask = move |source: &dyn Source, tell: Tell<'_>| tell_zeros(source, range.clone(), tell);
-        self.ask(hydrator, uri, source, aside, ask)
+        if !self.ask(parts, asked, ask) {
+            self.mapped.remove(asked.uri);
+        }
     }
 
     /// Asks in which order an earlier fork touched its blocks, and follows it from when the answer comes.
-    pub fn ask_trace(&mut self, hydrator: &Hydrator, uri: &str, source: &Arc<dyn Source>, aside: bool) {
+    pub fn ask_trace(&mut self, parts: &Parts, asked: Asked<'_>) {
         let ask = |source: &dyn Source, tell: Tell<'_>| {
             // What fails here shows at the first read.
             tell(Answer::Trace(source.trace().unwrap_or_default()));
         };
-        self.ask(hydrator, uri, source, aside, ask);
+        self.ask(parts, asked, ask);
     }
 
-    fn ask(
-        &mut self,
-        hydrator: &Hydrator,
-        uri: &str,
-        source: &Arc<dyn Source>,
-        aside: bool,
-        ask: impl Fn(&dyn Source, Tell<'_>) + Clone + Send + 'static,
-    ) -> bool {
+    /// Asks, and takes the answers that come soon. `false`: the address has failed.
+    fn ask(&mut self, parts: &Parts, asked: Asked<'_>, ask: impl Fn(&dyn Source, Tell<'_>) + Clone + Send + 'static) -> bool {
+        let Asked { uri, source, aside } = asked;
         let (answer, answers) = channel();
         let (go_on, going_on) = channel();
-        let (asked, asking) = (Arc::clone(source), ask.clone());
+        let (asking, asked) = (ask.clone(), Arc::clone(source));
         let thread = move || asking(&*asked, &|told| answer.send(told).is_ok() && going_on.recv().is_ok());
         if !aside || Builder::new().name("hydrate-ask".into()).spawn(thread).is_err() {
             let succeeded = Cell::new(true);
             ask(&**source, &|told| {
-                succeeded.set(succeeded.get() & hydrator.take_answer(uri, told));
+                succeeded.set(succeeded.get() & take_answer(parts, uri, told));
                 true
             });
             return succeeded.get();
         }
         let question = Question { uri: uri.to_owned(), answers, go_on, failed: Cell::new(false) };
-        match question.take(hydrator, PATIENCE) {
+        match question.take(parts, PATIENCE) {
             Some(succeeded) => succeeded,
             None => {
-                self.0.push(question);
+                self.open.push(question);
                 true
             }
         }
     }
 
-    /// Takes what has been answered. Answers the addresses that have failed.
-    pub fn take_answers(&mut self, hydrator: &Hydrator) -> Vec<String> {
-        let mut failed = Vec::new();
-        self.0.retain(|question| match question.take(hydrator, Duration::ZERO) {
-            None => true,
-            Some(succeeded) => {
-                failed.extend((!succeeded).then(|| question.uri.clone()));
-                false
+    /// Takes what has been answered. Addresses that have failed are asked anew when they are back.
+    pub fn take_answers(&mut self, parts: &Parts) {
+        let Self { open, mapped } = self;
+        open.retain(|question| {
+            let ended = question.take(parts, Duration::ZERO);
+            if ended == Some(false) {
+                mapped.remove(&question.uri);
             }
+            ended.is_none()
         });
-        failed
     }
 }
 
 impl Question {
     /// Takes answers for at most so long. `None`: not all has been said; otherwise whether it succeeded.
-    fn take(&self, hydrator: &Hydrator, patience: Duration) -> Option<bool> {
+    fn take(&self, parts: &Parts, patience: Duration) -> Option<bool> {
         let until = Instant::now() + patience;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.answers.recv_timeout(left.min(LOOK_INTERVAL)) {
-                Err(RecvTimeoutError::Timeout) if left > LOOK_INTERVAL && !hydrator.state.lock().stopped => continue,
-                Ok(answer) => self.failed.set(self.failed.get() | !hydrator.take_answer(&self.uri, answer)),
+                Err(RecvTimeoutError::Timeout) if left > LOOK_INTERVAL && !parts.life.is_stopped() => continue,
+                Ok(answer) => self.failed.set(self.failed.get() | !take_answer(parts, &self.uri, answer)),
                 Err(RecvTimeoutError::Timeout) => return None,
                 Err(RecvTimeoutError::Disconnected) => return Some(!self.failed.get()),
             }
@@ -199,46 +227,39 @@ impl Zeros {
     }
 }
 
-impl Hydrator {
-    /// `false`: the source failed.
-    fn take_answer(&self, uri: &str, answer: Answer) -> bool {
-        if self.state.lock().stopped {
-            return true;
-        }
-        let config = &self.config;
-        match answer {
-            // It cannot tell: its blocks are fetched, and zeros seen on arrival.
-            Answer::Failed(SourceError { kind: SourceErrorKind::Failed, .. }) => {}
-            Answer::Failed(error) => {
-                self.note_error(uri, &error);
-                return false;
-            }
-            Answer::Zeros(zeros) => {
-                for zero in zeros {
-                    let first = config.block_size.blocks_for(zero.start);
-                    let last = match zero.end == config.record.size_bytes {
-                        true => config.block_size.blocks_for(zero.end),
-                        false => config.block_size.block_of(zero.end),
-                    };
-                    if first < last {
-                        config.layers.zeroes.fill_zero(&config.layer, crate::place::BlockSpan::new(first, last));
-                    }
-                }
-            }
-            Answer::Trace(runs) => {
-                // The end of a run is a number of 32 bits: the last block of the largest source is in none.
-                let number = |block: u64| block.min(u64::from(u32::MAX)) as u32;
-                let inside = |run: &Range<u64>| run.start < run.end && run.end <= config.record.size_bytes;
-                let blocks = |run: Range<u64>| number(config.block_size.block_of(run.start))..number(config.block_size.blocks_for(run.end));
-                let runs = runs.into_iter().filter(inside).map(blocks);
-                let trace = Trace { runs: runs.filter(|run| !run.is_empty()).take(TRACE_RUNS_MAX).collect() };
-                if !trace.runs.is_empty() {
-                    // Kept for later forks. Advice: without the file, they have to do without.
-                    let _ = config.layers.save_trace(config.layer.id, &trace);
-                }
-                self.follow_trace(trace);
-            }
-        }
-        true
+/// `false`: the source failed.
+fn take_answer(parts: &Parts, uri: &str, answer: Answer) -> bool {
+    if parts.life.is_stopped() {
+        return true;
     }
+    match answer {
+        // It cannot tell: its blocks are fetched, and zeros seen on arrival.
+        Answer::Failed(SourceError { kind: SourceErrorKind::Failed, .. }) => {}
+        Answer::Failed(error) => {
+            parts.note_failure(uri, &error, None);
+            return false;
+        }
+        Answer::Zeros(zeros) => zeros.iter().for_each(|zeros| parts.root.fill_zeros(zeros)),
+        Answer::Trace(runs) => {
+            let root = &parts.root;
+            // The end of a run is a number of 32 bits: the last block of the largest source is in none.
+            let number = |block: u64| u32::try_from(block).unwrap_or(u32::MAX);
+            let inside = |run: &Range<u64>| run.start < run.end && run.end <= root.size_bytes;
+            let blocks = |run: Range<u64>| number(root.block_size.block_of(run.start))..number(root.block_size.blocks_for(run.end));
+            let runs = runs.into_iter().filter(inside).map(blocks);
+            let trace = Trace { runs: runs.filter(|run| !run.is_empty()).take(TRACE_RUNS_MAX).collect() };
+            if !trace.runs.is_empty() {
+                // Kept for later forks. Advice: without the file, they have to do without.
+                let _ = root.layers.save_trace(root.layer.id, &trace);
+            }
+            follow(parts, trace);
+        }
+    }
+    true
+}
+
+/// Lets the blocks of a trace be fetched before the rest.
+pub fn follow(parts: &Parts, trace: Trace) {
+    parts.queue.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
+    parts.tell();
 }

@@ -9,15 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::claim::Claim;
-use super::fill::Part;
-use super::hydrator::Hydrator;
-use super::wake::Waker;
 use crate::error::{Error, Result};
-use crate::io::{Done, Op, Reservation, Ring};
-use crate::layer::{Admission, Admitted, Layer};
-use crate::limits::EXTENT_BLOCKS;
-use crate::place::Block;
+use crate::hydrate::claims::Claim;
+use crate::hydrate::pace::Wake;
+use crate::hydrate::parts::Parts;
+use crate::hydrate::root::Part;
+use crate::io::{Done, Reservation, Ring};
+use crate::layer::RingWrite;
+use crate::place::ExtentSpan;
 
 /// Writes under way at once.
 const DEPTH: u32 = 64;
@@ -26,33 +25,32 @@ const RING_DESCRIPTORS: usize = 2;
 
 /// A write that the ring has.
 struct Write {
-    part: Part,
-    admitted: Admitted<Arc<Admission>, Arc<Layer>>,
-    checksums: Vec<u32>,
+    span: ExtentSpan,
+    write: RingWrite,
     /// First block of the fetched range it belongs to.
     run: u64,
 }
 
 /// A fetched range, and how many of its writes are still under way.
-struct Run<'a> {
+struct Run {
     /// Given back with the last write.
-    _claim: Claim<'a>,
+    _claim: Claim,
     left: usize,
 }
 
 /// The writes of one backfill.
-pub struct Writes<'a> {
-    hydrator: &'a Hydrator,
+pub struct Writes {
+    parts: Arc<Parts>,
     ring: Ring,
     writes: BTreeMap<u64, Write>,
     next: u64,
-    runs: BTreeMap<u64, Run<'a>>,
+    runs: BTreeMap<u64, Run>,
     done: Vec<Done>,
 }
 
-impl<'a> Writes<'a> {
-    pub fn new(hydrator: &'a Hydrator, ring: Ring) -> Self {
-        Self { hydrator, ring, writes: BTreeMap::new(), next: 0, runs: BTreeMap::new(), done: Vec::new() }
+impl Writes {
+    pub fn new(parts: &Arc<Parts>, ring: Ring) -> Self {
+        Self { parts: Arc::clone(parts), ring, writes: BTreeMap::new(), next: 0, runs: BTreeMap::new(), done: Vec::new() }
     }
 
     /// A ring for the writes.
@@ -67,8 +65,9 @@ impl<'a> Writes<'a> {
     }
 
     /// Ends a wait of [`Writes::wait`].
-    pub fn waker(&self) -> Waker {
-        Waker::Ring(self.ring.waker())
+    pub fn wake(&self) -> Wake {
+        let waker = self.ring.waker();
+        Arc::new(move || waker.wake())
     }
 
     /// Whether so many writes are under way that nothing more should be fetched.
@@ -81,37 +80,24 @@ impl<'a> Writes<'a> {
     }
 
     /// A claimed range is being fetched. Its claim ends when [`Writes::finish`] was called and everything of it is stored.
-    pub fn expect(&mut self, claim: Claim<'a>) {
+    pub fn expect(&mut self, claim: Claim) {
         // One more than there are writes, so that the claim does not end before all of them were begun.
         self.runs.insert(claim.run.start, Run { _claim: claim, left: 1 });
     }
 
     /// Stores blocks of the range that begins with `run`.
-    pub fn store(&mut self, run: u64, blocks: Range<u64>, bytes: &Bytes) {
-        let mut parts = self.hydrator.parts_to_fill(blocks, bytes);
+    pub fn store(&mut self, run: u64, blocks: &Range<u64>, bytes: &Bytes) {
+        let mut parts = self.parts.root.parts_to_fill(blocks, bytes);
         parts.reverse();
         while let Some(part) = parts.pop() {
             // A read that was tried again brings the same blocks again: nobody but this thread ends their writes.
-            self.wait_while(|writes| writes.is_writing(&part));
+            self.wait_while(|writes| writes.is_writing(part.span));
             // Nothing is held while a round makes room for more, for others may hold the rest.
-            self.wait_while(|writes| writes.hydrator.config.layers.is_full() && !writes.is_empty());
-            let admitted = match self.hydrator.admit_part(&part) {
-                Ok(Some(admitted)) => admitted,
-                Ok(None) => {
-                    parts.extend(self.hydrator.parts_left(&part));
-                    continue;
-                }
-                Err(error) => {
-                    self.hydrator.note_unstored(&error);
-                    continue;
-                }
-            };
-            if let Some(state) = self.runs.get_mut(&run) {
-                state.left += 1;
-            }
-            if let Err(error) = self.begin(part, admitted, run) {
-                self.hydrator.note_unstored(&error);
-                self.end_one(run);
+            self.wait_while(|writes| writes.parts.root.layers.is_full() && !writes.is_empty());
+            match self.begin(&part, run) {
+                Ok(true) => {}
+                Ok(false) => parts.extend(self.parts.root.parts_left(&part)),
+                Err(error) => self.parts.note_unstored(&error),
             }
         }
     }
@@ -125,10 +111,9 @@ impl<'a> Writes<'a> {
         }
     }
 
-    fn is_writing(&self, part: &Part) -> bool {
-        let overlaps =
-            |other: &Part| other.extent == part.extent && other.range.start < part.range.end && part.range.start < other.range.end;
-        self.writes.values().any(|write| overlaps(&write.part))
+    fn is_writing(&self, span: ExtentSpan) -> bool {
+        let overlaps = |other: ExtentSpan| other.extent == span.extent && !other.indices.and(span.indices).is_empty();
+        self.writes.values().any(|write| overlaps(write.span))
     }
 
     /// Nothing more comes for the range that begins with `run`.
@@ -136,19 +121,18 @@ impl<'a> Writes<'a> {
         self.end_one(run);
     }
 
-    /// Begins to write an admitted part.
-    fn begin(&mut self, part: Part, mut admitted: Admitted<Arc<Admission>, Arc<Layer>>, run: u64) -> Result<()> {
-        let config = &self.hydrator.config;
-        let (layers, layer) = (&config.layers, &config.layer);
-        let first = Block::new(part.extent * EXTENT_BLOCKS + part.range.start);
-        let file = layers.blocks.data_file_to_write(layer, first)?;
-        let checksums = layers.blocks.checksums_of(layer, first, &part.bytes);
-        let (data, offset) = (layers.blocks.for_disk(&part.bytes), layers.blocks.place(first).1);
-        admitted.touch();
-        self.ring.push(self.next, Op::Write { file, data, offset });
-        self.writes.insert(self.next, Write { part, admitted, checksums, run });
+    /// Begins to write a part. `false`: some of its blocks have come from elsewhere.
+    fn begin(&mut self, part: &Part, run: u64) -> Result<bool> {
+        let root = &self.parts.root;
+        let Some(admitted) = root.admit_part(part)? else { return Ok(false) };
+        let (write, op) = RingWrite::begin(&root.layers.admission, &root.layer, part.span.first(), vec![admitted], &part.bytes)?;
+        if let Some(state) = self.runs.get_mut(&run) {
+            state.left += 1;
+        }
+        self.writes.insert(self.next, Write { span: part.span, write, run });
+        self.ring.push(self.next, op);
         self.next += 1;
-        Ok(())
+        Ok(true)
     }
 
     /// Hands writes to the kernel and takes those that ended; waits for something to happen, at most so long.
@@ -167,21 +151,10 @@ impl<'a> Writes<'a> {
 
     fn end(&mut self, done: Done) {
         let Some(write) = self.writes.remove(&done.token) else { return };
-        let config = &self.hydrator.config;
-        let first = Block::new(write.part.extent * EXTENT_BLOCKS + write.part.range.start);
-        match (done.result, done.op) {
-            (Ok(()), Op::Write { file, .. }) => {
-                let segment = config.layers.blocks.place(first).0;
-                write.admitted.finish(&write.checksums, (segment, &file));
-                // Who waits for these blocks does not wait for the rest of their range.
-                self.hydrator.changed.notify_all();
-            }
-            (result, _) => {
-                let cause = result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
-                let error = Error::io(format!("cannot write layer {} at block {first}", config.layer.id), cause);
-                write.admitted.fail(&error);
-                self.hydrator.note_unstored(&error);
-            }
+        match write.write.end(done) {
+            // A reader that waits for these blocks does not wait for the rest of their range.
+            Ok(()) => self.parts.news.tell(),
+            Err(error) => self.parts.note_unstored(&error),
         }
         self.end_one(write.run);
     }
@@ -196,7 +169,7 @@ impl<'a> Writes<'a> {
     }
 }
 
-impl Drop for Writes<'_> {
+impl Drop for Writes {
     fn drop(&mut self) {
         // Latches and claims end only with the writes.
         while !self.writes.is_empty() {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::foreground::{Guard, Latencies};
-use super::wake::Waker;
 use super::window::{Sent, Window};
 use crate::clock::Clock;
 use crate::format::HydrationPriority;
@@ -26,6 +25,9 @@ const LEAD_BYTES: u64 = 4 << 20;
 /// A host that was lost is tried again so often, however many hydrations fetch from there.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
+/// Lets one hydration look again. Called under the lock of the budget: it takes no lock but its own.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// One hydration.
 #[derive(Default)]
 struct Share {
@@ -36,13 +38,13 @@ struct Share {
     is_due: bool,
     /// The host that it was last told to wait for, and when.
     waits: Option<(String, Duration)>,
-    waker: Option<Waker>,
+    wake: Option<Wake>,
 }
 
 impl Share {
     fn wake(&self) {
-        if let Some(waker) = &self.waker {
-            waker.wake();
+        if let Some(wake) = &self.wake {
+            wake();
         }
     }
 
@@ -94,12 +96,12 @@ impl Budget {
         self.state.lock().shares.len()
     }
 
-    /// A hydration begins, or begins anew beside the others; `waker` tells it that it may go on.
-    pub(super) fn join(&self, layer: LayerId, priority: HydrationPriority, waker: Option<Waker>) {
+    /// A hydration begins, or begins anew beside the others; `wake` tells it that it may go on.
+    pub fn join(&self, layer: LayerId, priority: HydrationPriority, wake: Option<Wake>) {
         let mut state = self.state.lock();
         let others = state.shares.iter().filter(|(other, _)| **other != layer);
         let used = others.map(|(_, share)| share.used).min().unwrap_or(0);
-        state.shares.insert(layer, Share { used, weight: weight(priority), waker, ..Share::default() });
+        state.shares.insert(layer, Share { used, weight: weight(priority), wake, ..Share::default() });
         self.latencies.watch(true);
     }
 

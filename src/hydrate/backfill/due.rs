@@ -1,0 +1,48 @@
+//! Whether a hydration is late for its deadline.
+
+use std::time::Duration;
+
+use crate::hydrate::pace::is_late;
+
+/// How often the rate that a deadline needs is worked out.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// A deadline, as far as it was looked at.
+#[derive(Debug, Default)]
+pub struct Due {
+    is_late: bool,
+    looked_at: Option<Duration>,
+}
+
+impl Due {
+    /// Whether the deadline needs a faster pace than the one of the last seconds. `left` (`None`: there is no deadline) is called when it
+    /// is worked out anew: bytes that are missing, the time that is left, and bytes a second.
+    pub fn look(&mut self, now: Duration, left: Option<impl FnOnce() -> (u64, Duration, u64)>) -> bool {
+        let Some(left) = left else { return false };
+        if self.looked_at.is_none_or(|at| now.saturating_sub(at) >= INTERVAL) {
+            let (left_bytes, left, bytes_per_second) = left();
+            (self.is_late, self.looked_at) = (is_late(left_bytes, left, bytes_per_second), Some(now));
+        }
+        self.is_late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_is_worked_out_once_in_a_while() {
+        let (mut due, mut looks) = (Due::default(), 0);
+        for millis in (0..3000).step_by(100) {
+            let left = || {
+                looks += 1;
+                (1 << 40, Duration::from_secs(60), 1)
+            };
+            assert!(due.look(Duration::from_millis(millis), Some(left)));
+        }
+        assert_eq!(looks, 3);
+        assert!(!due.look(Duration::from_secs(9), None::<fn() -> (u64, Duration, u64)>), "there is none");
+        assert!(!due.look(Duration::from_secs(9), Some(|| (1, Duration::from_secs(3600), 1 << 20))));
+    }
+}

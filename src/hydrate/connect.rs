@@ -1,0 +1,28 @@
+//! Connecting to an address while its hydrator goes on.
+
+use std::sync::Arc;
+
+use super::addresses::Connecting;
+use super::parts::Parts;
+
+/// Lets readers and backfill look again when it is dropped, behind the end of connecting.
+struct Telling(Arc<Parts>);
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.tell();
+    }
+}
+
+/// Connects to an address in a thread of its own, so that one that does not answer holds up nobody.
+pub fn connect_aside(parts: &Arc<Parts>, connecting: Connecting) {
+    let telling = Telling(Arc::clone(parts));
+    let connect = move || {
+        let (parts, connecting) = (&telling.0, connecting);
+        if let Err(error) = parts.addresses.source(&connecting.uri) {
+            parts.note_failure(&connecting.uri, &error, None);
+        }
+    };
+    // Without a thread it is tried again later.
+    let _ = crate::sync::thread::Builder::new().name("hydrate-connect".into()).spawn(connect);
+}

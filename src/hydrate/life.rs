@@ -1,0 +1,74 @@
+//! From the first fetch of a root layer to the end of its hydration.
+
+use crate::sync::Mutex;
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    running: bool,
+    stopped: bool,
+    complete: bool,
+}
+
+/// How far a hydration has come.
+#[derive(Default)]
+pub struct Life(Mutex<State>);
+
+impl Life {
+    /// Backfill begins to run. `false`: it runs already, or is not to run any more.
+    pub fn begin(&self) -> bool {
+        let mut state = self.0.lock();
+        !state.stopped && !std::mem::replace(&mut state.running, true)
+    }
+
+    /// Backfill has ended.
+    pub fn end(&self) {
+        self.0.lock().running = false;
+    }
+
+    /// Nothing is to be fetched any more. `complete`: because nothing is missing.
+    pub fn stop(&self, complete: bool) {
+        let mut state = self.0.lock();
+        (state.stopped, state.complete) = (true, state.complete || complete);
+    }
+
+    /// Whether backfill has begun and not ended.
+    pub fn is_running(&self) -> bool {
+        self.0.lock().running
+    }
+
+    /// Whether nothing is to be fetched any more.
+    pub fn is_stopped(&self) -> bool {
+        self.0.lock().stopped
+    }
+
+    /// Whether nothing is missing any more, durably.
+    pub fn is_complete(&self) -> bool {
+        self.0.lock().complete
+    }
+
+    /// Whether backfill is to run and does not.
+    pub fn is_asleep(&self) -> bool {
+        let state = self.0.lock();
+        !(state.running || state.stopped || state.complete)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backfill_runs_once_at_a_time_and_never_after_the_stop() {
+        let life = Life::default();
+        assert!(life.is_asleep() && life.begin() && !life.begin() && !life.is_asleep());
+        life.end();
+        assert!(life.is_asleep() && life.begin());
+        life.stop(false);
+        assert!(life.is_running() && life.is_stopped() && !life.is_complete());
+        life.end();
+        assert!(!life.begin() && !life.is_asleep());
+        life.stop(true);
+        life.stop(false);
+        assert!(life.is_complete());
+    }
+}
