@@ -12,6 +12,7 @@ use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::stream::error_of;
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::{length, wide};
 
 /// Bytes of a record of an archive.
 pub(super) const RECORD_BYTES: u64 = 512;
@@ -110,7 +111,7 @@ impl<R: Read> Archive<R> {
                 )));
             }
             self.expect(bytes);
-            let mut content = vec![0; bytes as usize];
+            let mut content = vec![0; length(bytes)];
             self.read_content(&mut content)?;
             let name = |content: Vec<u8>| content.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
             let twice = match kind {
@@ -141,11 +142,11 @@ impl<R: Read> Archive<R> {
     }
 
     fn read_content(&mut self, into: &mut [u8]) -> Result<()> {
-        if self.left < into.len() as u64 {
+        if self.left < wide(into.len()) {
             return Err(self.invalid("an entry is shorter than what it says is in it"));
         }
         self.stream.read_exact(into).map_err(|error| self.failed(error))?;
-        self.left -= into.len() as u64;
+        self.left -= wide(into.len());
         Ok(())
     }
 
@@ -153,7 +154,7 @@ impl<R: Read> Archive<R> {
     fn header(&mut self) -> Result<Option<Header>> {
         let mut header = Header::new_old();
         let mut filled = 0;
-        while filled < RECORD_BYTES as usize {
+        while filled < length(RECORD_BYTES) {
             match self.stream.read(&mut header.as_mut_bytes()[filled..]) {
                 Ok(0) if filled == 0 => return Ok(None),
                 Ok(0) => return Err(self.invalid("it ends within a header")),
@@ -269,7 +270,7 @@ impl<R: Read> Archive<R> {
     fn pieces_in_content(&mut self) -> Result<Option<Vec<Piece>>> {
         let (mut numbers, mut current, mut read) = (Vec::new(), Vec::new(), 0);
         loop {
-            if numbers.first().is_some_and(|count: &u64| count.saturating_mul(2) < numbers.len() as u64) {
+            if numbers.first().is_some_and(|count: &u64| count.saturating_mul(2) < wide(numbers.len())) {
                 return Ok(paired(&numbers[1..]));
             }
             read += RECORD_BYTES;
@@ -279,10 +280,10 @@ impl<R: Read> Archive<R> {
             if self.left < RECORD_BYTES {
                 return Ok(None);
             }
-            let mut record = [0; RECORD_BYTES as usize];
+            let mut record = [0; length(RECORD_BYTES)];
             self.read_content(&mut record)?;
             for byte in record {
-                if numbers.first().is_some_and(|count: &u64| count.saturating_mul(2) < numbers.len() as u64) {
+                if numbers.first().is_some_and(|count: &u64| count.saturating_mul(2) < wide(numbers.len())) {
                     break;
                 }
                 match byte {
@@ -366,16 +367,16 @@ impl<R: Read> Read for Content<'_, R> {
                 None => (true, self.entry.bytes - self.position),
             };
         }
-        let room = room.min(buffer.len() as u64) as usize;
+        let room = length(room.min(wide(buffer.len())));
         let read = if is_hole {
             buffer[..room].fill(0);
             room
         } else {
             let read = self.archive.stream.read(&mut buffer[..room])?;
-            self.archive.left -= read as u64;
+            self.archive.left -= wide(read);
             read
         };
-        self.position += read as u64;
+        self.position += wide(read);
         Ok(read)
     }
 }

@@ -27,6 +27,7 @@ use super::unpack::unpack;
 use crate::content::{Digest, Image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::with_methods;
+use crate::place::wide;
 use crate::store::{ReservedName, Store, Unfinished};
 use crate::volume::{IMAGE_LABEL, Volume};
 
@@ -150,8 +151,8 @@ pub fn import_image(
         fetch_seconds: import.fetch.as_secs_f64(),
         prepare_seconds: begun.elapsed().saturating_sub(import.fetch).as_secs_f64(),
         bytes_fetched: import.bytes_done,
-        layers: image.layers.len() as u64,
-        layers_reused: image.layers.len().saturating_sub(import.layers_made) as u64,
+        layers: wide(image.layers.len()),
+        layers_reused: wide(image.layers.len().saturating_sub(import.layers_made)),
     };
     Ok(ImportedImage { volume: volume.into(), size_bytes, image: image.image, start })
 }
@@ -359,7 +360,7 @@ impl Read for Fetched<'_, '_> {
         let read = self.blob.read(buffer);
         self.import.fetch += begun.elapsed();
         let read = read?;
-        self.import.bytes_done += read as u64;
+        self.import.bytes_done += wide(read);
         let progress = ImportProgress { bytes_done: self.import.bytes_done, bytes_total: self.import.bytes_total };
         (self.import.tell)(progress).map_err(io::Error::other)?;
         Ok(read)

@@ -11,6 +11,7 @@ use super::name::Version;
 use super::source::{ManifestSource, RawManifest, read_document};
 use crate::content::{Digest, ImageLayer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::wide;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -63,7 +64,7 @@ impl LayoutSource {
         let (file, size) = self.open_file(name)?;
         let mut bytes = Vec::new();
         file.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| Error::io(format!("read {name}"), error))?;
-        if bytes.len() as u64 > DOCUMENT_BYTES_MAX {
+        if wide(bytes.len()) > DOCUMENT_BYTES_MAX {
             let path = self.directory.join(name);
             let message = format!("{} has {size} bytes; {DOCUMENT_BYTES_MAX} are the most", path.display());
             return Err(Error::new(ErrorKind::InvalidInput, message));

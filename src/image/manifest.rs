@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::content::{Digest, ImageLayer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::wide;
 
 /// Bytes of a manifest, index or configuration, at most.
 pub(super) const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
@@ -209,7 +210,7 @@ fn unknown(what: &str, media_type: &str) -> Error {
 }
 
 fn check_size(what: &str, bytes: &[u8]) -> Result<()> {
-    match bytes.len() as u64 {
+    match wide(bytes.len()) {
         0..=DOCUMENT_BYTES_MAX => Ok(()),
         size => Err(invalid(format!("the {what} of the image has {size} bytes; {DOCUMENT_BYTES_MAX} are the most"))),
     }

@@ -9,6 +9,8 @@
 //! What a source answers is not trusted: documents and layers are bounded in size and number, and each byte is checked against
 //! the digest that named it. A registry is found and read only with the cargo feature `images`, as is the import; the rest
 //! comes with `manifests`.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 #[cfg(feature = "images")]
 mod archive;
 #[cfg(feature = "images")]

@@ -21,6 +21,7 @@ use super::source::{ManifestSource, RawManifest};
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::with_methods;
+use crate::place::wide;
 
 /// Time for a connection, and between two pieces of an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -144,7 +145,7 @@ impl RegistrySource {
 async fn document(mut answer: Response, reference: &Reference, what: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while let Some(piece) = answer.chunk().await.map_err(|error| unreachable(reference, &error))? {
-        if bytes.len() as u64 + piece.len() as u64 > DOCUMENT_BYTES_MAX {
+        if wide(bytes.len() + piece.len()) > DOCUMENT_BYTES_MAX {
             let message = format!("the {what} of {} has more than {DOCUMENT_BYTES_MAX} bytes", reference.whole());
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }

@@ -7,6 +7,7 @@ use super::name::{ImageName, Version};
 use super::source::{ManifestSource, RawManifest, read_document};
 use crate::content::{Digest, HeldLayer, Image, ImageLayer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::wide;
 
 /// Indexes within indexes, at most.
 const DEPTH_MAX: usize = 4;
@@ -108,7 +109,7 @@ impl Search<'_> {
     /// A registry gives manifests by another call than blobs.
     fn read(&self, content: ImageLayer, media_type: String) -> Result<RawManifest> {
         let raw = self.source.manifest(&Version::Digest(content.digest))?;
-        if raw.bytes.len() as u64 != content.bytes || Digest::of(&raw.bytes) != content.digest {
+        if wide(raw.bytes.len()) != content.bytes || Digest::of(&raw.bytes) != content.digest {
             let message = format!("manifest {} has not the {} bytes that the index says: push it again", content.digest, content.bytes);
             return Err(Error::new(ErrorKind::Corrupt, message));
         }

@@ -8,6 +8,7 @@ use super::manifest::DOCUMENT_BYTES_MAX;
 use super::name::Version;
 use crate::content::{Digest, ImageLayer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::{length, wide};
 
 /// A manifest or index, not parsed yet.
 #[derive(Clone, Debug)]
@@ -74,14 +75,14 @@ impl Read for Blob<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let expected = self.expected.bytes;
         // One byte more than there should be is asked for, to notice that there are more.
-        let room = (buffer.len() as u64).min((expected - self.read).saturating_add(1)) as usize;
+        let room = length(wide(buffer.len()).min((expected - self.read).saturating_add(1)));
         let read = self.stream.read(&mut buffer[..room])?;
-        if self.read + read as u64 > expected {
+        if self.read + wide(read) > expected {
             return Err(self.wrong(format_args!("has more than the {expected} bytes that its manifest says")));
         }
         if read > 0 {
             self.hash.update(&buffer[..read]);
-            self.read += read as u64;
+            self.read += wide(read);
         } else if room > 0 && self.read < expected {
             return Err(self.wrong(format_args!("ends after {} of {expected} bytes", self.read)));
         } else if room > 0 && Digest(self.hash.clone().finalize().into()) != self.expected.digest {

@@ -16,6 +16,7 @@ use super::resolve::ResolvedLayer;
 use super::stream::error_of;
 use crate::content::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::{length, wide};
 
 /// Files, directories and links of one layer, at most.
 const ENTRIES_MAX: u64 = 4 << 20;
@@ -42,13 +43,13 @@ impl<R: Read> Read for Unpacked<R> {
         let read = self.stream.read(buffer)?;
         if read == 0 {
             let missing = self.position.next_multiple_of(RECORD_BYTES) - self.position;
-            let given = (buffer.len() as u64).min(missing) as usize;
+            let given = length(wide(buffer.len()).min(missing));
             buffer[..given].fill(0);
-            self.position += given as u64;
+            self.position += wide(given);
             return Ok(given);
         }
-        self.position += read as u64;
-        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
+        self.position += wide(read);
+        self.left = self.left.checked_sub(wide(read)).ok_or_else(|| {
             let message = format!("the layers of the image have more than {} bytes when unpacked: allow more, if they may", self.limit);
             io::Error::other(Error::new(ErrorKind::NoSpace, message))
         })?;

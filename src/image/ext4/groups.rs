@@ -2,26 +2,14 @@
 
 use arcbox_ext4::types::GroupDescriptor;
 
-use super::extent::{EXTENT_BLOCKS_MAX, Run};
-use super::{BLOCK_BYTES, NEW_BYTES, blocks, damaged, refused};
+use super::blocks;
+use super::layout::{
+    BLOCK_BYTES, BLOCKS_PER_GROUP, DESCRIPTOR_BLOCKS_MAX, DESCRIPTORS_PER_BLOCK, EXTENT_BLOCKS_MAX, GROUP_BYTES, GROUPS_MAX,
+    INODES_PER_GROUP, MAX_BYTES, NEW_BYTES, Run, TABLE_BLOCKS, bitmap_block, content_begin, damaged, group_of_inode, refused,
+};
 use crate::error::Result;
+use crate::place::{index, wide};
 use crate::volume::Volume;
-
-/// Blocks of a group: the bits of a block.
-pub(super) const BLOCKS_PER_GROUP: u32 = BLOCK_BYTES as u32 * 8;
-/// Bytes of a group.
-pub(super) const GROUP_BYTES: u64 = BLOCKS_PER_GROUP as u64 * BLOCK_BYTES as u64;
-/// Inodes of a group: one for 16 KiB, as `mke2fs` makes them.
-pub(super) const INODES_PER_GROUP: u32 = 8192;
-/// The number of blocks has 32 bits.
-pub(super) const GROUPS_MAX: u64 = u32::MAX as u64 / BLOCKS_PER_GROUP as u64;
-const INODES_PER_BLOCK: u32 = (BLOCK_BYTES / 256) as u32;
-const TABLE_BLOCKS: u32 = INODES_PER_GROUP / INODES_PER_BLOCK;
-const DESCRIPTORS_PER_BLOCK: u32 = (BLOCK_BYTES / GroupDescriptor::SIZE) as u32;
-/// Blocks behind the superblock that only descriptors use, so that they never have to move.
-const DESCRIPTOR_BLOCKS_MAX: u32 = (GROUPS_MAX as u32).div_ceil(DESCRIPTORS_PER_BLOCK);
-const _: () = assert!(GROUPS_MAX * BLOCKS_PER_GROUP as u64 <= u32::MAX as u64);
-const _: () = assert!(DESCRIPTOR_BLOCKS_MAX == 1024, "where content begins is part of the layout");
 
 struct Group {
     blocks: Vec<u8>,
@@ -41,34 +29,20 @@ pub(super) struct Groups {
 }
 
 fn is_set(bits: &[u8], at: u32) -> bool {
-    bits[(at / 8) as usize] & (1 << (at % 8)) != 0
+    bits[index(at / 8)] & (1 << (at % 8)) != 0
 }
 
 fn set(bits: &mut [u8], at: u32) {
-    bits[(at / 8) as usize] |= 1 << (at % 8);
+    bits[index(at / 8)] |= 1 << (at % 8);
 }
 
 fn clear(bits: &mut [u8], at: u32) {
-    bits[(at / 8) as usize] &= !(1 << (at % 8));
+    bits[index(at / 8)] &= !(1 << (at % 8));
 }
 
-/// Block of the block bitmap; the inode bitmap and the table of inodes follow.
-fn bitmap_block(group: u32) -> u32 {
-    match group {
-        0 => 1 + DESCRIPTOR_BLOCKS_MAX,
-        _ => group * BLOCKS_PER_GROUP,
-    }
-}
-
-/// First block of a group that may have content, within the group.
-fn content_begin(group: u32) -> u32 {
-    bitmap_block(group) % BLOCKS_PER_GROUP + 2 + TABLE_BLOCKS
-}
-
-/// The block of an inode, and the byte within it.
-pub(super) fn inode_place(number: u32) -> (u32, usize) {
-    let (group, index) = ((number - 1) / INODES_PER_GROUP, (number - 1) % INODES_PER_GROUP);
-    (bitmap_block(group) + 2 + index / INODES_PER_BLOCK, (index % INODES_PER_BLOCK) as usize * 256)
+/// What a descriptor counts, in its 16 bits.
+fn counted(group: u32, count: u32) -> Result<u16> {
+    u16::try_from(count).map_err(|_| damaged(format_args!("group {group} counts {count} things, more than it can have")))
 }
 
 impl Group {
@@ -80,7 +54,7 @@ impl Group {
         }
         // Bits behind the last inode are set, as the kernel does it.
         let mut inodes = vec![0xff; BLOCK_BYTES];
-        inodes[..INODES_PER_GROUP as usize / 8].fill(0);
+        inodes[..index(INODES_PER_GROUP / 8)].fill(0);
         let free_blocks = BLOCKS_PER_GROUP - 2 - TABLE_BLOCKS;
         Self { blocks, inodes, free_blocks, free_inodes: INODES_PER_GROUP, directories: 0, changed: true }
     }
@@ -107,7 +81,7 @@ impl Groups {
         let mut next_block = content_begin(0);
         for number in 0..count {
             let descriptors = blocks::read(volume, 1 + number / DESCRIPTORS_PER_BLOCK)?;
-            let at = (number % DESCRIPTORS_PER_BLOCK) as usize * GroupDescriptor::SIZE;
+            let at = index(number % DESCRIPTORS_PER_BLOCK) * GroupDescriptor::SIZE;
             let found = GroupDescriptor::read_from(&descriptors[at..]);
             if found.block_bitmap_lo != bitmap_block(number) {
                 return Err(damaged(format_args!("descriptor {number} names block {}", found.block_bitmap_lo)));
@@ -129,7 +103,8 @@ impl Groups {
 
     /// Number of groups.
     pub fn count(&self) -> u32 {
-        self.list.len() as u32
+        // There are never more than that.
+        u32::try_from(self.list.len()).unwrap_or(GROUPS_MAX)
     }
 
     /// Blocks that nothing uses.
@@ -144,18 +119,17 @@ impl Groups {
 
     /// Appends groups, or takes empty ones away from the end.
     pub fn resize(&mut self, count: u64) -> Result<()> {
-        if !(1..=GROUPS_MAX).contains(&count) {
+        let Some(count) = u32::try_from(count).ok().filter(|count| (1..=GROUPS_MAX).contains(count)) else {
             return Err(refused(format!(
-                "the file system of an image has from {GROUP_BYTES} bytes to {}: choose a size between them",
-                GROUPS_MAX * GROUP_BYTES
+                "the file system of an image has from {GROUP_BYTES} bytes to {MAX_BYTES}: choose a size between them"
             )));
+        };
+        let needed = self.list.iter().rposition(|group| !group.is_empty()).map_or(0, |last| last + 1);
+        if index(count) < needed {
+            return Err(refused(format!("the image needs {} bytes: choose that size, or a larger one", wide(needed) * GROUP_BYTES)));
         }
-        let needed = self.list.iter().rposition(|group| !group.is_empty()).map_or(0, |last| last as u64 + 1);
-        if count < needed {
-            return Err(refused(format!("the image needs {} bytes: choose that size, or a larger one", needed * GROUP_BYTES)));
-        }
-        self.list.truncate(count as usize);
-        for number in self.count()..count as u32 {
+        self.list.truncate(index(count));
+        for number in self.count()..count {
             self.list.push(Group::new(number));
         }
         // Blocks of descriptors are taken as they are needed.
@@ -197,16 +171,12 @@ impl Groups {
     }
 
     fn take_from(&mut self, begin: u32, end: u32, left: &mut u64, runs: &mut Vec<Run>) {
-        for (number, group) in self.list.iter_mut().enumerate().skip((begin / BLOCKS_PER_GROUP) as usize) {
-            let number = number as u32;
+        for (number, group) in (0..).zip(&mut self.list).skip(index(begin / BLOCKS_PER_GROUP)) {
             if *left == 0 || number * BLOCKS_PER_GROUP >= end {
                 return;
             }
-            if group.free_blocks == 0 {
-                continue;
-            }
             let mut at = content_begin(number).max(begin.saturating_sub(number * BLOCKS_PER_GROUP));
-            while at < BLOCKS_PER_GROUP && *left > 0 && number * BLOCKS_PER_GROUP + at < end {
+            while group.free_blocks > 0 && at < BLOCKS_PER_GROUP && *left > 0 && number * BLOCKS_PER_GROUP + at < end {
                 if is_set(&group.blocks, at) {
                     at += 1;
                     continue;
@@ -218,7 +188,7 @@ impl Groups {
                 let block = number * BLOCKS_PER_GROUP + at;
                 match runs.last_mut() {
                     Some(run) if run.start + run.blocks == block && run.blocks < EXTENT_BLOCKS_MAX => run.blocks += 1,
-                    _ => runs.push(Run { start: block, blocks: 1 }),
+                    _ => runs.push(Run::one(block)),
                 }
                 self.next_block = block.saturating_add(1);
                 at += 1;
@@ -228,9 +198,9 @@ impl Groups {
 
     /// Gives blocks back.
     pub fn free_blocks_of(&mut self, run: Run) {
-        for block in run.start..run.start.saturating_add(run.blocks) {
+        for block in run.numbers() {
             let (number, at) = (block / BLOCKS_PER_GROUP, block % BLOCKS_PER_GROUP);
-            let Some(group) = self.list.get_mut(number as usize).filter(|group| is_set(&group.blocks, at)) else { continue };
+            let Some(group) = self.list.get_mut(index(number)).filter(|group| is_set(&group.blocks, at)) else { continue };
             clear(&mut group.blocks, at);
             group.free_blocks += 1;
             group.changed = true;
@@ -239,17 +209,17 @@ impl Groups {
 
     /// Takes the first free inode, if there is one.
     pub fn take_free_inode(&mut self, directory: bool) -> Option<u32> {
-        let first = ((self.next_inode - 1) / INODES_PER_GROUP) as usize;
-        for (number, group) in self.list.iter_mut().enumerate().skip(first) {
+        let (first, begin) = group_of_inode(self.next_inode);
+        for (number, group) in (0..).zip(&mut self.list).skip(index(first)) {
             if group.free_inodes == 0 {
                 continue;
             }
-            let begin = if number == first { (self.next_inode - 1) % INODES_PER_GROUP } else { 0 };
-            let Some(index) = (begin..INODES_PER_GROUP).find(|index| !is_set(&group.inodes, *index)) else { continue };
-            let inode = number as u32 * INODES_PER_GROUP + index + 1;
+            let begin = if number == first { begin } else { 0 };
+            let Some(place) = (begin..INODES_PER_GROUP).find(|place| !is_set(&group.inodes, *place)) else { continue };
+            let inode = number * INODES_PER_GROUP + place + 1;
             self.take_inode(inode);
             if directory {
-                self.list[number].directories += 1;
+                self.count_directory(inode);
             }
             self.next_inode = inode;
             return Some(inode);
@@ -259,21 +229,23 @@ impl Groups {
 
     /// Takes this inode.
     pub fn take_inode(&mut self, inode: u32) {
-        let group = &mut self.list[((inode - 1) / INODES_PER_GROUP) as usize];
-        set(&mut group.inodes, (inode - 1) % INODES_PER_GROUP);
+        let (number, place) = group_of_inode(inode);
+        let group = &mut self.list[index(number)];
+        set(&mut group.inodes, place);
         group.free_inodes -= 1;
         group.changed = true;
     }
 
     /// Counts one more directory in the group of an inode.
     pub fn count_directory(&mut self, inode: u32) {
-        self.list[((inode - 1) / INODES_PER_GROUP) as usize].directories += 1;
+        self.list[index(group_of_inode(inode).0)].directories += 1;
     }
 
     /// Gives an inode back.
     pub fn free_inode(&mut self, inode: u32, directory: bool) {
-        let Some(group) = self.list.get_mut(((inode - 1) / INODES_PER_GROUP) as usize) else { return };
-        clear(&mut group.inodes, (inode - 1) % INODES_PER_GROUP);
+        let (number, place) = group_of_inode(inode);
+        let Some(group) = self.list.get_mut(index(number)) else { return };
+        clear(&mut group.inodes, place);
         group.free_inodes += 1;
         group.directories -= u32::from(directory).min(group.directories);
         group.changed = true;
@@ -282,17 +254,18 @@ impl Groups {
 
     /// Writes bitmaps and descriptors that changed.
     pub fn write(&mut self, volume: &Volume) -> Result<()> {
-        for (first, part) in (0..).step_by(DESCRIPTORS_PER_BLOCK as usize).zip(self.list.chunks_mut(DESCRIPTORS_PER_BLOCK as usize)) {
+        const PART: usize = index(DESCRIPTORS_PER_BLOCK);
+        for (first, part) in (0..).step_by(PART).zip(self.list.chunks_mut(PART)) {
             let mut descriptors = vec![0; BLOCK_BYTES];
             for (number, group) in (first..).zip(part) {
-                let at = (number - first) as usize * GroupDescriptor::SIZE;
+                let at = index(number - first) * GroupDescriptor::SIZE;
                 let mut made = GroupDescriptor::read_from(&[0; GroupDescriptor::SIZE]);
                 made.block_bitmap_lo = bitmap_block(number);
                 made.inode_bitmap_lo = bitmap_block(number) + 1;
                 made.inode_table_lo = bitmap_block(number) + 2;
-                made.free_blocks_count_lo = group.free_blocks as u16;
-                made.free_inodes_count_lo = group.free_inodes as u16;
-                made.used_dirs_count_lo = group.directories as u16;
+                made.free_blocks_count_lo = counted(number, group.free_blocks)?;
+                made.free_inodes_count_lo = counted(number, group.free_inodes)?;
+                made.used_dirs_count_lo = counted(number, group.directories)?;
                 made.write_to(&mut descriptors[at..at + GroupDescriptor::SIZE]);
                 if std::mem::take(&mut group.changed) {
                     blocks::write(volume, bitmap_block(number), &group.blocks)?;

@@ -6,9 +6,10 @@ use arcbox_ext4::constants::{EXTRA_ISIZE, INODE_EXTRA_SIZE, file_mode};
 use arcbox_ext4::types::Inode;
 use arcbox_ext4::xattr::{ExtendedAttribute, XattrState};
 
-use super::extent::{Run, count_blocks};
-use super::groups::inode_place;
-use super::{BLOCK_BYTES, FileSystem, blocks, refused};
+use super::blocks;
+use super::extent::count_blocks;
+use super::layout::{BLOCK_BYTES, BLOCK_BYTES_32, Run, refused};
+use super::space::Space;
 use crate::error::Result;
 
 /// Time since 1970, or before.
@@ -74,9 +75,11 @@ fn time(Time { seconds, nanoseconds }: Time) -> (u32, u32) {
         true => nanoseconds,
         false => 0,
     };
-    let low = held as u32;
-    let high = (held - i64::from(low as i32)) >> 32;
-    (low, (high & 3) as u32 | nanoseconds << 2)
+    let [a, b, c, d, ..] = held.to_le_bytes();
+    let low = [a, b, c, d];
+    // The kernel takes the low bits for a signed number, and adds these to it.
+    let [high, ..] = ((held - i64::from(i32::from_le_bytes(low))) >> 32).to_le_bytes();
+    (u32::from_le_bytes(low), u32::from(high & 3) | nanoseconds << 2)
 }
 
 pub(super) fn set_attributes(inode: &mut Inode, kind: u16, attributes: &Attributes) {
@@ -88,89 +91,32 @@ pub(super) fn set_attributes(inode: &mut Inode, kind: u16, attributes: &Attribut
     (inode.atime_extra, inode.ctime_extra, inode.mtime_extra, inode.crtime_extra) = (high, high, high, high);
 }
 
-impl FileSystem<'_> {
-    /// An inode, as it is now.
-    pub(super) fn inode(&mut self, number: u32) -> Result<&Inode> {
-        if !self.inodes.contains_key(&number) {
-            if number == 0 || (number - 1) / super::groups::INODES_PER_GROUP >= self.groups.count() {
-                return Err(super::damaged(format_args!("there is no inode {number}")));
-            }
-            let (block, at) = inode_place(number);
-            let read = Inode::read_from(&blocks::read(self.volume, block)?[at..]);
-            self.make_room_for_inode()?;
-            self.inodes.insert(number, (read, false));
-        }
-        Ok(&self.inodes[&number].0)
+/// Gives an inode these extended attributes and no others. To be called before its extents are set, which counts the block.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) if they do not fit; an error of the volume.
+pub(super) fn set_extended(space: &mut Space<'_>, number: u32, inode: &mut Inode, extended: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    inode.inline_xattrs = [0; 96];
+    if inode.xattr_block_lo != 0 {
+        space.groups.free_blocks_of(Run::one(inode.xattr_block_lo));
+        inode.xattr_block_lo = 0;
     }
-
-    pub(super) fn put_inode(&mut self, number: u32, inode: Inode) -> Result<()> {
-        self.make_room_for_inode()?;
-        self.inodes.insert(number, (inode, true));
-        Ok(())
+    let mut state = XattrState::new(number, INODE_EXTRA_SIZE, BLOCK_BYTES_32);
+    let unfit = |_| refused(format!("its extended attributes do not fit a block of {BLOCK_BYTES} bytes, where all of them have to be"));
+    for (name, value) in extended {
+        let added = state.add(ExtendedAttribute::new(name, value.clone()));
+        added.map_err(|error| unfit(error).context(format_args!("attribute '{name}' of {} bytes", value.len())))?;
     }
-
-    /// Writes the inodes when there are many.
-    fn make_room_for_inode(&mut self) -> Result<()> {
-        if self.inodes.len() >= self.kept.inodes {
-            self.write_inodes()?;
-            self.inodes.clear();
-        }
-        Ok(())
+    if state.has_inline() {
+        inode.inline_xattrs.copy_from_slice(&state.write_inline().map_err(unfit)?);
     }
-
-    /// Changes an inode.
-    pub(super) fn change_inode(&mut self, number: u32, change: impl FnOnce(&mut Inode)) -> Result<()> {
-        let mut inode = self.inode(number)?.clone();
-        change(&mut inode);
-        self.put_inode(number, inode)
+    if state.has_block() {
+        let block = space.allocate_one()?;
+        blocks::write(space.volume, block, &state.write_block().map_err(unfit)?)?;
+        inode.xattr_block_lo = block;
     }
-
-    /// Gives an inode these extended attributes and no others. To be called before its extents are set, which counts the block.
-    pub(super) fn set_extended(&mut self, number: u32, inode: &mut Inode, extended: &BTreeMap<String, Vec<u8>>) -> Result<()> {
-        inode.inline_xattrs = [0; 96];
-        if inode.xattr_block_lo != 0 {
-            self.groups.free_blocks_of(Run { start: inode.xattr_block_lo, blocks: 1 });
-            inode.xattr_block_lo = 0;
-        }
-        let mut state = XattrState::new(number, INODE_EXTRA_SIZE, BLOCK_BYTES as u32);
-        let unfit = |_| refused(format!("its extended attributes do not fit a block of {BLOCK_BYTES} bytes, where all of them have to be"));
-        for (name, value) in extended {
-            let added = state.add(ExtendedAttribute::new(name, value.clone()));
-            added.map_err(|error| unfit(error).context(format_args!("attribute '{name}' of {} bytes", value.len())))?;
-        }
-        if state.has_inline() {
-            inode.inline_xattrs.copy_from_slice(&state.write_inline().map_err(unfit)?);
-        }
-        if state.has_block() {
-            let block = self.allocate(1)?[0].start;
-            blocks::write(self.volume, block, &state.write_block().map_err(unfit)?)?;
-            inode.xattr_block_lo = block;
-        }
-        count_blocks(inode, u64::from(inode.xattr_block_lo != 0));
-        Ok(())
-    }
-
-    /// Writes all changed inodes, each block of them once.
-    pub(super) fn write_inodes(&mut self) -> Result<()> {
-        let changed = self.inodes.iter().filter(|(_, (_, changed))| *changed).map(|(number, (inode, _))| (inode_place(*number), inode));
-        let mut current: Option<(u32, Vec<u8>)> = None;
-        for ((block, at), inode) in changed {
-            if current.as_ref().is_none_or(|(other, _)| *other != block) {
-                if let Some((block, bytes)) = current.take() {
-                    blocks::write(self.volume, block, &bytes)?;
-                }
-                current = Some((block, blocks::read(self.volume, block)?));
-            }
-            if let Some((_, bytes)) = &mut current {
-                bytes[at..at + Inode::SIZE].fill(0);
-                inode.write_to(&mut bytes[at..at + Inode::SIZE]);
-            }
-        }
-        match current {
-            Some((block, bytes)) => blocks::write(self.volume, block, &bytes),
-            None => Ok(()),
-        }
-    }
+    count_blocks(inode, u64::from(inode.xattr_block_lo != 0));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,7 +132,7 @@ mod tests {
         assert_eq!(time(0x8000_0000, 0), (0x8000_0000, 1));
         assert_eq!(time(0x1_0000_0000, 0), (0, 1));
         assert_eq!(time(1, 999_999_999), (1, 999_999_999 << 2));
-        assert_eq!(time(-5, 0), (-5_i32 as u32, 0));
+        assert_eq!(time(-5, 0), (u32::MAX - 4, 0));
         assert_eq!(time(0x8000_0000, 7), (0x8000_0000, 7 << 2 | 1));
         assert_eq!((time(i64::MAX, 5), time(i64::MIN, 5)), ((0x7fff_ffff, 3), (0x8000_0000, 0)));
     }

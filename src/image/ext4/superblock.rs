@@ -3,9 +3,11 @@
 use arcbox_ext4::constants::{EXTRA_ISIZE, INODE_SIZE, SUPERBLOCK_MAGIC, compat, incompat, inode_flags, ro_compat};
 use arcbox_ext4::types::SuperBlock;
 
-use super::groups::{BLOCKS_PER_GROUP, GROUPS_MAX, Groups, INODES_PER_GROUP};
-use super::{BLOCK_BYTES, LOST_AND_FOUND, blocks, damaged};
+use super::blocks;
+use super::groups::Groups;
+use super::layout::{BLOCK_BYTES, BLOCK_STEP, BLOCKS_PER_GROUP, GROUPS_MAX, INODES_PER_GROUP, LOST_AND_FOUND, damaged, short};
 use crate::error::{Error, ErrorKind, Result};
+use crate::place::index;
 use crate::volume::Volume;
 
 const AT: usize = 1024;
@@ -26,9 +28,8 @@ pub(super) fn read(volume: &Volume) -> Result<u32> {
         return Err(Error::new(ErrorKind::Unsupported, "the layer below is not a file system that an import of an image made"));
     }
     let count = found.blocks_count_lo / BLOCKS_PER_GROUP;
-    let bytes = u64::from(found.blocks_count_lo) * BLOCK_BYTES as u64;
-    if count == 0 || u64::from(count) > GROUPS_MAX || !found.blocks_count_lo.is_multiple_of(BLOCKS_PER_GROUP) || bytes > volume.size_bytes()
-    {
+    let bytes = u64::from(found.blocks_count_lo) * BLOCK_STEP;
+    if count == 0 || count > GROUPS_MAX || !found.blocks_count_lo.is_multiple_of(BLOCKS_PER_GROUP) || bytes > volume.size_bytes() {
         return Err(damaged(format_args!("{} blocks are not a number it can have", found.blocks_count_lo)));
     }
     Ok(count)
@@ -52,7 +53,7 @@ pub(super) fn write(volume: &Volume, groups: &Groups) -> Result<()> {
         errors: 1,
         rev_level: 1,
         first_ino: LOST_AND_FOUND,
-        inode_size: INODE_SIZE as u16,
+        inode_size: short(index(INODE_SIZE)),
         feature_compat: compat::SPARSE_SUPER2 | compat::EXT_ATTR,
         feature_incompat: INCOMPATIBLE,
         feature_ro_compat: READ_ONLY_COMPATIBLE,

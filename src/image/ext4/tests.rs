@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use super::tree::DIRECTORY_NAMES_MAX;
+use super::directories::{KEPT_NAMES_MAX, NAMES_MAX};
 use super::*;
+use crate::place::{length, wide};
 use crate::store::{Store, StoreOptions};
 
 /// Files and their content, and directories, by path.
@@ -22,16 +23,16 @@ fn walk(files: &mut FileSystem<'_>, directory: u32, path: &str, found: &mut Mode
         let inode = files.inode(entry.inode).unwrap().clone();
         let mut content = Vec::new();
         for run in files.extents(&inode).unwrap().0 {
-            let mut bytes = vec![0; run.bytes() as usize];
-            files.volume.read_at(&mut bytes, run.start_byte()).unwrap();
+            let mut bytes = vec![0; length(run.bytes())];
+            files.space.volume.read_at(&mut bytes, run.start_byte()).unwrap();
             content.extend(bytes);
         }
-        content.truncate(inode.file_size() as usize);
+        content.truncate(length(inode.file_size()));
         found.insert(path, Some(content));
     }
 }
 
-fn check(volume: &Volume, path: &std::path::Path) {
+fn check(volume: &crate::volume::Volume, path: &std::path::Path) {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::create(path).unwrap();
     file.set_len(volume.size_bytes()).unwrap();
@@ -39,7 +40,7 @@ fn check(volume: &Volume, path: &std::path::Path) {
     while at < volume.size_bytes() {
         for run in volume.runs(at..volume.size_bytes(), 1 << 16).unwrap() {
             if matches!(run.kind, crate::volume::RunKind::Data { .. }) {
-                let mut bytes = vec![0; run.bytes as usize];
+                let mut bytes = vec![0; length(run.bytes)];
                 volume.read_at(&mut bytes, at).unwrap();
                 file.write_all_at(&bytes, at).unwrap();
             }
@@ -64,7 +65,9 @@ fn little_memory_gives_the_same_files() {
     for layer in 0..4 {
         let mut files = if layer == 0 { FileSystem::create(&volume).unwrap() } else { FileSystem::open(&volume).unwrap() };
         // At first as much as it wants.
-        files.kept = if layer == 0 { Kept::default() } else { Kept { inodes: 3, names: 12 } };
+        if layer > 0 {
+            (files.inodes.kept_max, files.directories.names_max) = (3, 12);
+        }
         for _ in 0..400 {
             let (top, name) = (format!("d{}", random(12)), format!("f{}", random(40)));
             let parent = files.directory_at(&[top.as_bytes()]).unwrap();
@@ -80,8 +83,8 @@ fn little_memory_gives_the_same_files() {
                     model.retain(|path, _| path != &format!("/{top}") && !path.starts_with(&format!("/{top}/")));
                 }
                 _ => {
-                    let content = vec![random(255) as u8 + 1; random(9000) as usize];
-                    let put = files.make_file(parent, name.as_bytes(), &Attributes::default(), content.len() as u64, &mut &content[..]);
+                    let content = vec![u8::try_from(random(255)).unwrap() + 1; length(random(9000))];
+                    let put = files.make_file(parent, name.as_bytes(), &Attributes::default(), wide(content.len()), &mut &content[..]);
                     put.unwrap();
                     model.insert(path, Some(content));
                 }
@@ -98,5 +101,5 @@ fn little_memory_gives_the_same_files() {
 
 #[test]
 fn what_is_kept_in_memory_has_room_for_the_largest_directory() {
-    assert!(Kept::default().names >= 2 * DIRECTORY_NAMES_MAX);
+    const { assert!(KEPT_NAMES_MAX >= 2 * NAMES_MAX) };
 }

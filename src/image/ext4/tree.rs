@@ -5,17 +5,19 @@ use std::io::Read;
 
 use arcbox_ext4::constants::file_mode;
 
-use super::directory::{DIRECTORY, Directory, Entry, SYMLINK};
-use super::inode::{Attributes, Kind, new_inode, set_attributes};
-use super::{BLOCK_BYTES, FileSystem, LOST_AND_FOUND, ROOT, damaged, refused};
+use super::directories::NAMES_MAX;
+use super::directory::{DIRECTORY, Entry, SYMLINK};
+use super::extent::set_extents;
+use super::filesystem::FileSystem;
+use super::inode::{Attributes, Kind, new_inode, set_attributes, set_extended};
+use super::layout::{BLOCK_BYTES, LOST_AND_FOUND, ROOT, Run, damaged, refused};
 use crate::error::Result;
+use crate::place::{length, wide};
 
 /// Symbolic links that a path may go through, as in the kernel.
 const LINK_HOPS_MAX: usize = 40;
 const LINKS_MAX: u16 = 65_000;
 const NAME_BYTES_MAX: usize = 255;
-/// Names in a directory, at most: it is in memory as a whole.
-pub(super) const DIRECTORY_NAMES_MAX: usize = 1 << 20;
 /// Targets of symbolic links that stand in the inode are shorter.
 const INLINE_TARGET_BYTES: usize = 60;
 
@@ -24,22 +26,6 @@ fn shown(name: &[u8]) -> String {
 }
 
 impl FileSystem<'_> {
-    pub(super) fn make_root(&mut self) -> Result<()> {
-        let attributes = Attributes { permissions: 0o755, ..Attributes::default() };
-        for (number, permissions) in [(ROOT, 0o755), (LOST_AND_FOUND, 0o700)] {
-            let mut inode = new_inode(file_mode::S_IFDIR, &Attributes { permissions, ..attributes.clone() });
-            inode.links_count = if number == ROOT { 3 } else { 2 };
-            self.set_extents(&mut inode, &[])?;
-            self.put_inode(number, inode)?;
-            self.groups.count_directory(number);
-            self.directories.insert(number, Directory { parent: ROOT, entries: [].into() });
-            self.changed_directories.insert(number);
-        }
-        let lost = Entry { inode: LOST_AND_FOUND, kind: DIRECTORY };
-        self.directory(ROOT)?.entries.insert(b"lost+found".to_vec(), lost);
-        Ok(())
-    }
-
     fn entry(&mut self, directory: u32, name: &[u8]) -> Result<Option<Entry>> {
         Ok(self.directory(directory)?.entries.get(name).copied())
     }
@@ -50,25 +36,24 @@ impl FileSystem<'_> {
         }
         let entries = &mut self.directory(directory)?.entries;
         entries.insert(name.to_vec(), entry);
-        if entries.len() > DIRECTORY_NAMES_MAX {
-            return Err(refused(format!("its directory has more than {DIRECTORY_NAMES_MAX} names")));
+        if entries.len() > NAMES_MAX {
+            return Err(refused(format!("its directory has more than {NAMES_MAX} names")));
         }
-        self.names += 1;
-        self.changed_directories.insert(directory);
+        self.directories.note_change(directory, 1);
         self.seen.insert(entry.inode);
         Ok(())
     }
 
     fn target_of(&mut self, number: u32) -> Result<Vec<u8>> {
         let inode = self.inode(number)?.clone();
-        let bytes = (inode.file_size() as usize).min(BLOCK_BYTES);
+        let bytes = length(inode.file_size()).min(BLOCK_BYTES);
         if bytes < INLINE_TARGET_BYTES {
             return Ok(inode.block[..bytes].to_vec());
         }
         let (runs, _) = self.extents(&inode)?;
         let run = runs.first().ok_or_else(|| damaged("a symbolic link has no target"))?;
         let mut target = vec![0; bytes];
-        self.volume.read_at(&mut target, run.start_byte())?;
+        self.space.volume.read_at(&mut target, run.start_byte())?;
         Ok(target)
     }
 
@@ -123,14 +108,13 @@ impl FileSystem<'_> {
             Some(_) => self.make_way(parent, name)?,
             None => {}
         }
-        let number = self.allocate_inode(true)?;
+        let number = self.space.allocate_inode(true)?;
         let mut inode = new_inode(file_mode::S_IFDIR, attributes);
         inode.links_count = 2;
-        self.set_extended(number, &mut inode, &attributes.extended)?;
-        self.set_extents(&mut inode, &[])?;
+        set_extended(&mut self.space, number, &mut inode, &attributes.extended)?;
+        set_extents(&mut self.space, &mut inode, &[])?;
         self.put_inode(number, inode)?;
-        self.directories.insert(number, Directory { parent, entries: [].into() });
-        self.changed_directories.insert(number);
+        self.directories.add(number, parent);
         self.set_entry(parent, name, Entry { inode: number, kind: DIRECTORY })?;
         self.count_link(parent, true)?;
         Ok(number)
@@ -141,11 +125,9 @@ impl FileSystem<'_> {
         let mut inode = self.inode(number)?.clone();
         set_attributes(&mut inode, file_mode::S_IFDIR, attributes);
         let (runs, leaves) = self.extents(&inode)?;
-        for run in leaves {
-            self.groups.free_blocks_of(run);
-        }
-        self.set_extended(number, &mut inode, &attributes.extended)?;
-        self.set_extents(&mut inode, &runs)?;
+        self.space.free(leaves);
+        set_extended(&mut self.space, number, &mut inode, &attributes.extended)?;
+        set_extents(&mut self.space, &mut inode, &runs)?;
         self.put_inode(number, inode)
     }
 
@@ -171,12 +153,12 @@ impl FileSystem<'_> {
         content: &mut dyn Read,
     ) -> Result<()> {
         self.make_way(parent, name)?;
-        let number = self.allocate_inode(false)?;
+        let number = self.space.allocate_inode(false)?;
         let mut inode = new_inode(file_mode::S_IFREG, attributes);
-        self.set_extended(number, &mut inode, &attributes.extended)?;
-        let runs = self.write_content(content, bytes)?;
+        set_extended(&mut self.space, number, &mut inode, &attributes.extended)?;
+        let runs = self.space.write_content(content, bytes)?;
         inode.set_file_size(bytes);
-        self.set_extents(&mut inode, &runs)?;
+        set_extents(&mut self.space, &mut inode, &runs)?;
         self.put_inode(number, inode)?;
         self.set_entry(parent, name, Entry { inode: number, kind: 1 })
     }
@@ -191,16 +173,16 @@ impl FileSystem<'_> {
             )));
         }
         self.make_way(parent, name)?;
-        let number = self.allocate_inode(false)?;
+        let number = self.space.allocate_inode(false)?;
         let mut inode = new_inode(file_mode::S_IFLNK, &Attributes { permissions: 0o777, ..attributes.clone() });
-        self.set_extended(number, &mut inode, &attributes.extended)?;
+        set_extended(&mut self.space, number, &mut inode, &attributes.extended)?;
         if target.len() < INLINE_TARGET_BYTES {
             inode.block[..target.len()].copy_from_slice(target);
         } else {
-            let runs = self.write_content(&mut &target[..], target.len() as u64)?;
-            self.set_extents(&mut inode, &runs)?;
+            let runs = self.space.write_content(&mut &target[..], wide(target.len()))?;
+            set_extents(&mut self.space, &mut inode, &runs)?;
         }
-        inode.set_file_size(target.len() as u64);
+        inode.set_file_size(wide(target.len()));
         self.put_inode(number, inode)?;
         self.set_entry(parent, name, Entry { inode: number, kind: SYMLINK })
     }
@@ -208,9 +190,9 @@ impl FileSystem<'_> {
     /// Puts a device or a pipe.
     pub(in crate::image) fn make_special(&mut self, parent: u32, name: &[u8], attributes: &Attributes, kind: Kind) -> Result<()> {
         self.make_way(parent, name)?;
-        let number = self.allocate_inode(false)?;
+        let number = self.space.allocate_inode(false)?;
         let mut inode = new_inode(kind.mode(), attributes);
-        self.set_extended(number, &mut inode, &attributes.extended)?;
+        set_extended(&mut self.space, number, &mut inode, &attributes.extended)?;
         kind.write_device(&mut inode);
         self.put_inode(number, inode)?;
         let kind = match kind {
@@ -253,7 +235,7 @@ impl FileSystem<'_> {
     pub(in crate::image) fn remove(&mut self, parent: u32, name: &[u8]) -> Result<()> {
         let Some(entry) = self.entry(parent, name)?.filter(|entry| entry.inode != LOST_AND_FOUND) else { return Ok(()) };
         self.directory(parent)?.entries.remove(name);
-        self.changed_directories.insert(parent);
+        self.directories.note_change(parent, 0);
         if entry.is_directory() {
             self.count_link(parent, false)?;
         }
@@ -261,8 +243,7 @@ impl FileSystem<'_> {
         while let Some(entry) = gone.pop() {
             if entry.is_directory() {
                 gone.extend(self.directory(entry.inode)?.entries.values());
-                self.directories.remove(&entry.inode);
-                self.changed_directories.remove(entry.inode);
+                self.directories.forget(entry.inode);
             } else if self.inode(entry.inode)?.links_count > 1 {
                 self.change_inode(entry.inode, |inode| inode.links_count -= 1)?;
                 continue;
@@ -275,11 +256,9 @@ impl FileSystem<'_> {
     fn free(&mut self, entry: Entry) -> Result<()> {
         let inode = self.inode(entry.inode)?.clone();
         let (runs, leaves) = self.extents(&inode)?;
-        let extended = (inode.xattr_block_lo != 0).then_some(super::extent::Run { start: inode.xattr_block_lo, blocks: 1 });
-        for run in runs.into_iter().chain(leaves).chain(extended) {
-            self.groups.free_blocks_of(run);
-        }
-        self.groups.free_inode(entry.inode, entry.is_directory());
+        let extended = (inode.xattr_block_lo != 0).then_some(Run::one(inode.xattr_block_lo));
+        self.space.free(runs.into_iter().chain(leaves).chain(extended));
+        self.space.groups.free_inode(entry.inode, entry.is_directory());
         // A deleted inode is all zero: when it was deleted must not show.
         self.put_inode(entry.inode, arcbox_ext4::types::Inode::default())?;
         self.seen.remove(entry.inode);
