@@ -20,6 +20,7 @@ mod system;
 mod threads;
 mod uring;
 mod waker;
+mod workers;
 
 pub use access::Access;
 pub use buffer::AlignedBuffer;
@@ -35,6 +36,8 @@ pub(crate) use socket::keep_alive;
 pub use socket::{connect_unix, listen_unix};
 pub use system::SystemDisk;
 pub(crate) use waker::RingWaker;
+#[allow(unused_imports)]
+pub(crate) use workers::{Bounds, Next, Refusal, Task, Workers};
 #[doc(hidden)]
 pub use {
     buffer::is_zero,

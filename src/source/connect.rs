@@ -5,18 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::guarded::{Guarded, caught};
+use super::threads;
 use super::{Lease, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener, host_of};
-use crate::sync::thread::Builder;
+use crate::io::Refusal;
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex, Rank};
 
-/// Connections that may be under way although nobody waits for them any more: an opener that never answers does not get further
-/// threads.
-const ABANDONED_MAX: usize = 16;
+/// How long a call waits for those of its host, and for a thread.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of one call of the opener.
 enum Answer<T> {
+    /// No thread has begun it.
+    Queued,
     Awaited,
+    /// It is about to be here.
+    Ready,
     Here(Result<T, SourceError>),
     Taken,
     /// Nobody waits for it any longer.
@@ -25,9 +29,6 @@ enum Answer<T> {
 
 #[derive(Default)]
 struct State {
-    /// Threads that open an address, and callers that wait for one.
-    opening: usize,
-    waiting: usize,
     /// How often it was said that nobody is to wait any longer.
     given_up: u64,
     /// Hosts that have not ended a call for which nobody waits any longer, because they took too long.
@@ -41,14 +42,15 @@ pub(crate) struct Since(u64);
 
 struct Shared {
     state: Mutex<State>,
-    /// Notified when a thread has its answer, and when waiting is given up.
+    /// Notified when a call has its answer, and when waiting is given up.
     changed: Condvar,
 }
 
 /// Opens addresses by an opener of which nothing is believed.
 ///
 /// # Invariants
-/// - The opener runs on a thread of its own, so that [`Connector::give_up`] ends every wait for it.
+/// - The opener runs on a thread of the process's pool ([`super::threads`]), so that [`Connector::give_up`] ends every wait for it. A call
+///   that gets no thread in time ends as [`SourceErrorKind::Lost`].
 /// - A source that comes when nobody waits any longer is closed.
 pub(crate) struct Connector {
     opener: Arc<dyn SourceOpener>,
@@ -128,63 +130,64 @@ impl Connector {
         uri: &str,
         since: Since,
         patience: Option<Duration>,
-        call: impl Fn(&dyn SourceOpener, &str) -> Result<T, SourceError> + Send + Sync + 'static,
+        call: impl FnOnce(&dyn SourceOpener, &str) -> Result<T, SourceError> + Send + 'static,
         unwanted: impl FnOnce(&dyn SourceOpener, &str, T) + Send + 'static,
     ) -> Result<T, SourceError> {
         let given_up = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not waited for any longer") };
+        let lost = |what: &str| SourceError { kind: SourceErrorKind::Lost, message: format!("{uri}: {what}") };
         let host = host_of(uri);
         {
-            let mut state = self.shared.state.lock();
+            let state = self.shared.state.lock();
             if state.closed || state.given_up != since.0 {
                 return Err(given_up());
             }
-            // One that never answers must not use up the threads of all.
-            let is_silent = patience.is_some() && state.silent.contains(&host);
-            if is_silent || state.opening.saturating_sub(state.waiting) >= ABANDONED_MAX {
-                let message = format!("{uri}: earlier tries to connect have not ended");
-                return Err(SourceError { kind: SourceErrorKind::Lost, message });
+            // One that never answers is not waited for again.
+            if patience.is_some() && state.silent.contains(&host) {
+                return Err(lost("earlier calls of its host have not ended"));
             }
-            state.opening += 1;
-            state.waiting += 1;
         }
-        let _waiting = Waiting(&self.shared);
-        let call = Arc::new(call);
-        let until = patience.map(|patience| Instant::now() + patience);
-        let answer = Arc::new(Mutex::ranked(Rank::SourceAnswer, Answer::Awaited));
+        let answer = Arc::new(Mutex::ranked(Rank::SourceAnswer, Answer::Queued));
         let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer), host: host.clone() };
-        let (opener, address, calling) = (Arc::clone(&self.opener), uri.to_owned(), Arc::clone(&call));
-        let run = move || {
-            let mut unwanted = Some(unwanted);
-            // Before the caller goes on: what it keeps shows whether anybody still waits.
-            let late = opening.answer(calling(&*opener, &address), || drop(unwanted.take()));
-            if let (Some(Ok(late)), Some(unwanted)) = (late, unwanted) {
-                // What panics here was unwanted anyway.
-                let _ = caught(&address, || unwanted(&*opener, &address, late));
-            }
-        };
-        if Builder::new().name("source-open".into()).spawn(run).is_err() {
-            return call(&*self.opener, uri);
+        let (opener, address) = (Arc::clone(&self.opener), uri.to_owned());
+        let job = Box::new(move || opening.run(&*opener, &address, call, unwanted));
+        // Of another opener, the same address may be another host.
+        let key = format!("{:p} {host}", Arc::as_ptr(&self.opener));
+        match threads::calls().run(&key, job) {
+            Err(refused) if refused.why == Refusal::NoThread => (refused.job)(),
+            Err(_) => return Err(lost("too many calls of its host wait for earlier ones")),
+            Ok(()) => {}
         }
+        let begun = Instant::now();
+        let (until, queued_until) = (patience.map(|patience| begun + patience), begun + QUEUE_PATIENCE);
         let mut state = self.shared.state.lock();
         loop {
-            {
+            let is_queued = {
                 let mut answer = answer.lock();
-                if let Answer::Here(_) = *answer
-                    && let Answer::Here(opened) = std::mem::replace(&mut *answer, Answer::Taken)
-                {
-                    return opened;
+                match &*answer {
+                    Answer::Here(_) => {
+                        if let Answer::Here(opened) = std::mem::replace(&mut *answer, Answer::Taken) {
+                            return opened;
+                        }
+                    }
+                    Answer::Ready => {}
+                    _ if state.given_up != since.0 => {
+                        *answer = Answer::Unwanted;
+                        return Err(given_up());
+                    }
+                    Answer::Queued if Instant::now() >= queued_until => {
+                        *answer = Answer::Unwanted;
+                        return Err(lost("earlier calls of its host, or of too many others, have not ended"));
+                    }
+                    _ if until.is_some_and(|until| Instant::now() >= until) => {
+                        *answer = Answer::Unwanted;
+                        state.silent.insert(host);
+                        return Err(lost("the host does not answer"));
+                    }
+                    _ => {}
                 }
-                if state.given_up != since.0 {
-                    *answer = Answer::Unwanted;
-                    return Err(given_up());
-                }
-                if until.is_some_and(|until| Instant::now() >= until) {
-                    *answer = Answer::Unwanted;
-                    state.silent.insert(host);
-                    return Err(SourceError { kind: SourceErrorKind::Lost, message: format!("{uri} does not answer") });
-                }
-            }
-            match until {
+                matches!(*answer, Answer::Queued)
+            };
+            match until.into_iter().chain(is_queued.then_some(queued_until)).min() {
                 Some(until) => drop(self.shared.changed.wait_until(&mut state, until)),
                 None => self.shared.changed.wait(&mut state),
             }
@@ -204,16 +207,7 @@ impl Connector {
     }
 }
 
-/// A caller that waits; counted until it is dropped.
-struct Waiting<'a>(&'a Shared);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.state.lock().waiting -= 1;
-    }
-}
-
-/// One call of an opener; counted until it has answered, or is dropped.
+/// One call of an opener. It answers, or is dropped.
 struct Opening<T> {
     shared: Arc<Shared>,
     answer: Arc<Mutex<Answer<T>>>,
@@ -221,27 +215,60 @@ struct Opening<T> {
 }
 
 impl<T> Opening<T> {
-    /// Hands over what was opened, after `wanted`. Gives it back if nobody waits for it any longer.
-    fn answer(&self, opened: Result<T, SourceError>, wanted: impl FnOnce()) -> Option<Result<T, SourceError>> {
-        let mut state = self.shared.state.lock();
-        let mut answer = self.answer.lock();
-        let Answer::Awaited = *answer else { return Some(opened) };
-        wanted();
-        *answer = Answer::Here(opened);
-        state.opening -= 1;
+    /// Calls the opener, unless nobody waits for it any longer. `unwanted` is told of what comes too late.
+    fn run(
+        &self,
+        opener: &dyn SourceOpener,
+        uri: &str,
+        call: impl FnOnce(&dyn SourceOpener, &str) -> Result<T, SourceError>,
+        unwanted: impl FnOnce(&dyn SourceOpener, &str, T),
+    ) {
+        match &mut *self.answer.lock() {
+            queued @ Answer::Queued => *queued = Answer::Awaited,
+            _ => return,
+        }
+        let opened = call(opener, uri);
+        if self.is_wanted() {
+            // Before the caller goes on: what it keeps shows whether anybody still waits. No lock is held, because it may drop anything.
+            drop(unwanted);
+            self.answer(opened);
+        } else if let Ok(late) = opened {
+            // What panics here was unwanted anyway.
+            let _ = caught(uri, || unwanted(opener, uri, late));
+        }
+    }
+
+    /// Whether the caller waits; from now on until it has its answer.
+    fn is_wanted(&self) -> bool {
+        match &mut *self.answer.lock() {
+            awaited @ Answer::Awaited => {
+                *awaited = Answer::Ready;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn answer(&self, opened: Result<T, SourceError>) {
+        // The caller looks at the answer with this lock.
+        let _state = self.shared.state.lock();
+        *self.answer.lock() = Answer::Here(opened);
         self.shared.changed.notify_all();
-        None
     }
 }
 
 impl<T> Drop for Opening<T> {
     fn drop(&mut self) {
-        let message = "connecting ended without an answer".into();
-        let unused = self.answer(Err(SourceError { kind: SourceErrorKind::Lost, message }), || {});
-        if unused.is_some() && matches!(*self.answer.lock(), Answer::Unwanted) {
-            let mut state = self.shared.state.lock();
-            state.opening -= 1;
-            state.silent.remove(&self.host);
+        let is_unwanted = match &*self.answer.lock() {
+            Answer::Here(_) | Answer::Taken => return,
+            Answer::Unwanted => true,
+            Answer::Queued | Answer::Awaited | Answer::Ready => false,
+        };
+        if is_unwanted {
+            self.shared.state.lock().silent.remove(&self.host);
+        } else {
+            let message = "connecting ended without an answer".into();
+            self.answer(Err(SourceError { kind: SourceErrorKind::Lost, message }));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A read of any length and alignment, made of reads that a source allows.
+//! Blocking reads, and reads of any length and alignment, made of reads that a source allows.
 //!
 //! # Invariants
 //! - A source is not trusted to keep its contract: a part that is not aligned is put together with its neighbours, a part that
@@ -13,6 +13,47 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Arrival, OnArrival, PART_ALIGN_BYTES, Part, ReadClass, Source, SourceError, SourceErrorKind, damaged_error};
 use crate::sync::Mutex;
+
+/// Blocking calls over any [`Source`].
+pub trait SourceExt {
+    /// Reads `range` (of any length and alignment) and waits.
+    ///
+    /// # Errors
+    /// The read failed, or what came is damaged.
+    fn read_blocking(&self, range: Range<u64>) -> Result<Bytes, SourceError>;
+    /// As [`Source::read`], for a range of any length and alignment: parts may reach beyond it as far as the source's alignment.
+    fn read_any(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival);
+}
+
+impl<S: Source + ?Sized> SourceExt for S {
+    fn read_blocking(&self, range: Range<u64>) -> Result<Bytes, SourceError> {
+        if range.start > range.end || range.end > self.size_bytes() {
+            let message = format!("{} has no bytes {} to {}", self.describe(), range.start, range.end);
+            return Err(SourceError { kind: SourceErrorKind::Invalid, message });
+        }
+        let mut all = bytes::BytesMut::zeroed((range.end - range.start) as usize);
+        let (sender, receiver) = crate::sync::mpsc::channel();
+        self.read_any(range.clone(), ReadClass::Waited, OnArrival::new(move |arrival| drop(sender.send(arrival))));
+        loop {
+            match receiver.recv() {
+                Ok(Arrival::Part(part)) => {
+                    if let Some(damaged) = part.damage() {
+                        return Err(damaged_error(&self.describe(), damaged));
+                    }
+                    let Some(part) = part.within(&range) else { continue };
+                    let at = (part.offset - range.start) as usize;
+                    all[at..at + part.bytes.len()].copy_from_slice(&part.bytes);
+                }
+                Ok(Arrival::End(result)) => return result.map(|()| all.freeze()),
+                Err(_) => return Err(SourceError { kind: SourceErrorKind::Closed, message: "the source dropped a read".into() }),
+            }
+        }
+    }
+
+    fn read_any(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
+        read(self, &range, class, arrival);
+    }
+}
 
 /// Ranges that have come, joined where they touch.
 #[derive(Default)]
@@ -56,7 +97,7 @@ struct Gather {
 }
 
 /// Reads `range`; parts reach beyond it as far as the source's alignment does.
-pub(super) fn read<S: Source + ?Sized>(source: &S, range: &Range<u64>, class: ReadClass, arrival: OnArrival) {
+fn read<S: Source + ?Sized>(source: &S, range: &Range<u64>, class: ReadClass, arrival: OnArrival) {
     // A source that was not looked at by `Guarded` may say anything.
     let (align, step) = (u64::from(source.align_bytes()).max(1), u64::from(source.read_bytes_max()).max(1));
     let start = range.start / align * align;

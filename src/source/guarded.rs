@@ -11,13 +11,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::threads;
+use super::uri::host_of;
 use super::{About, Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
-use crate::sync::Mutex;
+use crate::io::Refusal;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::mpsc::channel;
-use crate::sync::thread::Builder;
+use crate::sync::{Mutex, PerProcess};
 
 /// How long to wait for a source that closes itself before it is left to do so alone.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Sources that took longer, and have not ended. Beside them no other one is waited for, so that many cost one wait.
+static OVERDUE: PerProcess<AtomicUsize> = PerProcess::new(|| AtomicUsize::new(0));
 
 /// A source of which nothing is believed.
 pub(crate) struct Guarded {
@@ -77,20 +83,50 @@ impl Guarded {
     }
 }
 
+/// Counts a source that takes long to close, until it is dropped.
+struct Overdue(Arc<AtomicUsize>);
+
+impl Overdue {
+    fn begin() -> Self {
+        let overdue = OVERDUE.get();
+        overdue.fetch_add(1, Ordering::AcqRel);
+        Self(overdue)
+    }
+}
+
+impl Drop for Overdue {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Closes a source, however long it takes and whatever it does.
 fn close_aside(uri: &str, source: &Arc<dyn Source>) {
     let (closing, name) = (Arc::clone(source), uri.to_owned());
+    // Empty once the source is closed.
+    let overdue = Arc::new(Mutex::new(Some(None)));
+    let ending = Arc::clone(&overdue);
     let (sender, receiver) = channel();
     let close = move || {
         // A panic was printed; the source is not used any more.
         let _ = caught(&name, || closing.close());
         drop(closing);
+        drop(ending.lock().take());
         // Nobody listens any more if it took long.
         let _ = sender.send(());
     };
-    match Builder::new().name("source-close".into()).spawn(close) {
-        Ok(_) => drop(receiver.recv_timeout(CLOSE_PATIENCE)),
-        Err(_) => drop(caught(uri, || source.close())),
+    match threads::calls().run(&format!("close {}", host_of(uri)), Box::new(close)) {
+        Ok(()) if OVERDUE.get().load(Ordering::Acquire) > 0 => {}
+        Ok(()) => {
+            if receiver.recv_timeout(CLOSE_PATIENCE).is_err()
+                && let Some(slot) = &mut *overdue.lock()
+            {
+                *slot = Some(Overdue::begin());
+            }
+        }
+        Err(refused) if refused.why == Refusal::NoThread => (refused.job)(),
+        // Thousands of sources of this host are being closed: this one is when it is dropped.
+        Err(_) => {}
     }
 }
 

@@ -1,75 +1,39 @@
-//! Sources by the scheme of their address.
+//! How the engine comes to a source.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::uri::Uri;
-use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
+use super::error::SourceError;
+use super::lease::{Lease, LeaseRequest, LeasedSource};
+use super::seam::Source;
 
-/// The part of an address that names the host: addresses that share it share a way.
-pub(crate) fn host_of(uri: &str) -> String {
-    match Uri::parse(uri) {
-        Some(parts) => format!("{}://{}?{}", parts.scheme, parts.authority, parts.query.unwrap_or_default()),
-        None => uri.to_owned(),
-    }
-}
+/// How sources are opened from the address that is kept with a layer.
+pub trait SourceOpener: Send + Sync + 'static {
+    /// Connects to `uri` and learns its size.
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError>;
 
-/// Opens `nbd://`, `nbd+unix://` and `file://` addresses.
-#[derive(Clone, Debug, Default)]
-pub struct UriSources {
-    /// For NBD sources.
-    pub nbd: NbdOptions,
-}
-
-/// Whether an address is that of an NBD export, also of a kind that [`NbdSource`] refuses with a reason.
-fn is_nbd(uri: &str) -> bool {
-    matches!(uri.split_once("://"), Some(("nbd" | "nbd+unix" | "nbds" | "nbds+unix", _)))
-}
-
-impl SourceOpener for UriSources {
-    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
-        match uri.split_once("://") {
-            _ if is_nbd(uri) => Ok(NbdSource::open(uri, self.nbd.clone())?),
-            Some(("file", path)) => Ok(Arc::new(FileSource::open(Path::new(path))?)),
-            _ => Err(SourceError {
-                kind: SourceErrorKind::Invalid,
-                message: format!(
-                    "'{uri}' is no address of a source: use nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or file:///PATH"
-                ),
-            }),
-        }
+    /// Whether a source at this address may know leases. Of one that may, a fork notes that it is about to ask, so that a lease which it
+    /// does not live to see is given back. Answers at once.
+    fn lends(&self, _uri: &str) -> bool {
+        true
     }
 
-    fn lends(&self, uri: &str) -> bool {
-        is_nbd(uri)
+    /// As [`SourceOpener::open`], with a lease of the bytes if the source knows leases. [`super::LeaseAction::Take`] fails if the source
+    /// refuses the lease; [`super::LeaseAction::Hold`] goes on without.
+    fn open_leased(&self, uri: &str, _request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+        self.open(uri).map(|source| LeasedSource { source, lease: None })
     }
 
-    fn open_leased(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
-        match is_nbd(uri) {
-            true => NbdSource::open_leased(uri, self.nbd.clone(), request),
-            false => self.open(uri).map(|source| LeasedSource { source, lease: None }),
-        }
+    /// Renews a lease, or gives it back, without opening the source; `None` if it was given back, or the source knows no leases.
+    ///
+    /// # Errors
+    /// [`super::SourceErrorKind::Lost`]: nobody answers. Any other: the lease is refused.
+    fn lease(&self, _uri: &str, _request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        Ok(None)
     }
 
-    fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
-        if is_nbd(uri) { NbdSource::lease(uri, &self.nbd, request) } else { Ok(None) }
-    }
-
+    /// How long a reader waits for addresses that cannot be reached: they are asked again until then.
     fn patience(&self) -> Duration {
-        self.nbd.patience()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_that_is_not_opened_says_why() {
-        for (uri, why) in [("nbds://h/v", "TLS"), ("nbds+unix:///v?socket=/s", "TLS"), ("http://h/v", "is no address of a source")] {
-            let error = UriSources::default().open(uri).err().unwrap();
-            assert!(error.kind == SourceErrorKind::Invalid && error.message.contains(why), "{uri}: {}", error.message);
-        }
+        Duration::ZERO
     }
 }

@@ -51,6 +51,14 @@ impl<'a> Uri<'a> {
     }
 }
 
+/// The part of an address that names the host: addresses that share it share a way.
+pub(crate) fn host_of(uri: &str) -> String {
+    match Uri::parse(uri) {
+        Some(parts) => format!("{}://{}?{}", parts.scheme, parts.authority, parts.query.unwrap_or_default()),
+        None => uri.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,10 +7,12 @@
 mod lock;
 mod poll;
 mod ppoll;
+mod process;
 mod rank;
 
 pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 pub use poll::{poll, recv, send};
+pub use process::PerProcess;
 pub use rank::Rank;
 
 /// For statics, which belong to no simulated run: guards short sections that use nothing else of this module.

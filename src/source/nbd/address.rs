@@ -11,12 +11,11 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use rustix::net::{SendFlags, send};
 
-use crate::io::{connect_unix, keep_alive};
+use crate::io::{Refusal, connect_unix, keep_alive};
+use crate::source::threads;
 use crate::source::uri::Uri;
 use crate::source::{SourceError, SourceErrorKind};
-use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::mpsc::channel;
-use crate::sync::thread::Builder;
 use crate::wire::constants::DEFAULT_PORT;
 use crate::wire::{deadline_after, time_left};
 
@@ -24,9 +23,6 @@ use crate::wire::{deadline_after, time_left};
 const SOCKET_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// What the name of an export has in an address as something else.
 const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'@');
-/// Names that are being looked up, and how many may be: a resolver that never answers does not get further threads.
-static LOOK_UPS: AtomicUsize = AtomicUsize::new(0);
-const LOOK_UPS_MAX: usize = 64;
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,30 +119,20 @@ fn resolve(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAdd
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let name = host.to_owned();
-    look_up(timeout, move || Ok((name.as_str(), port).to_socket_addrs()?.collect()))
+    look_up(host, timeout, move || Ok((name.as_str(), port).to_socket_addrs()?.collect()))
 }
 
-/// Counts one look-up until it is dropped.
-struct LookUp;
-
-impl Drop for LookUp {
-    fn drop(&mut self) {
-        LOOK_UPS.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Calls the system's resolver, which knows no limit, on a thread of its own: one that does not answer costs that thread.
-fn look_up<T: Send + 'static>(timeout: Duration, ask: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    let counted = LookUp;
-    if LOOK_UPS.fetch_add(1, Ordering::AcqRel) >= LOOK_UPS_MAX {
-        return Err(io::Error::other("earlier look-ups of names have not ended"));
-    }
+/// Calls the system's resolver, which knows no limit, on another thread: one that does not answer costs that thread.
+fn look_up<T: Send + 'static>(host: &str, timeout: Duration, ask: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (sender, receiver) = channel();
-    Builder::new().name("nbd-resolve".into()).spawn(move || {
-        let _counted = counted;
-        // Nobody listens any more if it took long.
-        let _ = sender.send(ask());
-    })?;
+    // Nobody listens any more if it took long.
+    let job = Box::new(move || drop(sender.send(ask())));
+    if let Err(refused) = threads::names().run(host, job) {
+        return Err(match refused.why {
+            Refusal::NoThread => io::Error::other("no thread can be had that resolves the host's name"),
+            Refusal::Crowded | Refusal::Closed => io::Error::other("earlier look-ups of the host's name have not ended"),
+        });
+    }
     receiver.recv_timeout(timeout).unwrap_or_else(|_| Err(io::Error::other("the host's name is not resolved in time")))
 }
 
@@ -220,14 +206,14 @@ mod tests {
     #[test]
     fn waiting_for_a_silent_resolver_is_bounded() {
         let (release, wait) = channel::<()>();
-        let unanswered = look_up(Duration::from_millis(20), move || {
+        let unanswered = look_up("silent", Duration::from_millis(20), move || {
             // Until the test is over.
             let _ = wait.recv();
             Ok(1)
         });
         let error = unanswered.unwrap_err();
         assert!(error.to_string().contains("not resolved in time"), "{error}");
-        assert_eq!(look_up(SOCKET_PATIENCE_MAX, || Ok(2)).unwrap(), 2);
+        assert_eq!(look_up("other", SOCKET_PATIENCE_MAX, || Ok(2)).unwrap(), 2);
         drop(release);
         // A number is no name.
         assert_eq!(resolve("127.0.0.1", 7, Duration::ZERO).unwrap(), ["127.0.0.1:7".parse().unwrap()]);

@@ -1,6 +1,8 @@
 //! What the scheduler knows of a run, and how it chooses. Pure but for looking at descriptors.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
@@ -70,6 +72,8 @@ pub(super) struct State {
     /// Tasks of a scope, by its address, that were not waited for.
     pub scoped: Vec<(usize, usize)>,
     pub order: Order,
+    /// Values of the run, by the address of what would be a static of the process.
+    pub values: FxHashMap<usize, Arc<dyn Any + Send + Sync>>,
     step_nanos: u64,
     nap_one_in: u32,
     napped_nanos: u64,
@@ -108,6 +112,7 @@ impl State {
             failure: None,
             scoped: Vec::new(),
             order: Order::default(),
+            values: FxHashMap::default(),
             step_nanos,
             nap_one_in,
             napped_nanos: 0,

@@ -1,5 +1,6 @@
 //! One run: its threads, and the baton that they pass.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -167,6 +168,17 @@ impl Task {
 
     pub(super) fn random(&self) -> u64 {
         self.world.state.lock().random.next()
+    }
+
+    /// A value of the run, by the address of what would be a static of the process.
+    pub(in crate::sync) fn of_run(&self, address: usize, make: impl FnOnce() -> Arc<dyn Any + Send + Sync>) -> Arc<dyn Any + Send + Sync> {
+        let found = self.world.state.lock().values.get(&address).cloned();
+        found.unwrap_or_else(|| {
+            // The present task has the baton until it is noted.
+            let made = make();
+            self.world.state.lock().values.insert(address, Arc::clone(&made));
+            made
+        })
     }
 
     pub(super) fn note(&self, text: String) {

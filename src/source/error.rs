@@ -1,0 +1,44 @@
+//! How a read or a call of a source fails.
+
+use std::fmt;
+
+/// What a read of a [`super::Source`] ends with when it has no bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceError {
+    /// Whether another try may succeed.
+    pub kind: SourceErrorKind,
+    /// A sentence that names the source and what failed.
+    pub message: String,
+}
+
+/// Whether another try may succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SourceErrorKind {
+    /// The source does not answer, after the bounded retries of the source itself. It may come back.
+    Lost,
+    /// The source answered that it cannot give this range (EIO at its side). It may be able to later.
+    Failed,
+    /// The source is not what it was (another size), or breaks the protocol. Retrying is useless.
+    Changed,
+    /// The bytes are not what their checksums say.
+    Damaged,
+    /// This handle was closed.
+    Closed,
+    /// The address or an option is wrong.
+    Invalid,
+}
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for SourceError {}
+
+/// The error for a block that arrived damaged.
+pub(crate) fn damaged_error(source: &str, offset: u64) -> SourceError {
+    let message = format!("{source} sent bytes at offset {offset} that do not match their checksum");
+    SourceError { kind: SourceErrorKind::Damaged, message }
+}

@@ -1,0 +1,83 @@
+//! Bytes of a source, and what it says of them.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::limits::BLOCK_BYTES_MAX;
+
+/// Parts of a read begin and end at multiples of this: no block of any store lies in two of them.
+pub const PART_ALIGN_BYTES: u64 = BLOCK_BYTES_MAX as u64;
+
+/// Bytes of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where they are in the source.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+    /// What the source says of them.
+    pub checksums: Checksums,
+}
+
+impl Part {
+    /// Bytes of which the source says nothing.
+    pub fn new(offset: u64, bytes: Bytes) -> Self {
+        Self { offset, bytes, checksums: Checksums::default() }
+    }
+
+    /// The bytes that lie in a range.
+    pub fn within(&self, range: &Range<u64>) -> Option<Self> {
+        let end = self.offset + self.bytes.len() as u64;
+        let (start, end) = (self.offset.max(range.start), end.min(range.end));
+        let bytes = (start < end).then(|| self.bytes.slice((start - self.offset) as usize..(end - self.offset) as usize))?;
+        Some(Self { offset: start, bytes, checksums: self.checksums.clone() })
+    }
+
+    /// The first block (as the source divides its bytes) that is not what the source says it is: its offset. The bytes were
+    /// damaged on their way, or at the source.
+    pub fn damage(&self) -> Option<u64> {
+        let Checksums { block_bytes, first, ref values } = self.checksums;
+        if block_bytes == 0 || block_bytes > BLOCK_BYTES_MAX {
+            // Nobody divides bytes like that: it says nothing.
+            return None;
+        }
+        let block_bytes = u64::from(block_bytes);
+        let end = self.offset + self.bytes.len() as u64;
+        let at = |number: u64| first.checked_add(number.checked_mul(block_bytes)?);
+        let blocks = values.iter().zip(0u64..).filter_map(|(value, number)| Some(((*value)?, at(number)?)));
+        let mut inside = blocks.filter(|(_, offset)| *offset >= self.offset && *offset < end);
+        inside
+            .find(|(checksum, offset)| {
+                let start = (offset - self.offset) as usize;
+                let bytes = &self.bytes[start..self.bytes.len().min(start + block_bytes as usize)];
+                content_checksum(bytes, block_bytes as usize) != *checksum
+            })
+            .map(|(_, offset)| offset)
+    }
+}
+
+/// The crc32 (IEEE) of a block that may be cut short by the end of its volume: the rest is zero.
+pub fn content_checksum(bytes: &[u8], block_bytes: usize) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(bytes);
+    let mut zeros = block_bytes.saturating_sub(bytes.len());
+    while zeros > 0 {
+        let some = zeros.min(BLOCK_BYTES_MAX as usize);
+        hasher.update(&[0; BLOCK_BYTES_MAX as usize][..some]);
+        zeros -= some;
+    }
+    hasher.finalize()
+}
+
+/// Checksums of consecutive blocks of a source. Blocks of [`Part::bytes`] that are not whole have none, except the last one of
+/// the source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checksums {
+    /// How the source divides its bytes.
+    pub block_bytes: u32,
+    /// Offset of the first block.
+    pub first: u64,
+    /// crc32 (IEEE) of each block; `None` where it is not known.
+    pub values: Vec<Option<u32>>,
+}

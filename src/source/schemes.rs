@@ -1,0 +1,66 @@
+//! Sources by the scheme of their address.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
+
+/// Opens `nbd://`, `nbd+unix://` and `file://` addresses.
+#[derive(Clone, Debug, Default)]
+pub struct UriSources {
+    /// For NBD sources.
+    pub nbd: NbdOptions,
+}
+
+/// Whether an address is that of an NBD export, also of a kind that [`NbdSource`] refuses with a reason.
+fn is_nbd(uri: &str) -> bool {
+    matches!(uri.split_once("://"), Some(("nbd" | "nbd+unix" | "nbds" | "nbds+unix", _)))
+}
+
+impl SourceOpener for UriSources {
+    fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        match uri.split_once("://") {
+            _ if is_nbd(uri) => Ok(NbdSource::open(uri, self.nbd.clone())?),
+            Some(("file", path)) => Ok(Arc::new(FileSource::open(Path::new(path))?)),
+            _ => Err(SourceError {
+                kind: SourceErrorKind::Invalid,
+                message: format!(
+                    "'{uri}' is no address of a source: use nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or file:///PATH"
+                ),
+            }),
+        }
+    }
+
+    fn lends(&self, uri: &str) -> bool {
+        is_nbd(uri)
+    }
+
+    fn open_leased(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+        match is_nbd(uri) {
+            true => NbdSource::open_leased(uri, self.nbd.clone(), request),
+            false => self.open(uri).map(|source| LeasedSource { source, lease: None }),
+        }
+    }
+
+    fn lease(&self, uri: &str, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+        if is_nbd(uri) { NbdSource::lease(uri, &self.nbd, request) } else { Ok(None) }
+    }
+
+    fn patience(&self) -> Duration {
+        self.nbd.patience()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_not_opened_says_why() {
+        for (uri, why) in [("nbds://h/v", "TLS"), ("nbds+unix:///v?socket=/s", "TLS"), ("http://h/v", "is no address of a source")] {
+            let error = UriSources::default().open(uri).err().unwrap();
+            assert!(error.kind == SourceErrorKind::Invalid && error.message.contains(why), "{uri}: {}", error.message);
+        }
+    }
+}
