@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use super::blocks::{Blocks, View};
 use super::core::Core;
+#[cfg(feature = "futures")]
+use super::futures::AsyncQueue;
 use super::head::Head;
 use super::identity::identity_in;
 use super::pool::Pool;
@@ -214,6 +216,15 @@ impl Volume {
         self.1.volumes.leases.check_uncondemned(self.0.id, None)?;
         Ok(Queue::for_volume(&self.0, depth)?.keeping(&self.2))
     }
+
+    /// A queue whose requests are futures.
+    ///
+    /// # Errors
+    /// As [`Volume::queue`]; the thread that waits for completions cannot be started.
+    #[cfg(feature = "futures")]
+    pub fn async_queue(&self, depth: u32) -> Result<AsyncQueue> {
+        AsyncQueue::new(self.queue(depth)?, depth)
+    }
 }
 
 /// A sealed layer with its chain, open for reading.
@@ -394,5 +405,14 @@ impl Snapshot {
     pub fn queue(&self, depth: u32) -> Result<Queue> {
         let _pass = self.0.pool.fence.enter()?;
         Ok(Queue::for_snapshot(&self.0, depth)?.keeping(&self.2))
+    }
+
+    /// As [`Volume::async_queue`]; takes reads only.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "futures")]
+    pub fn async_queue(&self, depth: u32) -> Result<AsyncQueue> {
+        AsyncQueue::new(self.queue(depth)?, depth)
     }
 }

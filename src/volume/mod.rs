@@ -16,6 +16,8 @@ mod core;
 mod event;
 mod fence;
 mod foreground;
+#[cfg(feature = "futures")]
+mod futures;
 mod gate;
 mod handle;
 mod head;
@@ -36,6 +38,8 @@ mod walk;
 
 pub(crate) use self::core::{Core, CoreConfig};
 pub use event::{EVENTS_MAX, Event, EventKind, OnEvent};
+#[cfg(feature = "futures")]
+pub use futures::{AsyncQueue, RequestFuture};
 pub use handle::{Snapshot, Volume};
 pub(crate) use head::Head;
 pub use hydration::TraceInfo;
