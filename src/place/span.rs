@@ -178,10 +178,10 @@ impl IndexSpan {
     }
 
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "at most 1024")]
     pub(super) fn of_small(start: u64, end: u64) -> Self {
-        let start = start.min(u64::from(EXTENT_BLOCKS));
-        Self { start: start as u16, end: end.clamp(start, u64::from(EXTENT_BLOCKS)) as u16 }
+        let index = |number: u64| u16::try_from(number).map_or(Self::FULL.end, |number| number.min(Self::FULL.end));
+        let start = index(start);
+        Self { start, end: index(end).max(start) }
     }
 
     /// The index of the first block; 1024 or that of another block if the span is empty.

@@ -26,6 +26,12 @@ impl Source {
         code.collect::<Vec<_>>().join("\n")
     }
 
+    /// Whether all of it is for tests.
+    pub fn is_test(&self) -> bool {
+        let name = self.path.rsplit('/').next().unwrap_or_default();
+        ["tests.rs", "proof.rs", "faulty.rs"].contains(&name) || self.path.contains("/tests/")
+    }
+
     /// Path below `folder`, if the file is there.
     pub fn below(&self, folder: &str) -> Option<&str> {
         self.path.strip_prefix(folder)?.strip_prefix('/')
