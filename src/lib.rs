@@ -67,7 +67,7 @@
 //! Imports point down only, and modules of one floor do not import one another; `tests/tidy.rs` keeps it so.
 //!
 //! ```text
-//! 0  clock content cursor error ids limits options place sync units  words; locks, threads and time
+//! 0  clock content cursor error ids limits options place random sync units  words; locks, threads and time
 //! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
 //! 2  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
 //! 3  layer                                 presence, checksums, commit order
@@ -102,6 +102,8 @@ mod owners;
 mod place;
 #[cfg(feature = "placement")]
 pub mod placement;
+#[cfg(test)]
+mod random;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod source;

@@ -1,5 +1,8 @@
 //! Stores with damaged files: recovery where it is possible, a clear refusal where it is not, and never wrong bytes without an error.
 
+#[path = "../src/random.rs"]
+mod random;
+
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::ops::ControlFlow;
@@ -10,16 +13,13 @@ use std::sync::Arc;
 use volfork::source::UriSources;
 use volfork::{ErrorKind, Result, Store, StoreOptions};
 
+use random::Random;
+
 const BLOCK: usize = 4096;
 const SIZE: usize = 5 << 20;
 
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 33) as u8
-    };
-    (0..bytes).map(|_| next()).collect()
+    Random::new(seed).bytes(bytes)
 }
 
 /// No thread changes files behind the test's back, and no source is there.

@@ -1,5 +1,8 @@
 //! The engine through its public calls, on real files.
 
+#[path = "../src/random.rs"]
+mod random;
+
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use volfork::volume::VolumeOptions;
@@ -8,14 +11,10 @@ use volfork::io::{IoMode, RingKind};
 use volfork::volume::{ForkOptions, Request};
 use volfork::{ErrorKind, Store, StoreOptions};
 
+use random::Random;
+
 fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    (0..bytes)
-        .map(|_| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 56) as u8
-        })
-        .collect()
+    Random::new(seed).bytes(bytes)
 }
 
 #[test]
@@ -59,15 +58,14 @@ struct Trial {
     model: Vec<u8>,
     /// Offset, length and whether it writes, by token.
     under_way: std::collections::HashMap<u64, (u64, u64, bool)>,
-    random: u64,
+    random: Random,
 }
 
 const QUEUE_DEPTH: usize = 16;
 
 impl Trial {
     fn below(&mut self, limit: u64) -> u64 {
-        self.random = self.random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.random >> 33) % limit
+        self.random.below(limit)
     }
 
     fn clashes(&self, offset: u64, bytes: u64, write: bool) -> bool {
@@ -126,7 +124,7 @@ fn queue_agrees_with_a_model(kind: RingKind, io_mode: IoMode, seed: u64) {
     let volume = store.create_volume("a", 24 << 20).unwrap();
     let queue = volume.queue(QUEUE_DEPTH as u32).unwrap();
     assert_eq!(queue.kind(), kind);
-    let mut trial = Trial { queue, model: vec![0; 24 << 20], under_way: Default::default(), random: seed };
+    let mut trial = Trial { queue, model: vec![0; 24 << 20], under_way: Default::default(), random: Random::new(seed) };
     for token in 0..4000 {
         trial.submit(token);
         match trial.below(200) {

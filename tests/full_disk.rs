@@ -4,6 +4,9 @@
 //! how many lives a store has (default 12), `VOLFORK_FULL_SEED` where the histories begin. Each life is a process of its own. It
 //! opens the store with 0 to 100 KiB free, compares every block with the model, works on, and closes the store or calls `abort`.
 
+#[path = "../src/random.rs"]
+mod random;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,21 +16,14 @@ use std::process::Command;
 
 use volfork::{ErrorKind, Store, StoreOptions};
 
+use random::Random;
+
 const BLOCK: u64 = 4096;
 /// Blocks that are written, far from one another.
 const PLACES: u64 = 400;
 const PLACE_BYTES: u64 = 37 * BLOCK * 100;
 const IMAGE_BYTES: u64 = 400 << 20;
 const STEPS: u64 = 400;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % bound
-    }
-}
 
 /// What each place of each volume may hold: the last value is that of the last write.
 type Model = BTreeMap<String, Vec<Vec<u8>>>;
@@ -179,7 +175,7 @@ impl Life {
 fn live(store: &Path, model_path: &Path, seed: u64) {
     let threads = seed.is_multiple_of(2);
     let store = Store::open(store, StoreOptions::default().with_threads(threads)).expect("a store opens on a full disk");
-    let mut life = Life { store, model: load(model_path), random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)), names: seed * 10_000 };
+    let mut life = Life { store, model: load(model_path), random: Random::new(seed), names: seed * 10_000 };
     life.compare();
     life.learn();
     for _ in 0..STEPS {
@@ -267,7 +263,7 @@ fn histories(kind: &str) {
     drop(store);
     let first = number("VOLFORK_FULL_SEED", 1);
     for seed in first..first + number("VOLFORK_FULL_LIVES", 12) {
-        let free = Random(seed).below(101) << 10;
+        let free = Random::new(seed).below(101) << 10;
         // The first life has space for something to overwrite.
         mounted.fill(if seed == first { 4 << 20 } else { free });
         let mut child = Command::new(std::env::current_exe().unwrap());

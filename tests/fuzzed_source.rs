@@ -2,6 +2,9 @@
 //!
 //! One seed decides what a server does; `VOLFORK_HOSTILE_SEED` repeats one, `VOLFORK_HOSTILE_SEEDS` sets how many are tried.
 
+#[path = "../src/random.rs"]
+mod random;
+
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -23,6 +26,8 @@ use volfork::wire::{
 };
 use volfork::{Store, StoreOptions, Volume};
 
+use random::Random;
+
 const SIZE: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const SEEDS: u64 = 48;
@@ -35,30 +40,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const ALLOCATION: u32 = 7;
 const CHECKSUMS: u32 = 9;
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 ^ (self.0 >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 8) % bound
-    }
-
-    fn one_in(&mut self, many: u64) -> bool {
-        self.below(many) == 0
-    }
-
-    /// A number that is not the right one.
-    fn absurd(&mut self, right: u64) -> u64 {
-        let others = [0, 1, right.wrapping_add(1), right.wrapping_sub(1), right << 1, u64::from(u32::MAX), 1 << 31, 1 << 63, u64::MAX];
-        match self.below(others.len() as u64 + 1) as usize {
-            at if at < others.len() => others[at],
-            _ => self.next(),
-        }
-    }
+/// A number that is not the right one.
+fn absurd(random: &mut Random, right: u64) -> u64 {
+    let others = [0, 1, right.wrapping_add(1), right.wrapping_sub(1), right << 1, u64::from(u32::MAX), 1 << 31, 1 << 63, u64::MAX];
+    let other = random.index(others.len() + 1);
+    others.get(other).copied().unwrap_or_else(|| random.number())
 }
 
 /// The bytes of the source; nowhere zero.
@@ -92,7 +78,7 @@ impl Talk<'_> {
 
     /// The number, or another one.
     fn number(&mut self, right: u64) -> u64 {
-        if self.is_wrong() { self.random.absurd(right) } else { right }
+        if self.is_wrong() { absurd(&mut self.random, right) } else { right }
     }
 
     fn pause(&mut self) {
@@ -115,7 +101,8 @@ impl Talk<'_> {
             // Never, while others are answered.
             2 => Ok(()),
             3 => {
-                let garbage: Vec<u8> = (0..self.random.below(100)).map(|_| self.random.next() as u8).collect();
+                let count = self.random.index(100);
+                let garbage = self.random.bytes(count);
                 self.socket.write_all(&[&garbage, message].concat())
             }
             4 => {
@@ -206,12 +193,12 @@ impl Talk<'_> {
         let cookie = match (self.server.has_checksums, self.is_wrong()) {
             (_, false) => request.cookie,
             (true, true) => request.cookie | 1 << 62,
-            (false, true) => self.random.absurd(request.cookie),
+            (false, true) => absurd(&mut self.random, request.cookie),
         };
         let header = ChunkHeader {
             done: done != self.is_wrong(),
             // A hole, or a status, in its place would be a lie about the bytes.
-            kind: if self.is_wrong() { self.random.absurd(0x8001) as u16 | 0x8000 } else { kind },
+            kind: if self.is_wrong() { absurd(&mut self.random, 0x8001) as u16 | 0x8000 } else { kind },
             cookie,
             length,
         };
@@ -294,8 +281,7 @@ impl Talk<'_> {
 
 /// A server with a seed; it goes when the test does.
 fn start(seed: u64, directory: &Path) -> (Arc<Server>, String) {
-    let mut random = Random(seed);
-    random.next();
+    let mut random = Random::new(seed);
     let mode = [HeaderMode::Extended, HeaderMode::Extended, HeaderMode::Structured, HeaderMode::Simple][random.below(4) as usize];
     let has_checksums = mode == HeaderMode::Extended && random.one_in(2);
     let rarity = [5, 20, 60, 200][random.below(4) as usize];
@@ -309,7 +295,7 @@ fn start(seed: u64, directory: &Path) -> (Arc<Server>, String) {
             let server = Arc::clone(&serving);
             std::thread::spawn(move || {
                 let number = server.connections.fetch_add(1, Ordering::SeqCst);
-                let random = Random(server.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let random = Random::new(server.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 // The client leaves, or the server has had enough.
                 let _ = Talk { server: &server, socket, random }.serve();
             });
@@ -336,7 +322,7 @@ fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'sta
 
 fn check_reads(seed: u64, fork: &Volume, outcomes: &mut Outcomes) {
     let size = fork.size_bytes();
-    let mut random = Random(seed.wrapping_add(1));
+    let mut random = Random::new(seed.wrapping_add(1));
     for _ in 0..6 {
         let offset = random.below(size.min(SIZE));
         let count = (1 + random.below(100_000)).min(size.min(SIZE) - offset);

@@ -107,15 +107,12 @@ pub(super) fn remove_patches(patches: &mut BTreeMap<Block, Patch>, blocks: Block
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     #[test]
     fn ranges_agree_with_an_array_of_bytes() {
-        let mut seed = 7u64;
-        println!("seed {seed}");
-        let mut random = |below: u16| {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            u32::try_from((seed >> 33) % u64::from(below)).unwrap()
-        };
+        let mut random = Random::new(7);
+        let mut random = |limit: u16| u32::try_from(random.below(limit.into())).unwrap();
         for _ in 0..100 {
             let mut patch = Patch::new(BlockSize::DEFAULT);
             let mut model = [None; 4096];

@@ -83,15 +83,12 @@ impl Leaf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     #[test]
     fn agrees_with_an_array_of_owners() {
-        let mut seed = 42u64;
-        println!("seed {seed}");
-        let mut random = |below: u32| {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            u32::try_from((seed >> 33) % u64::from(below)).unwrap()
-        };
+        let mut random = Random::new(42);
+        let mut random = |limit: u32| u32::try_from(random.below(limit.into())).unwrap();
         let mut leaf = Leaf::default();
         let mut model = [Owner::Zero; 1024];
         for step in 0..5000 {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::disk::MIB;
 use crate::ledger::{Fate, Ledger};
 use crate::programs::{Registry, Umoci, check, debugfs};
+use crate::random::Random;
 use crate::way::Way;
 use crate::world::{Server, World, error_of, text, wait};
 
@@ -25,12 +26,7 @@ const ONE: File = ("one", MIB, 2);
 const TWO: File = ("two", MIB, 3);
 
 fn bytes_of((_, length, seed): File) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (state >> 56) as u8
-    };
-    (0..length).map(|_| next()).collect()
+    Random::new(seed).bytes(length)
 }
 
 struct Images {

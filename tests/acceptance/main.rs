@@ -13,5 +13,7 @@ mod ledger;
 mod place;
 #[path = "../images/programs.rs"]
 mod programs;
+#[path = "../../src/random.rs"]
+mod random;
 mod way;
 mod world;

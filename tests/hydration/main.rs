@@ -9,6 +9,8 @@ mod leases;
 mod lending;
 mod lifecycle;
 mod patches;
+#[path = "../../src/random.rs"]
+mod random;
 mod refusals;
 mod rude;
 mod shared;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use volfork::volume::Request;
 use volfork::{Store, StoreOptions};
 
+use crate::random::Random;
 use crate::stage::{Actor, PATIENCE, Play, Stage};
 use crate::{options, pattern};
 
@@ -157,11 +158,8 @@ fn writes_inside_missing_blocks_wait_when_there_are_too_many() {
 
 /// One of several threads that write sectors of their own, whose neighbours in the same block are others'.
 fn write_own_sectors(volume: &volfork::Volume, thread: u64, content: &mut [u8]) {
-    let mut random = thread + 1;
-    let mut below = |limit: u64| {
-        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (random >> 33) % limit
-    };
+    let mut random = Random::new(thread);
+    let mut below = |limit: u64| random.below(limit);
     for round in 0..600 {
         let sector = below(content.len() as u64 / 512 / 4) * 4 + thread;
         let range = sector as usize * 512..(sector as usize + 1) * 512;

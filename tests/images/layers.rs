@@ -7,14 +7,10 @@ use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::fixture::{Archive, Host, Layer, Layout, content};
 use crate::programs::check;
+use crate::random::Random;
 
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(1);
-    let step = |_| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as u8
-    };
-    (0..bytes).map(step).collect()
+    Random::new(seed).bytes(bytes)
 }
 
 fn base(layout: &Layout) -> [Layer; 2] {

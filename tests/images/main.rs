@@ -10,5 +10,7 @@ mod hostile;
 mod layers;
 mod peers;
 mod programs;
+#[path = "../../src/random.rs"]
+mod random;
 mod registry;
 mod together;

@@ -11,7 +11,7 @@ mod inode;
 mod oracle;
 mod plan;
 mod queuer;
-#[path = "../sim/random.rs"]
+#[path = "../../src/random.rs"]
 mod random;
 mod sector;
 mod shaper;

@@ -13,6 +13,7 @@ mod leases;
 mod model;
 mod overwrites;
 mod patches;
+#[path = "../../src/random.rs"]
 mod random;
 mod refusals;
 mod resize;

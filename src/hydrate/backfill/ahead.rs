@@ -109,6 +109,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     /// Reads blocks one after the other; answers how many of the reads were misses.
     fn misses(reads: impl Iterator<Item = u64>) -> usize {
@@ -145,10 +146,9 @@ mod tests {
     fn a_random_reader_fetches_little_in_vain() {
         let mut readers = Readers::default();
         let mut ahead = 0;
-        let mut block = 12_345u64;
+        let mut random = Random::new(12_345);
         for _ in 0..1000 {
-            block = block.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let at = block >> 33;
+            let at = random.below(1 << 31);
             ahead += readers.miss(&(at..at + 1), 4096).iter().map(|range| range.end - range.start).sum::<u64>();
         }
         assert!(ahead <= 1000 * 32, "{ahead} blocks were fetched for 1000 random misses");

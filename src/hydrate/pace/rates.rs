@@ -146,6 +146,7 @@ pub fn is_late(left_bytes: u64, left: Duration, bytes_per_second: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     #[test]
     fn a_deadline_is_met_by_one_that_is_fast_while_it_is_late() {
@@ -186,14 +187,9 @@ mod tests {
 
     #[test]
     fn hydrations_that_begin_at_once_begin_apart() {
-        let mut random = 1u64;
+        let mut random = Random::new(1);
         for (hydrations, longest) in [(1, 20), (50, 1000), (5000, 2000)] {
-            let mut pauses: Vec<Duration> = (0..1000)
-                .map(|_| {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    start_pause(hydrations, random)
-                })
-                .collect();
+            let mut pauses: Vec<Duration> = (0..1000).map(|_| start_pause(hydrations, random.number())).collect();
             pauses.sort_unstable();
             let longest = Duration::from_millis(longest);
             assert!(pauses[999] < longest && pauses[0] < longest / 50, "{hydrations}: {:?} to {:?}", pauses[0], pauses[999]);

@@ -6,6 +6,7 @@ use std::process::Command;
 use super::directories::{KEPT_NAMES_MAX, NAMES_MAX};
 use super::*;
 use crate::place::{length, wide};
+use crate::random::Random;
 use crate::store::{Store, StoreOptions};
 
 /// Files and their content, and directories, by path.
@@ -57,11 +58,8 @@ fn little_memory_gives_the_same_files() {
     let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
     let volume = store.create_volume("v", 256 << 20).unwrap();
     let mut model = Model::from([("/lost+found".into(), None)]);
-    let mut state = 7_u64;
-    let mut random = move |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    };
+    let mut random = Random::new(7);
+    let mut random = |limit: u64| random.below(limit);
     for layer in 0..4 {
         let mut files = if layer == 0 { FileSystem::create(&volume).unwrap() } else { FileSystem::open(&volume).unwrap() };
         // At first as much as it wants.
