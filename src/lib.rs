@@ -67,7 +67,7 @@
 //! Imports point down only, and modules of one floor do not import one another; `tests/tidy.rs` keeps it so.
 //!
 //! ```text
-//! 0  clock content cursor error ids limits options place random sync units  words; locks, threads and time
+//! 0  clock content cursor error ids limits options place random sync telemetry units  words; locks, threads and time
 //! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
 //! 2  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
 //! 3  layer                                 presence, checksums, commit order
@@ -113,6 +113,7 @@ mod sync;
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub mod sync;
+mod telemetry;
 mod units;
 pub mod volume;
 // For the tests and fuzzers of this package: not part of the interface.

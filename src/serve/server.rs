@@ -17,6 +17,7 @@ use crate::io::descriptors_max;
 use crate::limits::QUEUE_DEPTH_MAX;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::thread::{Builder, JoinHandle};
+use crate::telemetry::tell;
 
 /// Descriptors of one connection: two handles to its socket, its ring and what wakes it.
 const CONNECTION_DESCRIPTORS: usize = 4;
@@ -173,6 +174,7 @@ impl Shared {
     fn serve(&self, place: &Place, mut socket: ClientSocket) {
         let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout) else { return };
         self.places.agreed(place.number, session.export.clone());
+        tell!(DEBUG, connection = place.number, export = session.export.name(), "client connected");
         let terms = Terms {
             depth: self.options.depth,
             stall_timeout: self.options.stall_timeout,
@@ -183,5 +185,6 @@ impl Shared {
         if let Ok(connection) = Connection::new(socket, session, terms) {
             let _ = connection.run();
         }
+        tell!(DEBUG, connection = place.number, "client gone");
     }
 }

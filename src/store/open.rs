@@ -16,6 +16,7 @@ use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::place::{BlockSize, BlockSpan};
 use crate::sync::Mutex;
+use crate::telemetry::tell;
 use crate::volume::{Core, CoreConfig};
 
 /// A store that this process owns.
@@ -248,6 +249,7 @@ impl OpenStore {
         let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
         store.background.note_opened(replayed.unclean);
         store.core.note_restricted(restricted);
+        tell!(INFO, store = store.core.report.store_id, path = %path.display(), unclean = replayed.unclean, "opened");
         Ok(store)
     }
 
@@ -363,6 +365,8 @@ impl OpenStore {
         };
         // The lock goes last.
         *ownership = Ownership::Released(result.clone());
+        drop(ownership);
+        tell!(INFO, store = self.core.report.store_id, error = result.as_ref().err().map(tracing::field::display), "closed");
         result
     }
 

@@ -10,6 +10,7 @@ use super::fence::Fence;
 use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex};
+use crate::telemetry::{self, tell};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,22 @@ pub struct Event {
     pub volumes: Vec<String>,
     /// Why, if something failed.
     pub error: Option<String>,
+}
+
+impl Event {
+    /// Tells `tracing` of it.
+    #[cfg_attr(not(feature = "tracing"), allow(clippy::unused_self))]
+    fn trace(&self) {
+        match self.kind {
+            EventKind::Hydrated | EventKind::Recovered => tell!(INFO, kind = ?self.kind, volumes = ?self.volumes),
+            EventKind::WritesRefused | EventKind::Damaged => {
+                tell!(ERROR, kind = ?self.kind, volumes = ?self.volumes, error = self.error);
+            }
+            EventKind::Degraded | EventKind::NoSpace | EventKind::Restricted | EventKind::BackgroundFailed | EventKind::SpaceLow => {
+                tell!(WARN, kind = ?self.kind, volumes = ?self.volumes, error = self.error);
+            }
+        }
+    }
 }
 
 /// Called with each event, one after the other, on a thread of the store that does nothing else (without
@@ -108,7 +125,7 @@ impl Events {
     /// Notes what happened. Never waits for the callback.
     pub fn note(self: &Arc<Self>, told: Told) {
         let mut state = self.state.lock();
-        if state.stopped || self.on_event.is_none() {
+        if state.stopped || self.on_event.is_none() && !telemetry::is_on() {
             return;
         }
         if state.queue.len() >= EVENTS_MAX {
@@ -154,6 +171,7 @@ impl Events {
         // A panic was printed.
         let _ = catch_unwind(AssertUnwindSafe(|| {
             let event = Event { kind: told.kind, volumes: (told.volumes)(), error: told.error };
+            event.trace();
             self.on_event.iter().for_each(|on_event| on_event(&event));
         }));
         TELLS.set(outer);
