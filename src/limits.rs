@@ -32,7 +32,7 @@ pub struct Limits {
     pub expect_blocks_max: usize,
     /// Journal bytes taken in advance for blocks that will become present.
     pub reserve_step_bytes: u64,
-    /// Journal bytes that may be taken for records to come; whoever needs more waits for a round. Bounds the frame of a round.
+    /// Journal bytes that may be taken for records to come; a request that needs more waits for a round. Bounds the frame of a round.
     pub reserved_bytes_max: u64,
     /// The journal takes space from the file system in steps of this many bytes.
     pub journal_grow_bytes: u64,
@@ -77,7 +77,7 @@ pub enum Planted {
     EarlyPunch,
     /// A shrink first has the new size, then its zeros.
     ShrinkInTwoSteps,
-    /// A snapshot that somebody has open can be destroyed.
+    /// A snapshot that is open can be destroyed.
     UnpinnedSnapshot,
     /// A request that another thread reaps does not wake who waits for its queue.
     LostWake,

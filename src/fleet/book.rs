@@ -42,7 +42,7 @@ impl Book {
         // From its end it begins again: it only has to differ from the one before.
         self.sequence = self.sequence.wrapping_add(1);
         let bytes = layout::write(path, &self)?;
-        // A larger one is taken by nobody, and would close the zone.
+        // No reader takes a larger one, and it would close the zone.
         if self.reservations.len() > RESERVATIONS_MAX || wide(bytes.len()) > BOOK_BYTES_MAX {
             return Err(Error::new(ErrorKind::NoSpace, format!("{path} is full: release reservations, or let them lapse")));
         }

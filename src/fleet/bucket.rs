@@ -1,4 +1,4 @@
-//! Objects in a directory or a bucket: read whole, written whole, and changed only if nobody changed them meanwhile.
+//! Objects in a directory or a bucket: read whole, written whole, and changed only if they were not changed meanwhile.
 //!
 //! # Conditional writes
 //! A bucket refuses a write whose precondition (`If-Match`, `If-None-Match`) does not hold, and the change is decided again from
@@ -34,7 +34,7 @@ const OBJECTS_MAX: usize = 100_000;
 const CHANGES_MAX: u32 = 64;
 /// How long a bucket may fail before a request is given up.
 const RETRY_TIME: Duration = Duration::from_secs(15);
-/// How long the lock of a directory is waited for: whoever has it may have been stopped.
+/// How long to wait for the lock of a directory: its holder may have been stopped.
 const LOCK_TIME: Duration = Duration::from_secs(30);
 
 /// An object and which version of it this is.
@@ -187,7 +187,7 @@ impl Bucket {
         }
     }
 
-    /// What the bucket's clock says, in seconds since the Unix epoch: when it has written an object that nobody reads. That of a
+    /// The bucket's clock, in seconds since the Unix epoch: the time at which it wrote an object that is not read. That of a
     /// directory says when the lock file was touched.
     ///
     /// # Errors
@@ -247,7 +247,7 @@ fn open_s3(url: &str) -> Result<Arc<dyn ObjectStore>> {
     let mut builder = AmazonS3Builder::from_env().with_url(url);
     let is_http = |key| builder.get_config_value(&key).is_some_and(|value| value.starts_with("http://"));
     if is_http(AmazonS3ConfigKey::Endpoint) || is_http(AmazonS3ConfigKey::S3Endpoint) {
-        // Whoever names such an address means it.
+        // A user who names such an address means it.
         builder = builder.with_allow_http(true);
     }
     let retry = RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() };
@@ -301,7 +301,7 @@ fn locked(path: &Path, patience: Duration) -> Result<File> {
                 return Err(Error::new(ErrorKind::Busy, message));
             }
         }
-        // If the directory was wiped meanwhile, this is the lock of nobody: others make a new one.
+        // If the directory was wiped meanwhile, this lock has no name any more: other processes make a new one.
         let own = file.metadata().map_err(wrong)?;
         if std::fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())) {
             return Ok(file);

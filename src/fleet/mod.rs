@@ -6,8 +6,8 @@
 //! # Nobody oversells
 //! An assignment counts from the moment it is reserved until its host lists it under `assignments` and counts it under `used`. For
 //! each zone there is one object with the reservations of its hosts. A scheduler reads that object, then the inventories of the
-//! zone, decides from these alone, and writes the object back on condition that nobody changed it. In this order no assignment can
-//! slip between both: whoever took it out of the object saw it in the inventory before, and inventories only get newer.
+//! zone, decides from these alone, and writes the object back on condition that it was not changed. In this order no assignment can
+//! slip between both: a scheduler that took it out of the object saw it in the inventory before, and inventories only get newer.
 //!
 //! A host takes what it reports out of the reservations itself, after the report; schedulers do the same with what they find there.
 //!
@@ -23,7 +23,7 @@
 //!
 //! # Untrusted bytes
 //! Objects are bounded in size. One that is not what it should be takes its host, or the hosts of its zone, out of the fleet, is
-//! named, and harms nobody else.
+//! named, and harms no other.
 //!
 //! # Blocking
 //! Calls block, on a small runtime of their own: not to be called from tasks of an asynchronous runtime.

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::place::wide;
 use crate::placement::{HostInventory, InventoryDelta};
 
-/// A report that would say nothing new is left out for so long, by a host that does not say how often it reports.
+/// How long a host that does not say how often it reports leaves out reports that say nothing new.
 const SILENCE_SECONDS: u64 = 30;
 /// Changes up to this size are worth an object of their own.
 const DELTA_BYTES_MIN: usize = 4096;
@@ -57,7 +57,7 @@ impl Publisher {
     /// Reports what a host has at `now`, in seconds since the Unix epoch; the generation is found here.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for names that are no names; [`ErrorKind::Busy`] if somebody else reports for this host too (the
+    /// [`ErrorKind::InvalidInput`] for names that are no names; [`ErrorKind::Busy`] if another process reports for this host too (the
     /// next report of this one is then written whole); the fleet cannot be reached.
     pub fn publish(&mut self, mut inventory: HostInventory, now: u64) -> Result<Published> {
         layout::check_inventory(&inventory)?;
@@ -143,7 +143,7 @@ impl Publisher {
         let (bytes, tag) = self.fleet.bucket().change_tagged(&path, INVENTORY_BYTES_MAX, |found| {
             let found = found.and_then(|bytes| layout::parse::<HostInventory>(&path, bytes).ok()).map(|found| found.generation);
             let found = found.filter(|found| *found <= GENERATION_MAX);
-            // One that is gone or older was wiped or restored; a newer one is somebody else's.
+            // One that is gone or older was wiped or restored; a newer one is that of another process.
             if expected.is_some() && found > expected {
                 return Err(twice(&inventory.host));
             }

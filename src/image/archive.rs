@@ -1,4 +1,4 @@
-//! A tar archive that nobody vouches for, entry by entry.
+//! A tar archive that is not trusted, entry by entry.
 //!
 //! Headers are decoded by the `tar` crate. Its iterator is not used: it takes the headers that extend an entry (long names of GNU,
 //! records of PAX) into memory, however large they say that they are; it ends a record at the first line feed, though its length is
@@ -16,7 +16,7 @@ use crate::place::{length, wide};
 
 /// Bytes of a record of an archive.
 pub(super) const RECORD_BYTES: u64 = 512;
-/// What extends one entry, at most: names, attributes, and where a sparse file has its pieces.
+/// Most bytes of the headers that extend one entry: names, attributes, and where a sparse file has its pieces.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 
 /// Where a sparse file has bytes, and how many.
@@ -50,7 +50,7 @@ pub(super) struct Archive<R> {
     last: Vec<u8>,
 }
 
-/// What stands before an entry and extends it.
+/// The headers that stand before an entry and extend it.
 #[derive(Default)]
 struct Extensions {
     bytes: u64,
@@ -70,7 +70,7 @@ impl<R: Read> Archive<R> {
         Self { stream, left: 0, padding: 0, last: Vec::new() }
     }
 
-    /// What is wrong, and where.
+    /// An error that names the entry.
     fn invalid(&self, what: impl std::fmt::Display) -> Error {
         let place = match self.last.is_empty() {
             true => "at its beginning".into(),
@@ -305,7 +305,7 @@ impl<R: Read> Archive<R> {
         Content { archive: self, entry, position: 0, piece: 0 }
     }
 
-    /// What is behind the archive.
+    /// The stream behind the end of the archive.
     pub fn into_stream(self) -> R {
         self.stream
     }

@@ -75,7 +75,7 @@ pub struct ImportProgress {
     pub bytes_total: u64,
 }
 
-/// What it took until the volume was ready.
+/// Time until the volume was ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// Seconds that the source was waited for.
@@ -111,7 +111,7 @@ pub struct ImportedImage {
     pub size_bytes: u64,
     /// The image.
     pub image: Image,
-    /// What it took.
+    /// Time and bytes until it was ready.
     pub start: Start,
 }
 
@@ -196,7 +196,7 @@ impl Making {
         MAKING.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key).then(|| Self(key))
     }
 
-    /// Waits until nobody makes a chain, or for a moment; `true` in the first case.
+    /// Waits until no import makes a chain, or for a moment; `true` in the first case.
     fn wait(store: &Store, chain: Digest) -> bool {
         let made = MAKING.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = MAKING.1.wait_timeout_while(made, TELL_EVERY, |made| made.contains(&(store.identity(), chain)));
@@ -308,7 +308,7 @@ impl Import<'_> {
         let (work, here) = self.fork_here(reserved)?;
         let last = layers[..here].last().filter(|_| !left.is_empty() || self.layers_made > 0).map(|layer| layer.held.chain);
         for name in &left {
-            // The layers that it keeps are below the volume now, as far as they are needed. One that somebody reads stays.
+            // The layers that it keeps are below the volume now, as far as they are needed. One that is being read stays.
             let _ = self.store.destroy_volume(name, true);
         }
         let missing = layers[here..].iter().map(|layer| layer.held.layer.bytes).fold(0, u64::saturating_add);

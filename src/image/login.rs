@@ -1,4 +1,4 @@
-//! Who may know a login, and what a registry asks for.
+//! Logins: the hosts that may know one, and the challenges of a registry.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ impl fmt::Debug for RegistryLogin {
     }
 }
 
-/// What a registry wants to see.
+/// The proof of a login that a registry asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// Nothing that is known here.
@@ -42,7 +42,7 @@ pub(super) enum Challenge {
 }
 
 impl Challenge {
-    /// What the headers `WWW-Authenticate` of an answer ask for: a token, where there is a choice.
+    /// The challenge in the headers `WWW-Authenticate` of an answer: that for a token, where there is a choice.
     pub fn of<'a>(headers: impl Iterator<Item = &'a str>) -> Self {
         let mut found = Self::Unknown;
         for challenge in headers.filter_map(|header| http_auth::parse_challenges(header).ok()).flatten() {
@@ -103,7 +103,7 @@ struct DockerAuth {
     auth: String,
 }
 
-/// What `docker login` wrote for a host. Logins that it keeps in a program of its own are not found.
+/// The login that `docker login` wrote for a host. Logins that it keeps in a program of its own are not found.
 pub(super) fn docker_login(host: &str) -> Option<RegistryLogin> {
     let directory = std::env::var_os("DOCKER_CONFIG").map(Into::into);
     let directory = directory.or_else(|| Some(std::path::PathBuf::from(std::env::var_os("HOME")?).join(".docker")))?;

@@ -1,4 +1,4 @@
-//! Manifests, indexes and configurations: parsed from bytes that nobody vouches for.
+//! Manifests, indexes and configurations, parsed from bytes that are not trusted.
 //!
 //! The formats are those of the OCI image specification (<https://github.com/opencontainers/image-spec>), and of Docker's
 //! "schema 2", which differ in media types only.
@@ -115,13 +115,13 @@ pub struct Entry {
     pub content: ImageLayer,
     /// Its media type.
     pub media_type: String,
-    /// What it is for, if that is said.
+    /// The platform that it is for, if it is given.
     pub platform: Option<Platform>,
     /// The tag, in the index of a layout.
     pub tag: Option<String>,
 }
 
-/// What a manifest or index says.
+/// A manifest or index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// Others to choose from.
@@ -135,7 +135,7 @@ pub enum Document {
     },
 }
 
-/// What a configuration says.
+/// The configuration of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Config {
     pub platform: Platform,

@@ -41,7 +41,7 @@ with_methods! { RegistryOptions:
     with_login(login: Some<RegistryLogin>);
 }
 
-/// What a request says of who asks.
+/// The authorization that a request carries.
 #[derive(Clone)]
 enum Authorization {
     None,
@@ -65,7 +65,7 @@ struct Shared {
     login: Option<RegistryLogin>,
     place: Reference,
     plain: bool,
-    /// What the last challenge was answered with.
+    /// The answer to the last challenge.
     authorization: Mutex<Authorization>,
 }
 
@@ -94,7 +94,7 @@ impl RegistrySource {
             .map_err(|error| Error::new(ErrorKind::InvalidInput, format!("'{repository}' is not a repository of a registry: {error}")))?;
         let plain = options.plain_http || host_is_here(place.resolve_registry());
         let agent = concat!("volfork/", env!("CARGO_PKG_VERSION"));
-        // Whoever the registry leads to has to keep what is asked secret, too.
+        // A host that the registry redirects to has to keep the request secret, too.
         let http = Client::builder().connect_timeout(PATIENCE).read_timeout(PATIENCE).user_agent(agent).https_only(!plain).build();
         let http = http.map_err(|error| Error::new(ErrorKind::Io, format!("cannot speak HTTP: {error}")))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -169,7 +169,7 @@ impl Shared {
             let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let answer = authorization.apply(request).send().await.map_err(|error| unreachable(reference, &error))?;
             match answer.status().as_u16() {
-                // Not of somebody else that the registry has led to.
+                // Not of another host that the registry has redirected to.
                 401 if !was_challenged && answer.url().origin() == url.origin() => {
                     let headers = answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
                     let answered = self.answer_challenge(Challenge::of(headers), reference).await?;

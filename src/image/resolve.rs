@@ -19,9 +19,9 @@ const NAMED_MAX: usize = 20;
 /// An image of one platform, with what is needed to unpack it.
 #[derive(Clone, Debug)]
 pub struct ResolvedImage {
-    /// What it consists of, each layer once.
+    /// Its layers, each once.
     pub image: Image,
-    /// What it is for.
+    /// The platform that it is for.
     pub platform: Platform,
     /// Its layers in order, the base first; one that is listed twice is here twice.
     pub layers: Vec<ResolvedLayer>,

@@ -15,7 +15,7 @@ use crate::place::{length, wide};
 pub struct RawManifest {
     /// The digest of `bytes`.
     pub digest: Digest,
-    /// What the source calls it.
+    /// Media type that the source names.
     pub media_type: Option<String>,
     /// The document.
     pub bytes: Vec<u8>,
@@ -37,7 +37,7 @@ pub trait ManifestSource: Send + Sync {
     fn open_blob(&self, digest: &Digest) -> Result<Box<dyn Read + Send>>;
 }
 
-/// The bytes of a blob: as many as its descriptor says, and those that its digest names. Whoever reads to the end without an
+/// The bytes of a blob: as many as its descriptor says, and those that its digest names. A reader that comes to the end without an
 /// error has read the right bytes.
 pub struct Blob<'a> {
     stream: Box<dyn Read + Send + 'a>,

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::error::{Error, ErrorKind};
 
-/// What ended a stream: our own error, if that is what it was.
+/// The error that ended a stream: the library's own, if one is inside.
 pub(super) fn error_of(context: &str, error: io::Error) -> Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
     while let Some(inner) = cause {

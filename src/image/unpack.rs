@@ -86,7 +86,7 @@ pub(super) fn unpack(files: &mut FileSystem<'_>, blob: &mut dyn Read, layer: &Re
         }
         apply(files, &mut archive, &entry, *left)?;
     }
-    // What follows the archive belongs to what the digests name.
+    // The bytes behind the archive are covered by the digests too.
     io::copy(&mut archive.into_stream(), &mut io::sink()).map_err(invalid)?;
     *left = unpacked.left;
     match Digest(unpacked.hash.finalize().into()) {
@@ -118,7 +118,7 @@ fn parts(path: &[u8]) -> Result<Vec<&[u8]>> {
 fn apply(files: &mut FileSystem<'_>, archive: &mut Archive<impl Read>, entry: &Entry, left: u64) -> Result<()> {
     let path = &entry.path;
     let path_parts = parts(path)?;
-    // What the file system refuses is told by the whole name.
+    // An entry that the file system refuses is named by its whole path.
     let named = |error: Error| match error.kind() {
         ErrorKind::InvalidInput => error.context(format_args!("the layer of the image has '{}'", shown(path))),
         _ => error,

@@ -1,10 +1,10 @@
-//! Who may use what this program makes.
+//! Access to the files and sockets that this program makes.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Who may use the files of a store and the sockets of its server, whatever the umask says. The directory of the store tells it:
+/// The users of the files of a store and of the sockets of its server, whatever the umask says. The directory of the store tells them:
 /// files that are made in it, and directories below it, are as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -17,7 +17,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// What the mode of a directory says.
+    /// The access that the mode of a directory gives.
     ///
     /// # Errors
     /// It is not there.

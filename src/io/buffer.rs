@@ -77,7 +77,7 @@ impl AlignedBuffer {
     /// A buffer of `length` bytes with some content: zeros, or what an earlier buffer of this process held.
     ///
     /// # Panics
-    /// If no memory can have so many bytes (more than about `isize::MAX`), as `Vec` does.
+    /// If no memory can have `length` bytes (more than about `isize::MAX`), as `Vec` does.
     pub fn new(length: usize) -> Self {
         let Some(layout) = layout_for(length) else { panic!("no memory can have {length} bytes") };
         let memory = kept(layout.size()).and_then(|kept| kept.lock().pop()).unwrap_or_else(|| Memory::new(layout));

@@ -49,7 +49,7 @@ pub enum IoMode {
 pub struct DiskSpace {
     /// All of it.
     pub total_bytes: u64,
-    /// What this process may still use.
+    /// Free for this process.
     pub free_bytes: u64,
 }
 
@@ -61,7 +61,7 @@ pub trait Disk: Send + Sync + 'static {
     }
     /// Creates a directory and its missing parents. A new one is for those who may use the one above it.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
-    /// Who may use what is made in a directory from now on. A disk without users has owners only.
+    /// The users of what is made in a directory from now on. A disk without users has owners only.
     fn access(&self, _directory: &Path) -> io::Result<Access> {
         Ok(Access::Owner)
     }

@@ -26,7 +26,7 @@ struct Switches {
     syncs_fail: AtomicBool,
     /// No data file can be opened: the process has no descriptor left.
     opens_fail: AtomicBool,
-    /// So many directories and files cannot be opened, for lack of descriptors.
+    /// This many directories and files cannot be opened, for lack of descriptors.
     descriptors_lack: AtomicU64,
     /// Reads of data files below this offset fail.
     unreadable_below: AtomicU64,
@@ -38,7 +38,7 @@ struct Switches {
     punches_fail: AtomicBool,
     /// Files tell their descriptors; what is transferred through these meets no fault.
     descriptors_told: AtomicBool,
-    /// What is not on the disk: in a page cache that will write it, or that calls it clean.
+    /// Bytes that are not on the disk: in a page cache that will write them, or that calls them clean.
     dirty: Mutex<HashMap<PathBuf, Vec<Before>>>,
     clean: Mutex<HashMap<PathBuf, Vec<Before>>>,
     synced_directories: Mutex<Vec<PathBuf>>,

@@ -52,7 +52,7 @@ pub enum Op {
         file: Arc<dyn DiskFile>,
         /// Owned by the ring until completion.
         buffer: ReadBuffer,
-        /// First byte.
+        /// Byte offset in the file.
         offset: u64,
     },
     /// Writes all bytes.
@@ -61,7 +61,7 @@ pub enum Op {
         file: Arc<dyn DiskFile>,
         /// Owned by the ring until completion.
         data: Bytes,
-        /// First byte.
+        /// Byte offset in the file.
         offset: u64,
     },
 }

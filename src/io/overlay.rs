@@ -4,7 +4,7 @@
 //!
 //! # Invariants
 //! - The disk below is asked for its shared lock, for names and for bytes, and for nothing that changes it.
-//! - A file below is read where it was not changed. So nobody may change it meanwhile, which the shared lock ensures.
+//! - A file below is read where it was not changed. The shared lock ensures that no other process changes it meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;

@@ -1,4 +1,4 @@
-//! Who has the processor first.
+//! Priority of threads.
 
 /// How much less of a busy processor the background gets: about a tenth of what a thread of the foreground gets, so that it never
 /// stands still (`nice` levels differ by a factor of 1.25 each, sched(7)).

@@ -76,7 +76,7 @@ impl Ring {
         }
     }
 
-    /// What it is.
+    /// The backend that was chosen. One of a simulated run counts as io_uring.
     pub fn kind(&self) -> RingKind {
         match &self.0 {
             Backend::Uring(_) => RingKind::Uring,

@@ -92,7 +92,7 @@ impl SimulatedRing {
     }
 }
 
-/// What a task does: transfers, until the ring closes and nothing is submitted.
+/// The body of a task: it does transfers until the ring closes and nothing is submitted.
 fn transfer((state, changed): &(Mutex<State>, Condvar), waker: &RingWaker) {
     loop {
         let (token, op) = {
@@ -125,7 +125,7 @@ impl AsRawFd for SimulatedRing {
 
 impl Drop for SimulatedRing {
     fn drop(&mut self) {
-        // What was not submitted was never seen. The rest owns its buffers until its own end.
+        // A transfer that was not submitted was never seen. The others own their buffers until their own end.
         self.pushed.clear();
         self.shared.0.lock().closing = true;
         self.shared.1.notify_all();

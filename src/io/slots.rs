@@ -1,4 +1,4 @@
-//! What is under way, by small numbers that are used again.
+//! Requests under way, by small numbers that are used again.
 
 /// Values that stay at their number until they are removed.
 #[derive(Debug)]

@@ -71,7 +71,7 @@ fn checked(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Whoever opens a pipe waits for its other end, and a device may do anything.
+/// Opening a pipe waits for its other end, and opening a device may do anything.
 fn refuse_other_than_files(path: &Path) -> io::Result<()> {
     match std::fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),

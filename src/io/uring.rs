@@ -209,7 +209,7 @@ impl UringRing {
                     if with_kernel > usize::from(self.armed) {
                         return;
                     }
-                    // Nothing will end: nobody would look at the queue again.
+                    // No transfer will end, so no later call would look at the queue again.
                     busy += 1;
                     if busy > SUBMITS_MAX {
                         self.fail(number);
@@ -379,7 +379,7 @@ impl AsRawFd for UringRing {
 
 impl Drop for UringRing {
     fn drop(&mut self) {
-        // What the kernel has not seen can go; for the rest, its own completion is the only end.
+        // A transfer that the kernel has not seen can be dropped; each other one ends with its own completion only.
         self.waiting.clear();
         self.closing = true;
         self.waker.wake();

@@ -132,7 +132,7 @@ impl BlockIndex {
         Self((number & (EXTENT_BLOCKS - 1)) as u16)
     }
 
-    /// Its number.
+    /// Its number within the extent, 0 to 1023.
     #[inline]
     pub fn number(self) -> u32 {
         u32::from(self.0)

@@ -25,7 +25,7 @@ impl Resources {
         self.volume_bytes = self.volume_bytes.saturating_add(more.volume_bytes);
     }
 
-    /// What is left of these amounts, none of them below zero.
+    /// These amounts without `taken`, none of them below zero.
     pub fn without(&self, taken: &Self) -> Self {
         Self {
             cpus: without(&self.cpus, &taken.cpus),

@@ -25,7 +25,7 @@ fn changed<T: PartialEq + Clone>(old: &T, new: &T) -> Option<T> {
 }
 
 impl HostInventory {
-    /// What leads from this inventory to a newer one of the same host.
+    /// The change from this inventory to a newer one of the same host.
     pub fn delta_to(&self, newer: &Self) -> InventoryDelta {
         InventoryDelta {
             host: newer.host.clone(),

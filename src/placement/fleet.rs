@@ -125,7 +125,7 @@ impl Fleet {
         true
     }
 
-    /// What is known of a host.
+    /// The inventory of a host, as far as it is known.
     pub fn host(&self, name: &str) -> Option<&HostInventory> {
         self.numbers.get(name).map(|number| self.inventory(*number))
     }
@@ -168,7 +168,7 @@ impl Fleet {
         self.hold(reservation)
     }
 
-    /// Holds capacity for an assignment that somebody else has decided on, whether it fits or not.
+    /// Holds capacity for an assignment that was decided elsewhere, whether it fits or not.
     ///
     /// # Errors
     /// As [`Fleet::reserve`], but never [`ErrorKind::NoSpace`].
@@ -235,7 +235,7 @@ impl Fleet {
         [Some(name), short].into_iter().flatten().filter_map(|name| images.get(name)).copied().max().unwrap_or(0)
     }
 
-    /// What the request uses up on a host. "Any kind" becomes the kind of which most are free, the first by name among equals.
+    /// The resources that the request uses up on a host. "Any kind" becomes the kind of which most are free, the first by name among equals.
     pub(super) fn resources_for(&self, number: u32, request: &Request) -> Resources {
         let left = self.left(number);
         let chosen = |wanted: &super::inventory::Processors, left: &BTreeMap<String, u32>| {
@@ -252,7 +252,7 @@ impl Fleet {
         }
     }
 
-    /// What is neither in use nor reserved on a host.
+    /// The resources of a host that are neither in use nor reserved.
     fn left(&self, number: u32) -> Resources {
         let Slot { inventory, reserved, .. } = &self.slots[index(number)];
         let mut taken = inventory.used.clone();

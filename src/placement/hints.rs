@@ -1,4 +1,4 @@
-//! What is known of a volume's machine before it exists, as labels of the volume.
+//! Hints about the machine of a volume before it exists, as labels of the volume.
 //!
 //! ```text
 //! vm.cpus  vm.cpu-kind  vm.gpus  vm.gpu-kind  vm.memory    numbers, kinds, bytes
@@ -29,13 +29,13 @@ const UNIQUE_ZONE_APP_WIDE: &str = "zone.unique-app-wide";
 /// Label of a volume that uses up a reservation: its id.
 pub const RESERVATION_LABEL: &str = "volfork.reservation";
 
-/// What is known of a volume's machine, and where it may be.
+/// Hints about a volume's machine, and where it may be.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MachineHints {
-    /// What the machine needs.
+    /// Processors and memory that the machine needs.
     pub compute: Compute,
-    /// What it starts from.
+    /// Image that it starts from.
     pub image: Option<String>,
     /// The application it belongs to, or empty.
     pub app: String,
@@ -99,7 +99,7 @@ impl MachineHints {
         self
     }
 
-    /// What is known here, and from the labels of a source what is not. Its labels may say anything of what is known here.
+    /// These hints, completed by the labels of a source. Labels of what is known here are not looked at.
     ///
     /// # Errors
     /// As [`MachineHints::from_labels`].
@@ -159,7 +159,7 @@ mod tests {
         };
         let inherited = told.or_labels(&full().labels()).unwrap().compute.gpus;
         assert_eq!(inherited, Some(Processors { kind: "a100".into(), count: 2 }));
-        // What is no number harms only one that needs it.
+        // A label that is no number harms only a caller that needs it.
         let mut labels = full().labels();
         labels.insert(CPUS.into(), "many".into());
         assert!(told.or_labels(&labels).unwrap_err().to_string().contains("correct the label"));

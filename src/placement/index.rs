@@ -11,7 +11,7 @@ use super::scores::normal_name;
 use crate::content::Digest;
 use crate::place::index;
 
-/// What a host fetches, so that it can be taken out of the index again.
+/// The fetches of a host, so that they can be taken out of the index again.
 #[derive(Debug, Default)]
 pub(super) struct Fetching {
     layers: Vec<Digest>,

@@ -1,4 +1,4 @@
-//! What a host has, as it reports it.
+//! Inventories: the resources and contents that a host reports.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::Digest;
 
-/// A host is dead when so many of its reports are missing.
+/// A host is dead when this many of its reports are missing.
 const REPORTS_MISSED_MAX: u64 = 3;
 /// Longest time between two reports that is believed, in seconds.
 const REPORT_SECONDS_MAX: u64 = 86_400;
@@ -51,11 +51,11 @@ pub struct Resources {
 /// Bytes a second.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bandwidth {
-    /// What the host can fetch in all.
+    /// Most bytes a second that the host can fetch in all.
     pub download: u64,
-    /// What it gets from the registry of images, at most.
+    /// Most bytes a second that it gets from the registry of images.
     pub registry: u64,
-    /// What it can give to other hosts in all.
+    /// Most bytes a second that it can give to other hosts in all.
     pub upload: u64,
 }
 
@@ -112,9 +112,9 @@ pub struct HostInventory {
     pub zone: String,
     /// Whether it takes machines.
     pub status: HostStatus,
-    /// What it has.
+    /// All its resources.
     pub capacity: Resources,
-    /// What of that is in use.
+    /// The part of them that is in use.
     pub used: Resources,
     /// Its links.
     pub bandwidth: Bandwidth,
@@ -159,7 +159,7 @@ pub(super) fn max_age_seconds(report_every_seconds: u64, otherwise: u64) -> u64 
     }
 }
 
-/// What changed on a host since a generation; only what is named changes.
+/// A change of an inventory since a generation; fields that are not named stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InventoryDelta {

@@ -1,4 +1,4 @@
-//! A ranking that is explained only as far as somebody asks.
+//! A ranking that is explained only on request.
 
 use std::collections::BTreeMap;
 
@@ -108,7 +108,7 @@ pub(super) fn explain(survey: &Survey<'_>, number: u32) -> Ranked {
     }
 }
 
-/// What the request would hold on a host.
+/// The reservation of the request on a host.
 pub(super) fn reservation(survey: &Survey<'_>, number: u32, id: String, expires_at: u64) -> Reservation {
     let inventory = survey.fleet.inventory(number);
     let request = survey.need.request;
@@ -130,7 +130,7 @@ pub(super) fn reservation(survey: &Survey<'_>, number: u32, id: String, expires_
 
 fn excluded(survey: &Survey<'_>) -> impl Iterator<Item = (u32, Constraint)> {
     let all = survey.verdicts.iter().zip(0..).filter_map(|(verdict, number)| verdict.map(|constraint| (number, constraint)));
-    // Numbers without a host are nobody's.
+    // Free numbers stand for no host.
     all.filter(|(_, constraint)| *constraint != Constraint::Known)
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Holders {
     pub moving: Vec<Moving>,
 }
 
-/// Holders of things; things nobody holds or fetches are forgotten.
+/// Holders of things; a thing that no host holds or fetches is forgotten.
 #[derive(Debug)]
 pub(super) struct Presence<K> {
     by_key: HashMap<K, Holders>,

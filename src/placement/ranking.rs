@@ -12,7 +12,7 @@ use crate::units::format_bytes;
 /// The most that one request may ask to be placed.
 pub const PLACEMENTS_MAX: u32 = 100_000;
 
-/// What a host must meet; in the order in which they are applied.
+/// The hard constraints on a host, in the order in which they are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Constraint {
@@ -84,7 +84,7 @@ impl fmt::Display for Constraint {
     }
 }
 
-/// What a host still has to fetch for a machine, and how the time until the machine can start comes about.
+/// Bytes that a host still has to fetch for a machine, and the terms of the time until the machine can start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Terms {
     /// Bytes of image layers that are neither there nor on their way.
@@ -95,15 +95,15 @@ pub struct Terms {
     pub snapshot_bytes_missing: u64,
     /// Bytes of such blocks that an assignment not yet reported will fetch.
     pub snapshot_bytes_in_flight: u64,
-    /// Time in which all these bytes come over the host's links if nobody else uses them.
+    /// Time in which all these bytes come over the host's links if no other fetch uses them.
     pub fetch_seconds: f64,
     /// Time lost because reported fetches for other machines share the link.
     pub load_seconds: f64,
     /// Time lost because assignments not yet reported will fetch, unpack and start beside it.
     pub herd_seconds: f64,
-    /// What using up room costs.
+    /// Cost of using up room.
     pub headroom_seconds: f64,
-    /// What volumes of the same app in the zone cost.
+    /// Cost of volumes of the same app in the zone.
     pub spread_seconds: f64,
 }
 
@@ -123,12 +123,12 @@ pub struct Ranked {
     pub region: String,
     /// Its zone.
     pub zone: String,
-    /// What the policy ranks by within a region; less is better. For the start-time policy it is `seconds`; for a policy that gives
+    /// The number by which the policy ranks within a region; less is better. For the start-time policy it is `seconds`; for a policy that gives
     /// points it is how many are missing to the most that can be had.
     pub cost: f64,
     /// Seconds until the machine can start, the sum of the terms.
     pub seconds: f64,
-    /// What the seconds come from.
+    /// The terms that add up to the seconds.
     #[serde(flatten)]
     pub terms: Terms,
     /// Place of the host's region among the preferred ones, 0 being the first. A host of an earlier region always comes first.
@@ -169,11 +169,11 @@ pub struct Excluded {
     pub host: String,
     /// Its region.
     pub region: String,
-    /// What it does not meet.
+    /// The constraint that it does not meet.
     pub constraint: Constraint,
-    /// What it has.
+    /// Amount that it has.
     pub have: u64,
-    /// What it would need.
+    /// Amount that it would need.
     pub need: u64,
 }
 
@@ -245,20 +245,20 @@ pub struct Ranking {
 /// One machine or volume that got a host.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Placed {
-    /// What is held for it.
+    /// Its reservation.
     pub reservation: Reservation,
     /// Why this host.
     pub ranked: Ranked,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Placement {
     /// Name of the request.
     pub request: String,
     /// Word of the policy.
     pub policy: &'static str,
-    /// What got a host, in order.
+    /// Instances that got a host, in order.
     pub placed: Vec<Placed>,
     /// How many did not.
     pub left: u32,

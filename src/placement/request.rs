@@ -1,4 +1,4 @@
-//! What is to be placed.
+//! Requests for a place.
 
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -32,16 +32,16 @@ pub struct SnapshotNeed {
     pub first: Option<RoaringBitmap>,
     /// Bytes a second that the hosts with the snapshot can give this fork together.
     pub source_bandwidth: u64,
-    /// Where it comes from, if that is known: nobody reports a volume that has no snapshot yet.
+    /// The store that it comes from, if that is known: no host reports a volume that has no snapshot yet.
     pub origin: Option<SnapshotOrigin>,
 }
 
-/// What the store that a snapshot is taken from has of it at this moment, whatever its host reported.
+/// The blocks of a snapshot that its store has at this moment, whatever its host reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotOrigin {
     /// Id of the store.
     pub store: String,
-    /// What is there.
+    /// Its blocks there.
     pub held: HeldSnapshot,
 }
 

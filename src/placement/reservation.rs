@@ -28,7 +28,7 @@ pub struct Reservation {
     pub app: String,
     /// Name of the volume.
     pub volume: String,
-    /// What it uses up.
+    /// Resources that it uses up.
     pub resources: Resources,
     /// Image layers that will be fetched because of it, with their bytes.
     pub layers: Vec<ImageLayer>,

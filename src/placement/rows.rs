@@ -1,4 +1,4 @@
-//! What is compared of a host in every request, as plain numbers.
+//! Rows: the numbers of a host that every request compares.
 
 use super::inventory::{HostInventory, HostStatus, Resources, max_age_seconds};
 use crate::place::index;

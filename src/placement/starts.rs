@@ -76,7 +76,7 @@ impl StartTimes {
         times.total.saturating_record(fetch.saturating_add(prepare));
     }
 
-    /// What was counted so far.
+    /// A summary of all starts so far.
     pub fn summary(&self) -> StartsSummary {
         StartsSummary { cached: self.cached.summary(), fetched: self.fetched.summary() }
     }

@@ -22,7 +22,7 @@ const PARTS: u8 = 7;
 #[derive(Clone, Debug, PartialEq)]
 struct Filter(Box<[u8]>);
 
-/// What is known of a host, in constant size but for its names.
+/// A host in constant size but for its names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostSummary {
     /// Name.
@@ -33,7 +33,7 @@ pub struct HostSummary {
     pub zone: String,
     /// Whether it takes machines.
     pub status: HostStatus,
-    /// What is not in use.
+    /// Resources that are not in use.
     pub left: Resources,
     /// Its links.
     pub bandwidth: Bandwidth,

@@ -1,4 +1,4 @@
-//! One request against all hosts: who may take it, and what each would cost.
+//! One request against all hosts: which may take it, and what each would cost.
 
 use roaring::RoaringBitmap;
 use rustc_hash::FxHashMap;
@@ -14,7 +14,7 @@ use super::scores::{POINTS_MAX, balanced_allocation, image_locality, layer_score
 use crate::place::{index, wide};
 use crate::units::real;
 
-/// What of a request's bytes a host fetches already.
+/// The part of a request's bytes that a host fetches already.
 #[derive(Clone, Copy, Debug, Default)]
 struct Underway {
     /// Bytes of the layers that it fetches, and how many of them are still to come.
@@ -149,7 +149,7 @@ impl<'a> Survey<'a> {
         }
     }
 
-    /// What the policy ranks a host by; less is better, and it is never negative.
+    /// The number by which the policy ranks a host; less is better, and it is never negative.
     pub fn cost(&self, number: u32) -> f64 {
         let at = index(number);
         let row = &self.fleet.index.rows[at];

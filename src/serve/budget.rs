@@ -3,7 +3,7 @@
 //! # Invariants
 //! - What connections hold beyond one small request each is never more than the budget, or one request if that is larger. A client
 //!   that never reads its replies, or never ends its request, holds a part of it; others that wait for room end that (`connection`).
-//! - A connection without anything under way may always take a small request: nobody else stops it.
+//! - A connection without anything under way may always take a small request: no other connection stops it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const CONNECTION_BYTES_MAX: usize = 64 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(1);
 
-/// What all connections of a server hold.
+/// Memory that all connections of a server hold together.
 pub struct Budget {
     most: usize,
     used: AtomicUsize,
@@ -39,7 +39,7 @@ fn counted(bytes: usize) -> usize {
 }
 
 impl Budget {
-    /// For so many bytes.
+    /// A budget of `most` bytes.
     pub fn new(most: usize) -> Self {
         Self { most, used: AtomicUsize::new(0), waiting: AtomicUsize::new(0) }
     }
@@ -51,14 +51,14 @@ impl Held {
         Self { budget, bytes: 0, waits: false }
     }
 
-    /// What is held now.
+    /// Sets the bytes that the connection holds now.
     pub fn set(&mut self, bytes: usize) {
         self.budget.used.fetch_add(counted(bytes), Ordering::Relaxed);
         self.budget.used.fetch_sub(counted(self.bytes), Ordering::Relaxed);
         self.bytes = bytes;
     }
 
-    /// What all would hold if this one held so much more; `None`: there is no room for it.
+    /// Bytes that all would hold if this one held `more` bytes more; `None`: there is no room for them.
     fn with(&self, used: usize, more: usize) -> Option<usize> {
         let own = counted(self.bytes);
         let then = used - own + counted(self.bytes + more);
@@ -72,7 +72,7 @@ impl Held {
         if idle && counted(self.bytes + more) == 0 {
             return true;
         }
-        // What is under way tells when it has ended.
+        // The end of a request that is under way wakes the connection.
         if !idle && (self.bytes >= CONNECTION_BYTES_MAX || !waited && self.others_wait()) {
             return false;
         }

@@ -1,4 +1,4 @@
-//! Who is connected, and how connections are ended.
+//! The connected clients, and how their connections are ended.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl Places {
 
     /// Gives a place back.
     pub fn leave(&self, number: u64) {
-        // The export goes first, and not under the lock: when nobody finds the connection any more, it keeps no store open.
+        // The export goes first, and not under the lock: a connection that is not listed any more keeps no store open.
         let export = self.state.lock().connected.get_mut(&number).and_then(|client| client.export.take());
         drop(export);
         self.state.lock().connected.remove(&number);

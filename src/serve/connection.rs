@@ -28,7 +28,7 @@ use crate::wire::constants::{
 };
 use crate::wire::{HeaderMode, Request, StatusQuery, deadline_after, time_left};
 
-/// A client that has begun a request has a second for each so many bytes of it, beside [`Terms::stall_timeout`].
+/// Least rate at which a client has to send a request that it has begun, beside [`Terms::stall_timeout`].
 const REQUEST_BYTES_PER_SECOND: usize = 64 << 10;
 /// Hints that are followed at once; further ones are answered and forgotten.
 const PREFETCHES_MAX: usize = 16;
@@ -37,7 +37,7 @@ const EXTENT_BYTES: usize = 16;
 /// How often a connection whose client has left looks whether it is to end at once.
 const HUNG_UP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What holds for a connection, beside what its client agreed on.
+/// The terms of a connection that its client does not choose.
 pub struct Terms {
     pub depth: u32,
     pub stall_timeout: Duration,
@@ -76,7 +76,7 @@ pub struct Connection {
     shutting_down: bool,
 }
 
-/// What a request asks for, once it was checked.
+/// A request after its check.
 enum Checked {
     Queue(VolumeRequest),
     Status(StatusQuery),

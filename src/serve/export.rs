@@ -1,4 +1,4 @@
-//! What clients connect to.
+//! Exports: the volumes and snapshots that clients connect to.
 
 use std::ops::Range;
 
@@ -57,7 +57,7 @@ impl Export {
         }
     }
 
-    /// What another volfork is told of it beside its bytes.
+    /// Facts about it that another volfork is told beside its bytes.
     pub(super) fn about(&self) -> About {
         each!(self, it => it.about())
     }
@@ -99,7 +99,7 @@ impl Export {
         }
     }
 
-    /// What answers for the bytes from the start of a range.
+    /// The layers that answer for the bytes from the start of a range.
     ///
     /// # Errors
     /// [`ErrorKind::OutOfRange`].
@@ -108,7 +108,7 @@ impl Export {
     }
 }
 
-/// What an NBD server offers.
+/// The exports of an NBD server.
 pub trait Exports: Send + Sync + 'static {
     /// Opens an export by name; the empty name is the only volume, if there is just one.
     ///
@@ -124,7 +124,7 @@ pub trait Exports: Send + Sync + 'static {
     fn lease(&self, _name: &str, _request: &LeaseRequest, _address: &str) -> Result<Option<LeaseGrant>> {
         Err(Error::new(ErrorKind::Unsupported, "there are no leases here"))
     }
-    /// Requests that wait for something outside the store are to fail soon: nobody waits for their answers any more.
+    /// Requests that wait for something outside the store are to fail soon: their answers are not needed any more.
     fn give_up_waiting(&self) {}
 }
 

@@ -30,7 +30,7 @@ const REPLY_BYTES: usize = 64 << 10;
 /// a client that lists all exports would be told the square of their number.
 const CHANGED_CONTEXTS_MAX: usize = 64;
 
-/// What client and server agreed on.
+/// The outcome of the handshake.
 pub struct Session {
     pub export: Export,
     pub mode: HeaderMode,

@@ -14,7 +14,7 @@ const QUIET_BYTES: usize = 16 << 10;
 /// With less room than this, a buffer is not read into any more.
 const ROOM_BYTES_MIN: usize = 4 << 10;
 
-/// What was received and not taken.
+/// Bytes that were received and not taken.
 ///
 /// # Invariants
 /// - A request larger than [`SMALL_BYTES`] has a buffer of its own, of its size. So no large buffer outlives its request.
@@ -27,7 +27,7 @@ pub struct Input {
     busy: bool,
 }
 
-/// What came of a look at the socket.
+/// The outcome of one receive from the socket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     Some,
@@ -38,7 +38,7 @@ pub enum Received {
 }
 
 impl Input {
-    /// What was received.
+    /// The bytes that were received and not taken.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -57,7 +57,7 @@ impl Input {
         self.bytes.len() + missing > SMALL_BYTES
     }
 
-    /// Memory that a large request needs of which so many bytes are missing, if it has none yet.
+    /// Memory that a large request needs of which `missing` bytes are missing, if it has none yet.
     pub fn growth(&self, missing: usize) -> usize {
         let has_room = self.bytes.capacity() - self.bytes.len() >= missing;
         if self.is_large(missing) && !has_room { self.bytes.len() + missing } else { 0 }

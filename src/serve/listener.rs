@@ -24,7 +24,7 @@ const LISTEN_FDS_MAX: i32 = 64;
 
 /// How long it takes a server that has the path to say so.
 const STALE_PATIENCE: Duration = Duration::from_secs(2);
-/// What the path of a socket has in a URI as something else: everything but what RFC 3986 leaves as it is, and slashes.
+/// Characters of the path of a socket that a URI has percent-encoded: all but slashes and those that RFC 3986 leaves as they are.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The descriptors that were passed have their owner: a second one would close files of others.
@@ -71,7 +71,7 @@ impl Listener {
     /// the socket at a path, which may have any length.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for another form, [`ErrorKind::Busy`] if somebody listens there, an I/O error.
+    /// [`ErrorKind::InvalidInput`] for another form, [`ErrorKind::Busy`] if another process listens there, an I/O error.
     pub fn parse(address: &str) -> Result<Self> {
         Self::parse_for(address, Access::Owner)
     }

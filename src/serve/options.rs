@@ -8,7 +8,7 @@ use crate::options::with_methods;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NbdOptions {
-    /// Connections at most (fewer if the process may not have so many descriptors); further clients are turned away.
+    /// Most connections (fewer if the process may not have the descriptors for them); further clients are turned away.
     pub connections_max: usize,
     /// Requests under way on one connection; further ones wait in its socket.
     pub depth: u32,

@@ -106,7 +106,7 @@ impl Output {
         }
     }
 
-    /// What a block status says in one context; `done` with the last one.
+    /// The extents of a block status in one context; `done` with the last one.
     pub fn status(&mut self, mode: HeaderMode, request: &Request, context: u32, extents: Vec<StatusExtent>, done: bool) {
         let (kind, payload) = Chunk::Status(context, extents).encode(mode == HeaderMode::Extended);
         self.chunk(mode, request, done, kind, payload);

@@ -92,7 +92,7 @@ impl NbdServer {
         self.shared.places.count()
     }
 
-    /// Who is connected. May be kept longer than the server.
+    /// The connected clients. May be kept longer than the server.
     pub fn clients(&self) -> NbdClients {
         NbdClients(Arc::clone(&self.shared.places))
     }
@@ -117,7 +117,7 @@ impl NbdServer {
         }
         self.shared.shutdown.forced.wake();
         self.shared.places.shut(|_| true);
-        // What is still under way waits for a source that does not answer. Exports are not trusted to do this at once either.
+        // Requests that are still under way wait for a source that does not answer. Exports are not trusted to do this at once either.
         let shared = Arc::clone(&self.shared);
         let give_up = move || shared.exports.give_up_waiting();
         if Builder::new().name("nbd-give-up".into()).spawn(give_up).is_ok() {

@@ -1,4 +1,4 @@
-//! What block status says of an export.
+//! Block status of an export, in each of its contexts.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::wire::constants::{
     PAYLOAD_BYTES_MAX, STATE_DIRTY, STATE_HOLE, STATE_MISSING, STATE_ZERO,
 };
 
-/// What a client can ask about.
+/// A context of block status that a client can ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Context {
     /// Which bytes are zero.
@@ -58,8 +58,8 @@ pub const EXTENTS_MAX: usize = 1 << 20;
 /// Bytes of which the layers are told at once: bounds the time, and the client asks on.
 const RUNS_BYTES_MAX: u64 = 64 << 30;
 
-/// What one context says of the bytes from the start of `range` (not empty), in about `most` extents; they cover a part of it, at
-/// least.
+/// The status of the bytes from the start of `range` (not empty) in one context, in about `most` extents; they cover a part of the
+/// range, at least.
 ///
 /// # Errors
 /// The range ends behind the export; checksums cannot be read; the snapshot was destroyed.

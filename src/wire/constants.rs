@@ -113,7 +113,7 @@ pub const CHECKSUM_KNOWN: u64 = 1 << 32;
 /// Of a volfork snapshot, with extended headers: the flags count the extents in the order in which an earlier fork first
 /// touched them, from 1 on; 0 is an extent that it did not touch.
 pub const CONTEXT_TRACE: &str = "x-volfork:trace";
-/// What the description of a volfork snapshot begins with; the identity of its bytes follows.
+/// Prefix of the description of a volfork snapshot; the identity of its bytes follows.
 pub const DESCRIPTION_OF_SNAPSHOT: &str = "volfork snapshot ";
 pub const STATE_HOLE: u32 = 1 << 0;
 pub const STATE_ZERO: u32 = 1 << 1;

@@ -8,7 +8,7 @@ use crate::sync::time::Instant;
 /// Longer than anybody waits.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// The moment so long from now; [`Duration::MAX`] is one that does not come.
+/// The moment at which `timeout` from now has passed; for [`Duration::MAX`], one that does not come.
 pub fn deadline_after(timeout: Duration) -> Instant {
     Instant::now() + timeout.min(FOR_EVER)
 }

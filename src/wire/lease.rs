@@ -17,7 +17,7 @@ const TEXT_BYTES_MAX: usize = 255;
 /// Longest time to a lapse that is believed.
 const LAPSE_MAX: Duration = Duration::from_secs(366 * 86_400);
 
-/// What a fork asks of its source.
+/// The three requests that a fork makes about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseAction {
     /// A lease of the export: of a snapshot as it is, of a volume as a snapshot of this moment.
@@ -31,7 +31,7 @@ pub enum LeaseAction {
 /// A request for a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRequest {
-    /// What is asked.
+    /// The action that is asked for.
     pub action: LeaseAction,
     /// Number of the lease, chosen by the one that asks: to ask again changes nothing.
     pub id: LeaseId,

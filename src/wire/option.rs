@@ -57,7 +57,7 @@ impl OptionRequest {
 pub struct OptionReply {
     /// The option replied to.
     pub option: u32,
-    /// What kind of reply.
+    /// Kind of reply (`REP_*`).
     pub reply: u32,
     /// Bytes of data.
     pub length: u32,
@@ -110,7 +110,7 @@ impl GoRequest {
         Ok(Self { name, infos })
     }
 
-    /// The data.
+    /// The data of the option.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = WireWriter::default();
         writer.text(&self.name).short_count(self.infos.len());
@@ -124,9 +124,9 @@ impl GoRequest {
 /// Data of `LIST_META_CONTEXT` and `SET_META_CONTEXT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContextQuery {
-    /// Export.
+    /// Name of the export.
     pub name: String,
-    /// What is asked for.
+    /// Names of contexts, or prefixes of them that end with a colon.
     pub queries: Vec<String>,
 }
 
@@ -145,7 +145,7 @@ impl ContextQuery {
         Ok(Self { name, queries })
     }
 
-    /// The data.
+    /// The data of the option.
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = WireWriter::default();
         writer.text(&self.name).count(self.queries.len());
@@ -156,7 +156,7 @@ impl ContextQuery {
     }
 }
 
-/// What a server says of an export.
+/// Size, flags and block sizes that a server tells of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
     /// Size in bytes.

@@ -37,9 +37,9 @@ pub enum HeaderMode {
 pub struct ChunkHeader {
     /// The last one of its reply.
     pub done: bool,
-    /// Kind.
+    /// Kind of the payload (`REPLY_*`).
     pub kind: u16,
-    /// Which request.
+    /// Cookie of the request.
     pub cookie: u64,
     /// Bytes of payload.
     pub length: u64,
@@ -50,9 +50,9 @@ pub struct ChunkHeader {
 pub enum ReplyHeader {
     /// A simple reply; 0 is success.
     Simple {
-        /// Error number.
+        /// Error number of the protocol; 0 is success.
         error: u32,
-        /// Which request.
+        /// Cookie of the request.
         cookie: u64,
     },
     /// A chunk.
@@ -106,14 +106,14 @@ impl ReplyHeader {
 pub struct StatusExtent {
     /// Bytes, never 0.
     pub length: u64,
-    /// Flags.
+    /// Flags of the context.
     pub flags: u64,
 }
 
 /// The payload of a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chunk<'a> {
-    /// Nothing.
+    /// No payload: the end of a reply without data.
     None,
     /// Bytes at an offset.
     Data(u64, &'a [u8]),
@@ -155,7 +155,7 @@ impl<'a> Chunk<'a> {
             _ if kind & 0x8000 != 0 => {
                 let (error, length) = (reader.u32()?, usize::from(reader.u16()?));
                 let text = foreign_text(reader.take(length)?);
-                // What else an unknown kind of error has is of no interest.
+                // Further fields of an unknown kind of error are skipped.
                 if error == 0 {
                     return Err(WireError("an error chunk says that there is no error".into()));
                 }

@@ -11,15 +11,15 @@ use super::constants::{MAGIC_REQUEST, MAGIC_REQUEST_EXTENDED, REQUEST_BYTES, REQ
 /// The header of a request; the payload of a write follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Command flags.
+    /// Flags (`CMD_FLAG_*`).
     pub flags: u16,
-    /// Command.
+    /// Command (`CMD_*`).
     pub command: u16,
     /// Chosen by the client, given back in the reply.
     pub cookie: u64,
-    /// First byte.
+    /// Byte offset in the export.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes: of the payload, or of the range that is asked about.
     pub length: u64,
 }
 

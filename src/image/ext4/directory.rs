@@ -7,7 +7,7 @@ use arcbox_ext4::types::DirectoryEntry;
 use super::layout::{BLOCK_BYTES, damaged, short};
 use crate::error::Result;
 
-/// What a name stands for.
+/// The inode that a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub inode: u32,

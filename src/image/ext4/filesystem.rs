@@ -21,7 +21,7 @@ pub(in crate::image) struct FileSystem<'a> {
     pub(super) space: Space<'a>,
     pub(super) inodes: Inodes,
     pub(super) directories: Directories,
-    /// What the layer has put or walked through, which its whiteouts do not touch.
+    /// Inodes that the layer has put or walked through, which its whiteouts do not touch.
     pub(super) seen: RoaringBitmap,
 }
 

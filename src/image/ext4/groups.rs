@@ -40,7 +40,7 @@ fn clear(bits: &mut [u8], at: u32) {
     bits[index(at / 8)] &= !(1 << (at % 8));
 }
 
-/// What a descriptor counts, in its 16 bits.
+/// A count of a descriptor, which has 16 bits.
 fn counted(group: u32, count: u32) -> Result<u16> {
     u16::try_from(count).map_err(|_| damaged(format_args!("group {group} counts {count} things, more than it can have")))
 }

@@ -17,11 +17,11 @@ use crate::error::Result;
 pub(in crate::image) struct Time {
     /// Whole seconds, rounded down.
     pub seconds: i64,
-    /// What is above these, less than a second.
+    /// Nanoseconds above these, less than a second.
     pub nanoseconds: u32,
 }
 
-/// What a layer says about a file besides its content.
+/// The attributes of a file that a layer gives besides its content.
 #[derive(Clone, Debug, Default)]
 pub(in crate::image) struct Attributes {
     /// Permission bits.
