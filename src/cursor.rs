@@ -41,7 +41,7 @@ impl fmt::Display for CursorError {
     }
 }
 
-/// Whose bytes they are.
+/// The order of bytes in numbers and the error of a format of bytes.
 pub trait Dialect {
     /// Numbers are big-endian, else little-endian.
     const BIG: bool;

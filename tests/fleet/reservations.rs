@@ -110,7 +110,7 @@ fn capacity_and_zone_rules_hold_unless_forced() {
     let more = [&["create", "more"], &machine[..]].concat();
     let (kind, message) = place.error("one", &more);
     assert!(kind == "no_space" && message.contains("one: 0 processors are free, 2 are needed"), "{kind}: {message}");
-    // Whoever did not hear that it was made asks again, and must not go elsewhere.
+    // A host that did not hear that it was made asks again, and must not go elsewhere.
     let (kind, message) = place.error("one", &[&["create", "db"], &machine[..]].concat());
     assert!(kind == "exists" && !message.contains("--force"), "{kind}: {message}");
     // A fork has the machine of its source.

@@ -66,7 +66,7 @@ fn partial_requests_hold_bounded_memory_and_stop_nobody() {
             });
         }
     });
-    // Who holds nothing any more is served.
+    // A client that holds nothing any more is served.
     clients.iter_mut().for_each(|client| client.send(CMD_READ, 0, 0, 4096));
     assert!(clients.iter_mut().all(|client| client.reply(4096).data == [3; 4096]));
 }

@@ -17,6 +17,9 @@ const CASTS_OF_MODULE_MAX: usize = 6;
 /// Modules that have more, and how many. The numbers may only shrink. `units` is short, and has those that others do without.
 const CASTS: &[(&str, usize)] = &[("bin", 8), ("hydrate", 11), ("journal", 16), ("source", 11), ("volume", 9), ("units", 36)];
 
+/// Modules with comments of which a sentence begins with "Who" for "a reader that", and how many. The numbers may only shrink.
+const RIDDLES: &[(&str, usize)] = &[("hydrate", 3), ("source", 2), ("store", 2), ("volume", 1)];
+
 #[test]
 fn unsafe_code_says_why_it_is_sound() {
     let mut blocks = 0;
@@ -73,6 +76,31 @@ fn arithmetic_of_extents_stands_in_place() {
         let allowed = EXTENT_ARITHMETIC.iter().find(|(name, _)| *name == module).map_or(0, |(_, allowed)| *allowed);
         assert!(count <= allowed, "{module} names EXTENT_BLOCKS {count} times, {allowed} are allowed: use the types of `place`");
     }
+}
+
+/// Whether a sentence of a comment begins with a word that makes it a riddle.
+fn is_riddle(line: &str) -> bool {
+    let Some((_, comment)) = line.split_once("//") else { return false };
+    let sentences = comment.trim_start_matches(['/', '!', ' ']).split(". ");
+    sentences.map(|sentence| sentence.split(' ').next().unwrap_or_default()).any(|first| ["Who", "Whoever", "Whose"].contains(&first))
+}
+
+#[test]
+fn sentences_say_who_does_something() {
+    let mut found: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let sources = all();
+    for source in sources.iter().filter(|source| source.below("src").is_some()) {
+        let riddles = source.text.lines().enumerate().filter(|(_, line)| is_riddle(line));
+        let places = riddles.map(|(number, _)| format!("{}:{}", source.path, number + 1));
+        found.entry(source.module().unwrap_or("bin")).or_default().extend(places);
+    }
+    for (module, places) in found {
+        let allowed = RIDDLES.iter().find(|(name, _)| *name == module).map_or(0, |(_, allowed)| *allowed);
+        assert!(places.len() <= allowed, "{allowed} sentences of {module} may begin with Who, Whoever or Whose: {places:?}");
+    }
+    assert!(
+        is_riddle("    // One. Whoever waits leads.") && !is_riddle("/// Those who wait. They say who leads.") && !is_riddle("Whoever")
+    );
 }
 
 /// Casts to a numeric type in a code.

@@ -23,7 +23,7 @@ fn a_clock_may_differ_a_little_from_that_of_the_bucket() {
     }
 }
 
-/// Whose directory it is, and what else lies there, is not known.
+/// The owner of the directory, and what else lies there, are not known.
 #[test]
 fn asking_a_directory_for_the_time_leaves_its_files_alone() {
     let directory = tempfile::tempdir().unwrap();
