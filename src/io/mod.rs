@@ -10,6 +10,7 @@ pub(crate) mod faulty;
 mod fiemap;
 mod op;
 mod overlay;
+mod poller;
 mod priority;
 mod ring;
 #[cfg(feature = "sim")]
@@ -27,6 +28,7 @@ pub use buffer::AlignedBuffer;
 pub(crate) use descriptors::{Reservation, descriptors_max};
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, DiskSpace, IoMode, OpenMode};
 pub(crate) use overlay::OverlayDisk;
+pub(crate) use poller::Poller;
 pub(crate) use priority::give_way;
 pub use ring::RingKind;
 pub(crate) use slots::Slots;
@@ -36,7 +38,6 @@ pub(crate) use socket::keep_alive;
 pub use socket::{connect_unix, listen_unix};
 pub use system::SystemDisk;
 pub(crate) use waker::RingWaker;
-#[allow(unused_imports)]
 pub(crate) use workers::{Bounds, Next, Refusal, Task, Workers};
 #[doc(hidden)]
 pub use {

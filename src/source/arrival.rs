@@ -12,7 +12,7 @@ pub enum Arrival {
     End(Result<(), SourceError>),
 }
 
-/// Takes what arrives for one read.
+/// Takes what arrives for one read. It must not block: the thread that calls it may serve other sources.
 ///
 /// # Invariants
 /// - The read ends exactly once: [`OnArrival::end`] consumes the callback, and dropping the callback ends the read with

@@ -2,10 +2,13 @@
 //!
 //! | pool | runs | threads |
 //! |---|---|---|
-//! | `source` | code of sources that may never return: opening, leases, closing | 6, and one for each of at most 18 slow calls |
+//! | `source` | calls that may never return: opening, leases, closing, attempts to connect again | 6, and one for each of at most 18 slow calls |
 //! | `source-name` | the name service of the system | 2, and one for each of at most 4 slow look-ups |
 //!
-//! Each has one thread more while it has something to do ([`crate::io::Workers`]).
+//! Each has one thread more while it has something to do ([`crate::io::Workers`]). That of `source` runs the tasks that keep the
+//! connections of NBD sources as well. What servers send is taken by two further threads (`nbd::reactor`).
+//!
+//! A host has at most 3 calls under way, and one while it is slow: so 18 hosts that do not answer leave threads to others.
 
 use std::sync::Arc;
 

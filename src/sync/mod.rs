@@ -11,7 +11,7 @@ mod process;
 mod rank;
 
 pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
-pub use poll::{poll, recv, send};
+pub use poll::{before_wait, poll, recv, send};
 pub use process::PerProcess;
 pub use rank::Rank;
 

@@ -4,7 +4,7 @@
 //! made them ready, and time-outs are those of virtual time. A transfer over a blocking socket honours the socket's own time-outs.
 
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
@@ -22,6 +22,23 @@ pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<u
         return task.poll(fds, timeout);
     }
     poll_now(fds, timeout)
+}
+
+/// Before a wait of at most `timeout` for a descriptor that becomes readable, such as a set of others: how long that wait may take.
+/// In a simulated run the wait is over here.
+///
+/// # Errors
+/// What `ppoll` says.
+#[track_caller]
+#[cfg_attr(not(feature = "sim"), expect(unused_variables, reason = "the caller waits by itself"))]
+#[cfg_attr(not(feature = "sim"), expect(clippy::unnecessary_wraps, reason = "a simulated wait may fail"))]
+pub fn before_wait(fd: RawFd, timeout: Duration) -> io::Result<Duration> {
+    #[cfg(feature = "sim")]
+    if let Some(task) = super::sim::current() {
+        let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
+        return task.poll(&mut fds, Some(timeout)).map(|_| Duration::ZERO);
+    }
+    Ok(timeout)
 }
 
 /// Reads from a socket.

@@ -16,12 +16,10 @@
 
 mod pool;
 mod state;
-#[cfg_attr(not(test), allow(dead_code))]
 mod task;
 
 pub use pool::{Refusal, Workers};
 pub use state::Bounds;
-#[cfg_attr(not(test), allow(unused_imports))]
 pub use task::{Next, Task};
 
 #[cfg(test)]

@@ -148,7 +148,6 @@ impl State {
     }
 
     /// Lets the lead run a step at a moment.
-    #[cfg_attr(not(test), allow(dead_code))]
     pub fn add_timer(&mut self, at: Instant, step: Job) -> TimerId {
         let id = (at, self.number());
         self.timers.insert(id, step);
@@ -156,13 +155,11 @@ impl State {
     }
 
     /// A step that is not run any more, if it was not.
-    #[cfg_attr(not(test), allow(dead_code))]
     pub fn take_timer(&mut self, id: TimerId) -> Option<Job> {
         self.timers.remove(&id)
     }
 
     /// Lets the lead run a step at once.
-    #[cfg_attr(not(test), allow(dead_code))]
     pub fn add_due(&mut self, step: Job) {
         self.due.push_back(step);
     }

@@ -17,8 +17,6 @@ const PANIC_PAUSE: Duration = Duration::from_secs(1);
 pub enum Next {
     /// After this time, or when it is woken.
     After(Duration),
-    /// When it is woken.
-    Woken,
     /// Never: it has ended.
     Over,
 }
@@ -26,7 +24,7 @@ pub enum Next {
 type Step = Box<dyn FnMut() -> Next + Send>;
 
 enum Phase {
-    Waits(Option<TimerId>),
+    Waits(TimerId),
     /// Its step runs soon.
     Due,
     Runs {
@@ -83,7 +81,7 @@ impl Task {
                 Phase::Due | Phase::Over => return,
             }
         };
-        if let (Some(timer), Some(pool)) = (timer, self.0.pool.upgrade()) {
+        if let Some(pool) = self.0.pool.upgrade() {
             drop(pool.state.lock().take_timer(timer));
         }
         self.0.run_soon();
@@ -93,7 +91,7 @@ impl Task {
 impl Drop for Task {
     fn drop(&mut self) {
         let timer = match std::mem::replace(&mut *self.0.phase.lock(), Phase::Over) {
-            Phase::Waits(timer) => timer,
+            Phase::Waits(timer) => Some(timer),
             Phase::Due => None,
             // The thread that runs the step sees it, and may be this one.
             Phase::Runs { .. } | Phase::Over => return,
@@ -157,12 +155,11 @@ impl Inner {
                 drop(self.step.lock().take());
                 self.leave();
             }
-            (Phase::Runs { woken: false }, Next::Woken) => *phase = Phase::Waits(None),
             (Phase::Runs { woken: false }, Next::After(pause)) => {
                 let this = Arc::clone(self);
                 let mut state = pool.state.lock();
                 let timer = Box::new(move || this.time_passed());
-                *phase = Phase::Waits(Some(state.add_timer(Instant::now() + pause, timer)));
+                *phase = Phase::Waits(state.add_timer(Instant::now() + pause, timer));
                 pool.lead_woken.notify_one();
             }
             _ => {

@@ -7,6 +7,7 @@ use super::{Bounds, Next, Refusal, Task, Workers};
 use crate::sync::mpsc::{Sender, channel};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 const FEW: Bounds = Bounds { threads_max: 1, slow_max: 1, of_key_max: 2, waiting_max: 3, in_background: false };
 
 /// A job that blocks until the sender is dropped, and one that says when it has begun.
@@ -101,8 +102,7 @@ fn a_task_runs_by_time_and_by_wakes_until_it_is_over() {
             sender.send(steps).unwrap();
             match steps {
                 1 => Next::After(Duration::from_millis(1)),
-                2 => Next::Woken,
-                3 => Next::After(Duration::from_secs(3600)),
+                2 | 3 => Next::After(HOUR),
                 4 => panic!("a step panics, as it was told"),
                 _ => Next::Over,
             }
@@ -126,7 +126,7 @@ fn a_task_that_is_dropped_ends() {
     let (sender, receiver) = channel();
     let task = Task::begin(&workers, None, move || {
         sender.send(()).unwrap();
-        Next::Woken
+        Next::After(HOUR)
     });
     receiver.recv_timeout(PATIENCE).unwrap();
     drop(task);
@@ -211,7 +211,7 @@ mod simulated {
         let task = Task::begin(&workers, key, move || {
             *told.0.lock() = looked_at.load(Ordering::SeqCst);
             told.1.notify_all();
-            Next::Woken
+            Next::After(HOUR)
         });
         let task = task.ok().unwrap();
         thread::scope(|scope| {
@@ -228,6 +228,7 @@ mod simulated {
         while *last < 6 {
             seen.1.wait(&mut last);
         }
+        assert!(sim::now() < HOUR, "a wake was lost");
     }
 
     #[test]

@@ -137,10 +137,32 @@ fn look_up<T: Send + 'static>(host: &str, timeout: Duration, ask: impl FnOnce() 
 }
 
 impl Socket {
-    pub fn try_clone(&self) -> io::Result<Self> {
+    /// From now on nothing waits for the socket.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
         match self {
-            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
-            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+            Self::Tcp(stream) => stream.set_nonblocking(true),
+            Self::Unix(stream) => stream.set_nonblocking(true),
+        }
+    }
+
+    /// # Errors
+    /// As `read` of a socket.
+    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => crate::sync::recv(stream, buffer),
+            Self::Unix(stream) => crate::sync::recv(stream, buffer),
+        }
+    }
+
+    /// # Errors
+    /// As `write` of a socket.
+    pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => crate::sync::send(stream, &[io::IoSlice::new(bytes)]),
+            Self::Unix(stream) => crate::sync::send(stream, &[io::IoSlice::new(bytes)]),
         }
     }
 
@@ -179,19 +201,13 @@ impl AsFd for Socket {
 
 impl io::Read for Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => crate::sync::recv(stream, buffer),
-            Self::Unix(stream) => crate::sync::recv(stream, buffer),
-        }
+        self.recv(buffer)
     }
 }
 
 impl io::Write for Socket {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => crate::sync::send(stream, &[io::IoSlice::new(buffer)]),
-            Self::Unix(stream) => crate::sync::send(stream, &[io::IoSlice::new(buffer)]),
-        }
+        self.send(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {

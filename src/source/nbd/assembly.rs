@@ -59,20 +59,20 @@ impl Assembly {
         Ok(())
     }
 
-    /// Fills as much of `range` (which was checked) as lies in one part; answers where the rest begins.
-    pub fn fill(&mut self, range: Range<u64>, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<u64> {
+    /// Fills some bytes from the start of `range` (which was checked), of one part at most; answers how many.
+    pub fn fill(&mut self, range: Range<u64>, fill: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         let start = (range.start / PART_BYTES * PART_BYTES).max(self.range.start);
         let end = ((range.start / PART_BYTES + 1) * PART_BYTES).min(self.range.end);
         let piece = self.pieces.entry(start).or_insert_with(|| Piece { bytes: BytesMut::zeroed((end - start) as usize), covered: 0 });
         let stop = range.end.min(end);
-        fill(&mut piece.bytes[(range.start - start) as usize..(stop - start) as usize])?;
-        piece.covered += stop - range.start;
+        let count = fill(&mut piece.bytes[(range.start - start) as usize..(stop - start) as usize])?;
+        piece.covered += count as u64;
         if piece.covered == end - start
             && let Some(piece) = self.pieces.remove(&start)
         {
             self.whole.push((start, piece.bytes));
         }
-        Ok(stop)
+        Ok(count)
     }
 
     /// Zeros of the read.
@@ -81,7 +81,8 @@ impl Assembly {
         let mut at = range.start;
         while at < range.end {
             // Pieces begin as zeros.
-            at = self.fill(at..range.end, |_| Ok(())).map_err(|error| WireError(error.to_string()))?;
+            let filled = self.fill(at..range.end, |place| Ok(place.len())).map_err(|error| WireError(error.to_string()))?;
+            at += filled as u64;
         }
         Ok(())
     }

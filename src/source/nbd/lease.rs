@@ -3,8 +3,7 @@
 use super::NbdOptions;
 use super::address::Address;
 use super::handshake::{Refusal, Talk, refused};
-use super::pool::NbdSource;
-use crate::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, SourceError};
+use crate::source::{Lease, LeaseAction, LeaseRequest, SourceError};
 use crate::wire::constants::{OPT_ABORT, OPT_LEASE, REP_ACK, REP_ERR_SHUTDOWN, REP_ERR_UNSUP, REP_LEASE};
 use crate::wire::{LeaseGrant, deadline_after};
 
@@ -37,29 +36,18 @@ pub(super) fn lease_of(uri: &str, address: &Address, grant: LeaseGrant) -> Resul
     Ok(Lease { uri, lapse: grant.lapse })
 }
 
-impl NbdSource {
-    /// As [`NbdSource::open`], with a lease if the server knows leases; the source has the address of what that holds.
-    ///
-    /// # Errors
-    /// As there; the server refuses the lease.
-    pub fn open_leased(uri: &str, options: NbdOptions, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
-        let (source, lease) = Self::open_with(uri, options, Some(request))?;
-        Ok(LeasedSource { source, lease })
-    }
-
-    /// Renews a lease, or gives it back.
-    ///
-    /// # Errors
-    /// Nobody answers, or the server refuses the lease.
-    pub fn lease(uri: &str, options: &NbdOptions, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
-        let address = Address::parse(uri)?;
-        let asked = Talk::begin(&address, options.connect_timeout).and_then(|(mut talk, _)| {
-            let grant = talk.lease(&address.export, request, options)?;
-            // A server that does not take the goodbye sees the end of the connection.
-            let _ = talk.send(OPT_ABORT, &[]);
-            Ok(grant)
-        });
-        let grant = asked.map_err(|refusal| refusal.into_error(uri))?;
-        grant.map(|grant| lease_of(uri, &address, grant)).transpose()
-    }
+/// Renews a lease, or gives it back, on a connection of its own.
+///
+/// # Errors
+/// Nobody answers, or the server refuses the lease.
+pub(super) fn ask(uri: &str, options: &NbdOptions, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
+    let address = Address::parse(uri)?;
+    let asked = Talk::begin(&address, options.connect_timeout).and_then(|(mut talk, _)| {
+        let grant = talk.lease(&address.export, request, options)?;
+        // A server that does not take the goodbye sees the end of the connection.
+        let _ = talk.send(OPT_ABORT, &[]);
+        Ok(grant)
+    });
+    let grant = asked.map_err(|refusal| refusal.into_error(uri))?;
+    grant.map(|grant| lease_of(uri, &address, grant)).transpose()
 }

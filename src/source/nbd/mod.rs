@@ -1,24 +1,31 @@
 //! An NBD export as a source.
 //!
-//! The cast: an address is parsed in `address`, a connection made and agreed on in `handshake`, with a `lease` if one is wanted; a `Link` is one connection with
-//! its reader thread; [`NbdSource`] spreads reads over its links, and its keeper thread makes lost ones anew and replays what
-//! they had under way.
+//! The cast: an address is parsed in `address`, a connection made and agreed on in `handshake`, with a `lease` if one is wanted; a
+//! `link` is one connection with what it has under way, `replies` takes what its server sends, and one of the two threads of the
+//! `reactor` calls both for all connections of the process. The `pool` spreads requests over the links of a source and replays what a
+//! lost one had under way; its `keeper` makes lost ones anew. [`NbdSource`] is all of it.
 //!
 //! # Invariants
 //! - A read ends exactly once: it is in the list of one link, or waits, or was completed.
-//! - Callbacks are called without locks.
+//! - Callbacks are called without locks that anything else waits for, on threads that serve all sources: they must not block.
 mod address;
 mod assembly;
+mod export;
 mod handshake;
+mod job;
+mod keeper;
 mod lease;
 mod link;
 mod pool;
+mod reactor;
+mod replies;
 mod tail;
 mod tries;
+mod under_way;
 
 use std::time::Duration;
 
-pub use pool::NbdSource;
+pub use export::NbdSource;
 
 use crate::options::with_methods;
 

@@ -1,39 +1,84 @@
-//! The connections of a source.
-
-mod keeper;
+//! The connections of a source, and what waits for them.
+//!
+//! # Descriptors
+//! A connection has one. The share of a source is half of the descriptors that the process may have, divided by the sources that are
+//! open: so many connections it may have, and one in any case. As more sources come, connections beyond the share are closed when they
+//! are idle. Connections after the first are made only while less than half of all descriptors are in use.
 
 use std::collections::VecDeque;
-use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::NbdOptions;
 use super::address::Address;
-use super::handshake::{Agreed, Contexts, Topic, connect};
-use super::lease::lease_of;
-use super::link::{Answer, Job, Link, Lost, StatusDone, Waiter};
+use super::handshake::{Agreed, Contexts, connect};
+use super::job::{Answer, Job, Waiter};
+use super::link::{Link, Lost};
+use super::reactor::{Driven, reactor};
+use super::replies::Replies;
 use super::tries::{self, PAUSES};
-use crate::io::{Reservation, descriptors_max, give_way};
-use crate::source::{
-    About, Lease, LeaseRequest, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats, host_of,
-};
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::mpsc;
+use crate::io::{Task, descriptors_max};
+use crate::source::{About, ReadClass, SourceError, SourceErrorKind, SourceStats};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::time::Instant;
-use crate::sync::{Condvar, Mutex};
-use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, EXPORT_READ_ONLY, PAYLOAD_BYTES_MAX, STATE_ZERO};
-use crate::wire::{HeaderMode, StatusExtent};
+use crate::sync::{Mutex, OnceLock, PerProcess};
+use crate::wire::constants::PAYLOAD_BYTES_MAX;
 
 /// Requests under way on one connection; further ones wait.
 const JOBS_MAX: usize = 64;
-/// From this round trip on, a source gets twice as many connections: a loss halves the window of one of them only.
-const FAR_ROUND_TRIP: Duration = Duration::from_millis(5);
-/// Descriptors of one connection.
-const LINK_DESCRIPTORS: usize = 3;
 
-struct State {
-    links: Vec<Arc<Link>>,
+/// Sources that are open.
+static OPEN: PerProcess<AtomicUsize> = PerProcess::new(|| AtomicUsize::new(0));
+
+/// Counts a source until it is dropped.
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub fn begin() -> Self {
+        let open = OPEN.get();
+        open.fetch_add(1, Ordering::AcqRel);
+        Self(open)
+    }
+
+    /// Connections that each source may have.
+    fn share(&self) -> usize {
+        (descriptors_max() / 2 / self.0.load(Ordering::Acquire).max(1)).max(1)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Attempts to connect again.
+pub(super) struct Attempts {
+    pub under_way: usize,
+    /// Those of them that no thread has begun.
+    pub queued: usize,
+    /// Further connections are not tried before.
+    pub after: Instant,
+    /// Whether one of those that have ended was answered.
+    outcome: Option<bool>,
+}
+
+impl Attempts {
+    pub fn end(&mut self, made: bool) {
+        self.under_way -= 1;
+        self.outcome = Some(made || self.outcome == Some(true));
+    }
+
+    /// Whether a connection was made, once all attempts have ended.
+    pub fn take_outcome(&mut self) -> Option<bool> {
+        if self.under_way == 0 { self.outcome.take() } else { None }
+    }
+}
+
+pub(super) struct State {
+    pub links: Vec<Arc<Link>>,
     /// Jobs that somebody waits for, and others.
     waiting: [VecDeque<Job>; 2],
     /// Since when there is no connection.
@@ -44,141 +89,123 @@ struct State {
     last_error: String,
     /// The export is not what it was: no read will succeed.
     changed: Option<String>,
-    closed: bool,
+    pub closed: bool,
     /// One connection is not enough, there was bulk or more than one request at a time. On a short way further ones are made only
     /// then: a reader that waits for the first bytes would wait for their handshakes as well.
     needs_all: bool,
-    stats: SourceStats,
+    pub attempts: Attempts,
+    pub stats: SourceStats,
+}
+
+/// What never changes of a source.
+pub(super) struct Export {
+    pub uri: String,
+    /// What shares a way with it.
+    pub host: String,
+    pub address: Address,
+    pub options: NbdOptions,
+    pub size_bytes: u64,
+    pub align_bytes: u32,
+    pub read_bytes_max: u32,
+    pub links_max: usize,
+    pub contexts: Contexts,
+    pub identity: Option<String>,
+    pub about: About,
+    pub is_writable: bool,
+    pub status_bytes_max: u64,
 }
 
 pub(super) struct Shared {
-    pub(super) uri: String,
-    /// What shares a way with it.
-    host: String,
-    address: Address,
-    pub(super) options: NbdOptions,
-    pub(super) size_bytes: u64,
-    pub(super) align_bytes: u32,
+    pub export: Export,
     /// A read of the last bytes has to reach beyond them.
-    pub(super) rounds_up: AtomicBool,
-    read_bytes_max: u32,
-    links_max: usize,
-    contexts: Contexts,
-    identity: Option<String>,
-    about: About,
-    is_writable: bool,
-    status_bytes_max: u64,
-    state: Mutex<State>,
-    woken: Condvar,
+    pub rounds_up: AtomicBool,
+    /// Connections that it may have.
+    share: AtomicUsize,
+    open: Counted,
+    pub state: Mutex<State>,
+    /// Makes connections; `None` before it has begun.
+    keeper: OnceLock<Task>,
 }
 
-/// An NBD export, read over one or several connections.
-pub struct NbdSource(pub(super) Arc<Shared>);
-
-impl std::fmt::Debug for NbdSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NbdSource").finish_non_exhaustive()
-    }
-}
-
-fn block_sizes(agreed: &Agreed) -> (u32, u32) {
+/// Smallest request, and longest read.
+pub(super) fn block_sizes(agreed: &Agreed) -> (u32, u32) {
     let (minimum, _, maximum) = agreed.info.block_sizes.unwrap_or((1, 4096, PAYLOAD_BYTES_MAX));
     let maximum = maximum.min(PAYLOAD_BYTES_MAX);
     (minimum, 1 << maximum.max(512).ilog2())
 }
 
-impl NbdSource {
-    /// What the server says on a topic of the bytes from the start of a range.
-    fn status(&self, topic: Topic, range: Range<u64>) -> Result<Vec<StatusExtent>, SourceError> {
-        let range = range.start..range.end.min(range.start.saturating_add(self.0.status_bytes_max));
-        let (sender, receiver) = mpsc::channel();
-        let done: StatusDone = Box::new(move |result| drop(sender.send(result)));
-        self.0.submit(Job { range, waiter: Waiter::Status(topic, done), tries: 0 });
-        receiver.recv().unwrap_or_else(|_| Err(self.0.error(SourceErrorKind::Closed, "it was closed")))
+/// A connection as its reactor knows it.
+struct Connection {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    replies: Mutex<Replies>,
+}
+
+impl Driven for Connection {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.link.socket.as_fd()
     }
 
-    /// Connects to the export.
-    ///
-    /// # Errors
-    /// [`SourceErrorKind::Invalid`] for a wrong address or export, [`SourceErrorKind::Lost`] if nobody answers.
-    pub fn open(uri: &str, options: NbdOptions) -> Result<Arc<Self>, SourceError> {
-        Self::open_with(uri, options, None).map(|(source, _)| source)
+    fn ready(&self, readable: bool, writable: bool, buffer: &mut [u8]) -> io::Result<()> {
+        if writable {
+            self.link.send_unsent()?;
+        }
+        if !readable {
+            return Ok(());
+        }
+        // Only this thread uses it.
+        self.replies.lock().take(&self.link, buffer, &mut |job, answer| self.shared.complete(job, answer))
     }
 
-    pub(super) fn open_with(
-        uri: &str,
-        options: NbdOptions,
-        request: Option<&LeaseRequest>,
-    ) -> Result<(Arc<Self>, Option<Lease>), SourceError> {
-        let mut address = Address::parse(uri)?;
-        let Some(_reserved) = Reservation::take(LINK_DESCRIPTORS, 3) else {
-            let max = descriptors_max();
-            let message = format!("{uri}: of the {max} descriptors of this process hardly any is left: raise the limit ('ulimit -n')");
-            return Err(SourceError { kind: SourceErrorKind::Lost, message });
-        };
-        let mut agreed = connect(&address, &options, request).map_err(|refusal| refusal.into_error(uri))?;
-        let lease = agreed.lease.take().map(|grant| lease_of(uri, &address, grant)).transpose()?;
-        let uri = lease.as_ref().map_or(uri, |lease| &lease.uri);
-        address = Address::parse(uri)?;
-        let (align_bytes, read_bytes_max) = block_sizes(&agreed);
-        let multi = agreed.info.flags & EXPORT_CAN_MULTI_CONN != 0;
-        let far = agreed.round_trip >= FAR_ROUND_TRIP;
+    fn tick(&self) -> io::Result<()> {
+        self.replies.lock().tick(&self.link)
+    }
+
+    fn give_up(&self, reason: String) {
+        self.shared.lose(&self.link, self.link.give_up(reason));
+    }
+}
+
+impl Shared {
+    pub fn error(&self, kind: SourceErrorKind, text: impl std::fmt::Display) -> SourceError {
+        SourceError { kind, message: format!("{}: {text}", self.export.uri) }
+    }
+
+    /// A source without connections; `round_trip` is that of the first one, which is about to be adopted.
+    pub fn new(export: Export, round_trip: Duration, is_far: bool) -> Arc<Self> {
+        let now = Instant::now();
         let state = State {
             links: Vec::new(),
             waiting: [VecDeque::new(), VecDeque::new()],
             lost_since: None,
             hangs_since: None,
-            last_try: Instant::now(),
+            last_try: now,
             last_error: String::new(),
             changed: None,
             closed: false,
-            needs_all: far,
-            stats: SourceStats { round_trip: Some(agreed.round_trip), ..SourceStats::default() },
+            needs_all: is_far,
+            attempts: Attempts { under_way: 0, queued: 0, after: now, outcome: None },
+            stats: SourceStats { round_trip: Some(round_trip), ..SourceStats::default() },
         };
-        let shared = Arc::new(Shared {
-            uri: uri.to_owned(),
-            host: host_of(uri),
-            address,
-            size_bytes: agreed.info.size_bytes,
-            align_bytes,
-            rounds_up: AtomicBool::new(false),
-            read_bytes_max,
-            links_max: if multi { options.connections.max(1) * if far { 2 } else { 1 } + 1 } else { 1 },
-            contexts: agreed.contexts,
-            identity: agreed.identity.clone(),
-            about: agreed.about.clone(),
-            is_writable: agreed.info.flags & EXPORT_READ_ONLY == 0,
-            status_bytes_max: if agreed.mode == HeaderMode::Extended { u64::MAX } else { (1 << 32) - (64 << 10) },
-            options,
-            state: Mutex::new(state),
-            woken: Condvar::new(),
-        });
-        shared.adopt(agreed)?;
-        let weak = Arc::downgrade(&shared);
-        crate::sync::thread::Builder::new()
-            .name("nbd-keeper".into())
-            .spawn(move || {
-                while catch_unwind(AssertUnwindSafe(|| keeper::keep(&weak))).is_err() {
-                    crate::sync::thread::sleep(PAUSES.end);
-                }
-            })
-            .map_err(|error| shared.error(SourceErrorKind::Lost, format!("cannot start a thread: {error}")))?;
-        let source = Arc::new(Self(shared));
-        source.find_tail()?;
-        Ok((source, lease))
+        let open = Counted::begin();
+        let share = AtomicUsize::new(open.share());
+        Arc::new(Self { export, rounds_up: AtomicBool::new(false), share, open, state: Mutex::new(state), keeper: OnceLock::new() })
     }
-}
 
-impl Shared {
-    pub(super) fn error(&self, kind: SourceErrorKind, text: impl std::fmt::Display) -> SourceError {
-        SourceError { kind, message: format!("{}: {text}", self.uri) }
+    /// Gives it the task that makes its connections.
+    pub fn set_keeper(&self, keeper: Task) {
+        self.keeper.get_or_init(|| keeper);
+    }
+
+    pub fn wake_keeper(&self) {
+        self.keeper.get().into_iter().for_each(Task::wake);
     }
 
     /// Takes a connection into use.
-    fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
-        let lost = |error: std::io::Error| self.error(SourceErrorKind::Lost, error);
+    pub fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
+        let lost = |error: io::Error| self.error(SourceErrorKind::Lost, error);
         let round_trip = agreed.round_trip;
-        let (link, socket) = {
+        let link = {
             let mut state = self.state.lock();
             if state.closed {
                 // It was closed meanwhile, and nobody would ever end this connection.
@@ -186,29 +213,22 @@ impl Shared {
             }
             // One of them is for those who wait, the others are for bulk.
             let in_background = state.links.iter().any(|link| !link.in_background);
-            let (link, socket) = Link::new(agreed, self.options.request_timeout, in_background).map_err(lost)?;
-            let link = Arc::new(link);
+            let link = Arc::new(Link::new(agreed, self.export.options.request_timeout, in_background).map_err(lost)?);
             state.stats.round_trip = state.stats.round_trip.map(|shortest| shortest.min(round_trip));
             state.links.push(Arc::clone(&link));
             state.reserve_one();
-            (link, socket)
+            link
         };
-        let (shared, reading) = (Arc::clone(self), Arc::clone(&link));
-        let reader = crate::sync::thread::Builder::new().name("nbd-reader".into()).spawn(move || {
-            if reading.in_background {
-                give_way();
+        let connection = Connection { shared: Arc::clone(self), link: Arc::clone(&link), replies: Mutex::default() };
+        match reactor(link.in_background).add(Arc::new(connection)) {
+            Ok(place) => link.set_place(place),
+            Err(error) => {
+                // It may have got something to do already.
+                self.lose(&link, link.give_up(error.to_string()));
+                return Err(lost(error));
             }
-            // Whatever ends the thread, what the connection has under way does not end with it.
-            let run = || reading.run(socket, |job, answer| shared.complete(job, answer));
-            let lost = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| reading.give_up("its reader panicked".into()));
-            shared.lose(&reading, lost);
-        });
-        if let Err(error) = reader {
-            // It may have got something to do already.
-            self.lose(&link, link.give_up(error.to_string()));
-            return Err(lost(error));
         }
-        tries::succeed(&self.host);
+        tries::succeed(&self.export.host);
         self.state.lock().lost_since = None;
         self.send_waiting();
         Ok(())
@@ -224,15 +244,15 @@ impl Shared {
         }
         state.last_error.clone_from(&reason);
         // A server that never answers a request, or always hangs up at it, must not be asked for ever.
-        let (again, over): (Vec<Job>, Vec<Job>) = jobs.into_iter().map(Job::tried).partition(|job| job.tries < self.options.tries);
+        let (again, over): (Vec<Job>, Vec<Job>) = jobs.into_iter().map(Job::tried).partition(|job| job.tries < self.export.options.tries);
         state.stats.errors += over.len() as u64;
         again.into_iter().for_each(|job| state.wait(job));
         let closed = state.closed;
         // When a further connection has got no answer, those who wait for one would wait as long in turn.
-        let hangs = unanswered && state.hangs_since.get_or_insert_with(Instant::now).elapsed() > self.options.request_timeout / 2;
+        let hangs = unanswered && state.hangs_since.get_or_insert_with(Instant::now).elapsed() > self.export.options.request_timeout / 2;
         drop(state);
         for job in over {
-            finish(job.waiter, Err(self.error(SourceErrorKind::Lost, &reason)));
+            job.finish(Err(self.error(SourceErrorKind::Lost, &reason)));
         }
         if closed {
             return self.fail_waiting(&self.error(SourceErrorKind::Closed, "it was closed"));
@@ -240,11 +260,11 @@ impl Shared {
         if hangs {
             self.fail_waiting(&self.error(SourceErrorKind::Lost, &reason));
         }
-        self.woken.notify_all();
+        self.wake_keeper();
         self.send_waiting();
     }
 
-    pub(super) fn submit(&self, job: Job) {
+    pub fn submit(&self, job: Job) {
         let mut state = self.state.lock();
         let refusal = if state.closed {
             Some(self.error(SourceErrorKind::Closed, "it was closed"))
@@ -259,12 +279,15 @@ impl Shared {
         if let Some(error) = refusal {
             state.stats.errors += 1;
             drop(state);
-            return finish(job.waiter, Err(error));
+            return job.finish(Err(error));
         }
         state.wait(job);
+        let may_connect = state.attempts.under_way == 0 && self.missing(&state) > 0;
         drop(state);
         self.send_waiting();
-        self.woken.notify_all();
+        if may_connect {
+            self.wake_keeper();
+        }
     }
 
     /// Hands waiting jobs to the connections, the least loaded first; those that somebody waits for before all others.
@@ -289,14 +312,14 @@ impl Shared {
         }
         state.stats.errors += 1;
         drop(state);
-        finish(job.waiter, Err(self.error(SourceErrorKind::Closed, "it was closed")));
+        job.finish(Err(self.error(SourceErrorKind::Closed, "it was closed")));
     }
 
     fn complete(&self, mut job: Job, answer: Answer) {
         let result = match answer {
             Answer::Error(error, text) => {
                 job.tries += 1;
-                if job.tries < self.options.tries {
+                if job.tries < self.export.options.tries {
                     self.wait(job);
                     return self.send_waiting();
                 }
@@ -316,7 +339,7 @@ impl Shared {
                 Err(_) => state.stats.errors += 1,
             }
         }
-        finish(job.waiter, result);
+        job.finish(result);
         self.send_waiting();
     }
 
@@ -329,25 +352,108 @@ impl Shared {
             jobs
         };
         for job in jobs {
-            finish(job.waiter, Err(error.clone()));
+            job.finish(Err(error.clone()));
+        }
+    }
+
+    /// Ends its connections, and what waits.
+    pub fn close(&self) {
+        let links = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.links.clone()
+        };
+        self.wake_keeper();
+        for link in links {
+            link.close();
+        }
+        self.fail_waiting(&self.error(SourceErrorKind::Closed, "it was closed"));
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> SourceStats {
+        self.state.lock().stats
+    }
+
+    /// Looks how many connections it may have.
+    pub fn set_share(&self) {
+        self.share.store(self.open.share(), Ordering::Relaxed);
+    }
+
+    /// Connections that there should be.
+    fn links_wanted(&self, state: &State) -> usize {
+        if state.needs_all { self.export.links_max.min(self.share.load(Ordering::Relaxed)) } else { 1 }
+    }
+
+    /// Connections that there should be and are not.
+    pub fn missing(&self, state: &State) -> usize {
+        match state.links.len() {
+            _ if state.changed.is_some() => 0,
+            // Given up: tried again when somebody asks.
+            0 if self.is_given_up(state) => usize::from(state.waiting.iter().any(|queue| !queue.is_empty())),
+            count => self.links_wanted(state).saturating_sub(count),
+        }
+    }
+
+    /// Ends a connection beyond its share, if one is idle.
+    pub fn close_surplus(&self) {
+        let mut links = {
+            let state = self.state.lock();
+            let surplus = state.links.len() > self.share.load(Ordering::Relaxed);
+            if surplus { state.links.clone() } else { Vec::new() }
+        };
+        links.retain(|link| link.in_background);
+        links.iter().any(|link| link.close_if_idle());
+    }
+
+    /// Notes an attempt to connect that was in vain.
+    pub fn note_failure(&self, error: &SourceError) {
+        let given_up = {
+            let mut state = self.state.lock();
+            // Whoever is told of it names the address again.
+            let text = error.message.strip_prefix(&self.export.uri).and_then(|text| text.strip_prefix(": "));
+            text.unwrap_or(&error.message).clone_into(&mut state.last_error);
+            if error.kind == SourceErrorKind::Changed && state.links.is_empty() {
+                state.changed = Some(state.last_error.clone());
+            }
+            state.links.is_empty() && (state.changed.is_some() || self.is_given_up(&state))
+        };
+        if given_up {
+            self.fail_waiting(error);
+        }
+    }
+
+    /// Whether there is no connection, and was none for too long.
+    fn is_given_up(&self, state: &State) -> bool {
+        state.lost_since.is_some_and(|since| since.elapsed() > self.export.options.give_up_after)
+    }
+
+    /// Fails those that wait, if that was for too long.
+    pub fn give_up_waiting(&self) {
+        let error = {
+            let state = self.state.lock();
+            self.is_given_up(&state).then(|| self.error(SourceErrorKind::Lost, &state.last_error))
+        };
+        if let Some(error) = error {
+            self.fail_waiting(&error);
         }
     }
 
     /// Makes one more connection, if it is the same export.
-    fn reconnect(self: &Arc<Self>) -> Result<(), SourceError> {
+    pub fn reconnect(self: &Arc<Self>) -> Result<(), SourceError> {
         self.state.lock().last_try = Instant::now();
-        let agreed = connect(&self.address, &self.options, None).map_err(|refusal| refusal.into_error(&self.uri))?;
-        if agreed.info.size_bytes != self.size_bytes {
-            let what = format!("the export has {} bytes now, it had {}", agreed.info.size_bytes, self.size_bytes);
+        let agreed = connect(&self.export.address, &self.export.options, None).map_err(|refusal| refusal.into_error(&self.export.uri))?;
+        if agreed.info.size_bytes != self.export.size_bytes {
+            let what = format!("the export has {} bytes now, it had {}", agreed.info.size_bytes, self.export.size_bytes);
             return Err(self.error(SourceErrorKind::Changed, what));
         }
         let (align, most) = block_sizes(&agreed);
-        if agreed.identity != self.identity {
+        if agreed.identity != self.export.identity {
             let name = |identity: &Option<String>| identity.clone().unwrap_or_else(|| "an export without identity".into());
-            let what = format!("the export is another one now: {}, it was {}", name(&agreed.identity), name(&self.identity));
+            let what = format!("the export is another one now: {}, it was {}", name(&agreed.identity), name(&self.export.identity));
             return Err(self.error(SourceErrorKind::Changed, what));
         }
-        if align > self.align_bytes || most < self.read_bytes_max || !agreed.contexts.is_like(&self.contexts) {
+        if align > self.export.align_bytes || most < self.export.read_bytes_max || !agreed.contexts.is_like(&self.export.contexts) {
             return Err(self.error(SourceErrorKind::Changed, "the export has other limits now"));
         }
         self.adopt(agreed)
@@ -382,115 +488,5 @@ impl State {
             }
         }
         None
-    }
-}
-
-fn finish(waiter: Waiter, result: Result<Answer, SourceError>) {
-    match (waiter, result) {
-        (Waiter::Read(_, arrival), result) => arrival.end(result.map(drop)),
-        (Waiter::Status(_, done), Ok(Answer::Extents(extents))) => done(Ok(extents)),
-        (Waiter::Status(_, done), Err(error)) => done(Err(error)),
-        // A link answers status requests with extents.
-        (Waiter::Status(_, done), Ok(_)) => done(Err(mismatch())),
-    }
-}
-
-fn mismatch() -> SourceError {
-    SourceError { kind: SourceErrorKind::Changed, message: "a reply is not for its request".into() }
-}
-
-impl Source for NbdSource {
-    fn size_bytes(&self) -> u64 {
-        self.0.size_bytes
-    }
-
-    fn read_bytes_max(&self) -> u32 {
-        self.0.read_bytes_max
-    }
-
-    fn align_bytes(&self) -> u32 {
-        self.0.align_bytes
-    }
-
-    fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
-        let (range, arrival) = self.rounded(range, arrival);
-        self.0.submit(Job { range, waiter: Waiter::Read(class, arrival), tries: 0 });
-    }
-
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        // What is less than a request at the end is not asked for.
-        let end = if range.end == self.0.size_bytes { range.end - range.end % u64::from(self.0.align_bytes) } else { range.end };
-        if self.0.contexts.allocation.is_none() || end <= range.start {
-            return Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }]);
-        }
-        let range = range.start..end;
-        let mut left = range.end - range.start;
-        let mut extents: Vec<SourceExtent> = Vec::new();
-        for extent in self.status(Topic::Allocation, range)? {
-            let (bytes, zero) = (extent.length.min(left), extent.flags & u64::from(STATE_ZERO) != 0);
-            left -= bytes;
-            match extents.last_mut() {
-                Some(last) if last.zero == zero => last.bytes += bytes,
-                _ if bytes > 0 => extents.push(SourceExtent { bytes, zero }),
-                _ => {}
-            }
-        }
-        Ok(extents)
-    }
-
-    fn identity(&self) -> Option<String> {
-        self.0.identity.clone()
-    }
-
-    fn about(&self) -> About {
-        self.0.about.clone()
-    }
-
-    fn is_writable(&self) -> bool {
-        self.0.is_writable
-    }
-
-    fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
-        if self.0.contexts.trace.is_none() {
-            return Ok(Vec::new());
-        }
-        let mut offset = 0u64;
-        let mut touched: Vec<(u64, Range<u64>)> = Vec::new();
-        for extent in self.status(Topic::Trace, 0..self.0.size_bytes)? {
-            let end = offset.saturating_add(extent.length).min(self.0.size_bytes);
-            if extent.flags > 0 && offset < end {
-                touched.push((extent.flags, offset..end));
-            }
-            offset = end;
-        }
-        touched.sort_unstable_by_key(|(number, _)| *number);
-        Ok(touched.into_iter().map(|(_, range)| range).collect())
-    }
-
-    fn describe(&self) -> String {
-        self.0.uri.clone()
-    }
-
-    fn stats(&self) -> SourceStats {
-        self.0.state.lock().stats
-    }
-
-    fn close(&self) {
-        let links = {
-            let mut state = self.0.state.lock();
-            state.closed = true;
-            state.links.clone()
-        };
-        self.0.woken.notify_all();
-        for link in links {
-            link.close();
-        }
-        self.0.fail_waiting(&self.0.error(SourceErrorKind::Closed, "it was closed"));
-    }
-}
-
-impl Drop for NbdSource {
-    fn drop(&mut self) {
-        self.close();
     }
 }
