@@ -11,6 +11,32 @@ use crate::sync::time::Instant;
 const NANOS_MAX: u64 = u64::MAX / 2;
 
 /// Where the engine gets the time from.
+///
+/// ```
+/// use std::time::Duration;
+/// use volfork::{Clock, StoreOptions};
+///
+/// /// A clock that stands still, for tests.
+/// struct Stopped;
+///
+/// impl Clock for Stopped {
+///     fn monotonic(&self) -> Duration {
+///         Duration::ZERO
+///     }
+///     fn unix(&self) -> Duration {
+///         Duration::from_secs(1_700_000_000)
+///     }
+/// }
+///
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// let options = StoreOptions::default().with_clock(std::sync::Arc::new(Stopped));
+/// let store = volfork::Store::create(directory.path(), options)?;
+/// store.create_volume("v", 1 << 20)?;
+/// assert_eq!(store.show("v")?.created_at, 1_700_000_000);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Clock: Send + Sync + 'static {
     /// Time since some fixed moment; never goes back.
     fn monotonic(&self) -> Duration;
@@ -19,6 +45,16 @@ pub trait Clock: Send + Sync + 'static {
 }
 
 /// The machine's own clock.
+///
+/// ```
+/// use volfork::{Clock, SystemClock};
+///
+/// let clock = SystemClock::default();
+/// let before = clock.monotonic();
+/// assert!(clock.monotonic() >= before);
+/// // Seconds since the Unix epoch: after the year 2000.
+/// assert!(clock.unix().as_secs() > 946_684_800);
+/// ```
 #[derive(Debug)]
 pub struct SystemClock(Instant);
 

@@ -6,9 +6,45 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Result of every call of the engine.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use std::path::Path;
+/// use volfork::{Store, StoreOptions};
+///
+/// fn bytes_of_volumes(path: &Path) -> volfork::Result<u64> {
+///     let store = Store::open_read_only(path, StoreOptions::default())?;
+///     Ok(store.list()?.iter().map(|volume| volume.size_bytes).sum())
+/// }
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = Store::create(directory.path(), StoreOptions::default())?;
+/// # store.create_volume("v", 1 << 20)?;
+/// # store.close()?;
+/// assert_eq!(bytes_of_volumes(directory.path())?, 1 << 20);
+/// # Ok(())
+/// # }
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What the caller can do about an [`Error`].
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::{ErrorKind, Volume};
+///
+/// let volume: Volume = match store.volume("web") {
+///     Err(error) if error.kind() == ErrorKind::NotFound => store.create_volume("web", 1 << 30)?,
+///     found => found?,
+/// };
+/// assert_eq!(volume.write_at(&[1], 1 << 30).unwrap_err().kind(), ErrorKind::OutOfRange);
+/// // What a block device answers, and what the standard library calls it.
+/// assert_eq!(ErrorKind::NoSpace.errno(), libc::ENOSPC);
+/// assert_eq!(std::io::ErrorKind::from(ErrorKind::NoSpace), std::io::ErrorKind::StorageFull);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -75,6 +111,19 @@ impl From<ErrorKind> for io::ErrorKind {
 }
 
 /// What ends the trouble that an [`Error`] tells of, for front ends that can say how: the command line names its command.
+///
+/// ```
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::{Remedy, Store, StoreOptions};
+///
+/// let error = Store::open(directory.path(), StoreOptions::default()).unwrap_err();
+/// let advice = match error.remedy() {
+///     Some(Remedy::CreateStore(path)) => format!("{error}; run: mkstore {}", path.display()),
+///     // The message alone says what to do.
+///     _ => error.to_string(),
+/// };
+/// assert!(advice.contains("run: mkstore /"), "{advice}");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Remedy {
@@ -105,6 +154,32 @@ pub enum Remedy {
 }
 
 /// Where damaged bytes are.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # use volfork::{Store, StoreOptions};
+/// # let store = Store::create(directory.path(), StoreOptions::default())?;
+/// # store.create_volume("v", 1 << 20)?.write_at(&[7; 4096], 8192)?;
+/// # store.close()?;
+/// # for file in std::fs::read_dir(directory.path().join("layers")).unwrap() {
+/// #     let path = file.unwrap().path();
+/// #     if path.extension() == Some("data".as_ref()) {
+/// #         let file = std::fs::File::options().write(true).open(path).unwrap();
+/// #         std::os::unix::fs::FileExt::write_at(&file, b"!", 8192).unwrap();
+/// #     }
+/// # }
+/// # let store = Store::open(directory.path(), StoreOptions::default())?;
+/// // A byte of block 2 was changed behind the back of the store.
+/// let error = store.volume("v")?.read_at(&mut [0; 4096], 8192).unwrap_err();
+/// let corruption = error.corruption().expect("the place of the damage");
+/// assert_eq!((corruption.volume.as_deref(), corruption.block), (Some("v"), 2));
+/// // Where to look in the file.
+/// assert_eq!(corruption.offset_bytes, 2 * 4096);
+/// assert!(corruption.file.ends_with(".data"), "{}", corruption.file);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Corruption {
@@ -137,6 +212,25 @@ impl fmt::Display for Corruption {
 }
 
 /// An error of the engine. Cheap to clone, because one failed fetch or barrier may fail many waiters.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::{Error, ErrorKind};
+///
+/// let error = store.volume("web").unwrap_err().context("cannot export");
+/// assert_eq!((error.kind(), error.errno()), (ErrorKind::NotFound, libc::ENOENT));
+/// assert!(error.to_string().starts_with("cannot export: "));
+///
+/// // As an error of the standard library it keeps what it was.
+/// let outside = std::io::Error::from(error);
+/// assert_eq!(outside.kind(), std::io::ErrorKind::NotFound);
+/// let inside = outside.get_ref().and_then(|error| error.downcast_ref::<Error>());
+/// assert_eq!(inside.map(Error::kind), Some(ErrorKind::NotFound));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 

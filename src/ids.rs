@@ -8,6 +8,15 @@ use hmac_sha256::Hash;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Number of a layer within a store. Never used twice.
+///
+/// ```
+/// use volfork::LayerId;
+///
+/// // Files of a layer are named by its number: `layers/17.data`.
+/// assert_eq!(LayerId(17).to_string(), "17");
+/// // Numbers grow, so a later layer is the larger one.
+/// assert!(LayerId(18) > LayerId(17));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerId(pub u32);
 
@@ -18,6 +27,14 @@ impl fmt::Display for LayerId {
 }
 
 /// Number of a volume within a store. Never used twice, and kept by a rename.
+///
+/// ```
+/// use volfork::VolumeId;
+///
+/// let mut attached = std::collections::BTreeMap::from([(VolumeId(2), "vdb"), (VolumeId(1), "vda")]);
+/// attached.remove(&VolumeId(1));
+/// assert_eq!(attached.first_key_value(), Some((&VolumeId(2), &"vdb")));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VolumeId(pub u64);
 
@@ -74,6 +91,18 @@ pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N]> {
 }
 
 /// Identity of a lease. Random, so that no fork can name the lease of another.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::LeaseId;
+///
+/// // Of 16 random bytes. It is kept, so that to ask again after a lost answer renews the lease and takes no second one.
+/// let id = LeaseId::random()?;
+/// assert_eq!(LeaseId(id.0), id);
+/// assert_ne!(LeaseId::random()?, id);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId(pub [u8; 16]);
 

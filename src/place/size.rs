@@ -8,6 +8,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, SEGMENT_BYTES, VOLUME_BYTES_MAX};
 
 /// Bytes of a block: a power of two from 4 KiB to 64 KiB, fixed when a store is created.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::{BlockSize, Store, StoreOptions};
+///
+/// let options = StoreOptions::default().with_block_size(BlockSize::new(16 << 10)?);
+/// let size = Store::create(directory.path(), options)?.block_size();
+/// assert_eq!(size.bytes(), 16_384);
+/// // Byte 40,000 is in block 2, which begins at byte 32,768; 40,000 bytes take three blocks.
+/// assert_eq!((size.block_of(40_000), size.offset_of(2), size.blocks_for(40_000)), (2, 32_768, 3));
+/// assert!(BlockSize::new(3000).is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSize {
     shift: u32,
