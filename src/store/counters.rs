@@ -5,6 +5,22 @@ use super::health::{Health, SpaceState};
 use crate::error::{Error, Result};
 
 /// Counts since the store was opened, for the metrics of an embedder ([`crate::Store::counters`]).
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("v", 1 << 20)?;
+/// let before = store.counters();
+/// volume.write_at(&[1; 4096], 0)?;
+/// volume.flush()?;
+/// let after = store.counters();
+/// // They only grow: a metrics system makes rates of them.
+/// assert_eq!(after.barriers - before.barriers, 1);
+/// assert_eq!((after.damage_met, after.background_failures), (0, 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
@@ -19,6 +35,19 @@ pub struct Counters {
 }
 
 /// Space of a store, in bytes ([`crate::Store::space`]).
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// store.create_volume("v", 1 << 30)?.write_at(&[1; 64 << 10], 0)?;
+/// let space = store.space()?;
+/// // Volumes are sparse: only blocks that were written take space.
+/// assert_eq!(space.used_bytes, 64 << 10);
+/// assert!(space.free_bytes <= space.total_bytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpaceInfo {

@@ -11,6 +11,27 @@ const LOW_BYTES: u64 = 4 << 30;
 const EXHAUSTED_BYTES: u64 = 16 << 20;
 
 /// Whether the file system of a store has space for new blocks.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::store::SpaceState;
+///
+/// /// Whether a server goes on to make volumes.
+/// fn has_room(space: SpaceState) -> bool {
+///     match space {
+///         SpaceState::Low | SpaceState::Exhausted => false,
+///         // A disk that does not tell is no reason to refuse.
+///         SpaceState::Enough | SpaceState::Unknown => true,
+///         _ => false,
+///     }
+/// }
+/// assert!(has_room(SpaceState::default()));
+/// println!("new volumes: {}", has_room(store.health().space));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpaceState {

@@ -44,6 +44,23 @@ use open::OpenStore;
 
 /// An open store. Cheap to clone; closed in order by [`Store::close`], or when the last clone and the last volume, snapshot and queue
 /// of it are gone. After `close` they answer [`crate::ErrorKind::Closed`].
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::{ErrorKind, Store, StoreOptions};
+///
+/// let store = Store::create(directory.path(), StoreOptions::default())?;
+/// store.create_volume("base", 1 << 30)?.create_snapshot("v1")?;
+/// store.fork("base@v1", "machine")?;
+/// assert_eq!(store.volume_names(), ["base", "machine"]);
+/// // One process owns a store.
+/// assert_eq!(Store::open(directory.path(), StoreOptions::default()).unwrap_err().kind(), ErrorKind::Locked);
+/// store.close()?;
+/// assert!(Store::open(directory.path(), StoreOptions::default())?.volume("machine").is_ok());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Store(Arc<OpenStore>);
 

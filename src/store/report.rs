@@ -6,6 +6,25 @@ use crate::options::with_methods;
 use crate::volume::HydrationPriority;
 
 /// How far a scrub has come, for progress bars.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use std::ops::ControlFlow;
+///
+/// store.create_volume("v", 1 << 20)?.write_at(&[1; 64 << 10], 0)?;
+/// let mut percent = 0;
+/// store.scrub_with(None, &mut |progress| {
+///     percent = progress.blocks_verified * 100 / progress.blocks_total.max(1);
+///     assert_eq!(progress.damage, None);
+///     // `Break` ends the scrub.
+///     ControlFlow::Continue(())
+/// })?;
+/// assert_eq!(percent, 100);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ScrubProgress {
@@ -18,6 +37,22 @@ pub struct ScrubProgress {
 }
 
 /// Damaged blocks that a volume or snapshot shows.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// store.create_volume("v", 1 << 20)?.write_at(&[1; 4096], 0)?;
+/// let report = store.scrub(None)?;
+/// for (shown_by, blocks) in &report.affected {
+///     if blocks.blocks_damaged > 0 {
+///         println!("restore {shown_by}: {} blocks are damaged", blocks.blocks_damaged);
+///     }
+/// }
+/// assert!(report.affected.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AffectedBlocks {
@@ -28,6 +63,20 @@ pub struct AffectedBlocks {
 }
 
 /// What a scrub found.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// store.create_volume("v", 1 << 20)?.write_at(&[1; 64 << 10], 0)?;
+/// // All volumes and snapshots; `Some("v")` is one volume and what it stands on.
+/// let report = store.scrub(None)?;
+/// assert_eq!(report.blocks_verified, 16);
+/// assert_eq!((report.blocks_damaged, report.blocks_repaired), (0, 0));
+/// assert!(report.errors.is_empty(), "{}", report.errors.join("\n"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ScrubReport {
@@ -46,6 +95,22 @@ pub struct ScrubReport {
 }
 
 /// What `check` found in a closed store.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::{Store, StoreOptions};
+///
+/// store.create_volume("v", 1 << 20)?.create_snapshot("s")?;
+/// store.close()?;
+/// let report = Store::check(directory.path(), StoreOptions::default())?;
+/// // The sealed layer of the snapshot, and the open one of the volume.
+/// assert_eq!((report.volumes, report.snapshots, report.layers), (1, 1, 2));
+/// assert!(report.violations.is_empty(), "{}", report.violations.join("\n"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CheckReport {
@@ -60,6 +125,28 @@ pub struct CheckReport {
 }
 
 /// What `hydrate` changes.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let image = directory.path().join("image");
+/// # std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+/// # let options = volfork::StoreOptions::default().with_sources(std::sync::Arc::new(volfork::source::UriSources::default()));
+/// # let store = volfork::Store::create(directory.path().join("store"), options)?;
+/// # let address = format!("file://{}", image.display());
+/// use volfork::store::HydrationControl;
+///
+/// store.fork(&address, "machine")?;
+/// // 100 MB a second at most. What is not named stays as it is.
+/// let control = HydrationControl::default().with_rate_bytes_per_second(100_000_000);
+/// let hydration = store.control_hydration("machine", &control)?;
+/// assert_eq!(hydration.rate_limit_bytes_per_second, Some(100_000_000));
+/// // 0 takes the cap away.
+/// let hydration = store.control_hydration("machine", &control.with_rate_bytes_per_second(0))?;
+/// assert_eq!(hydration.rate_limit_bytes_per_second, None);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]

@@ -28,6 +28,24 @@ const TRIES: usize = 16;
 type Labels = BTreeMap<String, String>;
 
 /// A name that is taken for a volume which is not there yet. Given back when dropped.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::ErrorKind;
+///
+/// let reserved = store.reserve_name("restored")?;
+/// // Nobody else gets the name while the backup is looked for.
+/// assert_eq!(store.create_volume("restored", 4096).unwrap_err().kind(), ErrorKind::Exists);
+/// let mut unfinished = reserved.create(1 << 20)?;
+/// unfinished.volume().write_at(b"from the backup", 0)?;
+/// unfinished.volume().flush()?;
+/// unfinished.finish([("from".to_owned(), "backup".to_owned())].into())?;
+/// assert_eq!(store.volume_names(), ["restored"]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct ReservedName {
     store: Store,
     name: String,
@@ -43,6 +61,29 @@ impl std::fmt::Debug for ReservedName {
 }
 
 /// A volume that is being filled; destroyed when dropped, unless it was finished.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use std::io::Read;
+///
+/// fn restore(store: &volfork::Store, mut backup: impl Read) -> Result<(), Box<dyn std::error::Error>> {
+///     let reserved = store.reserve_name("v")?;
+///     let mut unfinished = reserved.create(1 << 20)?;
+///     let mut bytes = vec![0; 1 << 20];
+///     backup.read_exact(&mut bytes)?; // If this fails, the volume is destroyed.
+///     unfinished.volume().write_at(&bytes, 0)?;
+///     unfinished.volume().flush()?;
+///     Ok(unfinished.finish(Default::default())?)
+/// }
+/// assert!(restore(&store, std::io::empty()).is_err());
+/// assert!(store.volume_names().is_empty());
+/// restore(&store, std::io::repeat(1)).unwrap();
+/// assert_eq!(store.volume_names(), ["v"]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Unfinished<'a> {
     reserved: &'a ReservedName,
     volume: Volume,
