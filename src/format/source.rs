@@ -9,6 +9,26 @@
 use super::bytes::{FormatError, Reader, Writer};
 
 /// Share of a hydration in what the hydrations of a store have together.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let image = directory.path().join("image");
+/// # std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+/// # let options = volfork::StoreOptions::default().with_sources(std::sync::Arc::new(volfork::source::UriSources::default()));
+/// # let store = volfork::Store::create(directory.path().join("store"), options)?;
+/// # let address = format!("file://{}", image.display());
+/// use volfork::store::HydrationControl;
+/// use volfork::volume::HydrationPriority;
+///
+/// store.fork(&address, "machine")?;
+/// // Four times the share of a volume of normal priority.
+/// let control = HydrationControl::default().with_priority(HydrationPriority::High);
+/// assert_eq!(store.control_hydration("machine", &control)?.priority, HydrationPriority::High);
+/// assert!(HydrationPriority::Low < HydrationPriority::default());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

@@ -32,6 +32,28 @@ pub enum FetchClass {
 }
 
 /// Bytes received from sources, by the reason for which they were fetched.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let image = directory.path().join("image");
+/// # std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+/// # let options = volfork::StoreOptions::default().with_sources(std::sync::Arc::new(volfork::source::UriSources::default()));
+/// # let store = volfork::Store::create(directory.path().join("store"), options)?;
+/// # let address = format!("file://{}", image.display());
+/// use std::time::Duration;
+///
+/// let fork = store.fork(&address, "machine")?;
+/// fork.read_at(&mut [0; 4096], 0)?;
+/// fork.wait_hydrated(Duration::from_secs(60))?;
+///
+/// let fetched = fork.info()?.hydration.fetched;
+/// // Each byte counts for one reason. The share of `demand` is what readers had to wait for.
+/// assert_eq!(fetched.total(), fetched.demand + fetched.ahead + fetched.trace + fetched.backfill);
+/// assert_eq!(fetched.total(), 1 << 20);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct FetchedBytes {
@@ -63,6 +85,26 @@ impl FetchedBytes {
 }
 
 /// One address at which missing blocks can be had.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let image = directory.path().join("image");
+/// # std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+/// # let options = volfork::StoreOptions::default().with_sources(std::sync::Arc::new(volfork::source::UriSources::default()));
+/// # let store = volfork::Store::create(directory.path().join("store"), options)?;
+/// # let address = format!("file://{}", image.display());
+/// use std::time::Duration;
+///
+/// let fork = store.fork(&address, "machine")?;
+/// fork.wait_hydrated(Duration::from_secs(60))?;
+///
+/// let source = &fork.info()?.hydration.sources[0];
+/// assert_eq!((source.uri.as_str(), source.bytes_fetched), (address.as_str(), 1 << 20));
+/// assert!(!source.failing && source.errors == 0 && source.last_error.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SourceInfo {

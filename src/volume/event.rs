@@ -13,6 +13,23 @@ use crate::sync::{Condvar, Mutex};
 use crate::telemetry::{self, tell};
 
 /// What happened.
+///
+/// ```
+/// use volfork::volume::EventKind;
+///
+/// /// Whether an operator is to be woken.
+/// fn is_urgent(kind: EventKind) -> bool {
+///     match kind {
+///         EventKind::Hydrated | EventKind::Recovered => false,
+///         // Writes fail, or stored bytes are wrong.
+///         EventKind::WritesRefused | EventKind::Damaged | EventKind::NoSpace => true,
+///         // It is tried again, and a later event tells when it is over.
+///         EventKind::Degraded | EventKind::BackgroundFailed | EventKind::SpaceLow => false,
+///         _ => true,
+///     }
+/// }
+/// assert!(is_urgent(EventKind::Damaged) && !is_urgent(EventKind::Degraded));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -39,6 +56,26 @@ pub enum EventKind {
 }
 
 /// Something that happened in the background.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # use std::sync::{Arc, mpsc};
+/// # use volfork::{Store, StoreOptions, source::UriSources, volume::{Event, EventKind}};
+/// # let image = directory.path().join("image");
+/// # std::fs::write(&image, vec![7; 1 << 20])?;
+/// # let options = StoreOptions::default().with_sources(Arc::new(UriSources::default()));
+/// let (sender, events) = mpsc::channel::<Event>();
+/// let options = options.with_on_event(Arc::new(move |event| drop(sender.send(event.clone()))));
+/// let store = Store::create(directory.path().join("store"), options)?;
+/// store.fork(&format!("file://{}", image.display()), "machine")?;
+///
+/// let event = events.recv()?;
+/// assert_eq!((event.kind, event.error), (EventKind::Hydrated, None));
+/// assert_eq!(event.volumes, ["machine"]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -71,6 +108,24 @@ impl Event {
 /// [`crate::StoreOptions::threads`]: in [`crate::Store::step`]). It may take its time and call the store, [`crate::Store::close`]
 /// included; while it does, [`EVENTS_MAX`] events are kept, and beyond that the oldest are given up. A panic costs its own event.
 /// A callback that holds a [`crate::Store`] keeps that store open until it is closed.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use volfork::StoreOptions;
+/// use volfork::volume::{EventKind, OnEvent};
+///
+/// // A counter for the metrics of a server.
+/// let damaged = Arc::new(AtomicU64::new(0));
+/// let counter = Arc::clone(&damaged);
+/// let on_event: OnEvent = Arc::new(move |event| {
+///     if event.kind == EventKind::Damaged {
+///         counter.fetch_add(1, Ordering::Relaxed);
+///     }
+/// });
+/// let options = StoreOptions::default().with_on_event(on_event);
+/// assert!(options.on_event.is_some() && damaged.load(Ordering::Relaxed) == 0);
+/// ```
 pub type OnEvent = Arc<dyn Fn(&Event) + Send + Sync>;
 
 /// Events that wait for the callback at most.

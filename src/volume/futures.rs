@@ -199,6 +199,25 @@ enum Stage {
 }
 
 /// A request of an [`AsyncQueue`]. It answers its completion, errors included.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # #[cfg(feature = "futures")]
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::Request;
+///
+/// let queue = store.create_volume("v", 1 << 20)?.async_queue(32)?;
+/// let write = queue.request(Request::Write { offset: 0, data: "data".into(), fua: true });
+/// assert!(write.await.result.is_ok());
+/// let read = queue.request(Request::Read { offset: 0, bytes: 4 }).await;
+/// assert_eq!(read.result?, "data");
+/// # volfork::Result::Ok(())
+/// # })?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct RequestFuture {
     requests: Arc<Requests>,
     stage: Stage,

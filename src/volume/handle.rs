@@ -26,6 +26,26 @@ use crate::sync::RwLock;
 ///
 /// Offsets and lengths are bytes and need no alignment; whole blocks are the fast path. All calls may be made from many threads
 /// at once. A range that ends behind the volume is refused with [`crate::ErrorKind::OutOfRange`] and nothing is done.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("database", 1 << 30)?;
+/// volume.write_at(b"row", 5)?;
+/// volume.flush()?; // Durable from here on.
+/// volume.create_snapshot("before")?;
+/// volume.write_at(b"ROW", 5)?;
+///
+/// let fork = store.fork("database@before", "test")?;
+/// let mut bytes = [0; 3];
+/// fork.read_at(&mut bytes, 5)?;
+/// assert_eq!(&bytes, b"row");
+/// // What was written since the snapshot, in whole blocks.
+/// assert_eq!(volume.changed_since("before", &(0..1 << 30), 16)?, [0..4096]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Volume(pub(super) Arc<Head>, pub(super) Arc<Core>, Keeper);
 
@@ -262,6 +282,29 @@ impl OpenSnapshot {
 
 /// A named, read-only sealed layer and its chain. Cheap to clone. While a handle, a queue or a client of an export has it open,
 /// destroying it is refused with [`crate::ErrorKind::Busy`].
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::ErrorKind;
+///
+/// let volume = store.create_volume("web", 1 << 20)?;
+/// volume.write_at(b"v1", 0)?;
+/// volume.create_snapshot("v1")?;
+/// volume.write_at(b"v2", 0)?;
+///
+/// let snapshot = store.snapshot("web", "v1")?;
+/// let mut bytes = [0; 2];
+/// snapshot.read_at(&mut bytes, 0)?;
+/// assert_eq!((snapshot.name().as_str(), &bytes), ("web@v1", b"v1"));
+/// // It is in use while a handle is there.
+/// assert_eq!(store.destroy_snapshot("web", "v1").unwrap_err().kind(), ErrorKind::Busy);
+/// drop(snapshot);
+/// store.destroy_snapshot("web", "v1")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Snapshot(Arc<OpenSnapshot>, Arc<Core>, Keeper);
 

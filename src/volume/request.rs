@@ -169,6 +169,29 @@ fn total(lengths: impl Iterator<Item = usize>) -> Result<usize> {
 }
 
 /// The end of one request.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::{ErrorKind, volume::Request};
+///
+/// let mut queue = store.create_volume("v", 1 << 20)?.queue(8)?;
+/// queue.submit(7, Request::Read { offset: 0, bytes: 512 })?;
+/// queue.submit(8, Request::Read { offset: 1 << 20, bytes: 512 })?;
+/// let mut completions = Vec::new();
+/// while queue.in_flight() > 0 {
+///     queue.wait(&mut completions, None)?;
+/// }
+/// for completion in completions {
+///     match completion.result {
+///         Ok(bytes) => assert_eq!((completion.token, &bytes[..]), (7, &[0; 512][..])),
+///         Err(error) => assert_eq!((completion.token, error.kind()), (8, ErrorKind::OutOfRange)),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Completion {
@@ -181,6 +204,30 @@ pub struct Completion {
 }
 
 /// What answers for a run of bytes of a volume.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::RunKind;
+///
+/// let volume = store.create_volume("v", 1 << 20)?;
+/// volume.write_at(&[1; 4096], 0)?;
+/// let (mut own, mut below, mut zero, mut missing) = (0, 0, 0, 0);
+/// for run in volume.fork("w")?.runs(0..1 << 20, 1024)? {
+///     match run.kind {
+///         RunKind::Data { depth: 1 } => own += run.bytes,
+///         RunKind::Data { .. } => below += run.bytes,
+///         RunKind::Zero => zero += run.bytes,
+///         RunKind::Missing => missing += run.bytes,
+///         _ => {}
+///     }
+/// }
+/// // The fork has written nothing: its data are the parent's.
+/// assert_eq!((own, below, zero, missing), (0, 4096, (1 << 20) - 4096, 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RunKind {
@@ -196,6 +243,27 @@ pub enum RunKind {
 }
 
 /// A run of bytes with one answer.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::RunKind;
+///
+/// let volume = store.create_volume("v", 1 << 20)?;
+/// volume.write_at(&[1; 8192], 4096)?;
+/// // Runs follow one another from the start of the range.
+/// let mut offset = 0;
+/// for run in volume.allocation(0..1 << 20, 1024)? {
+///     if let RunKind::Data { .. } = run.kind {
+///         assert_eq!(offset..offset + run.bytes, 4096..12_288);
+///     }
+///     offset += run.bytes;
+/// }
+/// assert_eq!(offset, 1 << 20);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Length in bytes, never 0.

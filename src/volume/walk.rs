@@ -16,6 +16,26 @@ type ChangePage<'a> = Box<dyn FnMut(Range<u64>) -> Result<Vec<Range<u64>>> + 'a>
 
 /// What answers for each run of bytes of a range, in order ([`Volume::run_iter`]). Each page is of one moment; writes between two pages
 /// are seen by the later one. It ends after an error.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::RunKind;
+///
+/// let volume = store.create_volume("v", 1 << 40)?;
+/// volume.write_at(&[1; 4096], 1 << 39)?;
+/// let mut data_bytes = 0;
+/// for run in volume.run_iter(0..volume.size_bytes()) {
+///     let (range, kind) = run?;
+///     if kind != RunKind::Zero {
+///         data_bytes += range.end - range.start;
+///     }
+/// }
+/// assert_eq!(data_bytes, 4096);
+/// # Ok(())
+/// # }
+/// ```
 pub struct RunIter<'a> {
     page: RunPage<'a>,
     left: Range<u64>,
@@ -24,6 +44,27 @@ pub struct RunIter<'a> {
 
 /// The bytes of a range that were changed since a snapshot, in order ([`Volume::change_iter`]). Runs that touch may come apart. It ends
 /// after an error.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("v", 1 << 30)?;
+/// volume.create_snapshot("monday")?;
+/// volume.write_at(&[1; 8192], 1 << 20)?;
+/// // An incremental backup: only what was changed since the last one is read and kept.
+/// let mut backup = Vec::new();
+/// for range in volume.change_iter("monday", 0..volume.size_bytes()) {
+///     let range = range?;
+///     let mut bytes = vec![0; (range.end - range.start) as usize];
+///     volume.read_at(&mut bytes, range.start)?;
+///     backup.push((range.start, bytes));
+/// }
+/// let bytes: usize = backup.iter().map(|(_, bytes)| bytes.len()).sum();
+/// assert_eq!(bytes, 8192);
+/// # Ok(())
+/// # }
+/// ```
 pub struct ChangeIter<'a> {
     page: ChangePage<'a>,
     left: Range<u64>,

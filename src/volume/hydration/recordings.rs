@@ -38,6 +38,26 @@ pub struct Now {
 }
 
 /// What is known of the order in which forks first touch a snapshot.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("base", 1 << 20)?;
+/// volume.write_at(&[1; 1 << 20], 0)?;
+/// volume.create_snapshot("v1")?;
+/// let fork = store.fork("base@v1", "machine")?;
+/// store.record_trace("machine")?;
+/// fork.read_at(&mut [0; 4096], 512 << 10)?;
+/// fork.read_at(&mut [0; 4096], 0)?;
+///
+/// let trace = store.trace("base", Some("v1"))?;
+/// assert!(trace.recording);
+/// // Ranges of bytes, in the order in which the fork touched them. They may be wider than what was read.
+/// assert_eq!(trace.runs.iter().map(|run| run.start).collect::<Vec<_>>(), [512 << 10, 0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TraceInfo {

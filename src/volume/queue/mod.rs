@@ -217,6 +217,31 @@ struct Shared {
 
 /// Many requests at once from one thread. `as_raw_fd` is readable (for `poll`) while [`Queue::reap`] has something to give, or
 /// requests to hand to the kernel.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::Request;
+///
+/// let volume = store.create_volume("v", 1 << 20)?;
+/// let mut queue = volume.queue(32)?;
+/// for number in 0..4 {
+///     let data = vec![1; 4096].into();
+///     queue.submit(number, Request::Write { offset: number * 4096, data, fua: false })?;
+/// }
+/// let mut completions = Vec::new();
+/// while queue.in_flight() > 0 {
+///     queue.wait(&mut completions, None)?;
+/// }
+/// // They complete in any order; the token tells which is which.
+/// let mut tokens: Vec<_> = completions.iter().map(|completion| completion.token).collect();
+/// tokens.sort_unstable();
+/// assert_eq!(tokens, [0, 1, 2, 3]);
+/// assert!(completions.iter().all(|completion| completion.result.is_ok()));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Queue {
     shared: Arc<Shared>,
     depth: usize,

@@ -12,6 +12,22 @@ use crate::source::About;
 use crate::volume::identity::identity_in;
 
 /// Blocks of one snapshot, wherever it was taken, that a store holds.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("web", 1 << 20)?;
+/// volume.create_snapshot("v1")?;
+///
+/// // The identity is the same on every host that has these bytes.
+/// let identity = store.snapshot("web", "v1")?.identity();
+/// let holding = &store.holdings()[&identity];
+/// assert_eq!((&holding.names[..], holding.size_bytes), (&["web@v1".to_owned()][..], 1 << 20));
+/// assert_eq!(holding.present, None, "this store has all of its own snapshot");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Holding {
     /// Names of the snapshot in this store, as `volume@snapshot`; none for one of another store.

@@ -6,6 +6,23 @@ pub use crate::format::HydrationPriority;
 pub use crate::hydrate::{FetchedBytes, SourceInfo};
 
 /// Where a volume is in its life.
+///
+/// ```
+/// use volfork::volume::VolumeState;
+///
+/// /// Whether every byte of a volume can be read, whatever becomes of its source.
+/// fn is_independent(state: VolumeState) -> bool {
+///     match state {
+///         VolumeState::Created => true,
+///         // Missing blocks come from the source, or cannot be read until it is back. Writes work.
+///         VolumeState::Hydrating | VolumeState::Degraded => false,
+///         // It is not there yet.
+///         VolumeState::Creating | VolumeState::EnablingRemoteExport => false,
+///         _ => false,
+///     }
+/// }
+/// assert!(is_independent(VolumeState::Created) && !is_independent(VolumeState::Degraded));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -24,6 +41,22 @@ pub enum VolumeState {
 }
 
 /// Counts of blocks of a volume.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("v", 1 << 20)?;
+/// volume.write_at(&[1; 3 * 4096], 0)?;
+/// let fork = volume.fork("w")?;
+/// fork.write_at(&[2; 4096], 0)?;
+/// // Of 256 blocks of 4 KiB: its own first block, and two that it shares with its parent.
+/// let blocks = store.show("w")?.blocks;
+/// assert_eq!((blocks.present, blocks.zero, blocks.missing), (3, 253, 0));
+/// assert_eq!((blocks.unique, blocks.shared), (1, 2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BlockCounts {
@@ -40,6 +73,23 @@ pub struct BlockCounts {
 }
 
 /// What background replication does.
+///
+/// ```
+/// use volfork::volume::HydrationState;
+///
+/// /// What an operator can do about a hydration.
+/// fn advice(state: HydrationState) -> Option<&'static str> {
+///     match state {
+///         HydrationState::None | HydrationState::Running => None,
+///         HydrationState::Paused => Some("resume it"),
+///         HydrationState::Degraded => Some("bring the source back, or add another address of the same bytes"),
+///         HydrationState::NoSpace => Some("free space on the file system of the store"),
+///         HydrationState::Stopped => Some("open the store"),
+///         _ => Some("look at the last error"),
+///     }
+/// }
+/// assert_eq!(advice(HydrationState::default()), None);
+/// ```
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -61,6 +111,29 @@ pub enum HydrationState {
 }
 
 /// Progress of hydration.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let image = directory.path().join("image");
+/// # std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+/// # let options = volfork::StoreOptions::default().with_sources(std::sync::Arc::new(volfork::source::UriSources::default()));
+/// # let store = volfork::Store::create(directory.path().join("store"), options)?;
+/// # let address = format!("file://{}", image.display());
+/// use std::time::Duration;
+/// use volfork::volume::HydrationState;
+///
+/// let fork = store.fork(&address, "machine")?;
+/// assert!(fork.wait_hydrated(Duration::from_secs(60))?);
+///
+/// let hydration = fork.info()?.hydration;
+/// assert_eq!((hydration.state, hydration.bytes_missing), (HydrationState::None, 0));
+/// // 1 MiB came, for whatever reason; its address is known as long as the store is open.
+/// assert_eq!((hydration.bytes_fetched, hydration.fetched.total()), (1 << 20, 1 << 20));
+/// assert_eq!(hydration.sources[0].uri, address);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default, Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HydrationInfo {
@@ -92,6 +165,27 @@ pub struct HydrationInfo {
 }
 
 /// A lease that a fork of another host has of a snapshot.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::LeaseId;
+/// use volfork::source::{LeaseAction, LeaseRequest};
+///
+/// store.create_volume("base", 1 << 20)?.create_snapshot("v1")?;
+/// // What the fork of another host asks over NBD.
+/// let (fork, host) = ("machine".to_owned(), "b".to_owned());
+/// let request = LeaseRequest { action: LeaseAction::Take, id: LeaseId::random()?, fork, host, identity: String::new() };
+/// store.lease(("base", Some("v1")), &request, "10.0.0.2:50000")?;
+///
+/// let lease = &store.show("base")?.leases[0];
+/// assert_eq!((lease.snapshot.as_str(), lease.fork.as_str(), lease.host.as_str()), ("v1", "machine", "b"));
+/// // A week in seconds, by default.
+/// assert_eq!(lease.lapses_at - lease.renewed_at, 7 * 86_400);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LeaseInfo {
@@ -110,6 +204,25 @@ pub struct LeaseInfo {
 }
 
 /// Everything `show` prints of a volume.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::VolumeState;
+///
+/// store.create_volume("base", 1 << 30)?.create_snapshot("v1")?;
+/// store.fork("base@v1", "machine")?;
+///
+/// let info = store.show("machine")?;
+/// assert_eq!((info.state, info.size_bytes, info.block_size), (VolumeState::Created, 1 << 30, 4096));
+/// assert_eq!(info.parent.as_deref(), Some("base@v1"));
+/// // Its own open layer, and the sealed one of the snapshot.
+/// assert_eq!(info.depth, 2);
+/// assert_eq!(store.show(&info.id)?.name, "machine");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct VolumeInfo {
@@ -150,6 +263,24 @@ pub struct VolumeInfo {
 }
 
 /// Everything `snapshots` prints of a snapshot.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("web", 1 << 20)?;
+/// volume.write_at(&[1; 4096], 0)?;
+/// volume.create_snapshot("v1")?;
+/// volume.resize(1 << 21, false)?;
+///
+/// let snapshots = store.snapshots("web")?;
+/// assert_eq!((snapshots[0].volume.as_str(), snapshots[0].name.as_str()), ("web", "v1"));
+/// // The size is that of the moment when it was taken.
+/// assert_eq!((snapshots[0].size_bytes, snapshots[0].blocks.present), (1 << 20, 1));
+/// assert!(snapshots[0].leases.is_empty(), "no fork of another host needs it");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SnapshotInfo {

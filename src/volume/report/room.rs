@@ -12,6 +12,20 @@ pub const IMAGE_LABEL: &str = "image";
 pub const LAYERS_OF_LABEL: &str = "volfork.layers-of";
 
 /// What the blocks of a store take up.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// let volume = store.create_volume("v", 1 << 30)?;
+/// volume.write_at(&[1; 64 << 10], 0)?;
+/// volume.fork("w")?;
+/// // A fork takes nothing until it is written; blocks that are shared count once.
+/// assert_eq!(store.room().held_bytes, 64 << 10);
+/// assert_eq!((store.room().image_bytes, store.room().images.len()), (0, 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoomInfo {
     /// Bytes of the blocks of all layers.

@@ -6,6 +6,19 @@ use crate::format::{LabelChange, Labels};
 use crate::options::with_methods;
 
 /// How a volume is created.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::VolumeOptions;
+///
+/// let labels = [("owner".to_owned(), "team-a".to_owned())].into();
+/// store.create_volume_with("web", 1 << 30, &VolumeOptions::default().with_labels(labels))?;
+/// assert_eq!(store.show("web")?.labels["owner"], "team-a");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VolumeOptions {
@@ -18,6 +31,25 @@ with_methods! { VolumeOptions:
 }
 
 /// How a volume is forked.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::{ForkOptions, VolumeOptions};
+///
+/// let labels = [("tier".to_owned(), "gold".to_owned()), ("owner".to_owned(), "a".to_owned())].into();
+/// store.create_volume_with("base", 1 << 20, &VolumeOptions::default().with_labels(labels))?;
+///
+/// // Twice as large; one label is changed, and one is not inherited.
+/// let labels = [("tier".to_owned(), Some("silver".to_owned())), ("owner".to_owned(), None)].into();
+/// let options = ForkOptions::default().with_size_bytes(2 << 20).with_labels(labels);
+/// let fork = store.fork_with("base", "machine", &options)?;
+/// assert_eq!(fork.size_bytes(), 2 << 20);
+/// assert_eq!(fork.info()?.labels, [("tier".to_owned(), "silver".to_owned())].into());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ForkOptions {
@@ -37,6 +69,32 @@ with_methods! { ForkOptions:
 }
 
 /// What a volume is forked from.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let image = directory.path().join("image");
+/// # std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+/// # let options = volfork::StoreOptions::default().with_sources(std::sync::Arc::new(volfork::source::UriSources::default()));
+/// # let store = volfork::Store::create(directory.path().join("store"), options)?;
+/// # let address = format!("file://{}", image.display());
+/// use volfork::volume::ForkSource;
+///
+/// store.create_volume("base", 1 << 20)?.create_snapshot("v1")?;
+/// store.fork("base@v1", "a")?; // As does `ForkSource::Name("base@v1")`.
+/// store.fork(&address, "b")?; // An address has `://` in it.
+///
+/// // The same bytes in two places: if one is lost, the other is asked.
+/// let copy = directory.path().join("copy");
+/// std::fs::copy(&image, &copy).unwrap();
+/// let addresses = [address, format!("file://{}", copy.display())];
+/// let fork = store.fork(ForkSource::Addresses(&addresses), "c")?;
+/// let mut byte = [0];
+/// fork.read_at(&mut byte, 4711)?;
+/// assert_eq!(byte, [7]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum ForkSource<'a> {
@@ -90,6 +148,26 @@ impl<'a> From<&'a Digest> for ForkSource<'a> {
 }
 
 /// Called before a fork is made, with its size and labels. It may change the labels, or refuse the fork.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::volume::{Admit, ForkOptions};
+/// use volfork::{Error, ErrorKind};
+///
+/// store.create_volume("base", 1 << 30)?;
+/// // A quota of 1 MiB for each fork.
+/// let quota: Admit<'_> = &mut |size_bytes, labels| {
+///     labels.insert("quota".into(), "1M".into());
+///     if size_bytes <= 1 << 20 { Ok(()) } else { Err(Error::new(ErrorKind::NoSpace, "the quota is 1 MiB")) }
+/// };
+/// let refused = store.fork_admitted("base", "fork", &ForkOptions::default(), quota);
+/// assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoSpace);
+/// assert_eq!(store.volume_names(), ["base"]);
+/// # Ok(())
+/// # }
+/// ```
 pub type Admit<'a> = &'a mut dyn FnMut(u64, &mut Labels) -> Result<()>;
 
 /// A [`ForkSource`] that this store has.
