@@ -10,6 +10,16 @@ const NAME_BYTES_MAX: usize = 255;
 const OWN_KEYS: &str = "volfork.";
 
 /// What a source tells beside its bytes; empty where it does not.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use volfork::source::About;
+///
+/// let labels = BTreeMap::from([("vm.image".to_owned(), "app:v1".to_owned()), ("volfork.reservation".to_owned(), "7".to_owned())]);
+/// // What a store notes for itself means nothing on another host.
+/// let about = About { labels: About::travelling(&labels), ..About::default() };
+/// assert_eq!(about.labels, [("vm.image".to_owned(), "app:v1".to_owned())].into());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
     /// Id of its store.

@@ -3,6 +3,29 @@
 use super::{Part, SourceError, SourceErrorKind};
 
 /// What a source gives of a read, on any thread, perhaps before [`super::Source::read`] returns.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, vec![7; 8192])?;
+/// use std::sync::mpsc;
+/// use volfork::source::{Arrival, FileSource, OnArrival, ReadClass, Source};
+///
+/// let (sender, arrivals) = mpsc::channel();
+/// FileSource::open(&path)?.read(0..8192, ReadClass::Ahead, OnArrival::new(move |arrival| drop(sender.send(arrival))));
+/// let mut bytes = 0;
+/// for arrival in arrivals {
+///     match arrival {
+///         Arrival::Part(part) => bytes += part.bytes.len(),
+///         // Nothing comes after it.
+///         Arrival::End(result) => result?,
+///     }
+/// }
+/// assert_eq!(bytes, 8192);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub enum Arrival {
     /// Bytes of the range. Parts come in any order; each begins and ends at a multiple of [`super::PART_ALIGN_BYTES`], or where
@@ -17,6 +40,20 @@ pub enum Arrival {
 /// # Invariants
 /// - The read ends exactly once: [`OnArrival::end`] consumes the callback, and dropping the callback ends the read with
 ///   [`SourceErrorKind::Closed`]. A source that loses a callback, or panics while it has one, costs that read and nothing else.
+///
+/// # Examples
+/// ```
+/// use std::sync::mpsc;
+/// use volfork::source::{Arrival, OnArrival, Part, SourceErrorKind};
+///
+/// let (sender, arrivals) = mpsc::channel();
+/// let mut arrival = OnArrival::new(move |arrival| drop(sender.send(arrival)));
+/// arrival.part(Part::new(0, "abc".into()));
+/// // Lost before its end: the reader hears of it all the same.
+/// drop(arrival);
+/// assert!(matches!(arrivals.recv(), Ok(Arrival::Part(part)) if part.bytes == "abc"));
+/// assert!(matches!(arrivals.recv(), Ok(Arrival::End(Err(error))) if error.kind == SourceErrorKind::Closed));
+/// ```
 pub struct OnArrival(Option<Box<dyn FnMut(Arrival) + Send>>);
 
 impl std::fmt::Debug for OnArrival {

@@ -3,6 +3,14 @@
 use std::fmt;
 
 /// What a read of a [`super::Source`] ends with when it has no bytes.
+///
+/// ```
+/// use volfork::source::{FileSource, SourceError, SourceErrorKind};
+///
+/// let error: SourceError = FileSource::open("/no/such/image").unwrap_err();
+/// assert_eq!(error.kind, SourceErrorKind::Invalid);
+/// assert!(error.to_string().contains("/no/such/image"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceError {
     /// Whether another try may succeed.
@@ -12,6 +20,21 @@ pub struct SourceError {
 }
 
 /// Whether another try may succeed.
+///
+/// ```
+/// use volfork::source::SourceErrorKind;
+///
+/// /// Whether a fork asks this address again.
+/// fn may_come_back(kind: SourceErrorKind) -> bool {
+///     match kind {
+///         SourceErrorKind::Lost | SourceErrorKind::Failed | SourceErrorKind::Damaged => true,
+///         // Other bytes than before, a wrong address, or the end of this handle.
+///         SourceErrorKind::Changed | SourceErrorKind::Invalid | SourceErrorKind::Closed => false,
+///         _ => false,
+///     }
+/// }
+/// assert!(may_come_back(SourceErrorKind::Lost) && !may_come_back(SourceErrorKind::Changed));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceErrorKind {

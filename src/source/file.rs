@@ -11,6 +11,22 @@ use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A local file, read on the caller's thread.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+/// use volfork::source::{FileSource, Source, SourceExt};
+///
+/// let source = FileSource::open(&path).unwrap();
+/// assert_eq!(source.size_bytes(), 1 << 20);
+/// assert_eq!(source.read_blocking(5..8).unwrap(), [7, 7, 7][..]);
+/// // The address by which a store forks it: `UriSources` opens it.
+/// assert_eq!(source.describe(), format!("file://{}", path.display()));
+/// # Ok(())
+/// # }
+/// ```
 pub struct FileSource {
     file: Arc<dyn DiskFile>,
     path: PathBuf,

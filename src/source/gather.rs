@@ -15,6 +15,21 @@ use super::{Arrival, OnArrival, PART_ALIGN_BYTES, Part, ReadClass, Source, Sourc
 use crate::sync::Mutex;
 
 /// Blocking calls over any [`Source`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, b"header and body")?;
+/// use volfork::source::{FileSource, SourceErrorKind, SourceExt};
+///
+/// let source = FileSource::open(&path)?;
+/// // Any length and alignment, whatever the source itself allows.
+/// assert_eq!(source.read_blocking(0..6)?, "header");
+/// assert_eq!(source.read_blocking(10..1000).unwrap_err().kind, SourceErrorKind::Invalid);
+/// # Ok(())
+/// # }
+/// ```
 pub trait SourceExt {
     /// Reads `range` (of any length and alignment) and waits.
     ///

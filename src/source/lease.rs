@@ -10,6 +10,36 @@ use super::Source;
 pub use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 
 /// A lease that a source has given.
+///
+/// ```
+/// # #[cfg(feature = "serve")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// # let volume = store.create_volume("base", 1 << 20)?;
+/// # volume.write_at(b"base", 0)?;
+/// # volume.create_snapshot("v1")?;
+/// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
+/// # let server_uri = listener.uri();
+/// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
+/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// use volfork::LeaseId;
+/// use volfork::source::{LeaseAction, LeaseRequest, SourceOpener, UriSources};
+///
+/// let (fork, host) = ("machine".to_owned(), "b".to_owned());
+/// let mut request = LeaseRequest { action: LeaseAction::Take, id: LeaseId::random()?, fork, host, identity: String::new() };
+/// let lease = UriSources::default().open_leased(&uri("base@v1"), &request)?.lease.expect("a volfork gives leases");
+/// assert_eq!((lease.uri, lease.lapse.as_secs()), (uri("base@v1"), 7 * 86_400));
+/// // While it is there, the snapshot cannot be destroyed.
+/// assert!(store.destroy_snapshot("base", "v1").is_err());
+/// request.action = LeaseAction::Release;
+/// assert_eq!(UriSources::default().lease(&uri("base@v1"), &request)?, None);
+/// # drop(server);
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "serve"))]
+/// # fn main() {}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// Address of what it holds.
@@ -19,6 +49,23 @@ pub struct Lease {
 }
 
 /// A source, and the lease of its bytes if it knows leases.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, vec![7; 8192])?;
+/// use volfork::LeaseId;
+/// use volfork::source::{LeaseAction, LeaseRequest, SourceOpener, UriSources};
+///
+/// let (fork, host) = ("machine".to_owned(), "b".to_owned());
+/// let request = LeaseRequest { action: LeaseAction::Take, id: LeaseId::random()?, fork, host, identity: String::new() };
+/// // A file knows no leases: it is opened without.
+/// let leased = UriSources::default().open_leased(&format!("file://{}", path.display()), &request)?;
+/// assert_eq!((leased.source.size_bytes(), leased.lease), (8192, None));
+/// # Ok(())
+/// # }
+/// ```
 pub struct LeasedSource {
     /// The bytes; of the lease's address, if there is one.
     pub source: Arc<dyn Source>,

@@ -8,6 +8,34 @@ use super::lease::{Lease, LeaseRequest, LeasedSource};
 use super::seam::Source;
 
 /// How sources are opened from the address that is kept with a layer.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use std::sync::Arc;
+/// use volfork::source::{FileSource, Source, SourceError, SourceErrorKind, SourceOpener};
+///
+/// /// Images by name, `image://NAME`, wherever they are at the moment.
+/// struct Images(BTreeMap<String, std::path::PathBuf>);
+///
+/// impl SourceOpener for Images {
+///     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+///         let unknown = || SourceError { kind: SourceErrorKind::Invalid, message: format!("'{uri}' is no known image") };
+///         let path = uri.strip_prefix("image://").and_then(|name| self.0.get(name)).ok_or_else(unknown)?;
+///         Ok(Arc::new(FileSource::open(path)?))
+///     }
+/// }
+///
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, vec![7; 8192]).unwrap();
+/// let images = Images([("base".to_owned(), path)].into());
+/// let options = volfork::StoreOptions::default().with_sources(Arc::new(images));
+/// let store = volfork::Store::create(directory.path().join("store"), options)?;
+/// assert_eq!(store.fork("image://base", "machine")?.size_bytes(), 8192);
+/// # Ok(())
+/// # }
+/// ```
 pub trait SourceOpener: Send + Sync + 'static {
     /// Connects to `uri` and learns its size.
     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError>;

@@ -10,6 +10,18 @@ use crate::limits::BLOCK_BYTES_MAX;
 pub const PART_ALIGN_BYTES: u64 = BLOCK_BYTES_MAX as u64;
 
 /// Bytes of a source.
+///
+/// ```
+/// use volfork::source::Part;
+///
+/// let part = Part::new(4096, vec![1; 8192].into());
+/// // What of it a reader wanted: the offset is one in the source.
+/// let wanted = part.within(&(8192..100_000)).unwrap();
+/// assert_eq!((wanted.offset, wanted.bytes.len()), (8192, 4096));
+/// assert_eq!(part.within(&(0..4096)), None);
+/// // Without checksums nothing is known of damage.
+/// assert_eq!(part.damage(), None);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// Where they are in the source.
@@ -72,6 +84,18 @@ pub fn content_checksum(bytes: &[u8], block_bytes: usize) -> u32 {
 
 /// Checksums of consecutive blocks of a source. Blocks of [`Part::bytes`] that are not whole have none, except the last one of
 /// the source.
+///
+/// ```
+/// use volfork::source::{Checksums, Part, content_checksum};
+///
+/// let block = vec![1; 4096];
+/// let checksums = Checksums { block_bytes: 4096, first: 0, values: vec![Some(content_checksum(&block, 4096)), None] };
+/// let mut part = Part { offset: 0, bytes: [block.clone(), block].concat().into(), checksums };
+/// assert_eq!(part.damage(), None);
+/// // The block at offset 0 is not what the source says it is.
+/// part.bytes = vec![2; 8192].into();
+/// assert_eq!(part.damage(), Some(0));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checksums {
     /// How the source divides its bytes.

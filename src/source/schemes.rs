@@ -7,6 +7,25 @@ use std::time::Duration;
 use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
 
 /// Opens `nbd://`, `nbd+unix://` and `file://` addresses.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, vec![7; 8192]).unwrap();
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use volfork::source::{NbdOptions, UriSources};
+/// use volfork::{Store, StoreOptions};
+///
+/// // Readers of a fork are told after about ten seconds that its source is lost.
+/// let sources = UriSources { nbd: NbdOptions::patient_for(Duration::from_secs(10)) };
+/// let store = Store::create(directory.path().join("store"), StoreOptions::default().with_sources(Arc::new(sources)))?;
+/// let fork = store.fork(&format!("file://{}", path.display()), "machine")?;
+/// assert_eq!(fork.size_bytes(), 8192);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct UriSources {
     /// For NBD sources.

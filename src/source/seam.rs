@@ -8,6 +8,23 @@ use super::arrival::OnArrival;
 use super::error::SourceError;
 
 /// Whether somebody waits for a read.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, vec![7; 8192])?;
+/// use std::sync::mpsc;
+/// use volfork::source::{Arrival, FileSource, OnArrival, ReadClass, Source};
+///
+/// let source = FileSource::open(&path)?;
+/// let (sender, arrivals) = mpsc::channel();
+/// // A reader waits: this read overtakes those of `ReadClass::Ahead` that were not sent yet.
+/// source.read(0..4096, ReadClass::Waited, OnArrival::new(move |arrival| drop(sender.send(arrival))));
+/// assert!(matches!(arrivals.iter().last(), Some(Arrival::End(Ok(())))));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadClass {
     /// A reader waits: goes before everything of the other class that was not sent yet.
@@ -17,6 +34,28 @@ pub enum ReadClass {
 }
 
 /// A run of bytes of a source that are all data (or unknown), or all zero.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::File::create(&path)?.set_len(1 << 20)?;
+/// use volfork::source::{FileSource, Source};
+///
+/// let source = FileSource::open(&path)?;
+/// // Zero extents need not be read. The answer may end before the range does, so that a caller asks again from there.
+/// let (mut offset, mut zero_bytes) = (0, 0);
+/// while offset < source.size_bytes() {
+///     for extent in source.extents(offset..source.size_bytes())? {
+///         zero_bytes += if extent.zero { extent.bytes } else { 0 };
+///         offset += extent.bytes;
+///     }
+/// }
+/// assert_eq!(offset, 1 << 20);
+/// assert!(zero_bytes <= offset);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceExtent {
     /// Length in bytes, never 0.
@@ -26,6 +65,23 @@ pub struct SourceExtent {
 }
 
 /// What a source has done so far.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let path = directory.path().join("image");
+/// # std::fs::write(&path, vec![7; 8192])?;
+/// use volfork::source::{FileSource, Source, SourceExt};
+///
+/// let source = FileSource::open(&path)?;
+/// source.read_blocking(0..4096)?;
+/// let stats = source.stats();
+/// assert_eq!((stats.bytes_read, stats.requests, stats.errors), (4096, 1, 0));
+/// // Only a source over a network measures it.
+/// assert_eq!(stats.round_trip, None);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceStats {
     /// Bytes received as data.
@@ -44,6 +100,41 @@ pub struct SourceStats {
 ///
 /// Thread-safe; many reads may be under way at once and may finish in any order. Reads have no side effects, so an
 /// implementation replays them after a reconnect.
+///
+/// ```
+/// use std::ops::Range;
+/// use volfork::bytes::Bytes;
+/// use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent, SourceStats};
+///
+/// /// Bytes in memory.
+/// struct Memory(Bytes);
+///
+/// impl Source for Memory {
+///     fn size_bytes(&self) -> u64 {
+///         self.0.len() as u64
+///     }
+///     fn read_bytes_max(&self) -> u32 {
+///         1 << 20
+///     }
+///     fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
+///         // A source that has to wait returns here, and answers from another thread.
+///         arrival.part(Part::new(range.start, self.0.slice(range.start as usize..range.end as usize)));
+///         arrival.end(Ok(()));
+///     }
+///     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+///         Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
+///     }
+///     fn describe(&self) -> String {
+///         "memory://".into()
+///     }
+///     fn stats(&self) -> SourceStats {
+///         SourceStats::default()
+///     }
+///     fn close(&self) {}
+/// }
+///
+/// assert_eq!(Memory("abcdef".into()).read_blocking(2..4).unwrap(), "cd");
+/// ```
 pub trait Source: Send + Sync + 'static {
     /// Size in bytes; never changes for one handle.
     fn size_bytes(&self) -> u64;

@@ -18,6 +18,25 @@ const TEXT_BYTES_MAX: usize = 255;
 const LAPSE_MAX: Duration = Duration::from_secs(366 * 86_400);
 
 /// The three requests that a fork makes about a lease.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::LeaseId;
+/// use volfork::source::{LeaseAction, LeaseRequest};
+///
+/// store.create_volume("base", 1 << 20)?.create_snapshot("v1")?;
+/// let (fork, host) = ("machine".to_owned(), "b".to_owned());
+/// let mut request = LeaseRequest { action: LeaseAction::Take, id: LeaseId::random()?, fork, host, identity: String::new() };
+/// assert!(store.lease(("base", Some("v1")), &request, "10.0.0.2:50000")?.is_some());
+/// // The fork has all that it needs.
+/// request.action = LeaseAction::Release;
+/// assert!(store.lease(("base", Some("v1")), &request, "10.0.0.2:50000")?.is_none());
+/// store.destroy_snapshot("base", "v1")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseAction {
     /// A lease of the export: of a snapshot as it is, of a volume as a snapshot of this moment.
@@ -29,6 +48,30 @@ pub enum LeaseAction {
 }
 
 /// A request for a lease.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::LeaseId;
+/// use volfork::source::{LeaseAction, LeaseRequest};
+///
+/// store.create_volume("base", 1 << 20)?.create_snapshot("v1")?;
+/// let request = LeaseRequest {
+///     action: LeaseAction::Take,
+///     // The same one when the answer was lost: the lease is not taken twice.
+///     id: LeaseId::random()?,
+///     fork: "machine".into(),
+///     host: "b".into(),
+///     identity: store.snapshot("base", "v1")?.identity(),
+/// };
+/// for _ in 0..2 {
+///     store.lease(("base", Some("v1")), &request, "10.0.0.2:50000")?;
+/// }
+/// assert_eq!(store.show("base")?.leases.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRequest {
     /// The action that is asked for.
@@ -44,6 +87,24 @@ pub struct LeaseRequest {
 }
 
 /// A lease that was given.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::LeaseId;
+/// use volfork::source::{LeaseAction, LeaseRequest};
+///
+/// let volume = store.create_volume("base", 1 << 20)?;
+/// let (fork, host) = ("machine".to_owned(), "b".to_owned());
+/// let request = LeaseRequest { action: LeaseAction::Take, id: LeaseId::random()?, fork, host, identity: String::new() };
+/// // A lease of a volume is one of a snapshot that is taken now; it goes with its last lease.
+/// let grant = store.lease(("base", None), &request, "10.0.0.2:50000")?.unwrap();
+/// assert_eq!(grant.export, format!("base@{}", volume.info()?.leases[0].snapshot));
+/// assert_eq!(grant.lapse.as_secs(), 7 * 86_400);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseGrant {
     /// It lapses if it is not renewed within this time.

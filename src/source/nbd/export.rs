@@ -24,6 +24,32 @@ use crate::wire::{HeaderMode, StatusExtent};
 const FAR_ROUND_TRIP: Duration = Duration::from_millis(5);
 
 /// An NBD export, read over one or several connections.
+///
+/// ```
+/// # #[cfg(feature = "serve")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// # let volume = store.create_volume("base", 1 << 20)?;
+/// # volume.write_at(b"base", 0)?;
+/// # volume.create_snapshot("v1")?;
+/// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
+/// # let server_uri = listener.uri();
+/// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
+/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// use volfork::source::{NbdOptions, NbdSource, Source, SourceExt};
+///
+/// // Any NBD server will do; this one is a volfork.
+/// let source = NbdSource::open(&uri("base@v1"), NbdOptions::default())?;
+/// assert_eq!((source.size_bytes(), source.is_writable()), (1 << 20, false));
+/// assert_eq!(source.read_blocking(0..4)?, "base");
+/// source.close();
+/// # drop(server);
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "serve"))]
+/// # fn main() {}
+/// ```
 pub struct NbdSource(Arc<Shared>);
 
 impl std::fmt::Debug for NbdSource {

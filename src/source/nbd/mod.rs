@@ -30,6 +30,16 @@ pub use export::NbdSource;
 use crate::options::with_methods;
 
 /// How an NBD source behaves. The defaults suit a network of hosts.
+///
+/// ```
+/// use std::time::Duration;
+/// use volfork::source::NbdOptions;
+///
+/// let options = NbdOptions::patient_for(Duration::from_secs(60)).with_connections(8);
+/// // A connection that is silent for half of that time is given up.
+/// assert_eq!(options.request_timeout, Duration::from_secs(30));
+/// assert_eq!((options.give_up_after, options.tries), (Duration::from_secs(20), 4));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NbdOptions {
