@@ -6,6 +6,21 @@ use std::path::Path;
 
 /// The users of the files of a store and of the sockets of its server, whatever the umask says. The directory of the store tells them:
 /// files that are made in it, and directories below it, are as it is.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::io::Access;
+/// use volfork::{Store, StoreOptions};
+///
+/// let path = directory.path().join("store");
+/// Store::create(&path, StoreOptions::default().with_group_access(true))?.close()?;
+/// // What is made in the directory later is for the group too.
+/// assert_eq!(Access::of(&path)?, Access::Group);
+/// assert_eq!(Access::default(), Access::Owner);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {

@@ -49,6 +49,28 @@ impl Drop for Memory {
 }
 
 /// Memory that begins on a 4,096-byte boundary. Dropped buffers of common sizes are kept and used again.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::io::AlignedBuffer;
+/// use volfork::volume::Request;
+///
+/// let mut buffer = AlignedBuffer::zeroed(8192);
+/// assert_eq!(buffer.as_ptr() as usize % 4096, 0);
+/// buffer[..5].copy_from_slice(b"block");
+///
+/// // A queue writes it without a copy, in the mode `IoMode::Direct` too.
+/// let volume = store.create_volume("v", 1 << 20)?;
+/// let mut queue = volume.queue(8)?;
+/// queue.submit(1, Request::Write { offset: 0, data: buffer.into_bytes(), fua: true })?;
+/// let mut completions = Vec::new();
+/// queue.wait(&mut completions, None)?;
+/// completions.pop().unwrap().result?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct AlignedBuffer {
     memory: Option<Memory>,
     length: usize,

@@ -16,6 +16,21 @@ use super::Access;
 use crate::place::{length, wide};
 
 /// How a file is opened.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::io::{Disk, IoMode, OpenMode, SystemDisk};
+///
+/// let (disk, path) = (SystemDisk::new(), directory.path().join("file"));
+/// disk.open(&path, OpenMode::CreateNew, IoMode::Buffered)?;
+/// let again = disk.open(&path, OpenMode::CreateNew, IoMode::Buffered).err().unwrap();
+/// assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
+/// // `Create` takes what is there; `Write` and `Read` want that there is something.
+/// assert!(disk.open(&path, OpenMode::Create, IoMode::Buffered).is_ok());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OpenMode {
@@ -34,6 +49,16 @@ pub enum OpenMode {
 /// Buffered is the default: cached blocks are read in about a microsecond instead of a disk's time, small writes cost a copy, and a
 /// flush makes them durable in both modes (measured by `cargo bench --bench engine`). Direct keeps the memory for others, and
 /// makes the latency of writes that of the disk; it suits hosts whose guests cache for themselves.
+///
+/// ```
+/// use volfork::StoreOptions;
+/// use volfork::io::IoMode;
+///
+/// // Guests that cache for themselves do not need the page cache of the host, too.
+/// let options = StoreOptions::default().with_io_mode(IoMode::Direct);
+/// assert_eq!(options.io_mode, IoMode::Direct);
+/// assert_eq!(StoreOptions::default().io_mode, IoMode::Buffered);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IoMode {
@@ -45,6 +70,18 @@ pub enum IoMode {
 }
 
 /// Space of a file system, in bytes.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::io::{Disk, SystemDisk};
+///
+/// let space = SystemDisk::new().space(directory.path())?;
+/// assert!(space.free_bytes <= space.total_bytes);
+/// println!("{} % are free", space.free_bytes * 100 / space.total_bytes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskSpace {
     /// All of it.
@@ -54,6 +91,25 @@ pub struct DiskSpace {
 }
 
 /// A directory tree of files.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::io::{Disk, DiskFileExt, IoMode, OpenMode, SystemDisk};
+///
+/// // What the engine asks of a disk, here the machine's. `cargo run --example disk` puts one of one's own below a store.
+/// let disk = SystemDisk::new();
+/// disk.create_dir(&directory.path().join("layers"))?;
+/// let path = directory.path().join("layers/1.data");
+/// let file = disk.open(&path, OpenMode::CreateNew, IoMode::Buffered)?;
+/// file.write_all_at(b"block", 4096)?;
+/// // The bytes are durable after the first call, the name after the second.
+/// disk.sync_all(&[file])?;
+/// disk.sync_dir(&directory.path().join("layers"))?;
+/// assert_eq!(disk.list(&directory.path().join("layers"))?, ["1.data"]);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Disk: Send + Sync + 'static {
     /// The path that names a directory from now on, wherever the process goes. A disk without a present directory keeps it.
     fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
@@ -98,6 +154,24 @@ pub trait Disk: Send + Sync + 'static {
 }
 
 /// An open file. All calls may be used from many threads at once.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
+///
+/// let disk = SystemDisk::new();
+/// let file = disk.open(&directory.path().join("file"), OpenMode::CreateNew, IoMode::Buffered)?;
+/// file.write_all_at(&[1; 8192], 0)?;
+/// file.punch(0..4096)?; // The length stays.
+/// file.sync_data()?;
+/// let mut bytes = [9; 8192];
+/// file.read_exact_at(&mut bytes, 0)?;
+/// assert_eq!((file.size_bytes()?, bytes[0], bytes[4096]), (8192, 0, 1));
+/// assert_eq!(file.read_at(&mut bytes, 8192)?, 0, "the end of the file");
+/// # Ok(())
+/// # }
+/// ```
 pub trait DiskFile: Send + Sync + 'static {
     /// Reads at `offset`; may be short; 0 means end of file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
@@ -132,6 +206,23 @@ pub trait DiskFile: Send + Sync + 'static {
 }
 
 /// Whole transfers over the short ones of [`DiskFile`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use std::io::ErrorKind;
+/// use volfork::io::{Disk, DiskFileExt, IoMode, OpenMode, SystemDisk};
+///
+/// let file = SystemDisk::new().open(&directory.path().join("file"), OpenMode::CreateNew, IoMode::Buffered)?;
+/// file.write_all_at(b"header", 0)?;
+/// let mut bytes = [0; 6];
+/// file.read_exact_at(&mut bytes, 0)?;
+/// assert_eq!(&bytes, b"header");
+/// // Whole, or an error: it does not tell how much there was.
+/// assert_eq!(file.read_exact_at(&mut bytes, 3).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+/// # Ok(())
+/// # }
+/// ```
 pub trait DiskFileExt {
     /// Fills `buffer`; an end of file inside it is [`io::ErrorKind::UnexpectedEof`].
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
@@ -172,6 +263,20 @@ impl<F: DiskFile + ?Sized> DiskFileExt for F {
 }
 
 /// Whole files over [`Disk`].
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::io::{DiskExt, SystemDisk};
+///
+/// let path = directory.path().join("config");
+/// std::fs::write(&path, "key = value")?;
+/// assert_eq!(SystemDisk::new().read_file(&path, 4096)?, b"key = value");
+/// // A file that is larger than what is expected costs no memory.
+/// assert_eq!(SystemDisk::new().read_file(&path, 4).unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+/// # Ok(())
+/// # }
+/// ```
 pub trait DiskExt {
     /// The whole content of a file of at most `bytes_max` bytes.
     fn read_file(&self, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>>;

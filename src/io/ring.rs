@@ -21,6 +21,20 @@ use super::uring::UringRing;
 use super::waker::RingWaker;
 
 /// How a queue talks to the kernel.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::io::RingKind;
+/// use volfork::{Store, StoreOptions};
+///
+/// // Where io_uring is not wanted. Without a choice the machine decides.
+/// let store = Store::create(directory.path(), StoreOptions::default().with_ring(RingKind::Threads))?;
+/// let queue = store.create_volume("v", 1 << 20)?.queue(32)?;
+/// assert_eq!(queue.kind(), RingKind::Threads);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RingKind {

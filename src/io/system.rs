@@ -33,6 +33,24 @@ const DIRECTORIES_MAX: usize = 16;
 const OWNER_BYTES_MAX: u64 = 4096;
 
 /// Files of the operating system.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use std::sync::Arc;
+/// use volfork::io::{Disk, SystemDisk};
+/// use volfork::{Store, StoreOptions};
+///
+/// let disk = Arc::new(SystemDisk::new());
+/// let options = StoreOptions::default().with_disk(Arc::clone(&disk) as Arc<dyn Disk>);
+/// let store = Store::create(directory.path(), options)?;
+/// // The store has the lock of its directory.
+/// let locked = disk.lock(&directory.path().join("lock"), "another one").err().unwrap();
+/// assert_eq!(locked.kind(), std::io::ErrorKind::WouldBlock);
+/// store.close()?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct SystemDisk {
     /// For syncing many files at once; made when first needed, `None` inside if the machine has no io_uring.
     syncs: Mutex<Option<Option<IoUring>>>,
