@@ -41,6 +41,31 @@ impl Default for Places {
 }
 
 /// A client that has an export open.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// # let volume = store.create_volume("base", 1 << 20)?;
+/// # volume.write_at(b"base", 0)?;
+/// # volume.create_snapshot("v1")?;
+/// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
+/// # let server_uri = listener.uri();
+/// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
+/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// use volfork::source::{NbdOptions, NbdSource, SourceExt};
+///
+/// let source = NbdSource::open(&uri("base@v1"), NbdOptions::default())?;
+/// source.read_blocking(0..4096)?;
+/// for client in server.clients().list() {
+///     // Over TCP the address is `HOST:PORT`; here it is a process of this machine.
+///     assert!(client.address.starts_with("process "), "{}", client.address);
+///     assert_eq!(client.export, "base@v1");
+/// }
+/// # drop(server);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ClientInfo {
@@ -51,6 +76,34 @@ pub struct ClientInfo {
 }
 
 /// The clients of a server.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// # let volume = store.create_volume("base", 1 << 20)?;
+/// # volume.write_at(b"base", 0)?;
+/// # volume.create_snapshot("v1")?;
+/// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
+/// # let server_uri = listener.uri();
+/// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
+/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// use std::time::Duration;
+/// use volfork::source::{NbdOptions, NbdSource, Source, SourceExt};
+///
+/// let source = NbdSource::open(&uri("base@v1"), NbdOptions::default())?;
+/// source.read_blocking(0..4096)?;
+/// let clients = server.clients();
+/// assert!(!clients.list().is_empty());
+///
+/// // What they use can be destroyed when they are gone, if they do not come back.
+/// source.close();
+/// clients.disconnect("base@v1", Duration::from_secs(10))?;
+/// store.destroy_snapshot("base", "v1")?;
+/// # drop(server);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct NbdClients(pub(super) Arc<Places>);
 

@@ -10,6 +10,21 @@ use crate::wire::constants::DESCRIPTION_OF_SNAPSHOT;
 use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 
 /// A volume or a snapshot.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::serve::{Export, Exports};
+///
+/// store.create_volume("web", 1 << 20)?.create_snapshot("v1")?;
+/// // As a client names it. A store is what a server offers, unless told otherwise.
+/// let export: Export = store.open("web@v1")?;
+/// assert_eq!((export.name().as_str(), export.size_bytes()), ("web@v1", 1 << 20));
+/// assert!(export.is_read_only() && !store.open("web")?.is_read_only());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub enum Export {
     /// Read-write.
@@ -109,6 +124,33 @@ impl Export {
 }
 
 /// The exports of an NBD server.
+///
+/// ```
+/// use volfork::serve::{Export, Exports};
+/// use volfork::{Error, ErrorKind, Result, Store};
+///
+/// /// The snapshots of one volume, by their own names, and nothing else.
+/// struct Releases(Store, &'static str);
+///
+/// impl Exports for Releases {
+///     fn open(&self, name: &str) -> Result<Export> {
+///         self.0.snapshot(self.1, name).map(Export::Snapshot)
+///     }
+///     fn names(&self) -> Vec<String> {
+///         self.0.snapshot_names(self.1).unwrap_or_default()
+///     }
+/// }
+///
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// store.create_volume("app", 1 << 20)?.create_snapshot("v1")?;
+/// let releases = Releases(store, "app");
+/// assert_eq!(releases.names(), ["v1"]);
+/// assert_eq!(releases.open("app").unwrap_err().kind(), ErrorKind::NotFound);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Exports: Send + Sync + 'static {
     /// Opens an export by name; the empty name is the only volume, if there is just one.
     ///

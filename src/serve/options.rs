@@ -5,6 +5,16 @@ use std::time::Duration;
 use crate::options::with_methods;
 
 /// Settings of an NBD server.
+///
+/// ```
+/// use std::time::Duration;
+/// use volfork::serve::NbdOptions;
+///
+/// let options = NbdOptions::default().with_connections_max(16).with_shutdown_timeout(Duration::from_secs(30));
+/// // Requests of one connection that are under way at once, and bytes that all connections hold.
+/// assert_eq!((options.depth, options.memory_bytes_max), (128, 1 << 30));
+/// assert_eq!(options.connections_max, 16);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NbdOptions {

@@ -55,6 +55,28 @@ impl Drop for Place {
 }
 
 /// A running NBD server.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use std::sync::Arc;
+/// use volfork::serve::{Listener, NbdOptions, NbdServer};
+///
+/// store.create_volume("web", 1 << 30)?;
+/// // NBD over TCP has no authentication: listen only where every host is trusted.
+/// let listener = Listener::parse("127.0.0.1:0")?;
+/// let uri = listener.uri();
+/// assert!(uri.starts_with("nbd://127.0.0.1:"));
+/// let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default())?;
+/// assert_eq!(server.connections(), 0);
+///
+/// // Requests under way get their replies. The store stays open.
+/// server.shutdown();
+/// store.close()?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct NbdServer {
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
