@@ -9,6 +9,19 @@ use std::str::FromStr;
 use crate::error::{Error, ErrorKind, Result};
 
 /// SHA-256 of some content, written `sha256:` and 64 lower-case hexadecimal digits.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::content::Digest;
+///
+/// let digest = Digest::of(b"layer");
+/// let text = digest.to_string();
+/// assert_eq!(text, format!("sha256:{}", digest.hex()));
+/// assert_eq!(text.parse::<Digest>()?, digest);
+/// assert!("md5:d41d8cd98f00b204e9800998ecf8427e".parse::<Digest>().is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
@@ -75,6 +88,15 @@ impl From<Digest> for String {
 }
 
 /// A layer of an image, as it travels: digest and bytes of the compressed blob.
+///
+/// ```
+/// use volfork::content::{Digest, ImageLayer};
+///
+/// // As a manifest describes a blob: digest and bytes of what travels, which is packed.
+/// let blob = b"the bytes of a .tar.gz";
+/// let layer = ImageLayer { digest: Digest::of(blob), bytes: 22 };
+/// assert_eq!(layer.bytes, blob.len() as u64);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ImageLayer {
@@ -85,6 +107,16 @@ pub struct ImageLayer {
 }
 
 /// An image of one platform: what a host needs before a machine can start from it.
+///
+/// ```
+/// use volfork::content::{Digest, Image, ImageLayer};
+///
+/// let base = ImageLayer { digest: Digest::of(b"base"), bytes: 30 << 20 };
+/// let app = ImageLayer { digest: Digest::of(b"app"), bytes: 2 << 20 };
+/// // A manifest may list a layer twice; it is fetched once.
+/// let image = Image::new("registry.example/app:v1", Digest::of(b"manifest"), [base, app, app]);
+/// assert_eq!((image.layers.len(), image.bytes()), (2, 32 << 20));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Image {
@@ -111,6 +143,26 @@ impl Image {
 }
 
 /// A layer of an image that a store holds as a layer of a chain.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::content::{Digest, HeldLayer, ImageLayer};
+///
+/// let volume = store.create_volume("base", 1 << 20)?;
+/// volume.write_at(b"unpacked", 0)?;
+/// volume.flush()?;
+/// // The snapshot shows the layer of an image on top of those below it, of which there are none.
+/// let layer = ImageLayer { digest: Digest::of(b"packed"), bytes: 6 };
+/// let held = HeldLayer { layer, chain: Digest::of(b"unpacked") };
+/// store.snapshot_image("base", "layer", held)?;
+/// assert_eq!(store.held_layers(), [held]);
+/// // Images with the same base share it: a fork is found by the chain.
+/// store.fork(&held.chain, "next")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HeldLayer {
