@@ -108,22 +108,23 @@ impl Addresses {
     /// # Errors
     /// As there.
     pub fn source_while(&self, uri: &str, is_wanted: impl Fn() -> bool) -> Result<Arc<dyn Source>, SourceError> {
-        let closed = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not used any more") };
         // Before the look at what is wanted: a wait that is given up after that look is ended by the connector.
         let since = self.connector.now();
+        self.connect(uri, || if is_wanted() { self.open_held(uri, since) } else { Err(unused(uri)) })
+    }
+
+    /// The source at an address; `open` connects to it if it is not connected.
+    fn connect(&self, uri: &str, open: impl FnOnce() -> Result<Arc<dyn Source>, SourceError>) -> Result<Arc<dyn Source>, SourceError> {
         {
             let mut state = self.state.lock();
             state.peers.note_use(uri, self.now());
-            let peer = state.peers.list.iter().find(|peer| peer.uri == uri).filter(|_| !state.stopped).ok_or_else(closed)?;
-            if let Some(source) = &peer.source {
+            let peer = state.peers.list.iter().find(|peer| peer.uri == uri).filter(|_| !state.stopped);
+            if let Some(source) = &peer.ok_or_else(|| unused(uri))?.source {
                 return Ok(Arc::clone(source));
             }
         }
-        if !is_wanted() {
-            return Err(closed());
-        }
         // One that is not used after all is closed as it is dropped, behind the lock.
-        let source = self.open_held(uri, since)?;
+        let source = open()?;
         self.check_source(uri, &*source)?;
         let mut state = self.state.lock();
         state.peers.note_use(uri, self.now());
@@ -132,8 +133,28 @@ impl Addresses {
         let stopped = state.stopped;
         match state.peers.list.iter_mut().find(|peer| peer.uri == uri).filter(|_| !stopped) {
             Some(peer) => Ok(Arc::clone(peer.source.get_or_insert_with(|| Arc::clone(&source)))),
-            None => Err(closed()),
+            None => Err(unused(uri)),
         }
+    }
+
+    /// As [`Addresses::source`], for a thread of the sources: opens the address on it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn source_here(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        self.connect(uri, || {
+            let Some(request) = (self.terms.hold)(uri) else { return self.connector.open_here(uri) };
+            let LeasedSource { source, lease } = self.connector.open_leased_here(uri, &request)?;
+            // It is known also when it comes too late, so that it is given back.
+            lease.into_iter().for_each(|lease| (self.terms.on_lease)(uri, request.id, lease.lapse));
+            Ok(source)
+        })
+    }
+
+    /// Runs something that a source may keep waiting on a thread of the sources, in its turn among the calls of its host. Without a
+    /// thread it is dropped.
+    pub fn aside(&self, uri: &str, job: impl FnOnce() + Send + 'static) {
+        self.connector.aside(uri, Box::new(job));
     }
 
     /// Opens an address, with a lease if its server knows leases.
@@ -331,4 +352,8 @@ impl Addresses {
         };
         told.into_iter().map(with_round_trip).collect()
     }
+}
+
+fn unused(uri: &str) -> SourceError {
+    SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not used any more") }
 }

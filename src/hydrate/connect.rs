@@ -14,15 +14,16 @@ impl Drop for Telling {
     }
 }
 
-/// Connects to an address in a thread of its own, so that one that does not answer holds up nobody.
+/// Connects to an address on a thread of the sources, so that one that does not answer holds up nobody.
 pub fn connect_aside(parts: &Arc<Parts>, connecting: Connecting) {
-    let telling = Telling(Arc::clone(parts));
+    let (telling, uri) = (Telling(Arc::clone(parts)), connecting.uri.clone());
     let connect = move || {
+        // The address is connected, or not, before others are told.
         let (parts, connecting) = (&telling.0, connecting);
-        if let Err(error) = parts.addresses.source(&connecting.uri) {
+        if let Err(error) = parts.addresses.source_here(&connecting.uri) {
             parts.note_failure(&connecting.uri, &error, None);
         }
     };
     // Without a thread it is tried again later.
-    let _ = crate::sync::thread::Builder::new().name("hydrate-connect".into()).spawn(connect);
+    parts.addresses.aside(&uri, connect);
 }

@@ -1,7 +1,6 @@
 //! The assembler: makes the parts that stand for one root layer, and puts them together.
 
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use roaring::RoaringBitmap;
 use super::addresses::{Addresses, Hold, OnLease, Terms};
 use super::backfill;
 use super::claims::Claims;
+use super::crew::Crew;
 use super::demand;
 use super::health::{Health, OnChange};
 use super::news::News;
@@ -24,9 +24,6 @@ use crate::layer::{Layer, Layers};
 use crate::place::BlockSize;
 use crate::source::{Source, SourceError, SourceOpener};
 use crate::sync::time::Instant;
-
-/// How long to wait after a panic before backfill goes on.
-const PANIC_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a hydrator works with.
 pub struct HydratorConfig {
@@ -59,22 +56,6 @@ pub struct HydratorConfig {
 /// One root layer and where its bytes can be had.
 pub struct Hydrator {
     pub(super) parts: Arc<Parts>,
-}
-
-/// Backfill runs until this is dropped.
-struct Running(Arc<Parts>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let parts = &self.0;
-        // One that has finished has left, and another one may stand there by now.
-        if !parts.life.is_complete() {
-            parts.budget.leave(parts.root.layer.id);
-        }
-        *parts.wake.lock() = None;
-        parts.life.end();
-        parts.news.tell();
-    }
 }
 
 impl Hydrator {
@@ -132,33 +113,13 @@ impl Hydrator {
         demand::read_through(&self.parts, first, buffer)
     }
 
-    /// Starts backfill in a thread of its own, unless it runs or was stopped; it ends when nothing is missing, or by [`Hydrator::stop`].
-    /// When nothing is missing, `finish` is called; `false` says that there is more to do.
+    /// Starts backfill on the threads of the store, unless it runs or was stopped; it ends when nothing is missing, or by
+    /// [`Hydrator::stop`]. When nothing is missing, `finish` is called; `false` says that there is more to do.
     ///
     /// # Errors
-    /// The thread cannot be started.
-    pub fn start_backfill(&self, finish: impl Fn() -> bool + Send + 'static) -> std::io::Result<()> {
-        if !self.parts.life.begin() {
-            return Ok(());
-        }
-        let running = Running(Arc::clone(&self.parts));
-        let run = move || {
-            let parts = &running.0;
-            let is_over = || {
-                backfill::in_background(parts);
-                parts.life.is_stopped() || (parts.is_complete() && finish())
-            };
-            loop {
-                match catch_unwind(AssertUnwindSafe(is_over)) {
-                    Ok(true) => return,
-                    Ok(false) => {}
-                    // It was printed. Everything that was held was given back, so the next try may do better.
-                    Err(_) if pause_after_panic(parts) => {}
-                    Err(_) => return,
-                }
-            }
-        };
-        crate::sync::thread::Builder::new().name(format!("hydrate-{}", self.parts.root.layer.id)).spawn(run).map(drop)
+    /// No thread can be had.
+    pub fn start_backfill(&self, crew: &Arc<Crew>, finish: impl Fn() -> bool + Send + Sync + 'static) -> std::io::Result<()> {
+        backfill::begin(&self.parts, crew, Arc::new(finish))
     }
 
     /// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether it did anything:
@@ -320,19 +281,5 @@ impl Hydrator {
             }
             self.parts.news.wait(seen, None);
         }
-    }
-}
-
-/// `false`: it was stopped.
-fn pause_after_panic(parts: &Parts) -> bool {
-    let until = Instant::now() + PANIC_PAUSE;
-    parts.health.note_error("fetching in the background panicked".into());
-    loop {
-        let seen = parts.news.seen();
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || parts.life.is_stopped() {
-            return !parts.life.is_stopped();
-        }
-        parts.news.wait(seen, Some(left));
     }
 }

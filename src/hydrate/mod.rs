@@ -3,7 +3,8 @@
 //! The cast: a [`Hydrator`] stands for one root layer and its source. It assembles [`Parts`](parts::Parts), each of which owns its lock:
 //! the [`Root`](root::Root) takes fetched bytes, [`Claims`](claims::Claims) make sure that a block is fetched once,
 //! [`Addresses`](addresses::Addresses) are where the bytes can be had. [`demand`] is what a reader does that waits; [`backfill`] fetches
-//! what nobody waits for; [`pace`] says how fast that may be, with a [`Budget`] that all hydrations of a store share.
+//! what nobody waits for, on the threads of a [`Crew`], and [`fills`] stores it; [`pace`] says how fast that may be, with a [`Budget`]
+//! that all hydrations of a store share.
 //!
 //! # Invariants
 //! - A fill changes no meaning: it only makes present (or zero) what was missing.
@@ -14,6 +15,7 @@
 //!   a guard that gives it back when it is dropped: an error or a panic on any way out costs one request.
 //! - No wait depends on a source alone: [`Hydrator::stop`] and [`Hydrator::give_up_waiting`] end each, whether the source answers,
 //!   closes, or does neither. Threads that ask what may never be answered touch nothing but the source.
+//! - A step of backfill waits for nothing: what may take long is an errand on another thread, and its end is a message.
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod addresses;
@@ -21,7 +23,9 @@ mod backfill;
 mod claims;
 mod connect;
 mod cover;
+mod crew;
 mod demand;
+mod fills;
 mod health;
 mod hydrator;
 mod life;
@@ -30,10 +34,13 @@ mod pace;
 mod parts;
 mod peers;
 mod progress;
+#[cfg(all(test, feature = "sim"))]
+mod proof;
 mod root;
 #[cfg(test)]
 mod tests;
 
+pub use crew::Crew;
 pub use hydrator::{Hydrator, HydratorConfig};
 pub use pace::Budget;
 pub use progress::{FetchedBytes, HydratorStatus, Progress, SourceInfo};

@@ -60,11 +60,16 @@ impl Parts {
 
     /// Lets readers and backfill look again.
     pub fn tell(&self) {
+        self.wake_backfill();
+        self.news.tell();
+    }
+
+    /// Lets backfill look again.
+    pub fn wake_backfill(&self) {
         let wake = self.wake.lock().clone();
         if let Some(wake) = wake {
             wake();
         }
-        self.news.tell();
     }
 
     /// Notes how an address failed; `run`: it was asked for these blocks, and may be able to give others.
@@ -168,11 +173,9 @@ impl Parts {
         missing
     }
 
-    /// Looks at what stands above, unless that was done a moment ago.
-    pub fn look_above(&self) {
-        if !self.throttle.settings().paused && self.cover.begins_look(self.now()) {
-            (self.look)();
-        }
+    /// Whether it is time to look at what stands above; the caller does, by [`Parts::look`].
+    pub fn begins_look(&self) -> bool {
+        !self.throttle.settings().paused && self.cover.begins_look(self.now())
     }
 
     /// Bytes a second, over the last seconds.

@@ -297,6 +297,11 @@ impl Peers {
         self.list.iter().flat_map(|peer| peer.bad.values()).map(|bad| bad.retry_at).min()
     }
 
+    /// When the next address that failed is tried again.
+    pub fn next_retry(&self) -> Option<Duration> {
+        self.list.iter().filter(|peer| peer.failures > 0).map(|peer| peer.retry_at).min()
+    }
+
     /// Gives up the connections that nobody has, and that nobody has used for long; otherwise says when the next one may be.
     pub fn take_idle(&mut self, now: Duration) -> (Vec<Arc<dyn Source>>, Option<Duration>) {
         let (mut idle, mut next) = (Vec::new(), None);

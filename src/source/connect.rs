@@ -107,6 +107,32 @@ impl Connector {
         })
     }
 
+    /// Connects to `uri` on the caller's thread, which is one for [`Connector::aside`].
+    ///
+    /// # Errors
+    /// That of the opener.
+    pub fn open_here(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
+        open_here(&*self.opener, uri)
+    }
+
+    /// As [`Connector::open_here`], with a lease if the source knows leases.
+    ///
+    /// # Errors
+    /// As there; that of a lease that is refused.
+    pub fn open_leased_here(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
+        open_leased_here(&*self.opener, uri, request)
+    }
+
+    /// Runs a call of a source on a thread for such calls, in its turn among those of its host. Without a thread it is dropped.
+    pub fn aside(&self, uri: &str, job: Box<dyn FnOnce() + Send>) {
+        drop(threads::calls().run(&self.key(uri), job));
+    }
+
+    /// Of another opener, the same address may be another host.
+    fn key(&self, uri: &str) -> String {
+        format!("{:p} {}", Arc::as_ptr(&self.opener), host_of(uri))
+    }
+
     /// Renews a lease or gives it back, and waits for that, for at most so long.
     ///
     /// # Errors
@@ -150,9 +176,7 @@ impl Connector {
         let opening = Opening { shared: Arc::clone(&self.shared), answer: Arc::clone(&answer), host: host.clone() };
         let (opener, address) = (Arc::clone(&self.opener), uri.to_owned());
         let job = Box::new(move || opening.run(&*opener, &address, call, unwanted));
-        // Of another opener, the same address may be another host.
-        let key = format!("{:p} {host}", Arc::as_ptr(&self.opener));
-        match threads::calls().run(&key, job) {
+        match threads::calls().run(&self.key(uri), job) {
             Err(refused) if refused.why == Refusal::NoThread => (refused.job)(),
             Err(_) => return Err(lost("too many calls of its host wait for earlier ones")),
             Ok(()) => {}

@@ -57,7 +57,7 @@ pub mod atomic {
 /// Channels.
 #[cfg(not(feature = "sim"))]
 pub mod mpsc {
-    pub use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+    pub use std::sync::mpsc::{Receiver, Sender, channel};
 }
 
 /// Threads.

@@ -18,7 +18,7 @@ use super::state::{Hydrations, Leases, Lessees, Shape};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::hydrate::Budget;
+use crate::hydrate::{Budget, Crew};
 use crate::ids::LayerId;
 use crate::io::RingKind;
 use crate::layer::Layers;
@@ -83,6 +83,7 @@ struct Ground {
     blocks: Arc<Blocks>,
     events: Arc<Events>,
     sources: Option<Arc<Connector>>,
+    crew: Arc<Crew>,
     budget: Arc<Budget>,
     clock: Arc<dyn Clock>,
     threads: bool,
@@ -91,6 +92,7 @@ struct Ground {
 impl Ground {
     fn new(config: CoreConfig, opened_at: Duration) -> Self {
         let CoreConfig { layers, catalog, block_size, clock, threads, .. } = config;
+        let crew = Crew::new(&config.store_id);
         let (fence, budget) = (Arc::<Fence>::default(), Arc::<Budget>::default());
         let lessees = Arc::new(Lessees::new(config.sources.clone(), &catalog, opened_at));
         let sources = config.sources.map(|opener| Arc::new(Connector::new(opener)));
@@ -108,7 +110,7 @@ impl Ground {
             forgetting: RwLock::default(),
             next_patch: Mutex::new((LayerId(0), 0)),
         });
-        Self { pool, layers, shape, hydrations, lessees, blocks, events, sources, budget, clock, threads }
+        Self { pool, layers, shape, hydrations, lessees, blocks, events, sources, crew, budget, clock, threads }
     }
 
     fn recordings(&self) -> Arc<Recordings> {
@@ -143,6 +145,7 @@ impl Ground {
             events: Arc::clone(&self.events),
             fence: Arc::clone(&self.pool.fence),
             sources: self.sources.clone(),
+            crew: Arc::clone(&self.crew),
             budget: Arc::clone(&self.budget),
             clock: Arc::clone(&self.clock),
             threads: self.threads,
@@ -270,6 +273,7 @@ impl Core {
     /// # Errors
     /// An I/O error; what was flushed before is safe.
     pub fn shut_down(&self, swept: bool) -> Result<()> {
+        self.roots.crew.close();
         // No connection is open any more, and what happened until now is told.
         self.sources.iter().for_each(|sources| sources.close());
         self.events.stop();

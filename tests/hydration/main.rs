@@ -403,7 +403,7 @@ fn a_sequential_reader_finds_its_blocks_there() {
     assert!(waited() < 12, "{} reads of {} had to wait", waited(), (BYTES - start) / 4096);
     let fetched = trial.store.show("v").unwrap().hydration.fetched;
     assert!(fetched.demand < fetched.ahead / 8, "{fetched:?}");
-    assert!(fetched.backfill <= 1 << 20, "one request is more than a byte a second allows: {fetched:?}");
+    assert!(fetched.backfill <= 4 << 20, "the largest request is more than a byte a second allows: {fetched:?}");
     actor.release();
 }
 

@@ -8,9 +8,6 @@ use crate::hydrate::progress::FetchClass;
 
 /// The blocks of a root layer, as one address can give them.
 pub trait Field {
-    /// A pass over all blocks begins: time to look which of them the layers above hide.
-    fn begin_pass(&self);
-
     /// The first block from `from` on that is missing and needed.
     fn next_needed(&self, from: u64) -> Option<u64>;
 
@@ -74,9 +71,6 @@ impl Plan {
     }
 
     fn next_in_order(&mut self, field: &mut impl Field, step: u64) -> Option<Claim> {
-        if self.cursor == 0 {
-            field.begin_pass();
-        }
         // What this address could not give a moment ago is left to the others: they begin there.
         let (mut at, mut is_left) = (self.cursor, false);
         // From one missing block to the next: what is there, zeros of any length included, is one step.
@@ -133,18 +127,11 @@ mod tests {
         bad: Range<u64>,
         /// Nothing from here on is mapped.
         mapped: u64,
-        passes: std::cell::Cell<u32>,
     }
 
     impl Blocks {
         fn new(missing: impl IntoIterator<Item = u64>) -> Self {
-            Self {
-                missing: missing.into_iter().collect(),
-                claims: Claims::new(Arc::default()),
-                bad: 0..0,
-                mapped: u64::MAX,
-                passes: 0.into(),
-            }
+            Self { missing: missing.into_iter().collect(), claims: Claims::new(Arc::default()), bad: 0..0, mapped: u64::MAX }
         }
 
         fn runs(&self, range: &Range<u64>) -> Vec<Range<u64>> {
@@ -153,10 +140,6 @@ mod tests {
     }
 
     impl Field for Blocks {
-        fn begin_pass(&self) {
-            self.passes.set(self.passes.get() + 1);
-        }
-
         fn next_needed(&self, from: u64) -> Option<u64> {
             self.missing.range(from..).next().copied()
         }
@@ -206,9 +189,8 @@ mod tests {
         assert_eq!(order(&mut plan, &queue, &mut blocks, &mut held), [(FetchClass::Backfill, 3), (FetchClass::Backfill, 8)]);
         held.clear();
         assert!(plan.next(&queue, &mut blocks, 4).is_none(), "a failed range is looked for in the next pass");
-        let passes = blocks.passes.get();
         plan.start_again();
-        assert!(plan.next(&queue, &mut blocks, 4).is_some() && blocks.passes.get() == passes + 1);
+        assert!(plan.is_at_start() && plan.next(&queue, &mut blocks, 4).is_some());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One run of backfill over a root layer.
+//! What backfill of one root layer does: takes what came, and asks for more.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,209 +6,101 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::due::Due;
-use super::plan::{Field, Plan};
+use super::errand::{Errand, Errands};
+use super::field::FarBlocks;
+use super::inbox::{Inbox, Message};
+use super::plan::Plan;
 use super::questions::{Asked, Questions, follow};
-use super::writes::Writes;
-use crate::hydrate::addresses::{Connected, Connecting};
-use crate::hydrate::claims::Claim;
+use crate::hydrate::addresses::Connected;
 use crate::hydrate::connect::connect_aside;
-use crate::hydrate::pace::{Asks, Sending, Sent, Wake, start_pause};
+use crate::hydrate::crew::Crew;
+use crate::hydrate::fills::Fetched;
+use crate::hydrate::pace::{Asks, Sending, Sent};
 use crate::hydrate::parts::Parts;
 use crate::hydrate::progress::FetchClass;
-use crate::ids::random_bytes;
-use crate::io::{Ring, give_way};
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExt, damaged_error};
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::mpsc::{Receiver, Sender, channel};
-use crate::sync::thread::JoinHandle;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
-/// Without anything to do, it is looked again after so long; wakes come before.
-const IDLE_INTERVAL: Duration = Duration::from_millis(20);
+/// Without anything to do, and without a wake, it is looked again after so long.
+const IDLE_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest pause before blocks that an address could not give are asked for there again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Without hope of anything to do before a wake.
 const LONG: Duration = Duration::from_secs(60);
 /// Fetched bytes after which progress is made durable: a crash costs at most so much twice, beside what is under way.
 const RECORD_BYTES: u64 = 16 << 20;
-
-fn random() -> Option<u64> {
-    random_bytes().ok().map(u64::from_le_bytes)
-}
-
-/// What backfill waits for.
-enum Message {
-    /// Something arrived for the request of this number.
-    Arrived(u64, Arrival),
-    /// There may be something else to do.
-    Wake,
-}
+/// Messages that are taken, and requests that are made, before others have their turn.
+const MESSAGES_MAX: usize = 64;
+const REQUESTS_MAX: usize = 32;
 
 /// One request under way.
 struct Request {
     run: Range<u64>,
-    /// `None`: the writes have it.
-    claim: Option<Claim>,
+    fetched: Arc<Fetched>,
     uri: String,
     sending: Sending,
     class: FetchClass,
     damage: Option<SourceError>,
 }
 
-/// The state of one run of backfill over a root layer.
-struct Backfill {
+/// What to do after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Round {
+    /// There is more to do at once.
+    Again,
+    /// There may be after this time, or when something comes.
+    After(Duration),
+    /// Nothing is missing, nor under way.
+    Complete,
+}
+
+/// How many requests were made.
+struct Made {
+    /// As many as others wait for.
+    all: bool,
+    /// Something keeps the way from being full: for so long.
+    pause: Option<Duration>,
+}
+
+/// Backfill of one root layer.
+pub struct Backfill {
     parts: Arc<Parts>,
+    inbox: Arc<Inbox>,
+    /// Its threads; `None`: everything is done on the thread of the caller.
+    crew: Option<Arc<Crew>>,
     plan: Plan,
     questions: Questions,
     requests: HashMap<u64, Request>,
+    /// Number of the next request.
     next: u64,
     last_request: Duration,
     unrecorded_bytes: u64,
-    /// Makes progress durable meanwhile.
-    recording: Option<JoinHandle<()>>,
+    errands: Errands,
     due: Due,
-    sender: Sender<Message>,
-    receiver: Receiver<Message>,
-    /// A [`Message::Wake`] is on its way.
-    is_woken: Arc<AtomicBool>,
-    /// `None`: fetched bytes are stored on this thread, one after the other.
-    writes: Option<Writes>,
-    /// Takes addresses that are to be connected to meanwhile. `None`: everything is done on this thread.
-    connect: Option<Sender<Connecting>>,
-}
-
-/// The root layer, as one address can give its blocks.
-struct FarBlocks<'a> {
-    parts: &'a Parts,
-    questions: &'a mut Questions,
-    asked: Asked<'a>,
-    bytes_max: u64,
-}
-
-impl Field for FarBlocks<'_> {
-    fn begin_pass(&self) {
-        self.parts.look_above();
-    }
-
-    fn next_needed(&self, from: u64) -> Option<u64> {
-        self.parts.next_needed(from)
-    }
-
-    fn is_mapped(&mut self, block: u64) -> bool {
-        self.questions.map_zeros(self.parts, self.asked, block);
-        true
-    }
-
-    fn allowed(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        let now = self.parts.now();
-        self.parts.addresses.look(|peers| {
-            let known = peers.list.iter().find(|known| known.uri == self.asked.uri);
-            known.map_or_else(|| Some(range.clone()), |known| known.allowed(range, now))
-        })
-    }
-
-    fn claim(&self, range: &Range<u64>) -> Option<Claim> {
-        let mut claim_of = |run: &Range<u64>| {
-            let needed = self.parts.cover.first_needed(run)?;
-            self.parts.claim(&needed, self.bytes_max, 1).pop()
-        };
-        self.parts.root.missing_runs(range).iter().find_map(&mut claim_of)
-    }
-}
-
-/// Backfill until nothing is missing or it is stopped, in a thread that gives way to whoever else wants the processor. The caller's
-/// thread does not: it connects to addresses, and the threads that take what they send, for which readers wait as well, inherit its
-/// priority.
-pub fn in_background(parts: &Arc<Parts>) {
-    let backfill = |connect| {
-        // Without a ring it goes on, only slower.
-        let mut backfill = Backfill::new(parts, Writes::ring().ok(), connect);
-        backfill.begin();
-        while backfill.round(true) {}
-    };
-    crate::sync::thread::scope(|scope| {
-        let (connect, to_connect) = channel();
-        let in_background = move || {
-            give_way();
-            backfill(Some(connect));
-        };
-        match crate::sync::thread::Builder::new().name(format!("backfill-{}", parts.root.layer.id)).spawn_scoped(scope, in_background) {
-            Ok(_) => to_connect.into_iter().for_each(|connecting| connect_aside(parts, connecting)),
-            Err(_) => backfill(None),
-        }
-    });
-}
-
-/// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether it did anything: otherwise
-/// what is missing waits for time, for a source or for what readers fetch.
-pub fn step(parts: &Arc<Parts>) -> bool {
-    let missing = parts.missing().len();
-    let mut backfill = Backfill::new(parts, None, None);
-    backfill.follow_first();
-    backfill.round(false);
-    while !backfill.requests.is_empty() {
-        backfill.take_arrival(None);
-    }
-    backfill.next > 0 || parts.missing().len() < missing
+    /// Fetched ranges that are not stored.
+    unstored: Arc<AtomicUsize>,
 }
 
 impl Backfill {
-    fn new(parts: &Arc<Parts>, ring: Option<Ring>, connect: Option<Sender<Connecting>>) -> Self {
-        let (sender, receiver) = channel();
-        let writes = ring.map(|ring| Writes::new(parts, ring));
+    pub fn new(parts: &Arc<Parts>, crew: Option<Arc<Crew>>) -> Self {
+        let inbox = Inbox::new(parts);
         Self {
             parts: Arc::clone(parts),
+            errands: Errands::new(parts, &inbox, crew.clone()),
+            inbox,
+            crew,
             plan: Plan::default(),
             questions: Questions::default(),
             requests: HashMap::new(),
             next: 0,
             last_request: Duration::ZERO,
             unrecorded_bytes: 0,
-            recording: None,
             due: Due::default(),
-            sender,
-            receiver,
-            is_woken: Arc::default(),
-            writes,
-            connect,
+            unstored: Arc::default(),
         }
     }
 
-    /// Takes its place among the hydrations of the store, at a random moment soon, or when the first reader has what it waited for:
-    /// bulk would be in its way.
-    fn begin(&mut self) {
-        let parts = Arc::clone(&self.parts);
-        let wake = self.wake();
-        let (layer, budget) = (parts.root.layer.id, &parts.budget);
-        // Counted from now on, so that of many that begin at once each sees the others.
-        budget.join(layer, parts.throttle.settings().priority, None);
-        // Without randomness those of one store still begin apart.
-        let random = random().unwrap_or(u64::from(layer.0).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        *parts.wake.lock() = Some(Arc::clone(&wake));
-        let until = crate::sync::time::Instant::now() + start_pause(budget.hydrations(), random);
-        loop {
-            let seen = parts.news.seen();
-            let left = until.saturating_duration_since(crate::sync::time::Instant::now());
-            if left.is_zero() || parts.life.is_stopped() || parts.waiters.any() {
-                break;
-            }
-            parts.news.wait(seen, Some(left));
-        }
-        budget.join(layer, parts.throttle.settings().priority, Some(wake));
-        self.follow_first();
-    }
-
-    fn wake(&self) -> Wake {
-        if let Some(writes) = &self.writes {
-            return writes.wake();
-        }
-        let (sender, is_woken) = (Mutex::new(self.sender.clone()), Arc::clone(&self.is_woken));
-        Arc::new(move || {
-            if !is_woken.swap(true, Ordering::AcqRel) {
-                drop(sender.lock().send(Message::Wake));
-            }
-        })
-    }
-
-    fn follow_first(&mut self) {
+    pub fn follow_first(&mut self) {
         let (uri, source) = self.parts.addresses.first().unwrap_or_default();
         self.follow_source(&uri, source.as_ref());
     }
@@ -225,50 +117,95 @@ impl Backfill {
             (None, None) => {}
             (None, Some(source)) => {
                 parts.queue.set_followed();
-                self.questions.ask_trace(parts, Asked { uri, source, aside: self.connect.is_some() });
+                self.questions.ask_trace(parts, Asked { uri, source, inbox: &self.inbox, crew: self.crew.as_ref() });
             }
             (Some(known), _) => follow(parts, known),
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.requests.is_empty() && self.writes.as_ref().is_none_or(Writes::is_empty)
+    /// Requests that were made so far.
+    pub fn requests_made(&self) -> u64 {
+        self.next
     }
 
-    /// Makes requests, takes what has arrived, waits a little if there is nothing else to do. `false` at the end.
-    fn round(&mut self, may_wait: bool) -> bool {
-        let parts = Arc::clone(&self.parts);
-        if parts.life.is_stopped() {
-            while !self.requests.is_empty() {
-                self.take_arrival(None);
-            }
-            return false;
+    fn is_idle(&self) -> bool {
+        self.requests.is_empty() && self.unstored.load(Ordering::Acquire) == 0
+    }
+
+    /// Takes what has come and makes requests, both as far as a turn goes.
+    pub fn round(&mut self) -> Round {
+        let took_all = self.take_messages();
+        self.record_if_due();
+        if self.plan.is_at_start() && self.errands.is_empty() && self.parts.begins_look() {
+            // Which blocks are hidden is known before the first one is asked for.
+            self.errands.begin(Errand::Look);
         }
-        self.questions.take_answers(&parts);
+        if self.errands.looks() {
+            return Round::After(LONG);
+        }
         let is_whole_pass = self.plan.is_at_start();
-        let mut pause = self.request_more();
-        if self.is_idle() {
-            if !parts.is_complete() {
-                // Perhaps nothing is missing but that what was written above becomes durable.
-                parts.look_above();
-            }
-            if parts.is_complete() {
-                self.record();
-                return false;
-            }
-            self.plan.start_again();
-            if pause.is_none() && is_whole_pass {
-                parts.note_stuck();
-            }
-            let retry = parts.addresses.look(|peers| peers.next_bad_retry());
-            let until_retry = retry.map_or(IDLE_INTERVAL, |at| at.saturating_sub(parts.now()).clamp(IDLE_INTERVAL, LONG));
-            let soon = pause.unwrap_or(until_retry);
-            pause = Some(self.close_idle().map_or(soon, |idle| idle.min(soon)));
+        let Made { all, pause } = self.request_more();
+        if !took_all || !all {
+            return Round::Again;
         }
-        if may_wait || !self.is_idle() {
-            self.take_arrival(Some(if may_wait { pause.unwrap_or(LONG) } else { Duration::ZERO }));
+        let pause = pause.into_iter().chain(self.questions.patience_left()).min();
+        if self.is_idle() { self.rest(pause, is_whole_pass) } else { Round::After(pause.unwrap_or(LONG)) }
+    }
+
+    /// Nothing is under way: says when to look again, unless nothing is missing.
+    fn rest(&mut self, pause: Option<Duration>, is_whole_pass: bool) -> Round {
+        let parts = Arc::clone(&self.parts);
+        if self.errands.is_empty() && !parts.is_complete() && parts.begins_look() {
+            // Perhaps nothing is missing but that what was written above becomes durable.
+            self.errands.begin(Errand::Look);
         }
-        true
+        if parts.is_complete() {
+            return Round::Complete;
+        }
+        self.plan.start_again();
+        if pause.is_none() && is_whole_pass {
+            parts.note_stuck();
+        }
+        let now = parts.now();
+        let retry_at = parts.addresses.look(|peers| peers.next_bad_retry().into_iter().chain(peers.next_retry()).min());
+        let until_retry = retry_at.map_or(IDLE_INTERVAL, |at| at.saturating_sub(now).clamp(RETRY_INTERVAL, IDLE_INTERVAL));
+        let soon = pause.unwrap_or(until_retry);
+        Round::After(self.close_idle().map_or(soon, |idle| idle.min(soon)))
+    }
+
+    /// Waits until all requests have ended, on the caller's thread.
+    pub fn wait_for_requests(&mut self) {
+        while !self.requests.is_empty() {
+            self.inbox.wait();
+            self.take_messages();
+        }
+    }
+
+    /// Gives up what is under way. What still comes of it is not used.
+    pub fn give_up(&mut self) {
+        self.requests.clear();
+        self.questions = Questions::default();
+    }
+
+    /// Whether nothing of it is under way on other threads that touches the store. Takes what comes, and uses nothing of it.
+    pub fn is_quiet(&mut self) -> bool {
+        while let Some(message) = self.inbox.take() {
+            if let Message::Returned(result) = message {
+                self.errands.end(result);
+            }
+        }
+        self.errands.is_empty() && self.unstored.load(Ordering::Acquire) == 0
+    }
+
+    /// Makes everything durable, and then calls `finish`. `false`: another errand is under way, whose end is a message.
+    pub fn finish(&mut self, finish: Arc<dyn Fn() -> bool + Send + Sync>) -> bool {
+        self.errands.begin(Errand::Finish(finish))
+    }
+
+    /// What became of [`Backfill::finish`]; `None`: it has not ended.
+    pub fn finished(&mut self) -> Option<bool> {
+        self.take_messages();
+        self.errands.take_finished()
     }
 
     /// Gives up connections that were not used for long, if nothing is to be fetched. Answers how long others may stay.
@@ -279,27 +216,27 @@ impl Backfill {
         if rests && parts.waiters.count() == 0 { parts.addresses.close_idle() } else { None }
     }
 
-    /// Fills the way to every host. If something keeps it from being full, says for how long.
-    fn request_more(&mut self) -> Option<Duration> {
+    /// Fills the way to every host.
+    fn request_more(&mut self) -> Made {
         let mut shortest: Option<Duration> = None;
+        let first = self.next;
         loop {
-            if self.writes.as_ref().is_some_and(Writes::is_full) {
-                return None;
+            if self.next - first >= REQUESTS_MAX as u64 && self.crew.is_some() {
+                return Made { all: false, pause: shortest };
             }
-            let now = self.parts.now();
-            if let Some(pause) = self.must_pause(now) {
-                return Some(pause);
+            if let Some(pause) = self.must_pause(self.parts.now()) {
+                return Made { all: true, pause: Some(pause) };
             }
             let mut began = false;
             for connected in self.sources() {
                 self.follow_source(&connected.uri, Some(&connected.source));
-                match self.request(now, &connected) {
+                match self.request(self.parts.now(), &connected) {
                     Ok(requested) => began |= requested,
                     Err(pause) => shortest = Some(shortest.map_or(pause, |shortest| shortest.min(pause))),
                 }
             }
             if !began {
-                return shortest;
+                return Made { all: true, pause: shortest };
             }
         }
     }
@@ -310,9 +247,10 @@ impl Backfill {
         let mut ready = parts.addresses.ready();
         for (uri, host) in ready.unconnected {
             let Some(connecting) = parts.addresses.begin_connecting(&uri) else { continue };
-            if let Some(connect) = &self.connect {
-                // The other end waits for as long as this one is.
-                let _ = connect.send(connecting);
+            if let Some(crew) = &self.crew {
+                // The threads of sources must not inherit that this one gives way.
+                let handing = Arc::clone(parts);
+                crew.aside(parts.root.layer.id, move || connect_aside(&handing, connecting));
                 continue;
             }
             match parts.addresses.source(&uri) {
@@ -328,7 +266,7 @@ impl Backfill {
         let parts = Arc::clone(&self.parts);
         let Connected { uri, host, source } = connected;
         let bytes_max = parts.budget.request_bytes(host);
-        let asked = Asked { uri, source, aside: self.connect.is_some() };
+        let asked = Asked { uri, source, inbox: &self.inbox, crew: self.crew.as_ref() };
         let mut field = FarBlocks { parts: &parts, questions: &mut self.questions, asked, bytes_max };
         let step = parts.root.block_size.block_of(bytes_max).max(1);
         let Some((claim, class)) = self.plan.next(&parts.queue, &mut field, step) else { return Ok(false) };
@@ -350,19 +288,10 @@ impl Backfill {
         self.next += 1;
         self.last_request = now;
         let sending = Sending::new(&parts.budget, &parts.clock, host, sent);
-        let mut claim = Some(claim);
-        if let Some(writes) = &mut self.writes {
-            claim.take().into_iter().for_each(|claim| writes.expect(claim));
-        }
-        self.requests.insert(number, Request { run, claim, uri: uri.clone(), sending, class, damage: None });
-        let (sender, wake) = (self.sender.clone(), self.writes.as_ref().map(Writes::wake));
-        let arrived = move |arrival| {
-            drop(sender.send(Message::Arrived(number, arrival)));
-            if let Some(wake) = &wake {
-                wake();
-            }
-        };
-        source.read_any(range, ReadClass::Ahead, OnArrival::new(arrived));
+        let fetched = Fetched::new(&parts, claim, &self.unstored);
+        self.requests.insert(number, Request { run, fetched, uri: uri.clone(), sending, class, damage: None });
+        let inbox = Arc::clone(&self.inbox);
+        source.read_any(range, ReadClass::Ahead, OnArrival::new(move |arrival| inbox.put(Message::Arrived(number, arrival))));
         Ok(true)
     }
 
@@ -393,39 +322,31 @@ impl Backfill {
         if parts.life.is_stopped() || parts.throttle.settings().paused {
             return Some(LONG);
         }
+        // What was fetched has to be stored first, and what was stored to be recorded.
+        if let Some(crew) = &self.crew
+            && (crew.fills.is_full(|| parts.wake.lock().clone()) || self.errands.records() && parts.root.layers.under_pressure())
+        {
+            return Some(LONG);
+        }
         let (stalled_until, is_full) = parts.health.stall();
         let retry_at = parts.addresses.look(|peers| peers.all_failing()).unwrap_or_default().max(stalled_until);
         if now < retry_at {
             return Some((retry_at - now).min(LONG));
         }
-        (is_full && !parts.finds_space()).then_some(IDLE_INTERVAL)
+        (is_full && !parts.finds_space()).then_some(RETRY_INTERVAL)
     }
 
-    /// Takes what has arrived, waiting for something to happen at most so long (`None`: until an arrival comes).
-    fn take_arrival(&mut self, wait: Option<Duration>) {
-        let first = match (&mut self.writes, wait) {
-            (None, None) => self.receiver.recv().ok(),
-            (None, Some(wait)) => self.receiver.recv_timeout(wait).ok(),
-            (Some(_), _) => self.receiver.try_recv().ok(),
-        };
-        let took = first.is_some();
-        let mut next = first;
-        while let Some(message) = next {
+    /// Takes what has come. `false`: there is more.
+    fn take_messages(&mut self) -> bool {
+        for _ in 0..MESSAGES_MAX {
+            let Some(message) = self.inbox.take() else { return true };
             match message {
                 Message::Arrived(number, arrival) => self.take(number, arrival),
-                Message::Wake => self.is_woken.store(false, Ordering::Release),
+                Message::Answered(answered) => self.questions.take(&self.parts, &self.inbox, self.crew.as_ref(), answered),
+                Message::Returned(result) => self.errands.end(result),
             }
-            next = self.receiver.try_recv().ok();
         }
-        if let Some(writes) = &mut self.writes {
-            // A sender of an arrival wakes the ring behind it. An error of the ring leaves its writes to the next round.
-            let _ = writes.wait(if took { Duration::ZERO } else { wait.unwrap_or(Duration::from_millis(100)) });
-        }
-        if self.parts.root.layers.under_pressure() {
-            self.record();
-        } else if self.unrecorded_bytes >= RECORD_BYTES && self.recording.as_ref().is_none_or(JoinHandle::is_finished) {
-            self.record_aside();
-        }
+        false
     }
 
     fn take(&mut self, number: u64, arrival: Arrival) {
@@ -440,15 +361,14 @@ impl Backfill {
                 parts.note_bytes(&request.uri, request.class, part.bytes.len() as u64);
                 let Some((blocks, bytes)) = parts.root.blocks_of(&part, &request.run) else { return };
                 self.unrecorded_bytes += bytes.len() as u64;
-                match &mut self.writes {
-                    Some(writes) => writes.store(request.run.start, &blocks, &bytes),
+                match &self.crew {
+                    Some(crew) => crew.fills.store(&request.fetched, blocks, bytes),
                     None => parts.root.fill(&blocks, &bytes).unwrap_or_else(|error| parts.note_unstored(&error)),
                 }
             }
             Arrival::End(result) => {
                 let Some(request) = self.requests.remove(&number) else { return };
-                let result = result.and_then(|()| request.damage.map_or(Ok(()), Err));
-                match result {
+                match result.and_then(|()| request.damage.map_or(Ok(()), Err)) {
                     Ok(()) => {
                         request.sending.succeed();
                         parts.note_read(&request.uri, &request.run, None);
@@ -460,37 +380,15 @@ impl Backfill {
                         parts.waiters.note_failed(request.run.clone(), parts.now(), may_return);
                     }
                 }
-                drop(request.claim);
-                if let Some(writes) = &mut self.writes {
-                    writes.finish(request.run.start);
-                }
             }
         }
     }
 
-    /// Makes progress durable in a thread of its own: what arrives meanwhile is not kept waiting.
-    fn record_aside(&mut self) {
-        let parts = Arc::clone(&self.parts);
-        self.unrecorded_bytes = 0;
-        let record = move || drop(parts.root.layers.barriers.sync([parts.root.layer.id]));
-        self.recording = crate::sync::thread::Builder::new().name("hydrate-record".into()).spawn(record).ok();
-        if self.recording.is_none() {
-            self.record();
-        }
-    }
-
-    /// Makes progress durable. An error shows at the next write, which the store then refuses.
-    fn record(&mut self) {
-        self.unrecorded_bytes = 0;
-        let _ = self.parts.root.layers.barriers.sync([self.parts.root.layer.id]);
-    }
-}
-
-impl Drop for Backfill {
-    fn drop(&mut self) {
-        if let Some(recording) = self.recording.take() {
-            // A panic in the thread was printed there.
-            let _ = recording.join();
+    /// Makes progress durable now and then: what arrives meanwhile is not kept waiting.
+    fn record_if_due(&mut self) {
+        let is_due = self.unrecorded_bytes >= RECORD_BYTES || self.unrecorded_bytes > 0 && self.parts.root.layers.under_pressure();
+        if is_due && self.errands.begin(Errand::Record) {
+            self.unrecorded_bytes = 0;
         }
     }
 }

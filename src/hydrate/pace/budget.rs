@@ -56,6 +56,8 @@ impl Share {
 #[derive(Default)]
 struct State {
     windows: HashMap<String, Window>,
+    /// Windows with bytes under way.
+    busy: usize,
     /// Hosts that were lost and have not answered since, and when the next try is due.
     lost: HashMap<String, Duration>,
     shares: BTreeMap<LayerId, Share>,
@@ -122,7 +124,9 @@ impl Budget {
 
     /// Bytes of a request that fits the way to a host.
     pub fn request_bytes(&self, host: &str) -> u64 {
-        self.state.lock().windows.get(host).map_or_else(|| Window::default().request_bytes(), Window::request_bytes)
+        let state = self.state.lock();
+        let hosts = state.hosts_with(host);
+        state.windows.get(host).map_or_else(|| Window::default().request_bytes(hosts), |window| window.request_bytes(hosts))
     }
 
     /// Bytes a second that the way to a host was seen to carry lately; 0 is not known.
@@ -132,7 +136,7 @@ impl Budget {
 
     /// A request that somebody may soon wait for: only counted.
     pub fn begin_now(&self, now: Duration, host: &str, bytes: u64) -> Sent {
-        self.state.lock().window(host).begin(now, bytes)
+        self.state.lock().begin(now, host, bytes)
     }
 
     /// Asks to begin a request that nobody waits for. `is_due`: its hydration has a deadline to keep, so that it goes before others
@@ -148,7 +152,8 @@ impl Budget {
             _ => share.used + LEAD_BYTES < own,
         };
         let unfair = state.shares.iter().any(|(id, share)| *id != layer && share.waits_for(host, now) && goes_before(share));
-        if unfair || !state.window(host).has_room(bytes) {
+        let hosts = state.hosts_with(host);
+        if unfair || !state.window(host).has_room(bytes, hosts) {
             if let Some(share) = state.shares.get_mut(&layer) {
                 share.waits = Some((host.to_owned(), now));
             }
@@ -166,13 +171,18 @@ impl Budget {
             share.used += bytes * 4 / share.weight.max(1);
             share.waits = None;
         }
-        Ok(state.window(host).begin(now, bytes))
+        Ok(state.begin(now, host, bytes))
     }
 
     /// A request has ended.
     pub fn end(&self, now: Duration, host: &str, sent: Sent, succeeded: bool) {
         let mut state = self.state.lock();
-        state.window(host).end(now, sent, succeeded);
+        let window = state.window(host);
+        let was_empty = window.is_empty();
+        window.end(now, sent, succeeded);
+        if !was_empty && window.is_empty() {
+            state.busy -= 1;
+        }
         if succeeded {
             state.lost.remove(host);
         }
@@ -236,6 +246,19 @@ impl Drop for Sending {
 impl State {
     fn window(&mut self, host: &str) -> &mut Window {
         self.windows.entry(host.to_owned()).or_default()
+    }
+
+    /// Hosts with bytes under way, this one included.
+    fn hosts_with(&self, host: &str) -> usize {
+        self.busy + usize::from(self.windows.get(host).is_none_or(Window::is_empty))
+    }
+
+    fn begin(&mut self, now: Duration, host: &str, bytes: u64) -> Sent {
+        let window = self.window(host);
+        let was_empty = window.is_empty();
+        let sent = window.begin(now, bytes);
+        self.busy += usize::from(was_empty && bytes > 0);
+        sent
     }
 
     /// Wakes the hydration that goes first of those that wait for a host.

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Bytes under way at the start, and at least.
 const BYTES_START: u64 = 2 << 20;
 const BYTES_MIN: u64 = 512 << 10;
-/// Bytes under way at most.
+/// Bytes under way at most, to all hosts.
 const BYTES_MAX: u64 = 64 << 20;
 /// Smallest and largest request.
 const REQUEST_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=4 << 20;
@@ -69,15 +69,28 @@ impl Default for Window {
 }
 
 impl Window {
-    /// Whether so many bytes more may be under way. One request always may.
-    pub fn has_room(&self, bytes: u64) -> bool {
-        self.under_way == 0 || self.under_way + bytes <= self.limit
+    /// Whether so many bytes more may be under way, while bytes are under way to `hosts`. One request always may.
+    pub fn has_room(&self, bytes: u64, hosts: usize) -> bool {
+        self.is_empty() || self.under_way + bytes <= self.limit_beside(hosts)
     }
 
-    /// Bytes of a request that fits the path: small ones where the window is small, so that several are under way.
-    pub fn request_bytes(&self) -> u64 {
+    /// Whether nothing is under way.
+    pub fn is_empty(&self) -> bool {
+        self.under_way == 0
+    }
+
+    /// The limit, and not more than its part of what all hosts may have: so memory is bounded, and a host that does not answer keeps
+    /// only its part from others.
+    fn limit_beside(&self, hosts: usize) -> u64 {
+        self.limit.min(BYTES_MAX / (hosts as u64).max(1)).max(*REQUEST_BYTES.start())
+    }
+
+    /// Bytes of a request that fits the path: small ones where the window is small, so that several are under way. Bytes are under way to
+    /// `hosts`.
+    pub fn request_bytes(&self, hosts: usize) -> u64 {
+        let limit = self.limit_beside(hosts);
         // One that never ends must not keep all others out.
-        let share = (self.limit / REQUESTS).max((self.rate() * REQUEST_SECONDS) as u64).min(self.limit / 4);
+        let share = (limit / REQUESTS).max((self.rate() * REQUEST_SECONDS) as u64).min(limit / 4);
         1 << share.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end()).ilog2()
     }
 
@@ -163,8 +176,8 @@ mod tests {
         let (mut window, mut now, mut free_at, mut sent_bytes, mut received) = (Window::default(), 0.0f64, 0.0f64, 0u64, 0u64);
         let mut under_way = std::collections::VecDeque::new();
         while received < total {
-            let bytes = window.request_bytes();
-            if sent_bytes < total && window.has_room(bytes) {
+            let bytes = window.request_bytes(1);
+            if sent_bytes < total && window.has_room(bytes, 1) {
                 let sent = window.begin(Duration::from_secs_f64(now), bytes);
                 free_at = free_at.max(now + latency / 2.0) + bytes as f64 / rate;
                 under_way.push_back((free_at + latency / 2.0, sent));
@@ -194,10 +207,10 @@ mod tests {
     #[test]
     fn one_request_that_hangs_leaves_room_for_others() {
         let mut window = Window::default();
-        window.begin(Duration::ZERO, window.request_bytes());
+        window.begin(Duration::ZERO, window.request_bytes(1));
         for millis in 1..100_000u64 {
-            let bytes = window.request_bytes();
-            assert!(window.has_room(bytes), "{window:?}");
+            let bytes = window.request_bytes(1);
+            assert!(window.has_room(bytes, 1), "{window:?}");
             let (start, end) = (Duration::from_millis(millis), Duration::from_millis(millis) + Duration::from_micros(1 + millis % 900));
             let sent = window.begin(start, bytes);
             window.end(end, sent, true);
@@ -208,8 +221,24 @@ mod tests {
     fn failures_keep_the_window_and_one_request_is_always_allowed() {
         let mut window = Window::default();
         let sent = window.begin(Duration::ZERO, 1 << 30);
-        assert!(!window.has_room(1));
+        assert!(!window.has_room(1, 1));
         window.end(Duration::from_secs(1), sent, false);
-        assert_eq!((window.limit, window.has_room(1 << 40)), (BYTES_START, true));
+        assert_eq!((window.limit, window.has_room(1 << 40, 1)), (BYTES_START, true));
+    }
+
+    #[test]
+    fn many_hosts_have_no_more_under_way_than_few() {
+        for hosts in [1, 10, 100, 1000] {
+            let mut windows: Vec<Window> = (0..hosts).map(|_| Window { limit: BYTES_MAX, ..Window::default() }).collect();
+            let mut total = 0;
+            for window in &mut windows {
+                let bytes = window.request_bytes(hosts);
+                while window.has_room(bytes, hosts) {
+                    window.begin(Duration::ZERO, bytes);
+                    total += bytes;
+                }
+            }
+            assert!((BYTES_MAX / 2..=BYTES_MAX).contains(&total), "{total} bytes to {hosts} hosts");
+        }
     }
 }

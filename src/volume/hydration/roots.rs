@@ -7,7 +7,7 @@ use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{ShapeRecord, SourceRecord};
-use crate::hydrate::{Budget, Hydrator, HydratorConfig, HydratorStatus};
+use crate::hydrate::{Budget, Crew, Hydrator, HydratorConfig, HydratorStatus};
 use crate::ids::{LayerId, LeaseId};
 use crate::layer::{Layer, Layers};
 use crate::source::{Connector, Source};
@@ -30,6 +30,8 @@ pub struct Roots {
     pub events: Arc<Events>,
     pub fence: Arc<Fence>,
     pub sources: Option<Arc<Connector>>,
+    /// Runs the hydrations.
+    pub crew: Arc<Crew>,
     pub budget: Arc<Budget>,
     pub clock: Arc<dyn Clock>,
     /// Backfill runs in threads; otherwise [`Roots::step`] does it.
@@ -129,7 +131,7 @@ impl Roots {
         let (this, id) = (Arc::downgrade(self), hydrator.layer().id);
         // A failure shows at the next write; hydration is finished again at the next open.
         let finish = move || this.upgrade().is_none_or(|this| this.finish(id).unwrap_or(true));
-        let _ = hydrator.start_backfill(finish);
+        let _ = hydrator.start_backfill(&self.crew, finish);
     }
 
     /// Makes a complete root layer independent of its source, durably. `false` if blocks are still missing.
