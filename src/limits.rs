@@ -98,6 +98,10 @@ pub enum Planted {
     EmptyRoundProves,
     /// The record of a discard and its blocks may be in two rounds.
     DiscardInTwoRounds,
+    /// A checkpoint switches to its journal without the rounds that ended since it took the shape.
+    RoundsLeftBehind,
+    /// A checkpoint copies records of shape although the shape that it took has them.
+    ShapesTwice,
 }
 
 impl Limits {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use volfork::io::{Disk, DiskFile, IoMode, OpenMode, RingKind, SystemDisk};
 use volfork::{Store, StoreOptions};
@@ -244,5 +244,72 @@ fn a_hundred_thousand_volumes() {
     println!("every other one destroyed in {:?}", began.elapsed());
     let store = reopen(store, dir.path());
     assert_eq!(store.list().unwrap().len(), VOLUMES / 2);
+    store.close().unwrap();
+}
+
+/// The longest and the mean of some times.
+#[derive(Default)]
+struct Times {
+    longest: Duration,
+    sum: Duration,
+    count: u32,
+}
+
+impl Times {
+    fn measure<T>(&mut self, call: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let answer = call();
+        let took = began.elapsed();
+        (self.longest, self.sum, self.count) = (self.longest.max(took), self.sum + took, self.count + 1);
+        answer
+    }
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} calls, {:?} on average, {:?} at most", self.count, self.sum / self.count.max(1), self.longest)
+    }
+}
+
+/// For a minute volumes are forked, opened and destroyed beside a writer whose rounds make one checkpoint due after the other.
+#[test]
+fn forks_beside_checkpoints() {
+    if !is_wanted() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options();
+    (options.checkpoint_bytes, options.threads) = (64 << 10, true);
+    let store = Store::create(dir.path(), options).unwrap();
+    let base = store.create_volume("base", 1 << 40).unwrap();
+    for number in 0..2000 {
+        store.fork("base", &format!("v{number}")).unwrap();
+    }
+    // No two of them are neighbours, so that the state is long.
+    for block in 0..1_000_000 {
+        base.write_at(&[0; BLOCK as usize], 2 * block * BLOCK).unwrap();
+    }
+    base.flush().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let (mut forks, mut opens) = (Times::default(), Times::default());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for block in (1_000_000..).take_while(|_| Instant::now() < until) {
+                base.write_at(&[0; BLOCK as usize], 2 * block * BLOCK).unwrap();
+                if block % 512 == 0 {
+                    base.flush().unwrap();
+                }
+            }
+        });
+        for number in (0..2000).cycle().take_while(|_| Instant::now() < until) {
+            forks.measure(|| store.fork("v0", "fork").unwrap());
+            drop(opens.measure(|| store.volume(&format!("v{number}")).unwrap()));
+            store.destroy_volume("fork", false).unwrap();
+        }
+    });
+    let journals = std::fs::read_dir(dir.path()).unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let number = journals.filter_map(|name| name.strip_prefix("journal.")?.parse::<u64>().ok()).max();
+    println!("forks: {forks}; opens: {opens}; the journal has the number {number:?}");
+    drop(base);
     store.close().unwrap();
 }

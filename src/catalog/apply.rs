@@ -1,5 +1,7 @@
 //! Changes of the shape.
 
+use std::sync::Arc;
+
 use super::{Catalog, LayerEntry, SnapshotEntry, Snapshots, VolumeEntry};
 use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, ShapeRecord, SnapshotRecord, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
@@ -58,11 +60,11 @@ impl Catalog {
     }
 
     fn layer_mut(&mut self, layer: LayerId) -> Result<&mut LayerEntry, FormatError> {
-        self.layers.get_mut(&layer).ok_or_else(|| FormatError::damaged(format!("layer {layer} does not exist")))
+        self.layers.get_mut(&layer).map(Arc::make_mut).ok_or_else(|| FormatError::damaged(format!("layer {layer} does not exist")))
     }
 
     fn volume_mut(&mut self, volume: VolumeId) -> Result<&mut VolumeEntry, FormatError> {
-        self.volumes.get_mut(&volume).ok_or_else(|| FormatError::damaged(format!("volume {volume} does not exist")))
+        self.volumes.get_mut(&volume).map(Arc::make_mut).ok_or_else(|| FormatError::damaged(format!("volume {volume} does not exist")))
     }
 
     fn add_layer(&mut self, record: &LayerRecord) -> Result<(), FormatError> {
@@ -75,7 +77,7 @@ impl Catalog {
         }
         let LayerRecord { parent, origin, source, .. } = record.clone();
         let named = source.iter().flat_map(|source| source.uris.iter().cloned()).collect();
-        self.layers.insert(layer, LayerEntry { parent, origin, source, named, ..LayerEntry::default() });
+        self.layers.insert(layer, Arc::new(LayerEntry { parent, origin, source, named, ..LayerEntry::default() }));
         self.next_layer = self.next_layer.max(layer.0.saturating_add(1));
         Ok(())
     }
@@ -90,7 +92,7 @@ impl Catalog {
         self.keys.insert(self.key(volume), volume);
         self.volumes.insert(
             volume,
-            VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Snapshots::default(), labels: Labels::new() },
+            Arc::new(VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Snapshots::default(), labels: Labels::new() }),
         );
         self.next_volume = self.next_volume.max(volume.0.saturating_add(1));
         Ok(())

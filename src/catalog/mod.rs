@@ -12,12 +12,15 @@
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod apply;
+mod frozen;
 mod leases;
 mod query;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
+pub use self::frozen::Frozen;
 use self::leases::Leases;
 use crate::content::HeldLayer;
 use crate::format::{Labels, LesseeRecord, SourceRecord, is_instant};
@@ -143,8 +146,9 @@ pub struct Catalog {
     store_id: [u8; 16],
     names: BTreeMap<String, VolumeId>,
     keys: HashMap<VolumeKey, VolumeId>,
-    volumes: BTreeMap<VolumeId, VolumeEntry>,
-    layers: HashMap<LayerId, LayerEntry>,
+    /// Entries are shared with each [`Frozen`].
+    volumes: BTreeMap<VolumeId, Arc<VolumeEntry>>,
+    layers: HashMap<LayerId, Arc<LayerEntry>>,
     /// Of forks of other hosts.
     leases: Leases,
     /// Of layers of this store, at other hosts.
@@ -167,7 +171,7 @@ mod tests {
 
     fn written_anew(catalog: &Catalog) -> Catalog {
         let mut again = Catalog::default();
-        for record in catalog.records() {
+        for record in Frozen::of(catalog).records() {
             again.apply(&record).unwrap();
         }
         again

@@ -3,13 +3,13 @@
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Remedy, Result};
-use crate::format::{HeldRecord, LayerRecord, LeaseRecord, LesseeRecord, SOURCE_URIS_MAX, ShapeRecord, SnapshotRecord, VolumeRecord};
+use crate::format::{LeaseRecord, LesseeRecord};
 use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
 impl Catalog {
     /// All volumes, by name.
     pub fn volumes(&self) -> impl Iterator<Item = (VolumeId, &VolumeEntry)> {
-        self.names.values().filter_map(|id| Some((*id, self.volumes.get(id)?)))
+        self.names.values().filter_map(|id| Some((*id, &**self.volumes.get(id)?)))
     }
 
     /// Identity of a volume among those of all stores.
@@ -34,7 +34,7 @@ impl Catalog {
 
     /// A volume by number, if it still exists.
     pub fn volume(&self, id: VolumeId) -> Option<&VolumeEntry> {
-        self.volumes.get(&id)
+        self.volumes.get(&id).map(|entry| &**entry)
     }
 
     /// A snapshot by names.
@@ -67,27 +67,27 @@ impl Catalog {
 
     /// A layer by number.
     pub fn layer(&self, layer: LayerId) -> Option<&LayerEntry> {
-        self.layers.get(&layer)
+        self.layers.get(&layer).map(|entry| &**entry)
     }
 
     /// All layers, in no order.
     pub fn layers(&self) -> impl Iterator<Item = (LayerId, &LayerEntry)> {
-        self.layers.iter().map(|(id, entry)| (*id, entry))
+        self.layers.iter().map(|(id, entry)| (*id, &**entry))
     }
 
     /// The layer whose view is this chain of layers of an image, of those that are `whole`, and the size of the volume it was sealed in.
     pub fn held(&self, chain: &Digest, whole: impl Fn(LayerId) -> bool) -> Option<(LayerId, u64)> {
-        let found = |(id, entry): (&LayerId, &LayerEntry)| {
+        let found = |(id, entry): (LayerId, &LayerEntry)| {
             let (_, size_bytes) = entry.held.iter().find(|(held, _)| held.chain == *chain)?;
-            Some((*id, *size_bytes))
+            Some((id, *size_bytes))
         };
         // The newest of several: it was fetched again because an older one was damaged.
-        self.layers.iter().filter_map(found).filter(|(id, _)| whole(*id)).max()
+        self.layers().filter_map(found).filter(|(id, _)| whole(*id)).max()
     }
 
     /// Other layers that hold a chain of layers of an image which this one holds, in no order.
     pub fn twins(&self, layer: LayerId) -> Vec<LayerId> {
-        let Some(LayerEntry { held, .. }) = self.layers.get(&layer).filter(|entry| !entry.held.is_empty()) else { return Vec::new() };
+        let Some(LayerEntry { held, .. }) = self.layer(layer).filter(|entry| !entry.held.is_empty()) else { return Vec::new() };
         let is_twin = |(other, _): &(HeldLayer, u64)| held.iter().any(|(own, _)| own.chain == other.chain);
         self.layers().filter(|(id, entry)| *id != layer && entry.held.iter().any(is_twin)).map(|(id, _)| id).collect()
     }
@@ -99,8 +99,8 @@ impl Catalog {
 
     /// A layer and its ancestors, from the top down.
     pub fn chain(&self, layer: LayerId) -> impl Iterator<Item = (LayerId, &LayerEntry)> {
-        let first = self.layers.get(&layer).map(|entry| (layer, entry));
-        std::iter::successors(first, |(_, entry)| entry.parent.and_then(|parent| Some((parent, self.layers.get(&parent)?))))
+        let first = self.layer(layer).map(|entry| (layer, entry));
+        std::iter::successors(first, |(_, entry)| entry.parent.and_then(|parent| Some((parent, self.layer(parent)?))))
     }
 
     /// The root below a layer that stands for a source which the layer's chain needs.
@@ -175,53 +175,5 @@ impl Catalog {
     /// The next unused volume number.
     pub fn next_volume(&self) -> VolumeId {
         VolumeId(self.next_volume)
-    }
-
-    /// Records that make this shape from nothing, parents first.
-    pub fn records(&self) -> Vec<ShapeRecord> {
-        let mut records = vec![ShapeRecord::Counters { volume: self.next_volume, layer: self.next_layer }];
-        let mut layers: Vec<_> = self.layers.iter().collect();
-        // A child always has a larger number than its parent.
-        layers.sort_unstable_by_key(|(id, _)| **id);
-        for (id, entry) in layers {
-            let LayerEntry { parent, origin, source, detached, named, needed_from, held, live, .. } = entry;
-            let mut first = source.clone().or_else(|| detached.clone());
-            // A layer begins with all addresses that it ever had, and goes on with those that it has.
-            let has = first.as_mut().map(|first| std::mem::replace(&mut first.uris, named.iter().take(SOURCE_URIS_MAX).cloned().collect()));
-            records.push(ShapeRecord::Layer(LayerRecord { layer: *id, parent: *parent, origin: origin.clone(), source: first }));
-            records.extend(has.map(|uris| ShapeRecord::Sources(*id, uris)));
-            records.extend(detached.is_some().then_some(ShapeRecord::Detach(*id)));
-            if let (Some(source), true) = (source, *needed_from > LayerId::default()) {
-                records.push(ShapeRecord::Attach(*id, *needed_from, source.clone()));
-            }
-            let record = |(held, size_bytes): &_| ShapeRecord::Held(HeldRecord { layer: *id, size_bytes: *size_bytes, held: *held });
-            records.extend(held.iter().map(record));
-            records.extend(live.then_some(ShapeRecord::Live(*id)));
-        }
-        for (id, volume) in &self.volumes {
-            records.push(ShapeRecord::Volume(VolumeRecord {
-                volume: *id,
-                head: volume.head,
-                size_bytes: volume.size_bytes,
-                created_at: volume.created_at,
-                name: volume.name.clone(),
-                parent: volume.parent.clone(),
-            }));
-            if !volume.labels.is_empty() {
-                records.push(ShapeRecord::Labels(*id, volume.labels.clone()));
-            }
-            records.extend(volume.snapshots.iter().map(|snapshot| {
-                ShapeRecord::Snapshot(SnapshotRecord {
-                    volume: *id,
-                    layer: snapshot.layer,
-                    size_bytes: snapshot.size_bytes,
-                    created_at: snapshot.created_at,
-                    name: snapshot.name.clone(),
-                })
-            }));
-        }
-        records.extend(self.leases.iter().cloned().map(ShapeRecord::Lease));
-        records.extend(self.lessees.values().cloned().map(ShapeRecord::Lessee));
-        records
     }
 }

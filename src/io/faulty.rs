@@ -46,10 +46,20 @@ struct Switches {
     syncs_of_names_fail: Mutex<HashMap<PathBuf, i32>>,
     /// Runs when a page of checksums has been read, before the reader goes on.
     after_page: Mutex<Option<Hook>>,
+    /// Runs before each sync of a file or directory, on the thread that syncs.
+    before_sync: Mutex<Option<SyncHook>>,
 }
 
 /// Something that happens in the middle of something else.
 type Hook = Box<dyn FnOnce() + Send>;
+type SyncHook = Arc<dyn Fn(&Path) + Send + Sync>;
+
+impl Switches {
+    fn meet_sync(&self, path: &Path) {
+        let hook = self.before_sync.lock().clone();
+        hook.into_iter().for_each(|hook| hook(path));
+    }
+}
 
 fn is_data(path: &Path) -> bool {
     path.extension().is_some_and(|kind| kind == "data")
@@ -122,6 +132,11 @@ impl FaultyDisk {
         *self.switches.after_page.lock() = Some(Box::new(hook));
     }
 
+    /// Does something before each sync, on the thread that syncs. A file has the path that it was opened with.
+    pub fn before_each_sync(&self, hook: Option<SyncHook>) {
+        *self.switches.before_sync.lock() = hook;
+    }
+
     /// Directories that were synced, in order.
     pub fn synced_directories(&self) -> Vec<PathBuf> {
         self.switches.synced_directories.lock().clone()
@@ -163,6 +178,7 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.switches.meet_sync(path);
         self.take_descriptor()?;
         if let Some(number) = self.switches.syncs_of_names_fail.lock().remove(path) {
             return Err(io::Error::from_raw_os_error(number));
@@ -245,6 +261,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.switches.meet_sync(&self.path);
         let dirty = self.switches.dirty.lock().remove(&self.path);
         if self.is_data() && self.switches.syncs_fail.load(Ordering::SeqCst) {
             self.switches.clean.lock().entry(self.path.clone()).or_default().extend(dirty.into_iter().flatten());

@@ -165,9 +165,9 @@ impl SystemDisk {
         Ok(open)
     }
 
-    /// Syncs a few files through the ring. `None`: there is no ring.
+    /// Syncs a few files through the ring. `None`: there is no ring, or another caller's syncs are in it, which are not waited for.
     fn sync_ring(&self, fds: &[RawFd]) -> Option<io::Result<()>> {
-        let mut guard = self.syncs.lock();
+        let mut guard = self.syncs.try_lock()?;
         let ring = guard.get_or_insert_with(|| IoUring::new(SYNCS_MAX).ok()).as_mut()?;
         for (number, fd) in fds.iter().enumerate() {
             let entry = opcode::Fsync::new(types::Fd(*fd)).flags(types::FsyncFlags::DATASYNC).build().user_data(wide(number));

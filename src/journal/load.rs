@@ -27,8 +27,8 @@ pub struct Loaded {
     pub both_slots: bool,
     /// Faults that do not keep the store from opening.
     pub warnings: Vec<String>,
-    /// Number of the first frame.
-    pub first: u64,
+    /// Number of the last frame of the journal before that the state has in it.
+    pub covers: u64,
     /// Bytes of the state, and of all frames.
     pub bytes: (u64, u64),
 }
@@ -69,8 +69,8 @@ pub fn load(disk: &dyn Disk, paths: &StorePaths, limits: &Limits) -> Result<Load
 ///
 /// 1. A journal that was replaced becomes the spare. Where the power failed before its new name was durable it has its old name, and
 ///    parts of a later state: it does not verify. So the successor is looked for before that counts as damage.
-/// 2. A try that failed may have left a successor while the journal went on. That one is not taken: its first frame does not come
-///    behind the last one of the journal, nor, where the journal does not verify, behind every whole round that is left of it.
+/// 2. A try that failed may have left a successor while the journal went on. That one is not taken: its state does not have the last
+///    round of the journal in it, or, where the journal does not verify, not every whole round that is left of it.
 fn follow_up(
     disk: &dyn Disk,
     paths: &StorePaths,
@@ -86,9 +86,9 @@ fn follow_up(
     for journal in numbers {
         // The generation stays, so that the next superblock goes into the lost slot.
         match (load_journal(disk, paths, Superblock { journal, ..superblock }, limits), &found) {
-            (Ok(Some(next)), Ok(Some(before))) if next.first == before.sequence + 1 => found = Ok(Some(next)),
+            (Ok(Some(next)), Ok(Some(before))) if next.covers == before.sequence => found = Ok(Some(next)),
             (Ok(Some(next)), Ok(None)) => found = Ok(Some(next)),
-            (Ok(Some(next)), Err(_)) if ends_before(disk, paths, superblock, next.first) => found = Ok(Some(next)),
+            (Ok(Some(next)), Err(_)) if ends_with(disk, paths, superblock, next.covers) => found = Ok(Some(next)),
             (Err(error), Ok(None)) => return Err(error),
             (_, Err(_)) => break,
             _ => {}
@@ -97,10 +97,10 @@ fn follow_up(
     found
 }
 
-/// Whether the journal of a superblock, which does not verify, has no whole round with this number or a later one.
-fn ends_before(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, sequence: u64) -> bool {
+/// Whether the journal of a superblock, which does not verify, has no whole round behind that with this number.
+fn ends_with(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, sequence: u64) -> bool {
     let file = disk.open(&paths.journal(superblock.journal), OpenMode::Read, IoMode::Buffered);
-    let later = file.and_then(|file| whole_frame_behind(&*file, &superblock, 0, sequence.saturating_sub(1)));
+    let later = file.and_then(|file| whole_frame_behind(&*file, &superblock, 0, sequence));
     matches!(later, Ok(None))
 }
 
@@ -124,11 +124,13 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
         sequence: 0,
         both_slots: true,
         warnings: Vec::new(),
-        first: 0,
+        covers: 0,
         bytes: (0, 0),
     };
     let mut offset = 0;
     let mut complete = false;
+    // An empty part of the state comes before the copies of rounds.
+    let mut copies_follow = false;
     loop {
         loaded.bytes.1 = offset;
         let bytes = read_any_frame(&*file, &superblock, offset, limits.frame_payload_bytes_max).map_err(unreadable)?;
@@ -148,9 +150,16 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
             let (found, wanted) = (frame.sequence, loaded.sequence + 1);
             return Err(damaged(format!("frame at offset {offset} has number {found}, where {wanted} is due")));
         }
+        if offset == 0 {
+            loaded.covers = frame.sequence.saturating_sub(1);
+        }
         let records = Record::decode_all(frame.payload).map_err(|error| wrong(format!("frame at offset {offset}:"), error))?;
         match (frame.kind, complete) {
-            (FrameKind::State, false) => loaded.state.extend(records),
+            (FrameKind::State, false) => {
+                loaded.covers += u64::from(copies_follow);
+                copies_follow |= frame.payload.is_empty();
+                loaded.state.extend(records);
+            }
             (FrameKind::StateEnd, false) => {
                 loaded.state.extend(records);
                 complete = true;
@@ -158,9 +167,6 @@ fn load_journal(disk: &dyn Disk, paths: &StorePaths, superblock: Superblock, lim
             }
             (FrameKind::Round, true) => loaded.rounds.push(records),
             _ => return Err(damaged(format!("frame at offset {offset} is out of order"))),
-        }
-        if offset == 0 {
-            loaded.first = frame.sequence;
         }
         loaded.sequence = frame.sequence;
         offset += frame_bytes(frame.payload.len());

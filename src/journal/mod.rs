@@ -3,9 +3,10 @@
 //! # Crash ordering
 //! - One barrier round is one frame. A round begins only after the one before it ended, so every frame but the last is
 //!   known to be backed by durable data; only the last one has to be verified against the blocks it names.
-//! - A checkpoint writes the whole state to the spare file, syncs it, gives it the name of the next journal, syncs the name, and only
-//!   then points the superblock at it. Until the superblock is durable the old file counts; the new one is overwritten by the next
-//!   try. Then the old file becomes the spare.
+//! - A checkpoint writes the whole state to the spare file ([`Draft`]) while rounds go on in the current one, copies these rounds behind
+//!   it, syncs it, gives it the name of the next journal, syncs the name, and only then points the superblock at it: the last rounds are
+//!   copied, and the superblock is written, while no round is under way. Until the superblock is durable the old file counts; the new one
+//!   is overwritten by the next try. Then the old file becomes the spare.
 //! - So nothing is written over the journal before, not even when a store is opened, until the superblock that was found is durable
 //!   ([`Journal::confirm`]): a process that was killed leaves it in the page cache alone.
 //! - After a crash the state is written anew before anything else is: frames behind a torn one are never believed later.
@@ -23,21 +24,25 @@
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
+mod draft;
 mod frames;
 mod load;
 mod spare;
 mod torn;
 
+use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use draft::Draft;
+use draft::{Grow, Tail, open_superblock, sync_names, write_superblock};
 pub use load::{Loaded, load, no_store};
 use spare::Spare;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, Writer, encode_frame, frame_bytes};
-use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
+use crate::format::{Frame, FrameKind, Record, StorePaths, Superblock, Writer, encode_frame, frame_bytes};
+use crate::io::{Disk, DiskFile, DiskFileExt};
 use crate::limits::Limits;
 
 /// Bytes by which one byte of a record lets the state grow at most: the header of a container for one more block, and its checksum, which
@@ -56,25 +61,16 @@ pub struct Journal {
     state_bytes: u64,
     /// Most by which the state may have grown since.
     growth_bytes: u64,
+    /// Bytes of rounds that the draft of the next journal has beside the changes that they made.
+    copied_bytes: u64,
     /// The file that the next state is written to.
     spare: Option<Spare>,
     limits: Limits,
 }
 
-/// A state that was written to a file.
-struct Written {
-    sequence: u64,
-    tail_bytes: u64,
-}
-
 fn io_error(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let context = format!("cannot {action} {}", path.display());
     move |error| Error::io(context, error)
-}
-
-/// Makes the names of journals and of the superblock durable.
-fn sync_names(disk: &dyn Disk, paths: &StorePaths) -> Result<()> {
-    disk.sync_dir(paths.root()).map_err(|error| Error::sync_dir(format!("cannot sync {}", paths.root().display()), error))
 }
 
 impl Journal {
@@ -91,28 +87,49 @@ impl Journal {
         state: impl Iterator<Item = Record>,
         limits: Limits,
     ) -> Result<Self> {
-        let mut spare = Self::find_spare(&disk, &paths, superblock.journal)?;
+        let spare = RefCell::new(Self::find_spare(&disk, &paths, superblock.journal)?);
         // A store that opens takes what there is; what is missing is taken as soon as it can be had.
-        let switched = Self::switch((&*disk, &paths, &limits), (superblock, sequence), state, &mut spare, 0);
-        let (next, written) = switched.inspect_err(|_| {
+        let grow = |bytes| spare.borrow_mut().grow(bytes);
+        let next = Superblock { journal: superblock.journal + 1, generation: superblock.generation + 1, ..superblock };
+        let mut draft = Draft {
+            disk: Arc::clone(&disk),
+            paths: paths.clone(),
+            limits,
+            superblock: next,
+            file: Arc::clone(&spare.borrow().file),
+            grow: &grow,
+            sequence,
+            end: 0,
+            payload: Writer::default(),
+            tail: None,
+            has_all: false,
+            skip: 0,
+            slots: None,
+        };
+        let path = paths.journal(next.journal);
+        let written = draft.put(state).and_then(|()| draft.end(None)).and_then(|()| draft.sync());
+        let named = written.and_then(|()| spare.borrow_mut().rename(path.clone()).map_err(io_error("name", &path)));
+        let decided = named.and_then(|()| draft.sync_name()).inspect_err(|_| drop(spare.borrow_mut().rename(paths.reserve())));
+        decided.and_then(|()| draft.point()).inspect_err(|_| {
             if superblock.journal == 0 {
                 // A store that was not made leaves nothing behind.
                 let _ = disk.remove(&paths.reserve());
             }
         })?;
+        let (superblock_now, sequence, tail_bytes) = (draft.superblock, draft.sequence, draft.end);
         let before = (superblock.journal > 0).then(|| Spare::of_journal(&disk, &paths, superblock.journal).ok()).flatten();
-        let Written { sequence, tail_bytes } = written;
-        let (file, capacity_bytes) = (Arc::clone(&spare.file), spare.bytes().max(tail_bytes));
+        let spare = spare.into_inner();
         let mut journal = Self {
             disk,
             paths,
-            superblock: next,
-            file,
+            superblock: superblock_now,
+            capacity_bytes: spare.bytes().max(tail_bytes),
+            file: spare.file,
             sequence,
             tail_bytes,
-            capacity_bytes,
             state_bytes: tail_bytes,
             growth_bytes: 0,
+            copied_bytes: 0,
             spare: before,
             limits,
         };
@@ -142,10 +159,10 @@ impl Journal {
         if !loaded.both_slots {
             loaded.superblock.generation += 1;
         }
-        let slots = Self::open_superblock(disk, paths)?;
+        let slots = open_superblock(disk, paths)?;
         // The name of a successor that replaces a lost journal may not be durable either.
         sync_names(disk, paths)?;
-        Self::write_superblock(disk, paths, &*slots, &loaded.superblock)
+        write_superblock(disk, paths, &*slots, &loaded.superblock)
     }
 
     /// Takes space for the state of a store that is about to be opened, before anything else takes it. Answers nothing: without it
@@ -158,127 +175,95 @@ impl Journal {
         }
     }
 
-    /// Writes the state into the spare and makes it the journal after that of `superblock`, with space for `free` more bytes.
-    fn switch(
-        (disk, paths, limits): (&dyn Disk, &StorePaths, &Limits),
-        (superblock, sequence): (Superblock, u64),
-        state: impl Iterator<Item = Record>,
-        spare: &mut Spare,
-        free: u64,
-    ) -> Result<(Superblock, Written)> {
-        let mut next = superblock;
-        next.journal += 1;
-        next.generation += 1;
-        let path = paths.journal(next.journal);
-        let written = Self::write_state(spare, &next, sequence, state, limits).and_then(|written| {
-            if spare.bytes() < written.tail_bytes + free {
-                return Err(Error::new(ErrorKind::NoSpace, format!("there is no space for a new journal {}", path.display())));
-            }
-            spare.rename(path.clone()).map_err(io_error("name", &path))?;
-            sync_names(disk, paths)?;
-            Ok((written, Self::open_superblock(disk, paths)?))
-        });
-        let (written, slots) = written.inspect_err(|_| drop(spare.rename(paths.reserve())))?;
-        // It is not known which journal counts then, so that is never a mere lack of space.
-        let undecided = |error: Error| Error::new(ErrorKind::Io, error.to_string());
-        Self::write_superblock(disk, paths, &*slots, &next).map_err(undecided)?;
-        if superblock.journal == 0 {
-            // A new store writes both slots: an empty one tells that a crash came before the store was there.
-            next.generation += 1;
-            Self::write_superblock(disk, paths, &*slots, &next).map_err(undecided)?;
-        }
-        Ok((next, written))
-    }
-
-    fn write_state(
-        spare: &mut Spare,
-        superblock: &Superblock,
-        mut sequence: u64,
-        state: impl Iterator<Item = Record>,
-        limits: &Limits,
-    ) -> Result<Written> {
-        let mut tail = 0;
-        let mut put = |spare: &mut Spare, payload: &[u8], kind| -> Result<()> {
-            if payload.len() > limits.frame_payload_bytes_max {
-                let message = format!("a part of the state has {} bytes, which no program would read again", payload.len());
-                return Err(Error::new(ErrorKind::InvalidInput, message));
-            }
-            sequence += 1;
-            let bytes = encode_frame(&superblock.store_id, superblock.journal, Frame { sequence, kind, payload });
-            let end = tail + bytes.len() as u64;
-            spare
-                .grow(end)
-                .and_then(|()| spare.file.write_all_at(&bytes, tail))
-                .map_err(|error| Error::io("cannot write the state", error))?;
-            tail = end;
-            Ok(())
+    /// Begins the next journal in the spare, behind the last frame. No round is under way, and no other draft. `leases`: records of leases
+    /// may follow from the switch on. `grow` is [`Journal::grow_spare`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`]: there is no spare.
+    pub fn draft<'a>(&mut self, leases: bool, grow: &'a Grow<'a>) -> Result<Draft<'a>> {
+        // It may have been refused space until now.
+        let _ = self.make_spare(0);
+        let Some(spare) = &self.spare else {
+            return Err(Error::new(ErrorKind::NoSpace, "there is no space for a new journal"));
         };
-        let mut writer = Writer::default();
-        for record in state {
-            record.encode(&mut writer);
-            if writer.bytes.len() >= limits.state_frame_bytes {
-                put(spare, &writer.bytes, FrameKind::State)?;
-                writer.bytes.clear();
-            }
-        }
-        put(spare, &writer.bytes, FrameKind::StateEnd)?;
-        // Where there is space the new journal has its whole reserve; the caller says whether it needs that.
-        let _ = spare.grow(tail + limits.journal_reserve_bytes);
-        // Where it fails nothing depends on it: the next try writes every byte again before it syncs, so a lack of space is no more than
-        // that here.
-        spare.file.sync_data().map_err(|error| Error::io("cannot sync the state", error))?;
-        Ok(Written { sequence, tail_bytes: tail })
+        Ok(Draft {
+            disk: Arc::clone(&self.disk),
+            paths: self.paths.clone(),
+            limits: self.limits,
+            superblock: Superblock {
+                journal: self.superblock.journal + 1,
+                generation: self.superblock.generation + 1,
+                leases: self.superblock.leases || leases,
+                ..self.superblock
+            },
+            file: Arc::clone(&spare.file),
+            grow,
+            sequence: self.sequence,
+            end: 0,
+            payload: Writer::default(),
+            tail: Some(Tail { file: Arc::clone(&self.file), superblock: self.superblock, at: self.tail_bytes }),
+            has_all: false,
+            skip: 0,
+            slots: None,
+        })
     }
 
-    fn open_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Arc<dyn DiskFile>> {
-        let path = paths.superblock();
-        disk.open(&path, OpenMode::Create, IoMode::Buffered).map_err(io_error("open", &path))
+    /// Takes space for `bytes` bytes of the spare in all.
+    ///
+    /// # Errors
+    /// No space; what it has stays.
+    pub fn grow_spare(&mut self, bytes: u64) -> io::Result<()> {
+        self.spare.as_mut().ok_or(io::ErrorKind::StorageFull)?.grow(bytes)
     }
 
-    fn write_superblock(disk: &dyn Disk, paths: &StorePaths, file: &dyn DiskFile, superblock: &Superblock) -> Result<()> {
-        let path = paths.superblock();
-        let fresh = file.size_bytes().map_err(io_error("read the size of", &path))? < 2 * SUPERBLOCK_BYTES as u64;
-        file.write_all_at(&superblock.encode(), superblock.slot_offset()).map_err(io_error("write", &path))?;
-        file.sync_data().map_err(|error| Error::sync(format!("cannot sync {}", path.display()), error))?;
-        if fresh {
-            sync_names(disk, paths)?;
-        }
+    /// Takes space in the spare for copies of rounds whose changes the state of the draft may have already, so that what was reserved
+    /// before still fits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`].
+    pub fn make_copies(&mut self, bytes: u64) -> Result<()> {
+        let needed = self.spare.as_ref().map_or(0, Spare::bytes) + bytes;
+        self.grow_spare(needed).map_err(|error| Error::io("cannot take space for the next journal", error))?;
+        self.copied_bytes += bytes;
         Ok(())
     }
 
-    /// Writes the whole state to a new file and makes it the journal. `leases`: records of leases may follow from then on.
+    /// Gives the spare the name of the next journal.
     ///
     /// # Errors
-    /// [`ErrorKind::NoSpace`] leaves the old file in use; after any other error nothing more may be appended.
-    pub fn checkpoint(&mut self, state: impl Iterator<Item = Record>, leases: bool) -> Result<()> {
-        // It may have been refused space until now.
-        let _ = self.make_spare(0);
-        let Some(mut spare) = self.spare.take() else {
-            return Err(Error::new(ErrorKind::NoSpace, "there is no space for a new journal"));
-        };
+    /// [`ErrorKind::NoSpace`]: with `end` bytes in it, it has no room for rounds; an I/O error.
+    pub fn name_spare(&mut self, end: u64) -> Result<()> {
+        let path = self.paths.journal(self.superblock.journal + 1);
         let left = self.capacity_bytes.saturating_sub(self.tail_bytes);
         let free = (self.limits.journal_reserve_bytes / 2).min(left + 1);
-        let place = (&*self.disk, &self.paths, &self.limits);
-        let superblock = Superblock { leases: self.superblock.leases || leases, ..self.superblock };
-        let switched = Self::switch(place, (superblock, self.sequence), state, &mut spare, free);
-        let (next, written) = match switched {
-            Ok(switched) => switched,
-            Err(error) => {
-                self.spare = Some(spare);
-                return Err(error);
-            }
-        };
+        match &mut self.spare {
+            Some(spare) if spare.bytes() >= end + free => spare.rename(path.clone()).map_err(io_error("name", &path)),
+            _ => Err(Error::new(ErrorKind::NoSpace, format!("there is no space for a new journal {}", path.display()))),
+        }
+    }
+
+    /// The draft is given up; the superblock does not point at it.
+    pub fn give_up_draft(&mut self) {
+        self.copied_bytes = 0;
+        if let Some(spare) = &mut self.spare {
+            let _ = spare.rename(self.paths.reserve());
+        }
+    }
+
+    /// The superblock points at the draft: it is the journal now, and the one before becomes the spare. No round is under way.
+    pub fn switch_to(&mut self, draft: &Draft<'_>) {
+        let Some(spare) = self.spare.take() else { return };
         let before = Spare::of_journal(&self.disk, &self.paths, self.superblock.journal).ok();
         (self.file, self.capacity_bytes) = (Arc::clone(&spare.file), spare.bytes());
-        (self.superblock, self.sequence, self.spare) = (next, written.sequence, before);
-        (self.tail_bytes, self.state_bytes, self.growth_bytes) = (written.tail_bytes, written.tail_bytes, 0);
+        (self.superblock, self.sequence, self.spare) = (draft.superblock, draft.sequence, before);
+        (self.tail_bytes, self.state_bytes) = (draft.end, draft.end);
+        (self.growth_bytes, self.copied_bytes) = (0, 0);
         if let Some(spare) = &mut self.spare {
-            let needed = written.tail_bytes + self.limits.spare_reserve_bytes();
+            let needed = self.state_bytes + self.limits.spare_reserve_bytes();
             if spare.bytes() > 4 * needed + 16 * self.limits.journal_grow_bytes {
                 spare.shrink(2 * needed);
             }
         }
-        Ok(())
     }
 
     /// Writes a frame behind the last one; it is durable after the next sync of [`Journal::file`].
@@ -316,7 +301,7 @@ impl Journal {
 
     /// Bytes that a file needs to hold the state after records of `bytes` more, and a reserve.
     fn next_state_bytes(&self, bytes: u64) -> u64 {
-        self.state_bytes + self.growth_bytes + STATE_GROWTH * bytes + self.limits.spare_reserve_bytes()
+        self.state_bytes + self.growth_bytes + self.copied_bytes + STATE_GROWTH * bytes + self.limits.spare_reserve_bytes()
     }
 
     /// Bytes of records that there is space for if the reserves may be used: what gives back space or only overwrites may use them.
@@ -325,7 +310,7 @@ impl Journal {
         let reserve = self.limits.journal_reserve_bytes;
         let log = self.capacity_bytes.saturating_sub(self.tail_bytes + reserve / 4);
         let states = self.spare.as_ref().map_or(0, Spare::bytes).min(self.capacity_bytes);
-        log.min(states.saturating_sub(self.state_bytes + self.growth_bytes + reserve / 2) / STATE_GROWTH)
+        log.min(states.saturating_sub(self.state_bytes + self.growth_bytes + self.copied_bytes + reserve / 2) / STATE_GROWTH)
     }
 
     /// Notes that a record lets the state grow by more than its own size tells.
@@ -368,6 +353,11 @@ impl Journal {
             Ok(()) => Ok(large),
             Err(_) => take(needed).map(|()| needed),
         }
+    }
+
+    /// Where the next frame begins.
+    pub fn end(&self) -> u64 {
+        self.tail_bytes
     }
 
     /// The file to sync.

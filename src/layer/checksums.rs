@@ -157,6 +157,8 @@ impl Pages {
 pub struct ChecksumCache {
     shards: [Mutex<Pages>; SHARDS as usize],
     shard_pages_max: usize,
+    /// Held while a page is written: a caller that finds a page unchanged finds its file among the unsynced ones, or synced.
+    writing: Mutex<()>,
     /// Layers whose file was written since the last sync.
     unsynced: Mutex<BTreeMap<LayerId, Arc<dyn DiskFile>>>,
     /// Held while pages become durable: a caller that finds none unsynced waits for those that are on their way.
@@ -169,6 +171,7 @@ impl ChecksumCache {
         Self {
             shards: std::array::from_fn(|_| Mutex::default()),
             shard_pages_max: pages,
+            writing: Mutex::default(),
             unsynced: Mutex::default(),
             syncing: Mutex::default(),
         }
@@ -231,6 +234,8 @@ impl ChecksumCache {
 
     /// Writes a page to its file. The caller keeps the order: the journal, or a mark, still stands for what it holds.
     pub fn write_back(&self, files: &LayerFiles, layer: LayerId, extent: Extent, page: &ChecksumPage) -> io::Result<()> {
+        // The cleaner and a checkpoint may be at the same page: neither relies on what the other has only begun.
+        let _writing = self.writing.lock();
         if !page.changed.swap(false, Ordering::AcqRel) {
             return Ok(());
         }

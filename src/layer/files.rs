@@ -11,8 +11,8 @@ use crate::format::{LayerFile, StorePaths};
 use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode, descriptors_max};
 use crate::place::BlockSize;
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, OnceLock};
 
 /// Files that are kept open at most, where the process may have many.
 const OPEN_FILES_MAX: usize = 2048;
@@ -28,10 +28,11 @@ pub struct LayerFiles {
     mode: IoMode,
     open: Mutex<Open>,
     open_max: usize,
-    /// There are created files whose names are not durable yet.
-    new_names: AtomicBool,
-    /// Held while names become durable: a caller that finds none new waits for those that are on their way.
-    naming: Mutex<()>,
+    /// Files that were created, and how many of them have durable names.
+    created: AtomicU64,
+    named: AtomicU64,
+    /// Names may be lost: no later sync tells.
+    unnamed: OnceLock<Error>,
 }
 
 #[derive(Default)]
@@ -45,7 +46,8 @@ struct Open {
 impl LayerFiles {
     pub fn new(disk: Arc<dyn Disk>, paths: StorePaths, mode: IoMode) -> Self {
         let open_max = OPEN_FILES_MAX.min((descriptors_max() / DESCRIPTORS_SHARE).max(1));
-        Self { disk, paths, mode, open: Mutex::default(), open_max, new_names: AtomicBool::new(false), naming: Mutex::default() }
+        let (created, named, unnamed) = (AtomicU64::new(0), AtomicU64::new(0), OnceLock::new());
+        Self { disk, paths, mode, open: Mutex::default(), open_max, created, named, unnamed }
     }
 
     /// Layers that may keep files open because they were written and not synced. Beyond, writers have them synced.
@@ -88,7 +90,7 @@ impl LayerFiles {
         let opened = self.disk.open(&self.paths.layer(layer, file), mode, io)?;
         if mode == OpenMode::Create {
             // Set before another thread can find the file here, write to it and flush.
-            self.new_names.store(true, Ordering::Release);
+            self.created.fetch_add(1, Ordering::AcqRel);
         }
         if open.files.len() >= self.open_max {
             open.evict();
@@ -120,17 +122,22 @@ impl LayerFiles {
         Ok(())
     }
 
-    /// Makes the names of created files durable, if there are any.
+    /// Makes the names of created files durable, if there are any. Two callers sync at a time rather than wait for each other.
     ///
     /// # Errors
-    /// A shortage: nothing was tried. After any other error it is not known whether the names are durable, and no later call tells.
+    /// A shortage: nothing was tried. After any other error it is not known whether the names are durable, and every later call fails.
     pub fn sync_names(&self) -> Result<()> {
-        let _one_at_a_time = self.naming.lock();
-        if !self.new_names.swap(false, Ordering::AcqRel) {
-            return Ok(());
+        let created = self.created.load(Ordering::Acquire);
+        if self.named.load(Ordering::Acquire) < created {
+            let synced = self.disk.sync_dir(&self.paths.layers());
+            synced.map_err(|error| Error::sync_dir("cannot sync the layers' directory", error)).inspect_err(|error| {
+                if !error.is_shortage() {
+                    let _ = self.unnamed.set(error.clone());
+                }
+            })?;
+            self.named.fetch_max(created, Ordering::AcqRel);
         }
-        let synced = self.disk.sync_dir(&self.paths.layers()).map_err(|error| Error::sync_dir("cannot sync the layers' directory", error));
-        synced.inspect_err(|_| self.new_names.store(true, Ordering::Release))
+        self.unnamed.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 }
 

@@ -24,6 +24,7 @@ use super::space::Space;
 use super::table::Table;
 use super::traces;
 use super::zeroes::Zeroes;
+use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Record, ShapeRecord, StorePaths, Trace};
 use crate::ids::LayerId;
@@ -31,8 +32,8 @@ use crate::io::{Disk, IoMode};
 use crate::journal::Journal;
 use crate::limits::{Limits, Planted};
 use crate::place::{Block, BlockSize};
-use crate::sync::RwLockReadGuard;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLockReadGuard};
 
 /// What the layers need to know of their store.
 #[derive(Clone)]
@@ -121,6 +122,7 @@ impl Layers {
             disk,
             limits,
             checkpoint_bytes,
+            writing: Mutex::default(),
         });
         let admission = Arc::new(Admission {
             commit: Arc::clone(&commit),
@@ -335,17 +337,17 @@ impl Layers {
     }
 
     /// Makes everything durable, clears the marks that can be cleared, notes that the store was closed in order (if no mark and no garbage
-    /// is left), and refuses writes from then on. `swept`: all layers were searched for garbage. `shape` is for a last checkpoint.
+    /// is left), and refuses writes from then on. `swept`: all layers were searched for garbage. `catalog` is for a last checkpoint.
     ///
     /// # Errors
     /// An I/O error; what was flushed before is safe.
-    pub fn shut_down(&self, shape: Vec<ShapeRecord>, swept: bool) -> Result<()> {
-        let result = self.shut_down_healthy(shape, swept);
+    pub fn shut_down(&self, catalog: &Mutex<Catalog>, swept: bool) -> Result<()> {
+        let result = self.shut_down_healthy(catalog, swept);
         self.commit.poison(Error::new(ErrorKind::Poisoned, "the store was closed"));
         result
     }
 
-    fn shut_down_healthy(&self, shape: Vec<ShapeRecord>, swept: bool) -> Result<()> {
+    fn shut_down_healthy(&self, catalog: &Mutex<Catalog>, swept: bool) -> Result<()> {
         self.barriers.begin_closing();
         self.commit.healthy()?;
         self.barriers.sync(self.all().iter().map(|layer| layer.id))?;
@@ -364,7 +366,7 @@ impl Layers {
         let has_rounds = self.commit.room.journal().log_bytes() > 0;
         if has_rounds {
             // Rounds that are lost at the end of a journal are not missed, but a state that is not whole is.
-            match self.checkpoints.write(shape, Some(Record::Closed), false) {
+            match self.checkpoints.write(catalog, Some(&Record::Closed), false) {
                 Err(error) if error.is_shortage() => {}
                 other => return other,
             }

@@ -28,8 +28,9 @@
 //! 3. *A mark is cleared* when the extent's blocks, then its checksum page, are durable, and nothing was written in between.
 //! 4. *Space is given back* only after the record that makes the blocks zero or forgotten is durable, and a block is written
 //!    again only after that (`State::retiring`). A block that is present again is not garbage any more.
-//! 5. *A checkpoint* (which drops the checksums from the journal) writes and syncs every changed checksum page first. Blocks
-//!    that no frame names yet are in it as what they were before: absent, zeroed or patched.
+//! 5. *A checkpoint* (which drops the checksums from the journal) writes and syncs every changed checksum page before its journal counts.
+//!    Blocks that no frame names yet are in it as what they were before: absent, zeroed or patched. Rounds go on meanwhile, and are copied
+//!    behind the state (see `commit/checkpoint`).
 //! 6. *A record of shape counts only if every block its round names matches*: a fork seals a layer, and the layer's unsynced
 //!    overwrites are named in the same frame (`Expect`), so one barrier round makes both durable or neither count.
 //! 7. *A patch leaves memory, and so the next checkpoint, only when what supersedes it is durable* (see `patches`).
@@ -49,9 +50,9 @@
 //! again whenever it has waited: a freed layer is named in no frame, counts nothing, and gets no file again.
 //!
 //! # Locks
-//! Order: owner map, catalogue, `Commit::beginning`, layer state, then one of: a list of `owed`, `space` or `patches`; the commit queue;
-//! the journal. None of these is held across a barrier. A beginning round waits for writers of its blocks, which need none of them. The
-//! table of layers is never locked while another lock is waited for.
+//! Order: `Checkpoints::writing`, catalogue, `Commit::beginning`, layer state, then one of: a list of `owed`, `space` or `patches`; the
+//! journal; the commit queue. None of these but the first is held across a barrier. A beginning round waits for writers of its blocks,
+//! which need none of them. The table of layers is never locked while another lock is waited for.
 #![deny(clippy::wildcard_enum_match_arm)]
 #![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]

@@ -14,7 +14,7 @@
 //!   without a frame, and carries their patches instead. A discard takes its patches at once: a checkpoint carries the zeros.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -42,9 +42,13 @@ impl State {
     }
 
     /// Patches that a checkpoint has to carry: those that count, and those of blocks that it must not call present yet.
-    pub(super) fn patches_to_keep<'a>(&'a self, recorded: &'a RoaringBitmap) -> impl Iterator<Item = (Block, &'a Patch)> {
+    pub(super) fn patches_to_keep<'a>(
+        &'a self,
+        blocks: RangeInclusive<Block>,
+        recorded: &'a RoaringBitmap,
+    ) -> impl Iterator<Item = (Block, &'a Patch)> {
         let covered = move |block: Block| recorded.contains(block.number()) || self.presence.zeroed.contains(block.number());
-        self.patches.iter().map(|(block, patch)| (*block, patch)).filter(move |(block, _)| !covered(*block))
+        self.patches.range(blocks).map(|(block, patch)| (*block, patch)).filter(move |(block, _)| !covered(*block))
     }
 
     /// Patched blocks from `first` to `last`.

@@ -106,7 +106,7 @@ fn history(commit: &Commit, model: &Model) {
                     assert!(!model.leads.load(Ordering::SeqCst), "a checkpoint beside a round");
                     Ok(())
                 };
-                let _ = catch_unwind(AssertUnwindSafe(|| commit.exclusive(model, alone)));
+                let _ = catch_unwind(AssertUnwindSafe(|| commit.lead().and_then(|leader| leader.switch(model, alone))));
             }
         });
     });

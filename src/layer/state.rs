@@ -80,6 +80,17 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Whether the layer has nothing to tell of the blocks from this one on.
+    pub fn is_at_rest_from(&self, first: Block) -> bool {
+        let is_behind = |set: &RoaringBitmap, number: u32| set.max().is_none_or(|last| last < number);
+        let Presence { present, zeroed } = &self.presence;
+        let (block, extent) = (first.number(), first.extent().number());
+        is_behind(present, block)
+            && is_behind(zeroed, block)
+            && is_behind(&self.marked, extent)
+            && self.patches.range(first..).next().is_none()
+    }
+
     /// Drops what later rounds owed to a layer that was freed: its blocks are named and synced no more, and its space is given back
     /// as a whole.
     pub fn give_up(&mut self) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::background::Background;
 use super::options::StoreOptions;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Frozen};
 use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{BlocksRecord, Record, ShapeRecord, StorePaths, Superblock};
@@ -278,7 +278,7 @@ impl OpenStore {
             (entry.and_then(|entry| entry.parent), source.map(|source| block_size.blocks_for(source.size_bytes)))
         };
         let disk = Arc::clone(&options.disk);
-        let shape = catalog.records().into_iter().map(Record::Shape);
+        let shape = Frozen::of(&catalog).records().map(Record::Shape);
         let start_paths = paths.clone();
         // The new journal makes the decisions of this recovery durable, before anything can be written on top of them.
         let limits = options.limits();
@@ -447,7 +447,7 @@ mod tests {
                 sequence: 3,
                 both_slots: true,
                 warnings: Vec::new(),
-                first: 1,
+                covers: 0,
                 bytes: (0, 0),
             };
             let replayed = replay(config.clone(), &loaded).unwrap();

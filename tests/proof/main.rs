@@ -74,7 +74,7 @@ fn what_was_acknowledged_is_there() {
 }
 
 /// Faults that are seen after seconds to minutes, with `VOLFORK_PROOF_PLANTED=all` or one of their names.
-const PLANTED: [Planted; 14] = [
+const PLANTED: [Planted; 16] = [
     Planted::RewrittenWhileDraining,
     Planted::ProvenByAppending,
     Planted::EarlyPunch,
@@ -89,6 +89,8 @@ const PLANTED: [Planted; 14] = [
     Planted::SizeBeforeTheGate,
     Planted::EmptyRoundProves,
     Planted::DiscardInTwoRounds,
+    Planted::RoundsLeftBehind,
+    Planted::ShapesTwice,
 ];
 
 #[test]

@@ -9,6 +9,7 @@
 //!   every layer has begun.
 //! - A round that could not append its frame (no space, no descriptors) is undone: its records and blocks are in the next one, and
 //!   only its leader sees the error. After its frame may have reached the disk, an error poisons the store.
+//! - A checkpoint leads twice, for moments: when it takes the shape, and when it switches to its journal.
 //! - A leader that panics poisons the store and gives up leading, so that its waiters return.
 
 use std::collections::BTreeSet;
@@ -212,41 +213,28 @@ impl Commit {
             }
             queue.leading = true;
             drop(queue);
-            let leader = Leader(self);
-            let (led, result) = self.run(rounds);
-            leader.end(led, result)?;
+            Leader { commit: self, is_busy: false }.round(rounds)?;
             queue = self.queue.lock();
         }
     }
 
-    /// Runs a round, and then `then`, which starts a new journal, before any other round may start. After an error of `then` other
-    /// than a lack of space or descriptors, which leaves everything as it was, every later write is refused.
+    /// Waits for the round under way and becomes the leader, without a round of its own.
     ///
     /// # Errors
-    /// Those of the round and of `then`.
-    pub fn exclusive(&self, rounds: &impl Rounds, then: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// The store refuses writes.
+    pub fn lead(&self) -> Result<Leader<'_>> {
         let mut queue = self.queue.lock();
         while queue.leading {
             self.ended.wait(&mut queue);
         }
         self.healthy()?;
         queue.leading = true;
-        drop(queue);
-        let leader = Leader(self);
-        let (led, result) = self.run(rounds);
-        if result.is_err() {
-            return leader.end(led, result);
-        }
-        let outcome = then();
-        match &outcome {
-            Ok(()) => self.room.note_state(),
-            // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
-            Err(error) if error.is_shortage() => {}
-            // Set before any round may append to a journal that may not count any more.
-            Err(error) => self.poison(error.clone()),
-        }
-        leader.end(led, result)?;
-        outcome
+        Ok(Leader { commit: self, is_busy: false })
+    }
+
+    /// Records of shape that wait for the next round. The catalogue is locked, so that they do not change.
+    pub fn queued_shapes(&self) -> usize {
+        self.queue.lock().next.records.iter().filter(|record| matches!(record, Record::Shape(_))).count()
     }
 
     fn run(&self, rounds: &impl Rounds) -> (Ticket, std::result::Result<(), RoundError>) {
@@ -262,6 +250,31 @@ impl Commit {
             (ticket, rounds.begin(ticket, gathered))
         };
         (ticket, rounds.carry_out(begun))
+    }
+
+    fn settle(&self, queue: &mut Queue, ticket: Ticket, result: std::result::Result<(), RoundError>) -> Result<()> {
+        match result {
+            Ok(()) => {
+                self.durable.store(self.room.latest_frame(), Ordering::Release);
+                self.done.store(ticket.0, Ordering::Release);
+                Ok(())
+            }
+            Err(RoundError::Undone(gathered, error)) => {
+                let later = std::mem::take(&mut queue.next);
+                queue.next.layers = gathered.layers;
+                queue.bytes = 0;
+                queue.undone = !gathered.records.is_empty();
+                queue.add(gathered.records);
+                queue.add(later.records);
+                queue.add_cut(gathered.cut_bytes + later.cut_bytes);
+                queue.next.layers.extend(later.layers);
+                Err(error)
+            }
+            Err(RoundError::Lost(error)) => {
+                let _ = self.poison.set(error.clone());
+                Err(error)
+            }
+        }
     }
 
     /// Whether records wait whose round was undone.
@@ -286,46 +299,67 @@ impl Commit {
     }
 }
 
-/// The leader of a round. If it unwinds, the round may be half done: the store refuses writes, and the waiters return.
-struct Leader<'a>(&'a Commit);
+/// The leader: no other round begins until it is dropped. If it unwinds, a round may be half done: the store refuses writes, and the
+/// waiters return.
+#[must_use]
+pub struct Leader<'a> {
+    commit: &'a Commit,
+    /// A round, or a switch, is under way.
+    is_busy: bool,
+}
 
 impl Leader<'_> {
-    fn end(self, ticket: Ticket, result: std::result::Result<(), RoundError>) -> Result<()> {
-        let commit = self.0;
-        std::mem::forget(self);
-        let mut queue = commit.queue.lock();
-        queue.leading = false;
-        let outcome = match result {
-            Ok(()) => {
-                commit.durable.store(commit.room.latest_frame(), Ordering::Release);
-                commit.done.store(ticket.0, Ordering::Release);
-                Ok(())
-            }
-            Err(RoundError::Undone(gathered, error)) => {
-                let later = std::mem::take(&mut queue.next);
-                queue.next.layers = gathered.layers;
-                queue.bytes = 0;
-                queue.undone = !gathered.records.is_empty();
-                queue.add(gathered.records);
-                queue.add(later.records);
-                queue.add_cut(gathered.cut_bytes + later.cut_bytes);
-                queue.next.layers.extend(later.layers);
-                Err(error)
-            }
-            Err(RoundError::Lost(error)) => {
-                let _ = commit.poison.set(error.clone());
-                Err(error)
-            }
-        };
+    /// Runs a round, whose waiters return when it has ended, and then `then`, which switches to another journal. After an error of `then`
+    /// other than a lack of space or descriptors, which leaves everything as it was, every later write is refused.
+    ///
+    /// # Errors
+    /// Those of the round and of `then`.
+    pub fn switch(mut self, rounds: &impl Rounds, then: impl FnOnce() -> Result<()>) -> Result<()> {
+        let commit = self.commit;
+        self.is_busy = true;
+        let (ticket, result) = commit.run(rounds);
+        let outcome = self.settle_and(ticket, result, then);
+        self.is_busy = false;
+        outcome
+    }
+
+    fn settle_and(&self, ticket: Ticket, result: std::result::Result<(), RoundError>, then: impl FnOnce() -> Result<()>) -> Result<()> {
+        let commit = self.commit;
+        commit.settle(&mut commit.queue.lock(), ticket, result)?;
         commit.ended.notify_all();
+        let outcome = then();
+        match &outcome {
+            Ok(()) => {
+                // The state has all rounds in it, and proves their frames.
+                commit.room.note_state();
+                commit.durable.store(commit.room.latest_frame(), Ordering::Release);
+            }
+            // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
+            Err(error) if error.is_shortage() => {}
+            // Set before any round may append to a journal that may not count any more.
+            Err(error) => commit.poison(error.clone()),
+        }
+        outcome
+    }
+
+    /// Runs a round, and leaves the lead.
+    fn round(mut self, rounds: &impl Rounds) -> Result<()> {
+        self.is_busy = true;
+        let (ticket, result) = self.commit.run(rounds);
+        let mut queue = self.commit.queue.lock();
+        let outcome = self.commit.settle(&mut queue, ticket, result);
+        drop(queue);
+        self.is_busy = false;
         outcome
     }
 }
 
 impl Drop for Leader<'_> {
     fn drop(&mut self) {
-        self.0.poison(Error::new(ErrorKind::Io, "a barrier round did not come to its end"));
-        self.0.queue.lock().leading = false;
-        self.0.ended.notify_all();
+        if self.is_busy {
+            self.commit.poison(Error::new(ErrorKind::Io, "a barrier round did not come to its end"));
+        }
+        self.commit.queue.lock().leading = false;
+        self.commit.ended.notify_all();
     }
 }

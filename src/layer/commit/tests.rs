@@ -64,7 +64,7 @@ fn a_leader_that_panics_leaves_nobody_waiting() {
     let ticket = commit.enqueue_sync([]);
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commit.wait(ticket, &rounds))).unwrap_err();
     assert_eq!(commit.wait(ticket, &Idle).unwrap_err().kind(), ErrorKind::Poisoned);
-    assert_eq!(commit.exclusive(&Idle, || Ok(())).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(commit.lead().and_then(|leader| leader.switch(&Idle, || Ok(()))).unwrap_err().kind(), ErrorKind::Poisoned);
 }
 
 #[test]
@@ -92,11 +92,11 @@ fn a_checkpoint_without_space_leaves_the_last_frame_the_last() {
     // Nor is the store broken when the process may have no more files open.
     for number in [libc::ENOSPC, libc::EMFILE, libc::ENFILE] {
         let refused = || Err(Error::io("cannot make a journal", std::io::Error::from_raw_os_error(number)));
-        commit.exclusive(&Idle, refused).unwrap_err();
+        commit.lead().and_then(|leader| leader.switch(&Idle, refused)).unwrap_err();
         assert_eq!(state(), (frame, ceiling));
         commit.healthy().unwrap();
     }
-    commit.exclusive(&Idle, || Ok(())).unwrap();
+    commit.lead().and_then(|leader| leader.switch(&Idle, || Ok(()))).unwrap();
     assert_eq!(state(), (frame + 1, 0));
 }
 
@@ -121,7 +121,7 @@ fn a_checkpoint_that_failed_is_known_before_its_round_ends() {
     let commit = commit(dir.path());
     let waiting = commit.enqueue_sync([]);
     let broken = || Err(Error::new(ErrorKind::Io, "broken"));
-    assert_eq!(commit.exclusive(&Idle, broken).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(commit.lead().and_then(|leader| leader.switch(&Idle, broken)).unwrap_err().kind(), ErrorKind::Io);
     assert!(commit.is_done(waiting), "the round itself was fine");
     assert_eq!(commit.healthy().unwrap_err().kind(), ErrorKind::Poisoned);
     let later = commit.enqueue_sync([]);

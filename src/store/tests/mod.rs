@@ -1,5 +1,6 @@
 //! Stores with small limits: what overflows at real ones only after hours.
 
+mod checkpoints;
 mod forks;
 mod shortage;
 mod space;

@@ -4,13 +4,12 @@ use super::shape::Shape;
 use crate::error::Result;
 
 impl Shape {
-    /// Writes the state anew; changes of shape wait meanwhile.
+    /// Writes the state anew. Nothing waits for it but other checkpoints.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NoSpace`] leaves everything as it was.
     pub fn checkpoint(&self) -> Result<()> {
-        let catalog = self.catalog();
-        self.layers.checkpoints.write(catalog.records(), None, false)
+        self.layers.checkpoints.write(&self.catalog, None, false)
     }
 
     /// Lets the superblock say that the store may have leases, before the first record of one: older programs refuse the store then.
@@ -21,8 +20,7 @@ impl Shape {
         if self.layers.takes_leases() {
             return Ok(());
         }
-        let catalog = self.catalog();
-        self.layers.checkpoints.write(catalog.records(), None, true)
+        self.layers.checkpoints.write(&self.catalog, None, true)
     }
 
     /// Writes the last state, and refuses writes from then on; as [`crate::layer::Layers::shut_down`].
@@ -30,7 +28,6 @@ impl Shape {
     /// # Errors
     /// As there.
     pub fn shut_down(&self, swept: bool) -> Result<()> {
-        let catalog = self.catalog();
-        self.layers.shut_down(catalog.records(), swept)
+        self.layers.shut_down(&self.catalog, swept)
     }
 }

@@ -36,7 +36,7 @@ pub struct Shape {
     pub(super) layers: Arc<Layers>,
     hydrations: Arc<Hydrations>,
     lessees: Arc<Lessees>,
-    catalog: Mutex<Catalog>,
+    pub(super) catalog: Mutex<Catalog>,
     pub births: Arc<Births>,
     pub arrivals: Arrivals,
     pub pins: Arc<Pins>,
