@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Listener, NbdOptions, NbdServer};
 use crate::place::length;
-use crate::source::UriSources;
+use crate::source::{NbdOptions as SourceOptions, NbdSource, Source, SourceErrorKind, SourceExt, UriSources};
 use crate::store::{Store, proof};
 use crate::sync::{sim, thread};
 
@@ -63,5 +63,58 @@ fn a_fork_from_elsewhere_is_read_written_and_hydrated() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
         sim::run(seed, sim::Config::default(), move || history(&path)).unwrap();
+    }
+}
+
+/// Sources are read while their server goes and comes back, and closed while others read.
+fn comings_and_goings(path: &Path) {
+    let store = Store::create(path.join("store"), proof::options()).unwrap();
+    let volume = store.create_volume("v", BYTES).unwrap();
+    volume.write_at(&vec![7; length(BYTES)], 0).unwrap();
+    volume.create_snapshot("s").unwrap();
+    let socket = path.join("socket");
+    let serve = || {
+        let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
+        NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap()
+    };
+    let uri = format!("nbd+unix:///v@s?socket={}", socket.display());
+    let server = serve();
+    let open = || NbdSource::open(&uri, SourceOptions::default()).unwrap();
+    let (source, other) = (open(), open());
+    let read = |source: &NbdSource| {
+        let start = sim::below(BYTES / 2);
+        let result = source.read_blocking(start..start + BYTES / 4);
+        assert!(result.as_ref().map_or(true, |bytes| bytes.iter().all(|byte| *byte == 7)), "other bytes than at the source");
+        result.map(drop).map_err(|error| error.kind)
+    };
+    thread::scope(|scope| {
+        // A read that finds no server in time, or loses it too often, is lost; nothing else may become of it before the close.
+        let reads = || (0..4).for_each(|_| assert!(matches!(read(&source), Ok(()) | Err(SourceErrorKind::Lost | SourceErrorKind::Closed))));
+        scope.spawn(reads);
+        scope.spawn(reads);
+        scope.spawn(|| while read(&other) != Err(SourceErrorKind::Closed) {});
+        server.shutdown();
+        let server = serve();
+        other.close();
+        // Whatever was lost before: the server is found again.
+        let until = sim::now() + Duration::from_secs(600);
+        while read(&source).is_err() {
+            assert!(sim::now() < until, "the server is not found again");
+            thread::sleep(Duration::from_secs(1));
+        }
+        source.close();
+        assert_eq!(read(&source), Err(SourceErrorKind::Closed));
+        server.shutdown();
+    });
+    drop((source, other, volume));
+    store.close().unwrap();
+}
+
+#[test]
+fn a_server_that_comes_back_is_found_again() {
+    for seed in sim::seeds(25) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        sim::run(seed, sim::Config::default(), move || comings_and_goings(&path)).unwrap();
     }
 }

@@ -60,7 +60,8 @@ impl Workers {
         Self(Arc::new(Shared { name: name.to_owned(), bounds, state: Mutex::new(State::default()), job_waits, lead_woken }))
     }
 
-    /// Runs a job on some thread, in its turn.
+    /// Runs a job on some thread, in its turn. Threads inherit the priority of the one that starts the lead: a thread that has given way
+    /// should not be the first one that uses a pool of the foreground.
     ///
     /// # Errors
     /// Gives the job back.
