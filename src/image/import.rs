@@ -38,6 +38,14 @@ const LAYER: &str = "layer";
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// How an image is imported.
+///
+/// ```
+/// use volfork::image::{ImportOptions, Platform};
+///
+/// let options = ImportOptions::default().with_size_bytes(20 << 30).with_verify(true);
+/// // 64 GiB of unpacked layers at most, for the machine that imports.
+/// assert_eq!((options.unpacked_bytes_max, &options.platform), (64 << 30, &Platform::here()));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ImportOptions {
@@ -67,6 +75,41 @@ impl Default for ImportOptions {
 }
 
 /// How far an import has come.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let put = |bytes: &[u8]| {
+/// #     let digest = volfork::content::Digest::of(bytes);
+/// #     std::fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+/// #     std::fs::write(directory.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+/// #     format!("\"digest\": \"{digest}\", \"size\": {}", bytes.len())
+/// # };
+/// # let archive = [0; 1024];
+/// # let diff = volfork::content::Digest::of(&archive);
+/// # let config = format!(r#"{{"os": "linux", "architecture": "amd64", "rootfs": {{"type": "layers", "diff_ids": ["{diff}"]}}}}"#);
+/// # let config = format!(r#"{{"mediaType": "application/vnd.oci.image.config.v1+json", {}}}"#, put(config.as_bytes()));
+/// # let layer = format!(r#"{{"mediaType": "application/vnd.oci.image.layer.v1.tar", {}}}"#, put(&archive));
+/// # let manifest = put(format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#).as_bytes());
+/// # let tag = r#""annotations": {"org.opencontainers.image.ref.name": "v1"}"#;
+/// # let manifest = format!(r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", {tag}, {manifest}}}"#);
+/// # std::fs::write(directory.path().join("index.json"), format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#)).unwrap();
+/// # std::fs::write(directory.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+/// # let store = volfork::Store::create(directory.path().join("store"), Default::default())?;
+/// # let options = volfork::image::ImportOptions::default().with_size_bytes(128 << 20).with_platform("linux/amd64".parse()?);
+/// use volfork::image::{ImageName, LayoutSource, import_image};
+///
+/// let name: ImageName = format!("oci:{}:v1", directory.path().display()).parse()?;
+/// let mut percent = 0;
+/// import_image(&store, &LayoutSource::open(directory.path())?, &name, "app", &options, &mut |progress| {
+///     percent = progress.bytes_done * 100 / progress.bytes_total.max(1);
+///     // An error ends the import, and nothing is left of the volume.
+///     Ok(())
+/// })?;
+/// assert!(percent <= 100);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImportProgress {
     /// Bytes of blobs that were fetched.
@@ -76,6 +119,40 @@ pub struct ImportProgress {
 }
 
 /// Time until the volume was ready.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let put = |bytes: &[u8]| {
+/// #     let digest = volfork::content::Digest::of(bytes);
+/// #     std::fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+/// #     std::fs::write(directory.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+/// #     format!("\"digest\": \"{digest}\", \"size\": {}", bytes.len())
+/// # };
+/// # let archive = [0; 1024];
+/// # let diff = volfork::content::Digest::of(&archive);
+/// # let config = format!(r#"{{"os": "linux", "architecture": "amd64", "rootfs": {{"type": "layers", "diff_ids": ["{diff}"]}}}}"#);
+/// # let config = format!(r#"{{"mediaType": "application/vnd.oci.image.config.v1+json", {}}}"#, put(config.as_bytes()));
+/// # let layer = format!(r#"{{"mediaType": "application/vnd.oci.image.layer.v1.tar", {}}}"#, put(&archive));
+/// # let manifest = put(format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#).as_bytes());
+/// # let tag = r#""annotations": {"org.opencontainers.image.ref.name": "v1"}"#;
+/// # let manifest = format!(r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", {tag}, {manifest}}}"#);
+/// # std::fs::write(directory.path().join("index.json"), format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#)).unwrap();
+/// # std::fs::write(directory.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+/// # let store = volfork::Store::create(directory.path().join("store"), Default::default())?;
+/// # let options = volfork::image::ImportOptions::default().with_size_bytes(128 << 20).with_platform("linux/amd64".parse()?);
+/// use volfork::image::{ImageName, LayoutSource, Start, import_image};
+///
+/// let name: ImageName = format!("oci:{}:v1", directory.path().display()).parse()?;
+/// let source = LayoutSource::open(directory.path())?;
+/// let mut import = |volume| import_image(&store, &source, &name, volume, &options, &mut |_| Ok(()));
+/// let (first, second): (Start, Start) = (import("a")?.start, import("b")?.start);
+/// assert_eq!((first.layers, first.layers_reused, first.bytes_fetched), (1, 0, 1024));
+/// // The second volume stands on the layers of the first one.
+/// assert!(second.is_cached() && second.bytes_fetched == 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Start {
     /// Seconds that the source was waited for.
@@ -103,6 +180,40 @@ impl Start {
 }
 
 /// A volume that was made from an image.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let put = |bytes: &[u8]| {
+/// #     let digest = volfork::content::Digest::of(bytes);
+/// #     std::fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+/// #     std::fs::write(directory.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+/// #     format!("\"digest\": \"{digest}\", \"size\": {}", bytes.len())
+/// # };
+/// # let archive = [0; 1024];
+/// # let diff = volfork::content::Digest::of(&archive);
+/// # let config = format!(r#"{{"os": "linux", "architecture": "amd64", "rootfs": {{"type": "layers", "diff_ids": ["{diff}"]}}}}"#);
+/// # let config = format!(r#"{{"mediaType": "application/vnd.oci.image.config.v1+json", {}}}"#, put(config.as_bytes()));
+/// # let layer = format!(r#"{{"mediaType": "application/vnd.oci.image.layer.v1.tar", {}}}"#, put(&archive));
+/// # let manifest = put(format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#).as_bytes());
+/// # let tag = r#""annotations": {"org.opencontainers.image.ref.name": "v1"}"#;
+/// # let manifest = format!(r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", {tag}, {manifest}}}"#);
+/// # std::fs::write(directory.path().join("index.json"), format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#)).unwrap();
+/// # std::fs::write(directory.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+/// # let store = volfork::Store::create(directory.path().join("store"), Default::default())?;
+/// # let options = volfork::image::ImportOptions::default().with_size_bytes(128 << 20).with_platform("linux/amd64".parse()?);
+/// use volfork::image::{ImageName, LayoutSource, import_image};
+/// use volfork::volume::IMAGE_LABEL;
+///
+/// let name: ImageName = format!("oci:{}:v1", directory.path().display()).parse()?;
+/// let imported = import_image(&store, &LayoutSource::open(directory.path())?, &name, "app", &options, &mut |_| Ok(()))?;
+/// // A volume with a file system; machines get forks of it.
+/// assert_eq!((imported.volume.as_str(), imported.size_bytes), ("app", 128 << 20));
+/// assert_eq!(store.show("app")?.labels[IMAGE_LABEL], name.to_string());
+/// store.fork("app", "machine")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImportedImage {
     /// Name of the volume.

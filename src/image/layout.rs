@@ -20,6 +20,37 @@ struct Marker {
 }
 
 /// The images of a directory.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let put = |bytes: &[u8]| {
+/// #     let digest = volfork::content::Digest::of(bytes);
+/// #     std::fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+/// #     std::fs::write(directory.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+/// #     format!("\"digest\": \"{digest}\", \"size\": {}", bytes.len())
+/// # };
+/// # let archive = [0; 1024];
+/// # let diff = volfork::content::Digest::of(&archive);
+/// # let config = format!(r#"{{"os": "linux", "architecture": "amd64", "rootfs": {{"type": "layers", "diff_ids": ["{diff}"]}}}}"#);
+/// # let config = format!(r#"{{"mediaType": "application/vnd.oci.image.config.v1+json", {}}}"#, put(config.as_bytes()));
+/// # let layer = format!(r#"{{"mediaType": "application/vnd.oci.image.layer.v1.tar", {}}}"#, put(&archive));
+/// # let manifest = put(format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#).as_bytes());
+/// # let tag = r#""annotations": {"org.opencontainers.image.ref.name": "v1"}"#;
+/// # let manifest = format!(r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", {tag}, {manifest}}}"#);
+/// # std::fs::write(directory.path().join("index.json"), format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#)).unwrap();
+/// # std::fs::write(directory.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+/// use volfork::ErrorKind;
+/// use volfork::image::{LayoutSource, ManifestSource, Version};
+///
+/// // As `skopeo copy docker://… oci:DIR:v1` writes it.
+/// let source = LayoutSource::open(directory.path())?;
+/// assert!(source.manifest(&Version::Tag("v1".into())).is_ok());
+/// assert_eq!(source.manifest(&Version::Tag("v2".into())).unwrap_err().kind(), ErrorKind::NotFound);
+/// assert_eq!(LayoutSource::open("/no/such/directory".as_ref()).unwrap_err().kind(), ErrorKind::NotFound);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct LayoutSource {
     directory: PathBuf,

@@ -8,6 +8,14 @@ use url::Url;
 use crate::error::{Error, ErrorKind, Result};
 
 /// User and password for one registry.
+///
+/// ```
+/// use volfork::image::RegistryLogin;
+///
+/// let login = RegistryLogin { host: "registry.example".into(), user: "robot".into(), password: "secret".into() };
+/// // The password is in no log.
+/// assert_eq!(format!("{login:?}"), "login of robot for registry.example");
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct RegistryLogin {
     /// The registry that it is for, as in the names of its images: `registry.example`, `localhost:5000`, `docker.io`.

@@ -29,6 +29,19 @@ const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2
 const CONFIGS: [&str; 2] = ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
 /// An operating system on a kind of processor: `linux/amd64`, or `linux/arm/v7`.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::image::Platform;
+///
+/// let wanted: Platform = "linux/arm64".parse()?;
+/// // A variant counts only where one is asked for.
+/// assert!(wanted.takes(&"linux/arm64/v8".parse()?));
+/// assert!(!wanted.takes(&"linux/amd64".parse()?));
+/// assert_eq!(Platform::here().os, "linux");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Platform {
     /// As Go names it.
@@ -87,6 +100,21 @@ impl FromStr for Platform {
 }
 
 /// How a layer's archive is packed.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::content::Digest;
+/// use volfork::image::{Compression, Document, parse_document};
+///
+/// let digest = Digest::of(b"blob");
+/// let descriptor = |kind| format!(r#"{{"mediaType": "application/vnd.oci.image.{kind}", "digest": "{digest}", "size": 4}}"#);
+/// let (config, layer) = (descriptor("config.v1+json"), descriptor("layer.v1.tar+zstd"));
+/// let manifest = format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#);
+/// let Document::Manifest { layers, .. } = parse_document(manifest.as_bytes(), None)? else { panic!("an index") };
+/// assert_eq!(layers[0].1, Compression::Zstd);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     /// Not at all.
@@ -122,6 +150,37 @@ pub struct Entry {
 }
 
 /// A manifest or index.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let put = |bytes: &[u8]| {
+/// #     let digest = volfork::content::Digest::of(bytes);
+/// #     std::fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+/// #     std::fs::write(directory.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+/// #     format!("\"digest\": \"{digest}\", \"size\": {}", bytes.len())
+/// # };
+/// # let archive = [0; 1024];
+/// # let diff = volfork::content::Digest::of(&archive);
+/// # let config = format!(r#"{{"os": "linux", "architecture": "amd64", "rootfs": {{"type": "layers", "diff_ids": ["{diff}"]}}}}"#);
+/// # let config = format!(r#"{{"mediaType": "application/vnd.oci.image.config.v1+json", {}}}"#, put(config.as_bytes()));
+/// # let layer = format!(r#"{{"mediaType": "application/vnd.oci.image.layer.v1.tar", {}}}"#, put(&archive));
+/// # let manifest = put(format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#).as_bytes());
+/// # let tag = r#""annotations": {"org.opencontainers.image.ref.name": "v1"}"#;
+/// # let manifest = format!(r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", {tag}, {manifest}}}"#);
+/// # std::fs::write(directory.path().join("index.json"), format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#)).unwrap();
+/// # std::fs::write(directory.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+/// use volfork::image::{Document, LayoutSource, ManifestSource, Version, parse_document};
+///
+/// let raw = LayoutSource::open(directory.path())?.manifest(&Version::Tag("v1".into()))?;
+/// match parse_document(&raw.bytes, raw.media_type.as_deref())? {
+///     Document::Manifest { layers, .. } => assert_eq!(layers.len(), 1),
+///     // Of an image for several platforms.
+///     Document::Index(entries) => println!("{} to choose from", entries.len()),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// Others to choose from.

@@ -11,6 +11,18 @@ use crate::error::{Error, ErrorKind, Result};
 const NAME_BYTES_MAX: usize = 1024;
 
 /// Where an image is.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::image::{ImageName, Place};
+///
+/// let name: ImageName = "oci:/srv/images/app:v1".parse()?;
+/// assert_eq!(name.place, Place::Layout("/srv/images/app".into()));
+/// let name: ImageName = "localhost:5000/team/app:v1".parse()?;
+/// assert_eq!(name.place, Place::Registry("localhost:5000/team/app".into()));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A directory in the OCI image layout.
@@ -20,6 +32,20 @@ pub enum Place {
 }
 
 /// Which image of a place.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::image::{ImageName, Version};
+///
+/// let version = |name: &str| Ok::<_, volfork::Error>(name.parse::<ImageName>()?.version);
+/// assert_eq!(version("registry.example/app:v1")?, Version::Tag("v1".into()));
+/// assert_eq!(version("registry.example/app")?, Version::Default);
+/// // A tag may be moved to another image; a digest names the same bytes for ever.
+/// let digest = volfork::content::Digest::of(b"manifest");
+/// assert_eq!(version(&format!("registry.example/app@{digest}"))?, Version::Digest(digest));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Version {
     /// The only one of a layout, or `latest` of a registry.
@@ -31,6 +57,20 @@ pub enum Version {
 }
 
 /// The name of an image: `oci:DIR[:TAG|@DIGEST]`, or `host[:port]/name[:tag|@digest]`.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::image::ImageName;
+///
+/// let name: ImageName = "registry.example:5000/team/app:v1".parse()?;
+/// // As it is written, it is kept in the label of an imported volume.
+/// assert_eq!(name.to_string(), "registry.example:5000/team/app:v1");
+/// // A directory has to be told from a registry.
+/// assert!("/srv/images/app:v1".parse::<ImageName>().is_err());
+/// assert!("oci:/srv/images/app:v1".parse::<ImageName>().is_ok());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageName {
     /// Where it is.

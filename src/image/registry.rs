@@ -27,6 +27,15 @@ use crate::place::wide;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a registry is spoken to.
+///
+/// ```
+/// use volfork::image::{RegistryLogin, RegistryOptions};
+///
+/// let login = RegistryLogin { host: "registry.example".into(), user: "robot".into(), password: "secret".into() };
+/// let options = RegistryOptions::default().with_login(login);
+/// // TLS, unless the registry is on this machine.
+/// assert!(!options.plain_http && options.login.is_some());
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RegistryOptions {
@@ -70,6 +79,22 @@ struct Shared {
 }
 
 /// The images of a repository.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::ErrorKind;
+/// use volfork::image::{ManifestSource, RegistryOptions, RegistrySource, Version};
+///
+/// let source = RegistrySource::open("localhost:5000/team/app", &RegistryOptions::default())?;
+/// # if false {
+/// let manifest = source.manifest(&Version::Tag("v1".into()))?;
+/// println!("v1 is {}", manifest.digest);
+/// # }
+/// let error = RegistrySource::open("Not A Repository", &RegistryOptions::default()).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+/// # Ok(())
+/// # }
+/// ```
 pub struct RegistrySource(Arc<Shared>);
 
 impl std::fmt::Debug for RegistrySource {

@@ -17,6 +17,37 @@ const DOCUMENTS_MAX: usize = 64;
 const NAMED_MAX: usize = 20;
 
 /// An image of one platform, with what is needed to unpack it.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let put = |bytes: &[u8]| {
+/// #     let digest = volfork::content::Digest::of(bytes);
+/// #     std::fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+/// #     std::fs::write(directory.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+/// #     format!("\"digest\": \"{digest}\", \"size\": {}", bytes.len())
+/// # };
+/// # let archive = [0; 1024];
+/// # let diff = volfork::content::Digest::of(&archive);
+/// # let config = format!(r#"{{"os": "linux", "architecture": "amd64", "rootfs": {{"type": "layers", "diff_ids": ["{diff}"]}}}}"#);
+/// # let config = format!(r#"{{"mediaType": "application/vnd.oci.image.config.v1+json", {}}}"#, put(config.as_bytes()));
+/// # let layer = format!(r#"{{"mediaType": "application/vnd.oci.image.layer.v1.tar", {}}}"#, put(&archive));
+/// # let manifest = put(format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#).as_bytes());
+/// # let tag = r#""annotations": {"org.opencontainers.image.ref.name": "v1"}"#;
+/// # let manifest = format!(r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", {tag}, {manifest}}}"#);
+/// # std::fs::write(directory.path().join("index.json"), format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#)).unwrap();
+/// # std::fs::write(directory.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+/// use volfork::image::{ImageName, LayoutSource, resolve};
+///
+/// let source = LayoutSource::open(directory.path())?;
+/// let name: ImageName = format!("oci:{}:v1", directory.path().display()).parse()?;
+/// let resolved = resolve(&source, &name, &"linux/amd64".parse()?)?;
+/// assert_eq!(resolved.platform.to_string(), "linux/amd64");
+/// // What a host needs before a machine can start from it.
+/// assert_eq!((resolved.image.layers.len(), resolved.image.bytes()), (1, 1024));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ResolvedImage {
     /// Its layers, each once.
@@ -28,6 +59,37 @@ pub struct ResolvedImage {
 }
 
 /// A layer of an image, on top of those before it.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let put = |bytes: &[u8]| {
+/// #     let digest = volfork::content::Digest::of(bytes);
+/// #     std::fs::create_dir_all(directory.path().join("blobs/sha256")).unwrap();
+/// #     std::fs::write(directory.path().join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+/// #     format!("\"digest\": \"{digest}\", \"size\": {}", bytes.len())
+/// # };
+/// # let archive = [0; 1024];
+/// # let diff = volfork::content::Digest::of(&archive);
+/// # let config = format!(r#"{{"os": "linux", "architecture": "amd64", "rootfs": {{"type": "layers", "diff_ids": ["{diff}"]}}}}"#);
+/// # let config = format!(r#"{{"mediaType": "application/vnd.oci.image.config.v1+json", {}}}"#, put(config.as_bytes()));
+/// # let layer = format!(r#"{{"mediaType": "application/vnd.oci.image.layer.v1.tar", {}}}"#, put(&archive));
+/// # let manifest = put(format!(r#"{{"schemaVersion": 2, "config": {config}, "layers": [{layer}]}}"#).as_bytes());
+/// # let tag = r#""annotations": {"org.opencontainers.image.ref.name": "v1"}"#;
+/// # let manifest = format!(r#"{{"mediaType": "application/vnd.oci.image.manifest.v1+json", {tag}, {manifest}}}"#);
+/// # std::fs::write(directory.path().join("index.json"), format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#)).unwrap();
+/// # std::fs::write(directory.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+/// use volfork::image::{Compression, ImageName, LayoutSource, resolve};
+///
+/// let source = LayoutSource::open(directory.path())?;
+/// let name: ImageName = format!("oci:{}:v1", directory.path().display()).parse()?;
+/// let layer = resolve(&source, &name, &"linux/amd64".parse()?)?.layers[0];
+/// // An archive that is not packed is its own blob; the chain of the base is its archive alone.
+/// assert_eq!(layer.compression, Compression::None);
+/// assert_eq!((layer.diff, layer.held.chain), (layer.held.layer.digest, layer.diff));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResolvedLayer {
     /// The blob, and the chain of all layers up to this one.
