@@ -18,6 +18,26 @@ use crate::options::with_methods;
 use crate::place::index;
 
 /// Rules of a fleet.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, FleetOptions, Policy};
+///
+/// let mut fleet = Fleet::with_options(FleetOptions::default().with_max_age_seconds(60));
+/// fleet.report(host("a", 8)); // At second 1,000.
+/// assert_eq!(fleet.rank(&machine("m", 4), &Policy::default(), 1_060).fitting, 1);
+/// assert_eq!(fleet.rank(&machine("m", 4), &Policy::default(), 1_061).fitting, 0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FleetOptions {
@@ -48,6 +68,26 @@ struct Slot {
 }
 
 /// All hosts and the assignments that they have not reported yet.
+///
+/// ```
+/// use volfork::placement::{Compute, Fleet, HostInventory, Policy, Processors, Request, Resources};
+///
+/// let mut fleet = Fleet::new();
+/// for (name, cpus) in [("small", 2), ("large", 16)] {
+///     let cpus = [("shared".to_owned(), cpus)].into();
+///     let capacity = Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Resources::default() };
+///     fleet.report(HostInventory { host: name.into(), capacity, reported_at: 1_000, ..HostInventory::default() });
+/// }
+/// let cpus = Processors { kind: "shared".into(), count: 4 };
+/// let compute = Compute { cpus, memory_bytes: 8 << 30, ..Compute::default() };
+/// let request = Request { id: "m1".into(), volume: "m1".into(), volume_bytes: 10 << 30, compute, ..Request::default() };
+///
+/// // `now` is in seconds since the Unix epoch.
+/// let placement = fleet.place(&request, &Policy::default(), 1_000);
+/// assert_eq!(placement.placed[0].reservation.host, "large");
+/// // The room is held until the host reports the machine.
+/// assert_eq!(fleet.reservations().count(), 1);
+/// ```
 #[derive(Debug, Default)]
 pub struct Fleet {
     options: FleetOptions,

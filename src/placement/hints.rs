@@ -30,6 +30,25 @@ const UNIQUE_ZONE_APP_WIDE: &str = "zone.unique-app-wide";
 pub const RESERVATION_LABEL: &str = "volfork.reservation";
 
 /// Hints about a volume's machine, and where it may be.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::placement::{Compute, MachineHints, Processors};
+/// use volfork::volume::VolumeOptions;
+///
+/// let cpus = Processors { kind: "shared".into(), count: 2 };
+/// let compute = Compute { cpus, memory_bytes: 4 << 30, ..Compute::default() };
+/// let hints = MachineHints { compute, app: "shop".into(), ..MachineHints::default() };
+/// // Kept as labels, so that the host's report counts the machine, and a fork inherits them.
+/// store.create_volume_with("m1", 1 << 30, &VolumeOptions::default().with_labels(hints.labels()))?;
+/// let labels = store.show("m1")?.labels;
+/// assert_eq!((labels["vm.cpus"].as_str(), labels["vm.app"].as_str()), ("2", "shop"));
+/// assert_eq!(MachineHints::from_labels(&labels)?, hints);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MachineHints {

@@ -13,6 +13,26 @@ const REPORTS_MISSED_MAX: u64 = 3;
 const REPORT_SECONDS_MAX: u64 = 86_400;
 
 /// Whether machines may be placed on a host.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Constraint, Fleet, HostInventory, HostStatus, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(HostInventory { status: HostStatus::Draining, ..host("a", 8) });
+/// let ranking = fleet.rank(&machine("m", 4), &Policy::default(), 1_000);
+/// assert_eq!(ranking.excluded[0].constraint, Constraint::Status);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostStatus {
@@ -26,6 +46,32 @@ pub enum HostStatus {
 }
 
 /// Processors or accelerators of one kind.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy, Processors};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 8)); // Of kind `shared`.
+/// let fits = |cpus: Processors| {
+///     let mut request = machine("m", 0);
+///     request.compute.cpus = cpus;
+///     fleet.rank(&request, &Policy::default(), 1_000).fitting == 1
+/// };
+/// assert!(fits(Processors { kind: "shared".into(), count: 8 }));
+/// assert!(fits(Processors { kind: String::new(), count: 8 }), "any kind");
+/// assert!(!fits(Processors { kind: "performance".into(), count: 1 }));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Processors {
     /// Kind, such as `shared`, `performance`, `a100`.
@@ -35,6 +81,17 @@ pub struct Processors {
 }
 
 /// Amounts that machines and volumes use up.
+///
+/// ```
+/// use volfork::placement::Resources;
+///
+/// let capacity = Resources { memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Resources::default() };
+/// let used = Resources { memory_bytes: 60 << 30, ..Resources::default() };
+/// let left = capacity.without(&used);
+/// assert_eq!((left.memory_bytes, left.volume_bytes), (4 << 30, 1 << 40));
+/// let wanted = Resources { memory_bytes: 8 << 30, ..Resources::default() };
+/// assert_eq!(left.lacking(&wanted).as_deref(), Some("4.0 GiB of memory are free, 8.0 GiB are needed"));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
@@ -49,6 +106,32 @@ pub struct Resources {
 }
 
 /// Bytes a second.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::content::{Digest, Image, ImageLayer};
+/// use volfork::placement::{Bandwidth, Fleet, HostInventory, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// // 10 Gbit/s, but not from the registry.
+/// let bandwidth = Bandwidth { download: 1_250_000_000, registry: 250_000_000, upload: 1_250_000_000 };
+/// fleet.report(HostInventory { bandwidth, ..host("a", 8) });
+/// let mut request = machine("m", 4);
+/// let layer = ImageLayer { digest: Digest::of(b"layer"), bytes: 500_000_000 };
+/// request.image = Some(Image::new("app:v1", Digest::of(b"app"), [layer]));
+/// // Bytes over the slower of both.
+/// assert_eq!(fleet.rank(&request, &Policy::default(), 1_000).hosts[0].terms.fetch_seconds, 2.0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bandwidth {
     /// Most bytes a second that the host can fetch in all.
@@ -67,6 +150,32 @@ impl Default for Bandwidth {
 }
 
 /// A layer that is being fetched.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::content::{Digest, Image, ImageLayer};
+/// use volfork::placement::{Fleet, HostInventory, InFlight, Policy};
+///
+/// let layer = ImageLayer { digest: Digest::of(b"layer"), bytes: 500_000_000 };
+/// let in_flight = [(layer.digest, InFlight { bytes: layer.bytes, remaining: 125_000_000 })].into();
+/// let mut fleet = Fleet::new();
+/// fleet.report(HostInventory { in_flight, ..host("a", 8) });
+/// let mut request = machine("m", 4);
+/// request.image = Some(Image::new("app:v1", Digest::of(b"app"), [layer]));
+/// // Only what is still to come counts.
+/// let terms = fleet.rank(&request, &Policy::default(), 1_000).hosts[0].terms;
+/// assert_eq!((terms.image_bytes_missing, terms.image_bytes_in_flight), (0, 125_000_000));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InFlight {
     /// Bytes of the layer.
@@ -76,6 +185,33 @@ pub struct InFlight {
 }
 
 /// The blocks of a snapshot that a host holds.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, HeldSnapshot, HostInventory, Policy, SnapshotNeed};
+/// use volfork::roaring::RoaringBitmap;
+///
+/// // Of 1,024 blocks of 4 KiB it holds the first 1,000.
+/// let held = HeldSnapshot { block_bytes: 4096, size_bytes: 4 << 20, present: Some(RoaringBitmap::from_iter(0..1_000)) };
+/// let mut fleet = Fleet::new();
+/// fleet.report(HostInventory { snapshots: [("s/1".to_owned(), held)].into(), ..host("a", 8) });
+/// let mut request = machine("m", 4);
+/// let (identity, first) = ("s/1".to_owned(), Some(RoaringBitmap::from_iter(0..1_024)));
+/// let (block_bytes, size_bytes, source_bandwidth) = (4096, 4 << 20, 125_000_000);
+/// request.snapshot = Some(SnapshotNeed { identity, block_bytes, size_bytes, first, source_bandwidth, origin: None });
+/// let terms = fleet.rank(&request, &Policy::default(), 1_000).hosts[0].terms;
+/// assert_eq!(terms.snapshot_bytes_missing, 24 * 4096);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldSnapshot {
     /// Bytes of a block.
@@ -88,6 +224,29 @@ pub struct HeldSnapshot {
 }
 
 /// A volume on a host, and the machine it belongs to.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Constraint, Fleet, HostInventory, PlacedVolume, Policy, Request};
+///
+/// let replica = PlacedVolume { app: "shop".into(), name: "db-1".into(), size_bytes: 1 << 30 };
+/// let mut fleet = Fleet::new();
+/// fleet.report(HostInventory { volumes: [(replica.name.clone(), replica)].into(), ..host("a", 8) });
+/// // Another replica of the app does not go to the same zone.
+/// let request = Request { app: "shop".into(), unique_zone_app_wide: true, ..machine("db-2", 4) };
+/// let ranking = fleet.rank(&request, &Policy::default(), 1_000);
+/// assert_eq!(ranking.excluded[0].constraint, Constraint::UniqueZoneApp);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlacedVolume {
     /// The application it belongs to, or empty.
@@ -99,6 +258,18 @@ pub struct PlacedVolume {
 }
 
 /// Everything that is known of a host.
+///
+/// ```
+/// use volfork::placement::{HostInventory, Resources};
+///
+/// let cpus = [("shared".to_owned(), 16)].into();
+/// let capacity = Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Resources::default() };
+/// let (host, region, zone) = ("host-1".to_owned(), "ams".to_owned(), "rack-7".to_owned());
+/// let (reported_at, report_every_seconds) = (1_000, 10);
+/// let inventory = HostInventory { host, region, zone, capacity, reported_at, report_every_seconds, ..HostInventory::default() };
+/// // It is dead when three reports are missing.
+/// assert!(!inventory.is_stale(1_030, 300) && inventory.is_stale(1_031, 300));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HostInventory {
@@ -160,6 +331,38 @@ pub(super) fn max_age_seconds(report_every_seconds: u64, otherwise: u64) -> u64 
 }
 
 /// A change of an inventory since a generation; fields that are not named stay as they are.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::Fleet;
+///
+/// let mut fleet = Fleet::new();
+/// let known = host("a", 8);
+/// fleet.report(known.clone());
+/// let mut newer = known.clone();
+/// newer.used.memory_bytes = 4 << 30;
+/// newer.generation += 1;
+/// // What changed, and nothing else, travels.
+/// let delta = known.delta_to(&newer);
+/// assert!(delta.used.is_some() && delta.capacity.is_none());
+/// fleet.apply(&delta)?;
+/// assert_eq!(fleet.host("a"), Some(&newer));
+/// // It applies to the generation that it was made of, and to no other.
+/// assert!(fleet.apply(&delta).is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InventoryDelta {

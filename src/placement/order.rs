@@ -12,6 +12,32 @@ use crate::place::index;
 
 /// All hosts in the order of a policy, as numbers. Words are made when they are asked for, since those for 10,000 hosts cost more
 /// than the decision.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// for number in 0..100 {
+///     fleet.report(host(&format!("h{number}"), number));
+/// }
+/// let request = machine("m", 90);
+/// let order = fleet.order(&request, &Policy::default(), 1_000);
+/// assert_eq!((order.len(), order.excluded().len()), (10, 90));
+/// // Only the host that is looked at is explained.
+/// let best = order.explain(0).unwrap();
+/// assert_eq!(order.host(0), Some(best.host.as_str()));
+/// ```
 pub struct Order<'a> {
     survey: Survey<'a>,
     /// Sort keys, the number of the host in the last 32 bits.

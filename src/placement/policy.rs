@@ -10,6 +10,28 @@ use crate::error::{Error, ErrorKind, Result};
 /// What a second of waiting is worth against crowding; all of [`Policy::StartTime`] is measured in seconds until the machine can start.
 ///
 /// A negative weight, or one that is not a number, counts as zero.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy, Weights};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 8));
+/// let seconds = |weights| fleet.rank(&machine("m", 8), &Policy::StartTime(weights), 1_000).hosts[0].seconds;
+/// // The request fills the host to the brim.
+/// assert_eq!(seconds(Weights::default()), 2.0);
+/// assert_eq!(seconds(Weights { headroom_seconds: 0.0, ..Weights::default() }), 0.0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Weights {
@@ -50,6 +72,20 @@ impl Weights {
 
 /// How hosts that meet every constraint are compared. Constraints, the order of preferred regions and the tie-break are the same
 /// for all.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::placement::{Policy, Weights};
+///
+/// let policy: Policy = "start-time".parse()?;
+/// assert_eq!(policy, Policy::StartTime(Weights::default()));
+/// assert_eq!(policy, Policy::default());
+/// // For comparison: what other schedulers do.
+/// let words = Policy::all().map(|policy| policy.word());
+/// assert_eq!(words, ["capacity", "image-bit", "image-locality", "lrscheduler", "start-time"]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Policy {
     /// The emptiest host first; what it holds does not matter.

@@ -13,6 +13,32 @@ use crate::units::format_bytes;
 pub const PLACEMENTS_MAX: u32 = 100_000;
 
 /// The hard constraints on a host, in the order in which they are applied.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Constraint, Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 2));
+/// let ranking = fleet.rank(&machine("m", 4), &Policy::default(), 1_000);
+/// match ranking.excluded[0].constraint {
+///     Constraint::Cpus | Constraint::Memory | Constraint::VolumeRoom => println!("add hosts, or ask for less"),
+///     Constraint::Stale | Constraint::Clock => println!("look at the host"),
+///     other => panic!("'{other}' was not expected"),
+/// }
+/// // They are applied in this order: a host is told to fail the first one that it does not meet.
+/// assert!(Constraint::Status < Constraint::Cpus);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Constraint {
@@ -85,6 +111,28 @@ impl fmt::Display for Constraint {
 }
 
 /// Bytes that a host still has to fetch for a machine, and the terms of the time until the machine can start.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 8));
+/// let terms = fleet.rank(&machine("m", 4), &Policy::default(), 1_000).hosts[0].terms;
+/// // Nothing has to be fetched; half of the processors are in use then, which counts a second.
+/// assert_eq!((terms.fetch_seconds, terms.headroom_seconds), (0.0, 1.0));
+/// assert_eq!(terms.seconds(), 1.0);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Terms {
     /// Bytes of image layers that are neither there nor on their way.
@@ -115,6 +163,28 @@ impl Terms {
 }
 
 /// A host that no constraint excludes, and everything its place in the ranking comes from.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 8));
+/// let ranked = &fleet.rank(&machine("m", 4), &Policy::default(), 1_030).hosts[0];
+/// // Why it is where it is, for a person.
+/// assert_eq!(ranked.to_string(), "a (ams, zone a): 1.00 s = fetch 0.00 + headroom 1.00");
+/// assert_eq!((ranked.seconds, ranked.staleness_seconds), (1.0, 30));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Ranked {
     /// Name of the host.
@@ -163,6 +233,27 @@ impl fmt::Display for Ranked {
 }
 
 /// A host that a constraint excludes: the first one, in their order, that it does not meet.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 2));
+/// let excluded = &fleet.rank(&machine("m", 4), &Policy::default(), 1_000).excluded[0];
+/// assert_eq!((excluded.have, excluded.need), (2, 4));
+/// assert_eq!(excluded.to_string(), "a: 2 processors are free, 4 are needed");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Excluded {
     /// Name of the host.
@@ -202,6 +293,29 @@ impl fmt::Display for Excluded {
 }
 
 /// Why no host is left.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Constraint, Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// for (name, cpus) in [("a", 1), ("b", 2)] {
+///     fleet.report(host(name, cpus));
+/// }
+/// let nothing = fleet.rank(&machine("m", 4), &Policy::default(), 1_000).nothing.expect("no host fits");
+/// assert_eq!((nothing.constraint, &nothing.excluded[..]), (Constraint::Cpus, &[(Constraint::Cpus, 2)][..]));
+/// assert_eq!(nothing.nearest.unwrap().host, "b");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Nothing {
     /// The constraint that took the last ones; [`Constraint::Known`] if the fleet is empty.
@@ -226,6 +340,31 @@ impl fmt::Display for Nothing {
 }
 
 /// Every host of the fleet: the ones that meet all constraints, best first, and the others.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// for (name, cpus) in [("full", 2), ("half", 8), ("idle", 64)] {
+///     fleet.report(host(name, cpus));
+/// }
+/// let ranking = fleet.rank(&machine("m", 4), &Policy::default(), 1_000);
+/// let names: Vec<_> = ranking.hosts.iter().map(|ranked| ranked.host.as_str()).collect();
+/// assert_eq!((names, ranking.excluded.len()), (vec!["idle", "half"], 1));
+/// // Less is better.
+/// assert!(ranking.hosts[0].seconds < ranking.hosts[1].seconds);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ranking {
     /// Name of the request.
@@ -243,6 +382,28 @@ pub struct Ranking {
 }
 
 /// One machine or volume that got a host.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, Policy};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 8));
+/// let placed = fleet.place(&machine("m", 4), &Policy::default(), 1_000).placed.remove(0);
+/// assert_eq!((placed.reservation.host.as_str(), placed.ranked.host.as_str()), ("a", "a"));
+/// // "Any kind" of processors was decided.
+/// assert_eq!(placed.reservation.resources.cpus["shared"], 4);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Placed {
     /// Its reservation.
@@ -252,6 +413,28 @@ pub struct Placed {
 }
 
 /// The outcome of a request.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Constraint, Fleet, Policy, Request};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 8));
+/// // Three machines, of which two fit.
+/// let placement = fleet.place(&Request { count: 3, ..machine("m", 4) }, &Policy::default(), 1_000);
+/// assert_eq!((placement.placed.len(), placement.left), (2, 1));
+/// assert_eq!(placement.nothing.unwrap().constraint, Constraint::Cpus);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Placement {
     /// Name of the request.

@@ -7,6 +7,19 @@ use super::inventory::{HeldSnapshot, Processors};
 use crate::content::Image;
 
 /// The machine that will use a volume.
+///
+/// ```
+/// use volfork::placement::{Compute, Processors};
+///
+/// let compute = Compute {
+///     // Eight processors of any one kind.
+///     cpus: Processors { kind: String::new(), count: 8 },
+///     gpus: Some(Processors { kind: "a100".into(), count: 1 }),
+///     memory_bytes: 32 << 30,
+/// };
+/// assert_eq!(Compute::default().gpus, None);
+/// assert_ne!(compute, Compute::default());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Compute {
@@ -19,6 +32,29 @@ pub struct Compute {
 }
 
 /// A snapshot that the new volume is forked from.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// # let volume = store.create_volume("base", 1 << 20)?;
+/// # volume.create_snapshot("v1")?;
+/// use volfork::placement::SnapshotNeed;
+///
+/// let snapshot = store.snapshot("base", "v1")?;
+/// let need = SnapshotNeed {
+///     identity: snapshot.identity(),
+///     block_bytes: snapshot.block_bytes(),
+///     size_bytes: snapshot.size_bytes(),
+///     // What forks touched first, if that was recorded; otherwise the whole size counts.
+///     first: store.holdings()[&snapshot.identity()].first.clone(),
+///     source_bandwidth: 125_000_000,
+///     origin: None,
+/// };
+/// assert_eq!((need.first, need.size_bytes), (None, 1 << 20));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotNeed {
     /// Identity of its bytes.
@@ -37,6 +73,33 @@ pub struct SnapshotNeed {
 }
 
 /// The blocks of a snapshot that its store has at this moment, whatever its host reported.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Fleet, HeldSnapshot, HostInventory, Policy, SnapshotNeed, SnapshotOrigin};
+///
+/// let mut fleet = Fleet::new();
+/// fleet.report(HostInventory { store: "5f".into(), ..host("near", 8) });
+/// fleet.report(host("far", 8));
+/// // A snapshot that was taken just now: its host has not reported it yet.
+/// let held = HeldSnapshot { block_bytes: 4096, size_bytes: 1 << 30, present: None };
+/// let origin = Some(SnapshotOrigin { store: "5f".into(), held });
+/// let (identity, block_bytes, size_bytes) = ("5f/12".to_owned(), 4096, 1 << 30);
+/// let need = SnapshotNeed { identity, block_bytes, size_bytes, first: None, source_bandwidth: 125_000_000, origin };
+/// let request = volfork::placement::Request { snapshot: Some(need), ..machine("m", 4) };
+/// let ranking = fleet.rank(&request, &Policy::default(), 1_000);
+/// assert_eq!((ranking.hosts[0].host.as_str(), ranking.hosts[0].terms.fetch_seconds), ("near", 0.0));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotOrigin {
     /// Id of the store.
@@ -46,6 +109,25 @@ pub struct SnapshotOrigin {
 }
 
 /// A volume and its machine, to be placed `count` times.
+///
+/// ```
+/// use volfork::placement::{Compute, Processors, Request};
+///
+/// let cpus = Processors { kind: "shared".into(), count: 2 };
+/// let request = Request {
+///     id: "deploy-42".into(),
+///     app: "shop".into(),
+///     volume: "db".into(),
+///     // The first region with room is taken.
+///     regions: vec!["ams".into(), "fra".into()],
+///     volume_bytes: 10 << 30,
+///     compute: Compute { cpus, memory_bytes: 4 << 30, ..Compute::default() },
+///     require_unique_zone: true,
+///     count: 3,
+///     ..Request::default()
+/// };
+/// assert_eq!((Request::default().count, request.count), (1, 3));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Names the request; part of the tie-break, so that equal requests spread and repeated ones agree.

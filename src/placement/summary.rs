@@ -23,6 +23,31 @@ const PARTS: u8 = 7;
 struct Filter(Box<[u8]>);
 
 /// A host in constant size but for its names.
+///
+/// ```
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::content::{Digest, Image, ImageLayer};
+/// use volfork::placement::{HostInventory, HostSummary, shortlist};
+///
+/// let layer = ImageLayer { digest: Digest::of(b"layer"), bytes: 500_000_000 };
+/// let image = Image::new("app:v1", Digest::of(b"app"), [layer]);
+/// let holder = HostInventory { layers: [(layer.digest, layer.bytes)].into(), ..host("holder", 8) };
+/// let hosts = [HostSummary::of(&host("other", 8)), HostSummary::of(&holder)];
+/// // The hosts whose exact inventories are worth reading: here the first one of two.
+/// assert_eq!(shortlist(&hosts, &image, 1)[0].host, "holder");
+/// // 500 MB over 125 MB a second.
+/// assert_eq!((hosts[0].fetch_seconds(&image), hosts[1].fetch_seconds(&image)), (4.0, 0.0));
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostSummary {
     /// Name.
