@@ -20,6 +20,27 @@ const UNTOLD_SECONDS: u64 = 300;
 const OWN: &str = "own-";
 
 /// What a host is going to make.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::ErrorKind;
+/// use volfork::fleet::{Birth, HostFacts, Publisher, SharedFleet};
+/// use volfork::placement::Request;
+///
+/// let fleet = SharedFleet::open("memory://")?;
+/// let facts = HostFacts::parse(r#"{"host": "a", "capacity": {"volume_bytes": 1073741824}}"#)?.complete(directory.path())?;
+/// Publisher::new(fleet.clone()).publish(facts.inventory(&store)?, 1_000)?;
+///
+/// // 1 GiB may be used for volumes: of two that want 600 MiB each, one is admitted.
+/// let wanted = Request { volume: "v".into(), volume_bytes: 600 << 20, ..Request::default() };
+/// let birth = Birth { wanted: &wanted, grows: false, reservation: None, own: &|| facts.amounts(&store) };
+/// fleet.admit(&birth, 1_000)?;
+/// assert_eq!(fleet.admit(&birth, 1_000).unwrap_err().kind(), ErrorKind::NoSpace);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Birth<'a> {
     /// The volume and its machine; regions, image, snapshot and count do not matter.
     pub wanted: &'a Request,
@@ -43,6 +64,28 @@ impl std::fmt::Debug for Birth<'_> {
 }
 
 /// What holds room on a host for a volume that is being made.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::fleet::{Birth, HostFacts, Publisher, SharedFleet};
+/// use volfork::placement::Request;
+///
+/// let fleet = SharedFleet::open("memory://")?;
+/// let facts = HostFacts::parse(r#"{"host": "a"}"#)?.complete(directory.path())?;
+/// Publisher::new(fleet.clone()).publish(facts.inventory(&store)?, 1_000)?;
+/// let wanted = Request { volume: "v".into(), volume_bytes: 4096, ..Request::default() };
+/// let birth = Birth { wanted: &wanted, grows: false, reservation: None, own: &|| facts.amounts(&store) };
+///
+/// let admitted = fleet.admit(&birth, 1_000)?;
+/// assert_eq!(admitted.resources.volume_bytes, 4096);
+/// // The volume was not made after all: the room is free again.
+/// fleet.give_back(&admitted)?;
+/// assert!(fleet.load()?.reservations.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admitted {
     /// The reservation.

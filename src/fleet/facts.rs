@@ -14,6 +14,25 @@ use crate::volume::Holding;
 const CPU_KIND: &str = "shared";
 
 /// What the operator says about a host; a file of these in JSON may leave out anything.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::fleet::HostFacts;
+///
+/// let facts = HostFacts::parse(r#"{"host": "host-1", "region": "ams", "capacity": {"cpus": {"performance": 32}}}"#)?;
+/// // What the operator does not say comes from the machine and from the file system of the store.
+/// let facts = facts.complete(directory.path())?;
+/// assert_eq!((facts.zone.as_str(), facts.capacity.cpus["performance"]), ("host-1", 32));
+/// assert!(facts.capacity.memory_bytes > 0);
+///
+/// store.create_volume("v", 1 << 20)?;
+/// let inventory = facts.inventory(&store)?;
+/// assert_eq!((inventory.store, inventory.volumes["v"].size_bytes), (store.id(), 1 << 20));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostFacts {

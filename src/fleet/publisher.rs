@@ -13,6 +13,22 @@ const SILENCE_SECONDS: u64 = 30;
 const DELTA_BYTES_MIN: usize = 4096;
 
 /// What a report cost.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::fleet::{Published, Publisher, SharedFleet};
+/// use volfork::placement::HostInventory;
+///
+/// let mut publisher = Publisher::new(SharedFleet::open("memory://")?);
+/// let (host, region, zone) = ("a".to_owned(), "ams".to_owned(), "a".to_owned());
+/// let inventory = HostInventory { host, region, zone, report_every_seconds: 10, ..HostInventory::default() };
+/// assert_eq!(publisher.publish(inventory.clone(), 1_000)?, Published::Whole);
+/// // Nothing is new, and no report is due.
+/// assert_eq!(publisher.publish(inventory.clone(), 1_001)?, Published::Nothing);
+/// assert_eq!(publisher.publish(inventory, 1_010)?, Published::Changes);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Published {
     /// Everything was written.
@@ -33,6 +49,26 @@ struct Whole {
 
 /// The reports of one host. Everything is written at first, and again when the changes have grown to a quarter of it, or what was
 /// written whole is not there any more; in between only the changes since then. A host has one publisher at a time.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::fleet::{HostFacts, Publisher, SharedFleet};
+///
+/// let fleet = SharedFleet::open("memory://")?;
+/// let facts = HostFacts::parse(r#"{"host": "host-1"}"#)?.complete(directory.path())?;
+/// let mut publisher = Publisher::new(fleet.clone());
+/// // Every few seconds, and at once after a change. `now` is in seconds since the Unix epoch.
+/// for now in [1_000, 1_010] {
+///     store.create_volume(&format!("v{now}"), 1 << 20)?;
+///     publisher.publish(facts.inventory(&store)?, now)?;
+/// }
+/// let host = fleet.host("host-1")?;
+/// assert_eq!((host.volumes.len(), host.reported_at), (2, 1_010));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Publisher {
     fleet: SharedFleet,
     whole: Option<Whole>,

@@ -20,6 +20,27 @@ const CLOCK_SECONDS: u64 = CLOCKS_SECONDS / 2;
 const TRIES_MAX: u32 = 64;
 
 /// The shared state of many hosts. Cheap to clone.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # use volfork::fleet::Publisher;
+/// # use volfork::placement::{HostInventory, Resources};
+/// use volfork::fleet::SharedFleet;
+/// use volfork::placement::{FleetOptions, Policy, Request};
+///
+/// // All hosts reach it: `s3://BUCKET/PREFIX`, or a directory.
+/// let fleet = SharedFleet::open("memory://")?;
+/// # let capacity = Resources { volume_bytes: 1 << 40, ..Resources::default() };
+/// # let (host, region, zone) = ("host-1".to_owned(), "ams".to_owned(), "rack-7".to_owned());
+/// # Publisher::new(fleet.clone()).publish(HostInventory { host, region, zone, capacity, ..HostInventory::default() }, 1_000)?;
+/// let request = Request { id: "deploy-42".into(), volume: "db".into(), volume_bytes: 10 << 30, ..Request::default() };
+/// let placement = fleet.place(&request, &Policy::default(), FleetOptions::default(), 1_000)?;
+/// // The host makes the volume with this id in the label `volfork.reservation`.
+/// let reservation = &placement.placed[0].reservation;
+/// assert_eq!((reservation.host.as_str(), reservation.expires_at), ("host-1", 1_120));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct SharedFleet(Arc<Bucket>);
 
@@ -30,6 +51,23 @@ impl std::fmt::Debug for SharedFleet {
 }
 
 /// An object that is left out of the fleet.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// use volfork::fleet::SharedFleet;
+///
+/// std::fs::create_dir(directory.path().join("hosts")).unwrap();
+/// std::fs::write(directory.path().join("hosts/a.json"), "no JSON").unwrap();
+/// let fleet = SharedFleet::open(directory.path().to_str().unwrap())?;
+/// // A broken object takes its own host out of the fleet, and harms no other.
+/// let view = fleet.load()?;
+/// assert!(view.hosts.is_empty());
+/// assert_eq!(view.unreadable[0].object, "hosts/a.json");
+/// assert!(!view.unreadable[0].reason.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unreadable {
     /// Its path.
@@ -39,6 +77,25 @@ pub struct Unreadable {
 }
 
 /// A fleet at one moment.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # use volfork::fleet::Publisher;
+/// # use volfork::placement::HostInventory;
+/// use volfork::fleet::{FleetView, SharedFleet};
+/// use volfork::placement::{FleetOptions, Policy, Request};
+///
+/// let fleet = SharedFleet::open("memory://")?;
+/// # let (host, region, zone) = ("host-1".to_owned(), "ams".to_owned(), "rack-7".to_owned());
+/// # Publisher::new(fleet.clone()).publish(HostInventory { host, region, zone, ..HostInventory::default() }, 1_000)?;
+/// // Read once, ranked as often as needed: nothing is reserved.
+/// let view: FleetView = fleet.load()?;
+/// assert_eq!((view.hosts.len(), view.reservations.len(), view.unreadable.len()), (1, 0, 0));
+/// let ranking = view.fleet(FleetOptions::default(), 1_000).rank(&Request::default(), &Policy::default(), 1_000);
+/// assert_eq!(ranking.hosts[0].host, "host-1");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FleetView {
     /// The hosts, by name.
