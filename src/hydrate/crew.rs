@@ -3,11 +3,12 @@
 //! | threads | run | may wait for |
 //! |---|---|---|
 //! | `vf-ID-step-…` | steps of hydrations: what came, what to fetch next; they give way to the foreground | the file of a trace |
-//! | `vf-ID-aside-…` | what a step must not wait for: barriers, looks above, ends of hydrations, handing calls to the threads of sources | disk, barriers |
+//! | `vf-ID-aside-…` | what a step must not wait for: barriers, looks above, ends of hydrations; `lead`: handing calls to the threads of sources | disk, barriers |
 //! | `vf-ID-fill` | writes of what came, through one ring; gives way to the foreground | disk, barriers |
 //!
 //! Hydrations take turns: one whose source is quick does not keep others from their steps.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,15 +17,20 @@ use crate::ids::LayerId;
 use crate::io::{Bounds, Next, Refusal, Task, Workers};
 use crate::sync::Mutex;
 
-/// Threads for steps, and for what steps must not wait for.
-const THREADS: usize = 2;
+/// Threads for steps.
+const STEPS: usize = 2;
+/// Threads for what steps must not wait for: those that wait for a barrier at once share it.
+const ASIDE: usize = 2;
+
+type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads of all hydrations of a store.
 pub struct Crew {
     steps: Workers,
     aside: Workers,
-    /// Keeps a thread there that starts the others: those that a step starts would give way to the foreground as it does.
+    /// Runs on the thread there that starts the others: those that a step starts would give way to the foreground as it does.
     starter: Mutex<Option<Task>>,
+    handed: Arc<Mutex<VecDeque<Job>>>,
     pub fills: Fills,
 }
 
@@ -32,11 +38,13 @@ impl Crew {
     /// A crew without threads; they are started when they are needed. `store_id` is in the names of its threads.
     pub fn new(store_id: &str) -> Arc<Self> {
         let name = format!("vf-{}", store_id.get(..6).unwrap_or(store_id));
-        let bounds = |in_background| Bounds { threads_max: THREADS, slow_max: 0, of_key_max: 1, waiting_max: usize::MAX, in_background };
+        let bounds =
+            |threads_max, in_background| Bounds { threads_max, slow_max: 0, of_key_max: 1, waiting_max: usize::MAX, in_background };
         Arc::new(Self {
-            steps: Workers::new(&format!("{name}-step"), bounds(true)),
-            aside: Workers::new(&format!("{name}-aside"), bounds(false)),
+            steps: Workers::new(&format!("{name}-step"), bounds(STEPS, true)),
+            aside: Workers::new(&format!("{name}-aside"), bounds(ASIDE, false)),
             starter: Mutex::default(),
+            handed: Arc::default(),
             fills: Fills::new(&format!("{name}-fill")),
         })
     }
@@ -49,7 +57,10 @@ impl Crew {
         {
             let mut starter = self.starter.lock();
             if starter.is_none() {
-                *starter = Some(Task::begin(&self.aside, None, || Next::After(Duration::from_secs(3600)))?);
+                *starter = {
+                    let handed = Arc::clone(&self.handed);
+                    Some(Task::begin(&self.aside, None, move || hand_on(&handed))?)
+                };
             }
         }
         Task::begin(&self.steps, Some(&layer.to_string()), step)
@@ -60,11 +71,31 @@ impl Crew {
         drop(self.aside.run(&layer.to_string(), Box::new(job)));
     }
 
+    /// Runs something short that may start threads of others, which must not give way as a step does.
+    pub fn hand_over(&self, job: impl FnOnce() + Send + 'static) {
+        self.handed.lock().push_back(Box::new(job));
+        self.starter.lock().iter().for_each(Task::wake);
+    }
+
     /// Ends the threads. All hydrations have ended.
     pub fn close(&self) {
-        self.starter.lock().take();
+        let starter = self.starter.lock().take();
+        drop(starter);
+        let dropped = std::mem::take(&mut *self.handed.lock());
+        drop(dropped);
         self.steps.close();
         self.aside.close();
         self.fills.close();
+    }
+}
+
+/// Runs what was handed over.
+fn hand_on(handed: &Mutex<VecDeque<Job>>) -> Next {
+    loop {
+        let next = handed.lock().pop_front();
+        match next {
+            Some(job) => job(),
+            None => return Next::After(Duration::from_secs(3600)),
+        }
     }
 }

@@ -104,7 +104,7 @@ impl Questions {
             telling.tell(Message::Answered(Answered { answer, ..answered }));
         };
         let (handing, uri) = (Arc::clone(parts), uri.to_owned());
-        crew.aside(parts.root.layer.id, move || handing.addresses.aside(&uri, job));
+        crew.hand_over(move || handing.addresses.aside(&uri, job));
     }
 
     /// Takes what an address has answered.

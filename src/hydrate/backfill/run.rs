@@ -250,7 +250,7 @@ impl Backfill {
             if let Some(crew) = &self.crew {
                 // The threads of sources must not inherit that this one gives way.
                 let handing = Arc::clone(parts);
-                crew.aside(parts.root.layer.id, move || connect_aside(&handing, connecting));
+                crew.hand_over(move || connect_aside(&handing, connecting));
                 continue;
             }
             match parts.addresses.source(&uri) {
