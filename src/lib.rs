@@ -64,7 +64,7 @@
 //!
 //! # Floors
 //!
-//! Imports point down only, and modules of one floor do not import one another; `tests/tidy.rs` keeps it so.
+//! Imports point down only, and modules of one floor do not import one another; `tests/tidy` keeps it so.
 //!
 //! ```text
 //! 0  clock content cursor error ids limits options place random sync telemetry units  words; locks, threads and time

@@ -1,6 +1,6 @@
 //! Every lock, condition variable, atomic, channel, thread and clock reading of the engine.
 //!
-//! The engine takes these from here and from nowhere else; `tests/tidy.rs` keeps this rule. Without the feature `sim` they are those
+//! The engine takes these from here and from nowhere else; `tests/tidy` keeps this rule. Without the feature `sim` they are those
 //! of `parking_lot` and the standard library. With it they are those of `sim`, which puts the threads of a simulated run under a
 //! seeded scheduler and leaves all other threads alone.
 

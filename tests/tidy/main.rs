@@ -3,6 +3,7 @@
 //! Lists of what is still allowed to break a rule name folders with a number that may only shrink.
 
 mod circles;
+mod examples;
 mod floors;
 mod sizes;
 mod sources;
