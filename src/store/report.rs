@@ -94,7 +94,7 @@ pub struct ScrubReport {
     pub affected: BTreeMap<String, AffectedBlocks>,
 }
 
-/// What `check` found in a closed store.
+/// What [`crate::Store::check`] found in a closed store.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -124,7 +124,7 @@ pub struct CheckReport {
     pub violations: Vec<String>,
 }
 
-/// What `hydrate` changes.
+/// What [`crate::Store::control_hydration`] changes; `None` leaves a setting as it is.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {

@@ -53,7 +53,7 @@ pub struct Now {
 ///
 /// let trace = store.trace("base", Some("v1"))?;
 /// assert!(trace.recording);
-/// // Ranges of bytes, in the order in which the fork touched them. They may be wider than what was read.
+/// // Ranges of bytes, in the order in which the fork touched them. They are wider than what was read.
 /// assert_eq!(trace.runs.iter().map(|run| run.start).collect::<Vec<_>>(), [512 << 10, 0]);
 /// # Ok(())
 /// # }
@@ -61,7 +61,7 @@ pub struct Now {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TraceInfo {
-    /// Runs of bytes, in that order.
+    /// Runs of bytes, in that order, in whole units of 16 blocks: the last one may end past the end of the volume.
     pub runs: Vec<Range<u64>>,
     /// A fork is being recorded.
     pub recording: bool,

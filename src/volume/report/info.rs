@@ -100,7 +100,7 @@ pub enum HydrationState {
     None,
     /// Blocks are being fetched.
     Running,
-    /// Stopped by `hydrate --pause`; demand reads still fetch.
+    /// Stopped by [`crate::store::HydrationControl::paused`]; reads of missing blocks still fetch.
     Paused,
     /// The source does not answer, or has not got what is missing; tried again with growing pauses.
     Degraded,
@@ -145,9 +145,9 @@ pub struct HydrationInfo {
     pub bytes_missing: u64,
     /// Bytes a second, over the last seconds; 0 unless it runs.
     pub rate_bytes_per_second: u64,
-    /// Cap set by `hydrate --rate`.
+    /// Cap that was set by [`crate::store::HydrationControl::rate_bytes_per_second`].
     pub rate_limit_bytes_per_second: Option<u64>,
-    /// When it is to be complete (`hydrate --deadline`), in seconds since the Unix epoch.
+    /// When it is to be complete ([`crate::store::HydrationControl::deadline_seconds`]), in seconds since the Unix epoch.
     pub deadline: Option<u64>,
     /// Share of what the hydrations of the store have together.
     pub priority: HydrationPriority,
@@ -203,7 +203,7 @@ pub struct LeaseInfo {
     pub lapses_at: u64,
 }
 
-/// Everything `show` prints of a volume.
+/// Everything that a store tells of a volume ([`crate::Store::show`], [`crate::Volume::info`]).
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -243,7 +243,7 @@ pub struct VolumeInfo {
     pub parent: Option<String>,
     /// Address of the source, while there is one.
     pub source: Option<String>,
-    /// The source was written while it was forked (`fork --live`): its blocks are of different instants.
+    /// The source was written while it was forked ([`crate::volume::ForkOptions::live`]): its blocks are of different instants.
     #[cfg_attr(feature = "serde", serde(default))]
     pub live_source: bool,
     /// Leases that forks of other hosts have of its snapshots.
@@ -262,7 +262,7 @@ pub struct VolumeInfo {
     pub hydration: HydrationInfo,
 }
 
-/// Everything `snapshots` prints of a snapshot.
+/// Everything that a store tells of a snapshot ([`crate::Store::snapshots`]).
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
