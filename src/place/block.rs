@@ -71,11 +71,6 @@ impl Extent {
         if number <= Self::LAST.0 { Some(Self(number)) } else { None }
     }
 
-    /// The extent with this number; the last one if the largest volume ends before.
-    pub fn clamped(number: u32) -> Self {
-        Self(number.min(Self::LAST.0))
-    }
-
     /// Its number, as records and bitmaps have it.
     #[inline]
     pub const fn number(self) -> u32 {
@@ -98,11 +93,6 @@ impl Extent {
     #[inline]
     pub fn block(self, index: BlockIndex) -> Block {
         Block(self.0 << EXTENT_SHIFT | index.number())
-    }
-
-    /// The extent behind it; `None` after the last one.
-    pub const fn next(self) -> Option<Self> {
-        Self::new(self.0 + 1)
     }
 
     /// The extents from this one to `last`, which is one of them.
@@ -156,9 +146,6 @@ impl fmt::Display for BlockIndex {
 pub struct Segment(u32);
 
 impl Segment {
-    /// The first file, which every layer with blocks may have.
-    pub const FIRST: Self = Self(0);
-
     /// The segment with this number.
     pub const fn new(number: u32) -> Self {
         Self(number)
@@ -181,7 +168,7 @@ mod tests {
             assert_eq!(block.extent().block(block.index()), block);
             assert_eq!((block.extent().number(), block.index().number()), (number / EXTENT_BLOCKS, number % EXTENT_BLOCKS));
         }
-        assert_eq!((Block::LAST.next(), Extent::LAST.next(), Extent::LAST.last()), (None, None, Block::LAST));
+        assert_eq!((Block::LAST.next(), Extent::LAST.last()), (None, Block::LAST));
         assert_eq!((Extent::new(1 << 22), Extent::new((1 << 22) - 1)), (None, Some(Extent::LAST)));
         assert_eq!((BlockIndex::new(1024), Block::at(1 << 32)), (None, None));
     }

@@ -17,7 +17,6 @@
 //! ```
 //!
 //! [`wide`], [`length`] and [`index`] convert between lengths in memory and numbers of 64 and 32 bits: no cast stands elsewhere.
-#![allow(dead_code, unused_imports, reason = "folders are converted to these types one after another")]
 #![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 mod bits;
@@ -29,7 +28,7 @@ mod width;
 
 pub use bits::BlockBits;
 pub use block::{Block, BlockIndex, EXTENT_BLOCKS, Extent, Segment};
-pub use set::{end_of_run, extent_bits, extents_from, extents_of, insert_bits, remove_bits, runs_of, set_of};
+pub use set::{end_of_run, extent_bits, extents_of, insert_bits, remove_bits, runs_of, set_of};
 pub use size::{BlockSize, Piece};
 pub use span::{BlockSpan, ExtentSpan, IndexSpan};
 pub use width::{index, length, wide};

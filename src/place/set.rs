@@ -25,7 +25,7 @@ pub fn extents_of(set: &RoaringBitmap) -> impl Iterator<Item = Extent> {
 }
 
 /// As [`extents_of`], for blocks from `from` on.
-pub fn extents_from(set: &RoaringBitmap, from: Block) -> impl Iterator<Item = Extent> {
+fn extents_from(set: &RoaringBitmap, from: Block) -> impl Iterator<Item = Extent> {
     let mut next = Some(from);
     std::iter::from_fn(move || {
         let extent = set.range(next?.number()..).next().map(|block| Block::new(block).extent())?;

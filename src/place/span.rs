@@ -166,8 +166,6 @@ pub struct IndexSpan {
 }
 
 impl IndexSpan {
-    /// No block.
-    pub const EMPTY: Self = Self { start: 0, end: 0 };
     /// Every block of the extent.
     pub const FULL: Self = Self { start: 0, end: 1024 };
 
@@ -211,11 +209,6 @@ impl IndexSpan {
     /// The first block.
     pub fn first(self) -> Option<BlockIndex> {
         BlockIndex::new(self.start()).filter(|_| !self.is_empty())
-    }
-
-    /// Whether the block is one of them.
-    pub fn contains(self, index: BlockIndex) -> bool {
-        self.range().contains(&index.number())
     }
 
     /// The blocks that both spans have.

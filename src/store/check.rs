@@ -13,8 +13,8 @@ use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode};
 use crate::journal::load;
 use crate::layer::{Presence, Recovery};
-use crate::limits::{SEGMENT_BYTES, VOLUME_BYTES_MAX};
-use crate::place::{Block, BlockSize};
+use crate::limits::VOLUME_BYTES_MAX;
+use crate::place::{Block, BlockSize, BlockSpan, wide};
 
 pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
     let paths = absolute(&*options.disk, path)?;
@@ -42,8 +42,8 @@ pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
     }
     let catalog = &replayed.catalog;
     report.violations.extend(catalog.violations());
-    report.volumes = catalog.volumes().count() as u64;
-    report.snapshots = catalog.volumes().map(|(_, volume)| volume.snapshots.len() as u64).sum();
+    report.volumes = wide(catalog.volumes().count());
+    report.snapshots = catalog.volumes().map(|(_, volume)| wide(volume.snapshots.len())).sum();
     let recovery = &replayed.recovery;
     let files = Files { disk: &*options.disk, paths: &paths, block_size: loaded.superblock.block_size, recovery };
     for (id, presence, _) in replayed.recovery.layers() {
@@ -94,23 +94,16 @@ impl Files<'_> {
             }
             Err(error) => violations.push(error.to_string()),
         }
-        let segments = VOLUME_BYTES_MAX.div_ceil(SEGMENT_BYTES);
-        for segment in 0..segments {
-            let first = self.block_size.block_of(segment * SEGMENT_BYTES);
-            let last = self.block_size.block_of((segment + 1) * SEGMENT_BYTES) - 1;
-            let Ok(first) = u32::try_from(first) else { break };
-            let last = u32::try_from(last).unwrap_or(u32::MAX);
-            if presence.present.range(first..=last).next().is_none() {
+        for (segment, blocks) in self.block_size.segments() {
+            let mut here = presence.present.clone();
+            here.remove_range(BlockSpan::new(0, blocks.start()).numbers());
+            here.remove_range(BlockSpan::new(blocks.end(), BlockSpan::ALL.end()).numbers());
+            if here.is_empty() {
                 continue;
             }
-            let mut here = presence.present.clone();
-            here.remove_range(..first);
-            if let Some(after) = last.checked_add(1) {
-                here.remove_range(after..);
-            }
-            let path = self.paths.layer(id, LayerFile::Data(segment as u32));
+            let path = self.paths.layer(id, LayerFile::Data(segment.number()));
             match self.disk.open(&path, OpenMode::Read, IoMode::Buffered) {
-                Ok(file) => self.check_allocation(id, &*file, u64::from(first), here, violations)?,
+                Ok(file) => self.check_allocation(id, &*file, blocks.start(), here, violations)?,
                 Err(error) => violations.push(format!(
                     "layer {id}: {} blocks are present, but {} cannot be opened: {error}",
                     here.len(),
@@ -134,9 +127,8 @@ impl Files<'_> {
         let next = |offset| file.next_allocated(offset).map_err(|error| Error::io(format!("cannot map layer {id}"), error));
         while let Some(range) = next(offset)? {
             offset = range.end;
-            let first = base + self.block_size.block_of(range.start);
-            let last = base + self.block_size.blocks_for(range.end) - 1;
-            present.remove_range(first as u32..=u32::try_from(last).unwrap_or(u32::MAX));
+            let blocks = self.block_size.touched(&range);
+            present.remove_range(BlockSpan::new(base + blocks.start(), base + blocks.end()).numbers());
         }
         // A block of zeros matches its checksum in a hole as well: a crash may leave it so.
         let lost: Vec<u32> = present.iter().filter(|block| !self.recovery.is_zero_block(id, Block::new(*block))).collect();

@@ -3,6 +3,7 @@
 //! The cast: [`Store`] is the handle; opening and recovery are in `open`, background work in `background`, verification in
 //! `scrub` (open store) and `check` (closed store); volumes that are being filled in `unfinished`.
 #![deny(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(not(test), deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless))]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod background;
@@ -133,7 +134,7 @@ impl Store {
     /// A number that no other open store of this process has.
     #[cfg(feature = "images")]
     pub(crate) fn identity(&self) -> usize {
-        Arc::as_ptr(&self.0) as usize
+        Arc::as_ptr(&self.0).addr()
     }
 
     /// Block size.

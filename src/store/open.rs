@@ -14,7 +14,7 @@ use crate::ids::{LayerId, VolumeId, random_bytes};
 use crate::io::{Access, Disk, OverlayDisk};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
-use crate::place::{BlockSize, BlockSpan};
+use crate::place::{BlockSize, BlockSpan, wide};
 use crate::sync::Mutex;
 use crate::telemetry::tell;
 use crate::volume::{Core, CoreConfig};
@@ -155,7 +155,7 @@ impl Replayed {
         for record in records {
             if let Record::Blocks(BlocksRecord::Present(run) | BlocksRecord::Expect(run)) = record {
                 let parts = self.recovery.matching(run);
-                self.lost_blocks += (run.checksums.len() - parts.iter().map(|part| part.checksums.len()).sum::<usize>()) as u64;
+                self.lost_blocks += wide(run.checksums.len() - parts.iter().map(|part| part.checksums.len()).sum::<usize>());
                 if let Record::Blocks(BlocksRecord::Present(_)) = record {
                     present.extend(parts.into_iter().map(|run| Record::from(BlocksRecord::Present(run))));
                 }

@@ -7,8 +7,7 @@ use super::report::{ScrubProgress, ScrubReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
 use crate::layer::Layer;
-use crate::limits::EXTENT_BLOCKS;
-use crate::place::{Block, Extent};
+use crate::place::{Block, BlockSpan, Extent, length};
 use crate::volume::{Core, Viewers};
 
 /// Damaged blocks that are named in a report; further ones are only counted.
@@ -31,7 +30,7 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
         let mut scrubbed = LayerScrub { core, layer: &layer, viewers: None, report: &mut report };
         let mut next = layer.with_presence(|presence| presence.present.min());
         while let Some(block) = next {
-            let extent = block / EXTENT_BLOCKS;
+            let extent = Block::new(block).extent();
             {
                 // Not across `progress`, which may close the store.
                 let _pass = core.enter()?;
@@ -41,8 +40,7 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
             if progress(ScrubProgress { blocks_verified, blocks_total, damage }).is_break() {
                 return Ok(report);
             }
-            let after = extent.checked_add(1).and_then(|extent| extent.checked_mul(EXTENT_BLOCKS));
-            next = after.and_then(|from| layer.with_presence(|presence| presence.present.range(from..).next()));
+            next = extent.last().next().and_then(|from| layer.with_presence(|presence| presence.present.range(from.number()..).next()));
         }
     }
     Ok(report)
@@ -66,17 +64,17 @@ struct LayerScrub<'a> {
 }
 
 impl LayerScrub<'_> {
-    fn extent(&mut self, extent: u32) -> Result<()> {
-        let block_bytes = self.core.blocks.block_size.bytes() as usize;
-        for run in self.layer.extent(Extent::clamped(extent)).0.spans() {
-            let run = run.range();
-            let (mut start, mut length) = (run.start, run.end - run.start);
-            while start < run.end {
-                let (first, count) = (extent * EXTENT_BLOCKS + start, length.min(run.end - start));
-                let mut buffer = AlignedBuffer::zeroed(count as usize * block_bytes);
-                let damaged = match self.core.layers.settled.scrub(self.layer, Block::new(first), &mut buffer) {
+    fn extent(&mut self, extent: Extent) -> Result<()> {
+        for run in self.layer.extent(extent).0.spans() {
+            let mut left = extent.part(run).span();
+            // The disk does not say which of several blocks it cannot read: then they are read one by one.
+            let mut at_once = left.len();
+            while let Some(first) = left.first() {
+                let part = left.take(at_once);
+                let mut buffer = AlignedBuffer::zeroed(length(self.core.blocks.block_size.bytes_for(part.len())));
+                let damaged = match self.core.layers.settled.scrub(self.layer, first, &mut buffer) {
                     Ok(()) => {
-                        start += count;
+                        left = left.skip(part.len());
                         continue;
                     }
                     Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) || error.is_shortage() => return Err(error),
@@ -84,28 +82,27 @@ impl LayerScrub<'_> {
                     Err(_) if self.core.layers.get(self.layer.id).is_none() => return Ok(()),
                     Err(error) => error,
                 };
-                match damaged.corruption().map(|corruption| corruption.block as u32) {
+                match damaged.corruption().and_then(|corruption| Block::at(corruption.block)) {
                     Some(block) => {
                         self.note_damage(block, damaged);
-                        start = block % EXTENT_BLOCKS + 1;
+                        left = BlockSpan::new(block.span().end(), left.end());
                     }
-                    // The disk does not say which of the blocks it cannot read.
-                    None if count > 1 => length = 1,
+                    None if part.len() > 1 => at_once = 1,
                     None => {
                         self.note_damage(first, damaged);
-                        start += 1;
+                        left = left.skip(1);
                     }
                 }
             }
-            self.report.blocks_verified += run.len() as u64;
+            self.report.blocks_verified += u64::from(run.len());
         }
         Ok(())
     }
 
-    fn note_damage(&mut self, block: u32, damaged: Error) {
+    fn note_damage(&mut self, block: Block, damaged: Error) {
         let viewers = self.viewers.get_or_insert_with(|| self.core.viewers(self.layer.id));
         let names = viewers.of(block);
-        let mut buffer = vec![0; self.core.blocks.block_size.bytes() as usize];
+        let mut buffer = vec![0; self.core.blocks.block_size.len()];
         let outcome = self.core.blocks.repair(self.layer, block, &mut buffer, damaged);
         for name in &names {
             let affected = self.report.affected.entry((*name).to_owned()).or_default();

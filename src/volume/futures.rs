@@ -24,6 +24,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::queue::Queue;
 use super::request::{Completion, Request};
 use crate::error::{Error, Result};
+use crate::place::index;
 use crate::sync::Mutex;
 use crate::sync::thread::Builder;
 
@@ -139,7 +140,7 @@ impl AsyncQueue {
         let reactor = Reactor::get()?;
         let fd = queue.as_raw_fd();
         let state = State { queue, slots: HashMap::new(), waiting: BTreeMap::new(), next: 0, completions: Vec::new(), failure: None };
-        let requests = reactor.add(fd, |id| Requests { id, fd, depth: depth as usize, reactor, state: Mutex::new(state) })?;
+        let requests = reactor.add(fd, |id| Requests { id, fd, depth: index(depth), reactor, state: Mutex::new(state) })?;
         Ok(Self(requests))
     }
 

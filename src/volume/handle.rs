@@ -86,7 +86,7 @@ impl Volume {
 
     /// Block size of the store, in bytes.
     pub fn block_bytes(&self) -> u32 {
-        self.0.blocks.block_size.bytes() as u32
+        self.0.blocks.block_size.bytes_32()
     }
 
     /// Fills `buffer` from `offset`. Every byte is verified against its checksum.
@@ -359,7 +359,7 @@ impl Snapshot {
 
     /// Block size of the store, in bytes.
     pub fn block_bytes(&self) -> u32 {
-        self.0.blocks.block_size.bytes() as u32
+        self.0.blocks.block_size.bytes_32()
     }
 
     /// Fills `buffer` from `offset`; as [`Volume::read_at`].

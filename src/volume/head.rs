@@ -1,9 +1,8 @@
 //! A volume that is open: its view, its gate, and writing.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use super::blocks::{Blocks, LOOKS_MAX, Piece, View};
+use super::blocks::{Blocks, LOOKS_MAX, View};
 use super::gate::{Closed, Gate};
 use super::hydration::Recorder;
 use super::pool::Pool;
@@ -13,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::format::ShapeRecord;
 use crate::ids::VolumeId;
 use crate::layer::{Admitted, Layer, Layers, Reserved, Ticket};
-use crate::limits::{EXTENT_BLOCKS, Planted, VOLUME_BYTES_MAX};
+use crate::limits::{Planted, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
-use crate::place::{BlockBits, BlockSpan, Extent, IndexSpan};
+use crate::place::{Block, BlockBits, BlockSpan, Extent, ExtentSpan, IndexSpan, Piece, length, wide};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock};
 
@@ -24,7 +23,7 @@ use crate::sync::{Mutex, OnceLock, RwLock};
 struct Taken<'a> {
     layers: &'a Layers,
     layer: Arc<Layer>,
-    extents: Vec<(u32, BlockBits)>,
+    extents: Vec<(Extent, BlockBits)>,
 }
 
 impl Taken<'_> {
@@ -36,7 +35,7 @@ impl Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.extents.iter().for_each(|(extent, bits)| self.layers.admission.give_back_space(&self.layer, Extent::clamped(*extent), bits));
+        self.extents.iter().for_each(|(extent, bits)| self.layers.admission.give_back_space(&self.layer, *extent, bits));
     }
 }
 
@@ -152,7 +151,7 @@ impl Head {
     pub fn touch(&self, offset: u64, bytes: u64) {
         if let Some(recorder) = self.recorder.get() {
             let end = offset.saturating_add(bytes).min(VOLUME_BYTES_MAX);
-            recorder.touch(self.blocks.block_size.block_of(offset)..self.blocks.block_size.blocks_for(end));
+            recorder.touch(self.blocks.block_size.touched(&(offset..end)));
         }
     }
 
@@ -170,8 +169,8 @@ impl Head {
 
     /// Fills `buffer` from `offset`.
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        if self.recorder.get().is_some() && self.view.read().check_range(offset, buffer.len() as u64).is_ok() {
-            self.touch(offset, buffer.len() as u64);
+        if self.recorder.get().is_some() && self.view.read().check_range(offset, wide(buffer.len())).is_ok() {
+            self.touch(offset, wide(buffer.len()));
         }
         let (began, demands) = (self.blocks.foreground.began(), self.blocks.foreground.demands());
         let read = self.alive(|| self.blocks.read(&self.view, offset, buffer)).map_err(|error| self.name_damage(error));
@@ -183,17 +182,17 @@ impl Head {
     /// Writes `data` at `offset`. `changes`: of the queue that it is for.
     pub fn write(&self, data: &[u8], offset: u64, changes: Option<&Changes>) -> Result<()> {
         self.check_alive()?;
-        self.view.read().check_range(offset, data.len() as u64)?;
+        self.view.read().check_range(offset, wide(data.len()))?;
         self.write_checked(data, offset, true, changes)
     }
 
     /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
     pub fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool, changes: Option<&Changes>) -> Result<()> {
         let (began, demands) = (self.blocks.foreground.began(), self.blocks.foreground.demands());
-        let taken = self.take_space(offset, data.len() as u64)?;
+        let taken = self.take_space(offset, wide(data.len()))?;
         while !data.is_empty() {
-            let piece = Piece::at(self.blocks.block_size, offset, data.len() as u64);
-            let (part, rest) = data.split_at(piece.bytes as usize);
+            let piece = Piece::at(self.blocks.block_size, offset, wide(data.len()));
+            let (part, rest) = data.split_at(length(piece.bytes));
             let written = self.write_piece(&piece, part, bounded.then_some(offset), changes);
             written.map_err(|error| self.name_damage(error))?;
             offset += piece.bytes;
@@ -210,28 +209,26 @@ impl Head {
 
     /// A write over several extents that overwrites blocks and adds others takes the space of the new ones before it begins, so that
     /// a full disk refuses all of it. (Within one extent, writing does so behind the latch.)
-    fn take_space(&self, mut offset: u64, bytes: u64) -> Result<Option<Taken<'_>>> {
+    fn take_space(&self, offset: u64, bytes: u64) -> Result<Option<Taken<'_>>> {
         let (block_size, end) = (self.blocks.block_size, offset + bytes);
         if offset / block_size.extent_bytes() == end.saturating_sub(1) / block_size.extent_bytes() {
             return Ok(None);
         }
         let (layers, layer): (&Layers, _) = (&self.blocks.layers, Arc::clone(&self.view.read().layer));
         let (mut overwrites, mut extents) = (false, Vec::new());
-        while offset < end {
-            let piece = Piece::at(block_size, offset, end - offset);
-            let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
-            let new = bits.minus(&layer.extent(Extent::clamped(piece.extent)).0);
+        for piece in block_size.pieces(offset..end) {
+            let bits = BlockBits::of(piece.part.indices);
+            let new = bits.minus(&layer.extent(piece.part.extent).0);
             overwrites |= new != bits;
             if !new.is_empty() {
-                extents.push((piece.extent, new));
+                extents.push((piece.part.extent, new));
             }
-            offset += piece.bytes;
         }
         if !overwrites || extents.is_empty() {
             return Ok(None);
         }
         let taken = Taken { layers, layer, extents };
-        taken.extents.iter().try_for_each(|(extent, new)| layers.admission.take_space(&taken.layer, Extent::clamped(*extent), new))?;
+        taken.extents.iter().try_for_each(|(extent, new)| layers.admission.take_space(&taken.layer, *extent, new))?;
         Ok(Some(taken))
     }
 
@@ -255,48 +252,46 @@ impl Head {
             match result? {
                 None => return Ok(()),
                 // Outside of the gate, so that a fork never waits for a network.
-                Some(block) if looks.next().is_some() => self.bring_old(piece.extent, block)?,
+                Some(block) if looks.next().is_some() => self.bring_old(block)?,
                 Some(block) => {
                     let layer = Arc::clone(&self.view.read().layer);
-                    return Err(self.blocks.never_settles(&layer, piece.extent * EXTENT_BLOCKS + block));
+                    return Err(self.blocks.never_settles(&layer, block));
                 }
             }
         }
     }
 
     /// `Some`: this block has to be brought first.
-    fn write_inside(&self, piece: &Piece, data: &[u8], partial: &[u32]) -> Result<Option<u32>> {
+    fn write_inside(&self, piece: &Piece, data: &[u8], partial: &[Block]) -> Result<Option<Block>> {
         // Behind the gate the head does not change.
         let layer = Arc::clone(&self.view.read().layer);
-        let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
-        let admitted = Admitted::wait(&*self.blocks.layers.admission, &*layer, Extent::clamped(piece.extent), bits)?;
-        let owned = self.is_owner(&layer, piece.extent, piece.blocks.clone());
+        let bits = BlockBits::of(piece.part.indices);
+        let admitted = Admitted::wait(&*self.blocks.layers.admission, &*layer, piece.part.extent, bits)?;
+        let owned = self.is_owner(&layer, piece.part);
         if partial.is_empty() {
             admitted.write(data)?;
         } else if let Some(block) = self.write_partial(admitted, &layer, piece, data, partial)? {
             return Ok(Some(block));
         }
         if !owned {
-            self.take_over(&layer, piece.extent, piece.blocks.clone());
+            self.take_over(&layer, piece.part);
         }
         Ok(None)
     }
 
     /// Whether the layer answers for all blocks of the range. Also resolves the extent, which must happen before the layer
     /// holds anything new in it.
-    pub fn is_owner(&self, layer: &Layer, extent: u32, range: Range<u32>) -> bool {
+    pub fn is_owner(&self, layer: &Layer, part: ExtentSpan) -> bool {
         let view = self.view.read();
-        let owners = self.blocks.owners(&view, extent, range);
+        let owners = self.blocks.owners(&view, part);
         owners.iter().all(|(_, owner)| *owner == Owner::Layer(layer.id))
     }
 
     /// The layer answers for the range from now on.
-    pub fn take_over(&self, layer: &Layer, extent: u32, range: Range<u32>) {
+    pub fn take_over(&self, layer: &Layer, part: ExtentSpan) {
         let mut view = self.view.write();
         let below = Arc::clone(&view.layer);
-        view.owners.set(Extent::clamped(extent), IndexSpan::new(range.start, range.end), Owner::Layer(layer.id), || {
-            self.blocks.resolve(&below, extent)
-        });
+        view.owners.set(part.extent, part.indices, Owner::Layer(layer.id), || self.blocks.resolve(&below, part.extent));
     }
 
     /// Makes every completed write durable.
@@ -322,7 +317,7 @@ impl Head {
         let (block_size, end) = (self.blocks.block_size, offset + bytes);
         let first = block_size.blocks_for(offset);
         let zeros = |start: u64, end: u64| match start < end {
-            true => self.write_checked(&vec![0; (end - start) as usize], start, true, changes),
+            true => self.write_checked(&vec![0; length(end - start)], start, true, changes),
             false => Ok(()),
         };
         if first >= block_size.blocks_for(end) {
@@ -365,7 +360,7 @@ impl Head {
             if part.indices == IndexSpan::FULL {
                 whole = Some((whole.map_or(part.extent, |(first, _)| first), part.extent));
             } else {
-                let resolve = || self.blocks.resolve(&below, part.extent.number());
+                let resolve = || self.blocks.resolve(&below, part.extent);
                 view.owners.set(part.extent, part.indices, Owner::Zero, resolve);
             }
         }
@@ -378,8 +373,9 @@ impl Head {
     /// Resolves the extents that a range covers in part, before their meaning changes.
     fn resolve_edges(&self, first: u64, last: u64) {
         let layer = Arc::clone(&self.view.read().layer);
-        for block in [first, last - 1] {
-            self.is_owner(&layer, (block / u64::from(EXTENT_BLOCKS)) as u32, 0..1);
+        let edges = BlockSpan::new(first, last);
+        for block in [edges.first(), edges.last()].into_iter().flatten() {
+            self.is_owner(&layer, block.in_extent());
         }
     }
 }

@@ -9,6 +9,7 @@
 //! - `report`: what can be told of volumes;
 //! - `shape`: create, fork, snapshot, alter, destroy.
 #![deny(clippy::wildcard_enum_match_arm)]
+#![cfg_attr(not(test), deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless))]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod blocks;

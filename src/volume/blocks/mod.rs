@@ -8,4 +8,4 @@ mod read;
 mod view;
 
 pub use read::LOOKS_MAX;
-pub use view::{Answer, Blocks, Piece, View};
+pub use view::{Answer, Blocks, View};

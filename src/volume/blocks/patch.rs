@@ -3,22 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::view::{Answer, Blocks, Piece, View};
+use super::view::{Answer, Blocks, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
 use crate::io::AlignedBuffer;
 use crate::layer::{Layer, Merged};
-use crate::limits::EXTENT_BLOCKS;
-use crate::place::{Block, BlockBits, Extent, IndexSpan};
+use crate::place::{Block, BlockBits, ExtentSpan, Piece};
 use crate::sync::RwLock;
 
 /// Patches that one background step looks at.
 const STEP_BLOCKS: usize = 256;
-
-fn place(block: u32) -> (u32, Range<u32>) {
-    let within = block % EXTENT_BLOCKS;
-    (block / EXTENT_BLOCKS, within..within + 1)
-}
 
 impl Blocks {
     /// What lies below a layer.
@@ -27,35 +21,33 @@ impl Blocks {
         Ok(View::new(self.layers.require(parent)?, u64::MAX))
     }
 
-    fn answer_below(&self, view: &View, block: u32) -> Result<Answer> {
-        let (extent, within) = place(block);
-        Ok(self.answers(view, extent, within)?.pop().map_or(Answer::Zero, |(_, answer)| answer))
+    fn answer_below(&self, view: &View, block: Block) -> Result<Answer> {
+        Ok(self.answers(view, block.in_extent())?.pop().map_or(Answer::Zero, |(_, answer)| answer))
     }
 
     /// Fills `buffer` with patched blocks of a layer and merges them, so that the next reader finds them whole.
     ///
     /// # Errors
     /// As [`Blocks::read_extent`].
-    pub fn read_patched(&self, seen: &RwLock<View>, layer: &Arc<Layer>, extent: u32, run: Range<u32>, buffer: &mut [u8]) -> Result<()> {
-        let first = extent * EXTENT_BLOCKS;
+    pub fn read_patched(&self, seen: &RwLock<View>, layer: &Arc<Layer>, run: ExtentSpan, buffer: &mut [u8]) -> Result<()> {
         // All that is missing is asked for at once.
         let below = self.below(layer)?;
-        for (blocks, answer) in self.answers(&below, extent, run.clone())? {
+        for (blocks, answer) in self.answers(&below, run)? {
             if let Answer::Missing(root) = answer {
-                let fetched = self.demand(&root, u64::from(first) + u64::from(blocks.start)..u64::from(first) + u64::from(blocks.end));
+                let fetched = self.demand(&root, run.extent.part(blocks).span());
                 // Blocks that were merged meanwhile need nothing from below any more.
-                let asked = BlockBits::of(IndexSpan::new(blocks.start, blocks.end));
+                let asked = BlockBits::of(blocks);
                 if let Err(error) = fetched
                     && !matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Poisoned)
-                    && layer.patched(Extent::clamped(extent)).and(&asked) == asked
+                    && layer.patched(run.extent).and(&asked) == asked
                 {
                     return Err(error);
                 }
             }
         }
-        for (block, bytes) in run.zip(buffer.chunks_mut(self.block_size.bytes() as usize)) {
-            if let Merged::Superseded = self.merge_block(layer, first + block, bytes)? {
-                self.read_block_settled(seen, first + block, bytes)?;
+        for (block, bytes) in run.blocks().zip(buffer.chunks_mut(self.block_size.len())) {
+            if let Merged::Superseded = self.merge_block(layer, block, bytes)? {
+                self.read_block_settled(seen, block, bytes)?;
             }
         }
         Ok(())
@@ -65,8 +57,7 @@ impl Blocks {
     ///
     /// # Errors
     /// As [`Blocks::read_extent`].
-    pub fn merge_block(&self, layer: &Arc<Layer>, block: u32, buffer: &mut [u8]) -> Result<Merged> {
-        let (extent, within) = place(block);
+    pub fn merge_block(&self, layer: &Arc<Layer>, block: Block, buffer: &mut [u8]) -> Result<Merged> {
         // Layers with a patch of this block, one above the other. Chains are long: a loop, not a recursion.
         let mut patched = vec![Arc::clone(layer)];
         let mut below = self.below(layer)?;
@@ -74,14 +65,14 @@ impl Blocks {
             below = self.below(&next)?;
             patched.push(next);
         }
-        if let Err(error) = self.read_extent(&RwLock::new(below), extent, within.clone(), buffer) {
+        if let Err(error) = self.read_extent(&RwLock::new(below), block.in_extent(), buffer) {
             // Once a block is merged, the one below it is forgotten.
-            let all = patched.iter().all(|layer| layer.patched(Extent::clamped(extent)).contains(Block::new(block).index()));
+            let all = patched.iter().all(|layer| layer.patched(block.extent()).contains(block.index()));
             return if all { Err(error) } else { Ok(Merged::Superseded) };
         }
         let mut merged = Merged::Superseded;
         while let Some(layer) = patched.pop() {
-            merged = self.layers.settled.merge(&layer, Block::new(block), buffer)?;
+            merged = self.layers.settled.merge(&layer, block, buffer)?;
             if let Merged::Superseded = merged {
                 // It was merged or overwritten meanwhile: `buffer` does not have the layer's block.
                 return Ok(merged);
@@ -95,15 +86,16 @@ impl Blocks {
     /// # Errors
     /// As [`Blocks::answers`].
     pub fn read_parts(&self, seen: &RwLock<View>, piece: &Piece, buffer: &mut [u8]) -> Result<bool> {
-        if piece.blocks.len() != 1 || !self.layers.patches.is_any() {
+        if piece.part.len() != 1 || !self.layers.patches.is_any() {
             return Ok(false);
         }
-        let block = piece.extent * EXTENT_BLOCKS + piece.blocks.start;
-        let start = piece.skip as u32;
-        let mut wanted: Vec<Range<u32>> = std::iter::once(start..start + piece.bytes as u32).collect();
-        let mut answer = self.answers(&seen.read(), piece.extent, piece.blocks.clone())?.pop().map(|(_, answer)| answer);
+        let block = piece.part.first();
+        let within = piece.within(self.block_size, block);
+        let start = within.start;
+        let mut wanted: Vec<Range<u32>> = vec![within];
+        let mut answer = self.answers(&seen.read(), piece.part)?.pop().map(|(_, answer)| answer);
         while let Some(Answer::Patched(layer)) = answer {
-            wanted = layer.read_patch(Block::new(block), start, buffer, wanted);
+            wanted = layer.read_patch(block, start, buffer, wanted);
             if wanted.is_empty() {
                 return Ok(true);
             }
@@ -130,17 +122,16 @@ impl Blocks {
             };
             batch
         };
-        let mut buffer = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
+        let mut buffer = AlignedBuffer::zeroed(self.block_size.len());
         let mut busy = false;
         for (layer, block) in batch {
-            let block = block.number();
             // A damaged block below, or a layer that was freed meanwhile, does not keep the others waiting; nothing is lost. No source is
             // asked to repair the block: it may hang, and this thread does the work of all volumes.
             let here = self.below(&layer).and_then(|below| self.read_here(&RwLock::new(below), block, &mut buffer));
             if !matches!(here, Ok(true)) {
                 continue;
             }
-            match self.layers.settled.merge(&layer, Block::new(block), &mut buffer) {
+            match self.layers.settled.merge(&layer, block, &mut buffer) {
                 Ok(Merged::Stored) => busy = true,
                 Ok(Merged::Unstored(_)) => break,
                 _ => {}

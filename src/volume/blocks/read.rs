@@ -1,13 +1,10 @@
 //! Reading verified bytes.
 
-use std::ops::Range;
-
-use super::view::{Answer, Blocks, Piece, View};
+use super::view::{Answer, Blocks, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
-use crate::limits::EXTENT_BLOCKS;
-use crate::place::Block;
+use crate::place::{Block, BlockSpan, ExtentSpan, Piece, length, wide};
 use crate::sync::RwLock;
 
 /// Looks at a block that moves from layer to layer while it is read. After these the read fails.
@@ -15,25 +12,24 @@ pub const LOOKS_MAX: u32 = 1000;
 
 impl Blocks {
     /// Brings missing blocks of a root layer. A layer that was detached has none that can be seen.
-    pub fn demand(&self, layer: &Layer, blocks: Range<u64>) -> Result<()> {
+    pub fn demand(&self, layer: &Layer, blocks: BlockSpan) -> Result<()> {
         self.foreground.note_demand();
         match self.hydrations.get(layer.id) {
-            Some(hydrator) => hydrator.demand(blocks),
-            None if layer.missing(Block::at(blocks.start).unwrap_or(Block::LAST).extent()).is_empty() => Ok(()),
+            Some(hydrator) => hydrator.demand(blocks.start()..blocks.end()),
+            None if blocks.first().is_none_or(|first| layer.missing(first.extent()).is_empty()) => Ok(()),
             None => {
                 let why = if self.has_sources { "its source is not needed any more" } else { "this store was opened without sources" };
-                Err(Error::new(ErrorKind::SourceLost, format!("block {} was never fetched, and {why}", blocks.start)))
+                Err(Error::new(ErrorKind::SourceLost, format!("block {} was never fetched, and {why}", blocks.start())))
             }
         }
     }
 
     /// Brings missing blocks of an extent. It is no error if the view does not need them any more: a layer above may hold them by now,
     /// and then the root may have forgotten them and let its source go.
-    pub fn demand_seen(&self, seen: &RwLock<View>, root: &Layer, extent: u32, range: Range<u32>) -> Result<()> {
-        let first = u64::from(extent) * u64::from(EXTENT_BLOCKS);
-        match self.demand(root, first + u64::from(range.start)..first + u64::from(range.end)) {
+    pub fn demand_seen(&self, seen: &RwLock<View>, root: &Layer, part: ExtentSpan) -> Result<()> {
+        match self.demand(root, part.span()) {
             Err(error) if error.kind() == ErrorKind::SourceLost => {
-                let answers = self.answers(&seen.read(), extent, range)?;
+                let answers = self.answers(&seen.read(), part)?;
                 let missing = answers.iter().any(|(_, answer)| matches!(answer, Answer::Missing(_)));
                 if missing { Err(error) } else { Ok(()) }
             }
@@ -45,18 +41,18 @@ impl Blocks {
     ///
     /// # Errors
     /// Damage, a lost source, an I/O error.
-    pub fn read_extent(&self, seen: &RwLock<View>, extent: u32, range: Range<u32>, buffer: &mut [u8]) -> Result<()> {
-        self.read_again(seen, extent, range, buffer, LOOKS_MAX)
+    pub fn read_extent(&self, seen: &RwLock<View>, part: ExtentSpan, buffer: &mut [u8]) -> Result<()> {
+        self.read_again(seen, part, buffer, LOOKS_MAX)
     }
 
     /// Fills `buffer`; blocks that are still at a source are looked at again when they have come, `looks` times.
-    fn read_again(&self, seen: &RwLock<View>, extent: u32, range: Range<u32>, buffer: &mut [u8], looks: u32) -> Result<()> {
-        let block_bytes = self.block_size.bytes() as usize;
-        let first = extent * EXTENT_BLOCKS;
-        let answers = self.answers(&seen.read(), extent, range.clone())?;
+    fn read_again(&self, seen: &RwLock<View>, whole: ExtentSpan, buffer: &mut [u8], looks: u32) -> Result<()> {
+        let answers = self.answers(&seen.read(), whole)?;
+        let mut rest = buffer;
         for (run, answer) in answers {
-            let at = (run.start - range.start) as usize * block_bytes;
-            let part = &mut buffer[at..at + run.len() * block_bytes];
+            let run = whole.extent.part(run);
+            let (part, behind) = rest.split_at_mut(self.block_size.len_of(run.indices));
+            rest = behind;
             let layer = match answer {
                 Answer::Zero => {
                     part.fill(0);
@@ -64,37 +60,42 @@ impl Blocks {
                 }
                 Answer::Held(layer) => layer,
                 Answer::Patched(layer) => {
-                    self.read_patched(seen, &layer, extent, run, part)?;
+                    self.read_patched(seen, &layer, run, part)?;
                     continue;
                 }
                 Answer::Missing(layer) => {
-                    let demanded = self.demand_seen(seen, &layer, extent, run.clone());
+                    let demanded = self.demand_seen(seen, &layer, run);
                     let unstored = matches!(demanded.as_ref().map_err(Error::kind), Err(ErrorKind::NoSpace | ErrorKind::Poisoned));
                     if let Some(hydrator) = self.hydrations.get(layer.id).filter(|_| unstored) {
                         // A disk that is full, or a store that refuses writes, still serves reads.
-                        hydrator.read_through(u64::from(first + run.start), part)?;
+                        hydrator.read_through(run.span().start(), part)?;
                         continue;
                     }
                     demanded?;
                     if looks == 0 {
-                        return Err(self.never_settles(&layer, first + run.start));
+                        return Err(self.never_settles(&layer, run.first()));
                     }
                     // What arrived may be data or zeros.
-                    self.read_again(seen, extent, run, part, looks - 1)?;
+                    self.read_again(seen, run, part, looks - 1)?;
                     continue;
                 }
             };
-            let mut done = 0;
-            while let BlockRead::Mismatch(block) =
-                self.layers.blocks.read(&layer, Block::new(first + run.start + done), &mut part[done as usize * block_bytes..])?
-            {
-                let at = (block.number() - first - run.start) as usize;
-                self.read_block_settled(seen, block.number(), &mut part[at * block_bytes..(at + 1) * block_bytes])?;
-                done = at as u32 + 1;
-                if done == run.len() as u32 {
-                    break;
-                }
-            }
+            self.read_held(seen, &layer, run, part)?;
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` with blocks that a layer holds; those that do not match are looked at once more, each on its own.
+    fn read_held(&self, seen: &RwLock<View>, layer: &Layer, run: ExtentSpan, mut buffer: &mut [u8]) -> Result<()> {
+        let mut left = run.span();
+        while let Some(first) = left.first()
+            && let BlockRead::Mismatch(block) = self.layers.blocks.read(layer, first, buffer)?
+        {
+            let verified = BlockSpan::new(left.start(), block.span().start());
+            let (_, behind) = buffer.split_at_mut(length(self.block_size.bytes_for(verified.len())));
+            let (own, behind) = behind.split_at_mut(self.block_size.len());
+            self.read_block_settled(seen, block, own)?;
+            (left, buffer) = (left.skip(verified.len() + 1), behind);
         }
         Ok(())
     }
@@ -103,17 +104,14 @@ impl Blocks {
     ///
     /// # Errors
     /// An I/O error; [`ErrorKind::NotFound`] when the volume was destroyed.
-    pub fn read_here(&self, seen: &RwLock<View>, block: u32, buffer: &mut [u8]) -> Result<bool> {
-        let within = block % EXTENT_BLOCKS;
-        match self.answers(&seen.read(), block / EXTENT_BLOCKS, within..within + 1)?.pop() {
+    pub fn read_here(&self, seen: &RwLock<View>, block: Block, buffer: &mut [u8]) -> Result<bool> {
+        match self.answers(&seen.read(), block.in_extent())?.pop() {
             None => Ok(true),
             Some((_, Answer::Zero)) => {
                 buffer.fill(0);
                 Ok(true)
             }
-            Some((_, Answer::Held(layer))) => {
-                Ok(matches!(self.layers.blocks.read(&layer, Block::new(block), buffer)?, BlockRead::Verified))
-            }
+            Some((_, Answer::Held(layer))) => Ok(matches!(self.layers.blocks.read(&layer, block, buffer)?, BlockRead::Verified)),
             Some((_, Answer::Missing(_) | Answer::Patched(_))) => Ok(false),
         }
     }
@@ -130,11 +128,10 @@ impl Blocks {
     ///
     /// # Errors
     /// Damage, a lost source, an I/O error; [`ErrorKind::NotFound`] when the volume was destroyed.
-    pub fn read_block_settled(&self, seen: &RwLock<View>, block: u32, buffer: &mut [u8]) -> Result<()> {
-        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+    pub fn read_block_settled(&self, seen: &RwLock<View>, block: Block, buffer: &mut [u8]) -> Result<()> {
         let mut looks = 0..LOOKS_MAX;
         loop {
-            let answer = self.answers(&seen.read(), extent, within..within + 1)?.pop();
+            let answer = self.answers(&seen.read(), block.in_extent())?.pop();
             let Some((_, answer)) = answer else { return Ok(()) };
             let layer = match answer {
                 Answer::Zero => {
@@ -142,7 +139,7 @@ impl Blocks {
                     return Ok(());
                 }
                 Answer::Missing(layer) => {
-                    self.demand_seen(seen, &layer, extent, within..within + 1)?;
+                    self.demand_seen(seen, &layer, block.in_extent())?;
                     layer
                 }
                 Answer::Patched(layer) => {
@@ -152,7 +149,7 @@ impl Blocks {
                     layer
                 }
                 Answer::Held(layer) => {
-                    match self.layers.settled.read(&layer, Block::new(block), buffer) {
+                    match self.layers.settled.read(&layer, block, buffer) {
                         Ok(Some(())) => return Ok(()),
                         Ok(None) if self.renew_owners(seen, &layer, block) => {}
                         Ok(None) => return Err(self.never_settles(&layer, block)),
@@ -168,8 +165,8 @@ impl Blocks {
         }
     }
 
-    pub fn never_settles(&self, layer: &Layer, block: u32) -> Error {
-        self.layers.blocks.corruption(layer, Block::new(block), "the layer answers for it and does not have it")
+    pub fn never_settles(&self, layer: &Layer, block: Block) -> Error {
+        self.layers.blocks.corruption(layer, block, "the layer answers for it and does not have it")
     }
 
     /// Fetches a damaged block of a root layer again, if its source still has the bytes that the checksum names; a damaged block of a layer
@@ -177,20 +174,19 @@ impl Blocks {
     ///
     /// # Errors
     /// `damage`, with why it could not be repaired.
-    pub fn repair(&self, layer: &Layer, block: u32, buffer: &mut [u8], damage: Error) -> Result<()> {
+    pub fn repair(&self, layer: &Layer, block: Block, buffer: &mut [u8], damage: Error) -> Result<()> {
         let found = match self.hydrations.get(layer.id) {
-            Some(hydrator) => hydrator.read_through(u64::from(block), buffer).map_err(|error| damage.context(error)),
+            Some(hydrator) => hydrator.read_through(block.span().start(), buffer).map_err(|error| damage.context(error)),
             None if self.read_twin(layer, block, buffer) => Ok(()),
             None => Err(damage.clone()),
         };
-        let repaired =
-            found.and_then(|()| self.layers.settled.repair(layer, Block::new(block), buffer).map_err(|error| damage.context(error)));
-        layer.note_damage(Block::new(block), repaired.is_err());
+        let repaired = found.and_then(|()| self.layers.settled.repair(layer, block, buffer).map_err(|error| damage.context(error)));
+        layer.note_damage(block, repaired.is_err());
         repaired
     }
 
     /// Fills `buffer` with a block of a layer of an image from another layer that holds the same chain.
-    fn read_twin(&self, layer: &Layer, block: u32, buffer: &mut [u8]) -> bool {
+    fn read_twin(&self, layer: &Layer, block: Block, buffer: &mut [u8]) -> bool {
         let twins = self.shape.catalog().twins(layer.id);
         twins.into_iter().filter_map(|twin| self.layers.get(twin)).any(|twin| {
             // `read_here` repairs nothing: two damaged twins would ask each other for ever.
@@ -203,17 +199,17 @@ impl Blocks {
     /// # Errors
     /// As [`Blocks::read_extent`]; [`ErrorKind::OutOfRange`].
     pub fn read(&self, seen: &RwLock<View>, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
-        seen.read().check_range(offset, buffer.len() as u64)?;
-        let block_bytes = self.block_size.bytes();
+        seen.read().check_range(offset, wide(buffer.len()))?;
         while !buffer.is_empty() {
-            let piece = Piece::at(self.block_size, offset, buffer.len() as u64);
-            let (part, rest) = buffer.split_at_mut(piece.bytes as usize);
-            if piece.is_whole(block_bytes) {
-                self.read_extent(seen, piece.extent, piece.blocks.clone(), part)?;
+            let piece = Piece::at(self.block_size, offset, wide(buffer.len()));
+            let (part, rest) = buffer.split_at_mut(length(piece.bytes));
+            if piece.is_whole(self.block_size) {
+                self.read_extent(seen, piece.part, part)?;
             } else if !self.read_parts(seen, &piece, part)? {
-                let mut blocks = AlignedBuffer::zeroed(piece.blocks.len() * block_bytes as usize);
-                self.read_extent(seen, piece.extent, piece.blocks.clone(), &mut blocks)?;
-                part.copy_from_slice(&blocks[piece.skip as usize..][..piece.bytes as usize]);
+                let mut blocks = AlignedBuffer::zeroed(self.block_size.len_of(piece.part.indices));
+                self.read_extent(seen, piece.part, &mut blocks)?;
+                let skip = length(piece.skip);
+                part.copy_from_slice(&blocks[skip..skip + part.len()]);
             }
             offset += piece.bytes;
             buffer = rest;
@@ -225,19 +221,17 @@ impl Blocks {
     ///
     /// # Errors
     /// As [`Blocks::read_extent`]; no space.
-    pub fn bring(&self, seen: &RwLock<View>, extent: u32, blocks: Range<u32>) -> Result<()> {
-        let first = extent * EXTENT_BLOCKS;
-        let answers = self.answers(&seen.read(), extent, blocks)?;
+    pub fn bring(&self, seen: &RwLock<View>, whole: ExtentSpan) -> Result<()> {
+        let answers = self.answers(&seen.read(), whole)?;
         for (run, answer) in answers {
+            let run = whole.extent.part(run);
             match answer {
                 Answer::Zero | Answer::Held(_) => {}
-                Answer::Missing(root) => {
-                    self.demand(&root, u64::from(first) + u64::from(run.start)..u64::from(first) + u64::from(run.end))?
-                }
+                Answer::Missing(root) => self.demand(&root, run.span())?,
                 Answer::Patched(layer) => {
-                    let mut buffer = AlignedBuffer::zeroed(self.block_size.bytes() as usize);
-                    for block in run {
-                        if let Merged::Unstored(error) = self.merge_block(&layer, first + block, &mut buffer)? {
+                    let mut buffer = AlignedBuffer::zeroed(self.block_size.len());
+                    for block in run.blocks() {
+                        if let Merged::Unstored(error) = self.merge_block(&layer, block, &mut buffer)? {
                             return Err(error);
                         }
                     }
@@ -253,7 +247,7 @@ impl Blocks {
         while bytes > 0 {
             wanted()?;
             let piece = Piece::at(self.block_size, offset, bytes);
-            self.bring(seen, piece.extent, piece.blocks.clone())?;
+            self.bring(seen, piece.part)?;
             offset += piece.bytes;
             bytes -= piece.bytes;
         }

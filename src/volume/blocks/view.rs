@@ -8,9 +8,8 @@ use smallvec::SmallVec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
 use crate::layer::{Layer, Layers};
-use crate::limits::EXTENT_BLOCKS;
 use crate::owners::{Leaf, Owner, OwnerMap, OwnerRuns};
-use crate::place::{Block, BlockBits, BlockSize, Extent, IndexSpan};
+use crate::place::{Block, BlockBits, BlockSize, Extent, ExtentSpan, IndexSpan};
 use crate::sync::{Mutex, RwLock};
 use crate::volume::foreground::Foreground;
 use crate::volume::state::{Hydrations, Shape};
@@ -56,7 +55,7 @@ pub enum Answer {
 }
 
 /// Runs of blocks within an extent and what answers for them. Most requests lie in one run.
-pub type Answers = SmallVec<[(Range<u32>, Answer); 1]>;
+pub type Answers = SmallVec<[(IndexSpan, Answer); 1]>;
 
 impl View {
     /// A view of `layer` of which nothing is resolved yet.
@@ -92,8 +91,7 @@ impl View {
 impl Blocks {
     /// Owners of an extent as the chain from `top` down has them. A layer that was freed still owns what it would have answered for, so
     /// that a reader of a chain that was destroyed gets an error, and never what lies below, or zeros.
-    pub fn resolve(&self, top: &Layer, extent: u32) -> Leaf {
-        let extent = Extent::clamped(extent);
+    pub fn resolve(&self, top: &Layer, extent: Extent) -> Leaf {
         let mut leaf = Leaf::default();
         let mut open = BlockBits::FULL;
         let mut give = |open: &mut BlockBits, bits: &BlockBits, owner| {
@@ -124,9 +122,9 @@ impl Blocks {
     }
 
     /// Owners of blocks of an extent.
-    pub fn owners(&self, view: &View, extent: u32, range: Range<u32>) -> OwnerRuns {
+    pub fn owners(&self, view: &View, part: ExtentSpan) -> OwnerRuns {
         let mut runs = OwnerRuns::new();
-        view.owners.runs(Extent::clamped(extent), IndexSpan::new(range.start, range.end), || self.resolve(&view.layer, extent), &mut runs);
+        view.owners.runs(part.extent, part.indices, || self.resolve(&view.layer, part.extent), &mut runs);
         runs
     }
 
@@ -134,19 +132,18 @@ impl Blocks {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when the volume was destroyed meanwhile.
-    pub fn answers(&self, view: &View, extent: u32, range: Range<u32>) -> Result<Answers> {
-        let owners = self.owners(view, extent, range);
+    pub fn answers(&self, view: &View, part: ExtentSpan) -> Result<Answers> {
+        let owners = self.owners(view, part);
         let mut answers = Answers::new();
         for (run, owner) in owners {
-            let run = run.range();
             match owner {
                 Owner::Zero => answers.push((run, Answer::Zero)),
                 Owner::Layer(id) => {
                     let layer = if id == view.layer.id { Arc::clone(&view.layer) } else { self.layers.require(id)? };
                     match layer.source_blocks() {
-                        None if layer.has_patches() => Self::split_patched(&layer, extent, run, &mut answers),
+                        None if layer.has_patches() => Self::split_patched(&layer, part.extent.part(run), &mut answers),
                         None => answers.push((run, Answer::Held(layer))),
-                        Some(_) => Self::split_root(&layer, extent, run, &mut answers),
+                        Some(_) => Self::split_root(&layer, part.extent.part(run), &mut answers),
                     }
                 }
             }
@@ -154,42 +151,41 @@ impl Blocks {
         Ok(answers)
     }
 
-    fn split_root(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Answers) {
-        let extent = Extent::clamped(extent);
-        let (present, zeroed) = layer.extent(extent);
-        let asked = BlockBits::of(IndexSpan::new(range.start, range.end));
+    fn split_root(layer: &Arc<Layer>, part: ExtentSpan, answers: &mut Answers) {
+        let (present, zeroed) = layer.extent(part.extent);
+        let asked = BlockBits::of(part.indices);
         let first = answers.len();
-        let missing = layer.source_bits(extent).minus(&present).minus(&zeroed);
-        answers.extend(present.and(&asked).spans().map(|run| (run.range(), Answer::Held(Arc::clone(layer)))));
-        answers.extend(zeroed.and(&asked).spans().map(|run| (run.range(), Answer::Zero)));
-        answers.extend(missing.and(&asked).spans().map(|run| (run.range(), Answer::Missing(Arc::clone(layer)))));
-        answers[first..].sort_unstable_by_key(|(run, _)| run.start);
+        let missing = layer.source_bits(part.extent).minus(&present).minus(&zeroed);
+        answers.extend(present.and(&asked).spans().map(|run| (run, Answer::Held(Arc::clone(layer)))));
+        answers.extend(zeroed.and(&asked).spans().map(|run| (run, Answer::Zero)));
+        answers.extend(missing.and(&asked).spans().map(|run| (run, Answer::Missing(Arc::clone(layer)))));
+        answers[first..].sort_unstable_by_key(|(run, _)| run.start());
     }
 
-    fn split_patched(layer: &Arc<Layer>, extent: u32, range: Range<u32>, answers: &mut Answers) {
-        let asked = BlockBits::of(IndexSpan::new(range.start, range.end));
-        let patched = layer.patched(Extent::clamped(extent)).and(&asked);
+    fn split_patched(layer: &Arc<Layer>, part: ExtentSpan, answers: &mut Answers) {
+        let asked = BlockBits::of(part.indices);
+        let patched = layer.patched(part.extent).and(&asked);
         let first = answers.len();
-        answers.extend(patched.spans().map(|run| (run.range(), Answer::Patched(Arc::clone(layer)))));
-        answers.extend(asked.minus(&patched).spans().map(|run| (run.range(), Answer::Held(Arc::clone(layer)))));
-        answers[first..].sort_unstable_by_key(|(run, _)| run.start);
+        answers.extend(patched.spans().map(|run| (run, Answer::Patched(Arc::clone(layer)))));
+        answers.extend(asked.minus(&patched).spans().map(|run| (run, Answer::Held(Arc::clone(layer)))));
+        answers[first..].sort_unstable_by_key(|(run, _)| run.start());
     }
 
     /// Resolves the extent of a block again after `loser` was found not to hold it any more. `false`: no other layer holds it. Owner maps
     /// that share the old leaf keep it.
-    pub fn renew_owners(&self, seen: &RwLock<View>, loser: &Layer, block: u32) -> bool {
-        let (extent, within) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+    pub fn renew_owners(&self, seen: &RwLock<View>, loser: &Layer, block: Block) -> bool {
+        let extent = block.extent();
         // Behind this lock no write changes the map; what a write fills meanwhile is named by it or by the resolved leaf.
         let mut view = seen.write();
-        let owners = self.owners(&view, extent, within..within + 1);
+        let owners = self.owners(&view, block.in_extent());
         if owners.iter().any(|(_, owner)| *owner != Owner::Layer(loser.id)) {
             // Another reader has renewed it.
             return true;
         }
         let mut layer = Arc::clone(&view.layer);
         loop {
-            let (present, zeroed) = layer.answered(Extent::clamped(extent));
-            if present.or(&zeroed).contains(Block::new(block).index()) {
+            let (present, zeroed) = layer.answered(extent);
+            if present.or(&zeroed).contains(block.index()) {
                 break;
             }
             if layer.id == loser.id {
@@ -203,37 +199,7 @@ impl Blocks {
             layer = parent;
         }
         let leaf = self.resolve(&view.layer, extent);
-        view.owners.renew(Extent::clamped(extent), leaf);
+        view.owners.renew(extent, leaf);
         true
-    }
-}
-
-/// The part of a request that lies in one extent.
-#[derive(Clone, Debug)]
-pub struct Piece {
-    /// The extent.
-    pub extent: u32,
-    /// Blocks within it that the bytes touch.
-    pub blocks: Range<u32>,
-    /// Bytes of the first block before the request's first byte.
-    pub skip: u64,
-    /// Bytes of the request.
-    pub bytes: u64,
-}
-
-impl Piece {
-    /// The part of `bytes` at `offset` that lies in the extent of `offset`.
-    pub fn at(block_size: BlockSize, offset: u64, bytes: u64) -> Self {
-        let extent_bytes = block_size.extent_bytes();
-        let within = offset % extent_bytes;
-        let bytes = bytes.min(extent_bytes - within);
-        let start = block_size.block_of(within) as u32;
-        let end = block_size.blocks_for(within + bytes) as u32;
-        Self { extent: (offset / extent_bytes) as u32, blocks: start..end, skip: within - block_size.offset_of(u64::from(start)), bytes }
-    }
-
-    /// Whether it begins and ends with whole blocks.
-    pub fn is_whole(&self, block_bytes: u64) -> bool {
-        self.skip == 0 && self.bytes.is_multiple_of(block_bytes)
     }
 }

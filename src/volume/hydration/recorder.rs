@@ -1,6 +1,5 @@
 //! The recording of one fork.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use roaring::RoaringBitmap;
 
 use crate::format::{TRACE_RUNS_MAX, Trace};
 use crate::ids::{LayerId, VolumeId};
+use crate::place::BlockSpan;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,13 +60,14 @@ impl Recorder {
     }
 
     /// Notes a read of blocks.
-    pub fn touch(&self, blocks: Range<u64>) {
-        if !self.active.load(Ordering::Relaxed) || blocks.is_empty() {
+    pub fn touch(&self, blocks: BlockSpan) {
+        if !self.active.load(Ordering::Relaxed) {
             return;
         }
+        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return };
         let mut touches = self.touches.lock();
         let touches = &mut *touches;
-        for unit in (blocks.start / u64::from(UNIT_BLOCKS)) as u32..=((blocks.end - 1) / u64::from(UNIT_BLOCKS)) as u32 {
+        for unit in first.number() / UNIT_BLOCKS..=last.number() / UNIT_BLOCKS {
             if !touches.seen.insert(unit) {
                 continue;
             }
@@ -103,12 +104,13 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::place::wide;
 
     #[test]
     fn units_are_noted_once_in_the_order_of_their_first_touch() {
         let recorder = Recorder::new(LayerId(1), VolumeId(1), Duration::ZERO);
-        for blocks in [100..101, 0..1, 16..40, 101..102, 5..6, 40..41] {
-            recorder.touch(blocks);
+        for (start, end) in [(100, 101), (0, 1), (16, 40), (101, 102), (5, 6), (40, 41)] {
+            recorder.touch(BlockSpan::new(start, end));
         }
         assert_eq!(recorder.touches.lock().trace.runs, [96..112, 0..48]);
     }
@@ -116,8 +118,8 @@ mod tests {
     #[test]
     fn a_recording_is_bounded() {
         let recorder = Recorder::new(LayerId(1), VolumeId(1), Duration::ZERO);
-        for block in 0..3 * TRACE_RUNS_MAX as u64 {
-            recorder.touch(block * 32..block * 32 + 1);
+        for block in 0..3 * wide(TRACE_RUNS_MAX) {
+            recorder.touch(BlockSpan::new(block * 32, block * 32 + 1));
         }
         assert_eq!(recorder.touches.lock().trace.runs.len(), TRACE_RUNS_MAX);
     }

@@ -24,6 +24,7 @@ use crate::error::Result;
 use crate::format::{LesseeRecord, ShapeRecord};
 use crate::ids::{LayerId, LeaseId};
 use crate::layer::{Layers, Ticket};
+use crate::place::wide;
 use crate::source::{Lease, LeaseAction, LeaseRequest, SourceOpener};
 use crate::volume::fence::Fence;
 use crate::volume::state::{Lessees, Shape};
@@ -109,7 +110,7 @@ impl Borrowing {
         let _pass = self.fence.enter()?;
         self.layers.barriers.prepare_shape()?;
         self.shape.begin_leases()?;
-        let _room = self.layers.reserve_shape_with(uri.len() as u64 + RECORD_BYTES)?;
+        let _room = self.layers.reserve_shape_with(wide(uri.len()) + RECORD_BYTES)?;
         let until = self.clock.unix().as_secs().saturating_add(ASK_LAPSE);
         let ticket = {
             let mut catalog = self.shape.catalog();
@@ -163,7 +164,7 @@ impl Borrowing {
         }
         let recorded = self.layers.barriers.prepare_shape().and_then(|()| self.shape.begin_leases()).and_then(|()| {
             // As much as all of them need: which of them are new is known under the lock.
-            let _room = self.layers.reserve_shape_with(given.iter().map(|record| record.uri.len() as u64 + RECORD_BYTES).sum())?;
+            let _room = self.layers.reserve_shape_with(given.iter().map(|record| wide(record.uri.len()) + RECORD_BYTES).sum())?;
             let ticket = {
                 let mut catalog = self.shape.catalog();
                 // Also one whose root went while it was asked for: it is given back.

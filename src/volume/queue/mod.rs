@@ -49,7 +49,7 @@ use super::request::{Completion, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Done, Ring, RingKind, RingWaker, Slots};
 use crate::limits::{Planted, QUEUE_DEPTH_MAX};
-use crate::place::length;
+use crate::place::{index, length};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
 use crate::sync::{Mutex, MutexGuard, RwLock};
@@ -135,7 +135,7 @@ impl Target {
     fn read(&self, offset: u64, bytes: u32) -> Result<Bytes> {
         // Before memory is taken for it.
         self.view().read().check_range(offset, u64::from(bytes))?;
-        let mut buffer = vec![0; bytes as usize];
+        let mut buffer = vec![0; index(bytes)];
         self.fill(offset, &mut buffer)?;
         Ok(buffer.into())
     }
@@ -163,11 +163,11 @@ impl Target {
 fn provision(head: &Head, mut offset: u64, mut bytes: u64, changes: &Changes) -> Result<()> {
     const PIECE_BYTES: u64 = 1 << 20;
     head.view.read().check_range(offset, bytes)?;
-    let zeros = vec![0; PIECE_BYTES.min(bytes) as usize];
+    let zeros = vec![0; length(PIECE_BYTES.min(bytes))];
     while bytes > 0 {
         // Whole blocks, from the second piece on.
         let piece = bytes.min(PIECE_BYTES - offset % PIECE_BYTES);
-        head.write(&zeros[..piece as usize], offset, Some(changes))?;
+        head.write(&zeros[..length(piece)], offset, Some(changes))?;
         offset += piece;
         bytes -= piece;
     }
@@ -309,7 +309,7 @@ impl Queue {
         let shared = Arc::new_cyclic(make);
         let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
         shared.target.blocks().layers.reapers.register(Arc::downgrade(&reaper));
-        Ok(Self { shared, depth: depth as usize, in_flight: 0, fd, kind, counted: None, keeper: None })
+        Ok(Self { shared, depth: index(depth), in_flight: 0, fd, kind, counted: None, keeper: None })
     }
 
     /// Starts a request. The kernel sees it at the next [`Queue::reap`] or [`Queue::wait`], together with others.

@@ -1,6 +1,5 @@
 //! Reads through the ring, or at once from the page cache.
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +11,9 @@ use super::{Inner, Later, Pass, Pending, Shared, Target};
 use crate::error::Error;
 use crate::io::{AlignedBuffer, Done, IoMode, Op, ReadBuffer};
 use crate::layer::{BlockRead, Layer};
-use crate::limits::{EXTENT_BLOCKS, SEGMENT_BYTES};
-use crate::place::{Block, length, wide};
-use crate::volume::blocks::{Answer, Piece};
+use crate::limits::SEGMENT_BYTES;
+use crate::place::{Block, BlockSpan, index, length, wide};
+use crate::volume::blocks::Answer;
 use crate::volume::request::{Completion, Request};
 
 /// What direct I/O wants the memory of a transfer to begin on a multiple of.
@@ -22,7 +21,7 @@ const DIRECT_ALIGN_BYTES: usize = 4096;
 
 /// Consecutive blocks with one answer.
 struct Part {
-    blocks: Range<u64>,
+    blocks: BlockSpan,
     /// `None`: zeros.
     layer: Option<Arc<Layer>>,
     /// Verified bytes in memory of the engine.
@@ -83,16 +82,16 @@ impl Shared {
     ) -> bool {
         let (began, chain) = (self.began(), self.target.blocks());
         let Some(mut parts) = self.plan_read(offset, bytes) else { return false };
-        let may_be_cached = chain.layers.blocks.io_mode() == IoMode::Buffered && bytes as usize <= chain.layers.limits().inline_bytes_max;
+        let may_be_cached = chain.layers.blocks.io_mode() == IoMode::Buffered && index(bytes) <= chain.layers.limits().inline_bytes_max;
         let direct = given.as_ref().is_some_and(|given| self.is_direct(given, offset, &parts));
         let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
         for (number, part) in parts.iter_mut().enumerate() {
             let Some(layer) = &part.layer else { continue };
-            let first = Block::at(part.blocks.start).unwrap_or(Block::LAST);
+            let Some(first) = part.blocks.first() else { continue };
             let Ok(Some(file)) = chain.layers.blocks.data_file(layer, first) else { return false };
-            let length = chain.block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
+            let bytes = length(chain.block_size.bytes_for(part.blocks.len()));
             let own = given.as_mut().filter(|_| direct).and_then(|given| given.pop());
-            let mut buffer = own.map_or_else(|| AlignedBuffer::new(length).into(), ReadBuffer::Given);
+            let mut buffer = own.map_or_else(|| AlignedBuffer::new(bytes).into(), ReadBuffer::Given);
             let offset = chain.layers.blocks.place(first).1;
             if may_be_cached && inner.cached.is_likely() {
                 let cached = chain.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
@@ -136,8 +135,7 @@ impl Shared {
     fn is_direct(&self, given: &[BytesMut], offset: u64, parts: &[Part]) -> bool {
         let chain = self.target.blocks();
         let ([buffer], [Part { blocks, layer: Some(_), .. }]) = (given, parts) else { return false };
-        let whole = offset == chain.block_size.offset_of(blocks.start)
-            && buffer.len() as u64 == chain.block_size.offset_of(blocks.end - blocks.start);
+        let whole = chain.block_size.bytes_of(*blocks) == (offset..offset + wide(buffer.len()));
         whole && (chain.layers.blocks.io_mode() == IoMode::Buffered || buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGN_BYTES))
     }
 
@@ -150,28 +148,24 @@ impl Shared {
             head.touch(offset, u64::from(bytes));
         }
         let mut parts = Parts::new();
-        let (mut at, end) = (offset, offset + u64::from(bytes));
-        while at < end {
-            let piece = Piece::at(chain.block_size, at, end - at);
-            let first = u64::from(piece.extent) * u64::from(EXTENT_BLOCKS);
-            for (run, answer) in chain.answers(&view, piece.extent, piece.blocks.clone()).ok()? {
-                let blocks = first + u64::from(run.start)..first + u64::from(run.end);
+        for piece in chain.block_size.pieces(offset..offset + u64::from(bytes)) {
+            for (run, answer) in chain.answers(&view, piece.part).ok()? {
+                let blocks = piece.part.extent.part(run).span();
                 let layer = match answer {
                     Answer::Zero => None,
                     Answer::Held(layer) => Some(layer),
                     Answer::Missing(_) | Answer::Patched(_) => return None,
                 };
                 let joins = |part: &&mut Part| {
-                    part.blocks.end == blocks.start
+                    part.blocks.end() == blocks.start()
                         && part.layer.as_ref().map(|layer| layer.id) == layer.as_ref().map(|layer| layer.id)
-                        && !chain.block_size.offset_of(blocks.start).is_multiple_of(SEGMENT_BYTES)
+                        && !chain.block_size.bytes_of(blocks).start.is_multiple_of(SEGMENT_BYTES)
                 };
                 match parts.last_mut().filter(joins) {
-                    Some(part) => part.blocks.end = blocks.end,
+                    Some(part) => part.blocks = BlockSpan::new(part.blocks.start(), blocks.end()),
                     None => parts.push(Part { blocks, layer, bytes: None }),
                 }
             }
-            at += piece.bytes;
         }
         Some(parts)
     }
@@ -184,7 +178,7 @@ impl Shared {
         let Op::Read { buffer, .. } = done.op else { return };
         let verified = done.result.is_ok()
             && part.layer.as_ref().is_some_and(|layer| {
-                let first = Block::at(part.blocks.start).unwrap_or(Block::LAST);
+                let first = part.blocks.first().unwrap_or(Block::LAST);
                 // The disk's code may panic, and other completions wait to be taken.
                 let verify = AssertUnwindSafe(|| layers.blocks.verify(layer, first, &buffer));
                 matches!(catch_unwind(verify), Ok(Ok(BlockRead::Verified)))
@@ -226,20 +220,20 @@ impl Shared {
     fn finish_read(&self, inner: &mut Inner, read: PendingRead) {
         self.target.blocks().foreground.note_latency(read.began);
         let block_size = self.target.blocks().block_size;
-        let skip = (read.offset % block_size.bytes()) as usize;
-        let length = |part: &Part| block_size.offset_of(part.blocks.end - part.blocks.start) as usize;
+        let skip = length(read.offset % block_size.bytes());
+        let size = |part: &Part| length(block_size.bytes_for(part.blocks.len()));
         let bytes = match (read.given, &read.parts[..]) {
             (Some(mut buffers), parts) => {
                 if !read.direct {
-                    scatter(parts.iter().map(|part| (part.bytes.as_deref(), length(part))), skip, &mut buffers);
+                    scatter(parts.iter().map(|part| (part.bytes.as_deref(), size(part))), skip, &mut buffers);
                 }
                 return inner.ready.push(Completion { token: read.token, result: Ok(Bytes::new()), buffers });
             }
             // The only part is the read itself, or it is a part of it.
-            (None, [Part { bytes: Some(bytes), .. }]) => bytes.slice(skip..skip + read.bytes as usize),
+            (None, [Part { bytes: Some(bytes), .. }]) => bytes.slice(skip..skip + index(read.bytes)),
             (None, parts) => {
-                let mut all = BytesMut::zeroed(read.bytes as usize);
-                scatter(parts.iter().map(|part| (part.bytes.as_deref(), length(part))), skip, std::slice::from_mut(&mut all));
+                let mut all = BytesMut::zeroed(index(read.bytes));
+                scatter(parts.iter().map(|part| (part.bytes.as_deref(), size(part))), skip, std::slice::from_mut(&mut all));
                 all.freeze()
             }
         };

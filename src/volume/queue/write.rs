@@ -12,8 +12,7 @@ use crate::error::Result;
 use crate::io::{Done, IoMode};
 use crate::layer::{Admission, Admitted, Layer, Layers, RingWrite};
 use crate::limits::SEGMENT_BYTES;
-use crate::place::{BlockBits, Extent, IndexSpan, wide};
-use crate::volume::blocks::Piece;
+use crate::place::{BlockBits, ExtentSpan, Piece, length, wide};
 use crate::volume::gate::{Gate, Inside};
 use crate::volume::head::Head;
 use crate::volume::request::Request;
@@ -47,7 +46,7 @@ pub struct PendingWrite {
     layer: Arc<Layer>,
     write: RingWrite,
     /// Blocks for which the head did not answer before.
-    taken_over: SmallVec<[Piece; 1]>,
+    taken_over: SmallVec<[ExtentSpan; 1]>,
     began: Option<Duration>,
     inside: Inside<HeadGate>,
     pass: Pass,
@@ -58,7 +57,7 @@ impl Shared {
     pub(super) fn start_write(self: &Arc<Self>, inner: &mut Inner, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
         let Target::Volume(head) = &self.target else { return false };
         let block_bytes = head.blocks.block_size.bytes();
-        let bytes = data.len() as u64;
+        let bytes = wide(data.len());
         let whole = offset.is_multiple_of(block_bytes) && bytes.is_multiple_of(block_bytes) && bytes > 0;
         // A range that wraps is refused where ranges are checked.
         let one_file = offset.checked_add(bytes).is_some_and(|end| offset / SEGMENT_BYTES == end.saturating_sub(1) / SEGMENT_BYTES);
@@ -87,7 +86,7 @@ impl Shared {
         let mut taken_over = SmallVec::new();
         let keep = |part: Part<'_>| {
             if !part.owned {
-                taken_over.push(part.piece);
+                taken_over.push(part.piece.part);
             }
             part.admitted.keep(Arc::clone(&layers.admission), Arc::clone(&layer))
         };
@@ -103,8 +102,8 @@ impl Shared {
         let (Some(Pending::Write(pending)), Target::Volume(head)) = (inner.pending.remove(slot), &self.target) else { return };
         let result = pending.write.end(done);
         if result.is_ok() {
-            for piece in pending.taken_over {
-                head.take_over(&pending.layer, piece.extent, piece.blocks);
+            for part in pending.taken_over {
+                head.take_over(&pending.layer, part);
             }
         }
         drop(pending.inside);
@@ -129,22 +128,19 @@ impl Shared {
 /// which takes the space of the new ones first: the disk must not be full when the others are overwritten.
 fn admit<'a>(head: &'a Head, layer: &'a Layer, offset: u64, bytes: u64) -> Option<Parts<'a>> {
     let layers: &Layers = &head.blocks.layers;
-    let (mut at, end) = (offset, offset + bytes);
     let mut parts = Parts::new();
     let (mut overwrites, mut adds) = (false, false);
-    while at < end {
-        let piece = Piece::at(head.blocks.block_size, at, end - at);
-        at += piece.bytes;
-        let extent = Extent::clamped(piece.extent);
+    for piece in head.blocks.block_size.pieces(offset..offset + bytes) {
+        let extent = piece.part.extent;
         let page = layers.blocks.cached_page(layer, extent)?;
-        let bits = BlockBits::of(IndexSpan::new(piece.blocks.start, piece.blocks.end));
+        let bits = BlockBits::of(piece.part.indices);
         let admitted = Admitted::now(&*layers.admission, layer, extent, bits, &page).ok()?.ok()?;
         let found = admitted.overwrites_and_adds();
         (overwrites, adds) = (overwrites || found.0, adds || found.1);
         if overwrites && adds {
             return None;
         }
-        let owned = head.is_owner(layer, piece.extent, piece.blocks.clone());
+        let owned = head.is_owner(layer, piece.part);
         parts.push(Part { piece, admitted, owned });
     }
     Some(parts)
@@ -152,13 +148,13 @@ fn admit<'a>(head: &'a Head, layer: &'a Layer, offset: u64, bytes: u64) -> Optio
 
 /// Writes admitted parts here and now.
 fn write_inline(head: &Head, layer: &Layer, parts: Parts<'_>, data: &[u8]) -> Result<()> {
-    let mut at = 0;
+    let mut rest = data;
     for Part { piece, admitted, owned } in parts {
-        let part = &data[at..at + piece.bytes as usize];
-        at += piece.bytes as usize;
+        let (part, behind) = rest.split_at(length(piece.bytes));
+        rest = behind;
         admitted.write(part)?;
         if !owned {
-            head.take_over(layer, piece.extent, piece.blocks);
+            head.take_over(layer, piece.part);
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::is_instant;
 use crate::ids::{LayerId, VolumeId};
+use crate::place::BlockSpan;
 use crate::sync::RwLock;
 use crate::volume::blocks::{Blocks, View};
 use crate::volume::state::Shape;
@@ -66,10 +67,10 @@ pub fn changed_since(
     }
     drop(forgetting);
     let mut runs = Vec::new();
-    let mut parts = changed.range(blocks.block_size.block_of(range.start) as u32..);
+    let mut parts = changed.range(blocks.block_size.block_at(range.start).number()..);
     while let Some(run) = parts.next_range().filter(|_| runs.len() < runs_max) {
-        let start = blocks.block_size.offset_of(u64::from(*run.start())).max(range.start);
-        let end = blocks.block_size.offset_of(u64::from(*run.end()) + 1).min(range.end);
+        let bytes = blocks.block_size.bytes_of(BlockSpan::of_run(&run));
+        let (start, end) = (bytes.start.max(range.start), bytes.end.min(range.end));
         if start >= end {
             break;
         }

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::EXTENT_BLOCKS;
-use crate::place::{Extent, IndexSpan};
+use crate::place::{Piece, index, length};
 use crate::sync::RwLock;
-use crate::volume::blocks::{Answer, Blocks, Piece, View};
+use crate::volume::blocks::{Answer, Blocks, View};
 
 /// Most checksums that one call tells.
 const CHECKSUMS_MAX: u64 = 1 << 20;
@@ -27,22 +26,21 @@ pub fn content_checksums(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     // Behind the end, the last block may hold anything.
-    let partial = (end > view.size_bytes).then(|| blocks.block_size.block_of(view.size_bytes));
-    let zeros = crc32fast::hash(&vec![0; blocks.block_size.bytes() as usize]);
+    let partial = (end > view.size_bytes).then(|| blocks.block_size.block_at(view.size_bytes));
+    let zeros = crc32fast::hash(&vec![0; blocks.block_size.len()]);
     let mut checksums = Vec::new();
     let mut offset = range.start;
     while offset < range.end {
         let piece = Piece::at(blocks.block_size, offset, range.end - offset);
-        let first = piece.extent * EXTENT_BLOCKS;
-        for (run, answer) in blocks.answers(&view, piece.extent, piece.blocks.clone())? {
-            let numbers = first + run.start..=first + (run.end - 1);
+        for (run, answer) in blocks.answers(&view, piece.part)? {
+            let (part, count) = (piece.part.extent.part(run), index(run.len()));
             match answer {
-                Answer::Zero => checksums.resize(checksums.len() + run.len(), Some(zeros)),
-                Answer::Missing(_) | Answer::Patched(_) => checksums.resize(checksums.len() + run.len(), None),
+                Answer::Zero => checksums.resize(checksums.len() + count, Some(zeros)),
+                Answer::Missing(_) | Answer::Patched(_) => checksums.resize(checksums.len() + count, None),
                 Answer::Held(layer) => {
-                    let part = Extent::clamped(piece.extent).part(IndexSpan::new(run.start, run.end));
                     checksums.extend(blocks.layers.blocks.content_checksums(&layer, part)?);
-                    if partial == Some(u64::from(*numbers.end()))
+                    if partial.is_some()
+                        && partial == part.span().last()
                         && let Some(Some(checksum)) = checksums.last_mut()
                     {
                         *checksum = last_checksum(blocks, seen, &view)?;
@@ -59,7 +57,7 @@ pub fn content_checksums(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>
 fn last_checksum(blocks: &Blocks, seen: &RwLock<View>, view: &View) -> Result<u32> {
     let block_bytes = blocks.block_size.bytes();
     let start = view.size_bytes - view.size_bytes % block_bytes;
-    let mut block = vec![0; block_bytes as usize];
-    blocks.read(seen, start, &mut block[..(view.size_bytes - start) as usize])?;
+    let mut block = vec![0; blocks.block_size.len()];
+    blocks.read(seen, start, &mut block[..length(view.size_bytes - start)])?;
     Ok(crc32fast::hash(&block))
 }

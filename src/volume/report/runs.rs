@@ -7,9 +7,9 @@ use roaring::RoaringBitmap;
 
 use crate::error::Result;
 use crate::ids::LayerId;
-use crate::limits::EXTENT_BLOCKS;
+use crate::place::{BlockSpan, Piece, set_of};
 use crate::sync::RwLock;
-use crate::volume::blocks::{Answer, Blocks, Piece, View};
+use crate::volume::blocks::{Answer, Blocks, View};
 use crate::volume::request::{Run, RunKind};
 
 /// Adds a run, joined to the last one if it says the same.
@@ -28,18 +28,16 @@ pub fn runs(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>, runs_max: u
     let mut offset = range.start;
     while offset < range.end {
         let piece = Piece::at(blocks.block_size, offset, range.end - offset);
-        let extent_start = blocks.block_size.offset_of(u64::from(piece.extent) * u64::from(EXTENT_BLOCKS));
         // Behind this lock the top of the chain stays the top, so nothing that it shows is forgotten.
         let view = seen.read();
-        for (part, answer) in blocks.answers(&view, piece.extent, piece.blocks.clone())? {
+        for (part, answer) in blocks.answers(&view, piece.part)? {
             let kind = match answer {
                 Answer::Zero => RunKind::Zero,
                 Answer::Missing(_) | Answer::Patched(_) => RunKind::Missing,
                 Answer::Held(layer) => RunKind::Data { depth: depth_of(blocks, &view, layer.id, &mut depths) },
             };
-            let start = (extent_start + blocks.block_size.offset_of(u64::from(part.start))).max(offset);
-            let end = (extent_start + blocks.block_size.offset_of(u64::from(part.end))).min(offset + piece.bytes);
-            push(&mut runs, end - start, kind);
+            let bytes = blocks.block_size.bytes_of(piece.part.extent.part(part).span());
+            push(&mut runs, bytes.end.min(offset + piece.bytes) - bytes.start.max(offset), kind);
         }
         if runs.len() > runs_max {
             runs.truncate(runs_max);
@@ -89,13 +87,12 @@ pub fn allocation(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>, runs_
             offset = end;
         }
     };
-    let first = blocks.block_size.block_of(range.start) as u32;
-    let mut parts = data.range(first..);
+    let mut parts = data.range(blocks.block_size.block_at(range.start).number()..);
     while let Some(run) = parts.next_range() {
-        let (start, end) = (blocks.block_size.offset_of(u64::from(*run.start())), blocks.block_size.offset_of(u64::from(*run.end()) + 1));
-        push(&mut runs, start.min(range.end), RunKind::Zero);
-        push(&mut runs, end.min(range.end), RunKind::Data { depth: 1 });
-        if start >= range.end || runs.len() >= runs_max {
+        let bytes = blocks.block_size.bytes_of(BlockSpan::of_run(&run));
+        push(&mut runs, bytes.start.min(range.end), RunKind::Zero);
+        push(&mut runs, bytes.end.min(range.end), RunKind::Data { depth: 1 });
+        if bytes.start >= range.end || runs.len() >= runs_max {
             runs.truncate(runs_max);
             return Ok(runs);
         }
@@ -120,11 +117,9 @@ fn data_blocks(blocks: &Blocks, view: &View) -> Result<RoaringBitmap> {
             data |= &presence.present - &zero;
             zero |= &presence.zeroed - &data;
         });
-        if let Some(all @ 1..) = layer.source_blocks() {
+        if let Some(all) = layer.source_blocks() {
             // What is still at the source may be data.
-            let mut missing = RoaringBitmap::new();
-            missing.insert_range(0..=(all - 1) as u32);
-            data |= missing - &zero;
+            data |= set_of(BlockSpan::new(0, all)) - &zero;
         }
         next = layer.parent;
     }

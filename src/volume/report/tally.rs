@@ -9,6 +9,7 @@ use super::info::BlockCounts;
 use crate::catalog::{Catalog, LayerEntry};
 use crate::ids::LayerId;
 use crate::layer::{Layer, Layers};
+use crate::place::BlockSpan;
 
 /// What is known of a chain from its layers alone.
 #[derive(Clone, Copy, Debug, Default)]
@@ -123,8 +124,8 @@ impl Shown {
 
     fn missing(&self) -> u64 {
         match self.source {
-            Some((_, blocks @ 1..)) => blocks - self.covered.rank((blocks - 1) as u32),
-            _ => 0,
+            Some((_, blocks)) => blocks - BlockSpan::new(0, blocks).last().map_or(0, |last| self.covered.rank(last.number())),
+            None => 0,
         }
     }
 }

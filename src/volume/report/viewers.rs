@@ -7,12 +7,12 @@ use rustc_hash::FxHashMap;
 use crate::catalog::Catalog;
 use crate::ids::LayerId;
 use crate::layer::{Layer, Layers};
-use crate::place::BlockSize;
+use crate::place::{Block, BlockSize, BlockSpan};
 
 /// A volume or snapshot.
 struct Viewer {
     name: String,
-    blocks: u64,
+    blocks: BlockSpan,
 }
 
 /// What stands on one layer.
@@ -42,17 +42,18 @@ impl Viewers {
     }
 
     fn add(&mut self, block_size: BlockSize, layer: LayerId, name: String, size_bytes: u64) {
-        self.viewers.entry(layer).or_default().push(Viewer { name, blocks: block_size.blocks_for(size_bytes) });
+        self.viewers.entry(layer).or_default().push(Viewer { name, blocks: block_size.span_for(size_bytes) });
     }
 
     /// The names of what shows a block as this layer has it, in order: no layer in between has another one.
-    pub(crate) fn of(&self, block: u32) -> Vec<&str> {
+    pub(crate) fn of(&self, block: Block) -> Vec<&str> {
         let (mut seeing, mut next) = (Vec::new(), vec![self.base]);
         while let Some(layer) = next.pop() {
             let here = self.viewers.get(&layer).into_iter().flatten();
-            seeing.extend(here.filter(|viewer| u64::from(block) < viewer.blocks).map(|viewer| viewer.name.as_str()));
-            let has_own =
-                |layer: &Layer| layer.with_presence(|presence| presence.present.contains(block) || presence.zeroed.contains(block));
+            seeing.extend(here.filter(|viewer| viewer.blocks.contains(block)).map(|viewer| viewer.name.as_str()));
+            let has_own = |layer: &Layer| {
+                layer.with_presence(|presence| presence.present.contains(block.number()) || presence.zeroed.contains(block.number()))
+            };
             let above = self.above.get(&layer).into_iter().flatten();
             next.extend(above.filter(|layer| !has_own(layer)).map(|layer| layer.id));
         }

@@ -2,13 +2,14 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::SOURCE_URIS_MAX;
+use crate::place::wide;
 
 /// Most bytes of all addresses of a fork. They are in one record, which takes journal space.
 const SOURCE_URIS_BYTES_MAX: u64 = 128 << 10;
 
 /// Bytes of some addresses.
 pub fn bytes_of(uris: &[String]) -> u64 {
-    uris.iter().map(|uri| uri.len() as u64).sum()
+    uris.iter().map(|uri| wide(uri.len())).sum()
 }
 
 /// # Errors

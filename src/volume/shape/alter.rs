@@ -23,8 +23,9 @@ use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{Labels, ShapeRecord, valid_labels, valid_name};
 use crate::ids::VolumeId;
 use crate::layer::{Reserved, Ticket};
-use crate::limits::{EXTENT_BLOCKS, Planted};
+use crate::limits::Planted;
 use crate::place::BlockSpan;
+use crate::place::length;
 use crate::sync::atomic::Ordering;
 use crate::volume::blocks::Answer;
 use crate::volume::head::Head;
@@ -251,16 +252,15 @@ impl Head {
     /// size meanwhile.
     fn zero_behind(&self, size_bytes: u64) -> Result<()> {
         let block_size = self.blocks.block_size;
-        let block = block_size.block_of(size_bytes);
+        let block = block_size.block_at(size_bytes);
         let end = block_size.offset_of(block_size.blocks_for(size_bytes));
         if end == size_bytes {
             return Ok(());
         }
-        let (extent, within) = ((block / u64::from(EXTENT_BLOCKS)) as u32, (block % u64::from(EXTENT_BLOCKS)) as u32);
-        if let Some((_, Answer::Zero)) = self.blocks.answers(&self.view.read(), extent, within..within + 1)?.pop() {
+        if let Some((_, Answer::Zero)) = self.blocks.answers(&self.view.read(), block.in_extent())?.pop() {
             return Ok(());
         }
-        self.write_checked(&vec![0; (end - size_bytes) as usize], size_bytes, false, None)?;
+        self.write_checked(&vec![0; length(end - size_bytes)], size_bytes, false, None)?;
         // If the head was sealed since the write, the round that has its end made the write durable, and comes before this one.
         let layer = self.view.read().layer.id;
         self.blocks.layers.barriers.sync([layer])
