@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::{Access, Disk, DiskFile, DiskFileExt, DiskSpace, IoMode, OpenMode};
 use crate::place::{length, wide};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Unit of what is kept in memory.
 const PAGE_BYTES: usize = 4096;
@@ -46,7 +46,7 @@ struct Changes {
 
 impl OverlayDisk {
     pub fn new(below: Arc<dyn Disk>) -> Self {
-        Self { below, names: Mutex::default() }
+        Self { below, names: Mutex::ranked(Rank::OverlayNames, HashMap::new()) }
     }
 
     /// A file as it is now, if there is one.
@@ -147,7 +147,7 @@ impl OverlayFile {
     fn over(below: Option<Arc<dyn DiskFile>>) -> io::Result<Self> {
         let size_bytes = below.as_ref().map_or(Ok(0), |below| below.size_bytes())?;
         let changes = Changes { pages: BTreeMap::new(), size_bytes, below_end: size_bytes, changed: false };
-        Ok(Self { below, changes: Mutex::new(changes) })
+        Ok(Self { below, changes: Mutex::ranked(Rank::OverlayChanges, changes) })
     }
 
     /// The bytes of a page as they are now.

@@ -18,8 +18,8 @@ use crate::format::{BlockRun, BlocksRecord, LayerFile};
 use crate::ids::LayerId;
 use crate::io::{DiskFile, DiskFileExt};
 use crate::place::{Block, BlockBits, BlockIndex, BlockSize, EXTENT_BLOCKS, Extent, IndexSpan};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Mutex, Rank};
 
 const PAGE_LEN: usize = EXTENT_BLOCKS as usize * 4;
 const PAGE_BYTES: u64 = PAGE_LEN as u64;
@@ -169,11 +169,11 @@ impl ChecksumCache {
     pub fn new(bytes_max: u64) -> Self {
         let pages = usize::try_from(bytes_max / PAGE_BYTES / u64::from(SHARDS)).unwrap_or(usize::MAX).max(4);
         Self {
-            shards: std::array::from_fn(|_| Mutex::default()),
+            shards: std::array::from_fn(|_| Mutex::ranked(Rank::ChecksumPages, Pages::default())),
             shard_pages_max: pages,
-            writing: Mutex::default(),
-            unsynced: Mutex::default(),
-            syncing: Mutex::default(),
+            writing: Mutex::ranked(Rank::WritingPage, ()),
+            unsynced: Mutex::ranked(Rank::UnsyncedPages, BTreeMap::new()),
+            syncing: Mutex::ranked(Rank::SyncingPages, ()),
         }
     }
 

@@ -1,14 +1,19 @@
 //! What has been found damaged since the store was opened.
 
 use crate::error::Corruption;
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, Rank};
 
 /// Damage that readers and background work have met.
-#[derive(Default)]
 pub struct Damage {
     met: AtomicU64,
     last: Mutex<Option<Corruption>>,
+}
+
+impl Default for Damage {
+    fn default() -> Self {
+        Self { met: AtomicU64::new(0), last: Mutex::ranked(Rank::LastDamage, None) }
+    }
 }
 
 impl Damage {

@@ -12,7 +12,7 @@ use crate::ids::LayerId;
 use crate::io::{Disk, DiskFile, IoMode, OpenMode, descriptors_max};
 use crate::place::BlockSize;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, OnceLock};
+use crate::sync::{Mutex, OnceLock, Rank};
 
 /// Files that are kept open at most, where the process may have many.
 const OPEN_FILES_MAX: usize = 2048;
@@ -47,7 +47,8 @@ impl LayerFiles {
     pub fn new(disk: Arc<dyn Disk>, paths: StorePaths, mode: IoMode) -> Self {
         let open_max = OPEN_FILES_MAX.min((descriptors_max() / DESCRIPTORS_SHARE).max(1));
         let (created, named, unnamed) = (AtomicU64::new(0), AtomicU64::new(0), OnceLock::new());
-        Self { disk, paths, mode, open: Mutex::default(), open_max, created, named, unnamed }
+        let open = Mutex::ranked(Rank::OpenFiles, Open::default());
+        Self { disk, paths, mode, open, open_max, created, named, unnamed }
     }
 
     /// Layers that may keep files open because they were written and not synced. Beyond, writers have them synced.

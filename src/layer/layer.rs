@@ -9,7 +9,7 @@ use super::state::State;
 use crate::ids::LayerId;
 use crate::place::{Block, BlockBits, BlockSpan, Extent, end_of_run};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Condvar, Mutex, OnceLock};
+use crate::sync::{Condvar, Mutex, OnceLock, Rank};
 
 /// A set of blocks over a parent.
 ///
@@ -40,7 +40,7 @@ impl Layer {
             id,
             parent,
             source_blocks: source_blocks.map_or_else(OnceLock::new, OnceLock::from),
-            state: Mutex::default(),
+            state: Mutex::ranked(Rank::LayerState, State::default()),
             changed: Condvar::new(),
             sealed: AtomicBool::new(false),
             unverified: AtomicBool::new(false),

@@ -33,7 +33,7 @@ use crate::journal::Journal;
 use crate::limits::{Limits, Planted};
 use crate::place::{Block, BlockSize};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, RwLockReadGuard};
+use crate::sync::{Mutex, Rank, RwLockReadGuard};
 
 /// What the layers need to know of their store.
 #[derive(Clone)]
@@ -122,7 +122,7 @@ impl Layers {
             disk,
             limits,
             checkpoint_bytes,
-            writing: Mutex::default(),
+            writing: Mutex::ranked(Rank::Checkpoint, ()),
         });
         let admission = Arc::new(Admission {
             commit: Arc::clone(&commit),

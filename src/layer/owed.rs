@@ -11,8 +11,8 @@ use super::state::State;
 use crate::ids::LayerId;
 use crate::io::DiskFile;
 use crate::place::Segment;
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, Rank};
 
 /// Lists of the layers that owe something, and how much it is.
 pub struct Owed {
@@ -30,8 +30,8 @@ impl Owed {
         Self {
             commit,
             fresh_blocks: AtomicU64::new(0),
-            fresh: Mutex::default(),
-            written: Mutex::default(),
+            fresh: Mutex::ranked(Rank::FreshLayers, BTreeSet::new()),
+            written: Mutex::ranked(Rank::WrittenLayers, BTreeSet::new()),
             written_layers: AtomicUsize::new(0),
         }
     }

@@ -32,8 +32,8 @@ use crate::format::{BlocksRecord, PatchRecord};
 use crate::ids::LayerId;
 use crate::limits::Limits;
 use crate::place::{Block, BlockBits, BlockSize, BlockSpan, Extent};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, Rank};
 
 impl State {
     /// The patch of a block, if it counts.
@@ -143,7 +143,7 @@ impl PatchLedger {
             limits,
             blocks: AtomicU64::new(patched.iter().map(|layer| bytes(layer.state.lock().patches.len())).sum()),
             bytes_queued: AtomicU64::new(0),
-            layers: Mutex::new(patched.iter().map(|layer| layer.id).collect()),
+            layers: Mutex::ranked(Rank::PatchedLayers, patched.iter().map(|layer| layer.id).collect()),
         }
     }
 

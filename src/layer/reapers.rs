@@ -3,7 +3,7 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// How long a waiter sleeps before it looks again whether it can help.
 pub(super) const HELP_INTERVAL: Duration = Duration::from_millis(1);
@@ -15,8 +15,13 @@ pub trait Reap: Send + Sync {
 }
 
 /// The queues of a store.
-#[derive(Default)]
 pub struct Reapers(Mutex<Vec<Weak<dyn Reap>>>);
+
+impl Default for Reapers {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::Reapers, Vec::new()))
+    }
+}
 
 impl Reapers {
     /// Lets a queue help waiters along, for as long as it lives.

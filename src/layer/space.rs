@@ -7,7 +7,7 @@ use super::layer::Layer;
 use super::table::Table;
 use crate::ids::LayerId;
 use crate::limits::{Limits, Planted};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Lists of layers. Each is locked last, after a layer's state.
 pub struct Space {
@@ -23,7 +23,9 @@ pub struct Space {
 
 impl Space {
     pub(super) fn new(table: Arc<Table>, limits: Limits) -> Self {
-        Self { table, limits, retiring: Mutex::default(), garbage: Mutex::default(), unpunched: Mutex::default() }
+        let list = |rank| Mutex::ranked(rank, BTreeSet::new());
+        let (retiring, garbage, unpunched) = (list(Rank::RetiringLayers), list(Rank::GarbageLayers), list(Rank::UnpunchedLayers));
+        Self { table, limits, retiring, garbage, unpunched }
     }
 
     pub(super) fn note_retiring(&self, layer: &Layer) {

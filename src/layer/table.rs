@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use super::layer::Layer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
-use crate::sync::RwLock;
+use crate::sync::{Rank, RwLock};
 
 /// All layers of a store, by number. Its lock is never held while another lock is waited for.
 pub struct Table {
@@ -16,7 +16,7 @@ pub struct Table {
 
 impl Table {
     pub(super) fn new(layers: FxHashMap<LayerId, Arc<Layer>>) -> Self {
-        Self { layers: RwLock::new(layers) }
+        Self { layers: RwLock::ranked(Rank::LayerTable, layers) }
     }
 
     /// A layer by number.

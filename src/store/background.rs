@@ -13,7 +13,7 @@ use crate::format::StorePaths;
 use crate::io::{Disk, DiskSpace};
 use crate::layer::Layer;
 use crate::sync::thread::{JoinHandle, current};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 use crate::volume::Core;
 
 /// How often the thread looks for work when it had none.
@@ -49,7 +49,6 @@ pub struct Background {
     watch: Arc<Watch>,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     woken: Condvar,
@@ -57,7 +56,7 @@ struct Shared {
 
 impl Background {
     pub fn new(core: Arc<Core>, paths: StorePaths, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Self {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared { state: Mutex::ranked(Rank::Background, State::default()), woken: Condvar::new() });
         shared.state.lock().cleaned_at = clock.monotonic();
         Self { core, paths, disk, clock, shared, watch: Arc::default() }
     }
@@ -167,13 +166,15 @@ impl Background {
         }
         let outcome = failed.map_or(Ok(false), Err);
         self.watch.note(&outcome);
-        self.watch.tell(core, self.shared.state.lock().space);
+        let space = self.shared.state.lock().space;
+        self.watch.tell(core, space);
         outcome
     }
 
     fn checkpoint_step(&self) -> Result<bool> {
         let now = self.clock.monotonic();
-        if now < self.shared.state.lock().checkpoint_at || !self.core.layers.checkpoints.is_due() {
+        let due_at = self.shared.state.lock().checkpoint_at;
+        if now < due_at || !self.core.layers.checkpoints.is_due() {
             return Ok(false);
         }
         match self.core.shape.checkpoint() {

@@ -2,7 +2,7 @@
 
 use crate::error::{Corruption, Error, Result};
 use crate::io::DiskSpace;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::volume::{Core, EventKind};
 
 /// Free bytes below which space is low, if they are less than a twentieth of the file system, too.
@@ -81,10 +81,15 @@ impl SpaceState {
 }
 
 /// What background work has met, and what was told of it.
-#[derive(Default)]
 pub struct Watch {
     failed: Mutex<(Option<Error>, u64)>,
     told: Mutex<Told>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { failed: Mutex::ranked(Rank::BackgroundFailed, (None, 0)), told: Mutex::ranked(Rank::HealthTold, Told::default()) }
+    }
 }
 
 #[derive(Default)]

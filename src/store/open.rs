@@ -15,7 +15,7 @@ use crate::io::{Access, Disk, OverlayDisk};
 use crate::journal::{Journal, Loaded, load, no_store};
 use crate::layer::{LayerConfig, Layers, Recovery};
 use crate::place::{BlockSize, BlockSpan, wide};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::telemetry::tell;
 use crate::volume::{Core, CoreConfig};
 
@@ -302,7 +302,7 @@ impl OpenStore {
         let needs = Arc::downgrade(&core);
         core.layers.barriers.on_need(move || needs.upgrade().map_or(Ok(()), |core| core.shape.checkpoint()));
         let background = Background::new(Arc::clone(&core), paths, options.disk, clock);
-        let store = Arc::new(Self { core, background, ownership: Mutex::new(Ownership::Held { _lock: lock }) });
+        let store = Arc::new(Self { core, background, ownership: Mutex::ranked(Rank::Ownership, Ownership::Held { _lock: lock }) });
         store.resume_hydration()?;
         if options.threads {
             store.background.start()?;

@@ -16,6 +16,102 @@ pub enum Rank {
     /// `serve`: the clients of a server.
     #[cfg(feature = "serve")]
     ServeClients,
+    /// `store`: whether the store is open.
+    Ownership,
+    /// `store`: what background work does next.
+    Background,
+    /// `store`: what was told of the store's health.
+    HealthTold,
+    /// `store`: how background work failed last.
+    BackgroundFailed,
+    /// `volume`: one change of size of a volume at a time. Held across barriers.
+    Resizing,
+    /// `layer`: one checkpoint at a time. Held across barriers.
+    Checkpoint,
+    /// `layer`: one sync of checksum pages at a time. Held during the sync.
+    SyncingPages,
+    /// `volume`: a look at hidden blocks of roots, and new forks of a root that stands.
+    Roots,
+    /// `volume`: names, layers, sizes, leases.
+    Catalog,
+    /// `volume`: the ring of a queue and its requests.
+    QueueRing,
+    /// `volume`: walks along a chain, against blocks that move.
+    Forgetting,
+    /// `layer`: records and blocks of one round.
+    Beginning,
+    /// `volume`: the heads that are open.
+    Heads,
+    /// `volume`: names of volumes that are being made.
+    Births,
+    /// `volume`: snapshots that are not durable yet.
+    Arrivals,
+    /// `volume`: readers of snapshots.
+    Pins,
+    /// `volume`: freed layers whose files are still there.
+    FreedLayers,
+    /// `volume`: when leases were renewed.
+    Renewals,
+    /// `volume`: leases that were given back.
+    GivenBack,
+    /// `volume`: what is about to be destroyed by force.
+    Condemned,
+    /// `volume`: hosts with errands of leases.
+    Errands,
+    /// `volume`: leases at other hosts.
+    Lessees,
+    /// `volume`: recordings of first reads.
+    Recorders,
+    /// `volume`: a head's or a snapshot's layer on top, owner map and size.
+    View,
+    /// `volume`: where the next look for patches begins.
+    NextPatch,
+    /// `layer`: presence and latches of a layer.
+    LayerState,
+    /// `layer`: the layers with blocks that wait for their record.
+    FreshLayers,
+    /// `layer`: the layers with files that wait for a sync.
+    WrittenLayers,
+    /// `layer`: the layers with patches.
+    PatchedLayers,
+    /// `layer`: the layers with retiring blocks.
+    RetiringLayers,
+    /// `layer`: the layers with garbage.
+    GarbageLayers,
+    /// `layer`: the layers whose garbage could not be given back.
+    UnpunchedLayers,
+    /// `layer`: the journal, and the spare.
+    Journal,
+    /// `layer`: what the next round takes, and who leads.
+    CommitQueue,
+    /// `layer`: the table of layers.
+    LayerTable,
+    /// `layer`: a shard of the checksum pages.
+    ChecksumPages,
+    /// `layer`: one page of checksums is written at a time. Held during the write.
+    WritingPage,
+    /// `layer`: files of checksums that wait for a sync.
+    UnsyncedPages,
+    /// `layer`: files that are open. Held while one is opened.
+    OpenFiles,
+    /// `layer`: the queues that help waiters.
+    Reapers,
+    /// `layer`: the last damage that was met.
+    LastDamage,
+    /// `volume`: completions of a queue by workers.
+    QueueFinished,
+    /// `volume`: changes of a queue that workers make.
+    QueueChanges,
+    /// `volume`: jobs that wait for a worker.
+    Workers,
+    /// `volume`: who is inside a gate.
+    Gate,
+    /// `volume`: events that were not told yet.
+    Events,
+    /// `volume`: waits until all calls have left.
+    Leaving,
+    /// `volume`: threads of the engine that run callbacks.
+    OwnThreads,
     /// `source`: threads that open an address, and who waits for them.
     SourceConnector,
     /// `source`: what one of these threads answers.
@@ -24,6 +120,10 @@ pub enum Rank {
     RingJobs,
     /// `io`: transfers that a thread ring has ended.
     RingEnded,
+    /// `io`: names of a disk that keeps changes in memory.
+    OverlayNames,
+    /// `io`: changes of a file that are kept in memory.
+    OverlayChanges,
     /// `io`: open directories.
     Directories,
     /// `io`: the ring for syncs of several files. Held during the syncs.

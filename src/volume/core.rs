@@ -24,7 +24,7 @@ use crate::io::RingKind;
 use crate::layer::Layers;
 use crate::place::BlockSize;
 use crate::source::{Connector, SourceOpener};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, Rank, RwLock};
 
 /// Freed layers whose files a store that is being closed removes.
 const UNLINKED_AT_END: usize = 4096;
@@ -107,8 +107,8 @@ impl Ground {
             hydrations: Arc::clone(&hydrations),
             foreground: Foreground::new(Arc::clone(&budget), Arc::clone(&clock)),
             has_sources: sources.is_some(),
-            forgetting: RwLock::default(),
-            next_patch: Mutex::new((LayerId(0), 0)),
+            forgetting: RwLock::ranked(Rank::Forgetting, ()),
+            next_patch: Mutex::ranked(Rank::NextPatch, (LayerId(0), 0)),
         });
         Self { pool, layers, shape, hydrations, lessees, blocks, events, sources, crew, budget, clock, threads }
     }
@@ -120,7 +120,7 @@ impl Ground {
             hydrations: Arc::clone(&self.hydrations),
             block_size: self.blocks.block_size,
             clock: Arc::clone(&self.clock),
-            recorders: Mutex::default(),
+            recorders: Mutex::ranked(Rank::Recorders, Vec::new()),
         })
     }
 
@@ -130,7 +130,7 @@ impl Ground {
             shape: Arc::clone(&self.shape),
             blocks: Arc::clone(&self.blocks),
             hydrations: Arc::clone(&self.hydrations),
-            roots: Mutex::default(),
+            roots: Mutex::ranked(Rank::Roots, ()),
         })
     }
 

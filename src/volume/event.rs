@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::fence::Fence;
 use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 use crate::telemetry::{self, tell};
 
 /// What happened.
@@ -174,7 +174,7 @@ thread_local! {
 impl Events {
     /// Nothing yet.
     pub fn new(on_event: Option<OnEvent>, fence: Arc<Fence>, threads: bool) -> Arc<Self> {
-        Arc::new(Self { on_event, threads, fence, state: Mutex::default(), changed: Condvar::new() })
+        Arc::new(Self { on_event, threads, fence, state: Mutex::ranked(Rank::Events, State::default()), changed: Condvar::new() })
     }
 
     /// Notes what happened. Never waits for the callback.

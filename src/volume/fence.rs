@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::thread::{ThreadId, current};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 /// Counters of calls, so that processors do not share one cache line.
 const SHARDS: usize = 16;
@@ -26,7 +26,6 @@ const HELP_INTERVAL: Duration = Duration::from_millis(1);
 struct Shard(AtomicUsize);
 
 /// Lets calls in until it is shut, and knows how many are inside.
-#[derive(Default)]
 pub struct Fence {
     shut: AtomicBool,
     inside: [Shard; SHARDS],
@@ -35,6 +34,18 @@ pub struct Fence {
     left: Condvar,
     /// Threads of the engine that run callbacks.
     own_threads: Mutex<Vec<ThreadId>>,
+}
+
+impl Default for Fence {
+    fn default() -> Self {
+        Self {
+            shut: AtomicBool::new(false),
+            inside: Default::default(),
+            leaving: Mutex::ranked(Rank::Leaving, ()),
+            left: Condvar::new(),
+            own_threads: Mutex::ranked(Rank::OwnThreads, Vec::new()),
+        }
+    }
 }
 
 /// Held by one call, or by one transfer.

@@ -9,7 +9,7 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 
 #[derive(Default)]
 struct State {
@@ -18,10 +18,15 @@ struct State {
 }
 
 /// Lets writes in, or one change.
-#[derive(Default)]
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self { state: Mutex::ranked(Rank::Gate, State::default()), changed: Condvar::new() }
+    }
 }
 
 /// Held by one change: nothing is inside.

@@ -20,7 +20,7 @@ use crate::content::HeldLayer;
 use crate::error::{Error, Result};
 use crate::ids::VolumeId;
 use crate::source::About;
-use crate::sync::RwLock;
+use crate::sync::{Rank, RwLock};
 
 /// A named, sized, writable head. Cheap to clone; all clones are the same volume.
 ///
@@ -335,7 +335,7 @@ impl Snapshot {
             pool: Arc::clone(&core.pool),
             volume: id,
             name: format!("{volume}@{snapshot}"),
-            view: RwLock::new(view),
+            view: RwLock::ranked(Rank::View, view),
             readers: Workers::of_reads(),
             prefetchers: Workers::of_prefetches(),
             _pin: pin,

@@ -16,7 +16,7 @@ use crate::limits::{Planted, VOLUME_BYTES_MAX};
 use crate::owners::Owner;
 use crate::place::{Block, BlockBits, BlockSpan, Extent, ExtentSpan, IndexSpan, Piece, length, wide};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use crate::sync::{Mutex, OnceLock, RwLock};
+use crate::sync::{Mutex, OnceLock, Rank, RwLock};
 
 /// Space that a write over several extents has taken for the blocks that it is going to add to a layer, by extent. Given back when this
 /// is dropped, also by a panic, unless the blocks were written.
@@ -78,10 +78,10 @@ impl Head {
             pool: Arc::clone(pool),
             id,
             gate: Gate::default(),
-            view: RwLock::new(view),
+            view: RwLock::ranked(Rank::View, view),
             destroyed: AtomicBool::new(false),
             recorder: OnceLock::new(),
-            resizing: Mutex::default(),
+            resizing: Mutex::ranked(Rank::Resizing, ()),
             queues: AtomicUsize::new(0),
             readers: Workers::of_reads(),
             prefetchers: Workers::of_prefetches(),

@@ -5,6 +5,7 @@
 mod circles;
 mod examples;
 mod floors;
+mod locks;
 mod sizes;
 mod sources;
 mod words;

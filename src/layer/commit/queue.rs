@@ -22,7 +22,7 @@ use crate::ids::LayerId;
 use crate::journal::Journal;
 use crate::limits::{Limits, Planted};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, OnceLock, RwLock, RwLockReadGuard};
+use crate::sync::{Condvar, Mutex, OnceLock, Rank, RwLock, RwLockReadGuard};
 
 /// A place in a barrier round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,11 +110,11 @@ pub struct Commit {
 impl Commit {
     pub fn new(journal: Journal, limits: &Limits) -> Self {
         Self {
-            queue: Mutex::default(),
+            queue: Mutex::ranked(Rank::CommitQueue, Queue::default()),
             ended: Condvar::new(),
             done: AtomicU64::new(0),
             durable: AtomicU64::new(0),
-            beginning: RwLock::new(()),
+            beginning: RwLock::ranked(Rank::Beginning, ()),
             room: Room::new(journal, limits),
             poison: OnceLock::new(),
             limits: *limits,

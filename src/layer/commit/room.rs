@@ -15,7 +15,7 @@ use crate::io::DiskFile;
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 /// Frames after which a checkpoint is tried again because the reserve is low.
 const RETRY_FRAMES: u64 = 64;
@@ -77,7 +77,7 @@ impl Drop for ShapeRoom<'_> {
 impl Room {
     pub fn new(journal: Journal, limits: &Limits) -> Self {
         Self {
-            journal: Mutex::new(journal),
+            journal: Mutex::ranked(Rank::Journal, journal),
             frames: AtomicU64::new(0),
             outstanding: AtomicU64::new(0),
             shaping: AtomicU64::new(0),

@@ -9,7 +9,7 @@ use crate::ids::LayerId;
 use crate::io::AlignedBuffer;
 use crate::layer::{Layer, Merged};
 use crate::place::{Block, BlockBits, ExtentSpan, Piece};
-use crate::sync::RwLock;
+use crate::sync::{Rank, RwLock};
 
 /// Patches that one background step looks at.
 const STEP_BLOCKS: usize = 256;
@@ -65,7 +65,7 @@ impl Blocks {
             below = self.below(&next)?;
             patched.push(next);
         }
-        if let Err(error) = self.read_extent(&RwLock::new(below), block.in_extent(), buffer) {
+        if let Err(error) = self.read_extent(&RwLock::ranked(Rank::View, below), block.in_extent(), buffer) {
             // Once a block is merged, the one below it is forgotten.
             let all = patched.iter().all(|layer| layer.patched(block.extent()).contains(block.index()));
             return if all { Err(error) } else { Ok(Merged::Superseded) };
@@ -127,7 +127,7 @@ impl Blocks {
         for (layer, block) in batch {
             // A damaged block below, or a layer that was freed meanwhile, does not keep the others waiting; nothing is lost. No source is
             // asked to repair the block: it may hang, and this thread does the work of all volumes.
-            let here = self.below(&layer).and_then(|below| self.read_here(&RwLock::new(below), block, &mut buffer));
+            let here = self.below(&layer).and_then(|below| self.read_here(&RwLock::ranked(Rank::View, below), block, &mut buffer));
             if !matches!(here, Ok(true)) {
                 continue;
             }

@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
 use crate::place::{Block, BlockSpan, ExtentSpan, Piece, length, wide};
-use crate::sync::RwLock;
+use crate::sync::{Rank, RwLock};
 
 /// Looks at a block that moves from layer to layer while it is read. After these the read fails.
 pub const LOOKS_MAX: u32 = 1000;
@@ -190,7 +190,7 @@ impl Blocks {
         let twins = self.shape.catalog().twins(layer.id);
         twins.into_iter().filter_map(|twin| self.layers.get(twin)).any(|twin| {
             // `read_here` repairs nothing: two damaged twins would ask each other for ever.
-            matches!(self.read_here(&RwLock::new(View::new(twin, u64::MAX)), block, buffer), Ok(true))
+            matches!(self.read_here(&RwLock::ranked(Rank::View, View::new(twin, u64::MAX)), block, buffer), Ok(true))
         })
     }
 

@@ -16,9 +16,9 @@ use crate::error::Result;
 use crate::format::LesseeRecord;
 use crate::ids::{LayerId, LeaseId};
 use crate::source::{Connector, LeaseAction, LeaseRequest, SourceErrorKind, host_of};
-use crate::sync::Mutex;
 use crate::sync::thread::{Builder, scope};
 use crate::sync::time::Instant;
+use crate::sync::{Mutex, Rank};
 use crate::volume::state::{Lessees, forks_by_root};
 
 /// Most hosts that are asked at once.
@@ -252,7 +252,7 @@ impl Borrowing {
         hosts.iter_mut().for_each(|(_, errands)| errands.retain(is_new));
         hosts.retain(|(_, errands)| !errands.is_empty());
         let threads = if self.threads { hosts.len().min(HOSTS_MAX) } else { 1 };
-        let hosts = Mutex::new(hosts.into_iter());
+        let hosts = Mutex::ranked(Rank::Errands, hosts.into_iter());
         let next = || hosts.lock().next();
         let work = || {
             while let Some((_, errands)) = next() {

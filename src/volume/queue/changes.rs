@@ -1,7 +1,7 @@
 //! Changes that workers make for a queue, which may be dropped meanwhile.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 
 #[derive(Default)]
 struct State {
@@ -13,10 +13,15 @@ struct State {
 
 /// Lets changes of a queue happen until it is dropped. A worker that waits for a source is not inside: it changes nothing then, and
 /// finds out afterwards.
-#[derive(Default)]
 pub struct Changes {
     state: Mutex<State>,
     left: Condvar,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self { state: Mutex::ranked(Rank::QueueChanges, State::default()), left: Condvar::new() }
+    }
 }
 
 /// One change, or a piece of it, that is being made.

@@ -52,7 +52,7 @@ use crate::limits::{Planted, QUEUE_DEPTH_MAX};
 use crate::place::{index, length};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
-use crate::sync::{Mutex, MutexGuard, RwLock};
+use crate::sync::{Mutex, MutexGuard, Rank, RwLock};
 use read::{CacheGuess, PendingRead};
 use write::PendingWrite;
 
@@ -299,8 +299,8 @@ impl Queue {
         };
         let make = |this: &std::sync::Weak<Shared>| Shared {
             target,
-            inner: Mutex::new(inner),
-            finished: Mutex::default(),
+            inner: Mutex::ranked(Rank::QueueRing, inner),
+            finished: Mutex::ranked(Rank::QueueFinished, Vec::new()),
             changes: Changes::default(),
             waker,
             polled: AtomicBool::new(false),

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 
 /// Threads at most; further jobs wait for one.
 const THREADS_MAX: usize = 64;
@@ -41,7 +41,7 @@ pub struct Workers {
 
 impl Default for Workers {
     fn default() -> Self {
-        Self { shared: Arc::default(), threads_max: THREADS_MAX }
+        Self { shared: Arc::new((Mutex::ranked(Rank::Workers, State::default()), Condvar::new())), threads_max: THREADS_MAX }
     }
 }
 

@@ -4,14 +4,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use crate::ids::VolumeId;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::volume::head::Head;
 
 type Open = HashMap<VolumeId, Weak<Head>>;
 
 /// The open heads, by volume: each volume has one at most. Locked after the catalogue.
-#[derive(Default)]
 pub struct Heads(Mutex<Open>);
+
+impl Default for Heads {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::Heads, Open::new()))
+    }
+}
 
 /// The open heads, locked: between a look and an addition no other thread opens the same volume.
 pub struct Opening<'a>(MutexGuard<'a, Open>);

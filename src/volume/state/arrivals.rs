@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 
 use crate::ids::VolumeId;
 use crate::layer::Ticket;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// The round that makes each of these snapshots durable. Other hosts must not know a snapshot before that: its layer's number may be
 /// given again after a crash.
-#[derive(Default)]
 pub struct Arrivals(Mutex<BTreeMap<(VolumeId, String), Ticket>>);
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::Arrivals, BTreeMap::new()))
+    }
+}
 
 impl Arrivals {
     /// Adds a snapshot that was taken. The catalogue is locked.

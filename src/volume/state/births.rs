@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// A volume that is being made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +20,13 @@ pub struct Coming {
 }
 
 /// Names that are taken for volumes that are being made. Locked after the catalogue.
-#[derive(Default)]
 pub struct Births(Mutex<BTreeMap<String, Coming>>);
+
+impl Default for Births {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::Births, BTreeMap::new()))
+    }
+}
 
 /// Keeps a name for its volume until it is dropped.
 pub struct Announced {

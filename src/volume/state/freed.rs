@@ -2,11 +2,16 @@
 
 use crate::ids::LayerId;
 use crate::layer::Ticket;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Freed layers, each with the barrier round that makes its end durable.
-#[derive(Default)]
 pub struct Freed(Mutex<Vec<(Ticket, LayerId)>>);
+
+impl Default for Freed {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::FreedLayers, Vec::new()))
+    }
+}
 
 impl Freed {
     /// Adds layers that this round frees.

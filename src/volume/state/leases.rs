@@ -7,8 +7,8 @@ use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{LEASE_TEXT_BYTES_MAX, LeaseRecord, ShapeRecord};
 use crate::ids::{LeaseId, VolumeId};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, Rank};
 use crate::wire::{LeaseAction, LeaseRequest};
 
 /// Most leases of a store.
@@ -39,7 +39,8 @@ pub type Condemned = (VolumeId, Option<String>);
 
 impl Leases {
     pub fn new(lapse: Duration, opened_at: Duration) -> Self {
-        let (renewals, given_back, condemned) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (renewals, given_back) = (Mutex::ranked(Rank::Renewals, HashMap::new()), Mutex::ranked(Rank::GivenBack, VecDeque::new()));
+        let condemned = Mutex::ranked(Rank::Condemned, HashSet::new());
         // A second is the least that can be told.
         let lapse = lapse.max(Duration::from_secs(1));
         Self { lapse, opened_at, renewals, given_back, unneeded: AtomicBool::new(true), condemned }

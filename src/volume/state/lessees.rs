@@ -9,8 +9,8 @@ use crate::format::LesseeRecord;
 use crate::ids::{LayerId, LeaseId};
 use crate::layer::Ticket;
 use crate::source::{Connector, LeaseAction, LeaseRequest, SourceOpener};
-use crate::sync::Mutex;
 use crate::sync::thread::JoinHandle;
+use crate::sync::{Mutex, Rank};
 
 /// How long after opening leases are renewed first: a command that has the store open for a moment asks no host.
 const FIRST_RENEWAL: Duration = Duration::from_secs(5);
@@ -94,7 +94,7 @@ impl Lessees {
                 false => drop(state.releases.insert(lessee.id, opened_at)),
             }
         }
-        Self { connector: opener.map(Connector::new), host: host_name(), opened_at, state: Mutex::new(state) }
+        Self { connector: opener.map(Connector::new), host: host_name(), opened_at, state: Mutex::ranked(Rank::Lessees, state) }
     }
 
     /// Leases may not be needed any more once this change is durable. The catalogue is locked.

@@ -13,15 +13,20 @@ use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::is_instant;
 use crate::ids::VolumeId;
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, Rank};
 
 /// Readers of each snapshot that is open. Locked after the catalogue.
-#[derive(Default)]
 pub struct Pins {
     readers: Mutex<BTreeMap<(VolumeId, String), usize>>,
     /// An instant lost its last reader since [`Pins::take_unread_instant`].
     unread_instant: AtomicBool,
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        Self { readers: Mutex::ranked(Rank::Pins, BTreeMap::new()), unread_instant: AtomicBool::new(false) }
+    }
 }
 
 /// Keeps a snapshot from being destroyed.

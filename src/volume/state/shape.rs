@@ -29,7 +29,7 @@ use crate::format::{ShapeRecord, valid_name};
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Layers, Ticket};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 /// The shape of an open store.
 pub struct Shape {
@@ -52,7 +52,7 @@ impl Shape {
             layers,
             hydrations,
             lessees,
-            catalog: Mutex::new(catalog),
+            catalog: Mutex::ranked(Rank::Catalog, catalog),
             births: Arc::default(),
             arrivals: Arrivals::default(),
             pins: Arc::default(),
