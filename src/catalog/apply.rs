@@ -7,6 +7,11 @@ use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, ShapeRecord, 
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
+    /// That of an empty store with this random number.
+    pub fn new(store_id: [u8; 16]) -> Self {
+        Self { store_id, ..Self::default() }
+    }
+
     /// Makes one change of shape; answers the layers that it frees.
     ///
     /// # Errors

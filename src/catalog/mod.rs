@@ -157,13 +157,6 @@ pub struct Catalog {
     next_layer: u32,
 }
 
-impl Catalog {
-    /// That of an empty store with this random number.
-    pub fn new(store_id: [u8; 16]) -> Self {
-        Self { store_id, ..Self::default() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
