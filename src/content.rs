@@ -92,10 +92,14 @@ impl From<Digest> for String {
 /// ```
 /// use volfork::content::{Digest, ImageLayer};
 ///
-/// // As a manifest describes a blob: digest and bytes of what travels, which is packed.
-/// let blob = b"the bytes of a .tar.gz";
-/// let layer = ImageLayer { digest: Digest::of(blob), bytes: 22 };
-/// assert_eq!(layer.bytes, blob.len() as u64);
+/// /// Whether what came from a registry is the blob that the manifest describes.
+/// fn is_whole(layer: ImageLayer, blob: &[u8]) -> bool {
+///     layer.bytes == blob.len() as u64 && layer.digest == Digest::of(blob)
+/// }
+///
+/// // Digest and bytes are those of what travels, not of the unpacked archive.
+/// let layer = ImageLayer { digest: Digest::of(b"packed"), bytes: 6 };
+/// assert!(is_whole(layer, b"packed") && !is_whole(layer, b"torn"));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

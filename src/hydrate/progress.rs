@@ -48,9 +48,9 @@ pub enum FetchClass {
 /// fork.wait_hydrated(Duration::from_secs(60))?;
 ///
 /// let fetched = fork.info()?.hydration.fetched;
-/// // Each byte counts for one reason. The share of `demand` is what readers had to wait for.
+/// // Each fetch counts for one reason. The share of `demand` is what readers had to wait for.
 /// assert_eq!(fetched.total(), fetched.demand + fetched.ahead + fetched.trace + fetched.backfill);
-/// assert_eq!(fetched.total(), 1 << 20);
+/// assert!(fetched.total() >= 1 << 20);
 /// # Ok(())
 /// # }
 /// ```
@@ -100,7 +100,8 @@ impl FetchedBytes {
 /// fork.wait_hydrated(Duration::from_secs(60))?;
 ///
 /// let source = &fork.info()?.hydration.sources[0];
-/// assert_eq!((source.uri.as_str(), source.bytes_fetched), (address.as_str(), 1 << 20));
+/// assert_eq!(source.uri, address);
+/// assert!(source.bytes_fetched >= 1 << 20);
 /// assert!(!source.failing && source.errors == 0 && source.last_error.is_none());
 /// # Ok(())
 /// # }

@@ -9,16 +9,29 @@ use crate::content::Image;
 /// The machine that will use a volume.
 ///
 /// ```
-/// use volfork::placement::{Compute, Processors};
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Compute, Constraint, Fleet, Policy, Processors, Request};
 ///
 /// let compute = Compute {
-///     // Eight processors of any one kind.
-///     cpus: Processors { kind: String::new(), count: 8 },
+///     // Two processors of any one kind.
+///     cpus: Processors { kind: String::new(), count: 2 },
 ///     gpus: Some(Processors { kind: "a100".into(), count: 1 }),
 ///     memory_bytes: 32 << 30,
 /// };
-/// assert_eq!(Compute::default().gpus, None);
-/// assert_ne!(compute, Compute::default());
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 8)); // Without accelerators.
+/// let ranking = fleet.rank(&Request { compute, ..machine("m", 2) }, &Policy::default(), 1_000);
+/// assert_eq!(ranking.excluded[0].constraint, Constraint::Gpus);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -111,7 +124,18 @@ pub struct SnapshotOrigin {
 /// A volume and its machine, to be placed `count` times.
 ///
 /// ```
-/// use volfork::placement::{Compute, Processors, Request};
+/// # use volfork::placement;
+/// # fn host(name: &str, cpus: u32) -> placement::HostInventory {
+/// #     let cpus = [("shared".to_owned(), cpus)].into();
+/// #     let capacity = placement::Resources { cpus, memory_bytes: 64 << 30, volume_bytes: 1 << 40, ..Default::default() };
+/// #     let (host, region, zone) = (name.to_owned(), "ams".to_owned(), name.to_owned());
+/// #     placement::HostInventory { host, region, zone, capacity, reported_at: 1_000, ..Default::default() }
+/// # }
+/// # fn machine(id: &str, cpus: u32) -> placement::Request {
+/// #     let compute = placement::Compute { cpus: placement::Processors { kind: String::new(), count: cpus }, ..Default::default() };
+/// #     placement::Request { id: id.into(), volume: id.into(), volume_bytes: 1 << 30, compute, ..Default::default() }
+/// # }
+/// use volfork::placement::{Compute, Fleet, HostInventory, Policy, Processors, Request};
 ///
 /// let cpus = Processors { kind: "shared".into(), count: 2 };
 /// let request = Request {
@@ -119,14 +143,18 @@ pub struct SnapshotOrigin {
 ///     app: "shop".into(),
 ///     volume: "db".into(),
 ///     // The first region with room is taken.
-///     regions: vec!["ams".into(), "fra".into()],
+///     regions: vec!["fra".into(), "ams".into()],
 ///     volume_bytes: 10 << 30,
 ///     compute: Compute { cpus, memory_bytes: 4 << 30, ..Compute::default() },
-///     require_unique_zone: true,
-///     count: 3,
+///     count: 2,
 ///     ..Request::default()
 /// };
-/// assert_eq!((Request::default().count, request.count), (1, 3));
+/// let mut fleet = Fleet::new();
+/// fleet.report(host("a", 64)); // In `ams`.
+/// fleet.report(HostInventory { region: "fra".into(), ..host("f", 2) });
+/// let placement = fleet.place(&request, &Policy::default(), 1_000);
+/// let hosts: Vec<_> = placement.placed.iter().map(|placed| placed.reservation.host.as_str()).collect();
+/// assert_eq!(hosts, ["f", "a"]);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {

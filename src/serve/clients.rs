@@ -89,17 +89,19 @@ pub struct ClientInfo {
 /// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
 /// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
 /// use std::time::Duration;
-/// use volfork::source::{NbdOptions, NbdSource, Source, SourceExt};
+/// use volfork::source::{NbdOptions, NbdSource, SourceExt};
 ///
 /// let source = NbdSource::open(&uri("base@v1"), NbdOptions::default())?;
 /// source.read_blocking(0..4096)?;
 /// let clients = server.clients();
-/// assert!(!clients.list().is_empty());
+/// assert!(clients.list().iter().all(|client| client.export == "base@v1"));
 ///
-/// // What they use can be destroyed when they are gone, if they do not come back.
-/// source.close();
-/// clients.disconnect("base@v1", Duration::from_secs(10))?;
-/// store.destroy_snapshot("base", "v1")?;
+/// // A snapshot is in use while clients read it.
+/// assert!(store.destroy_snapshot("base", "v1").is_err());
+/// store.destroy_by_force(("base", Some("v1")), false, |exports| {
+///     exports.iter().try_for_each(|export| clients.disconnect(export, Duration::from_secs(10)).map(drop))
+/// })?;
+/// assert!(store.snapshot_names("base")?.is_empty());
 /// # drop(server);
 /// # Ok(())
 /// # }

@@ -70,7 +70,8 @@ pub enum EventKind {
 /// let store = Store::create(directory.path().join("store"), options)?;
 /// store.fork(&format!("file://{}", image.display()), "machine")?;
 ///
-/// let event = events.recv()?;
+/// // A full disk is told of, too.
+/// let event = events.iter().find(|event| event.kind != EventKind::SpaceLow).expect("the store is open");
 /// assert_eq!((event.kind, event.error), (EventKind::Hydrated, None));
 /// assert_eq!(event.volumes, ["machine"]);
 /// # Ok(())

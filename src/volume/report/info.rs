@@ -128,8 +128,8 @@ pub enum HydrationState {
 ///
 /// let hydration = fork.info()?.hydration;
 /// assert_eq!((hydration.state, hydration.bytes_missing), (HydrationState::None, 0));
-/// // 1 MiB came, for whatever reason; its address is known as long as the store is open.
-/// assert_eq!((hydration.bytes_fetched, hydration.fetched.total()), (1 << 20, 1 << 20));
+/// // 1 MiB came, or more if some of it was asked for twice; its address is known as long as the store is open.
+/// assert!(hydration.bytes_fetched >= 1 << 20);
 /// assert_eq!(hydration.sources[0].uri, address);
 /// # Ok(())
 /// # }
