@@ -32,6 +32,8 @@ struct Switches {
     unreadable_below: AtomicU64,
     /// Reads of checksum files below this offset fail.
     unreadable_pages_below: AtomicU64,
+    /// Reads of journals fail.
+    journals_unreadable: AtomicBool,
     /// Writes of data files panic.
     writes_panic: AtomicBool,
     /// No space can be given back.
@@ -112,6 +114,10 @@ impl FaultyDisk {
 
     pub fn fail_pages_below(&self, offset: u64) {
         self.switches.unreadable_pages_below.store(offset, Ordering::SeqCst);
+    }
+
+    pub fn fail_reads_of_journals(&self, fail: bool) {
+        self.switches.journals_unreadable.store(fail, Ordering::SeqCst);
     }
 
     pub fn panic_writes(&self, panic: bool) {
@@ -223,6 +229,10 @@ impl FaultyFile {
 impl DiskFile for FaultyFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         if self.is_data() && offset < self.switches.unreadable_below.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let is_journal = self.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("journal"));
+        if is_journal && self.switches.journals_unreadable.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         let is_page = self.path.extension().is_some_and(|kind| kind == "crc");

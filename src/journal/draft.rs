@@ -98,8 +98,25 @@ impl Draft<'_> {
     /// Copies the rounds of the current journal up to its byte `end`.
     ///
     /// # Errors
-    /// An I/O error, no space.
+    /// [`ErrorKind::Corrupt`]: the current journal cannot be read. An I/O error, no space.
     pub fn follow(&mut self, end: u64) -> Result<()> {
+        self.begin_copies()?;
+        while let Some(payload) = self.next_round(end)? {
+            self.put_round(payload)?;
+        }
+        Ok(())
+    }
+
+    /// Adds rounds that were appended since the draft began, none of which was copied.
+    ///
+    /// # Errors
+    /// An I/O error, no space.
+    pub fn put_rounds(&mut self, rounds: Vec<Vec<u8>>) -> Result<()> {
+        self.begin_copies()?;
+        rounds.into_iter().try_for_each(|payload| self.put_round(payload))
+    }
+
+    fn begin_copies(&mut self) -> Result<()> {
         if !self.has_all {
             if !self.payload.bytes.is_empty() {
                 self.put_frame(FrameKind::State)?;
@@ -107,34 +124,36 @@ impl Draft<'_> {
             self.put_frame(FrameKind::State)?;
             self.has_all = true;
         }
-        while let Some(payload) = self.next_round(end)? {
-            self.payload.bytes = payload;
-            self.put_frame(FrameKind::State)?;
-        }
         Ok(())
     }
 
-    /// The records of the next round that the state does not have.
+    /// The next round that was not copied.
     fn next_round(&mut self, end: u64) -> Result<Option<Vec<u8>>> {
         let Some(tail) = self.tail.as_mut().filter(|tail| tail.at < end) else { return Ok(None) };
         let Superblock { store_id, journal, .. } = tail.superblock;
-        let bytes = read_frame(&*tail.file, tail.at, self.limits.frame_payload_bytes_max);
-        let bytes = bytes.map_err(|error| Error::io("cannot read the journal", error))?;
-        let damaged = |error| Error::new(ErrorKind::Io, format!("the journal cannot be read at offset {}: {error}", tail.at));
-        let frame = decode_frame(&store_id, journal, &bytes).map_err(damaged)?;
-        tail.at += crate::format::frame_bytes(frame.payload.len());
+        let unreadable = |error: &dyn std::fmt::Display| {
+            Error::new(ErrorKind::Corrupt, format!("the journal cannot be read at offset {}: {error}", tail.at))
+        };
+        let bytes = read_frame(&*tail.file, tail.at, self.limits.frame_payload_bytes_max).map_err(|error| unreadable(&error))?;
+        let payload = decode_frame(&store_id, journal, &bytes).map_err(|error| unreadable(&error))?.payload.to_vec();
+        tail.at += crate::format::frame_bytes(payload.len());
+        Ok(Some(payload))
+    }
+
+    /// Adds a round, without those records of shape that the state has.
+    fn put_round(&mut self, payload: Vec<u8>) -> Result<()> {
         if self.skip == 0 {
-            return Ok(Some(frame.payload.to_vec()));
+            self.payload.bytes = payload;
+            return self.put_frame(FrameKind::State);
         }
-        let mut left = Writer::default();
-        for record in Record::decode_all(frame.payload).map_err(|error| Error::new(ErrorKind::Io, format!("the journal: {error}")))? {
+        for record in Record::decode_all(&payload).map_err(|error| Error::new(ErrorKind::Io, format!("the journal: {error}")))? {
             if self.skip > 0 && matches!(record, Record::Shape(_)) {
                 self.skip -= 1;
             } else {
-                record.encode(&mut left);
+                record.encode(&mut self.payload);
             }
         }
-        Ok(Some(left.bytes))
+        self.put_frame(FrameKind::State)
     }
 
     /// Ends the state.

@@ -65,6 +65,8 @@ pub struct Journal {
     copied_bytes: u64,
     /// The file that the next state is written to.
     spare: Option<Spare>,
+    /// Rounds that were appended since [`Journal::keep_rounds`].
+    kept: Option<Vec<Vec<u8>>>,
     limits: Limits,
 }
 
@@ -131,6 +133,7 @@ impl Journal {
             growth_bytes: 0,
             copied_bytes: 0,
             spare: before,
+            kept: None,
             limits,
         };
         let _ = journal.reserve(0);
@@ -208,6 +211,16 @@ impl Journal {
         })
     }
 
+    /// Keeps rounds in memory from now on, until the draft ends.
+    pub fn keep_rounds(&mut self) {
+        self.kept = Some(Vec::new());
+    }
+
+    /// The rounds that were kept.
+    pub fn take_kept(&mut self) -> Vec<Vec<u8>> {
+        self.kept.take().unwrap_or_default()
+    }
+
     /// Takes space for `bytes` bytes of the spare in all.
     ///
     /// # Errors
@@ -244,7 +257,7 @@ impl Journal {
 
     /// The draft is given up; the superblock does not point at it.
     pub fn give_up_draft(&mut self) {
-        self.copied_bytes = 0;
+        (self.copied_bytes, self.kept) = (0, None);
         if let Some(spare) = &mut self.spare {
             let _ = spare.rename(self.paths.reserve());
         }
@@ -282,6 +295,9 @@ impl Journal {
         let bytes = encode_frame(&self.superblock.store_id, self.superblock.journal, frame);
         let path = self.paths.journal(self.superblock.journal);
         self.file.write_all_at(&bytes, self.tail_bytes).map_err(io_error("write", &path))?;
+        if let Some(kept) = &mut self.kept {
+            kept.push(payload.to_vec());
+        }
         self.sequence += 1;
         self.tail_bytes += bytes.len() as u64;
         self.growth_bytes += STATE_GROWTH * payload.len() as u64;

@@ -264,6 +264,12 @@ impl SimDisk {
         self.state().faults.clear();
     }
 
+    /// Whether a fault is still to come.
+    pub fn has_faults(&self) -> bool {
+        let state = self.state();
+        state.faults.range(state.operations + 1..).next().is_some()
+    }
+
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.state().operations

@@ -2,6 +2,7 @@
 //! the contract allows.
 //!
 //! `VOLFORK_SIM_SEEDS=N` runs N histories instead of the default; `VOLFORK_SIM_SEED=S` runs only seed S.
+mod checkpoints;
 mod clock;
 mod connections;
 mod disk;

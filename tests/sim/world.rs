@@ -335,7 +335,7 @@ impl World {
         self.log[from..].join("\n")
     }
 
-    fn some_volume(&mut self) -> Option<String> {
+    pub fn some_volume(&mut self) -> Option<String> {
         let count = self.model.len() as u64;
         (count > 0).then(|| self.random.below(count)).and_then(|at| self.model.keys().nth(at as usize).cloned())
     }
@@ -403,7 +403,7 @@ impl World {
         self.change(format!("create {name}"), after, |store| store.create_volume(&name, VOLUME_BYTES).map(drop))
     }
 
-    fn write(&mut self, name: &str) -> Outcome {
+    pub fn write(&mut self, name: &str) -> Outcome {
         let sectors = self.model[name].sectors();
         if sectors == 0 {
             return Ok(());
@@ -436,7 +436,7 @@ impl World {
         Ok(())
     }
 
-    fn discard(&mut self, name: &str) -> Outcome {
+    pub fn discard(&mut self, name: &str) -> Outcome {
         let sectors = self.model[name].sectors();
         let start = self.random.below(sectors as u64 + 1) as usize;
         let range = start..(start + self.random.below(64) as usize).min(sectors);

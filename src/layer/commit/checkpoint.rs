@@ -23,7 +23,8 @@
 //! of at most [`TAIL_BYTES_MAX`] bytes and the superblock. Nothing else waits: no lock but `Checkpoints::writing` is held across I/O of
 //! the checkpoint, save single calls that take space or give a name. A caller that finds no room in the journal waits for a checkpoint
 //! that it needs. Where the file system has no space for copies of rounds, the checkpoint leads from step 1 to the end, and rounds wait
-//! for all of it: it needs no space then that was not taken before.
+//! for all of it: it needs no space then that was not taken before. So it is where the current journal cannot be read any more: what
+//! is in memory replaces it.
 //!
 //! # Errors
 //! A shortage up to the superblock leaves everything as it was; the next try writes every byte again. Any other error poisons the store.
@@ -95,6 +96,12 @@ impl Next<'_> {
         };
         self.draft.follow(end).map(|()| true)
     }
+
+    /// Adds the rounds that were kept in memory.
+    fn put_kept_rounds(&mut self) -> Result<()> {
+        let rounds = self.room.journal().take_kept();
+        self.draft.put_rounds(rounds)
+    }
 }
 
 impl Drop for Next<'_> {
@@ -119,7 +126,7 @@ impl Checkpoints {
         }
         let written = self.try_write(catalog, end, leases, false);
         let written = match written {
-            Err(error) if error.kind() == ErrorKind::NoSpace => self.try_write(catalog, end, leases, true),
+            Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Corrupt) => self.try_write(catalog, end, leases, true),
             other => other,
         };
         written.inspect_err(|error| {
@@ -135,6 +142,9 @@ impl Checkpoints {
         let grow = |bytes| room.journal().grow_spare(bytes);
         let leader = self.commit.lead()?;
         let mut draft = room.journal().draft(leases, &grow)?;
+        if alone {
+            room.journal().keep_rounds();
+        }
         let shape = {
             let catalog = catalog.lock();
             if !self.limits.has(Planted::ShapesTwice) {
@@ -160,10 +170,9 @@ impl Checkpoints {
 
     fn switch(&self, leader: Leader<'_>, mut next: Next<'_>, end: Option<Record>, alone: bool) -> Result<()> {
         leader.switch(&*self.rounds, || {
-            let until = self.commit.room.journal().end();
             match alone {
                 _ if self.limits.has(Planted::RoundsLeftBehind) => {}
-                true => next.draft.follow(until)?,
+                true => next.put_kept_rounds()?,
                 false => drop(next.copy_rounds(0)?),
             }
             next.draft.end(end)?;

@@ -336,6 +336,8 @@ impl Leader<'_> {
             }
             // Nothing has changed: the last frame is still the last one, and its blocks are still proven by nothing else.
             Err(error) if error.is_shortage() => {}
+            // The journal could not be read, and goes on: the next try takes all of it from memory.
+            Err(error) if error.kind() == ErrorKind::Corrupt => {}
             // Set before any round may append to a journal that may not count any more.
             Err(error) => commit.poison(error.clone()),
         }

@@ -146,3 +146,33 @@ fn nothing_waits_for_a_checkpoint_but_a_round_for_its_switch() {
     }
     store.close().unwrap();
 }
+
+/// The rounds that ended meanwhile cannot be read from the journal, but memory has all that they say.
+#[test]
+fn a_journal_that_cannot_be_read_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, disk) = (directory.path().join("store"), FaultyDisk::default());
+    let store = prepared(&path, &disk);
+    let (held, checkpoint) = held_checkpoint(&store, &disk);
+    let before = store.0.core.layers.journal_number();
+    held.syncs.recv().unwrap();
+    changes(&store, 1);
+    disk.fail_reads_of_journals(true);
+    held.go_on.send(()).unwrap();
+    while held.syncs.recv().is_ok() {
+        held.go_on.send(()).unwrap();
+    }
+    checkpoint.join().unwrap().unwrap();
+    disk.fail_reads_of_journals(false);
+    assert_eq!(store.0.core.layers.journal_number(), before + 1);
+    changes(&store, 2);
+    let copy = directory.path().join("killed");
+    killed(&path, &copy);
+    let opened = Store::open(&copy, on(&FaultyDisk::default())).unwrap();
+    for number in [1, 2] {
+        opened.snapshot("v", &format!("s-{number}")).unwrap();
+        opened.volume(&format!("fork-{number}")).unwrap();
+    }
+    opened.close().unwrap();
+    store.close().unwrap();
+}
