@@ -8,7 +8,8 @@
 //! Each has one thread more while it has something to do ([`crate::io::Workers`]). That of `source` runs the tasks that keep the
 //! connections of NBD sources as well. What servers send is taken by two further threads (`nbd::reactor`).
 //!
-//! A host has at most 3 calls under way, and one while it is slow: so 18 hosts that do not answer leave threads to others.
+//! A host has at most 3 calls under way, and one while it is slow or, when threads are scarce, until it has answered: so 18 hosts that
+//! do not answer leave threads to others.
 
 use std::sync::Arc;
 

@@ -1,9 +1,12 @@
 //! What waits and runs in a pool.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::sync::time::Instant;
+
+/// Keys that are known to be quick, at most.
+const QUICK_MAX: usize = 1024;
 
 /// One call.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -15,7 +18,8 @@ pub struct Bounds {
     pub threads_max: usize,
     /// Slow calls beside them, each with its thread.
     pub slow_max: usize,
-    /// Calls of one key under way; one, while the latest of that key was slow.
+    /// Calls of one key under way; one, while the latest of that key was slow. Beyond `threads_max` it is one until a call of that key
+    /// has ended in time: of many hosts that never answer, each costs one thread.
     pub of_key_max: usize,
     /// Calls of one key that wait; further ones are refused.
     pub waiting_max: usize,
@@ -34,8 +38,10 @@ struct Key {
 }
 
 impl Key {
-    fn is_free(&self, bounds: &Bounds) -> bool {
-        !self.waiting.is_empty() && self.running < if self.is_slow { 1 } else { bounds.of_key_max }
+    /// Whether a call of it may begin. `trusted`: it is known to be quick, or there are threads that no other one needs.
+    fn is_free(&self, bounds: &Bounds, trusted: bool) -> bool {
+        let calls_max = if self.is_slow || !trusted { 1 } else { bounds.of_key_max };
+        !self.waiting.is_empty() && self.running < calls_max
     }
 }
 
@@ -52,6 +58,8 @@ pub(super) type TimerId = (Instant, u64);
 #[derive(Default)]
 pub(super) struct State {
     keys: BTreeMap<String, Key>,
+    /// Keys whose latest call that ended was not slow.
+    quick: BTreeSet<String>,
     /// Keys of which a job may run now, in their order.
     pub turns: VecDeque<String>,
     /// By number, so in the order in which they began.
@@ -91,10 +99,15 @@ impl State {
         self.give_turn(bounds, key);
     }
 
+    fn is_trusted(&self, bounds: &Bounds, name: &str) -> bool {
+        self.calls.len() < bounds.threads_max || self.quick.contains(name)
+    }
+
     /// Lets a key take its turn if it can use one.
     fn give_turn(&mut self, bounds: &Bounds, name: &str) {
+        let trusted = self.is_trusted(bounds, name);
         if let Some(key) = self.keys.get_mut(name)
-            && key.is_free(bounds)
+            && key.is_free(bounds, trusted)
             && !std::mem::replace(&mut key.has_turn, true)
         {
             self.turns.push_back(name.to_owned());
@@ -105,10 +118,11 @@ impl State {
     pub fn take(&mut self, bounds: &Bounds) -> Option<(u64, Job)> {
         loop {
             let name = self.turns.pop_front()?;
+            let trusted = self.is_trusted(bounds, &name);
             let Some(key) = self.keys.get_mut(&name) else { continue };
             key.has_turn = false;
-            if !key.is_free(bounds) {
-                // A call of it became slow meanwhile.
+            if !key.is_free(bounds, trusted) {
+                // A call of it became slow meanwhile, or others took the threads.
                 continue;
             }
             let Some(job) = key.waiting.pop_front() else { continue };
@@ -124,13 +138,26 @@ impl State {
     pub fn end(&mut self, bounds: &Bounds, number: u64, slow: Duration) {
         let Some(call) = self.calls.remove(&number) else { return };
         self.slow -= usize::from(call.is_slow);
+        let is_slow = call.since.elapsed() > slow;
+        self.note_end(&call.key, is_slow);
         let Some(key) = self.keys.get_mut(&call.key) else { return };
         key.running -= 1;
-        key.is_slow = call.since.elapsed() > slow;
+        key.is_slow = is_slow;
         if key.running == 0 && key.waiting.is_empty() {
             self.keys.remove(&call.key);
         }
         self.give_turn(bounds, &call.key);
+    }
+
+    fn note_end(&mut self, key: &str, is_slow: bool) {
+        if is_slow {
+            self.quick.remove(key);
+        } else if !self.quick.contains(key) {
+            if self.quick.len() >= QUICK_MAX {
+                self.quick.clear();
+            }
+            self.quick.insert(key.to_owned());
+        }
     }
 
     /// Counts the call that has taken longest as slow, if it is. Answers when to look again.

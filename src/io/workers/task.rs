@@ -9,8 +9,8 @@ use super::state::{Job, TimerId};
 use crate::sync::Mutex;
 use crate::sync::time::Instant;
 
-/// Pause after a step that panicked.
-const PANIC_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a step that panicked, or got no thread.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// When a task goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +43,8 @@ struct Inner {
 }
 
 /// A task of a pool: its step is run, after the time that it says or when it is woken, and never twice at once. A wake is not lost,
-/// also when it comes while the step runs. Dropping the task ends it; a step that runs is not waited for. A step that panics is run
-/// again after a pause.
+/// also when it comes while the step runs. Dropping the task ends it; a step that runs is not waited for. A step that panics, or for
+/// which no thread can be had, is run again after a pause.
 pub struct Task(Arc<Inner>);
 
 impl Task {
@@ -106,8 +106,17 @@ impl Drop for Task {
 
 impl Inner {
     fn job(self: &Arc<Self>) -> Job {
+        let mut due = Due(Some(Arc::clone(self)));
+        Box::new(move || due.0.take().into_iter().for_each(|this| this.run()))
+    }
+
+    /// Goes on after a pause, or when it is woken.
+    fn rest(self: &Arc<Self>, pool: &Shared, phase: &mut Phase, pause: Duration) {
         let this = Arc::clone(self);
-        Box::new(move || this.run())
+        let mut state = pool.state.lock();
+        let timer = Box::new(move || this.time_passed());
+        *phase = Phase::Waits(state.add_timer(Instant::now() + pause, timer));
+        pool.lead_woken.notify_one();
     }
 
     fn run_soon(self: &Arc<Self>) {
@@ -135,7 +144,7 @@ impl Inner {
         }
         let taken = self.step.lock().take();
         let Some(mut step) = taken else { return };
-        let next = catch_unwind(AssertUnwindSafe(&mut step)).unwrap_or(Next::After(PANIC_PAUSE));
+        let next = catch_unwind(AssertUnwindSafe(&mut step)).unwrap_or(Next::After(PAUSE));
         if next == Next::Over {
             *self.phase.lock() = Phase::Over;
         } else {
@@ -156,11 +165,7 @@ impl Inner {
                 self.leave();
             }
             (Phase::Runs { woken: false }, Next::After(pause)) => {
-                let this = Arc::clone(self);
-                let mut state = pool.state.lock();
-                let timer = Box::new(move || this.time_passed());
-                *phase = Phase::Waits(state.add_timer(Instant::now() + pause, timer));
-                pool.lead_woken.notify_one();
+                self.rest(&pool, &mut phase, pause);
             }
             _ => {
                 *phase = Phase::Due;
@@ -187,5 +192,19 @@ impl Inner {
         let Some(pool) = self.pool.upgrade() else { return };
         pool.state.lock().tasks -= 1;
         pool.lead_woken.notify_one();
+    }
+}
+
+/// A step that is due. The pool drops it when no thread can be had for long: then it is tried again later.
+struct Due(Option<Arc<Inner>>);
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        let Some(this) = self.0.take() else { return };
+        let Some(pool) = this.pool.upgrade().filter(|pool| !pool.state.lock().closed) else { return };
+        let mut phase = this.phase.lock();
+        if matches!(*phase, Phase::Due) {
+            this.rest(&pool, &mut phase, PAUSE);
+        }
     }
 }

@@ -54,6 +54,9 @@ fn a_call_that_never_returns_costs_its_thread_only() {
 fn keys_take_turns_and_a_crowd_is_refused() {
     let workers = Workers::new("test", Bounds { slow_max: 0, ..FEW });
     let (sender, receiver) = channel();
+    // One that is not known to be quick has no second call while threads are scarce.
+    tell(&workers, "a", "quick", &sender);
+    assert_eq!(receiver.recv_timeout(PATIENCE), Ok("quick"));
     let gate = block(&workers, "a");
     for name in ["a1", "a2", "a3"] {
         tell(&workers, "a", name, &sender);
@@ -200,6 +203,56 @@ mod simulated {
             }
             // Dropped if no thread can be had for long.
             let _ = receiver.recv();
+        }
+    }
+
+    /// Hosts of which none has ever answered, each with as many calls as it may have.
+    #[test]
+    fn hung_hosts_leave_threads_to_others() {
+        for seed in sim::seeds(50) {
+            let hangs = || {
+                let workers = Workers::new("test", Bounds { threads_max: 2, slow_max: 2, ..FEW });
+                let (gate, receiver) = (channel::<()>(), channel());
+                let waits = Arc::new(Mutex::new(gate.1));
+                for key in ["one", "two"] {
+                    for _ in 0..2 {
+                        let waits = Arc::clone(&waits);
+                        workers.run(key, Box::new(move || assert!(waits.lock().recv().is_err()))).ok().unwrap();
+                    }
+                    thread::sleep(Duration::from_secs(3));
+                }
+                tell(&workers, "healthy", "answered", &receiver.0);
+                assert_eq!(receiver.1.recv_timeout(PATIENCE), Ok("answered"));
+                drop(gate.0);
+            };
+            sim::run(seed, exact(), hangs).unwrap();
+        }
+    }
+
+    /// No thread can be had for a while: what a call waits for ends, and a task goes on as soon as there is one.
+    #[test]
+    fn a_task_outlives_a_lack_of_threads() {
+        for seed in sim::seeds(50) {
+            let lack = || {
+                let workers = Workers::new("test", FEW);
+                let ((stepped, steps), (sender, dropped)) = (channel(), channel::<()>());
+                let _lead = Task::begin(&workers, None, || Next::After(HOUR)).ok().unwrap();
+                sim::fail_starts_of_threads(1);
+                let task = Task::begin(&workers, Some("steps"), move || {
+                    stepped.send(()).unwrap();
+                    Next::After(HOUR)
+                });
+                let task = task.ok().unwrap();
+                workers.run("call", Box::new(move || sender.send(()).unwrap())).ok().unwrap();
+                assert!(dropped.recv().is_err(), "a call waits for threads without end");
+                sim::fail_starts_of_threads(0);
+                task.wake();
+                steps.recv_timeout(PATIENCE).expect("a task is forgotten");
+                // It is woken as before.
+                task.wake();
+                steps.recv_timeout(PATIENCE).expect("a wake is lost");
+            };
+            sim::run(seed, exact(), lack).unwrap();
         }
     }
 
