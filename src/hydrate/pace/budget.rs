@@ -158,7 +158,7 @@ impl Budget {
                 share.waits = Some((host.to_owned(), now));
             }
             if unfair {
-                state.wake_next(host);
+                state.wake_next(host, now);
             }
             return Err(Wait { pause: PATIENCE });
         }
@@ -186,7 +186,7 @@ impl Budget {
         if succeeded {
             state.lost.remove(host);
         }
-        state.wake_next(host);
+        state.wake_next(host, now);
     }
 
     /// A host did not answer, or hung up.
@@ -261,9 +261,9 @@ impl State {
         sent
     }
 
-    /// Wakes the hydration that goes first of those that wait for a host.
-    fn wake_next(&self, host: &str) {
-        let waiting = self.shares.values().filter(|share| share.waits.as_ref().is_some_and(|(waits, _)| waits == host));
+    /// Wakes the hydration that goes first of those that wait for a host. One that was paused meanwhile makes no use of it.
+    fn wake_next(&self, host: &str, now: Duration) {
+        let waiting = self.shares.values().filter(|share| share.waits_for(host, now));
         waiting.min_by_key(|share| (!share.is_due, share.used)).into_iter().for_each(Share::wake);
     }
 
@@ -368,6 +368,23 @@ mod tests {
         assert!(budget.begin(Duration::from_millis(1), LayerId(2), "slow", 64 << 20, false).is_err());
         assert!(budget.begin(Duration::from_millis(2), LayerId(1), "fast", 1 << 20, false).is_ok());
         assert!(budget.begin(Duration::from_millis(2), LayerId(1), "slow", 1 << 10, false).is_err());
+    }
+
+    #[test]
+    fn room_is_not_offered_to_one_that_does_not_wait_any_more() {
+        let budget = Budget::default();
+        let woken = Arc::new(Mutex::new(Vec::new()));
+        for layer in [LayerId(1), LayerId(2), LayerId(3)] {
+            let told = Arc::clone(&woken);
+            budget.join(layer, HydrationPriority::Normal, Some(Arc::new(move || told.lock().push(layer))));
+        }
+        let full = budget.begin_now(Duration::ZERO, "host", 64 << 20);
+        // The first one waits, and is paused. The third one waits as well, a while later.
+        assert!(budget.begin(Duration::ZERO, LayerId(1), "host", 1 << 20, false).is_err());
+        let later = Duration::from_secs(1);
+        assert!(budget.begin(later, LayerId(3), "host", 1 << 20, false).is_err());
+        budget.end(later, "host", full, true);
+        assert_eq!(*woken.lock(), [LayerId(3)]);
     }
 
     #[test]
