@@ -19,6 +19,8 @@ use crate::sync::Mutex;
 
 /// Threads for steps.
 const STEPS: usize = 2;
+/// Further ones, each for a step that a source holds up by a read that does not return.
+const SLOW_STEPS: usize = 14;
 /// Threads for what steps must not wait for: those that wait for a barrier at once share it.
 const ASIDE: usize = 2;
 
@@ -39,10 +41,10 @@ impl Crew {
     pub fn new(store_id: &str) -> Arc<Self> {
         let name = format!("vf-{}", store_id.get(..6).unwrap_or(store_id));
         let bounds =
-            |threads_max, in_background| Bounds { threads_max, slow_max: 0, of_key_max: 1, waiting_max: usize::MAX, in_background };
+            |threads_max, slow_max, in_background| Bounds { threads_max, slow_max, of_key_max: 1, waiting_max: usize::MAX, in_background };
         Arc::new(Self {
-            steps: Workers::new(&format!("{name}-step"), bounds(STEPS, true)),
-            aside: Workers::new(&format!("{name}-aside"), bounds(ASIDE, false)),
+            steps: Workers::new(&format!("{name}-step"), bounds(STEPS, SLOW_STEPS, true)),
+            aside: Workers::new(&format!("{name}-aside"), bounds(ASIDE, 0, false)),
             starter: Mutex::default(),
             handed: Arc::default(),
             fills: Fills::new(&format!("{name}-fill")),

@@ -35,6 +35,8 @@ enum Manner {
     /// Reads of 2,048 bytes at most.
     TakesSmallReads,
     NeverAnswers,
+    /// Its reads do not return.
+    HangsInReads,
     NeverTellsZeros,
     PanicsInEverythingElse,
     OpensNever,
@@ -102,6 +104,7 @@ impl Source for Rude {
                 return arrival.end(Err(SourceError { kind: SourceErrorKind::Closed, message: "closed".into() }));
             }
             Manner::NeverAnswers | Manner::ClosesNever => return self.0.kept.lock().push(arrival),
+            Manner::HangsInReads => return self.0.hang(),
             Manner::EndsWithoutBytes => {}
             Manner::EndsWithoutTheLastBytes => arrival.part(Part::new(range.start, slice(range.start..range.end - 1))),
             Manner::CutsAnywhere => {
@@ -170,6 +173,21 @@ impl SourceOpener for Rudes {
     }
 }
 
+impl Rudes {
+    fn add(&self, uri: &str, data: &[u8], manner: Manner) -> Arc<Scene> {
+        let scene = Arc::new(Scene {
+            data: Bytes::copy_from_slice(data),
+            manner: Mutex::new(manner),
+            kept: Mutex::default(),
+            reads: AtomicUsize::new(0),
+            released: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        self.0.lock().insert(uri.to_owned(), Arc::clone(&scene));
+        scene
+    }
+}
+
 /// A store and a fork of well-behaved sources with these addresses, which fetches nothing by itself.
 struct Trial {
     scenes: Vec<Arc<Scene>>,
@@ -182,19 +200,7 @@ struct Trial {
 impl Trial {
     fn new(uris: &[&str]) -> Self {
         let (dir, rudes, data) = (tempfile::tempdir().unwrap(), Rudes::default(), pattern(61, BYTES));
-        let scene = |uri: &&str| {
-            let scene = Arc::new(Scene {
-                data: data.clone().into(),
-                manner: Mutex::new(Manner::NeverAnswers),
-                kept: Mutex::default(),
-                reads: AtomicUsize::new(0),
-                released: Mutex::default(),
-                changed: Condvar::new(),
-            });
-            rudes.0.lock().insert((*uri).to_owned(), Arc::clone(&scene));
-            scene
-        };
-        let scenes = uris.iter().map(scene).collect();
+        let scenes = uris.iter().map(|uri| rudes.add(uri, &data, Manner::NeverAnswers)).collect();
         let options = StoreOptions::default().with_sources(Arc::new(rudes.clone()));
         let store = Store::create(dir.path(), options).unwrap();
         let uris: Vec<String> = uris.iter().map(|uri| (*uri).to_owned()).collect();
@@ -338,4 +344,25 @@ fn a_source_that_ends_reads_without_bytes_is_asked_seldom() {
     // Backfill has at most a window of requests under way.
     let (reads, errors) = (reads(), errors());
     assert!(reads <= errors + 64, "{reads} reads for {errors} errors");
+}
+
+#[test]
+fn reads_that_do_not_return_stop_no_other_hydration() {
+    let (dir, rudes, data) = (tempfile::tempdir().unwrap(), Rudes::default(), pattern(62, BYTES));
+    let store = Store::create(dir.path(), StoreOptions::default().with_sources(Arc::new(rudes.clone()))).unwrap();
+    let fork = |name: &str, manner| {
+        let uri = format!("{name}://");
+        let scene = rudes.add(&uri, &data, manner);
+        store.fork(&*uri, name).unwrap();
+        scene
+    };
+    let hung: Vec<_> = ["a", "b", "c", "d"].iter().map(|name| fork(name, Manner::HangsInReads)).collect();
+    fork("good", Manner::Good);
+    let hydrated = store.wait_hydrated("good", PATIENCE);
+    hung.iter().for_each(|scene| {
+        *scene.manner.lock() = Manner::Good;
+        scene.release();
+    });
+    assert!(hydrated.unwrap(), "it waits for others");
+    store.close().unwrap();
 }
