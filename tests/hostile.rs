@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -323,7 +324,9 @@ fn servers_that_never_come_to_an_end_are_given_up() {
             next_request(socket)?;
         }
     };
+    let hangs_up: Act = agree;
     for (name, act) in [
+        ("hangs up", hangs_up),
         ("greets slowly", greets_slowly),
         ("options without end", options_without_end),
         ("chunks without end", chunks_without_end),
@@ -337,6 +340,25 @@ fn servers_that_never_come_to_an_end_are_given_up() {
 }
 
 /// Numbers of contexts are those of one connection.
+/// Bytes of its replies that a server sends before it hangs up, each time anew.
+static CUT: AtomicUsize = AtomicUsize::new(0);
+
+#[test]
+fn a_reply_may_end_at_each_byte() {
+    let act: Act = |socket| {
+        agree(socket)?;
+        let request = next_request(socket)?;
+        let header = ChunkHeader { done: true, kind: 1, cookie: request.cookie, length: request.length + 8 };
+        let reply = [encode_chunk_header(HeaderMode::Extended, header, 0), vec![0; 8 + 24]].concat();
+        socket.write_all(&reply[..CUT.load(Ordering::SeqCst)])
+    };
+    for cut in 0..=64 {
+        CUT.store(cut, Ordering::SeqCst);
+        let error = outcome(act).expect_err("a reply without its bytes");
+        assert!(error.message.contains("nbd+unix"), "{cut}: {error:?}");
+    }
+}
+
 #[test]
 fn a_server_that_numbers_contexts_anew_is_the_same_server() {
     static CONNECTIONS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
