@@ -231,7 +231,8 @@ impl DiskFile for FaultyFile {
         if self.is_data() && offset < self.switches.unreadable_below.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let is_journal = self.path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("journal"));
+        // One that was the spare when it was opened has that name here.
+        let is_journal = self.path.file_name().is_some_and(|name| name == "reserve" || name.to_string_lossy().starts_with("journal."));
         if is_journal && self.switches.journals_unreadable.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
