@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::sources::{Source, all, is_word};
 
 /// Folders that still have circles, with the most files that may belong to them. The numbers may only shrink.
-const ALLOWED: &[(&str, usize)] = &[("src/volume", 13)];
+const ALLOWED: &[(&str, usize)] = &[("src/volume", 5)];
 
 /// A `use` declaration.
 struct Use {
