@@ -16,6 +16,9 @@ pub enum Rank {
     /// `serve`: the clients of a server.
     #[cfg(feature = "serve")]
     ServeClients,
+    /// `volume`: one change of size of a volume at a time. Held across barriers, and while an embedder says the new size and may close the
+    /// store.
+    Resizing,
     /// `store`: whether the store is open.
     Ownership,
     /// `store`: what background work does next.
@@ -24,8 +27,6 @@ pub enum Rank {
     HealthTold,
     /// `store`: how background work failed last.
     BackgroundFailed,
-    /// `volume`: one change of size of a volume at a time. Held across barriers.
-    Resizing,
     /// `layer`: one checkpoint at a time. Held across barriers.
     Checkpoint,
     /// `layer`: one sync of checksum pages at a time. Held during the sync.

@@ -98,10 +98,14 @@ impl Keeper {
             let state = shared.state.lock();
             (state.attempts.under_way, state.attempts.after)
         };
+        // Only once all have ended is it known whether a pause is due: one that is refused at once must not be replaced at once.
+        if under_way > 0 {
+            return Next::After(PAUSES.end);
+        }
         if now < after {
             return Next::After(after - now);
         }
-        for _ in under_way..missing {
+        for _ in 0..missing {
             // They make it faster, which others must not pay for.
             let Some(reserved) = Reservation::take(1, 2) else { break };
             if !connect_aside(shared, Some(reserved)) {
