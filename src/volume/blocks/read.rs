@@ -242,14 +242,11 @@ impl Blocks {
     }
 
     /// Brings blocks of a range that are still at a source, until `wanted` answers an error.
-    pub fn prefetch(&self, seen: &RwLock<View>, mut offset: u64, mut bytes: u64, wanted: &dyn Fn() -> Result<()>) -> Result<()> {
+    pub fn prefetch(&self, seen: &RwLock<View>, offset: u64, bytes: u64, wanted: &dyn Fn() -> Result<()>) -> Result<()> {
         seen.read().check_range(offset, bytes)?;
-        while bytes > 0 {
+        for piece in self.block_size.pieces(offset..offset + bytes) {
             wanted()?;
-            let piece = Piece::at(self.block_size, offset, bytes);
             self.bring(seen, piece.part)?;
-            offset += piece.bytes;
-            bytes -= piece.bytes;
         }
         Ok(())
     }

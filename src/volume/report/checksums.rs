@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::place::{Piece, index, length};
+use crate::place::{index, length};
 use crate::sync::RwLock;
 use crate::volume::blocks::{Answer, Blocks, View};
 
@@ -29,9 +29,7 @@ pub fn content_checksums(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>
     let partial = (end > view.size_bytes).then(|| blocks.block_size.block_at(view.size_bytes));
     let zeros = crc32fast::hash(&vec![0; blocks.block_size.len()]);
     let mut checksums = Vec::new();
-    let mut offset = range.start;
-    while offset < range.end {
-        let piece = Piece::at(blocks.block_size, offset, range.end - offset);
+    for piece in blocks.block_size.pieces(range) {
         for (run, answer) in blocks.answers(&view, piece.part)? {
             let (part, count) = (piece.part.extent.part(run), index(run.len()));
             match answer {
@@ -48,7 +46,6 @@ pub fn content_checksums(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>
                 }
             }
         }
-        offset += piece.bytes;
     }
     Ok(checksums)
 }
