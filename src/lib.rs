@@ -79,6 +79,8 @@
 //! ```
 // With `sim` the scheduler is public, for the tests of this package.
 #![cfg_attr(not(feature = "sim"), deny(missing_debug_implementations))]
+// A type that the interface gives or takes has a name for those who use it.
+#![cfg_attr(not(any(test, fuzzing, feature = "sim")), deny(unnameable_types))]
 
 mod catalog;
 mod clock;

@@ -136,9 +136,25 @@ impl Compression {
     }
 }
 
-/// An entry of an index.
+/// A document that an index names: the manifest of one platform, or another index.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// use volfork::content::Digest;
+/// use volfork::image::{Document, IndexEntry, parse_document};
+///
+/// let digest = Digest::of(b"manifest");
+/// let platform = r#"{"os": "linux", "architecture": "arm64"}"#;
+/// let manifest = format!(r#"{{"digest": "{digest}", "size": 8, "platform": {platform}}}"#);
+/// let index = format!(r#"{{"schemaVersion": 2, "manifests": [{manifest}]}}"#);
+/// let Document::Index(entries) = parse_document(index.as_bytes(), None)? else { panic!("a manifest") };
+/// let is_arm = |entry: &&IndexEntry| entry.platform.as_ref().is_some_and(|platform| platform.architecture == "arm64");
+/// assert_eq!(entries.iter().find(is_arm).map(|entry| entry.content.digest), Some(digest));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct IndexEntry {
     /// Digest and bytes of the document.
     pub content: ImageLayer,
     /// Its media type.
@@ -184,7 +200,7 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// Others to choose from.
-    Index(Vec<Entry>),
+    Index(Vec<IndexEntry>),
     /// One image.
     Manifest {
         /// Its configuration.
@@ -316,7 +332,7 @@ fn index(raw: RawDocument) -> Result<Document> {
     }
     let entry = |raw: RawDescriptor| {
         let tag = raw.annotations.as_ref().and_then(|annotations| annotations.name.clone());
-        Ok(Entry { content: raw.content()?, media_type: raw.media_type(), platform: raw.platform, tag })
+        Ok(IndexEntry { content: raw.content()?, media_type: raw.media_type(), platform: raw.platform, tag })
     };
     Ok(Document::Index(list.into_iter().map(entry).collect::<Result<_>>()?))
 }

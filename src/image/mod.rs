@@ -35,7 +35,7 @@ pub use import::{ImportOptions, ImportProgress, ImportedImage, Start, import_ima
 pub use layout::LayoutSource;
 #[cfg(feature = "images")]
 pub use login::RegistryLogin;
-pub use manifest::{Compression, Document, Platform, parse_document};
+pub use manifest::{Compression, Document, IndexEntry, Platform, parse_document};
 pub use name::{ImageName, Place, Version};
 #[cfg(feature = "images")]
 pub use registry::{RegistryOptions, RegistrySource};

@@ -37,11 +37,11 @@ pub(crate) use socket::keep_alive;
 #[doc(hidden)]
 pub use socket::{connect_unix, listen_unix};
 pub use system::SystemDisk;
-pub(crate) use waker::RingWaker;
 pub(crate) use workers::{Bounds, Next, Refusal, Task, Workers};
 #[doc(hidden)]
 pub use {
     buffer::is_zero,
     op::{Done, Op, ReadBuffer},
     ring::Ring,
+    waker::RingWaker,
 };

@@ -14,7 +14,8 @@ mod option;
 mod reply;
 mod request;
 
-pub use bytes::{WireError, WireReader, WireWriter, foreign_text};
+pub use crate::cursor::{CursorError, Dialect, Reader, Writer};
+pub use bytes::{OnWire, WireError, WireReader, WireWriter, foreign_text};
 pub use deadline::{deadline_after, read_by, time_left};
 pub use lease::{LeaseAction, LeaseGrant, LeaseRequest};
 pub use option::{ContextQuery, ExportInfo, GoRequest, OptionReply, OptionRequest, decode_export_info};
