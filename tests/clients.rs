@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
-use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
-use volfork::source::{NbdOptions as SourceOptions, UriSources};
+use volfork::serve::{Export, Exports, Listener, NbdServer, NbdServerOptions};
+use volfork::source::{NbdOptions, UriSources};
 use volfork::{Store, StoreOptions};
 
 const MIB: usize = 1 << 20;
@@ -74,12 +74,12 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let nbd = SourceOptions::default().with_give_up_after(Duration::from_millis(300));
+        let nbd = NbdOptions::default().with_give_up_after(Duration::from_millis(300));
         let options = StoreOptions::default().with_sources(Arc::new(UriSources { nbd }));
         let store = Store::create(dir.path().join("store"), options).unwrap();
         let socket = dir.path().join("sock");
         let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
-        let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap();
+        let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default()).unwrap();
         Self { dir, store, server: Some(server) }
     }
 
@@ -165,7 +165,7 @@ fn thousands_of_exports_are_listed() {
     host.volume("v", &[1; 4096]);
     let socket = host.path("many");
     let listener = Listener::parse(&format!("unix:{socket}")).unwrap();
-    let server = NbdServer::start(Arc::new(Many(host.store.clone(), COUNT)), vec![listener], NbdOptions::default()).unwrap();
+    let server = NbdServer::start(Arc::new(Many(host.store.clone(), COUNT)), vec![listener], NbdServerOptions::default()).unwrap();
     let list = run("nbdinfo", &["--list", "--json", &format!("nbd+unix:///?socket={socket}")]);
     assert_eq!(list.matches("\"export-name\": ").count(), COUNT);
     let list = run("qemu-nbd", &["--list", "-k", &socket]);
@@ -182,7 +182,7 @@ fn sockets_with_long_and_odd_paths_are_served_and_forked_from() {
     for (number, name) in [&"y".repeat(120), "a b", "a+b", "a&b=c", "a%41", "a#b?c", "größe"].into_iter().enumerate() {
         let listener = Listener::parse(&format!("unix:{}", host.path(name))).unwrap();
         let uri = listener.uri();
-        let server = NbdServer::start(Arc::new(host.store.clone()), vec![listener], NbdOptions::default()).unwrap();
+        let server = NbdServer::start(Arc::new(host.store.clone()), vec![listener], NbdServerOptions::default()).unwrap();
         let of_volume = uri.replace("///?", "///v?");
         let fork = format!("fork-{number}");
         fork_and_verify(&host, &of_volume, &fork, &data);

@@ -108,7 +108,7 @@ fn stated(cell: &str) -> u128 {
 
 /// Settings that the library shows.
 fn settings() -> BTreeMap<&'static str, u128> {
-    let (store, serve) = (volfork::StoreOptions::default(), volfork::serve::NbdOptions::default());
+    let (store, serve) = (volfork::StoreOptions::default(), volfork::serve::NbdServerOptions::default());
     let source = volfork::source::NbdOptions::default();
     let count = |number: usize| number as u128;
     BTreeMap::from([
@@ -116,12 +116,12 @@ fn settings() -> BTreeMap<&'static str, u128> {
         ("StoreOptions::checksum_cache_bytes", u128::from(store.checksum_cache_bytes)),
         ("StoreOptions::checkpoint_bytes", u128::from(store.checkpoint_bytes)),
         ("StoreOptions::lease", u128::from(store.lease.as_secs())),
-        ("serve::NbdOptions::connections_max", count(serve.connections_max)),
-        ("serve::NbdOptions::depth", u128::from(serve.depth)),
-        ("serve::NbdOptions::handshake_timeout", u128::from(serve.handshake_timeout.as_secs())),
-        ("serve::NbdOptions::shutdown_timeout", u128::from(serve.shutdown_timeout.as_secs())),
-        ("serve::NbdOptions::stall_timeout", u128::from(serve.stall_timeout.as_secs())),
-        ("serve::NbdOptions::memory_bytes_max", count(serve.memory_bytes_max)),
+        ("serve::NbdServerOptions::connections_max", count(serve.connections_max)),
+        ("serve::NbdServerOptions::depth", u128::from(serve.depth)),
+        ("serve::NbdServerOptions::handshake_timeout", u128::from(serve.handshake_timeout.as_secs())),
+        ("serve::NbdServerOptions::shutdown_timeout", u128::from(serve.shutdown_timeout.as_secs())),
+        ("serve::NbdServerOptions::stall_timeout", u128::from(serve.stall_timeout.as_secs())),
+        ("serve::NbdServerOptions::memory_bytes_max", count(serve.memory_bytes_max)),
         ("source::NbdOptions::connections", count(source.connections)),
         ("source::NbdOptions::connect_timeout", u128::from(source.connect_timeout.as_secs())),
         ("source::NbdOptions::request_timeout", u128::from(source.request_timeout.as_secs())),

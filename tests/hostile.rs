@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::serve::{Listener, NbdServer, NbdServerOptions};
 use volfork::source::{
-    About, Checksums, NbdOptions as SourceOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent,
-    SourceOpener, SourceStats,
+    About, Checksums, NbdOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent, SourceOpener,
+    SourceStats,
 };
 use volfork::volume::ForkOptions;
 use volfork::wire::constants::{
@@ -37,7 +37,7 @@ struct Host {
 }
 
 impl Host {
-    fn new(options: NbdOptions) -> Self {
+    fn new(options: NbdServerOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         let data: Vec<u8> = (0..32 * MIB as u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8 | 1).collect();
@@ -115,7 +115,7 @@ fn memory_mib(line: &str) -> usize {
 
 #[test]
 fn a_client_that_reads_no_replies_holds_bounded_memory() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let before = memory_mib("VmRSS");
     let mut greedy = host.client("v");
     greedy.write_all(&request(CMD_READ, 0, 32 * MIB as u64).repeat(100)).unwrap();
@@ -132,7 +132,7 @@ fn a_client_that_reads_no_replies_holds_bounded_memory() {
 
 #[test]
 fn all_requests_are_answered_however_many_come_at_once() {
-    let host = Host::new(NbdOptions::default().with_depth(4));
+    let host = Host::new(NbdServerOptions::default().with_depth(4));
     for export in ["zeros", "v"] {
         for hangs_up in [false, true] {
             let mut client = host.client(export);
@@ -149,7 +149,7 @@ fn all_requests_are_answered_however_many_come_at_once() {
 
 #[test]
 fn sending_byte_by_byte_gains_a_client_no_time() {
-    let host = Host::new(NbdOptions::default().with_handshake_timeout(Duration::from_millis(300)));
+    let host = Host::new(NbdServerOptions::default().with_handshake_timeout(Duration::from_millis(300)));
     let mut slow = host.connect();
     slow.read_exact(&mut [0; 18]).unwrap();
     slow.write_all(&3u32.to_be_bytes()).unwrap();
@@ -164,7 +164,7 @@ fn sending_byte_by_byte_gains_a_client_no_time() {
 #[test]
 fn stopping_does_not_wait_for_unfinished_handshakes() {
     let long = Duration::from_secs(3600);
-    let mut host = Host::new(NbdOptions::default().with_handshake_timeout(long).with_shutdown_timeout(long));
+    let mut host = Host::new(NbdServerOptions::default().with_handshake_timeout(long).with_shutdown_timeout(long));
     let mut idle = host.connect();
     idle.read_exact(&mut [0; 18]).unwrap();
     let server = host.server.take().unwrap();
@@ -178,7 +178,7 @@ fn stopping_does_not_wait_for_unfinished_handshakes() {
 
 #[test]
 fn a_status_that_names_a_context_twice_is_refused() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let mut client = host.client("v");
     for (contexts, error) in [(vec![1], 0), (vec![1, 1], 22), (vec![1; 64], 22), (vec![1], 0)] {
         let payload = StatusQuery { length: 4096, contexts }.encode();
@@ -259,7 +259,7 @@ fn next_request(socket: &mut UnixStream) -> io::Result<Request> {
 fn outcome(act: Act) -> Result<(), SourceError> {
     let (_directory, uri) = evil(act);
     let short = Duration::from_millis(300);
-    let options = SourceOptions::default().with_connect_timeout(short).with_request_timeout(short).with_give_up_after(short);
+    let options = NbdOptions::default().with_connect_timeout(short).with_request_timeout(short).with_give_up_after(short);
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         let read = NbdSource::open(&uri, options).and_then(|source| {
@@ -393,7 +393,7 @@ fn a_server_that_numbers_contexts_anew_is_the_same_server() {
         socket.write_all(&[encode_chunk_header(HeaderMode::Extended, header, request.offset), chunk.1].concat())
     };
     let (_directory, uri) = evil(act);
-    let source = NbdSource::open(&uri, SourceOptions::default()).unwrap();
+    let source = NbdSource::open(&uri, NbdOptions::default()).unwrap();
     for _ in 0..5 {
         assert_eq!(source.extents(0..4096).unwrap(), [SourceExtent { bytes: 4096, zero: true }]);
         assert_eq!(source.read_blocking(0..4096).unwrap().len(), 4096);
@@ -417,7 +417,7 @@ fn a_request_that_is_never_answered_beside_others_is_given_up() {
     };
     let (_directory, uri) = evil(act);
     let short = Duration::from_millis(300);
-    let options = SourceOptions::default().with_request_timeout(short).with_give_up_after(short).with_tries(2);
+    let options = NbdOptions::default().with_request_timeout(short).with_give_up_after(short).with_tries(2);
     let source = NbdSource::open(&uri, options).unwrap();
     let (sender, receiver) = channel();
     let asked = Arc::clone(&source);

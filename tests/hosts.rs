@@ -11,8 +11,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
-use volfork::source::{NbdOptions as SourceOptions, NbdSource, Source, SourceExt};
+use volfork::serve::{Export, Exports, Listener, NbdServer, NbdServerOptions};
+use volfork::source::{NbdOptions, NbdSource, Source, SourceExt};
 use volfork::wire::constants::{CMD_READ, CMD_WRITE, ESHUTDOWN, OPT_EXTENDED_HEADERS, OPT_GO, REP_ACK};
 use volfork::wire::{Chunk, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request};
 use volfork::{Store, StoreOptions};
@@ -70,7 +70,7 @@ struct Host {
 }
 
 impl Host {
-    fn new(options: NbdOptions) -> Self {
+    fn new(options: NbdServerOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         store.create_volume("v", 64 << 20).unwrap().write_at(&[7; 1 << 20], 0).unwrap();
@@ -158,7 +158,7 @@ fn read_error(socket: &mut UnixStream) -> u32 {
 
 #[test]
 fn a_panic_of_an_export_costs_its_own_connection() {
-    let mut host = Host::new(NbdOptions::default().with_connections_max(1));
+    let mut host = Host::new(NbdServerOptions::default().with_connections_max(1));
     for _ in 0..5 {
         let mut client = host.ask("panics");
         assert_eq!(client.read(&mut [0; 64]).unwrap(), 0, "its client is told");
@@ -173,7 +173,7 @@ fn a_panic_of_an_export_costs_its_own_connection() {
 
 #[test]
 fn a_shutdown_ends_although_an_export_hangs() {
-    let mut host = Host::new(NbdOptions::default().with_shutdown_timeout(Duration::ZERO));
+    let mut host = Host::new(NbdServerOptions::default().with_shutdown_timeout(Duration::ZERO));
     let mut clients: Vec<_> = ["hangs", "hangs", "v"].map(|export| host.ask(export)).into();
     host.await_connections(3);
     host.shut_down();
@@ -186,7 +186,7 @@ fn a_shutdown_ends_although_an_export_hangs() {
 
 #[test]
 fn clients_of_a_closed_store_are_told_and_their_connections_end() {
-    let mut host = Host::new(NbdOptions::default());
+    let mut host = Host::new(NbdServerOptions::default());
     let mut client = host.client("v");
     send_read(&mut client, 4096);
     assert_eq!(read_error(&mut client), 0);
@@ -201,7 +201,7 @@ fn clients_of_a_closed_store_are_told_and_their_connections_end() {
 /// Writes that touch the same blocks and extents wait for one another, so that threads look after queues that are not theirs.
 #[test]
 fn every_reply_is_sent_without_another_request() {
-    let mut host = Host::new(NbdOptions::default());
+    let mut host = Host::new(NbdServerOptions::default());
     std::thread::scope(|scope| {
         for number in 0..8u64 {
             let mut client = host.client("v");
@@ -221,9 +221,9 @@ fn every_reply_is_sent_without_another_request() {
 #[test]
 fn times_that_never_come_are_no_panic() {
     let long = Duration::MAX;
-    let mut host = Host::new(NbdOptions::default().with_handshake_timeout(long).with_shutdown_timeout(long));
+    let mut host = Host::new(NbdServerOptions::default().with_handshake_timeout(long).with_shutdown_timeout(long));
     let uri = format!("nbd+unix:///v?socket={}", host.socket().display());
-    let options = SourceOptions::default().with_connect_timeout(long).with_request_timeout(long).with_give_up_after(long);
+    let options = NbdOptions::default().with_connect_timeout(long).with_request_timeout(long).with_give_up_after(long);
     let source = NbdSource::open(&uri, options).unwrap();
     assert!(source.read_blocking(0..4096).unwrap() == [7; 4096][..]);
     source.close();
@@ -235,7 +235,7 @@ fn a_server_with_an_impossible_depth_does_not_start() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), StoreOptions::default()).unwrap();
     for depth in [0, u32::MAX] {
-        let started = NbdServer::start(Arc::new(store.clone()), Vec::new(), NbdOptions::default().with_depth(depth));
+        let started = NbdServer::start(Arc::new(store.clone()), Vec::new(), NbdServerOptions::default().with_depth(depth));
         assert_eq!(started.map(drop).unwrap_err().kind(), volfork::ErrorKind::InvalidInput, "{depth}");
     }
 }
@@ -286,7 +286,7 @@ fn peers_that_leave_do_not_end_the_process() {
     }
     // SAFETY: no handler is installed; the process is a child of its own for this test.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    let mut host = Host::new(NbdOptions::default());
+    let mut host = Host::new(NbdServerOptions::default());
     for _ in 0..20 {
         let mut client = host.client("v");
         send_read(&mut client, 32 << 20);
@@ -302,7 +302,7 @@ fn peers_that_leave_do_not_end_the_process() {
     let leaver = std::thread::spawn(move || (0..5).for_each(|_| drop(listener.accept())));
     for _ in 0..5 {
         let uri = format!("nbd+unix:///v?socket={}", Path::display(&path));
-        assert!(NbdSource::open(&uri, SourceOptions::default()).is_err());
+        assert!(NbdSource::open(&uri, NbdOptions::default()).is_err());
     }
     leaver.join().unwrap();
 }

@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::{NbdOptions as SourceOptions, NbdSource, Source, SourceErrorKind, SourceExt, UriSources};
+use volfork::serve::{Listener, NbdServer, NbdServerOptions};
+use volfork::source::{NbdOptions, NbdSource, Source, SourceErrorKind, SourceExt, UriSources};
 use volfork::{Store, StoreOptions};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ fn host(directory: &Path) -> Store {
 
 fn serve(store: &Store, socket: &Path) -> NbdServer {
     let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
-    NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap()
+    NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default()).unwrap()
 }
 
 fn uri(export: &str, socket: &Path) -> String {
@@ -71,7 +71,7 @@ fn many_sources_share_a_few_threads() {
     let socket = directory.path().join("socket");
     let store = host(directory.path());
     let server = serve(&store, &socket);
-    let open = |_| NbdSource::open(&uri("v@s", &socket), SourceOptions::default()).unwrap();
+    let open = |_| NbdSource::open(&uri("v@s", &socket), NbdOptions::default()).unwrap();
     let sources: Vec<_> = (0..SOURCES).map(open).collect();
     let most = read_all(&sources);
     assert!((2..=THREADS_MAX).contains(&most), "{most} threads serve {SOURCES} sources");
@@ -96,7 +96,7 @@ fn silent_hosts_hold_up_no_other_one() {
     let at = |name: &str| directory.path().join(name);
     let origin = host(directory.path());
     let server = serve(&origin, &at("socket"));
-    let healthy: Vec<_> = (0..20).map(|_| NbdSource::open(&uri("v@s", &at("socket")), SourceOptions::default()).unwrap()).collect();
+    let healthy: Vec<_> = (0..20).map(|_| NbdSource::open(&uri("v@s", &at("socket")), NbdOptions::default()).unwrap()).collect();
 
     let options = StoreOptions::default().with_sources(Arc::new(UriSources::default()));
     let store = Store::create(at("forks"), options).unwrap();

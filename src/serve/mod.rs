@@ -35,5 +35,5 @@ mod status;
 pub use clients::{ClientInfo, NbdClients};
 pub use export::{Export, Exports};
 pub use listener::Listener;
-pub use options::NbdOptions;
+pub use options::NbdServerOptions;
 pub use server::NbdServer;

@@ -8,16 +8,16 @@ use crate::options::with_methods;
 ///
 /// ```
 /// use std::time::Duration;
-/// use volfork::serve::NbdOptions;
+/// use volfork::serve::NbdServerOptions;
 ///
-/// let options = NbdOptions::default().with_connections_max(16).with_shutdown_timeout(Duration::from_secs(30));
+/// let options = NbdServerOptions::default().with_connections_max(16).with_shutdown_timeout(Duration::from_secs(30));
 /// // Requests of one connection that are under way at once, and bytes that all connections hold.
 /// assert_eq!((options.depth, options.memory_bytes_max), (128, 1 << 30));
 /// assert_eq!(options.connections_max, 16);
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct NbdOptions {
+pub struct NbdServerOptions {
     /// Most connections (fewer if the process may not have the descriptors for them); further clients are turned away.
     pub connections_max: usize,
     /// Requests under way on one connection; further ones wait in its socket.
@@ -34,7 +34,7 @@ pub struct NbdOptions {
     pub memory_bytes_max: usize,
 }
 
-with_methods! { NbdOptions:
+with_methods! { NbdServerOptions:
     with_connections_max(connections_max: usize);
     with_depth(depth: u32);
     with_handshake_timeout(handshake_timeout: Duration);
@@ -43,7 +43,7 @@ with_methods! { NbdOptions:
     with_memory_bytes_max(memory_bytes_max: usize);
 }
 
-impl Default for NbdOptions {
+impl Default for NbdServerOptions {
     fn default() -> Self {
         Self {
             connections_max: 1024,

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Listener, NbdOptions, NbdServer};
+use super::{Listener, NbdServer, NbdServerOptions};
 use crate::place::length;
-use crate::source::{NbdOptions as SourceOptions, NbdSource, Source, SourceErrorKind, SourceExt, UriSources};
+use crate::source::{NbdOptions, NbdSource, Source, SourceErrorKind, SourceExt, UriSources};
 use crate::store::{Store, proof};
 use crate::sync::{sim, thread};
 
@@ -23,7 +23,7 @@ fn history(path: &Path) {
     origin.create_snapshot("base").unwrap();
     let socket = path.join("socket");
     let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
-    let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdOptions::default()).unwrap();
+    let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdServerOptions::default()).unwrap();
 
     let far = Store::create(path.join("far"), crate::store::StoreOptions { sources: Some(Arc::new(UriSources::default())), ..options() })
         .unwrap();
@@ -75,11 +75,11 @@ fn comings_and_goings(path: &Path) {
     let socket = path.join("socket");
     let serve = || {
         let listener = Listener::parse(&format!("unix:{}", socket.display())).unwrap();
-        NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap()
+        NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default()).unwrap()
     };
     let uri = format!("nbd+unix:///v@s?socket={}", socket.display());
     let server = serve();
-    let open = || NbdSource::open(&uri, SourceOptions::default()).unwrap();
+    let open = || NbdSource::open(&uri, NbdOptions::default()).unwrap();
     let (source, other) = (open(), open());
     let read = |source: &NbdSource| {
         let start = sim::below(BYTES / 2);

@@ -10,7 +10,7 @@ use super::connection::{Connection, Terms};
 use super::export::Exports;
 use super::handshake::agree;
 use super::listener::{ClientSocket, Listener};
-use super::options::NbdOptions;
+use super::options::NbdServerOptions;
 use super::shutdown::Shutdown;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::descriptors_max;
@@ -28,7 +28,7 @@ const FORCED_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Shared {
     exports: Arc<dyn Exports>,
-    options: NbdOptions,
+    options: NbdServerOptions,
     places: Arc<Places>,
     budget: Arc<Budget>,
     shutdown: Arc<Shutdown>,
@@ -61,14 +61,14 @@ impl Drop for Place {
 /// # let directory = tempfile::tempdir().unwrap();
 /// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
 /// use std::sync::Arc;
-/// use volfork::serve::{Listener, NbdOptions, NbdServer};
+/// use volfork::serve::{Listener, NbdServerOptions, NbdServer};
 ///
 /// store.create_volume("web", 1 << 30)?;
 /// // NBD over TCP has no authentication: listen only where every host is trusted.
 /// let listener = Listener::parse("127.0.0.1:0")?;
 /// let uri = listener.uri();
 /// assert!(uri.starts_with("nbd://127.0.0.1:"));
-/// let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default())?;
+/// let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default())?;
 /// assert_eq!(server.connections(), 0);
 ///
 /// // Requests under way get their replies. The store stays open.
@@ -93,7 +93,7 @@ impl NbdServer {
     ///
     /// # Errors
     /// The machine refuses a descriptor or a thread.
-    pub fn start(exports: Arc<dyn Exports>, listeners: Vec<Listener>, mut options: NbdOptions) -> Result<Self> {
+    pub fn start(exports: Arc<dyn Exports>, listeners: Vec<Listener>, mut options: NbdServerOptions) -> Result<Self> {
         // Clients must not use up the descriptors that those who are served already need for files.
         options.connections_max = options.connections_max.min((descriptors_max() / DESCRIPTORS_SHARE / CONNECTION_DESCRIPTORS).max(1));
         if options.depth == 0 || options.depth > QUEUE_DEPTH_MAX {
@@ -119,7 +119,7 @@ impl NbdServer {
         NbdClients(Arc::clone(&self.shared.places))
     }
 
-    /// Takes no more clients, lets requests under way end (for [`NbdOptions::shutdown_timeout`]), and closes all connections. A thread
+    /// Takes no more clients, lets requests under way end (for [`NbdServerOptions::shutdown_timeout`]), and closes all connections. A thread
     /// that then still hangs in an export is left behind after two more seconds: it keeps what it needs alive, and ends when the
     /// export lets it.
     pub fn shutdown(mut self) {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::Value;
-use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
+use volfork::serve::{Export, Exports, Listener, NbdServer, NbdServerOptions};
 use volfork::source::{LeaseAction, LeaseRequest};
 use volfork::wire::LeaseGrant;
 use volfork::{Store, StoreOptions};
@@ -150,7 +150,7 @@ fn the_lease_of_a_fork_that_was_killed_is_given_back() {
     let deadly = Arc::new(Deadly { store: store.clone(), client: Mutex::default(), spawned: Condvar::new() });
     let socket = host.path("origin.sock").to_str().unwrap().to_owned();
     let listener = Listener::parse(&format!("unix:{socket}")).unwrap();
-    let server = NbdServer::start(Arc::clone(&deadly) as _, vec![listener], NbdOptions::default()).unwrap();
+    let server = NbdServer::start(Arc::clone(&deadly) as _, vec![listener], NbdServerOptions::default()).unwrap();
     let fork = host.command(&["fork", &format!("nbd+unix:///v?socket={socket}"), "copy"]).stderr(Stdio::null()).spawn().unwrap();
     *deadly.client.lock().unwrap() = Some(fork);
     deadly.spawned.notify_all();

@@ -6,10 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use volfork::serve::{Listener, NbdOptions, NbdServer};
-use volfork::source::{
-    Arrival, NbdOptions as NbdSourceOptions, NbdSource, OnArrival, ReadClass, Source, SourceExt, SourceOpener, UriSources,
-};
+use volfork::serve::{Listener, NbdServer, NbdServerOptions};
+use volfork::source::{Arrival, NbdOptions, NbdSource, OnArrival, ReadClass, Source, SourceExt, SourceOpener, UriSources};
 use volfork::store::HydrationControl;
 use volfork::wire::constants::{CMD_CACHE, CMD_READ, CMD_WRITE, OPT_EXPORT_NAME};
 use volfork::wire::{HeaderMode, OptionRequest, ReplyHeader, Request};
@@ -79,7 +77,7 @@ impl Host {
 pub fn serve(store: &Store, dir: &Path) -> (NbdServer, String) {
     let listener = Listener::parse(&format!("unix:{}", dir.join("nbd.sock").display())).unwrap();
     let uri = listener.uri();
-    (NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default()).unwrap(), uri)
+    (NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default()).unwrap(), uri)
 }
 
 /// Bytes fetched by the hydration of a volume that is still running, or was.
@@ -213,7 +211,7 @@ fn a_server_that_never_answers_is_given_up_and_readers_are_told() {
     let mut a = Host::with(Arc::new(stage));
     a.store.fork("a://", "v").unwrap();
     // The server of `a` takes requests, and connections again and again, but has nothing to answer.
-    let nbd = NbdSourceOptions::default().with_request_timeout(std::time::Duration::from_millis(100));
+    let nbd = NbdOptions::default().with_request_timeout(std::time::Duration::from_millis(100));
     let b = Host::with(Arc::new(UriSources { nbd }));
     let fork = b.store.fork(&a.export("v"), "f").unwrap();
     let error = read(&fork, 4096, 4096).unwrap_err();
@@ -233,7 +231,7 @@ fn many_readers_of_a_silent_server_wait_as_long_as_one() {
     actor.play(|_, _| Play::Hang);
     let mut a = Host::with(Arc::new(stage));
     a.store.fork("a://", "v").unwrap();
-    let nbd = NbdSourceOptions::default().with_request_timeout(std::time::Duration::from_millis(600)).with_connections(1);
+    let nbd = NbdOptions::default().with_request_timeout(std::time::Duration::from_millis(600)).with_connections(1);
     let b = Host::with(Arc::new(UriSources { nbd }));
     let fork = b.store.fork(&a.export("v"), "f").unwrap();
     let paused = volfork::store::HydrationControl::default().with_paused(true);
@@ -260,7 +258,7 @@ fn a_server_stops_while_its_readers_wait_for_a_hung_source() {
     a.store.fork("a://", "v").unwrap();
     let listener = Listener::parse(&format!("unix:{}", a.dir.path().join("other.sock").display())).unwrap();
     let uri = listener.uri().replace("nbd+unix:///", "nbd+unix:///v");
-    let options = NbdOptions::default().with_shutdown_timeout(std::time::Duration::from_millis(50));
+    let options = NbdServerOptions::default().with_shutdown_timeout(std::time::Duration::from_millis(50));
     let server = NbdServer::start(Arc::new(a.store.clone()), vec![listener], options).unwrap();
     let b = Host::new();
     b.store.fork(&uri, "f").unwrap();
@@ -348,7 +346,7 @@ fn a_near_source_gets_more_connections_when_busy() {
     source.read(0..1 << 20, ReadClass::Ahead, OnArrival::new(ended));
     while !receiver.recv_timeout(PATIENCE).expect("the read ends") {}
     let until = Instant::now() + PATIENCE;
-    while server.connections() <= NbdSourceOptions::default().connections {
+    while server.connections() <= NbdOptions::default().connections {
         assert!(Instant::now() < until, "bulk has {} connections", server.connections());
         std::thread::yield_now();
     }
@@ -360,7 +358,7 @@ fn closing_a_connecting_source_leaves_no_connection() {
     let host = Host::new();
     host.fill("v", 61, 1 << 20);
     for round in 0..200 {
-        let source = NbdSource::open(&host.export("v@s"), NbdSourceOptions::default()).unwrap();
+        let source = NbdSource::open(&host.export("v@s"), NbdOptions::default()).unwrap();
         // Further connections are made for bulk meanwhile, in any order with this.
         source.read(0..4096, ReadClass::Ahead, OnArrival::new(drop));
         (0..round).for_each(|_| std::thread::yield_now());

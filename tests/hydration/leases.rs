@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use volfork::serve::{Export, Exports, Listener, NbdClients, NbdOptions, NbdServer};
+use volfork::serve::{Export, Exports, Listener, NbdClients, NbdServer, NbdServerOptions};
 use volfork::source::{LeaseAction, LeaseRequest, UriSources};
 use volfork::volume::{ForkOptions, LeaseInfo, VolumeState};
 use volfork::{Clock, ErrorKind, LeaseId, Store, StoreOptions};
@@ -346,7 +346,7 @@ fn a_written_export_without_snapshots_is_forked_by_name() {
     a.store.create_snapshot("v", "s").unwrap();
     let listener = Listener::parse(&format!("unix:{}", a.dir.path().join("foreign.sock").display())).unwrap();
     let uri = |name: &str| a.export(name).replace("nbd.sock", "foreign.sock");
-    let _server = NbdServer::start(Arc::new(Foreign(a.store.clone())), vec![listener], NbdOptions::default()).unwrap();
+    let _server = NbdServer::start(Arc::new(Foreign(a.store.clone())), vec![listener], NbdServerOptions::default()).unwrap();
     let error = b.store.fork(&uri("v"), "f").map(drop).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(error.to_string().contains("different instants") && error.to_string().contains("accept that"), "{error}");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use volfork::serve::{Export, Exports, Listener, NbdOptions, NbdServer};
+use volfork::serve::{Export, Exports, Listener, NbdServer, NbdServerOptions};
 use volfork::source::{Lease, LeaseAction, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener};
 use volfork::volume::ForkOptions;
 use volfork::wire::LeaseGrant;
@@ -37,7 +37,7 @@ impl Exports for Odd {
 fn serve_odd(host: &mut Host, lease: fn() -> volfork::Result<LeaseGrant>) -> NbdServer {
     host.server.take().into_iter().for_each(NbdServer::shutdown);
     let listener = Listener::parse(&format!("unix:{}", host.dir.path().join("nbd.sock").display())).unwrap();
-    NbdServer::start(Arc::new(Odd(host.store.clone(), lease)), vec![listener], NbdOptions::default()).unwrap()
+    NbdServer::start(Arc::new(Odd(host.store.clone(), lease)), vec![listener], NbdServerOptions::default()).unwrap()
 }
 
 #[test]

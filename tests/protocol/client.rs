@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use volfork::serve::{Exports, Listener, NbdOptions, NbdServer};
+use volfork::serve::{Exports, Listener, NbdServer, NbdServerOptions};
 use volfork::wire::constants::{OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_UNSUP};
 use volfork::wire::{Chunk, ContextQuery, GoRequest, HeaderMode, OptionReply, OptionRequest, ReplyHeader, Request, StatusExtent};
 use volfork::{Store, StoreOptions};
@@ -22,7 +22,7 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(options: NbdOptions) -> Self {
+    pub fn new(options: NbdServerOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
         let exports: Arc<dyn Exports> = Arc::new(store.clone());

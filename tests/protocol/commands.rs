@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use volfork::serve::NbdOptions;
+use volfork::serve::NbdServerOptions;
 use volfork::wire::constants::{
     CMD_BLOCK_STATUS, CMD_CACHE, CMD_FLAG_FAST_ZERO, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN, CMD_READ, CMD_TRIM, CMD_WRITE,
     CMD_WRITE_ZEROES, EINVAL, ENOSPC, ENOTSUP, INFO_BLOCK_SIZE, OPT_INFO, REP_INFO, STATE_HOLE, STATE_ZERO,
@@ -17,7 +17,7 @@ const MODES: [HeaderMode; 3] = [HeaderMode::Simple, HeaderMode::Structured, Head
 
 #[test]
 fn structured_replies_cover_every_read_even_an_empty_one() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     host.store.create_volume("v", 1 << 20).unwrap().write_at(&[7; 8192], 0).unwrap();
     for mode in MODES {
         let mut client = host.client(mode, "v");
@@ -32,7 +32,7 @@ fn structured_replies_cover_every_read_even_an_empty_one() {
 
 #[test]
 fn zeros_without_a_hole_have_their_space() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let volume = host.store.create_volume("v", 16 << 20).unwrap();
     volume.write_at(&vec![7; 8 * MIB], 0).unwrap();
     let mut client = host.client(HeaderMode::Structured, "v");
@@ -64,7 +64,7 @@ fn zeros_without_a_hole_have_their_space() {
 
 #[test]
 fn hints_are_answered_however_many_there_are() {
-    let host = Host::new(NbdOptions::default().with_depth(4));
+    let host = Host::new(NbdServerOptions::default().with_depth(4));
     host.store.create_volume("v", 1 << 20).unwrap();
     let mut client = host.client(HeaderMode::Extended, "v");
     (0..500).for_each(|number| client.send(CMD_CACHE, 0, number * 512, 512));
@@ -76,7 +76,7 @@ fn hints_are_answered_however_many_there_are() {
 /// An error would be one of the client's device; without a reply, a client that connects again sends its request again.
 #[test]
 fn what_has_not_begun_when_the_server_shuts_down_gets_no_reply() {
-    let host = Host::new(NbdOptions::default().with_shutdown_timeout(Duration::from_secs(3600)));
+    let host = Host::new(NbdServerOptions::default().with_shutdown_timeout(Duration::from_secs(3600)));
     let volume = host.store.create_volume("v", 32 << 20).unwrap();
     volume.write_at(&vec![7; 32 * MIB], 0).unwrap();
     let mut client = host.client(HeaderMode::Extended, "v");
@@ -108,7 +108,7 @@ fn what_has_not_begun_when_the_server_shuts_down_gets_no_reply() {
 #[test]
 fn a_whole_device_is_discarded_by_one_request() {
     const BYTES: u64 = 16 << 40;
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let volume = host.store.create_volume("v", BYTES).unwrap();
     let places: Vec<u64> = (0..64).map(|number| number * (BYTES / 64) + number * 12_288).collect();
     for (command, flags) in [(CMD_TRIM, CMD_FLAG_FUA), (CMD_WRITE_ZEROES, CMD_FLAG_FAST_ZERO)] {
@@ -146,7 +146,7 @@ fn is_refused_behind(client: &mut Client, end: u64) {
 #[test]
 fn a_volume_changes_its_size_below_connected_clients() {
     const OLD: u64 = 1 << 20;
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let volume = host.store.create_volume("v", OLD).unwrap();
     volume.write_at(&vec![7; MIB], 0).unwrap();
     let bytes = |offset| {
@@ -178,7 +178,7 @@ fn a_volume_changes_its_size_below_connected_clients() {
 /// A disk that was made with sectors of 512 bytes is one: no client is made to read in larger units.
 #[test]
 fn no_client_is_made_to_align() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     host.store.create_volume("v", 1_000_000).unwrap();
     let mut client = host.connect();
     let go = GoRequest { name: "v".into(), infos: vec![INFO_BLOCK_SIZE] };

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::Shutdown;
 
-use volfork::serve::NbdOptions;
+use volfork::serve::NbdServerOptions;
 use volfork::wire::constants::{
     CMD_BLOCK_STATUS, CMD_CACHE, CMD_DISC, CMD_FLAG_FUA, CMD_FLAG_NO_HOLE, CMD_FLAG_PAYLOAD_LEN, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE,
     CMD_WRITE_ZEROES, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT,
@@ -76,7 +76,7 @@ fn mangled(message: &[u8]) -> Vec<Vec<u8>> {
 
 /// A host with a volume that nobody may change, and one that anything may happen to.
 fn host() -> (Host, Vec<u8>) {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let data: Vec<u8> = (0..1 << 20).map(|number: u32| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     host.store.create_volume("kept", data.len() as u64).unwrap().write_at(&data, 0).unwrap();
     host.store.create_volume("scratch", 1 << 20).unwrap();

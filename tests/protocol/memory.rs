@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use volfork::serve::NbdOptions;
+use volfork::serve::NbdServerOptions;
 use volfork::wire::HeaderMode;
 use volfork::wire::constants::{CMD_READ, CMD_WRITE};
 
@@ -15,7 +15,7 @@ const LARGE: usize = 32 * MIB;
 const LONG: Duration = Duration::from_secs(3600);
 
 fn host(stall_timeout: Duration) -> Host {
-    let host = Host::new(NbdOptions::default().with_memory_bytes_max(2 * LARGE + MIB).with_stall_timeout(stall_timeout));
+    let host = Host::new(NbdServerOptions::default().with_memory_bytes_max(2 * LARGE + MIB).with_stall_timeout(stall_timeout));
     host.store.create_volume("v", 2 * LARGE as u64).unwrap().write_at(&vec![7; LARGE], 0).unwrap();
     host
 }
@@ -108,7 +108,7 @@ fn a_request_that_does_not_come_to_its_end_ends_its_connection() {
 
 #[test]
 fn a_request_that_fits_no_budget_is_done_when_it_is_alone() {
-    let host = Host::new(NbdOptions::default().with_memory_bytes_max(MIB));
+    let host = Host::new(NbdServerOptions::default().with_memory_bytes_max(MIB));
     host.store.create_volume("v", LARGE as u64).unwrap().write_at(&vec![7; LARGE], 0).unwrap();
     let (sender, receiver) = channel();
     for _ in 0..4 {

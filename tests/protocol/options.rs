@@ -1,7 +1,7 @@
 //! The negotiation of an export.
 
 use volfork::LeaseId;
-use volfork::serve::NbdOptions;
+use volfork::serve::NbdServerOptions;
 use volfork::wire::constants::{
     OPT_GO, OPT_INFO, OPT_LEASE, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_INVALID,
     REP_ERR_POLICY, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_LEASE, REP_META_CONTEXT, STRING_BYTES_MAX,
@@ -16,7 +16,7 @@ fn end(client: &mut Client, option: u32, data: &[u8]) -> std::io::Result<u32> {
 
 #[test]
 fn a_client_may_ask_about_every_export_but_not_endlessly() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     host.store.create_volume("v", 1 << 20).unwrap();
     let info = GoRequest { name: "v".into(), infos: Vec::new() }.encode();
     let unknown = GoRequest { name: "w".into(), infos: Vec::new() }.encode();
@@ -38,7 +38,7 @@ fn a_client_may_ask_about_every_export_but_not_endlessly() {
 
 #[test]
 fn a_client_does_not_get_leases_without_end() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let volume = host.store.create_volume("v", 1 << 20).unwrap();
     volume.write_at(&[1; 4096], 0).unwrap();
     let request = |action, number: u16| {
@@ -84,7 +84,7 @@ fn contexts(client: &mut Client, option: u32, query: &str) -> Vec<String> {
 /// Each of many snapshots stands on all before it: a list of all contexts of all exports would grow with the square of their number.
 #[test]
 fn contexts_list_recent_snapshots_and_find_all_by_name() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let volume = host.store.create_volume("v", 1 << 20).unwrap();
     (0..70).for_each(|number| volume.create_snapshot(&format!("s{number}")).unwrap());
     let mut client = host.connect();
@@ -99,7 +99,7 @@ fn contexts_list_recent_snapshots_and_find_all_by_name() {
 
 #[test]
 fn no_text_of_a_refusal_is_longer_than_a_string_may_be() {
-    let host = Host::new(NbdOptions::default());
+    let host = Host::new(NbdServerOptions::default());
     let mut client = host.connect();
     client.option(OPT_STRUCTURED_REPLY, &[]).unwrap();
     for name in ["x".repeat(STRING_BYTES_MAX), "ä".repeat(STRING_BYTES_MAX / 2)] {

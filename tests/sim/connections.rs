@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::serve::{Listener, NbdServer, NbdServerOptions};
 use volfork::wire::constants::{CMD_FLUSH, CMD_WRITE, CMD_WRITE_ZEROES, EXPORT_CAN_MULTI_CONN, OPT_EXPORT_NAME};
 use volfork::wire::{HeaderMode, OptionRequest, ReplyHeader, Request};
 
@@ -61,7 +61,7 @@ fn a_flush_covers_writes_of_other_connections() {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("sock");
             let listener = Listener::parse(&format!("unix:{}", path.display())).unwrap();
-            let server = NbdServer::start(Arc::new(world.store().clone()), vec![listener], NbdOptions::default()).unwrap();
+            let server = NbdServer::start(Arc::new(world.store().clone()), vec![listener], NbdServerOptions::default()).unwrap();
             let mut writing = Client::connect(&path, "v1");
             let mut flushing = Client::connect(&path, "v1");
             match byte {

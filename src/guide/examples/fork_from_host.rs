@@ -5,7 +5,7 @@
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::serve::{Listener, NbdServer, NbdServerOptions};
 use volfork::source::UriSources;
 use volfork::volume::{Event, EventKind, VolumeState};
 use volfork::{Store, StoreOptions};
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     base.create_snapshot("v1")?;
     let listener = Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
     let uri = listener.uri().replacen("nbd+unix:///", "nbd+unix:///base@v1", 1);
-    let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdOptions::default())?;
+    let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdServerOptions::default())?;
 
     // The second host forks it by its address. Events come on a thread of the store.
     let (sender, events) = mpsc::channel::<Event>();

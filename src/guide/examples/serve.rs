@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use volfork::serve::{Listener, NbdOptions, NbdServer};
+use volfork::serve::{Listener, NbdServer, NbdServerOptions};
 use volfork::source::{self, NbdSource, Source, SourceExt};
 use volfork::{Store, StoreOptions};
 
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
     let uri = listener.uri();
     // Volumes are served read-write by their names, snapshots read-only as NAME@SNAPSHOT.
-    let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdOptions::default())?;
+    let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default())?;
     println!("serving {uri}; try: nbdinfo '{uri}'");
 
     let at = |export: &str| uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);

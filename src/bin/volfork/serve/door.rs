@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use volfork::Store;
 use volfork::io::Access;
-use volfork::serve::{Listener, NbdClients, NbdOptions, NbdServer};
+use volfork::serve::{Listener, NbdClients, NbdServer, NbdServerOptions};
 
 use crate::failure::Result;
 
@@ -26,7 +26,7 @@ impl Door {
             listeners.push(Listener::parse_for(default, access)?);
         }
         let uris = listeners.iter().map(Listener::uri).collect();
-        let server = NbdServer::start(Arc::new(store.clone()), listeners, NbdOptions::default())?;
+        let server = NbdServer::start(Arc::new(store.clone()), listeners, NbdServerOptions::default())?;
         Ok(Self { server, uris })
     }
 
