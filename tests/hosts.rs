@@ -231,6 +231,23 @@ fn times_that_never_come_are_no_panic() {
 }
 
 #[test]
+fn exports_are_reached_by_the_uris_of_their_server() {
+    let (directory, listener) = (tempfile::tempdir().unwrap(), |address: &str| Listener::parse(address).unwrap());
+    let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
+    store.create_volume("v", 1 << 20).unwrap().write_at(&[7; 4096], 0).unwrap();
+    let listeners = vec![listener("127.0.0.1:0"), listener(&format!("unix:{}", directory.path().join("a socket?").display()))];
+    let server = NbdServer::start(Arc::new(store), listeners, NbdServerOptions::default()).unwrap();
+    let uris = server.uris("v");
+    assert!(uris[0].starts_with("nbd://127.0.0.1:") && uris[1].starts_with("nbd+unix:///v?"), "{uris:?}");
+    for uri in &uris {
+        let source = NbdSource::open(uri, NbdOptions::default()).unwrap();
+        assert_eq!(source.read_blocking(0..4096).unwrap(), [7; 4096][..]);
+        source.close();
+    }
+    assert!(server.uris("a/b?c")[0].ends_with("/a%2Fb%3Fc"));
+}
+
+#[test]
 fn a_server_with_an_impossible_depth_does_not_start() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::create(directory.path(), StoreOptions::default()).unwrap();

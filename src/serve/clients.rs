@@ -50,9 +50,8 @@ impl Default for Places {
 /// # volume.write_at(b"base", 0)?;
 /// # volume.create_snapshot("v1")?;
 /// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
-/// # let server_uri = listener.uri();
 /// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
-/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// # let uri = |export: &str| server.uris(export).remove(0);
 /// use volfork::source::{NbdOptions, NbdSource, SourceExt};
 ///
 /// let source = NbdSource::open(&uri("base@v1"), NbdOptions::default())?;
@@ -85,9 +84,8 @@ pub struct ClientInfo {
 /// # volume.write_at(b"base", 0)?;
 /// # volume.create_snapshot("v1")?;
 /// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
-/// # let server_uri = listener.uri();
 /// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
-/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// # let uri = |export: &str| server.uris(export).remove(0);
 /// use std::time::Duration;
 /// use volfork::source::{NbdOptions, NbdSource, SourceExt};
 ///

@@ -15,6 +15,7 @@ use super::shutdown::Shutdown;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::descriptors_max;
 use crate::limits::QUEUE_DEPTH_MAX;
+use crate::source::with_export;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::telemetry::tell;
@@ -66,9 +67,8 @@ impl Drop for Place {
 /// store.create_volume("web", 1 << 30)?;
 /// // NBD over TCP has no authentication: listen only where every host is trusted.
 /// let listener = Listener::parse("127.0.0.1:0")?;
-/// let uri = listener.uri();
-/// assert!(uri.starts_with("nbd://127.0.0.1:"));
 /// let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default())?;
+/// assert!(server.uris("web")[0].starts_with("nbd://127.0.0.1:"));
 /// assert_eq!(server.connections(), 0);
 ///
 /// // Requests under way get their replies. The store stays open.
@@ -79,6 +79,8 @@ impl Drop for Place {
 /// ```
 pub struct NbdServer {
     shared: Arc<Shared>,
+    /// URI of each listener, without an export.
+    uris: Vec<String>,
     acceptor: Option<JoinHandle<()>>,
 }
 
@@ -103,10 +105,17 @@ impl NbdServer {
         let budget = Arc::new(Budget::new(options.memory_bytes_max));
         let shutdown = Arc::new(Shutdown::new()?);
         let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget, shutdown });
+        let uris = listeners.iter().map(Listener::uri).collect();
         let accepting = Arc::clone(&shared);
         let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
-        Ok(Self { shared, acceptor: Some(acceptor) })
+        Ok(Self { shared, uris, acceptor: Some(acceptor) })
+    }
+
+    /// The NBD URIs (`nbd://` or `nbd+unix://`) by which clients reach an export, one for each listener, in their order. The export
+    /// need not exist yet. A listener on all addresses of the host has the unspecified one (`0.0.0.0`) in its URI.
+    pub fn uris(&self, export: &str) -> Vec<String> {
+        self.uris.iter().filter_map(|uri| with_export(uri, export)).collect()
     }
 
     /// Connections at this moment.
@@ -119,8 +128,8 @@ impl NbdServer {
         NbdClients(Arc::clone(&self.shared.places))
     }
 
-    /// Takes no more clients, lets requests under way end (for [`NbdServerOptions::shutdown_timeout`]), and closes all connections. A thread
-    /// that then still hangs in an export is left behind after two more seconds: it keeps what it needs alive, and ends when the
+    /// Takes no more clients, lets requests under way end (for [`NbdServerOptions::shutdown_timeout`]), and closes all connections. A
+    /// thread that then still hangs in an export is left behind after two more seconds: it keeps what it needs alive, and ends when the
     /// export lets it.
     pub fn shutdown(mut self) {
         self.stop();

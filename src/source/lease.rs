@@ -20,9 +20,8 @@ pub use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 /// # volume.write_at(b"base", 0)?;
 /// # volume.create_snapshot("v1")?;
 /// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
-/// # let server_uri = listener.uri();
 /// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
-/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// # let uri = |export: &str| server.uris(export).remove(0);
 /// use volfork::LeaseId;
 /// use volfork::source::{LeaseAction, LeaseRequest, SourceOpener, UriSources};
 ///

@@ -38,3 +38,5 @@ pub use part::{Checksums, PART_ALIGN_BYTES, Part, content_checksum};
 pub use schemes::UriSources;
 pub use seam::{ReadClass, Source, SourceExtent, SourceStats};
 pub(crate) use uri::host_of;
+#[cfg(feature = "serve")]
+pub(crate) use uri::with_export;

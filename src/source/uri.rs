@@ -1,6 +1,11 @@
 //! Addresses of sources, cut into their parts (RFC 3986, section 3; for NBD
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md>).
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
+/// Characters of an export name that a URI percent-encodes.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'@');
+
 /// `SCHEME://AUTHORITY/PATH?QUERY`. A fragment belongs to nobody here, and is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Uri<'a> {
@@ -57,6 +62,13 @@ pub(crate) fn host_of(uri: &str) -> String {
         Some(parts) => format!("{}://{}?{}", parts.scheme, parts.authority, parts.query.unwrap_or_default()),
         None => uri.to_owned(),
     }
+}
+
+/// The URI of another export of the same server; `None` if `uri` has no scheme or no authority.
+pub(crate) fn with_export(uri: &str, export: &str) -> Option<String> {
+    let Uri { scheme, authority, query, .. } = Uri::parse(uri)?;
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    Some(format!("{scheme}://{authority}/{}{query}", percent_encode(export.as_bytes(), ENCODED)))
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     base.write_at(&vec![7; 8 << 20], 32 << 20)?;
     base.create_snapshot("v1")?;
     let listener = Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
-    let uri = listener.uri().replacen("nbd+unix:///", "nbd+unix:///base@v1", 1);
     let server = NbdServer::start(Arc::new(near.clone()), vec![listener], NbdServerOptions::default())?;
+    let uri = server.uris("base@v1").remove(0);
 
     // The second host forks it by its address. Events come on a thread of the store.
     let (sender, events) = mpsc::channel::<Event>();

@@ -18,13 +18,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // `HOST:PORT` serves TCP. NBD over TCP has no authentication: listen only where you trust every host.
     let listener = Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
-    let uri = listener.uri();
     // Volumes are served read-write by their names, snapshots read-only as NAME@SNAPSHOT.
     let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default())?;
+    let uri = &server.uris("web@v1")[0];
     println!("serving {uri}; try: nbdinfo '{uri}'");
 
-    let at = |export: &str| uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
-    let client = NbdSource::open(&at("web@v1"), source::NbdOptions::default())?;
+    let client = NbdSource::open(uri, source::NbdOptions::default())?;
     let bytes = client.read_blocking(0..5)?;
     assert_eq!(&bytes[..], b"hello");
     println!("a client reads {:?} from web@v1", String::from_utf8_lossy(&bytes));

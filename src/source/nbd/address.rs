@@ -8,12 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+use percent_encoding::percent_decode_str;
 use rustix::net::{SendFlags, send};
 
 use crate::io::{Refusal, connect_unix, keep_alive};
 use crate::source::threads;
-use crate::source::uri::Uri;
+use crate::source::uri::{Uri, with_export};
 use crate::source::{SourceError, SourceErrorKind};
 use crate::sync::mpsc::channel;
 use crate::wire::constants::DEFAULT_PORT;
@@ -21,8 +21,6 @@ use crate::wire::{deadline_after, time_left};
 
 /// The kernel does not take longer times.
 const SOCKET_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
-/// What the name of an export has in an address as something else.
-const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'@');
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +81,7 @@ impl Address {
     /// As [`Address::parse`].
     pub fn with_export(uri: &str, export: &str) -> Result<String, SourceError> {
         let wrong = || SourceError { kind: SourceErrorKind::Invalid, message: format!("'{uri}' is no address") };
-        let Uri { scheme, authority, query, .. } = Uri::parse(uri).ok_or_else(wrong)?;
-        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-        Ok(format!("{scheme}://{authority}/{}{query}", percent_encode(export.as_bytes(), IN_PATH)))
+        with_export(uri, export).ok_or_else(wrong)
     }
 
     /// # Errors

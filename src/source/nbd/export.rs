@@ -34,9 +34,8 @@ const FAR_ROUND_TRIP: Duration = Duration::from_millis(5);
 /// # volume.write_at(b"base", 0)?;
 /// # volume.create_snapshot("v1")?;
 /// # let listener = volfork::serve::Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
-/// # let server_uri = listener.uri();
 /// # let server = volfork::serve::NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], Default::default())?;
-/// # let uri = |export: &str| server_uri.replacen("nbd+unix:///", &format!("nbd+unix:///{export}"), 1);
+/// # let uri = |export: &str| server.uris(export).remove(0);
 /// use volfork::source::{NbdOptions, NbdSource, Source, SourceExt};
 ///
 /// // Any NBD server will do; this one is a volfork.
