@@ -1,15 +1,15 @@
-//! What a volfork tells another one of an export, beside its bytes.
+//! What a volfork server tells its clients about an export, besides the bytes.
 
 use crate::format::{Labels, valid_labels};
 
-/// Longest text of it that is looked at, in bytes.
+/// Longest encoded text that is parsed, in bytes; a longer one counts as empty.
 const TEXT_BYTES_MAX: usize = 16 << 10;
-/// Longest name of a store or of bytes that is believed.
+/// Longest store id or identity that is accepted, in bytes.
 const NAME_BYTES_MAX: usize = 255;
-/// Keys that begin so are notes of a store about a volume of its own, and mean nothing anywhere else.
+/// Prefix of the label keys that a store uses for its own volumes; they mean nothing to another store.
 const OWN_KEYS: &str = "volfork.";
 
-/// What a source tells beside its bytes; empty where it does not.
+/// What a source tells about its bytes; a field is empty if the source does not say.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -22,28 +22,28 @@ const OWN_KEYS: &str = "volfork.";
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
-    /// Id of its store.
+    /// Id of the store that serves the bytes.
     pub store: String,
-    /// Of a volume: the identity that a snapshot taken now would have.
+    /// For a volume: the identity that a snapshot taken now would have.
     pub live: String,
-    /// What its user has noted of the volume, as far as it holds for forks too: the machine, the image.
+    /// Labels of the volume that also apply to its forks, such as the machine and the image.
     pub labels: Labels,
 }
 
 impl About {
-    /// Labels of a volume that a fork elsewhere has, too.
+    /// The labels of a volume that a fork on another host inherits.
     pub fn travelling(labels: &Labels) -> Labels {
         labels.iter().filter(|(key, _)| travels(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
-    /// As it travels: JSON with the names of the fields.
+    /// Encodes it for the wire: JSON with the names of the fields.
     #[cfg(feature = "serve")]
     pub(crate) fn encode(&self) -> Vec<u8> {
         let labels: jzon::object::Object = self.labels.iter().map(|(key, value)| (key, jzon::JsonValue::from(value.as_str()))).collect();
         jzon::object! { store: self.store.as_str(), live: self.live.as_str(), labels: labels }.dump().into_bytes()
     }
 
-    /// What somebody sent; what no volfork says is nothing.
+    /// Decodes untrusted text. Text that no volfork server sends decodes to the empty value.
     pub(crate) fn decode(text: &[u8]) -> Self {
         let told = (text.len() <= TEXT_BYTES_MAX).then(|| Self::parse(text)).flatten();
         told.unwrap_or_default().believed()
@@ -60,7 +60,7 @@ impl About {
         Some(Self { store: name("store")?, live: name("live")?, labels: labels? })
     }
 
-    /// Without what no volfork says. It is kept in the journal and shown to people.
+    /// Removes values that no volfork server sends: the rest is stored in the journal and shown to people.
     pub(crate) fn believed(mut self) -> Self {
         let is_name = |name: &str| name.len() <= NAME_BYTES_MAX && name.bytes().all(|byte| byte.is_ascii_graphic());
         for name in [&mut self.store, &mut self.live] {

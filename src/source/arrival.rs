@@ -1,8 +1,8 @@
-//! What a source gives of a read, and the callback that takes it.
+//! The events of a read, and the callback that takes them.
 
 use super::{Part, SourceError, SourceErrorKind};
 
-/// What a source gives of a read, on any thread, perhaps before [`super::Source::read`] returns.
+/// One event of a read. It may come on any thread, and before [`super::Source::read`] returns.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,7 +35,7 @@ pub enum Arrival {
     End(Result<(), SourceError>),
 }
 
-/// Takes what arrives for one read. It must not block: the thread that calls it may serve other sources.
+/// The callback of one read. It must not block: the thread that calls it may serve other sources.
 ///
 /// # Invariants
 /// - The read ends exactly once: [`OnArrival::end`] consumes the callback, and dropping the callback ends the read with
@@ -68,14 +68,14 @@ impl OnArrival {
         Self(Some(Box::new(arrival)))
     }
 
-    /// Some bytes have come.
+    /// Delivers some bytes of the range.
     pub fn part(&mut self, part: Part) {
         if let Some(arrival) = &mut self.0 {
             arrival(Arrival::Part(part));
         }
     }
 
-    /// Nothing more comes. `Ok`: every byte of the range has come.
+    /// Ends the read. `Ok` means that every byte of the range was delivered.
     pub fn end(mut self, result: Result<(), SourceError>) {
         if let Some(mut arrival) = self.0.take() {
             arrival(Arrival::End(result));

@@ -1,4 +1,4 @@
-//! Connecting to a source, however long its opener takes and whatever it does.
+//! Calls of a source opener that may hang or panic, made so that a caller can stop waiting for them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,47 +11,47 @@ use crate::io::Refusal;
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex, Rank};
 
-/// How long a call waits for those of its host, and for a thread.
+/// How long a call waits for earlier calls of its host and for a thread.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What became of one call of the opener.
+/// State of one call of the opener.
 enum Answer<T> {
-    /// No thread has begun it.
+    /// It waits for a thread.
     Queued,
     Awaited,
-    /// It is about to be here.
+    /// The call has returned; its answer is being handed over.
     Ready,
     Here(Result<T, SourceError>),
     Taken,
-    /// Nobody waits for it any longer.
+    /// The caller has stopped waiting.
     Unwanted,
 }
 
 #[derive(Default)]
 struct State {
-    /// How often it was said that nobody is to wait any longer.
+    /// Number of calls of [`Connector::give_up`] so far.
     given_up: u64,
-    /// Hosts that have not ended a call for which nobody waits any longer, because they took too long.
+    /// Hosts with a call that timed out and has not returned yet.
     silent: BTreeSet<String>,
     closed: bool,
 }
 
-/// A moment: who waits since then is told when waiting is given up.
+/// A moment. [`Connector::give_up`] ends the waits that began with an earlier one.
 #[derive(Clone, Copy)]
 pub(crate) struct Since(u64);
 
 struct Shared {
     state: Mutex<State>,
-    /// Notified when a call has its answer, and when waiting is given up.
+    /// Notified when a call has its answer, and by [`Connector::give_up`].
     changed: Condvar,
 }
 
-/// Opens addresses by an opener of which nothing is believed.
+/// Opens addresses by an opener that is not trusted.
 ///
 /// # Invariants
 /// - The opener runs on a thread of the process's pool ([`super::threads`]), so that [`Connector::give_up`] ends every wait for it. A call
 ///   that gets no thread in time ends as [`SourceErrorKind::Lost`].
-/// - A source that comes when nobody waits any longer is closed.
+/// - A source that is opened after its caller has stopped waiting is closed.
 pub(crate) struct Connector {
     opener: Arc<dyn SourceOpener>,
     shared: Arc<Shared>,
@@ -68,12 +68,12 @@ impl Connector {
         Arc::clone(&self.opener)
     }
 
-    /// This moment.
+    /// The present moment, for calls that a later [`Connector::give_up`] ends.
     pub fn now(&self) -> Since {
         Since(self.shared.state.lock().given_up)
     }
 
-    /// Whether a source at `uri` may know leases.
+    /// Whether a source at `uri` may support leases.
     pub fn lends(&self, uri: &str) -> bool {
         caught(uri, || self.opener.lends(uri)).unwrap_or(true)
     }
@@ -86,11 +86,11 @@ impl Connector {
         self.ask(uri, since, None, open_here, |_, _, _| {})
     }
 
-    /// As [`Connector::open`], with a lease if the source knows leases. `unwanted` is told of one that is given when nobody waits any
-    /// longer.
+    /// As [`Connector::open`], with a lease if the source supports leases. `unwanted` is called with a lease that is granted after the
+    /// caller has stopped waiting.
     ///
     /// # Errors
-    /// As there; that of a lease that is refused.
+    /// As [`Connector::open`], or the source refuses the lease.
     pub fn open_leased(
         &self,
         uri: &str,
@@ -107,7 +107,7 @@ impl Connector {
         })
     }
 
-    /// Connects to `uri` on the caller's thread, which is one for [`Connector::aside`].
+    /// Connects to `uri` on the caller's thread. Only jobs of [`Connector::aside`] may call it, because it may hang.
     ///
     /// # Errors
     /// That of the opener.
@@ -115,42 +115,42 @@ impl Connector {
         open_here(&*self.opener, uri)
     }
 
-    /// As [`Connector::open_here`], with a lease if the source knows leases.
+    /// As [`Connector::open_here`], with a lease if the source supports leases.
     ///
     /// # Errors
-    /// As there; that of a lease that is refused.
+    /// As [`Connector::open_here`], or the source refuses the lease.
     pub fn open_leased_here(&self, uri: &str, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
         open_leased_here(&*self.opener, uri, request)
     }
 
-    /// Runs a call of a source on a thread for such calls, in its turn among those of its host. Without a thread it is dropped.
+    /// Runs a call of a source on a thread of the pool, behind earlier calls of its host. If no thread can be had, the job is dropped.
     pub fn aside(&self, uri: &str, job: Box<dyn FnOnce() + Send>) {
         drop(threads::calls().run(&self.key(uri), job));
     }
 
-    /// Of another opener, the same address may be another host.
+    /// Key of the host for the pool. Two openers may reach different hosts by the same address, so the key contains the opener.
     fn key(&self, uri: &str) -> String {
         format!("{:p} {}", Arc::as_ptr(&self.opener), host_of(uri))
     }
 
-    /// Renews a lease or gives it back, and waits for that, for at most so long.
+    /// Renews or gives back a lease and waits for the answer, for at most `patience`.
     ///
     /// # Errors
-    /// As [`Connector::open`]; [`SourceErrorKind::Lost`] after that time.
+    /// As [`Connector::open`]; [`SourceErrorKind::Lost`] after `patience`.
     pub fn lease(&self, uri: &str, since: Since, request: LeaseRequest, patience: Duration) -> Result<Option<Lease>, SourceError> {
         let call = move |opener: &dyn SourceOpener, uri: &str| {
-            // One that panics has refused nothing: nobody knows whether the host was asked.
+            // A panic is no refusal: it is unknown whether the host was asked.
             caught(uri, || opener.lease(uri, &request)).map_err(|error| SourceError { kind: SourceErrorKind::Lost, ..error })?
         };
         self.ask(uri, since, Some(patience), call, |_, _, _| {})
     }
 
-    /// Gives a lease back on this thread, also when nobody is to wait any longer. One that is not heard lapses.
+    /// Gives a lease back on this thread, also after [`Connector::close`]. If the host does not hear it, the lease lapses.
     pub fn give_back(&self, uri: &str, request: &LeaseRequest) {
         let _ = caught(uri, || self.opener.lease(uri, request));
     }
 
-    /// Calls the opener and waits for its answer; `unwanted` gets one for which nobody waits any longer.
+    /// Calls the opener and waits for its answer. `unwanted` gets an answer that comes after the caller has stopped waiting.
     fn ask<T: Send + 'static>(
         &self,
         uri: &str,
@@ -167,7 +167,7 @@ impl Connector {
             if state.closed || state.given_up != since.0 {
                 return Err(given_up());
             }
-            // One that never answers is not waited for again.
+            // A host whose earlier call has timed out and not returned is not waited for again.
             if patience.is_some() && state.silent.contains(&host) {
                 return Err(lost("earlier calls of its host have not ended"));
             }
@@ -239,7 +239,7 @@ struct Opening<T> {
 }
 
 impl<T> Opening<T> {
-    /// Calls the opener, unless nobody waits for it any longer. `unwanted` is told of what comes too late.
+    /// Calls the opener if the caller still waits. `unwanted` gets an answer that comes too late.
     fn run(
         &self,
         opener: &dyn SourceOpener,
@@ -253,16 +253,17 @@ impl<T> Opening<T> {
         }
         let opened = call(opener, uri);
         if self.is_wanted() {
-            // Before the caller goes on: what it keeps shows whether anybody still waits. No lock is held, because it may drop anything.
+            // Dropped before the caller goes on, so that the caller does not see what `unwanted` holds as still in use. No lock is held,
+            // because the drop may run any code.
             drop(unwanted);
             self.answer(opened);
         } else if let Ok(late) = opened {
-            // What panics here was unwanted anyway.
+            // A panic here loses an answer that nobody waits for.
             let _ = caught(uri, || unwanted(opener, uri, late));
         }
     }
 
-    /// Whether the caller waits; from now on until it has its answer.
+    /// Marks the call as answered, so that the caller waits for the hand-over. False if the caller has stopped waiting.
     fn is_wanted(&self) -> bool {
         match &mut *self.answer.lock() {
             awaited @ Answer::Awaited => {
@@ -274,7 +275,7 @@ impl<T> Opening<T> {
     }
 
     fn answer(&self, opened: Result<T, SourceError>) {
-        // The caller looks at the answer with this lock.
+        // The caller reads the answer under this lock: without it the notification could be missed.
         let _state = self.shared.state.lock();
         *self.answer.lock() = Answer::Here(opened);
         self.shared.changed.notify_all();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What a read of a [`super::Source`] ends with when it has no bytes.
+/// The error of a read or another call of a [`super::Source`].
 ///
 /// ```
 /// use volfork::source::{FileSource, SourceError, SourceErrorKind};

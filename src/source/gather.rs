@@ -1,8 +1,8 @@
-//! Blocking reads, and reads of any length and alignment, made of reads that a source allows.
+//! Blocking reads and reads of any length and alignment, composed of the aligned and bounded reads that a source allows.
 //!
 //! # Invariants
-//! - A source is not trusted to keep its contract: a part that is not aligned is put together with its neighbours, a part that
-//!   cannot be in the range ends the read, and a read whose bytes have not all come does not end well.
+//! - A source is not trusted to keep its contract: a part that is not aligned is joined with its neighbours, a part that cannot be in
+//!   the range fails the read, and a read that ends before all bytes have come fails.
 //! - Memory is bounded by the range: pieces that are not aligned are kept in windows of [`PART_ALIGN_BYTES`].
 
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ impl<S: Source + ?Sized> SourceExt for S {
     }
 }
 
-/// Ranges that have come, joined where they touch.
+/// Byte ranges that have arrived, from start to end; ranges that touch are joined.
 #[derive(Default)]
 struct Cover(BTreeMap<u64, u64>);
 
@@ -98,7 +98,7 @@ struct Window {
     covered: Cover,
 }
 
-/// One read of any length, under way.
+/// A read of any length that is under way.
 struct Gather {
     source: String,
     range: Range<u64>,
@@ -113,14 +113,14 @@ struct Gather {
 
 /// Reads `range`; parts reach beyond it as far as the source's alignment does.
 fn read<S: Source + ?Sized>(source: &S, range: &Range<u64>, class: ReadClass, arrival: OnArrival) {
-    // A source that was not looked at by `Guarded` may say anything.
+    // A source that `Guarded` has not checked may answer 0.
     let (align, step) = (u64::from(source.align_bytes()).max(1), u64::from(source.read_bytes_max()).max(1));
     let start = range.start / align * align;
     let end = range.end.checked_next_multiple_of(align).unwrap_or(u64::MAX).min(source.size_bytes());
     if start >= end {
         return arrival.end(Ok(()));
     }
-    // Cut where parts are cut anyway.
+    // Reads are cut at multiples of `step`, which parts do not cross either.
     let cuts = (start / step + 1..end.div_ceil(step)).map(|number| number * step);
     let bounds: Vec<u64> = std::iter::once(start).chain(cuts).chain([end]).collect();
     let gather = Arc::new(Mutex::new(Gather {
@@ -145,7 +145,7 @@ impl Gather {
                 if !part.bytes.is_empty()
                     && let Err(error) = self.take_part(&part)
                 {
-                    // Told at the end, when the source has nothing under way any more.
+                    // Reported at the end, when no read of the source is under way any more.
                     self.fail(error);
                 }
             }
@@ -189,7 +189,7 @@ impl Gather {
             self.hand_on(part.clone());
             return Ok(());
         }
-        // What is cut loses its checksums, which may be of blocks that are not whole any more: looked at here.
+        // Verified here: the cut pieces have no checksums, because blocks may be cut in two.
         if let Some(offset) = part.damage() {
             return Err(damaged_error(&self.source, offset));
         }
@@ -208,7 +208,7 @@ impl Gather {
         Ok(())
     }
 
-    /// Bytes of one window, which is handed on when it is whole.
+    /// Adds bytes to the window `bounds`, and hands the window on when all of its bytes have arrived.
     fn take_piece(&mut self, bounds: &Range<u64>, offset: u64, bytes: Bytes) {
         if bytes.len() as u64 == bounds.end - bounds.start {
             return self.hand_on(Part::new(offset, bytes));

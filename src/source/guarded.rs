@@ -1,9 +1,9 @@
-//! A source of which nothing is believed: the way in which the engine holds every source.
+//! A wrapper around every source that the engine uses: the source inside is not trusted.
 //!
 //! # Invariants
 //! - No panic of a source reaches its caller.
-//! - [`Guarded::close`] ends every read under way, whether the source answers it or not. What comes later is nobody's.
-//! - What never changes is asked once, and refused if no source could say it.
+//! - [`Guarded::close`] ends every read under way, whether the source answers it or not. Later answers are dropped.
+//! - Size, alignment and other constants are asked once. Impossible values are refused.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,13 +19,14 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::mpsc::channel;
 use crate::sync::{Mutex, PerProcess};
 
-/// How long to wait for a source that closes itself before it is left to do so alone.
+/// How long [`Guarded::close`] waits for the source; afterwards the source closes in the background.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Sources that took longer, and have not ended. Beside them no other one is waited for, so that many cost one wait.
+/// Sources that took longer to close and have not ended yet. While there is one, closing waits for no other source, so that closing
+/// many hung sources costs one wait.
 static OVERDUE: PerProcess<AtomicUsize> = PerProcess::new(|| AtomicUsize::new(0));
 
-/// A source of which nothing is believed.
+/// A source that is not trusted, with a slot for each read under way.
 pub(crate) struct Guarded {
     inner: Arc<dyn Source>,
     uri: String,
@@ -38,7 +39,7 @@ pub(crate) struct Guarded {
     reads: Arc<Mutex<Reads>>,
 }
 
-/// The callback of a read that has not ended.
+/// The callback of a read; `None` once the read has ended.
 type Slot = Arc<Mutex<Option<OnArrival>>>;
 
 /// The reads under way of a source.
@@ -49,7 +50,7 @@ struct Reads {
     closed: bool,
 }
 
-/// What `ask` answers, unless it panics.
+/// Calls `ask`; a panic becomes an error that names `uri`.
 pub(super) fn caught<T>(uri: &str, ask: impl FnOnce() -> T) -> Result<T, SourceError> {
     catch_unwind(AssertUnwindSafe(ask))
         .map_err(|_| SourceError { kind: SourceErrorKind::Failed, message: format!("the source of {uri} panicked") })
@@ -57,7 +58,7 @@ pub(super) fn caught<T>(uri: &str, ask: impl FnOnce() -> T) -> Result<T, SourceE
 
 impl Guarded {
     /// # Errors
-    /// The source says what none can say.
+    /// The source gives an impossible size, alignment or limit, or panics.
     pub fn new(uri: &str, inner: Arc<dyn Source>) -> Result<Arc<Self>, SourceError> {
         let told = caught(uri, || {
             let (size_bytes, identity, about) = (inner.size_bytes(), inner.identity(), inner.about());
@@ -100,7 +101,7 @@ impl Drop for Overdue {
     }
 }
 
-/// Closes a source, however long it takes and whatever it does.
+/// Closes a source on a thread of the pool, because it may hang or panic, and waits for a bounded time.
 fn close_aside(uri: &str, source: &Arc<dyn Source>) {
     let (closing, name) = (Arc::clone(source), uri.to_owned());
     // Empty once the source is closed.
@@ -108,11 +109,11 @@ fn close_aside(uri: &str, source: &Arc<dyn Source>) {
     let ending = Arc::clone(&overdue);
     let (sender, receiver) = channel();
     let close = move || {
-        // A panic was printed; the source is not used any more.
+        // The panic was printed. The source is not used any more.
         let _ = caught(&name, || closing.close());
         drop(closing);
         drop(ending.lock().take());
-        // Nobody listens any more if it took long.
+        // The receiver is gone if closing took longer than the patience.
         let _ = sender.send(());
     };
     match threads::calls().run(&format!("close {}", host_of(uri)), Box::new(close)) {
@@ -125,7 +126,7 @@ fn close_aside(uri: &str, source: &Arc<dyn Source>) {
             }
         }
         Err(refused) if refused.why == Refusal::NoThread => (refused.job)(),
-        // Thousands of sources of this host are being closed: this one is when it is dropped.
+        // Too many calls of this host wait already: this source closes when it is dropped.
         Err(_) => {}
     }
 }
@@ -152,7 +153,8 @@ impl Read {
                     reads.open.remove(&self.number);
                     reads.closed
                 };
-                // Only the engine closes a source: one that says so by itself breaks its contract, as one that drops a callback does.
+                // Only the engine closes a source. A source that reports `Closed` by itself breaks its contract, like one that drops a
+                // callback.
                 let result = result.map_err(|error| match error.kind {
                     SourceErrorKind::Closed if !closed => {
                         SourceError { kind: SourceErrorKind::Changed, message: format!("{}: {}", self.uri, error.message) }
@@ -201,7 +203,7 @@ impl Source for Guarded {
         let read = Read { reads: Arc::clone(&self.reads), uri: self.uri.clone(), number, slot: Arc::clone(&slot) };
         let arrival = OnArrival::new(move |arrival| read.take(arrival));
         if let Err(error) = caught(&self.uri, || self.inner.read(range, class, arrival)) {
-            // Nobody knows whether it would ever be answered.
+            // After a panic the source may never end this read, so it ends here.
             self.reads.lock().open.remove(&number);
             end(&slot, Err(error));
         }

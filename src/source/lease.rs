@@ -1,7 +1,7 @@
-//! Leases: what keeps a snapshot of another host while a fork fetches from it.
+//! Leases: a lease keeps a snapshot of another host while a fork fetches from it.
 //!
-//! A source that knows leases is asked for one when it is forked. Of a volume that is being written it takes a snapshot, so that the
-//! fork is one instant; the fork goes on with the address of that.
+//! A fork asks its source for a lease if the source supports leases. For a live volume the source takes a snapshot, so that the fork
+//! shows one instant. The fork then fetches from the address of that snapshot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,13 +41,13 @@ pub use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Address of what it holds.
+    /// URI of the snapshot that the lease holds.
     pub uri: String,
-    /// It lapses if it is not renewed within this time.
+    /// The lease lapses if it is not renewed within this time.
     pub lapse: Duration,
 }
 
-/// A source, and the lease of its bytes if it knows leases.
+/// An opened source, with a lease of its bytes if the source supports leases.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -66,9 +66,9 @@ pub struct Lease {
 /// # }
 /// ```
 pub struct LeasedSource {
-    /// The bytes; of the lease's address, if there is one.
+    /// The source, opened at the lease's address if there is a lease.
     pub source: Arc<dyn Source>,
-    /// The lease.
+    /// `None` if the source does not support leases.
     pub lease: Option<Lease>,
 }
 

@@ -1,8 +1,8 @@
 //! Read-only bytes below the root of a chain, elsewhere.
 //!
-//! The cast: a [`Source`] is a seam that embedders implement, and [`OnArrival`] the callback of one read; `guarded` is how the
-//! engine holds a source of which it believes nothing, and `connect` how it comes to one; `gather` makes reads of any length and
-//! alignment of those that a source allows.
+//! The cast: a [`Source`] is a seam that embedders implement, and [`OnArrival`] the callback of one read. `connect` opens sources
+//! without trusting the opener; `guarded` wraps an opened source without trusting it; `gather` composes reads of any length and alignment
+//! from the reads that a source allows.
 //!
 //! # Invariants
 //! - A source that panics, drops a callback, answers without bytes or never answers costs its own requests and nothing else.

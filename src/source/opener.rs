@@ -1,4 +1,4 @@
-//! How the engine comes to a source.
+//! The seam by which the engine opens sources.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,19 +40,19 @@ pub trait SourceOpener: Send + Sync + 'static {
     /// Connects to `uri` and learns its size.
     fn open(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError>;
 
-    /// Whether a source at this address may know leases. Of one that may, a fork notes that it is about to ask, so that a lease which it
-    /// does not live to see is given back. Answers at once.
+    /// Whether a source at this address may support leases. If so, a fork records in the journal that it is about to ask for a lease, so
+    /// that a lease granted just before a crash is given back later. Must not block.
     fn lends(&self, _uri: &str) -> bool {
         true
     }
 
-    /// As [`SourceOpener::open`], with a lease of the bytes if the source knows leases. [`super::LeaseAction::Take`] fails if the source
-    /// refuses the lease; [`super::LeaseAction::Hold`] goes on without.
+    /// As [`SourceOpener::open`], with a lease of the bytes if the source supports leases. If the source refuses the lease,
+    /// [`super::LeaseAction::Take`] fails, and [`super::LeaseAction::Hold`] opens the source without a lease.
     fn open_leased(&self, uri: &str, _request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
         self.open(uri).map(|source| LeasedSource { source, lease: None })
     }
 
-    /// Renews a lease, or gives it back, without opening the source; `None` if it was given back, or the source knows no leases.
+    /// Renews a lease or gives it back without opening the source. `None` if it was given back, or the source does not support leases.
     ///
     /// # Errors
     /// [`super::SourceErrorKind::Lost`]: nobody answers. Any other: the lease is refused.
@@ -60,7 +60,7 @@ pub trait SourceOpener: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// How long a reader waits for addresses that cannot be reached: they are asked again until then.
+    /// How long a reader waits while no address can be reached; until then they are tried again.
     fn patience(&self) -> Duration {
         Duration::ZERO
     }

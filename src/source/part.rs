@@ -1,4 +1,4 @@
-//! Bytes of a source, and what it says of them.
+//! Bytes of a source, and their checksums.
 
 use std::ops::Range;
 
@@ -6,10 +6,10 @@ use bytes::Bytes;
 
 use crate::limits::BLOCK_BYTES_MAX;
 
-/// Parts of a read begin and end at multiples of this: no block of any store lies in two of them.
+/// Parts of a read begin and end at multiples of this many bytes, so that no block of any size lies in two parts.
 pub const PART_ALIGN_BYTES: u64 = BLOCK_BYTES_MAX as u64;
 
-/// Bytes of a source.
+/// Consecutive bytes of a source, with the checksums that the source gives for them.
 ///
 /// ```
 /// use volfork::source::Part;
@@ -24,21 +24,21 @@ pub const PART_ALIGN_BYTES: u64 = BLOCK_BYTES_MAX as u64;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Where they are in the source.
+    /// Offset of the first byte in the source.
     pub offset: u64,
-    /// The bytes.
+    /// The bytes, which [`Part::damage`] compares with the checksums.
     pub bytes: Bytes,
-    /// What the source says of them.
+    /// Checksums of the blocks, as far as the source knows them.
     pub checksums: Checksums,
 }
 
 impl Part {
-    /// Bytes of which the source says nothing.
+    /// Bytes without checksums.
     pub fn new(offset: u64, bytes: Bytes) -> Self {
         Self { offset, bytes, checksums: Checksums::default() }
     }
 
-    /// The bytes that lie in a range.
+    /// The bytes that lie in `range`, which is in bytes of the source; `None` if there are none.
     pub fn within(&self, range: &Range<u64>) -> Option<Self> {
         let end = self.offset + self.bytes.len() as u64;
         let (start, end) = (self.offset.max(range.start), end.min(range.end));
@@ -46,12 +46,12 @@ impl Part {
         Some(Self { offset: start, bytes, checksums: self.checksums.clone() })
     }
 
-    /// The first block (as the source divides its bytes) that is not what the source says it is: its offset. The bytes were
-    /// damaged on their way, or at the source.
+    /// Offset in the source of the first block that does not match its checksum: the bytes were damaged on the network or at the source.
+    /// Blocks are those of the source ([`Checksums::block_bytes`]).
     pub fn damage(&self) -> Option<u64> {
         let Checksums { block_bytes, first, ref values } = self.checksums;
         if block_bytes == 0 || block_bytes > BLOCK_BYTES_MAX {
-            // Nobody divides bytes like that: it says nothing.
+            // No source has such blocks: the checksums say nothing.
             return None;
         }
         let block_bytes = u64::from(block_bytes);
@@ -69,7 +69,7 @@ impl Part {
     }
 }
 
-/// The crc32 (IEEE) of a block that may be cut short by the end of its volume: the rest is zero.
+/// The crc32 (IEEE) of a block of `block_bytes` bytes. `bytes` may be shorter at the end of a volume; the rest counts as zeros.
 pub fn content_checksum(bytes: &[u8], block_bytes: usize) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(bytes);
@@ -98,7 +98,7 @@ pub fn content_checksum(bytes: &[u8], block_bytes: usize) -> u32 {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checksums {
-    /// How the source divides its bytes.
+    /// Bytes of a block of the source; 0 if there are no checksums.
     pub block_bytes: u32,
     /// Offset of the first block.
     pub first: u64,

@@ -28,11 +28,11 @@ use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct UriSources {
-    /// For NBD sources.
+    /// Options of the NBD sources that it opens.
     pub nbd: NbdOptions,
 }
 
-/// Whether an address is that of an NBD export, also of a kind that [`NbdSource`] refuses with a reason.
+/// Whether the scheme of an address is one of NBD, including the TLS schemes that [`NbdSource`] refuses with a reason.
 fn is_nbd(uri: &str) -> bool {
     matches!(uri.split_once("://"), Some(("nbd" | "nbd+unix" | "nbds" | "nbds+unix", _)))
 }

@@ -1,4 +1,4 @@
-//! What a source has to do.
+//! The seam that sources implement.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::about::About;
 use super::arrival::OnArrival;
 use super::error::SourceError;
 
-/// Whether somebody waits for a read.
+/// Priority of a read: whether a reader waits for it.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,9 +27,9 @@ use super::error::SourceError;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadClass {
-    /// A reader waits: goes before everything of the other class that was not sent yet.
+    /// A reader waits. The read is sent before all unsent reads of the other class.
     Waited,
-    /// Nobody waits yet.
+    /// Backfill or read-ahead: no reader waits.
     Ahead,
 }
 
@@ -64,7 +64,7 @@ pub struct SourceExtent {
     pub zero: bool,
 }
 
-/// What a source has done so far.
+/// Counters of one source since it was opened.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -92,7 +92,7 @@ pub struct SourceStats {
     pub errors: u64,
     /// Connections made again after a loss.
     pub reconnects: u64,
-    /// Shortest time of a small request, if one was measured.
+    /// Shortest measured time of a small request.
     pub round_trip: Option<Duration>,
 }
 
@@ -144,36 +144,34 @@ pub trait Source: Send + Sync + 'static {
     fn align_bytes(&self) -> u32 {
         1
     }
-    /// Starts a read of `range` (not empty, at most [`Source::read_bytes_max`], within the size, aligned). The caller's thread may be
-    /// that of a reader which can be told not to wait any longer: the bytes are waited for on another one, unless they come within
-    /// a bounded time.
+    /// Starts a read of `range` (not empty, at most [`Source::read_bytes_max`], within the size, aligned). It must return within a bounded
+    /// time, because a reader on this thread may be told to stop waiting: bytes that may take longer are delivered by another thread.
     fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival);
-    /// Which bytes of `range` are zero. The extents cover a non-empty prefix of `range` in order (they never reach past its end).
-    /// A source that cannot tell answers one data extent.
+    /// Which bytes of `range` are zero. The extents cover a non-empty prefix of `range` in order and never reach past its end.
+    /// A source that does not know returns one data extent.
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError>;
     /// Identity of the bytes, if the source knows one: two sources that say the same have the same bytes, for ever.
     fn identity(&self) -> Option<String> {
         None
     }
-    /// Whether others may write the bytes while they are read: what is fetched at different times is then of different instants.
+    /// Whether the bytes may change while they are read. Then blocks fetched at different times may be of different instants.
     fn is_writable(&self) -> bool {
         false
     }
-    /// Ranges in the order in which an earlier fork first touched them, if the source knows; bounded.
+    /// Byte ranges in the order in which an earlier fork first touched them; empty if the source has no recording.
     ///
     /// # Errors
     /// The source failed.
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
         Ok(Vec::new())
     }
-    /// What it tells beside its bytes: a fork inherits the labels. It is bounded, and nothing of it is believed before
-    /// it is looked at.
+    /// Store id, live identity and labels of the bytes; a fork inherits the labels. The engine validates it.
     fn about(&self) -> About {
         About::default()
     }
     /// The address, without secrets.
     fn describe(&self) -> String;
-    /// Counters.
+    /// Counters since the source was opened. Must not block.
     fn stats(&self) -> SourceStats;
     /// Gives up the connection; reads under way and later ones end with [`super::SourceErrorKind::Closed`].
     fn close(&self);

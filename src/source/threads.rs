@@ -1,24 +1,25 @@
-//! The threads of all sources of the process, however many sources there are.
+//! The threads of all sources of the process. Their number does not grow with the sources.
 //!
 //! | pool | runs | threads |
 //! |---|---|---|
-//! | `source` | calls that may never return: opening, leases, closing, attempts to connect again | 6, and one for each of at most 18 slow calls |
+//! | `source` | calls that may never return: opening, leases, closing, attempts to connect again | 6, and one for each of at most 18 slow
+//! calls |
 //! | `source-name` | the name service of the system | 2, and one for each of at most 4 slow look-ups |
 //!
-//! Each has one thread more while it has something to do ([`crate::io::Workers`]). That of `source` runs the tasks that keep the
-//! connections of NBD sources as well. What servers send is taken by two further threads (`nbd::reactor`).
+//! While a pool has work, it has one more thread, its lead ([`crate::io::Workers`]). The lead of `source` also runs the tasks that maintain
+//! the connections of NBD sources. Two further threads receive what servers send (`nbd::reactor`).
 //!
-//! A host has at most 3 calls under way, and one while it is slow or, when threads are scarce, until it has answered: so 18 hosts that
-//! do not answer leave threads to others.
+//! A host has at most 3 calls under way. A slow host has one, and so has a host that has not answered yet while threads are scarce: 18
+//! hosts that do not answer leave threads to others.
 
 use std::sync::Arc;
 
 use crate::io::{Bounds, Workers};
 use crate::sync::PerProcess;
 
-/// Calls of one host under way; others wait.
+/// Most calls of one host under way; further ones wait.
 const OF_HOST_MAX: usize = 3;
-/// Calls of one host that wait.
+/// Most calls of one host that wait; further ones are refused.
 const WAITING_MAX: usize = 4096;
 
 static CALLS: PerProcess<Workers> = PerProcess::new(|| {
@@ -26,18 +27,18 @@ static CALLS: PerProcess<Workers> = PerProcess::new(|| {
     Workers::new("source", bounds)
 });
 
-/// A name is looked up while a call of the other pool waits for it.
+/// A pool of its own: a call of the other pool waits for a look-up, so that sharing threads could deadlock.
 static NAMES: PerProcess<Workers> = PerProcess::new(|| {
     let bounds = Bounds { threads_max: 2, slow_max: 4, of_key_max: 1, waiting_max: WAITING_MAX, in_background: false };
     Workers::new("source-name", bounds)
 });
 
-/// For code of sources, by host.
+/// The pool for calls of sources and openers, keyed by host.
 pub(super) fn calls() -> Arc<Workers> {
     CALLS.get()
 }
 
-/// For look-ups of names, by name.
+/// The pool for look-ups of host names, keyed by name.
 pub(super) fn names() -> Arc<Workers> {
     NAMES.get()
 }

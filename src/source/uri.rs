@@ -6,7 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 /// Characters of an export name that a URI percent-encodes.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'@');
 
-/// `SCHEME://AUTHORITY/PATH?QUERY`. A fragment belongs to nobody here, and is left out.
+/// `SCHEME://AUTHORITY/PATH?QUERY`. A fragment is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Uri<'a> {
     pub scheme: &'a str,
@@ -33,7 +33,7 @@ impl<'a> Uri<'a> {
     /// Host and port of the authority: `HOST`, `HOST:PORT`, `[V6]:PORT`, with or without a user before them.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The end of a sentence that says what is wrong.
     pub fn host(&self) -> Result<(&'a str, Option<u16>), &'static str> {
         let place = self.authority.rsplit_once('@').map_or(self.authority, |(_, place)| place);
         let (host, port) = match place.strip_prefix('[') {
@@ -56,7 +56,7 @@ impl<'a> Uri<'a> {
     }
 }
 
-/// The part of an address that names the host: addresses that share it share a way.
+/// Key of the host of an address. Addresses with the same key share bandwidth, health and round-trip times.
 pub(crate) fn host_of(uri: &str) -> String {
     match Uri::parse(uri) {
         Some(parts) => format!("{}://{}?{}", parts.scheme, parts.authority, parts.query.unwrap_or_default()),

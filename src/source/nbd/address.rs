@@ -19,7 +19,7 @@ use crate::sync::mpsc::channel;
 use crate::wire::constants::DEFAULT_PORT;
 use crate::wire::{deadline_after, time_left};
 
-/// The kernel does not take longer times.
+/// Longest timeout of a socket; the kernel refuses longer ones.
 const SOCKET_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// Where a server listens.
@@ -36,13 +36,13 @@ pub struct Address {
     pub export: String,
 }
 
-/// A connected socket. Bytes for a server that has gone are an error and never SIGPIPE, which would end a host that does not expect it.
+/// A connected socket. A write to a closed connection returns an error and never raises SIGPIPE, which would end an embedding process.
 pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// The path of a socket in the query of a URI. A plus is a plus, as other clients read it: this is no form.
+/// The path of a socket in the query of a URI. A plus sign stands for itself, as in other NBD clients.
 fn socket_path(query: &str) -> Option<PathBuf> {
     let encoded = query.split('&').find_map(|pair| pair.strip_prefix("socket="))?;
     let bytes: Vec<u8> = percent_decode_str(encoded).collect();
@@ -51,7 +51,7 @@ fn socket_path(query: &str) -> Option<PathBuf> {
 
 impl Address {
     /// # Errors
-    /// Says what is wrong with the address, and what one looks like.
+    /// The address is wrong; the message says how, and gives the valid forms.
     pub fn parse(uri: &str) -> Result<Self, SourceError> {
         let wrong = |what: &str| SourceError {
             kind: SourceErrorKind::Invalid,
@@ -96,7 +96,7 @@ impl Address {
                     match TcpStream::connect_timeout(&address, time_left(deadline)?) {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
-                            // A server whose machine has gone is noticed while nothing is asked of it, too.
+                            // Detects a machine that has gone, also while no request is under way.
                             keep_alive(&stream)?;
                             return Ok(Socket::Tcp(stream));
                         }
@@ -109,7 +109,7 @@ impl Address {
     }
 }
 
-/// Looks a host up, for at most so long.
+/// Resolves a host name, within `timeout`.
 fn resolve(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
@@ -118,10 +118,10 @@ fn resolve(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAdd
     look_up(host, timeout, move || Ok((name.as_str(), port).to_socket_addrs()?.collect()))
 }
 
-/// Calls the system's resolver, which knows no limit, on another thread: one that does not answer costs that thread.
+/// Calls the system's resolver on another thread, because the resolver has no timeout: a call that hangs costs one thread.
 fn look_up<T: Send + 'static>(host: &str, timeout: Duration, ask: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let (sender, receiver) = channel();
-    // Nobody listens any more if it took long.
+    // The receiver is gone if the look-up took longer than the timeout.
     let job = Box::new(move || drop(sender.send(ask())));
     if let Err(refused) = threads::names().run(host, job) {
         return Err(match refused.why {
@@ -133,10 +133,10 @@ fn look_up<T: Send + 'static>(host: &str, timeout: Duration, ask: impl FnOnce() 
 }
 
 impl Socket {
-    /// From now on nothing waits for the socket.
+    /// Makes transfers return `WouldBlock` instead of waiting.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel refuses.
     pub fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_nonblocking(true),
@@ -162,7 +162,7 @@ impl Socket {
         }
     }
 
-    /// Limits every single read and write.
+    /// Limits the time of each single read and write, not of a message.
     pub fn set_timeouts(&self, read: Duration, write: Duration) -> io::Result<()> {
         let (read, write) = (read.min(SOCKET_PATIENCE_MAX), write.min(SOCKET_PATIENCE_MAX));
         match self {
@@ -171,14 +171,14 @@ impl Socket {
         }
     }
 
-    /// Sends as much as needs no waiting; the rest is lost.
+    /// Sends as many bytes as the socket has room for; the rest is dropped.
     pub fn send_now(&self, bytes: &[u8]) {
         let _ = send(self, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 
     /// Ends both directions, for every clone.
     pub fn shut(&self) {
-        // A socket that is gone already is what is wanted.
+        // An error means that the socket has ended already.
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
             Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),

@@ -1,4 +1,4 @@
-//! The bytes of one read, put together into parts.
+//! The bytes of one read, assembled into parts.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,11 +9,11 @@ use bytes::BytesMut;
 use crate::source::{Checksums, PART_ALIGN_BYTES, Part};
 use crate::wire::WireError;
 
-/// Bytes of a part: so much is handed on at once while the rest is still on its way.
+/// Bytes of a part. A part goes to the reader when it is whole, while the rest of the read is still under way.
 const PART_BYTES: u64 = 256 << 10;
 const _: () = assert!(PART_BYTES.is_multiple_of(PART_ALIGN_BYTES));
 
-/// Most pieces that do not touch: bounds what a server that sends single bytes in no order costs.
+/// Most pieces of a read that do not touch: bounds the memory that a server can use up by single bytes out of order.
 const FRAGMENTS_MAX: usize = 16 << 10;
 
 /// A part that is not whole yet.
@@ -22,17 +22,17 @@ struct Piece {
     covered: u64,
 }
 
-/// What has come of a read.
+/// The bytes of a read that have arrived.
 ///
 /// # Invariants
 /// - Each byte comes once; a server that sends one twice breaks the protocol.
 pub struct Assembly {
     range: Range<u64>,
-    /// What has come: starts and ends, joined where they touch.
+    /// Ranges that have arrived, from start to end; ranges that touch are joined.
     covered: BTreeMap<u64, u64>,
     pieces: BTreeMap<u64, Piece>,
     whole: Vec<(u64, BytesMut)>,
-    /// What the server says of the bytes.
+    /// Checksums that the server gives for the bytes.
     pub checksums: Checksums,
 }
 
@@ -41,7 +41,7 @@ impl Assembly {
         Self { range, covered: BTreeMap::new(), pieces: BTreeMap::new(), whole: Vec::new(), checksums: Checksums::default() }
     }
 
-    /// Refuses bytes that were not asked for, or came before; otherwise notes that they come.
+    /// Marks a range as arriving. Refuses one that was not requested, or has arrived before.
     pub fn check(&mut self, range: &Range<u64>) -> Result<(), WireError> {
         if range.start < self.range.start || range.end > self.range.end || range.is_empty() {
             return Err(WireError(format!("{} bytes at {} are not what was asked for", range.end - range.start, range.start)));
@@ -59,7 +59,7 @@ impl Assembly {
         Ok(())
     }
 
-    /// Fills some bytes from the start of `range` (which was checked), of one part at most; answers how many.
+    /// Fills bytes from the start of `range`, which [`Assembly::check`] has accepted, up to the end of one part. Returns how many.
     pub fn fill(&mut self, range: Range<u64>, fill: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         let start = (range.start / PART_BYTES * PART_BYTES).max(self.range.start);
         let end = ((range.start / PART_BYTES + 1) * PART_BYTES).min(self.range.end);
@@ -75,7 +75,7 @@ impl Assembly {
         Ok(count)
     }
 
-    /// Zeros of the read.
+    /// Fills a range with zeros.
     pub fn fill_zeros(&mut self, range: Range<u64>) -> Result<(), WireError> {
         self.check(&range)?;
         let mut at = range.start;
@@ -87,13 +87,13 @@ impl Assembly {
         Ok(())
     }
 
-    /// Parts that have become whole.
+    /// Takes the parts that have become whole.
     pub fn take_whole(&mut self) -> impl Iterator<Item = Part> + '_ {
         let checksums = &self.checksums;
         self.whole.drain(..).map(move |(offset, bytes)| Part { offset, bytes: bytes.freeze(), checksums: checksums.clone() })
     }
 
-    /// Bytes that have not come.
+    /// Bytes of the read that have not arrived.
     pub fn missing_bytes(&self) -> u64 {
         let covered: u64 = self.covered.iter().map(|(start, end)| end - start).sum();
         self.range.end - self.range.start - covered

@@ -20,7 +20,7 @@ use crate::sync::mpsc;
 use crate::wire::constants::{EXPORT_CAN_MULTI_CONN, EXPORT_READ_ONLY, STATE_ZERO};
 use crate::wire::{HeaderMode, StatusExtent};
 
-/// From this round trip on, a source gets twice as many connections: a loss halves the window of one of them only.
+/// A source with at least this round trip gets twice as many connections: a lost packet halves the TCP window of one of them only.
 const FAR_ROUND_TRIP: Duration = Duration::from_millis(5);
 
 /// An NBD export, read over one or several connections.
@@ -58,7 +58,7 @@ impl std::fmt::Debug for NbdSource {
 }
 
 impl NbdSource {
-    /// What the server says on a topic of the bytes from the start of a range.
+    /// Asks for the block status of a range on one topic. The extents cover a prefix of the range.
     fn status(&self, topic: Topic, range: Range<u64>) -> Result<Vec<StatusExtent>, SourceError> {
         let range = range.start..range.end.min(range.start.saturating_add(self.0.export.status_bytes_max));
         let (sender, receiver) = mpsc::channel();
@@ -75,10 +75,10 @@ impl NbdSource {
         Self::open_with(uri, options, None).map(|(source, _)| source)
     }
 
-    /// As [`NbdSource::open`], with a lease if the server knows leases; the source has the address of what that holds.
+    /// As [`NbdSource::open`], with a lease if the server supports leases. The source then reads the snapshot that the lease holds.
     ///
     /// # Errors
-    /// As there; the server refuses the lease.
+    /// As [`NbdSource::open`]; the server refuses the lease.
     pub fn open_leased(uri: &str, options: NbdOptions, request: &LeaseRequest) -> Result<LeasedSource, SourceError> {
         let (source, lease) = Self::open_with(uri, options, Some(request))?;
         Ok(LeasedSource { source, lease })
@@ -149,7 +149,7 @@ impl Source for NbdSource {
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        // What is less than a request at the end is not asked for.
+        // A rest at the end that is smaller than a request is not asked for.
         let end =
             if range.end == self.0.export.size_bytes { range.end - range.end % u64::from(self.0.export.align_bytes) } else { range.end };
         if self.0.export.contexts.allocation.is_none() || end <= range.start {

@@ -1,4 +1,4 @@
-//! Agreeing with a server: extended headers if it has them, else structured replies, else simple ones.
+//! The NBD handshake of a client: agrees on extended headers if the server has them, else on structured replies, else on simple ones.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::wire::{
     WireReader, deadline_after, decode_export_info, foreign_text, read_by,
 };
 
-/// Most replies to one option: bounds a server that never ends.
+/// Most replies to one option: a server that sends more is given up.
 const REPLIES_MAX: usize = 1024;
 
-/// Longest identity that is believed, in bytes.
+/// Longest identity that is accepted, in bytes.
 const IDENTITY_BYTES_MAX: usize = 255;
 
 /// Smallest blocks whose checksums are asked for.
@@ -30,7 +30,7 @@ const CHECKSUM_BLOCK_BYTES_MIN: u32 = 512;
 
 /// A connection that is ready for requests.
 pub struct Agreed {
-    /// The lease that was asked for, from a server that knows leases.
+    /// The lease that was requested; `None` if the server does not support leases.
     pub lease: Option<LeaseGrant>,
     pub socket: Socket,
     pub mode: HeaderMode,
@@ -38,21 +38,21 @@ pub struct Agreed {
     pub contexts: Contexts,
     /// Identity of the bytes, if the server is a volfork and the export a snapshot.
     pub identity: Option<String>,
-    /// What else a volfork tells of it.
+    /// What else a volfork server tells about the export.
     pub about: About,
-    /// Time of an option and its reply.
+    /// Measured time from an option to its reply.
     pub round_trip: Duration,
 }
 
-/// Numbers of the contexts that can be asked for.
+/// Numbers of the metadata contexts that the server has agreed to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contexts {
     pub allocation: Option<u32>,
     pub checksums: Option<u32>,
     pub trace: Option<u32>,
-    /// Bytes of the blocks that have checksums: a volfork server prefers requests of whole blocks.
+    /// Bytes of a block that has a checksum: the preferred block size of a volfork server.
     pub block_bytes: u32,
-    /// A block status may name the contexts that it is about.
+    /// A block status request may select contexts (extended headers).
     pub are_selectable: bool,
 }
 
@@ -72,7 +72,7 @@ impl Contexts {
         }
     }
 
-    /// Whether another connection can answer the same. Numbers are those of one connection, and say nothing of another.
+    /// Whether another connection has the same contexts. Their numbers are private to a connection and are not compared.
     pub fn is_like(&self, other: &Self) -> bool {
         let kinds = |contexts: &Self| {
             let Self { allocation, checksums, trace, block_bytes, are_selectable } = *contexts;
@@ -82,7 +82,7 @@ impl Contexts {
     }
 }
 
-/// Why there is no connection.
+/// Why a handshake failed.
 pub enum Refusal {
     /// Another try may succeed.
     Later(String),
@@ -126,7 +126,7 @@ pub(super) struct Talk {
 }
 
 impl Talk {
-    /// Connects; answers the flags of the server, too.
+    /// Connects and reads the greeting. Also returns the flags of the server.
     pub fn begin(address: &Address, timeout: Duration) -> Result<(Self, u16), Refusal> {
         let socket = address.connect(timeout)?;
         socket.set_timeouts(timeout, timeout)?;
@@ -155,7 +155,7 @@ impl Talk {
         Ok((reply.reply, data))
     }
 
-    /// Takes the replies to an option that was sent, up to the last one.
+    /// Reads the replies to an option that was sent: the kind of the last one, and the ones before it.
     pub fn answer(&mut self, option: u32) -> Result<(u32, Vec<Reply>), Refusal> {
         let mut replies = Vec::new();
         for _ in 0..REPLIES_MAX {
@@ -219,7 +219,7 @@ impl Talk {
         }
     }
 
-    /// The old way, without replies: the server closes the connection if there is no such export.
+    /// Opens the export by `NBD_OPT_EXPORT_NAME`, which has no error reply: the server closes the connection if there is no such export.
     fn export_name(&mut self, export: &str, flags: u16) -> Result<ExportInfo, Refusal> {
         self.send(OPT_EXPORT_NAME, export.as_bytes())?;
         let mut answer = [0; 10];
@@ -241,7 +241,7 @@ pub(super) fn refused(reply: u32, export: &str, replies: &[Reply]) -> Refusal {
     let text = replies.last().map(|(_, data)| foreign_text(data)).unwrap_or_default();
     let what = format!("the server refuses export '{export}' (reply {reply:#x}): {text}");
     match reply {
-        // It goes, or is in trouble: another time it may do.
+        // The server shuts down or has an internal error: a later try may succeed.
         REP_ERR_SHUTDOWN | REP_ERR_PLATFORM => Refusal::Later(what),
         _ => Refusal::Never(SourceErrorKind::Invalid, what),
     }
@@ -255,23 +255,23 @@ fn identity_of(info: &[u8]) -> Option<String> {
     }
     let text = std::str::from_utf8(reader.take(reader.remaining()).ok()?).ok()?;
     let identity = text.strip_prefix(DESCRIPTION_OF_SNAPSHOT)?;
-    // Kept in the journal and shown to people: what no volfork says is none.
+    // Stored in the journal and shown to people: text that no volfork server sends is no identity.
     let is_plain = (1..=IDENTITY_BYTES_MAX).contains(&identity.len()) && identity.bytes().all(|byte| byte.is_ascii_graphic());
     is_plain.then(|| identity.to_owned())
 }
 
-/// Connects and agrees. A lease is asked for first, if one is wanted: one that is taken says which export to open.
+/// Connects and completes the handshake. A lease is requested first, because its reply names the export to open.
 pub fn connect(address: &Address, options: &NbdOptions, lease: Option<&LeaseRequest>) -> Result<Agreed, Refusal> {
     let (mut talk, flags) = Talk::begin(address, options.connect_timeout)?;
     let lease = match lease.map(|request| (request.action, talk.lease(&address.export, request, options))) {
-        // What a fork has already may be had without.
+        // A refused `Hold` is no error: the fork reads the export without a lease.
         None | Some((LeaseAction::Hold, Err(Refusal::Never(..)))) => None,
         Some((LeaseAction::Take, asked)) => asked?,
         Some((_, asked)) => asked?.map(|grant| LeaseGrant { export: address.export.clone(), ..grant }),
     };
     let export = lease.as_ref().map_or(&address.export, |lease| &lease.export).clone();
     let query = [CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE].map(str::to_owned);
-    // All options in one round trip: a server that refuses one of the first three gives less of what follows, and no harm is done.
+    // All options are sent at once and cost one round trip. If the server refuses one of the first three, the later ones agree on less.
     let options = [
         OptionRequest::encode(OPT_EXTENDED_HEADERS, &[]),
         OptionRequest::encode(OPT_STRUCTURED_REPLY, &[]),

@@ -6,10 +6,10 @@ use super::handshake::Topic;
 use crate::source::{OnArrival, ReadClass, SourceError, SourceErrorKind};
 use crate::wire::StatusExtent;
 
-/// Called with the extents of a range.
+/// Callback of a block status request.
 pub type StatusDone = Box<dyn FnOnce(Result<Vec<StatusExtent>, SourceError>) + Send>;
 
-/// Who waits for a request.
+/// The receiver of a reply.
 pub enum Waiter {
     Read(ReadClass, OnArrival),
     /// Block status on this topic.
@@ -23,7 +23,7 @@ pub struct Job {
     pub tries: u32,
 }
 
-/// How the server answered a job. The bytes of a read went to its waiter.
+/// The reply to a job. The bytes of a read have gone to its waiter already.
 pub enum Answer {
     Read,
     Extents(Vec<StatusExtent>),
@@ -31,7 +31,7 @@ pub enum Answer {
 }
 
 impl Job {
-    /// Bytes that the server sends for it, about.
+    /// Approximate bytes of the reply, for the load of a connection.
     pub fn bytes(&self) -> u64 {
         if self.is_read() { self.range.end - self.range.start } else { 0 }
     }
@@ -40,12 +40,12 @@ impl Job {
         matches!(self.waiter, Waiter::Read(..))
     }
 
-    /// One more try was in vain.
+    /// The job with one more failed try counted.
     pub fn tried(self) -> Self {
         Self { tries: self.tries.saturating_add(1), ..self }
     }
 
-    /// Tells its waiter how it ended.
+    /// Calls the waiter with the result.
     pub fn finish(self, result: Result<Answer, SourceError>) {
         match (self.waiter, result) {
             (Waiter::Read(_, arrival), result) => arrival.end(result.map(drop)),

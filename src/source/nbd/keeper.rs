@@ -1,7 +1,7 @@
-//! Makes the connections of a source that are missing.
+//! Reconnects a source: opens the connections that it should have and has not.
 //!
-//! A source has one task, whose steps do not block; attempts to connect are calls of the process's pool ([`crate::source::threads`]),
-//! in which hosts take turns.
+//! Each source has one task, whose steps do not block. Attempts to connect run on the process's pool ([`crate::source::threads`]), in which
+//! hosts take turns.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::source::SourceErrorKind;
 use crate::source::threads;
 use crate::sync::time::Instant;
 
-/// How often it is looked whether the share of descriptors has changed.
+/// How often a source checks its share of the descriptors.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Between the steps of the task.
+/// State of the task between its steps.
 struct Keeper {
     shared: Weak<Shared>,
     pause: Duration,
-    /// Since when a lost host is tried by others, or this source waits for a thread.
+    /// Since when this source waits because other sources try the lost host, or for a thread.
     behind_since: Option<Instant>,
 }
 
@@ -64,7 +64,7 @@ impl Keeper {
         if is_lost { self.reconnect(&shared, now) } else { self.connect_further(&shared, now, missing) }
     }
 
-    /// No connection is left: whether anybody answers is found out with one.
+    /// No connection is left: tries a single one first.
     fn reconnect(&mut self, shared: &Arc<Shared>, now: Instant) -> Next {
         let (is_under_way, is_queued) = {
             let state = shared.state.lock();
@@ -76,29 +76,29 @@ impl Keeper {
         }
         let wait = if is_queued { Err(PAUSES.end) } else { tries::begin(&shared.export.host, now) };
         if let Err(wait) = wait {
-            // Others try it, or have the threads. If one of them is answered, it is the turn of this one soon; who waits here does not
-            // wait for longer.
+            // Other sources try the host, or have the threads. If one of them succeeds, this source connects soon. Its waiting reads fail
+            // after the usual time all the same.
             if now - *self.behind_since.get_or_insert(now) > PAUSES.end * 2 {
                 shared.give_up_waiting();
             }
             return Next::After(wait);
         }
         self.behind_since = None;
-        // One is made also when descriptors are scarce: without it nothing can be read.
+        // The first connection is made even when descriptors are scarce: without it nothing can be read.
         if !connect_aside(shared, Reservation::take(1, 3)) {
             shared.give_up_waiting();
         }
         Next::After(PAUSES.end)
     }
 
-    /// Further ones, all at once: each takes some round trips.
+    /// Makes the further connections all at once, because each takes several round trips.
     fn connect_further(&mut self, shared: &Arc<Shared>, now: Instant, missing: usize) -> Next {
         self.behind_since = None;
         let (under_way, after) = {
             let state = shared.state.lock();
             (state.attempts.under_way, state.attempts.after)
         };
-        // Only once all have ended is it known whether a pause is due: one that is refused at once must not be replaced at once.
+        // Waits until all attempts have ended and the pause is known: replacing a refused one at once would be a busy loop.
         if under_way > 0 {
             return Next::After(PAUSES.end);
         }
@@ -106,7 +106,7 @@ impl Keeper {
             return Next::After(after - now);
         }
         for _ in 0..missing {
-            // They make it faster, which others must not pay for.
+            // Further connections only add speed: they leave the second half of the descriptors to others.
             let Some(reserved) = Reservation::take(1, 2) else { break };
             if !connect_aside(shared, Some(reserved)) {
                 break;
@@ -116,7 +116,7 @@ impl Keeper {
     }
 }
 
-/// Counts an attempt until it is dropped.
+/// Guard of an attempt to connect; it is counted until dropped.
 struct Attempt {
     shared: Arc<Shared>,
     is_queued: bool,
@@ -145,7 +145,7 @@ impl Attempt {
             Err(error) => {
                 self.shared.note_failure(&error);
                 if error.kind != SourceErrorKind::Lost {
-                    // The host has answered, though not as it should.
+                    // The host answered, though with an error: it is not lost.
                     tries::succeed(&self.shared.export.host);
                 }
             }
@@ -165,9 +165,9 @@ impl Drop for Attempt {
     }
 }
 
-/// Lets a thread of the pool connect. `false`: none can be had.
+/// Connects on a thread of the pool. False if no thread can be had.
 fn connect_aside(shared: &Arc<Shared>, reserved: Option<Reservation>) -> bool {
     let attempt = Attempt::begin(shared, reserved);
-    // One that is refused is an attempt that failed.
+    // A refused job is dropped, which counts as a failed attempt.
     threads::calls().run(&shared.export.host, Box::new(move || attempt.run())).is_ok()
 }

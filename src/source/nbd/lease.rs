@@ -1,4 +1,5 @@
-//! Leases of NBD exports: asked for before the export is opened, renewed and given back on a short connection of their own.
+//! Leases of NBD exports. A lease is taken in the handshake before the export is opened; it is renewed and given back on short
+//! connections of their own.
 
 use super::NbdOptions;
 use super::address::Address;
@@ -8,11 +9,10 @@ use crate::wire::constants::{OPT_ABORT, OPT_LEASE, REP_ACK, REP_ERR_SHUTDOWN, RE
 use crate::wire::{LeaseGrant, deadline_after};
 
 impl Talk {
-    /// Asks for a lease, or gives one back; `None` if it was given back, or the server knows no leases, or has
-    /// none for what is held. The time for what follows
-    /// begins anew.
+    /// Requests a lease, or gives one back. `None` if it was given back, the server does not support leases, or it has none for a `Hold`.
+    /// Restarts the deadline of the handshake.
     pub fn lease(&mut self, export: &str, request: &LeaseRequest, options: &NbdOptions) -> Result<Option<LeaseGrant>, Refusal> {
-        // A server that takes a snapshot makes what was written durable first.
+        // The server may have to take a snapshot, which syncs its disk first.
         self.deadline = deadline_after(options.request_timeout.max(options.connect_timeout));
         self.send(OPT_LEASE, &request.encode(export))?;
         let (end, replies) = self.answer(OPT_LEASE)?;
@@ -23,14 +23,14 @@ impl Talk {
                 Ok(grant.map(|(_, data)| LeaseGrant::decode(data)).transpose()?)
             }
             REP_ERR_UNSUP => Ok(None),
-            // What a fork has already may be had without: a server that is full, or has too many leases, serves it all the same.
+            // A refused `Hold` is no error: a server that is full, or has too many leases, still serves the export.
             other if other != REP_ERR_SHUTDOWN && request.action == LeaseAction::Hold => Ok(None),
             other => Err(refused(other, export, &replies)),
         }
     }
 }
 
-/// What is known of a lease by the address that was asked.
+/// The lease of a grant: the grant names an export of the server at `uri`.
 pub(super) fn lease_of(uri: &str, address: &Address, grant: LeaseGrant) -> Result<Lease, SourceError> {
     let uri = if grant.export == address.export { uri.to_owned() } else { Address::with_export(uri, &grant.export)? };
     Ok(Lease { uri, lapse: grant.lapse })
@@ -44,7 +44,7 @@ pub(super) fn ask(uri: &str, options: &NbdOptions, request: &LeaseRequest) -> Re
     let address = Address::parse(uri)?;
     let asked = Talk::begin(&address, options.connect_timeout).and_then(|(mut talk, _)| {
         let grant = talk.lease(&address.export, request, options)?;
-        // A server that does not take the goodbye sees the end of the connection.
+        // If the abort cannot be sent, the server sees the end of the connection.
         let _ = talk.send(OPT_ABORT, &[]);
         Ok(grant)
     });

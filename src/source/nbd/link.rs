@@ -1,7 +1,7 @@
-//! One connection: what it has under way, and what is sent on it.
+//! One connection: its requests under way, and its send buffer.
 //!
-//! Nothing here blocks. What a socket has no room for is kept, and sent when its reactor sees room; that is bounded by the requests
-//! under way.
+//! Nothing here blocks. Bytes for which the socket has no room are buffered and sent when the reactor sees room. The requests under way
+//! bound the buffer.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,37 +21,37 @@ use crate::sync::{Mutex, OnceLock};
 use crate::wire::constants::{CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, ESHUTDOWN};
 use crate::wire::{HeaderMode, Request, StatusQuery, WireError};
 
-/// What a reply is for.
+/// The request that a cookie stands for.
 pub(super) enum Entry {
     Job(Box<UnderWay>),
-    /// Checksums of the read with this cookie.
+    /// A block status request for the checksums of the read with this cookie.
     Checksums(u64, Range<u64>),
 }
 
 struct State {
-    /// By cookie, so in the order in which they were sent.
+    /// By cookie. Cookies grow, so this is also the order of sending.
     entries: BTreeMap<u64, Entry>,
     next_cookie: u64,
     bytes_under_way: u64,
     jobs: usize,
     lost: bool,
-    /// Bytes of reads that replies have brought so far.
+    /// Bytes of reads received on this connection.
     brought: u64,
     oldest: Option<Oldest>,
 }
 
-/// The request that was sent before all others under way, and how things stood when it became that.
+/// The oldest request under way, with the state of the connection when it became the oldest.
 struct Oldest {
     cookie: u64,
     since: Instant,
-    /// As much has been brought when everything that was under way then has come.
+    /// Value of `brought` at which everything that was under way then has arrived.
     enough: u64,
 }
 
-/// How a connection ended.
+/// A connection that has ended.
 pub struct Lost {
     pub reason: String,
-    /// A request waited too long.
+    /// It was given up because a request waited too long.
     pub unanswered: bool,
     /// The jobs that have no reply.
     pub jobs: Vec<Job>,
@@ -62,21 +62,21 @@ pub struct Link {
     pub socket: Socket,
     /// Bytes for which the socket had no room.
     unsent: Mutex<Vec<u8>>,
-    /// Where its reactor has it.
+    /// Its place in the poll set of its reactor.
     place: OnceLock<Place>,
     state: Mutex<State>,
     pub mode: HeaderMode,
     pub contexts: Contexts,
     pub request_timeout: Duration,
-    /// What it takes gives way to the foreground.
+    /// Served by the reactor of the background, which yields to the foreground.
     pub in_background: bool,
-    /// Only reads that somebody waits for go here, so that they never stand behind bulk.
+    /// Takes only reads of class `Waited`, so that these never queue behind bulk.
     pub reserved: AtomicBool,
 }
 
 impl Link {
     /// # Errors
-    /// What the kernel says of the socket.
+    /// The socket cannot be made non-blocking.
     pub fn new(agreed: Agreed, request_timeout: Duration, in_background: bool) -> io::Result<Self> {
         agreed.socket.set_nonblocking()?;
         let state = State { entries: BTreeMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false, brought: 0, oldest: None };
@@ -93,13 +93,13 @@ impl Link {
         })
     }
 
-    /// Jobs under way and their bytes; `None` when the connection is lost.
+    /// Number and bytes of the jobs under way; `None` if the connection is lost.
     pub fn load(&self) -> Option<(usize, u64)> {
         let state = self.state.lock();
         (!state.lost).then_some((state.jobs, state.bytes_under_way))
     }
 
-    /// Whether it takes jobs of this kind while there are others.
+    /// Whether this connection accepts the job, if the source has other connections.
     pub fn takes(&self, job: &Job) -> bool {
         !self.reserved.load(Ordering::Relaxed) || matches!(job.waiter, Waiter::Read(ReadClass::Waited, _))
     }
@@ -107,7 +107,7 @@ impl Link {
     fn status_request(&self, cookie: u64, range: &Range<u64>, context: u32, out: &mut Vec<u8>) {
         let length = range.end - range.start;
         let extended = self.mode == HeaderMode::Extended;
-        // With several contexts agreed on, only the one that is wanted is asked for.
+        // With extended headers a request selects the one context that is wanted.
         let payload = if self.contexts.are_selectable { StatusQuery { length, contexts: vec![context] }.encode() } else { Vec::new() };
         let (flags, length) = if payload.is_empty() { (0, length) } else { (CMD_FLAG_PAYLOAD_LEN, payload.len() as u64) };
         let request = Request { flags, command: CMD_BLOCK_STATUS, cookie, offset: range.start, length };
@@ -129,7 +129,7 @@ impl Link {
             state.next_cookie += 2;
             let mut awaits_checksums = false;
             match (&job.waiter, self.contexts.checksums) {
-                // All connections of a source have the same topics.
+                // All connections of a source have the same contexts.
                 (Waiter::Status(topic, _), _) => {
                     self.status_request(cookie, &range, self.contexts.number(*topic).unwrap_or_default(), &mut out);
                 }
@@ -154,7 +154,7 @@ impl Link {
         Ok(())
     }
 
-    /// Sends bytes behind those that wait for room, as far as there is room.
+    /// Appends bytes to the send buffer and sends as many as the socket takes.
     fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
         let mut unsent = self.unsent.lock();
         if !unsent.is_empty() {
@@ -185,17 +185,17 @@ impl Link {
         }
     }
 
-    /// Notes where its reactor has it.
+    /// Sets its place in the poll set of its reactor.
     pub fn set_place(&self, place: Place) {
         let unsent = self.unsent.lock();
         self.place.get_or_init(|| place);
-        // A request may have come before.
+        // A request may have been sent before the place was known.
         if !unsent.is_empty() {
             self.set_writable(true);
         }
     }
 
-    /// Sends what waits for room.
+    /// Sends the buffer as far as the socket has room.
     ///
     /// # Errors
     /// The socket has ended.
@@ -209,17 +209,17 @@ impl Link {
         Ok(())
     }
 
-    /// Says goodbye, if that needs no waiting, and ends the connection.
+    /// Sends a disconnect if that does not block, and shuts the connection down.
     pub fn close(&self) {
         let request = Request { flags: 0, command: CMD_DISC, cookie: 0, offset: 0, length: 0 };
-        // Half a request is no place for it.
+        // Behind a half-sent request a disconnect would be read as part of it.
         if self.unsent.lock().is_empty() {
             self.socket.send_now(&request.encode(self.mode == HeaderMode::Extended));
         }
         self.socket.shut();
     }
 
-    /// Ends the connection if it has nothing under way; answers whether.
+    /// Ends the connection if it has nothing under way. Returns whether it did.
     pub fn close_if_idle(&self) -> bool {
         {
             let mut state = self.state.lock();
@@ -232,7 +232,7 @@ impl Link {
         true
     }
 
-    /// Ends the connection and takes back what it has under way.
+    /// Ends the connection and returns its jobs under way.
     pub fn give_up(&self, reason: String) -> Lost {
         self.socket.shut();
         let unanswered = self.is_unanswered();
@@ -240,7 +240,7 @@ impl Link {
         state.lost = true;
         let entries = std::mem::take(&mut state.entries);
         let jobs = entries.into_values().filter_map(|entry| match entry {
-            // A try that took all the time there is counts twice: nobody wants to wait for it as often as for a quick one.
+            // A try that has timed out counts twice, so that a job is retried less often after timeouts than after quick failures.
             Entry::Job(under_way) if under_way.sent.elapsed() > self.request_timeout => Some(under_way.job.tried()),
             Entry::Job(under_way) => Some(under_way.job),
             Entry::Checksums(..) => None,
@@ -248,14 +248,14 @@ impl Link {
         Lost { reason, unanswered, jobs: jobs.collect() }
     }
 
-    /// Whether a request has waited too long, if nothing comes.
+    /// Whether a request has waited longer than its timeout. Valid only while no bytes arrive.
     pub fn is_unanswered(&self) -> bool {
         let too_old = |entry: &Entry| matches!(entry, Entry::Job(under_way) if under_way.sent.elapsed() > self.request_timeout);
         self.state.lock().entries.values().any(too_old)
     }
 
-    /// Whether the oldest request is passed over: it has waited too long, and all that was under way beside it could have come since.
-    /// A slow way alone does not count, and so not the time since it was sent.
+    /// Whether the server starves the oldest request: it has waited too long, and as many bytes as were under way beside it have arrived
+    /// since. A slow network alone does not count, so the time since sending alone does not either.
     pub fn is_passed_over(&self) -> bool {
         let mut state = self.state.lock();
         let State { entries, bytes_under_way, brought, oldest, .. } = &mut *state;
@@ -269,10 +269,10 @@ impl Link {
         false
     }
 
-    /// Takes the job of a cookie out of the table, so that its waiter can be called without locks; only the reactor does so.
+    /// Takes the job of a cookie out of the table, so that its waiter can be called without locks. Only the reactor calls this.
     ///
     /// # Errors
-    /// Nobody made that request.
+    /// No request under way has this cookie.
     pub fn take_job(&self, cookie: u64) -> io::Result<Box<UnderWay>> {
         match self.state.lock().entries.remove(&cookie) {
             Some(Entry::Job(under_way)) => Ok(under_way),
@@ -280,14 +280,14 @@ impl Link {
         }
     }
 
-    /// Puts it back, and counts the bytes that it was brought.
+    /// Puts the job back and counts the `brought` bytes.
     pub fn put_back(&self, cookie: u64, under_way: Box<UnderWay>, brought: u64) {
         let mut state = self.state.lock();
         state.brought += brought;
         state.entries.insert(cookie, Entry::Job(under_way));
     }
 
-    /// The read for which the replies with this cookie bring checksums, and its range.
+    /// The read whose checksums the request with this cookie asks for, and its range.
     pub fn read_of(&self, cookie: u64) -> Option<(u64, Range<u64>)> {
         match self.state.lock().entries.get(&cookie) {
             Some(Entry::Checksums(read, range)) => Some((*read, range.clone())),
@@ -295,15 +295,15 @@ impl Link {
         }
     }
 
-    /// No more replies with this cookie come.
+    /// Removes a request whose last reply has arrived.
     pub fn remove(&self, cookie: u64) {
         self.state.lock().entries.remove(&cookie);
     }
 
-    /// Ends a job whose last chunk has come, once its checksums have.
+    /// Ends a job whose last chunk has arrived, once its checksums have arrived too.
     ///
     /// # Errors
-    /// Its bytes have not come, or the server goes.
+    /// Bytes are missing, or the server shuts down.
     pub fn end(&self, cookie: u64) -> io::Result<Option<(Job, Answer)>> {
         let under_way = self.take_job(cookie)?;
         if under_way.awaits_checksums && under_way.error.is_none() {
@@ -311,7 +311,7 @@ impl Link {
             return Ok(None);
         }
         let failure = match (&under_way.error, under_way.assembly.missing_bytes()) {
-            // The server is about to go; another connection may find another one.
+            // The server is shutting down; a new connection may reach its successor.
             (Some((ESHUTDOWN, _)), _) => Some(io::Error::other("the server shuts down")),
             (None, missing @ 1..) if under_way.job.is_read() => {
                 Some(protocol(WireError(format!("{missing} bytes of a read did not come"))))

@@ -1,13 +1,13 @@
 //! An NBD export as a source.
 //!
-//! The cast: an address is parsed in `address`, a connection made and agreed on in `handshake`, with a `lease` if one is wanted; a
-//! `link` is one connection with what it has under way, `replies` takes what its server sends, and one of the two threads of the
-//! `reactor` calls both for all connections of the process. The `pool` spreads requests over the links of a source and replays what a
-//! lost one had under way; its `keeper` makes lost ones anew. [`NbdSource`] is all of it.
+//! The cast: `address` parses an address; `handshake` connects and agrees with the server, with a `lease` if one is wanted. A `link` is
+//! one connection with its requests under way; `replies` decodes what its server sends; one of the two threads of the `reactor` drives both
+//! for all connections of the process. The `pool` spreads requests over the links of a source and replays those of a lost link; its
+//! `keeper` reconnects. [`NbdSource`] is all of it.
 //!
 //! # Invariants
-//! - A read ends exactly once: it is in the list of one link, or waits, or was completed.
-//! - Callbacks are called without locks that anything else waits for, on threads that serve all sources: they must not block.
+//! - A read ends exactly once: at any time it is in the table of one link, or waits in the pool, or has completed.
+//! - Callbacks run on threads that serve all sources, and under no lock that other threads wait for. They must not block.
 mod address;
 mod assembly;
 mod export;
@@ -43,24 +43,25 @@ use crate::options::with_methods;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NbdOptions {
-    /// Connections for bulk, if the server allows several; a far server gets twice as many. One more is kept for reads that
-    /// somebody waits for.
+    /// Connections for bulk, if the server allows several; a server with a long round trip gets twice as many. One more is reserved for
+    /// reads of class [`super::ReadClass::Waited`].
     pub connections: usize,
-    /// Time for connecting and agreeing. A lease, for which the server may have to take a snapshot, has that of a request.
+    /// Time for connecting and the handshake. A request for a lease may take [`Self::request_timeout`], because the server may have to take
+    /// a snapshot.
     pub connect_timeout: Duration,
-    /// A connection whose oldest request waits longer is given up. Readers of a fork wait twice as long for a source, whether it
-    /// answers none of their requests, or cannot be reached.
+    /// A connection whose oldest request waits longer is given up. Readers of a fork wait twice as long for a source that does not answer
+    /// or cannot be reached.
     pub request_timeout: Duration,
-    /// After a loss, requests wait so long for a connection before they fail.
+    /// How long requests wait for a new connection after the last one was lost, before they fail.
     pub give_up_after: Duration,
-    /// How often a request is tried that the server answers with an error, or at which the connection is lost. A connection
-    /// that was given up since the request waited too long counts as two.
+    /// Most tries of a request. A try fails if the server answers with an error or the connection is lost; one that has timed out counts
+    /// as two.
     pub tries: u32,
 }
 
-/// How long whoever waits for a source waits at most, unless told otherwise.
+/// Default of the time that readers wait for a source.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Connecting and agreeing take some round trips, also of a far server.
+/// Shortest time for connecting and the handshake, which take several round trips.
 const CONNECT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 with_methods! { NbdOptions:
@@ -72,20 +73,20 @@ with_methods! { NbdOptions:
 }
 
 impl NbdOptions {
-    /// Readers of a source that answers nothing, or cannot be reached, are told of its loss after about `patience`; backfill gives up
-    /// one that is gone after a third of it.
+    /// Options with which readers of a source that does not answer or cannot be reached fail after about `patience`. Backfill gives up a
+    /// lost connection after a third of it.
     pub fn patient_for(patience: Duration) -> Self {
         Self {
             connections: 4,
             connect_timeout: (patience / 6).max(CONNECT_TIMEOUT_MIN),
-            // On another connection it is tried once more.
+            // Half of it, because the request is tried once more on another connection.
             request_timeout: patience / 2,
             give_up_after: patience / 3,
             tries: 4,
         }
     }
 
-    /// How long readers wait.
+    /// How long readers wait for a source that does not answer.
     pub(crate) fn patience(&self) -> Duration {
         self.request_timeout.saturating_mul(2)
     }

@@ -1,9 +1,9 @@
-//! The connections of a source, and what waits for them.
+//! The connections of a source, and the queue of jobs that wait for them.
 //!
 //! # Descriptors
-//! A connection has one. The share of a source is half of the descriptors that the process may have, divided by the sources that are
-//! open: so many connections it may have, and one in any case. As more sources come, connections beyond the share are closed when they
-//! are idle. Connections after the first are made only while less than half of all descriptors are in use.
+//! A connection uses one descriptor. Half of the descriptors that the process may have, divided by the number of open sources, is the
+//! share of a source: the most connections it may have, but always at least one. As more sources are opened, idle connections beyond the
+//! share are closed. Connections after the first are made only while less than half of all descriptors are in use.
 
 use std::collections::VecDeque;
 use std::io;
@@ -26,13 +26,13 @@ use crate::sync::time::Instant;
 use crate::sync::{Mutex, OnceLock, PerProcess};
 use crate::wire::constants::PAYLOAD_BYTES_MAX;
 
-/// Requests under way on one connection; further ones wait.
+/// Most requests under way on one connection; further ones wait.
 const JOBS_MAX: usize = 64;
 
-/// Sources that are open.
+/// Number of open sources.
 static OPEN: PerProcess<AtomicUsize> = PerProcess::new(|| AtomicUsize::new(0));
 
-/// Counts a source until it is dropped.
+/// Guard of an open source, which counts in `OPEN` until dropped.
 pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -54,14 +54,14 @@ impl Drop for Counted {
     }
 }
 
-/// Attempts to connect again.
+/// Attempts to reconnect that are under way.
 pub(super) struct Attempts {
     pub under_way: usize,
-    /// Those of them that no thread has begun.
+    /// Those that still wait for a thread.
     pub queued: usize,
-    /// Further connections are not tried before.
+    /// No further connection is tried before this time.
     pub after: Instant,
-    /// Whether one of those that have ended was answered.
+    /// Whether one of the ended attempts has connected; `None` if none has ended.
     outcome: Option<bool>,
 }
 
@@ -71,7 +71,7 @@ impl Attempts {
         self.outcome = Some(made || self.outcome == Some(true));
     }
 
-    /// Whether a connection was made, once all attempts have ended.
+    /// Takes the outcome: whether one attempt has connected. `None` while attempts are under way.
     pub fn take_outcome(&mut self) -> Option<bool> {
         if self.under_way == 0 { self.outcome.take() } else { None }
     }
@@ -79,28 +79,28 @@ impl Attempts {
 
 pub(super) struct State {
     pub links: Vec<Arc<Link>>,
-    /// Jobs that somebody waits for, and others.
+    /// Jobs with a waiting reader, and the other jobs.
     waiting: [VecDeque<Job>; 2],
     /// Since when there is no connection.
     lost_since: Option<Instant>,
-    /// Since when connections are given up because requests wait too long, and nothing is answered.
+    /// Since when connections have been given up for timeouts without any reply in between.
     hangs_since: Option<Instant>,
     last_try: Instant,
     last_error: String,
-    /// The export is not what it was: no read will succeed.
+    /// Why the export is not the one that was opened: no read will succeed.
     changed: Option<String>,
     pub closed: bool,
-    /// One connection is not enough, there was bulk or more than one request at a time. On a short way further ones are made only
-    /// then: a reader that waits for the first bytes would wait for their handshakes as well.
+    /// One connection is not enough: there was bulk, or more than one request at a time. With a short round trip, further connections are
+    /// made only then: their handshakes would delay a reader that waits for the first bytes.
     needs_all: bool,
     pub attempts: Attempts,
     pub stats: SourceStats,
 }
 
-/// What never changes of a source.
+/// Constants of a source.
 pub(super) struct Export {
     pub uri: String,
-    /// What shares a way with it.
+    /// Key of its host ([`crate::source::host_of`]).
     pub host: String,
     pub address: Address,
     pub options: NbdOptions,
@@ -117,24 +117,24 @@ pub(super) struct Export {
 
 pub(super) struct Shared {
     pub export: Export,
-    /// A read of the last bytes has to reach beyond them.
+    /// The server demands whole blocks: a read of the last bytes must reach beyond the size.
     pub rounds_up: AtomicBool,
-    /// Connections that it may have.
+    /// Most connections that its share of the descriptors allows.
     share: AtomicUsize,
     open: Counted,
     pub state: Mutex<State>,
-    /// Makes connections; `None` before it has begun.
+    /// The task that reconnects; empty before it has begun.
     keeper: OnceLock<Task>,
 }
 
-/// Smallest request, and longest read.
+/// Alignment of requests and longest read, in bytes.
 pub(super) fn block_sizes(agreed: &Agreed) -> (u32, u32) {
     let (minimum, _, maximum) = agreed.info.block_sizes.unwrap_or((1, 4096, PAYLOAD_BYTES_MAX));
     let maximum = maximum.min(PAYLOAD_BYTES_MAX);
     (minimum, 1 << maximum.max(512).ilog2())
 }
 
-/// A connection as its reactor knows it.
+/// A connection as its reactor drives it.
 struct Connection {
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -153,7 +153,7 @@ impl Driven for Connection {
         if !readable {
             return Ok(());
         }
-        // Only this thread uses it.
+        // Only the thread of the reactor takes this lock.
         self.replies.lock().take(&self.link, buffer, &mut |job, answer| self.shared.complete(job, answer))
     }
 
@@ -171,7 +171,7 @@ impl Shared {
         SourceError { kind, message: format!("{}: {text}", self.export.uri) }
     }
 
-    /// A source without connections; `round_trip` is that of the first one, which is about to be adopted.
+    /// A source without connections. `round_trip` is that of the first connection, which the caller adopts next.
     pub fn new(export: Export, round_trip: Duration, is_far: bool) -> Arc<Self> {
         let now = Instant::now();
         let state = State {
@@ -192,7 +192,7 @@ impl Shared {
         Arc::new(Self { export, rounds_up: AtomicBool::new(false), share, open, state: Mutex::new(state), keeper: OnceLock::new() })
     }
 
-    /// Gives it the task that makes its connections.
+    /// Sets the task that reconnects.
     pub fn set_keeper(&self, keeper: Task) {
         self.keeper.get_or_init(|| keeper);
     }
@@ -201,17 +201,17 @@ impl Shared {
         self.keeper.get().into_iter().for_each(Task::wake);
     }
 
-    /// Takes a connection into use.
+    /// Adds a connection and gives it to its reactor.
     pub fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
         let lost = |error: io::Error| self.error(SourceErrorKind::Lost, error);
         let round_trip = agreed.round_trip;
         let link = {
             let mut state = self.state.lock();
             if state.closed {
-                // It was closed meanwhile, and nobody would ever end this connection.
+                // The source was closed meanwhile: nothing would ever end this connection.
                 return Err(self.error(SourceErrorKind::Closed, "it was closed"));
             }
-            // One of them is for those who wait, the others are for bulk.
+            // The first connection is for waiting readers, the others are for bulk.
             let in_background = state.links.iter().any(|link| !link.in_background);
             let link = Arc::new(Link::new(agreed, self.export.options.request_timeout, in_background).map_err(lost)?);
             state.stats.round_trip = state.stats.round_trip.map(|shortest| shortest.min(round_trip));
@@ -223,7 +223,7 @@ impl Shared {
         match reactor(link.in_background).add(Arc::new(connection)) {
             Ok(place) => link.set_place(place),
             Err(error) => {
-                // It may have got something to do already.
+                // Jobs may have been sent on it already.
                 self.lose(&link, link.give_up(error.to_string()));
                 return Err(lost(error));
             }
@@ -234,7 +234,7 @@ impl Shared {
         Ok(())
     }
 
-    /// A connection is gone: what it had under way waits for another one.
+    /// Removes a lost connection. Its jobs under way are queued for another one.
     fn lose(&self, link: &Arc<Link>, Lost { reason, unanswered, jobs }: Lost) {
         let mut state = self.state.lock();
         state.links.retain(|other| !Arc::ptr_eq(other, link));
@@ -243,12 +243,12 @@ impl Shared {
             state.lost_since = Some(Instant::now());
         }
         state.last_error.clone_from(&reason);
-        // A server that never answers a request, or always hangs up at it, must not be asked for ever.
+        // Bounds the tries of a job that the server never answers, or always hangs up at.
         let (again, over): (Vec<Job>, Vec<Job>) = jobs.into_iter().map(Job::tried).partition(|job| job.tries < self.export.options.tries);
         state.stats.errors += over.len() as u64;
         again.into_iter().for_each(|job| state.wait(job));
         let closed = state.closed;
-        // When a further connection has got no answer, those who wait for one would wait as long in turn.
+        // If a second connection has timed out as well, queued jobs would only wait for the same timeout in turn.
         let hangs = unanswered && state.hangs_since.get_or_insert_with(Instant::now).elapsed() > self.export.options.request_timeout / 2;
         drop(state);
         for job in over {
@@ -271,7 +271,7 @@ impl Shared {
         } else if let Some(changed) = &state.changed {
             Some(self.error(SourceErrorKind::Changed, changed))
         } else if self.is_given_up(&state) && state.last_try.elapsed() < PAUSES.end {
-            // Tried a moment ago: fails at once rather than after another wait.
+            // Connecting failed a moment ago: the job fails at once instead of after another wait.
             Some(self.error(SourceErrorKind::Lost, &state.last_error))
         } else {
             None
@@ -290,7 +290,7 @@ impl Shared {
         }
     }
 
-    /// Hands waiting jobs to the connections, the least loaded first; those that somebody waits for before all others.
+    /// Sends queued jobs on the least loaded connections. Jobs with a waiting reader go first.
     fn send_waiting(&self) {
         loop {
             let (job, link) = {
@@ -304,7 +304,7 @@ impl Shared {
         }
     }
 
-    /// Lets a job wait for a connection, unless there will never be one.
+    /// Queues a job, or fails it if no connection can be expected.
     fn wait(&self, job: Job) {
         let mut state = self.state.lock();
         if !state.closed {
@@ -343,7 +343,7 @@ impl Shared {
         self.send_waiting();
     }
 
-    /// Ends every waiting job.
+    /// Fails all queued jobs.
     fn fail_waiting(&self, error: &SourceError) {
         let jobs = {
             let mut state = self.state.lock();
@@ -356,7 +356,7 @@ impl Shared {
         }
     }
 
-    /// Ends its connections, and what waits.
+    /// Ends all connections and fails all jobs, queued and under way.
     pub fn close(&self) {
         let links = {
             let mut state = self.state.lock();
@@ -370,32 +370,32 @@ impl Shared {
         self.fail_waiting(&self.error(SourceErrorKind::Closed, "it was closed"));
     }
 
-    /// Counters.
+    /// Counters since the source was opened.
     pub fn stats(&self) -> SourceStats {
         self.state.lock().stats
     }
 
-    /// Looks how many connections it may have.
+    /// Updates the share of descriptors.
     pub fn set_share(&self) {
         self.share.store(self.open.share(), Ordering::Relaxed);
     }
 
-    /// Connections that there should be.
+    /// Number of connections that the source should have.
     fn links_wanted(&self, state: &State) -> usize {
         if state.needs_all { self.export.links_max.min(self.share.load(Ordering::Relaxed)) } else { 1 }
     }
 
-    /// Connections that there should be and are not.
+    /// Number of connections to make.
     pub fn missing(&self, state: &State) -> usize {
         match state.links.len() {
             _ if state.changed.is_some() => 0,
-            // Given up: tried again when somebody asks.
+            // Given up: tried again when a job arrives.
             0 if self.is_given_up(state) => usize::from(state.waiting.iter().any(|queue| !queue.is_empty())),
             count => self.links_wanted(state).saturating_sub(count),
         }
     }
 
-    /// Ends a connection beyond its share, if one is idle.
+    /// Ends an idle connection if the source has more than its share.
     pub fn close_surplus(&self) {
         let mut links = {
             let state = self.state.lock();
@@ -406,11 +406,11 @@ impl Shared {
         links.iter().any(|link| link.close_if_idle());
     }
 
-    /// Notes an attempt to connect that was in vain.
+    /// Notes a failed attempt to connect.
     pub fn note_failure(&self, error: &SourceError) {
         let given_up = {
             let mut state = self.state.lock();
-            // Whoever is told of it names the address again.
+            // The address is cut off, because errors made of this text begin with it.
             let text = error.message.strip_prefix(&self.export.uri).and_then(|text| text.strip_prefix(": "));
             text.unwrap_or(&error.message).clone_into(&mut state.last_error);
             if error.kind == SourceErrorKind::Changed && state.links.is_empty() {
@@ -423,12 +423,12 @@ impl Shared {
         }
     }
 
-    /// Whether there is no connection, and was none for too long.
+    /// Whether the source has had no connection for longer than `give_up_after`.
     fn is_given_up(&self, state: &State) -> bool {
         state.lost_since.is_some_and(|since| since.elapsed() > self.export.options.give_up_after)
     }
 
-    /// Fails those that wait, if that was for too long.
+    /// Fails all queued jobs if the source is given up.
     pub fn give_up_waiting(&self) {
         let error = {
             let state = self.state.lock();
@@ -439,7 +439,7 @@ impl Shared {
         }
     }
 
-    /// Makes one more connection, if it is the same export.
+    /// Makes one more connection. Refuses it if the export has changed.
     pub fn reconnect(self: &Arc<Self>) -> Result<(), SourceError> {
         self.state.lock().last_try = Instant::now();
         let agreed = connect(&self.export.address, &self.export.options, None).map_err(|refusal| refusal.into_error(&self.export.uri))?;
@@ -461,14 +461,14 @@ impl Shared {
 }
 
 impl State {
-    /// Lets a job wait for a connection.
+    /// Queues a job.
     fn wait(&mut self, job: Job) {
         let ahead = matches!(job.waiter, Waiter::Read(ReadClass::Ahead, _));
         self.needs_all |= ahead || self.links.iter().any(|link| link.load().is_some_and(|(jobs, _)| jobs > 0));
         self.waiting[usize::from(ahead)].push_back(job);
     }
 
-    /// Of several connections, one takes only jobs that somebody waits for.
+    /// Reserves one of several connections for jobs with a waiting reader.
     fn reserve_one(&mut self) {
         let several = self.links.len() > 1;
         for link in &self.links {
@@ -476,7 +476,7 @@ impl State {
         }
     }
 
-    /// The first waiting job that a connection has room for.
+    /// Takes the first queued job for which a connection has room.
     fn next_to_send(&mut self) -> Option<(Job, Arc<Link>)> {
         for queue in &mut self.waiting {
             let Some(job) = queue.front() else { continue };

@@ -1,11 +1,11 @@
-//! The threads that take what servers send: two for all connections of the process.
+//! The threads that receive from NBD servers: two for all connections of the process.
 //!
-//! One is for connections that waiting readers use, the other one for bulk; it gives way to the foreground. Each is started with its
-//! first connection, and ends some seconds after its last one has gone.
+//! One serves the connections of waiting readers. The other one serves bulk, and yields to the foreground. Each starts with its first
+//! connection and ends some seconds after its last one.
 //!
 //! # Invariants
-//! - A connection is given up once: when its socket has ended, when it says so, or when its code panics. That ends no other one.
-//! - What a connection does here never blocks. Callbacks of reads run here as well.
+//! - A connection is given up once: when its socket ends, when its code returns an error, or when it panics. Others go on.
+//! - Code of a connection never blocks here. Callbacks of reads run on these threads too.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,56 +19,56 @@ use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
 use crate::sync::{Mutex, PerProcess};
 
-/// How often connections look whether their oldest request is too old.
+/// How often connections check the timeout of their oldest request.
 pub(super) const TICK: Duration = Duration::from_millis(500);
-/// A thread without connections ends after so long.
+/// Time after which a thread without connections ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes that are taken at once, of all connections: what is not whole is kept by the connection.
+/// Bytes of the receive buffer, which all connections share. A connection keeps an incomplete header or payload itself.
 const BUFFER_BYTES: usize = 64 << 10;
 
 static FOREGROUND: PerProcess<Reactor> = PerProcess::new(|| Reactor::new("source-io", false));
 static BACKGROUND: PerProcess<Reactor> = PerProcess::new(|| Reactor::new("source-bulk", true));
 
-/// The thread for connections of the foreground, or of the background.
+/// The reactor for connections of the foreground, or of the background.
 pub(super) fn reactor(in_background: bool) -> Arc<Reactor> {
     if in_background { BACKGROUND.get() } else { FOREGROUND.get() }
 }
 
-/// A connection that a reactor drives. All calls but [`Driven::socket`] come from its thread.
+/// A connection that a reactor drives. Only its thread calls these methods, except [`Driven::socket`].
 pub(super) trait Driven: Send + Sync {
-    /// Its socket, which does not block.
+    /// The socket, which is non-blocking.
     fn socket(&self) -> BorrowedFd<'_>;
-    /// Takes what has come, by way of `buffer`, and sends what waits for room.
+    /// Receives into `buffer`, and sends buffered bytes.
     ///
     /// # Errors
     /// The connection has ended.
     fn ready(&self, readable: bool, writable: bool, buffer: &mut [u8]) -> io::Result<()>;
-    /// Some time has passed.
+    /// Checks timeouts; called every [`TICK`].
     ///
     /// # Errors
     /// A request has waited too long.
     fn tick(&self) -> io::Result<()>;
-    /// It has ended, and is not driven any more.
+    /// Ends the connection. It is the last call.
     fn give_up(&self, reason: String);
 }
 
-/// A place in the set of a reactor.
+/// The entry of a connection in the poll set of a reactor.
 pub(super) struct Place {
     poller: Arc<Poller>,
     number: u64,
 }
 
 impl Place {
-    /// Lets the connection be called when its socket has room.
+    /// Sets whether the reactor calls the connection when its socket has room.
     pub fn set_writable(&self, socket: BorrowedFd<'_>, writable: bool) {
-        // One that is not in the set any more has ended.
+        // An error means that the connection has ended.
         let _ = self.poller.set_writable(socket, self.number, writable);
     }
 }
 
 #[derive(Default)]
 struct State {
-    /// By number. There is a thread while there is a poller.
+    /// Connections by number. The thread runs while there is a poller.
     driven: BTreeMap<u64, Arc<dyn Driven>>,
     poller: Option<Arc<Poller>>,
     next: u64,
@@ -85,10 +85,10 @@ impl Reactor {
         Self { name, in_background, state: Mutex::default() }
     }
 
-    /// Drives a connection until it has ended.
+    /// Adds a connection, which is driven until it ends. Starts the thread if there is none.
     ///
     /// # Errors
-    /// There is no thread or no descriptor for it.
+    /// No thread can be started, or no descriptor is left.
     pub fn add(self: &Arc<Self>, driven: Arc<dyn Driven>) -> io::Result<Place> {
         let mut state = self.state.lock();
         let poller = match &state.poller {
@@ -144,7 +144,7 @@ impl Reactor {
         }
     }
 
-    /// Ends the thread, unless a connection has come.
+    /// Ends the thread, unless a connection was added meanwhile. Returns whether it ended.
     fn end(&self) -> bool {
         let mut state = self.state.lock();
         let is_over = state.driven.is_empty();
@@ -164,7 +164,7 @@ impl Reactor {
         let removed = self.state.lock().driven.remove(&number);
         if removed.is_some() {
             poller.remove(driven.socket());
-            // A panic was printed. Nobody is left to be told of it.
+            // The panic was printed, and the connection is removed already.
             let _ = catch_unwind(AssertUnwindSafe(|| driven.give_up(reason)));
         }
     }

@@ -1,9 +1,9 @@
-//! Takes the replies of one connection, as their bytes come.
+//! Decodes the replies of one connection incrementally, as their bytes arrive.
 //!
 //! # Invariants
-//! - A connection keeps less than one header, or the payload of one chunk that is no data, as far as it has come. Data go to their
-//!   place at once.
-//! - A server that never ends a reply, or sends a byte at a time, costs its connection.
+//! - A connection buffers at most one incomplete header, or the payload of one chunk that is not data. Data are copied to their place in
+//!   the read at once.
+//! - A server that never ends a reply, or makes no progress, loses its connection.
 
 use std::io;
 use std::ops::Range;
@@ -16,36 +16,36 @@ use crate::sync::time::Instant;
 use crate::wire::constants::{REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, WireError, WireReader};
 
-/// Most chunks in a row that neither bring bytes nor end a request: bounds a server that never ends a reply.
+/// Most chunks in a row that neither bring bytes nor end a request. A server that sends more is given up.
 const IDLE_CHUNKS_MAX: u32 = 1024;
-/// From so many bytes of data on, they are read to their place without a copy.
+/// Data of at least this many bytes are received directly into their place, without a copy.
 const DIRECT_BYTES_MIN: u64 = 16 << 10;
-/// Most bytes that are taken from one connection before others have their turn.
+/// Most bytes received from one connection before the reactor serves the next one.
 const TURN_BYTES: usize = 1 << 20;
-/// Bytes of the offset that begins a chunk of data.
+/// Bytes of the offset at the start of a data chunk.
 const OFFSET_BYTES: u64 = 8;
 /// Most bytes of a header.
 const HEADER_BYTES_MAX: usize = 32;
 
-/// What comes next.
+/// What the next bytes are.
 enum Reading {
-    /// A header, of which so many bytes have come.
+    /// A header, and how many of its bytes have arrived.
     Header([u8; HEADER_BYTES_MAX], usize),
-    /// The payload of a chunk, or the offset of a chunk of data: so many bytes, and those that have come.
+    /// The payload of a chunk, or the offset of a data chunk: its length, and the bytes that have arrived.
     Payload(ChunkHeader, usize, Vec<u8>),
-    /// Bytes of the read with this cookie; whether they are its last ones.
+    /// Data of the read with this cookie, for this range. `done`: the chunk is the last one of the reply.
     Data { cookie: u64, range: Range<u64>, done: bool },
 }
 
-/// The replies of one connection. Used by its reactor alone.
+/// Decoder state of one connection. Only its reactor uses it.
 pub struct Replies {
     reading: Reading,
     idle_chunks: u32,
-    /// When bytes came the last time.
+    /// When bytes last arrived.
     progress: Instant,
 }
 
-/// Told of each job that ends.
+/// Called with each job that ends.
 type Complete<'a> = &'a mut dyn FnMut(Job, Answer);
 
 impl Default for Replies {
@@ -59,10 +59,10 @@ fn unanswered() -> io::Error {
 }
 
 impl Replies {
-    /// Takes what the socket has, by way of `buffer`.
+    /// Receives what the socket has into `buffer`, and decodes it.
     ///
     /// # Errors
-    /// The connection has ended, or has to.
+    /// The connection has ended, or must be given up.
     pub fn take(&mut self, link: &Link, buffer: &mut [u8], complete: Complete<'_>) -> io::Result<()> {
         let mut taken = 0;
         while taken < TURN_BYTES {
@@ -90,7 +90,7 @@ impl Replies {
             }
             taken += count;
             if count < room {
-                // The socket is empty, or its reactor sees that it is not.
+                // The socket is empty, or the reactor will be notified again.
                 return Ok(());
             }
         }
@@ -98,7 +98,7 @@ impl Replies {
     }
 
     /// # Errors
-    /// Nothing has come for too long.
+    /// A request has timed out.
     pub fn tick(&self, link: &Link) -> io::Result<()> {
         let silence = self.progress.elapsed();
         let in_reply = !matches!(self.reading, Reading::Header(_, 0..ReplyHeader::MAGIC_BYTES));
@@ -108,7 +108,7 @@ impl Replies {
         Ok(())
     }
 
-    /// Takes bytes that have come.
+    /// Decodes received bytes.
     fn take_bytes(&mut self, link: &Link, mut bytes: &[u8], complete: Complete<'_>) -> io::Result<()> {
         while !bytes.is_empty() {
             let count = match &mut self.reading {
@@ -120,7 +120,7 @@ impl Replies {
                     let count = bytes.len().min(need - *have);
                     header[*have..*have + count].copy_from_slice(&bytes[..count]);
                     *have += count;
-                    // The magic number says how long the header is, and may be none.
+                    // The magic number says how long the header is. Bytes without a valid one are an error.
                     if *have == need && header_bytes(header, *have, link.mode)? == need {
                         let header = ReplyHeader::decode(&header[..need], link.mode).map_err(protocol)?;
                         self.take_header(link, &header, complete)?;
@@ -177,7 +177,7 @@ impl Replies {
                 if need == 0 {
                     return self.take_payload(link, chunk, &[], complete);
                 }
-                // Bounded when the header was decoded; it is kept as it comes.
+                // The decoder of the header has bounded the length. The buffer grows as bytes arrive.
                 self.reading = Reading::Payload(chunk, need as usize, Vec::new());
                 Ok(())
             }
@@ -228,7 +228,7 @@ impl Replies {
         if over { end(link, chunk.cookie, complete) } else { Ok(()) }
     }
 
-    /// Brings some bytes of a read to their place; answers how many. Whole parts go to the waiter at once.
+    /// Puts some bytes of a read into their place, and returns how many. Parts that become whole go to the waiter at once.
     fn take_data(&mut self, link: &Link, read: impl FnOnce(&mut [u8]) -> io::Result<usize>, complete: Complete<'_>) -> io::Result<usize> {
         let Reading::Data { cookie, range, done } = &mut self.reading else { return Ok(0) };
         let (cookie, done) = (*cookie, *done);
@@ -251,7 +251,7 @@ impl Replies {
     }
 }
 
-/// Bytes of a header, as far as that is known when so many of them have come.
+/// Bytes of a header, as far as the first `have` bytes tell.
 fn header_bytes(header: &[u8; HEADER_BYTES_MAX], have: usize, mode: HeaderMode) -> io::Result<usize> {
     match have < ReplyHeader::MAGIC_BYTES {
         true => Ok(ReplyHeader::MAGIC_BYTES),
@@ -259,14 +259,14 @@ fn header_bytes(header: &[u8; HEADER_BYTES_MAX], have: usize, mode: HeaderMode) 
     }
 }
 
-/// Where the data of a chunk belong, by the offset that begins it.
+/// The range of a data chunk, which begins with its offset.
 fn data_range(chunk: ChunkHeader, payload: &[u8]) -> io::Result<Range<u64>> {
     let start = WireReader::new(payload).u64().map_err(protocol)?;
     let end = start.checked_add(chunk.length - OFFSET_BYTES);
     Ok(start..end.ok_or_else(|| protocol(WireError("a data chunk has no end".into())))?)
 }
 
-/// Ends a job, if it can end now.
+/// Ends a job if everything that it waits for has arrived.
 fn end(link: &Link, cookie: u64, complete: Complete<'_>) -> io::Result<()> {
     if let Some((job, answer)) = link.end(cookie)? {
         complete(job, answer);
@@ -274,7 +274,7 @@ fn end(link: &Link, cookie: u64, complete: Complete<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// A chunk of the status request that went with a read.
+/// Takes a chunk of the checksum request that was sent with a read.
 fn take_checksums(
     link: &Link,
     chunk: ChunkHeader,
@@ -291,7 +291,7 @@ fn take_checksums(
     if let Chunk::Status(_, extents) = decoded {
         under_way.assembly.checksums = checksums(&extents, range, link.contexts.block_bytes);
     }
-    // Without an answer the bytes count as they are.
+    // Without an answer the bytes have no checksums.
     under_way.awaits_checksums &= !chunk.done;
     under_way.deliver();
     let over = under_way.over;

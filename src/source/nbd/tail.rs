@@ -1,4 +1,4 @@
-//! The end of an export whose size is no multiple of what its server demands of a request.
+//! The last bytes of an export whose size is not a multiple of the alignment that its server demands.
 
 use std::ops::Range;
 
@@ -8,10 +8,10 @@ use crate::source::{Arrival, OnArrival, ReadClass, SourceError, SourceErrorKind}
 use crate::sync::atomic::Ordering;
 use crate::sync::mpsc;
 
-/// Finds out how the last bytes can be read: as they are, or in a request that reaches beyond them.
+/// Finds out whether the last bytes can be read as they are, or only by a request that reaches beyond the size.
 ///
 /// # Errors
-/// [`SourceErrorKind::Invalid`]: they cannot.
+/// [`SourceErrorKind::Invalid`]: neither works.
 pub(super) fn find(shared: &Shared) -> Result<(), SourceError> {
     let (size_bytes, align) = (shared.export.size_bytes, u64::from(shared.export.align_bytes));
     let start = size_bytes / align * align;
@@ -37,12 +37,12 @@ pub(super) fn find(shared: &Shared) -> Result<(), SourceError> {
     Err(SourceError { kind: SourceErrorKind::Invalid, message })
 }
 
-/// Reads bytes of which nobody makes use; an answer that they cannot be read is believed at once.
+/// Reads a range and drops its bytes. An error reply is not retried.
 fn read_once(shared: &Shared, range: Range<u64>) -> Result<(), SourceError> {
     let (sender, receiver) = mpsc::channel();
     let arrival = OnArrival::new(move |arrival| {
         if let Arrival::End(result) = arrival {
-            // The caller waits for it.
+            // The caller waits on the receiver.
             let _ = sender.send(result);
         }
     });
@@ -50,7 +50,7 @@ fn read_once(shared: &Shared, range: Range<u64>) -> Result<(), SourceError> {
     receiver.recv().unwrap_or_else(|_| Err(shared.error(SourceErrorKind::Closed, "it was closed")))
 }
 
-/// The request to make for a range, and who takes its bytes.
+/// The range to request for a read, rounded up if the server demands it, and a callback that cuts off the surplus.
 pub(super) fn rounded(shared: &Shared, range: Range<u64>, mut arrival: OnArrival) -> (Range<u64>, OnArrival) {
     let size_bytes = shared.export.size_bytes;
     if range.end != size_bytes || !shared.rounds_up.load(Ordering::Relaxed) {

@@ -1,5 +1,5 @@
-//! When a host that does not answer is tried again: one schedule for all sources of the process, or many that lost the same host would
-//! all try it at the pace of one.
+//! When a host that does not answer is tried again. All sources of the process share one schedule per host, so that many sources of a lost
+//! host try it no more often than one would.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use crate::sync::time::Instant;
 
 /// First and longest pause between tries to connect.
 pub(super) const PAUSES: Range<Duration> = Duration::from_millis(20)..Duration::from_secs(1);
-/// A host that nobody has tried for so long is forgotten.
+/// A host that was not tried for this long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// A host that was tried and has not answered since.
@@ -40,12 +40,12 @@ impl Hosts {
     }
 }
 
-/// Begins a try, or says how long to wait before one.
+/// Begins a try. An error is the time to wait before one.
 pub(super) fn begin(host: &str, now: Instant) -> Result<(), Duration> {
     HOSTS.lock().begin(host, now)
 }
 
-/// A host has answered: whoever wants to may connect.
+/// A host has answered: every source may connect to it.
 pub(super) fn succeed(host: &str) {
     HOSTS.lock().0.remove(host);
 }

@@ -1,4 +1,4 @@
-//! A request under way, and what has come for it so far.
+//! A request under way, with the part of its reply that has arrived.
 
 use std::io;
 use std::ops::Range;
@@ -11,16 +11,16 @@ use crate::sync::time::Instant;
 use crate::wire::constants::CHECKSUM_KNOWN;
 use crate::wire::{Chunk, StatusExtent, WireError};
 
-/// A job under way, with what has come for it so far.
+/// A job under way, with the part of its reply that has arrived.
 pub struct UnderWay {
     pub job: Job,
     pub sent: Instant,
     pub assembly: Assembly,
     pub extents: Vec<StatusExtent>,
     pub error: Option<(u32, String)>,
-    /// The last chunk has come.
+    /// The last chunk of the reply has arrived.
     pub over: bool,
-    /// The checksums of the read have not come yet.
+    /// The checksums of the read have not arrived yet.
     pub awaits_checksums: bool,
 }
 
@@ -28,7 +28,7 @@ pub fn protocol(error: WireError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the server breaks the protocol: {error}"))
 }
 
-/// What the checksum context of a volfork server says of a range.
+/// Checksums of the blocks of a range, decoded from the checksum context of a volfork server.
 pub fn checksums(extents: &[StatusExtent], range: &Range<u64>, block_bytes: u32) -> Checksums {
     let known = |extent: &StatusExtent| extent.flags & CHECKSUM_KNOWN != 0;
     let (size, block_bytes) = (block_bytes, u64::from(block_bytes));
@@ -52,7 +52,7 @@ impl UnderWay {
         Self { job, sent: Instant::now(), assembly, extents: Vec::new(), error: None, over: false, awaits_checksums }
     }
 
-    /// Hands parts that are whole to the waiter, unless their checksums are still to come.
+    /// Delivers whole parts to the waiter, once their checksums have arrived.
     pub fn deliver(&mut self) {
         if let (false, Waiter::Read(_, arrival)) = (self.awaits_checksums, &mut self.job.waiter) {
             for part in self.assembly.take_whole() {
@@ -61,10 +61,10 @@ impl UnderWay {
         }
     }
 
-    /// Bytes of this range are about to come.
+    /// Marks the bytes of a range as arriving.
     ///
     /// # Errors
-    /// They were not asked for.
+    /// The bytes were not requested, or have arrived before.
     pub fn expect_bytes(&mut self, range: &Range<u64>) -> io::Result<()> {
         if !self.job.is_read() {
             return Err(protocol(WireError("data for a request that is no read".into())));
@@ -72,10 +72,10 @@ impl UnderWay {
         self.assembly.check(range).map_err(protocol)
     }
 
-    /// Takes a chunk that is no data; answers how many bytes of a read it brings. `number` is that of the context of a status request.
+    /// Takes a chunk that is not data: a hole, block status or an error. Returns how many bytes of a read it covers.
     ///
     /// # Errors
-    /// It does not fit the request.
+    /// The chunk does not fit the request.
     pub fn take_chunk(&mut self, kind: u16, payload: &[u8], contexts: &Contexts) -> io::Result<u64> {
         let decoded = Chunk::decode(kind, payload).map_err(protocol)?;
         match (decoded, &self.job.waiter) {
