@@ -4,21 +4,20 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::blocks::{Blocks, View};
+use super::blocks::View;
 use super::core::Core;
 #[cfg(feature = "futures")]
 use super::futures::AsyncQueue;
 use super::head::Head;
 use super::identity::identity_in;
-use super::pool::Pool;
+use super::pool::Keeper;
 use super::queue::{Queue, Workers};
 use super::report;
 use super::request::Run;
-use super::state::{Pin, Shape};
+use super::snapshot::OpenSnapshot;
 #[cfg(feature = "images")]
 use crate::content::HeldLayer;
-use crate::error::{Error, Result};
-use crate::ids::VolumeId;
+use crate::error::Result;
 use crate::source::About;
 use crate::sync::{Rank, RwLock};
 
@@ -54,9 +53,6 @@ impl std::fmt::Debug for Volume {
         f.debug_struct("Volume").field("id", &self.0.id).finish_non_exhaustive()
     }
 }
-
-/// What a handle keeps alive: the store, which is closed when the last of its handles is gone.
-pub(crate) type Keeper = Arc<dyn std::any::Any + Send + Sync>;
 
 impl Volume {
     /// The handle of an open head, of the store that `keeper` keeps open.
@@ -244,39 +240,6 @@ impl Volume {
     #[cfg(feature = "futures")]
     pub fn async_queue(&self, depth: u32) -> Result<AsyncQueue> {
         AsyncQueue::new(self.queue(depth)?, depth)
-    }
-}
-
-/// A sealed layer with its chain, open for reading.
-pub struct OpenSnapshot {
-    pub blocks: Arc<Blocks>,
-    pub shape: Arc<Shape>,
-    pub pool: Arc<Pool>,
-    pub volume: VolumeId,
-    pub name: String,
-    pub view: RwLock<View>,
-    /// Threads for its reads that have to wait.
-    pub readers: Workers,
-    /// Threads for what is brought before it is read.
-    pub prefetchers: Workers,
-    /// It cannot be destroyed while it is open.
-    _pin: Pin,
-}
-
-impl OpenSnapshot {
-    pub fn look(&self) -> View {
-        self.view.read().clone()
-    }
-
-    pub fn name_damage(&self, error: Error) -> Error {
-        match error.corruption() {
-            Some(corruption) if corruption.volume.is_none() => {
-                let mut corruption = corruption.clone();
-                corruption.volume = Some(self.name.clone());
-                Error::corrupt_block(corruption)
-            }
-            _ => error,
-        }
     }
 }
 

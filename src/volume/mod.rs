@@ -34,6 +34,7 @@ mod queue;
 mod report;
 mod request;
 mod shape;
+mod snapshot;
 mod state;
 mod walk;
 

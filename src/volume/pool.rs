@@ -6,6 +6,9 @@ use super::fence::Fence;
 use super::queue::Workers;
 use crate::io::RingKind;
 
+/// What a handle keeps alive: the store, which is closed when the last of its handles is gone.
+pub type Keeper = Arc<dyn std::any::Any + Send + Sync>;
+
 /// What the handles and queues of a store share.
 pub struct Pool {
     /// Every public call passes it.

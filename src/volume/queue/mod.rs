@@ -13,7 +13,6 @@
 //! - The owner takes wakes before it takes `finished`, and a worker pushes before it wakes: no order of the two loses a completion.
 //! - No request is done by the calling thread while `inner` is locked: it might wait for writes that only a `reap` can end. `later` has
 //!   them until the lock is released, and a thread that reaps for somebody else leaves them to the owner.
-//!
 //! - Every request holds a pass of the store's fence until it has ended: closing the store waits for it, and reaps the queue of an owner
 //!   that is elsewhere. Then `submit` answers [`ErrorKind::Closed`]; completions can still be taken.
 //! - A request that panics, in the code of a disk or a source, ends with an error and gives back its blocks and the gate.
@@ -23,7 +22,11 @@
 //! making; those that have not begun, or wait for a source, do not happen any more ([`Changes`]). So nothing that was asked for through
 //! it happens later, over what others wrote meanwhile. Reads that workers have end unseen.
 mod changes;
+mod outcome;
 mod read;
+mod scatter;
+mod shared;
+mod target;
 mod workers;
 mod write;
 
@@ -31,189 +34,24 @@ mod write;
 mod tests;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
-
-use bytes::{Bytes, BytesMut};
 
 pub use changes::Changes;
 pub use workers::Workers;
 
-use super::blocks::{Blocks, View};
-use super::fence::Fence;
-use super::handle::{Keeper, OpenSnapshot};
 use super::head::{Head, OpenQueue};
-use super::pool::Pool;
+use super::pool::Keeper;
 use super::request::{Completion, Request};
+use super::snapshot::OpenSnapshot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Done, Ring, RingKind, RingWaker, Slots};
-use crate::limits::{Planted, QUEUE_DEPTH_MAX};
-use crate::place::{index, length};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::io::{Ring, RingKind};
+use crate::limits::QUEUE_DEPTH_MAX;
+use crate::place::index;
+use crate::sync::atomic::Ordering;
 use crate::sync::time::Instant;
-use crate::sync::{Mutex, MutexGuard, Rank, RwLock};
-use read::{CacheGuess, PendingRead};
-use write::PendingWrite;
-
-/// What a queue is open on.
-#[derive(Clone)]
-enum Target {
-    Volume(Arc<Head>),
-    Snapshot(Arc<OpenSnapshot>),
-}
-
-impl Target {
-    fn blocks(&self) -> &Arc<Blocks> {
-        match self {
-            Self::Volume(head) => &head.blocks,
-            Self::Snapshot(snapshot) => &snapshot.blocks,
-        }
-    }
-
-    fn pool(&self) -> &Pool {
-        match self {
-            Self::Volume(head) => &head.pool,
-            Self::Snapshot(snapshot) => &snapshot.pool,
-        }
-    }
-
-    /// The threads for a request that has to wait.
-    fn workers(&self, request: &Request) -> &Workers {
-        match (self, request) {
-            (Self::Volume(head), Request::Read { .. } | Request::ReadInto { .. }) => &head.readers,
-            (Self::Volume(head), Request::Prefetch { .. }) => &head.prefetchers,
-            (Self::Snapshot(snapshot), Request::Prefetch { .. }) => &snapshot.prefetchers,
-            (Self::Snapshot(snapshot), _) => &snapshot.readers,
-            (Self::Volume(head), Request::Flush) => &head.pool.flushers,
-            (Self::Volume(head), _) => &head.writers,
-        }
-    }
-
-    fn view(&self) -> &RwLock<View> {
-        match self {
-            Self::Volume(head) => &head.view,
-            Self::Snapshot(snapshot) => &snapshot.view,
-        }
-    }
-
-    /// The blocking way to do a request.
-    fn perform(&self, request: &mut Request, changes: &Changes) -> Result<Bytes> {
-        let head = match (self, &mut *request) {
-            (_, Request::Read { offset, bytes }) => return self.read(*offset, *bytes),
-            (_, Request::ReadInto { offset, buffers }) => return self.read_into(*offset, buffers).map(|()| Bytes::new()),
-            (Self::Snapshot(_), Request::Flush) => return Ok(Bytes::new()),
-            (_, Request::Prefetch { offset, bytes }) => {
-                // For nobody, once the queue is gone.
-                let wanted = || changes.enter().map(drop);
-                return self.blocks().prefetch(self.view(), *offset, *bytes, &wanted).map(|()| Bytes::new());
-            }
-            (Self::Snapshot(snapshot), _) => {
-                return Err(Error::new(
-                    ErrorKind::ReadOnly,
-                    format!("{} is a snapshot, which never changes: fork it to write", snapshot.name),
-                ));
-            }
-            (Self::Volume(head), _) => head,
-        };
-        let durable = match *request {
-            Request::Write { offset, ref data, fua } => head.write(data, offset, Some(changes)).map(|()| fua)?,
-            Request::Discard { offset, bytes, fua } | Request::WriteZeroes { offset, bytes, fua } => {
-                head.zero(offset, bytes, Some(changes)).map(|()| fua)?
-            }
-            Request::Provision { offset, bytes, fua } => provision(head, offset, bytes, changes).map(|()| fua)?,
-            // `submit` has made one write of it.
-            Request::WriteVectored { fua, .. } => fua,
-            Request::Read { .. } | Request::ReadInto { .. } | Request::Flush | Request::Prefetch { .. } => true,
-        };
-        if durable {
-            head.flush()?;
-        }
-        Ok(Bytes::new())
-    }
-
-    fn read(&self, offset: u64, bytes: u32) -> Result<Bytes> {
-        // Before memory is taken for it.
-        self.view().read().check_range(offset, u64::from(bytes))?;
-        let mut buffer = vec![0; index(bytes)];
-        self.fill(offset, &mut buffer)?;
-        Ok(buffer.into())
-    }
-
-    fn read_into(&self, offset: u64, buffers: &mut [BytesMut]) -> Result<()> {
-        if let [buffer] = buffers {
-            return self.fill(offset, buffer);
-        }
-        // One read, so that no block is split between two.
-        let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-        let whole = self.read(offset, u32::try_from(bytes).unwrap_or(u32::MAX))?;
-        read::scatter([(Some(&whole[..]), bytes)], 0, buffers);
-        Ok(())
-    }
-
-    fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        match self {
-            Self::Volume(head) => head.read(buffer, offset),
-            Self::Snapshot(snapshot) => snapshot.blocks.read(&snapshot.view, offset, buffer).map_err(|error| snapshot.name_damage(error)),
-        }
-    }
-}
-
-/// Writes zeros in pieces: a queue that is dropped waits for one of them.
-fn provision(head: &Head, mut offset: u64, mut bytes: u64, changes: &Changes) -> Result<()> {
-    const PIECE_BYTES: u64 = 1 << 20;
-    head.view.read().check_range(offset, bytes)?;
-    let zeros = vec![0; length(PIECE_BYTES.min(bytes))];
-    while bytes > 0 {
-        // Whole blocks, from the second piece on.
-        let piece = bytes.min(PIECE_BYTES - offset % PIECE_BYTES);
-        head.write(&zeros[..length(piece)], offset, Some(changes))?;
-        offset += piece;
-        bytes -= piece;
-    }
-    Ok(())
-}
-
-/// Held by a request that outlives the call that started it.
-type Pass = super::fence::Pass<Arc<Fence>>;
-
-/// A request that a worker does.
-struct Later {
-    token: u64,
-    request: Request,
-    pass: Pass,
-}
-
-/// A request that the ring has.
-enum Pending {
-    Read(PendingRead),
-    Write(PendingWrite),
-}
-
-struct Inner {
-    ring: Ring,
-    pending: Slots<Pending>,
-    ready: Vec<Completion>,
-    /// Go on with a worker.
-    later: Vec<Later>,
-    done: Vec<Done>,
-    cached: CacheGuess,
-    /// The descriptor was made readable since the last `reap`.
-    nudged: bool,
-}
-
-struct Shared {
-    target: Target,
-    inner: Mutex<Inner>,
-    /// Ended by workers.
-    finished: Mutex<Vec<Completion>>,
-    /// Those that workers make.
-    changes: Changes,
-    waker: RingWaker,
-    /// Somebody has the descriptor, and may poll it.
-    polled: AtomicBool,
-    this: std::sync::Weak<Self>,
-}
+use shared::Shared;
+use target::Target;
 
 /// Many requests at once from one thread. `as_raw_fd` is readable (for `poll`) while [`Queue::reap`] has something to give, or
 /// requests to hand to the kernel.
@@ -287,26 +125,8 @@ impl Queue {
             return Err(Error::new(ErrorKind::InvalidInput, format!("a queue takes 1 to {QUEUE_DEPTH_MAX} requests, not {depth}")));
         }
         let ring = Ring::new(depth, target.pool().ring).map_err(|error| Error::io("cannot make a ring", error))?;
-        let (fd, kind, waker) = (ring.as_raw_fd(), ring.kind(), ring.waker());
-        let inner = Inner {
-            ring,
-            pending: Slots::default(),
-            ready: Vec::new(),
-            later: Vec::new(),
-            done: Vec::new(),
-            cached: CacheGuess::default(),
-            nudged: false,
-        };
-        let make = |this: &std::sync::Weak<Shared>| Shared {
-            target,
-            inner: Mutex::ranked(Rank::QueueRing, inner),
-            finished: Mutex::ranked(Rank::QueueFinished, Vec::new()),
-            changes: Changes::default(),
-            waker,
-            polled: AtomicBool::new(false),
-            this: this.clone(),
-        };
-        let shared = Arc::new_cyclic(make);
+        let (fd, kind) = (ring.as_raw_fd(), ring.kind());
+        let shared = Shared::new(target, ring);
         let reaper: Arc<dyn crate::layer::Reap> = Arc::clone(&shared) as _;
         shared.target.blocks().layers.reapers.register(Arc::downgrade(&reaper));
         Ok(Self { shared, depth: index(depth), in_flight: 0, fd, kind, counted: None, keeper: None })
@@ -407,144 +227,4 @@ impl Drop for Queue {
         drop(inner);
         self.shared.changes.end();
     }
-}
-
-impl Shared {
-    fn start(self: &Arc<Self>, token: u64, mut request: Request) -> Result<()> {
-        let _pass = self.target.pool().fence.enter()?;
-        let mut inner = self.inner.lock();
-        let begin = AssertUnwindSafe(|| match &mut request {
-            Request::Read { offset, bytes } => self.start_read(&mut inner, token, (*offset, *bytes), None),
-            Request::ReadInto { offset, buffers } => {
-                let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-                u32::try_from(bytes).is_ok_and(|bytes| self.start_read(&mut inner, token, (*offset, bytes), Some(buffers)))
-            }
-            Request::Write { offset, data, fua } => self.start_write(&mut inner, token, *offset, data, *fua),
-            Request::WriteVectored { .. }
-            | Request::Flush
-            | Request::Discard { .. }
-            | Request::WriteZeroes { .. }
-            | Request::Provision { .. }
-            | Request::Prefetch { .. } => false,
-        });
-        match catch_unwind(begin) {
-            Ok(true) => {}
-            Ok(false) => match self.hold() {
-                Ok(pass) => inner.later.push(Later { token, request, pass }),
-                Err(closed) => inner.ready.push(request.complete(token, Err(closed))),
-            },
-            Err(_) => inner.ready.push(request.complete(token, Err(panicked()))),
-        }
-        self.nudge(&mut inner);
-        self.send_later(inner);
-        Ok(())
-    }
-
-    /// A pass for a request that does not end in the present call.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Closed`].
-    fn hold(&self) -> Result<Pass> {
-        self.target.pool().fence.hold()
-    }
-
-    /// Makes the descriptor readable if it would not tell of what the next `reap` has to do.
-    fn nudge(&self, inner: &mut Inner) {
-        if !inner.nudged && self.polled.load(Ordering::Relaxed) && (!inner.ready.is_empty() || inner.ring.has_unseen()) {
-            inner.nudged = true;
-            inner.ring.nudge();
-        }
-    }
-
-    /// Takes everything that the ring has, however long the kernel takes.
-    fn drain(self: &Arc<Self>, inner: &mut Inner) {
-        let drain = |ring: &mut Ring, done: &mut Vec<Done>| {
-            ring.drain(done);
-            Ok(done.len())
-        };
-        // It ends all transfers, so there is no error.
-        let _ = self.take_ring(inner, drain);
-    }
-
-    /// Gives requests that need a worker to one.
-    fn send_later(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>) {
-        let later = std::mem::take(&mut inner.later);
-        drop(inner);
-        for later in later {
-            self.delegate(later);
-        }
-    }
-
-    /// The time, if hydrations want to know how long requests take.
-    fn began(&self) -> Option<Duration> {
-        self.target.blocks().foreground.began()
-    }
-
-    /// Lets a worker do it. May do it on this thread if no other one can be started.
-    fn delegate(self: &Arc<Self>, Later { token, mut request, pass }: Later) {
-        let shared = Arc::clone(self);
-        self.target.workers(&request).run(Box::new(move || {
-            let performed = catch_unwind(AssertUnwindSafe(|| shared.target.perform(&mut request, &shared.changes)));
-            let result = performed.unwrap_or_else(|_| Err(panicked()));
-            let completion = request.complete(token, result);
-            shared.finished.lock().push(completion);
-            drop(pass);
-            shared.waker.wake();
-        }));
-    }
-
-    fn take_ring(
-        self: &Arc<Self>,
-        inner: &mut Inner,
-        take: impl FnOnce(&mut Ring, &mut Vec<Done>) -> std::io::Result<usize>,
-    ) -> Result<()> {
-        let mut done = std::mem::take(&mut inner.done);
-        let taken = take(&mut inner.ring, &mut done);
-        for done in done.drain(..) {
-            let slot = length(done.token >> 32);
-            match inner.pending.get_mut(slot) {
-                Some(Pending::Read(_)) => self.end_read(inner, slot, done),
-                Some(Pending::Write(_)) => self.end_write(inner, slot, done),
-                None => {}
-            }
-        }
-        inner.done = done;
-        taken.map(drop).map_err(|error| Error::io("the ring failed", error))
-    }
-
-    fn take_ready(&self, inner: &mut Inner, completions: &mut Vec<Completion>) -> usize {
-        let before = completions.len();
-        completions.append(&mut inner.ready);
-        completions.append(&mut self.finished.lock());
-        completions.len() - before
-    }
-}
-
-impl crate::layer::Reap for Shared {
-    fn reap_finished(&self) {
-        // If the owner is inside, it takes them itself.
-        let Some(shared) = self.inner.try_lock().map(|inner| (inner, self.this.upgrade())) else { return };
-        if let (mut inner, Some(this)) = shared {
-            let before = inner.ready.len() + inner.later.len();
-            // An error shows when the owner reaps.
-            let failed = this.take_ring(&mut inner, |ring, done| ring.reap(done)).is_err();
-            inner.nudged = false;
-            if let Err(closed) = this.target.pool().fence.check() {
-                // The owner may be the one that closes the store, and waits for these.
-                let Inner { later, ready, .. } = &mut *inner;
-                ready.extend(later.drain(..).map(|later| later.request.complete(later.token, Err(closed.clone()))));
-            }
-            let woken = inner.ring.take_woken() && !this.target.blocks().layers.limits().has(Planted::LostWake);
-            let took = woken || inner.ready.len() + inner.later.len() > before;
-            let left = || !inner.ready.is_empty() || !inner.later.is_empty() || !self.finished.lock().is_empty();
-            if failed || took && left() {
-                self.waker.wake();
-            }
-        }
-    }
-}
-
-/// The error of a request whose code, or that of its disk or source, panicked.
-fn panicked() -> Error {
-    Error::new(ErrorKind::Io, "the request panicked, which is a bug of the program or of its disk or source: see its standard error")
 }

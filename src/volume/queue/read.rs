@@ -7,13 +7,15 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::{Inner, Later, Pass, Pending, Shared, Target};
+use super::outcome::{Begun, Later, Outcome, Pass, Transfers};
+use super::scatter::scatter;
+use super::target::Target;
 use crate::error::Error;
 use crate::io::{AlignedBuffer, Done, IoMode, Op, ReadBuffer};
-use crate::layer::{BlockRead, Layer};
+use crate::layer::{BlockRead, Layer, Layers};
 use crate::limits::SEGMENT_BYTES;
 use crate::place::{Block, BlockSpan, index, length, wide};
-use crate::volume::blocks::Answer;
+use crate::volume::blocks::{Answer, Blocks};
 use crate::volume::request::{Completion, Request};
 
 /// What direct I/O wants the memory of a transfer to begin on a multiple of.
@@ -43,6 +45,8 @@ pub struct PendingRead {
     direct: bool,
     under_way: usize,
     failed: bool,
+    /// The ring has not given the caller's buffer back.
+    lost: Option<Error>,
     began: Option<Duration>,
     /// `None`: it ends in the call that started it.
     pass: Option<Pass>,
@@ -71,33 +75,34 @@ impl CacheGuess {
     }
 }
 
-impl Shared {
-    /// Starts a read, into the memory `given` if there is some. `false`: it needs a worker.
-    pub(super) fn start_read(
-        &self,
-        inner: &mut Inner,
+impl PendingRead {
+    /// Begins a read, into the memory `given` if there is some.
+    pub fn begin(
+        target: &Target,
+        cached: &mut CacheGuess,
         token: u64,
         (offset, bytes): (u64, u32),
         mut given: Option<&mut Vec<BytesMut>>,
-    ) -> bool {
-        let (began, chain) = (self.began(), self.target.blocks());
-        let Some(mut parts) = self.plan_read(offset, bytes) else { return false };
+    ) -> Begun<Self> {
+        let chain = target.blocks();
+        let began = chain.foreground.began();
+        let Some(mut parts) = plan(target, offset, bytes) else { return Begun::NeedsWorker };
         let may_be_cached = chain.layers.blocks.io_mode() == IoMode::Buffered && index(bytes) <= chain.layers.limits().inline_bytes_max;
-        let direct = given.as_ref().is_some_and(|given| self.is_direct(given, offset, &parts));
-        let mut ops: SmallVec<[(usize, Op); 1]> = SmallVec::new();
+        let direct = given.as_ref().is_some_and(|given| is_direct(chain, given, offset, &parts));
+        let mut transfers = Transfers::new();
         for (number, part) in parts.iter_mut().enumerate() {
             let Some(layer) = &part.layer else { continue };
             let Some(first) = part.blocks.first() else { continue };
-            let Ok(Some(file)) = chain.layers.blocks.data_file(layer, first) else { return false };
+            let Ok(Some(file)) = chain.layers.blocks.data_file(layer, first) else { return Begun::NeedsWorker };
             let bytes = length(chain.block_size.bytes_for(part.blocks.len()));
             let own = given.as_mut().filter(|_| direct).and_then(|given| given.pop());
             let mut buffer = own.map_or_else(|| AlignedBuffer::new(bytes).into(), ReadBuffer::Given);
             let offset = chain.layers.blocks.place(first).1;
-            if may_be_cached && inner.cached.is_likely() {
-                let cached = chain.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
-                inner.cached.note(cached.is_some());
+            if may_be_cached && cached.is_likely() {
+                let read = chain.layers.blocks.read_cached(layer, &*file, first, &mut buffer);
+                cached.note(read.is_some());
                 // What does not match is read again through the ring, as everything else.
-                if cached == Some(BlockRead::Verified) {
+                if read == Some(BlockRead::Verified) {
                     match (buffer, given.as_mut()) {
                         (ReadBuffer::Aligned(buffer), _) => part.bytes = Some(buffer.into_bytes()),
                         (ReadBuffer::Given(buffer), Some(given)) => given.push(buffer),
@@ -106,76 +111,31 @@ impl Shared {
                     continue;
                 }
             }
-            ops.push((number, Op::Read { file, buffer, offset }));
+            transfers.push((number, Op::Read { file, buffer, offset }));
         }
-        let pass = match ops.is_empty() {
+        let pass = match transfers.is_empty() {
             true => None,
-            false => match self.hold() {
+            false => match target.hold() {
                 Ok(pass) => Some(pass),
                 Err(_) => {
-                    give_back(ops, given);
-                    return false;
+                    give_back(transfers, given);
+                    return Begun::NeedsWorker;
                 }
             },
         };
         let given = given.map(std::mem::take);
-        let read = PendingRead { token, offset, bytes, parts, given, direct, under_way: ops.len(), failed: false, began, pass };
-        if ops.is_empty() {
-            self.finish_read(inner, read);
-            return true;
+        let read = Self { token, offset, bytes, parts, given, direct, under_way: transfers.len(), failed: false, lost: None, began, pass };
+        match transfers.is_empty() {
+            true => Begun::Done(Outcome::Ended(read.complete(chain))),
+            false => Begun::Pending(read, transfers),
         }
-        let slot = inner.pending.insert(Pending::Read(read));
-        for (number, op) in ops {
-            inner.ring.push(wide(slot) << 32 | wide(number), op);
-        }
-        true
     }
 
-    /// Whether the bytes can be read into the caller's memory as they are: whole blocks of one layer, and one buffer that the disk takes.
-    fn is_direct(&self, given: &[BytesMut], offset: u64, parts: &[Part]) -> bool {
-        let chain = self.target.blocks();
-        let ([buffer], [Part { blocks, layer: Some(_), .. }]) = (given, parts) else { return false };
-        let whole = chain.block_size.bytes_of(*blocks) == (offset..offset + wide(buffer.len()));
-        whole && (chain.layers.blocks.io_mode() == IoMode::Buffered || buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGN_BYTES))
-    }
-
-    /// Who answers, if all of it is here.
-    fn plan_read(&self, offset: u64, bytes: u32) -> Option<Parts> {
-        let chain = self.target.blocks();
-        let view = self.target.view().read();
-        view.check_range(offset, u64::from(bytes)).ok()?;
-        if let Target::Volume(head) = &self.target {
-            head.touch(offset, u64::from(bytes));
-        }
-        let mut parts = Parts::new();
-        for piece in chain.block_size.pieces(offset..offset + u64::from(bytes)) {
-            for (run, answer) in chain.answers(&view, piece.part).ok()? {
-                let blocks = piece.part.extent.part(run).span();
-                let layer = match answer {
-                    Answer::Zero => None,
-                    Answer::Held(layer) => Some(layer),
-                    Answer::Missing(_) | Answer::Patched(_) => return None,
-                };
-                let joins = |part: &&mut Part| {
-                    part.blocks.end() == blocks.start()
-                        && part.layer.as_ref().map(|layer| layer.id) == layer.as_ref().map(|layer| layer.id)
-                        && !chain.block_size.bytes_of(blocks).start.is_multiple_of(SEGMENT_BYTES)
-                };
-                match parts.last_mut().filter(joins) {
-                    Some(part) => part.blocks = BlockSpan::new(part.blocks.start(), blocks.end()),
-                    None => parts.push(Part { blocks, layer, bytes: None }),
-                }
-            }
-        }
-        Some(parts)
-    }
-
-    pub(super) fn end_read(self: &Arc<Self>, inner: &mut Inner, slot: usize, done: Done) {
-        let Some(Pending::Read(read)) = inner.pending.get_mut(slot) else { return };
-        let part = &mut read.parts[length(done.token & u64::from(u32::MAX))];
-        read.under_way -= 1;
-        let layers = &self.target.blocks().layers;
-        let Op::Read { buffer, .. } = done.op else { return };
+    /// A transfer has ended. Answers whether it was the last one.
+    pub fn end_transfer(&mut self, layers: &Layers, done: Done) -> bool {
+        let part = &mut self.parts[length(done.token & u64::from(u32::MAX))];
+        self.under_way -= 1;
+        let Op::Read { buffer, .. } = done.op else { return self.under_way == 0 };
         let verified = done.result.is_ok()
             && part.layer.as_ref().is_some_and(|layer| {
                 let first = part.blocks.first().unwrap_or(Block::LAST);
@@ -184,94 +144,103 @@ impl Shared {
                 matches!(catch_unwind(verify), Ok(Ok(BlockRead::Verified)))
             });
         // What does not match, a worker reads again, and finds out whether it is damage.
-        read.failed |= !verified;
-        let mut lost = false;
-        match (buffer, &mut read.given) {
+        self.failed |= !verified;
+        match (buffer, &mut self.given) {
             (ReadBuffer::Given(buffer), Some(given)) => given.push(buffer),
-            (ReadBuffer::Aligned(_), _) if read.direct => lost = true,
+            (ReadBuffer::Aligned(_), _) if self.direct => {
+                let cause = done.result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
+                self.lost = Some(Error::io("the ring never gave the memory of a read back", cause));
+            }
             (ReadBuffer::Aligned(buffer), _) if verified => part.bytes = Some(buffer.into_bytes()),
             (ReadBuffer::Aligned(_) | ReadBuffer::Given(_), _) => {}
         }
-        if lost {
-            let cause = done.result.err().unwrap_or_else(|| std::io::ErrorKind::Other.into());
-            let lost = Error::io("the ring never gave the memory of a read back", cause);
-            let token = read.token;
-            inner.pending.remove(slot);
-            inner.ready.push(Request::Flush.complete(token, Err(lost)));
-        } else if read.under_way == 0 {
-            self.end_last(inner, slot);
-        }
+        self.under_way == 0
     }
 
-    /// Every transfer of a read has ended.
-    fn end_last(&self, inner: &mut Inner, slot: usize) {
-        let Some(Pending::Read(mut read)) = inner.pending.remove(slot) else { return };
-        match read.pass.take() {
-            Some(pass) if read.failed => {
-                let (token, offset, bytes) = (read.token, read.offset, read.bytes);
+    /// Every transfer of it has ended.
+    pub fn end(mut self, blocks: &Blocks) -> Outcome {
+        if let Some(lost) = self.lost {
+            return Outcome::Ended(Request::Flush.complete(self.token, Err(lost)));
+        }
+        match self.pass.take() {
+            Some(pass) if self.failed => {
+                let (offset, bytes) = (self.offset, self.bytes);
                 let again = |buffers| Request::ReadInto { offset, buffers };
-                let request = read.given.map_or(Request::Read { offset, bytes }, again);
-                inner.later.push(Later { token, request, pass });
+                let request = self.given.map_or(Request::Read { offset, bytes }, again);
+                Outcome::Later(Later { token: self.token, request, pass })
             }
-            _ => self.finish_read(inner, read),
+            _ => Outcome::Ended(self.complete(blocks)),
         }
     }
 
-    fn finish_read(&self, inner: &mut Inner, read: PendingRead) {
-        self.target.blocks().foreground.note_latency(read.began);
-        let block_size = self.target.blocks().block_size;
-        let skip = length(read.offset % block_size.bytes());
+    fn complete(self, blocks: &Blocks) -> Completion {
+        blocks.foreground.note_latency(self.began);
+        let (token, block_size) = (self.token, blocks.block_size);
+        let skip = length(self.offset % block_size.bytes());
         let size = |part: &Part| length(block_size.bytes_for(part.blocks.len()));
-        let bytes = match (read.given, &read.parts[..]) {
+        let bytes = match (self.given, &self.parts[..]) {
             (Some(mut buffers), parts) => {
-                if !read.direct {
+                if !self.direct {
                     scatter(parts.iter().map(|part| (part.bytes.as_deref(), size(part))), skip, &mut buffers);
                 }
-                return inner.ready.push(Completion { token: read.token, result: Ok(Bytes::new()), buffers });
+                return Completion { token, result: Ok(Bytes::new()), buffers };
             }
             // The only part is the read itself, or it is a part of it.
-            (None, [Part { bytes: Some(bytes), .. }]) => bytes.slice(skip..skip + index(read.bytes)),
+            (None, [Part { bytes: Some(bytes), .. }]) => bytes.slice(skip..skip + index(self.bytes)),
             (None, parts) => {
-                let mut all = BytesMut::zeroed(index(read.bytes));
+                let mut all = BytesMut::zeroed(index(self.bytes));
                 scatter(parts.iter().map(|part| (part.bytes.as_deref(), size(part))), skip, std::slice::from_mut(&mut all));
                 all.freeze()
             }
         };
-        inner.ready.push(Completion { token: read.token, result: Ok(bytes), buffers: Vec::new() });
+        Completion { token, result: Ok(bytes), buffers: Vec::new() }
     }
+}
+
+/// Whether the bytes can be read into the caller's memory as they are: whole blocks of one layer, and one buffer that the disk takes.
+fn is_direct(chain: &Blocks, given: &[BytesMut], offset: u64, parts: &[Part]) -> bool {
+    let ([buffer], [Part { blocks, layer: Some(_), .. }]) = (given, parts) else { return false };
+    let whole = chain.block_size.bytes_of(*blocks) == (offset..offset + wide(buffer.len()));
+    whole && (chain.layers.blocks.io_mode() == IoMode::Buffered || buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGN_BYTES))
+}
+
+/// Which layers answer, if all of it is here.
+fn plan(target: &Target, offset: u64, bytes: u32) -> Option<Parts> {
+    let chain = target.blocks();
+    let view = target.view().read();
+    view.check_range(offset, u64::from(bytes)).ok()?;
+    if let Target::Volume(head) = target {
+        head.touch(offset, u64::from(bytes));
+    }
+    let mut parts = Parts::new();
+    for piece in chain.block_size.pieces(offset..offset + u64::from(bytes)) {
+        for (run, answer) in chain.answers(&view, piece.part).ok()? {
+            let blocks = piece.part.extent.part(run).span();
+            let layer = match answer {
+                Answer::Zero => None,
+                Answer::Held(layer) => Some(layer),
+                Answer::Missing(_) | Answer::Patched(_) => return None,
+            };
+            let joins = |part: &&mut Part| {
+                part.blocks.end() == blocks.start()
+                    && part.layer.as_ref().map(|layer| layer.id) == layer.as_ref().map(|layer| layer.id)
+                    && !chain.block_size.bytes_of(blocks).start.is_multiple_of(SEGMENT_BYTES)
+            };
+            match parts.last_mut().filter(joins) {
+                Some(part) => part.blocks = BlockSpan::new(part.blocks.start(), blocks.end()),
+                None => parts.push(Part { blocks, layer, bytes: None }),
+            }
+        }
+    }
+    Some(parts)
 }
 
 /// Gives the caller's buffer back, of a read that does not go to the ring.
-fn give_back(ops: SmallVec<[(usize, Op); 1]>, given: Option<&mut Vec<BytesMut>>) {
+fn give_back(transfers: Transfers, given: Option<&mut Vec<BytesMut>>) {
     let Some(given) = given else { return };
-    for (_, op) in ops {
+    for (_, op) in transfers {
         if let Op::Read { buffer: ReadBuffer::Given(buffer), .. } = op {
             given.push(buffer);
-        }
-    }
-}
-
-/// Copies what parts have, from the byte `skip` on, into buffers, one after the other. A part is its bytes, or zeros, and its length.
-/// The parts are not shorter than the buffers.
-pub fn scatter<'a>(parts: impl IntoIterator<Item = (Option<&'a [u8]>, usize)>, mut skip: usize, buffers: &mut [BytesMut]) {
-    let mut buffers = buffers.iter_mut();
-    let mut rest: &mut [u8] = &mut [];
-    for (bytes, length) in parts {
-        let (mut at, end) = (skip.min(length), length);
-        skip -= at;
-        while at < end {
-            if rest.is_empty() {
-                let Some(next) = buffers.next() else { return };
-                rest = next;
-                continue;
-            }
-            let count = rest.len().min(end - at);
-            let (filled, behind) = rest.split_at_mut(count);
-            match bytes {
-                Some(bytes) => filled.copy_from_slice(&bytes[at..at + count]),
-                None => filled.fill(0),
-            }
-            (rest, at) = (behind, at + count);
         }
     }
 }
@@ -293,13 +262,5 @@ mod tests {
         };
         assert_eq!([false; 9].map(&mut between), [0, 1, 3, 7, 15, 31, 63, 63, 63]);
         assert_eq!([true, true, false, true].map(between), [63, 0, 0, 1]);
-    }
-
-    #[test]
-    fn bytes_of_parts_are_scattered_over_buffers_of_any_length() {
-        let parts = [(Some(&[1u8, 2, 3][..]), 3), (None, 2), (Some(&[6, 7, 8, 9][..]), 4)];
-        let mut buffers = [0, 1, 4, 3].map(|length| BytesMut::from(&[255; 8][..length]));
-        scatter(parts, 1, &mut buffers);
-        assert_eq!(buffers, [&[][..], &[2], &[3, 0, 0, 6], &[7, 8, 9]]);
     }
 }

@@ -1,6 +1,7 @@
 //! Queues over a store in a directory, whose files do what a test tells them.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
 use crate::catalog::Catalog;

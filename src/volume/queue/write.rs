@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
-use super::{Inner, Later, Pass, Pending, Shared, Target};
+use super::outcome::{Begun, Later, Outcome, Pass};
 use crate::error::Result;
 use crate::io::{Done, IoMode};
 use crate::layer::{Admission, Admitted, Layer, Layers, RingWrite};
@@ -52,36 +52,34 @@ pub struct PendingWrite {
     pass: Pass,
 }
 
-impl Shared {
-    /// Starts a write. `false`: it needs a worker.
-    pub(super) fn start_write(self: &Arc<Self>, inner: &mut Inner, token: u64, offset: u64, data: &Bytes, fua: bool) -> bool {
-        let Target::Volume(head) = &self.target else { return false };
+impl PendingWrite {
+    /// Begins a write.
+    pub fn begin(head: &Arc<Head>, token: u64, offset: u64, data: &Bytes, fua: bool) -> Begun<Self> {
         let block_bytes = head.blocks.block_size.bytes();
         let bytes = wide(data.len());
         let whole = offset.is_multiple_of(block_bytes) && bytes.is_multiple_of(block_bytes) && bytes > 0;
         // A range that wraps is refused where ranges are checked.
         let one_file = offset.checked_add(bytes).is_some_and(|end| offset / SEGMENT_BYTES == end.saturating_sub(1) / SEGMENT_BYTES);
         if !whole || !one_file || head.blocks.layers.under_pressure() || head.check_alive().is_err() {
-            return false;
+            return Begun::NeedsWorker;
         }
-        let Some(inside) = Gate::try_enter(&head.gate) else { return false };
+        let Some(inside) = Gate::try_enter(&head.gate) else { return Begun::NeedsWorker };
         let layer = {
             let view = head.view.read();
             if view.check_range(offset, bytes).is_err() {
-                return false;
+                return Begun::NeedsWorker;
             }
             Arc::clone(&view.layer)
         };
-        let Some(parts) = admit(head, &layer, offset, bytes) else { return false };
+        let Some(parts) = admit(head, &layer, offset, bytes) else { return Begun::NeedsWorker };
         if head.blocks.layers.blocks.io_mode() == IoMode::Buffered && data.len() <= head.blocks.layers.limits().inline_bytes_max {
-            let began = self.began();
+            let began = head.blocks.foreground.began();
             let result = write_inline(head, &layer, parts, data);
             drop(inside);
             head.blocks.foreground.note_latency(began);
-            self.end_request(inner, token, fua, result, None);
-            return true;
+            return Begun::Done(finish(head, token, fua, result, None));
         }
-        let Ok(pass) = self.hold() else { return false };
+        let Ok(pass) = head.pool.fence.hold() else { return Begun::NeedsWorker };
         let (layers, block) = (&head.blocks.layers, head.blocks.block_size.block_at(offset));
         let mut taken_over = SmallVec::new();
         let keep = |part: Part<'_>| {
@@ -91,36 +89,35 @@ impl Shared {
             part.admitted.keep(Arc::clone(&layers.admission), Arc::clone(&layer))
         };
         let parts = parts.into_iter().map(keep).collect();
-        let (began, inside) = (self.began(), inside.keep(HeadGate(Arc::clone(head))));
-        let Ok((write, op)) = RingWrite::begin(&layers.admission, &layer, block, parts, data) else { return false };
-        let slot = inner.pending.insert(Pending::Write(PendingWrite { token, fua, layer, write, taken_over, began, inside, pass }));
-        inner.ring.push(wide(slot) << 32, op);
-        true
+        let (began, inside) = (head.blocks.foreground.began(), inside.keep(HeadGate(Arc::clone(head))));
+        let Ok((write, op)) = RingWrite::begin(&layers.admission, &layer, block, parts, data) else { return Begun::NeedsWorker };
+        let write = Self { token, fua, layer, write, taken_over, began, inside, pass };
+        Begun::Pending(write, smallvec![(0, op)])
     }
 
-    pub(super) fn end_write(self: &Arc<Self>, inner: &mut Inner, slot: usize, done: Done) {
-        let (Some(Pending::Write(pending)), Target::Volume(head)) = (inner.pending.remove(slot), &self.target) else { return };
-        let result = pending.write.end(done);
+    /// Its transfer has ended.
+    pub fn end(self, head: &Head, done: Done) -> Outcome {
+        let result = self.write.end(done);
         if result.is_ok() {
-            for part in pending.taken_over {
-                head.take_over(&pending.layer, part);
+            for part in self.taken_over {
+                head.take_over(&self.layer, part);
             }
         }
-        drop(pending.inside);
-        head.blocks.foreground.note_latency(pending.began);
-        self.end_request(inner, pending.token, pending.fua, result, Some(pending.pass));
+        drop(self.inside);
+        head.blocks.foreground.note_latency(self.began);
+        finish(head, self.token, self.fua, result, Some(self.pass))
     }
+}
 
-    /// Ends a write, or lets a flush end it.
-    fn end_request(&self, inner: &mut Inner, token: u64, fua: bool, result: Result<()>, pass: Option<Pass>) {
-        let pass = match (result, pass) {
-            (Ok(()), pass) if fua => pass.map_or_else(|| self.hold(), Ok),
-            (result, _) => return inner.ready.push(Request::Flush.complete(token, result.map(|()| Bytes::new()))),
-        };
-        match pass {
-            Ok(pass) => inner.later.push(Later { token, request: Request::Flush, pass }),
-            Err(closed) => inner.ready.push(Request::Flush.complete(token, Err(closed))),
-        }
+/// Ends a write, or lets a flush end it.
+fn finish(head: &Head, token: u64, fua: bool, result: Result<()>, pass: Option<Pass>) -> Outcome {
+    let pass = match (result, pass) {
+        (Ok(()), pass) if fua => pass.map_or_else(|| head.pool.fence.hold(), Ok),
+        (result, _) => return Outcome::Ended(Request::Flush.complete(token, result.map(|()| Bytes::new()))),
+    };
+    match pass {
+        Ok(pass) => Outcome::Later(Later { token, request: Request::Flush, pass }),
+        Err(closed) => Outcome::Ended(Request::Flush.complete(token, Err(closed))),
     }
 }
 
