@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::time::Instant;
+use crate::units::whole_nanos;
 
 /// No clock goes beyond this, so that no sum of times overflows: about 290 years.
 const NANOS_MAX: u64 = u64::MAX / 2;
@@ -89,7 +90,7 @@ impl GuardedClock {
 
     fn nanos(read: impl FnOnce() -> Duration) -> Option<u64> {
         let time = catch_unwind(AssertUnwindSafe(read)).ok()?;
-        Some(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(NANOS_MAX))
+        Some(whole_nanos(time).min(NANOS_MAX))
     }
 }
 

@@ -2,6 +2,8 @@
 #![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![deny(clippy::cast_precision_loss)]
 
+use std::time::Duration;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::place::index;
 
@@ -19,6 +21,16 @@ pub const fn real(number: u64) -> f64 {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it ends at the bounds")]
 pub const fn whole(real: f64) -> u64 {
     real as u64
+}
+
+/// Whole microseconds of a time; the largest number for one that is too long.
+pub fn whole_micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whole nanoseconds of a time; the largest number for one of more than 584 years.
+pub fn whole_nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Parses `4096`, `10G`, `10GiB`, `1.5T` (suffixes are powers of 1024; case does not matter).

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::ids::LeaseId;
 use crate::source::{Connector, Lease, LeaseRequest, LeasedSource, Since, Source, SourceError, SourceErrorKind, SourceOpener};
 use crate::sync::Mutex;
+use crate::units::whole_micros;
 
 /// Shortest pause before it is looked again whether a connection is used.
 const IDLE_LOOK_MIN: Duration = Duration::from_millis(100);
@@ -336,7 +337,7 @@ impl Addresses {
                     failing: peer.failures > 0,
                     bytes_fetched: peer.bytes,
                     errors: peer.errors,
-                    round_trip_micros: peer.round_trip.map(|time| time.as_micros() as u64),
+                    round_trip_micros: peer.round_trip.map(whole_micros),
                     last_error: peer.last_error.clone(),
                     refused: peer.refused,
                 };
@@ -346,7 +347,7 @@ impl Addresses {
         });
         // A source is not called under the lock.
         let with_round_trip = |(mut info, source): (SourceInfo, Option<Arc<dyn Source>>)| {
-            let round_trip = source.and_then(|source| source.stats().round_trip).map(|time| time.as_micros() as u64);
+            let round_trip = source.and_then(|source| source.stats().round_trip).map(whole_micros);
             info.round_trip_micros = round_trip.or(info.round_trip_micros);
             info
         };

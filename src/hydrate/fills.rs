@@ -17,7 +17,7 @@ use super::root::Part;
 use crate::error::Result;
 use crate::io::{Done, Reservation, Ring, RingWaker, give_way};
 use crate::layer::RingWrite;
-use crate::place::ExtentSpan;
+use crate::place::{ExtentSpan, index, wide};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Condvar, Mutex};
@@ -121,7 +121,7 @@ impl Fills {
 
     /// Stores blocks of a fetched range, some time soon.
     pub fn store(&self, of: &Arc<Fetched>, blocks: Range<u64>, bytes: Bytes) {
-        let (size, shared) = (bytes.len() as u64, &self.0);
+        let (size, shared) = (wide(bytes.len()), &self.0);
         let mut state = shared.state.lock();
         state.bytes += size;
         let held = Arc::new(Held { shared: Arc::clone(shared), of: Arc::clone(of), bytes: size });
@@ -231,7 +231,7 @@ impl Writes {
         let mut left = parts.root.parts_to_fill(&fill.blocks, &fill.bytes);
         left.reverse();
         while let Some(part) = left.pop() {
-            self.wait_while(|writes| writes.writes.len() >= DEPTH as usize);
+            self.wait_while(|writes| writes.writes.len() >= index(DEPTH));
             // A read that was tried again brings the same blocks again: nobody but this thread ends their writes.
             self.wait_while(|writes| writes.is_writing(parts, part.span));
             // Nothing is held while a round makes room for more, for others may hold the rest.

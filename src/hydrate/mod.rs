@@ -16,6 +16,8 @@
 //! - No wait depends on a source alone: [`Hydrator::stop`] and [`Hydrator::give_up_waiting`] end each, whether the source answers,
 //!   closes, or does neither. Threads that ask what may never be answered touch nothing but the source.
 //! - A step of backfill waits for nothing: what may take long is an errand on another thread, and its end is a message.
+#![cfg_attr(not(test), deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless))]
+#![cfg_attr(not(test), deny(clippy::cast_precision_loss))]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod addresses;

@@ -9,7 +9,7 @@ use roaring::RoaringBitmap;
 use crate::error::Result;
 use crate::io::is_zero;
 use crate::layer::{Admission, Admitted, Layer, Layers};
-use crate::place::{Block, BlockBits, BlockSize, BlockSpan, ExtentSpan};
+use crate::place::{Block, BlockBits, BlockSize, BlockSpan, ExtentSpan, index, length, wide};
 use crate::source::Part as SourcePart;
 
 /// A root layer, and how its blocks lie in the source.
@@ -63,7 +63,7 @@ impl Root {
     /// The blocks of `run` that a part of a source has, and their bytes.
     pub fn blocks_of(&self, part: &SourcePart, run: &Range<u64>) -> Option<(Range<u64>, Bytes)> {
         let part = part.within(&self.byte_range(run))?;
-        let end = part.offset + part.bytes.len() as u64;
+        let end = part.offset + wide(part.bytes.len());
         // Parts are cut where blocks are, and the last block ends with the source.
         Some((self.block_size.block_of(part.offset)..self.block_size.blocks_for(end), part.bytes))
     }
@@ -92,8 +92,8 @@ impl Root {
 
     /// Makes those missing blocks zero whose bytes are; answers the others, cut at extents.
     pub fn parts_to_fill(&self, blocks: &Range<u64>, bytes: &Bytes) -> Vec<Part> {
-        let block_bytes = self.block_size.bytes() as usize;
-        let at = |block: u64| ((block - blocks.start) as usize * block_bytes).min(bytes.len());
+        let block_bytes = length(self.block_size.bytes());
+        let at = |block: u64| (length(block - blocks.start) * block_bytes).min(bytes.len());
         let mut parts = Vec::new();
         for run in self.missing_runs(blocks) {
             for run in BlockSpan::new(run.start, run.end).by_extent() {
@@ -101,7 +101,7 @@ impl Root {
                 while let Some(first) = left.first() {
                     let is_zero_at = |block: u64| is_zero(&bytes[at(block)..at(block + 1)]);
                     let zero = is_zero_at(left.start());
-                    let same = left.blocks().take_while(|block| is_zero_at(u64::from(block.number())) == zero).count() as u64;
+                    let same = wide(left.blocks().take_while(|block| is_zero_at(u64::from(block.number())) == zero).count());
                     let span = BlockSpan::from(first, same);
                     left = left.skip(same);
                     if zero {
@@ -117,7 +117,7 @@ impl Root {
 
     /// Blocks of one extent, and their bytes.
     fn part(&self, span: ExtentSpan, bytes: Bytes) -> Part {
-        let whole = span.len() as usize * self.block_size.bytes() as usize;
+        let whole = index(span.len()) * length(self.block_size.bytes());
         if bytes.len() == whole {
             return Part { span, bytes };
         }

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, Writer, decode_frame, encode_frame};
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
 use crate::limits::Limits;
+use crate::place::wide;
 
 /// Takes space for so many bytes of the file in all.
 pub type Grow<'a> = dyn Fn(u64) -> std::io::Result<()> + 'a;
@@ -72,7 +73,7 @@ impl Draft<'_> {
         }
         let frame = Frame { sequence: self.sequence + 1, kind, payload };
         let bytes = encode_frame(&self.superblock.store_id, self.superblock.journal, frame);
-        let end = self.end + bytes.len() as u64;
+        let end = self.end + wide(bytes.len());
         let written = (self.grow)(end).and_then(|()| self.file.write_all_at(&bytes, self.end));
         written.map_err(|error| Error::io("cannot write the state", error))?;
         self.payload.bytes.clear();
@@ -220,7 +221,7 @@ pub(super) fn write_superblock(disk: &dyn Disk, paths: &StorePaths, file: &dyn D
         let context = format!("cannot {action} {}", path.display());
         move |error| Error::io(context, error)
     };
-    let fresh = file.size_bytes().map_err(wrap("read the size of"))? < 2 * SUPERBLOCK_BYTES as u64;
+    let fresh = file.size_bytes().map_err(wrap("read the size of"))? < 2 * wide(SUPERBLOCK_BYTES);
     file.write_all_at(&superblock.encode(), superblock.slot_offset()).map_err(wrap("write"))?;
     file.sync_data().map_err(|error| Error::sync(format!("cannot sync {}", path.display()), error))?;
     if fresh {

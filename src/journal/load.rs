@@ -12,6 +12,7 @@ use crate::format::{
 };
 use crate::io::{Disk, DiskFileExt, IoMode, OpenMode};
 use crate::limits::Limits;
+use crate::place::wide;
 
 /// The contents of the superblock and the journal.
 pub struct Loaded {
@@ -235,7 +236,7 @@ fn read_slots(disk: &dyn Disk, path: &Path) -> io::Result<(Vec<u8>, u64)> {
     let length = usize::try_from(size).unwrap_or(usize::MAX).min(2 * SUPERBLOCK_BYTES);
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, 0)?;
-    Ok((bytes, size - length as u64))
+    Ok((bytes, size - wide(length)))
 }
 
 /// The error for a directory without a superblock: there is no store, or it has lost what is needed to read it.

@@ -44,6 +44,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Frame, FrameKind, Record, StorePaths, Superblock, Writer, encode_frame, frame_bytes};
 use crate::io::{Disk, DiskFile, DiskFileExt};
 use crate::limits::Limits;
+use crate::place::wide;
 
 /// Bytes by which one byte of a record lets the state grow at most: the header of a container for one more block, and its checksum, which
 /// the state carries while there is no space for its page.
@@ -299,8 +300,8 @@ impl Journal {
             kept.push(payload.to_vec());
         }
         self.sequence += 1;
-        self.tail_bytes += bytes.len() as u64;
-        self.growth_bytes += STATE_GROWTH * payload.len() as u64;
+        self.tail_bytes += wide(bytes.len());
+        self.growth_bytes += STATE_GROWTH * wide(payload.len());
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use super::frames::read_frame;
 use crate::format::{FRAME_HEADER_BYTES, FRAME_MAGIC, FrameKind, Reader, Superblock, decode_frame, frame_bytes};
 use crate::io::{DiskFile, DiskFileExt};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
+use crate::place::{length, wide};
 
 /// Bytes looked through at once.
 const STEP_BYTES: usize = 1 << 20;
@@ -13,7 +14,7 @@ const STEP_BYTES: usize = 1 << 20;
 const LENGTH_AT: usize = 4;
 /// Frames begin at multiples of this.
 const FRAME_ALIGN: usize = 8;
-const FRAME_ALIGN_BYTES: u64 = FRAME_ALIGN as u64;
+const FRAME_ALIGN_BYTES: u64 = wide(FRAME_ALIGN);
 
 /// Where a whole later frame lies behind the one at `offset` that does not verify and should have the number `sequence`.
 ///
@@ -34,7 +35,7 @@ pub fn whole_frame_behind(file: &dyn DiskFile, superblock: &Superblock, offset: 
                     return Ok(Some(place));
                 }
             }
-            at = (at + bytes.len() as u64).next_multiple_of(FRAME_ALIGN_BYTES);
+            at = (at + wide(bytes.len())).next_multiple_of(FRAME_ALIGN_BYTES);
         }
         // Allocated space may reach beyond the end of the file.
         at = at.max(data.end).next_multiple_of(FRAME_ALIGN_BYTES);
@@ -73,8 +74,3 @@ fn is_later_round(file: &dyn DiskFile, superblock: &Superblock, offset: u64, seq
 }
 
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(FRAME_ALIGN));
-
-/// Bytes of a file as the length of a buffer.
-fn length(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
+use crate::place::{length, wide};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A local file, read on the caller's thread.
@@ -72,7 +73,7 @@ impl FileSource {
 
     fn read_now(&self, range: Range<u64>) -> Result<Bytes, SourceError> {
         self.check_open()?;
-        let mut buffer = vec![0; (range.end - range.start) as usize];
+        let mut buffer = vec![0; length(range.end - range.start)];
         let read = self.file.read_exact_at(&mut buffer, range.start);
         read.map_err(|error| match error.kind() {
             std::io::ErrorKind::UnexpectedEof => self.error(SourceErrorKind::Changed, "it is shorter than it was"),
@@ -96,7 +97,7 @@ impl Source for FileSource {
         let result = self.read_now(range);
         self.requests.fetch_add(1, Ordering::Relaxed);
         match &result {
-            Ok(bytes) => self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed),
+            Ok(bytes) => self.bytes_read.fetch_add(wide(bytes.len()), Ordering::Relaxed),
             Err(_) => self.errors.fetch_add(1, Ordering::Relaxed),
         };
         let result = result.map(|bytes| arrival.part(Part::new(offset, bytes)));

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::{Arrival, OnArrival, PART_ALIGN_BYTES, Part, ReadClass, Source, SourceError, SourceErrorKind, damaged_error};
+use crate::place::{length, wide};
 use crate::sync::Mutex;
 
 /// Blocking calls over any [`Source`].
@@ -46,7 +47,7 @@ impl<S: Source + ?Sized> SourceExt for S {
             let message = format!("{} has no bytes {} to {}", self.describe(), range.start, range.end);
             return Err(SourceError { kind: SourceErrorKind::Invalid, message });
         }
-        let mut all = bytes::BytesMut::zeroed((range.end - range.start) as usize);
+        let mut all = bytes::BytesMut::zeroed(length(range.end - range.start));
         let (sender, receiver) = crate::sync::mpsc::channel();
         self.read_any(range.clone(), ReadClass::Waited, OnArrival::new(move |arrival| drop(sender.send(arrival))));
         loop {
@@ -56,7 +57,7 @@ impl<S: Source + ?Sized> SourceExt for S {
                         return Err(damaged_error(&self.describe(), damaged));
                     }
                     let Some(part) = part.within(&range) else { continue };
-                    let at = (part.offset - range.start) as usize;
+                    let at = length(part.offset - range.start);
                     all[at..at + part.bytes.len()].copy_from_slice(&part.bytes);
                 }
                 Ok(Arrival::End(result)) => return result.map(|()| all.freeze()),
@@ -181,7 +182,7 @@ impl Gather {
     }
 
     fn take_part(&mut self, part: &Part) -> Result<(), SourceError> {
-        let Some(end) = part.offset.checked_add(part.bytes.len() as u64) else {
+        let Some(end) = part.offset.checked_add(wide(part.bytes.len())) else {
             return Err(self.broken("sent bytes behind the end of everything"));
         };
         let is_cut = |at: u64| at.is_multiple_of(PART_ALIGN_BYTES) || at == self.range.start || at == self.range.end;
@@ -194,7 +195,7 @@ impl Gather {
             return Err(damaged_error(&self.source, offset));
         }
         let Some(part) = part.within(&self.range) else { return Ok(()) };
-        let end = part.offset + part.bytes.len() as u64;
+        let end = part.offset + wide(part.bytes.len());
         let mut at = part.offset;
         while at < end {
             let first = at / PART_ALIGN_BYTES * PART_ALIGN_BYTES;
@@ -210,14 +211,14 @@ impl Gather {
 
     /// Adds bytes to the window `bounds`, and hands the window on when all of its bytes have arrived.
     fn take_piece(&mut self, bounds: &Range<u64>, offset: u64, bytes: Bytes) {
-        if bytes.len() as u64 == bounds.end - bounds.start {
+        if wide(bytes.len()) == bounds.end - bounds.start {
             return self.hand_on(Part::new(offset, bytes));
         }
-        let make = || Window { bytes: BytesMut::zeroed((bounds.end - bounds.start) as usize), covered: Cover::default() };
+        let make = || Window { bytes: BytesMut::zeroed(length(bounds.end - bounds.start)), covered: Cover::default() };
         let window = self.windows.entry(bounds.start).or_insert_with(make);
-        let at = (offset - bounds.start) as usize;
+        let at = length(offset - bounds.start);
         window.bytes[at..at + bytes.len()].copy_from_slice(&bytes);
-        window.covered.insert(&(offset..offset + bytes.len() as u64));
+        window.covered.insert(&(offset..offset + wide(bytes.len())));
         if window.covered.has(bounds)
             && let Some(window) = self.windows.remove(&bounds.start)
         {
@@ -226,7 +227,7 @@ impl Gather {
     }
 
     fn hand_on(&mut self, part: Part) {
-        self.covered.insert(&(part.offset..part.offset + part.bytes.len() as u64));
+        self.covered.insert(&(part.offset..part.offset + wide(part.bytes.len())));
         if let Some(arrival) = &mut self.arrival {
             arrival.part(part);
         }

@@ -6,6 +6,8 @@
 //!
 //! # Invariants
 //! - A source that panics, drops a callback, answers without bytes or never answers costs its own requests and nothing else.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod about;

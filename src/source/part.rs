@@ -5,9 +5,10 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::limits::BLOCK_BYTES_MAX;
+use crate::place::{index, length, wide};
 
 /// Parts of a read begin and end at multiples of this many bytes, so that no block of any size lies in two parts.
-pub const PART_ALIGN_BYTES: u64 = BLOCK_BYTES_MAX as u64;
+pub const PART_ALIGN_BYTES: u64 = wide(index(BLOCK_BYTES_MAX));
 
 /// Consecutive bytes of a source, with the checksums that the source gives for them.
 ///
@@ -40,9 +41,9 @@ impl Part {
 
     /// The bytes that lie in `range`, which is in bytes of the source; `None` if there are none.
     pub fn within(&self, range: &Range<u64>) -> Option<Self> {
-        let end = self.offset + self.bytes.len() as u64;
+        let end = self.offset + wide(self.bytes.len());
         let (start, end) = (self.offset.max(range.start), end.min(range.end));
-        let bytes = (start < end).then(|| self.bytes.slice((start - self.offset) as usize..(end - self.offset) as usize))?;
+        let bytes = (start < end).then(|| self.bytes.slice(length(start - self.offset)..length(end - self.offset)))?;
         Some(Self { offset: start, bytes, checksums: self.checksums.clone() })
     }
 
@@ -55,15 +56,15 @@ impl Part {
             return None;
         }
         let block_bytes = u64::from(block_bytes);
-        let end = self.offset + self.bytes.len() as u64;
+        let end = self.offset + wide(self.bytes.len());
         let at = |number: u64| first.checked_add(number.checked_mul(block_bytes)?);
         let blocks = values.iter().zip(0u64..).filter_map(|(value, number)| Some(((*value)?, at(number)?)));
         let mut inside = blocks.filter(|(_, offset)| *offset >= self.offset && *offset < end);
         inside
             .find(|(checksum, offset)| {
-                let start = (offset - self.offset) as usize;
-                let bytes = &self.bytes[start..self.bytes.len().min(start + block_bytes as usize)];
-                content_checksum(bytes, block_bytes as usize) != *checksum
+                let start = length(offset - self.offset);
+                let bytes = &self.bytes[start..self.bytes.len().min(start + length(block_bytes))];
+                content_checksum(bytes, length(block_bytes)) != *checksum
             })
             .map(|(_, offset)| offset)
     }
@@ -75,8 +76,8 @@ pub fn content_checksum(bytes: &[u8], block_bytes: usize) -> u32 {
     hasher.update(bytes);
     let mut zeros = block_bytes.saturating_sub(bytes.len());
     while zeros > 0 {
-        let some = zeros.min(BLOCK_BYTES_MAX as usize);
-        hasher.update(&[0; BLOCK_BYTES_MAX as usize][..some]);
+        let some = zeros.min(index(BLOCK_BYTES_MAX));
+        hasher.update(&[0; index(BLOCK_BYTES_MAX)][..some]);
         zeros -= some;
     }
     hasher.finalize()

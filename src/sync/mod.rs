@@ -3,6 +3,8 @@
 //! The engine takes these from here and from nowhere else; `tests/tidy` keeps this rule. Without the feature `sim` they are those
 //! of `parking_lot` and the standard library. With it they are those of `sim`, which puts the threads of a simulated run under a
 //! seeded scheduler and leaves all other threads alone.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_precision_loss)]
 
 mod lock;
 mod poll;

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::place::wide;
+
 /// Waits until one of `fds` is ready or the timeout passes; an interrupted wait counts none.
 ///
 /// # Errors
@@ -14,7 +16,7 @@ pub(super) fn poll_now(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> i
     });
     let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: `fds` and `timeout` live past the call, the length is that of `fds`, and no signal mask is passed.
-    let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout, std::ptr::null()) };
+    let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), wide(fds.len()), timeout, std::ptr::null()) };
     match usize::try_from(ready) {
         Ok(ready) => Ok(ready),
         Err(_) => match io::Error::last_os_error() {

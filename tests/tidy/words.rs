@@ -11,11 +11,11 @@ const OUTSIDE: [&str; 5] = ["placement", "fleet", "image", "guide", "sync"];
 const EXTENT_ARITHMETIC: &[(&str, usize)] = &[("layer", 4)];
 
 /// Casts to a numeric type in 1,000 lines of all that is not a test. The number may only shrink.
-const CASTS_MAX: usize = 6;
+const CASTS_MAX: usize = 2;
 /// The same of one module.
 const CASTS_OF_MODULE_MAX: usize = 6;
 /// Modules that have more, and how many. The numbers may only shrink. `units` is short, and has those that others do without.
-const CASTS: &[(&str, usize)] = &[("bin", 8), ("hydrate", 11), ("journal", 16), ("source", 11), ("units", 36)];
+const CASTS: &[(&str, usize)] = &[("bin", 8), ("units", 34)];
 
 /// Modules with comments of which a sentence begins with "Who" for "a reader that", and how many. The numbers may only shrink.
 const RIDDLES: &[(&str, usize)] = &[("hydrate", 3), ("source", 2), ("store", 2), ("volume", 1)];

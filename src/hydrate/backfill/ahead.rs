@@ -45,10 +45,10 @@ impl Readers {
             let from = stream.last.start;
             miss.start >= from && miss.start <= stream.ahead.max(stream.last.end) + near
         };
-        let strided = |stream: &Stream| stream.stride != 0 && miss.start as i64 - stream.last.start as i64 == stream.stride;
+        let strided = |stream: &Stream| stream.stride != 0 && miss.start.cast_signed() - stream.last.start.cast_signed() == stream.stride;
         let found = self.streams.iter().position(strided).or_else(|| self.streams.iter().position(sequential));
         let Some(mut stream) = found.and_then(|at| self.streams.remove(at)) else { return self.begin(miss, near) };
-        let stride = miss.start as i64 - stream.last.start as i64;
+        let stride = miss.start.cast_signed() - stream.last.start.cast_signed();
         let jumps = stride == stream.stride && stride.unsigned_abs() > near;
         let goes_on = sequential(&stream);
         stream.steps = if stride == stream.stride { stream.steps + 1 } else { 0 };
@@ -67,7 +67,7 @@ impl Readers {
     /// Nobody is known to have read near here.
     fn begin(&mut self, miss: &Range<u64>, near: u64) -> Vec<Range<u64>> {
         // A jump from the latest reader may be the first of many.
-        let stride = self.streams.front().map_or(0, |latest| miss.start as i64 - latest.last.start as i64);
+        let stride = self.streams.front().map_or(0, |latest| miss.start.cast_signed() - latest.last.start.cast_signed());
         let around = miss.start / near * near..miss.end.next_multiple_of(near);
         self.streams.truncate(STREAMS_MAX - 1);
         self.streams.push_front(Stream { last: miss.clone(), stride, steps: 0, ahead: around.end, bytes: AHEAD_BYTES.start });
@@ -97,7 +97,7 @@ impl Stream {
         self.grow();
         let stride = self.stride;
         // The next miss is expected behind what is fetched now.
-        let step = |number: u64| miss.start.checked_add_signed(stride.checked_mul(number as i64)?);
+        let step = |number: u64| miss.start.checked_add_signed(stride.checked_mul(number.cast_signed())?);
         let ahead: Vec<_> = (1..=steps).map_while(step).map(|start| start..start + blocks).collect();
         if let Some(last) = ahead.last() {
             self.last = last.clone();

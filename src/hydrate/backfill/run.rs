@@ -18,6 +18,7 @@ use crate::hydrate::fills::Fetched;
 use crate::hydrate::pace::{Asks, Sending, Sent};
 use crate::hydrate::parts::Parts;
 use crate::hydrate::progress::FetchClass;
+use crate::place::wide;
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -31,7 +32,7 @@ const LONG: Duration = Duration::from_secs(60);
 const RECORD_BYTES: u64 = 16 << 20;
 /// Messages that are taken, and requests that are made, before others have their turn.
 const MESSAGES_MAX: usize = 64;
-const REQUESTS_MAX: usize = 32;
+const REQUESTS_MAX: u64 = 32;
 
 /// One request under way.
 struct Request {
@@ -221,7 +222,7 @@ impl Backfill {
         let mut shortest: Option<Duration> = None;
         let first = self.next;
         loop {
-            if self.next - first >= REQUESTS_MAX as u64 && self.crew.is_some() {
+            if self.next - first >= REQUESTS_MAX && self.crew.is_some() {
                 return Made { all: false, pause: shortest };
             }
             if let Some(pause) = self.must_pause(self.parts.now()) {
@@ -358,9 +359,9 @@ impl Backfill {
                     request.damage = Some(damaged_error(&request.uri, offset));
                     return;
                 }
-                parts.note_bytes(&request.uri, request.class, part.bytes.len() as u64);
+                parts.note_bytes(&request.uri, request.class, wide(part.bytes.len()));
                 let Some((blocks, bytes)) = parts.root.blocks_of(&part, &request.run) else { return };
-                self.unrecorded_bytes += bytes.len() as u64;
+                self.unrecorded_bytes += wide(bytes.len());
                 match &self.crew {
                     Some(crew) => crew.fills.store(&request.fetched, blocks, bytes),
                     None => parts.root.fill(&blocks, &bytes).unwrap_or_else(|error| parts.note_unstored(&error)),

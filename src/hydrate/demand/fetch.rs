@@ -10,6 +10,7 @@ use crate::hydrate::claims::Claim;
 use crate::hydrate::connect::connect_aside;
 use crate::hydrate::parts::Parts;
 use crate::hydrate::progress::FetchClass;
+use crate::place::wide;
 use crate::source::{Arrival, OnArrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::mpsc::{Receiver, Sender, channel};
 
@@ -169,7 +170,7 @@ impl<'a> WaitedFetch<'a> {
                 if let Some(offset) = part.damage() {
                     attempt.damage = Some(damaged_error(&attempt.uri, offset));
                 } else if !read.over {
-                    parts.note_bytes(&attempt.uri, FetchClass::Demand, part.bytes.len() as u64);
+                    parts.note_bytes(&attempt.uri, FetchClass::Demand, wide(part.bytes.len()));
                     let blocks = parts.root.blocks_of(&part, &read.run);
                     let stored = blocks.map_or(Ok(()), |(blocks, bytes)| parts.root.fill(&blocks, &bytes));
                     parts.news.tell();

@@ -8,6 +8,7 @@ use super::fetch::{REQUEST_BYTES, Unfetched, WaitedFetch};
 use super::waiters::{Asked, Retry, Waiter};
 use crate::error::Result;
 use crate::hydrate::parts::Parts;
+use crate::place::wide;
 use crate::source::{SourceError, SourceErrorKind, SourceExt};
 
 /// Fetches in a row that end well and leave nothing in the layer, before a reader is told that there is nothing to wait for. A fill of
@@ -54,7 +55,7 @@ pub fn demand(parts: &Arc<Parts>, blocks: Range<u64>) -> Result<()> {
 /// # Errors
 /// [`crate::ErrorKind::SourceLost`].
 pub fn read_through(parts: &Parts, first: u64, buffer: &mut [u8]) -> Result<()> {
-    let blocks = parts.root.block_size.blocks_for(buffer.len() as u64);
+    let blocks = parts.root.block_size.blocks_for(wide(buffer.len()));
     let range = parts.root.byte_range(&(first..first + blocks));
     let mut tried = Vec::new();
     let given_up = parts.waiters.given_up();

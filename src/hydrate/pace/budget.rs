@@ -282,6 +282,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::real;
 
     #[test]
     fn hydrations_share_one_way_by_their_weights() {
@@ -305,8 +306,8 @@ mod tests {
                 under_way.pop_front().into_iter().for_each(|sent| budget.end(now, "host", sent, true));
             }
         }
-        let normal = had[1] as f64;
-        assert!((had[0] as f64 / normal - 0.25).abs() < 0.1 && (had[2] as f64 / normal - 4.0).abs() < 0.8, "{had:?}");
+        let normal = real(had[1]);
+        assert!((real(had[0]) / normal - 0.25).abs() < 0.1 && (real(had[2]) / normal - 4.0).abs() < 0.8, "{had:?}");
     }
 
     /// Who makes the requests of a way that carries one each 100 ms, when everybody asks each 200 ms or when something ended, the

@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
+use crate::place::{index, length, wide};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::units::{real, whole_micros};
 
 /// Buckets of the histogram: sixteen for each power of two of microseconds, up to some hours.
 const OCTAVE_BUCKETS: usize = 16;
@@ -43,16 +45,16 @@ impl Default for Latencies {
 }
 
 fn bucket(micros: u64) -> usize {
-    let micros = micros.max(OCTAVE_BUCKETS as u64);
-    let octave = micros.ilog2() as usize;
-    let within = (micros >> (octave - OCTAVE_BUCKETS.ilog2() as usize)) as usize % OCTAVE_BUCKETS;
-    (octave * OCTAVE_BUCKETS + within).min(BUCKETS - 1)
+    let micros = micros.max(wide(OCTAVE_BUCKETS));
+    let octave = micros.ilog2();
+    let within = length(micros >> (octave - OCTAVE_BUCKETS.ilog2())) % OCTAVE_BUCKETS;
+    (index(octave) * OCTAVE_BUCKETS + within).min(BUCKETS - 1)
 }
 
 /// The middle of a bucket, in microseconds.
 fn micros(bucket: usize) -> f64 {
-    let octave = (bucket / OCTAVE_BUCKETS) as i32;
-    2f64.powi(octave) * (1.0 + ((bucket % OCTAVE_BUCKETS) as f64 + 0.5) / OCTAVE_BUCKETS as f64)
+    let (octave, within) = (bucket / OCTAVE_BUCKETS, bucket % OCTAVE_BUCKETS);
+    real(1 << octave) * (1.0 + (real(wide(within)) + 0.5) / real(wide(OCTAVE_BUCKETS)))
 }
 
 impl Latencies {
@@ -67,7 +69,7 @@ impl Latencies {
 
     /// Notes one request.
     pub fn note(&self, latency: Duration) {
-        self.counts[bucket(latency.as_micros().min(u128::from(u64::MAX)) as u64)].fetch_add(1, Ordering::Relaxed);
+        self.counts[bucket(whole_micros(latency))].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes what was noted since the last call: how many requests, and the latency below which 99 of 100 are.
@@ -135,7 +137,7 @@ impl Guard {
             return;
         }
         let (requests, latency) = latencies.take();
-        let pace = self.bytes as f64 / elapsed.as_secs_f64();
+        let pace = real(self.bytes) / elapsed.as_secs_f64();
         (self.bytes, self.tick_at) = (0, now);
         let (was_paused, was_settling) = (self.is_quiet(), self.tick == 0);
         self.tick = (self.tick + 1) % CYCLE_TICKS;
@@ -182,11 +184,11 @@ impl Guard {
         // A pause is one in which nothing beyond the floor is given.
         let rate = if self.is_quiet() { FLOOR_BYTES_PER_SECOND.min(limit) } else { limit };
         self.available = (self.available + elapsed * rate).min((rate / 10.0).max(1.0));
-        if self.available < 0.0 || (self.available < bytes as f64 && self.available < rate / 20.0) {
-            let missing = (bytes as f64).min(rate / 20.0) - self.available;
+        if self.available < 0.0 || (self.available < real(bytes) && self.available < rate / 20.0) {
+            let missing = real(bytes).min(rate / 20.0) - self.available;
             return Err(Duration::from_secs_f64((missing / rate).clamp(0.001, 0.1)));
         }
-        self.available -= bytes as f64;
+        self.available -= real(bytes);
         self.bytes += bytes;
         Ok(())
     }
@@ -209,7 +211,7 @@ mod tests {
                 total += 250_000;
                 room -= 250_000;
             }
-            recent = recent * 0.98 + (total - before) as f64 * 1000.0 * 0.02;
+            recent = recent * 0.98 + real(total - before) * 1000.0 * 0.02;
             for _ in 0..requests_per_second / 1000 {
                 latencies.note(Duration::from_secs_f64(latency(recent) / 1e6));
             }
@@ -219,7 +221,7 @@ mod tests {
             }
             now += Duration::from_millis(1);
         }
-        late as f64 / (seconds as f64 / 2.0)
+        real(late) / (real(seconds) / 2.0)
     }
 
     #[test]
@@ -245,7 +247,7 @@ mod tests {
                 latencies.note(Duration::from_micros(micros_in));
             }
             let (count, told) = latencies.take();
-            assert!(count == 100 && (told / micros_in as f64 - 1.0).abs() < 1.0 / 16.0, "{micros_in}: {told}");
+            assert!(count == 100 && (told / real(micros_in) - 1.0).abs() < 1.0 / 16.0, "{micros_in}: {told}");
         }
     }
 }

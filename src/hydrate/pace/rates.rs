@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::units::{real, whole};
+
 /// A token bucket over a clock that the caller reads.
 #[derive(Debug, Default)]
 pub struct Pace {
@@ -16,15 +18,15 @@ impl Pace {
             self.at = now;
             return Ok(());
         }
-        let cap = cap_bytes_per_second as f64;
+        let cap = real(cap_bytes_per_second);
         let elapsed = now.saturating_sub(self.at).as_secs_f64();
         self.at = now;
         // A fifth of a second may be saved up; a request larger than that is allowed once the bucket is full, and leaves a debt.
         let full = (cap / 5.0).max(1.0);
         self.available_bytes = (self.available_bytes + elapsed * cap).min(full);
-        let needed = (bytes as f64).min(full);
+        let needed = real(bytes).min(full);
         if self.available_bytes >= needed {
-            self.available_bytes -= bytes as f64;
+            self.available_bytes -= real(bytes);
             return Ok(());
         }
         Err(Duration::from_secs_f64(((needed - self.available_bytes) / cap).max(0.001)))
@@ -34,7 +36,7 @@ impl Pace {
 impl Pace {
     /// Gives back what was taken for a request that was not made after all.
     pub fn give_back(&mut self, bytes: u64) {
-        self.available_bytes += bytes as f64;
+        self.available_bytes += real(bytes);
     }
 }
 
@@ -104,8 +106,9 @@ const START_APART_MAX: Duration = Duration::from_secs(2);
 
 /// How long a hydration waits before it begins, if no reader waits: `random` decides, `hydrations` are in the store with it.
 pub fn start_pause(hydrations: usize, random: u64) -> Duration {
-    let longest = (START_APART * hydrations.clamp(1, 1000) as u32).min(START_APART_MAX);
-    longest.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
+    let hydrations = u32::try_from(hydrations).unwrap_or(u32::MAX).max(1);
+    let longest = START_APART.saturating_mul(hydrations).min(START_APART_MAX);
+    longest.mul_f64(real(random >> 11) / real(1 << 53))
 }
 
 /// Bytes a second over the last seconds.
@@ -132,7 +135,7 @@ impl Rate {
     pub fn bytes_per_second(&self, now: Duration, total_bytes: u64) -> u64 {
         let Some((at, bytes)) = self.samples.front() else { return 0 };
         let elapsed = now.saturating_sub(*at).as_secs_f64();
-        if elapsed < 0.001 { 0 } else { ((total_bytes - bytes) as f64 / elapsed) as u64 }
+        if elapsed < 0.001 { 0 } else { whole(real(total_bytes - bytes) / elapsed) }
     }
 }
 
@@ -140,7 +143,7 @@ impl Rate {
 /// that a rate looks back, for it tells of a slower pace only afterwards.
 pub fn is_late(left_bytes: u64, left: Duration, bytes_per_second: u64) -> bool {
     let left = (left - left / 10).saturating_sub(RATE_WINDOW);
-    bytes_per_second as f64 * left.as_secs_f64() <= left_bytes as f64
+    real(bytes_per_second) * left.as_secs_f64() <= real(left_bytes)
 }
 
 #[cfg(test)]

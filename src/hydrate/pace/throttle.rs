@@ -8,6 +8,7 @@ use super::window::Sent;
 use crate::format::HydrationSettings;
 use crate::ids::LayerId;
 use crate::sync::Mutex;
+use crate::units::real;
 
 #[derive(Default)]
 struct State {
@@ -57,7 +58,7 @@ impl Throttle {
         let mut state = self.0.lock();
         if let Some(since) = asks.beside_readers {
             let pace = budget.rate(asks.host) * state.share.of_way();
-            let interval = Duration::from_secs_f64(asks.bytes as f64 / pace.max(1.0)).min(Waits::MEMORY);
+            let interval = Duration::from_secs_f64(real(asks.bytes) / pace.max(1.0)).min(Waits::MEMORY);
             if since < interval {
                 return Err(interval - since);
             }

@@ -5,6 +5,8 @@
 //! It begins by doubling as long as the rate grows. Now and then it lets the path run empty, to see whether it has become
 //! longer or shorter.
 
+use crate::place::wide;
+use crate::units::{real, whole};
 use std::time::Duration;
 
 /// Bytes under way at the start, and at least.
@@ -82,7 +84,7 @@ impl Window {
     /// The limit, and not more than its part of what all hosts may have: so memory is bounded, and a host that does not answer keeps
     /// only its part from others.
     fn limit_beside(&self, hosts: usize) -> u64 {
-        self.limit.min(BYTES_MAX / (hosts as u64).max(1)).max(*REQUEST_BYTES.start())
+        self.limit.min(BYTES_MAX / (wide(hosts)).max(1)).max(*REQUEST_BYTES.start())
     }
 
     /// Bytes of a request that fits the path: small ones where the window is small, so that several are under way. Bytes are under way to
@@ -90,7 +92,7 @@ impl Window {
     pub fn request_bytes(&self, hosts: usize) -> u64 {
         let limit = self.limit_beside(hosts);
         // One that never ends must not keep all others out.
-        let share = (limit / REQUESTS).max((self.rate() * REQUEST_SECONDS) as u64).min(limit / 4);
+        let share = (limit / REQUESTS).max(whole(self.rate() * REQUEST_SECONDS)).min(limit / 4);
         1 << share.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end()).ilog2()
     }
 
@@ -108,7 +110,7 @@ impl Window {
         }
         self.delivered += sent.bytes;
         let elapsed = now.saturating_sub(sent.at).max(Duration::from_micros(10));
-        self.note_rate(now, (self.delivered - sent.delivered) as f64 / elapsed.as_secs_f64());
+        self.note_rate(now, real(self.delivered - sent.delivered) / elapsed.as_secs_f64());
         self.note_latency(now, sent.at, elapsed);
         if self.delivered >= self.round.0 {
             self.end_round();
@@ -117,7 +119,7 @@ impl Window {
             self.limit = BYTES_MIN;
         } else if self.rounds_without_growth >= STEADY_AFTER {
             let path = self.rate() * (2.0 * self.latency.as_secs_f64()).max(4.0 * REQUEST_SECONDS);
-            self.limit = (path as u64).clamp(BYTES_MIN, BYTES_MAX);
+            self.limit = whole(path).clamp(BYTES_MIN, BYTES_MAX);
         }
     }
 
@@ -179,7 +181,7 @@ mod tests {
             let bytes = window.request_bytes(1);
             if sent_bytes < total && window.has_room(bytes, 1) {
                 let sent = window.begin(Duration::from_secs_f64(now), bytes);
-                free_at = free_at.max(now + latency / 2.0) + bytes as f64 / rate;
+                free_at = free_at.max(now + latency / 2.0) + real(bytes) / rate;
                 under_way.push_back((free_at + latency / 2.0, sent));
                 sent_bytes += bytes;
                 continue;
@@ -197,10 +199,10 @@ mod tests {
         for (rate, latency) in [(125e6, 0.0002), (125e6, 0.02), (125e6, 0.1), (12.5e6, 0.1), (1.25e9, 0.0001)] {
             let total = 2 << 30;
             let (time, limit) = transfer(rate, latency, total);
-            let used = total as f64 / rate / time;
+            let used = real(total) / rate / time;
             assert!(used > 0.97, "{used:.3} of a path of {rate} B/s and {latency} s is used");
             let path = rate * latency;
-            assert!(limit as f64 <= (6.0 * path + rate * 0.016).max(1e6), "{limit} bytes under way on a path of {path}");
+            assert!(real(limit) <= (6.0 * path + rate * 0.016).max(1e6), "{limit} bytes under way on a path of {path}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use bytes::BytesMut;
 
+use crate::place::{length, wide};
 use crate::source::{Checksums, PART_ALIGN_BYTES, Part};
 use crate::wire::WireError;
 
@@ -63,10 +64,10 @@ impl Assembly {
     pub fn fill(&mut self, range: Range<u64>, fill: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         let start = (range.start / PART_BYTES * PART_BYTES).max(self.range.start);
         let end = ((range.start / PART_BYTES + 1) * PART_BYTES).min(self.range.end);
-        let piece = self.pieces.entry(start).or_insert_with(|| Piece { bytes: BytesMut::zeroed((end - start) as usize), covered: 0 });
+        let piece = self.pieces.entry(start).or_insert_with(|| Piece { bytes: BytesMut::zeroed(length(end - start)), covered: 0 });
         let stop = range.end.min(end);
-        let count = fill(&mut piece.bytes[(range.start - start) as usize..(stop - start) as usize])?;
-        piece.covered += count as u64;
+        let count = fill(&mut piece.bytes[length(range.start - start)..length(stop - start)])?;
+        piece.covered += wide(count);
         if piece.covered == end - start
             && let Some(piece) = self.pieces.remove(&start)
         {
@@ -82,7 +83,7 @@ impl Assembly {
         while at < range.end {
             // Pieces begin as zeros.
             let filled = self.fill(at..range.end, |place| Ok(place.len())).map_err(|error| WireError(error.to_string()))?;
-            at += filled as u64;
+            at += wide(filled);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::NbdOptions;
 use super::address::{Address, Socket};
 use crate::limits::BLOCK_BYTES_MAX;
+use crate::place::index;
 use crate::source::{About, SourceError, SourceErrorKind};
 use crate::sync::time::Instant;
 use crate::wire::constants::{
@@ -147,7 +148,7 @@ impl Talk {
         let mut header = [0; OptionReply::BYTES];
         self.read(&mut header)?;
         let reply = OptionReply::decode(&header)?;
-        let mut data = vec![0; reply.length as usize];
+        let mut data = vec![0; index(reply.length)];
         self.read(&mut data)?;
         if reply.option != option {
             return Err(WireError(format!("the reply to option {option} is for option {}", reply.option)).into());

@@ -14,6 +14,7 @@ use super::handshake::{Agreed, Contexts};
 use super::job::{Answer, Job, Waiter};
 use super::reactor::Place;
 use super::under_way::{UnderWay, protocol};
+use crate::place::wide;
 use crate::source::ReadClass;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
@@ -109,7 +110,7 @@ impl Link {
         let extended = self.mode == HeaderMode::Extended;
         // With extended headers a request selects the one context that is wanted.
         let payload = if self.contexts.are_selectable { StatusQuery { length, contexts: vec![context] }.encode() } else { Vec::new() };
-        let (flags, length) = if payload.is_empty() { (0, length) } else { (CMD_FLAG_PAYLOAD_LEN, payload.len() as u64) };
+        let (flags, length) = if payload.is_empty() { (0, length) } else { (CMD_FLAG_PAYLOAD_LEN, wide(payload.len())) };
         let request = Request { flags, command: CMD_BLOCK_STATUS, cookie, offset: range.start, length };
         out.extend_from_slice(&request.encode(extended));
         out.extend_from_slice(&payload);

@@ -20,6 +20,7 @@ use super::reactor::{Driven, reactor};
 use super::replies::Replies;
 use super::tries::{self, PAUSES};
 use crate::io::{Task, descriptors_max};
+use crate::place::wide;
 use crate::source::{About, ReadClass, SourceError, SourceErrorKind, SourceStats};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::time::Instant;
@@ -245,7 +246,7 @@ impl Shared {
         state.last_error.clone_from(&reason);
         // Bounds the tries of a job that the server never answers, or always hangs up at.
         let (again, over): (Vec<Job>, Vec<Job>) = jobs.into_iter().map(Job::tried).partition(|job| job.tries < self.export.options.tries);
-        state.stats.errors += over.len() as u64;
+        state.stats.errors += wide(over.len());
         again.into_iter().for_each(|job| state.wait(job));
         let closed = state.closed;
         // If a second connection has timed out as well, queued jobs would only wait for the same timeout in turn.
@@ -348,7 +349,7 @@ impl Shared {
         let jobs = {
             let mut state = self.state.lock();
             let jobs: Vec<Job> = state.waiting.iter_mut().flat_map(std::mem::take).collect();
-            state.stats.errors += jobs.len() as u64;
+            state.stats.errors += wide(jobs.len());
             jobs
         };
         for job in jobs {

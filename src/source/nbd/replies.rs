@@ -12,6 +12,7 @@ use super::job::{Answer, Job};
 use super::link::Link;
 use super::reactor::TICK;
 use super::under_way::{checksums, protocol};
+use crate::place::{length, wide};
 use crate::sync::time::Instant;
 use crate::wire::constants::{REPLY_OFFSET_DATA, REPLY_OFFSET_HOLE};
 use crate::wire::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, WireError, WireReader};
@@ -178,7 +179,7 @@ impl Replies {
                     return self.take_payload(link, chunk, &[], complete);
                 }
                 // The decoder of the header has bounded the length. The buffer grows as bytes arrive.
-                self.reading = Reading::Payload(chunk, need as usize, Vec::new());
+                self.reading = Reading::Payload(chunk, length(need), Vec::new());
                 Ok(())
             }
         }
@@ -235,12 +236,12 @@ impl Replies {
         let mut under_way = link.take_job(cookie)?;
         let placed = under_way.assembly.fill(range.clone(), read);
         let count = *placed.as_ref().unwrap_or(&0);
-        range.start += count as u64;
+        range.start += wide(count);
         let is_whole = range.is_empty();
         under_way.deliver();
         under_way.over |= is_whole && done;
         let over = under_way.over;
-        link.put_back(cookie, under_way, count as u64);
+        link.put_back(cookie, under_way, wide(count));
         if is_whole {
             self.next_reply();
             if over {
@@ -325,11 +326,11 @@ mod tests {
 
     /// Sends a read; answers where its bytes arrive, or its error.
     fn read(link: &Link, range: Range<u64>) -> Arc<Mutex<Vec<u8>>> {
-        let bytes = Arc::new(Mutex::new(vec![0; (range.end - range.start) as usize]));
+        let bytes = Arc::new(Mutex::new(vec![0; length(range.end - range.start)]));
         let (arrived, start) = (Arc::clone(&bytes), range.start);
         let arrival = OnArrival::new(move |arrival| {
             if let Arrival::Part(Part { offset, bytes, .. }) = arrival {
-                let at = (offset - start) as usize;
+                let at = length(offset - start);
                 arrived.lock()[at..at + bytes.len()].copy_from_slice(&bytes);
             }
         });
@@ -339,7 +340,7 @@ mod tests {
 
     fn chunk(out: &mut Vec<u8>, mode: HeaderMode, cookie: u64, done: bool, chunk: &Chunk<'_>) {
         let (kind, payload) = chunk.encode(mode == HeaderMode::Extended);
-        let header = ChunkHeader { done, kind, cookie, length: payload.len() as u64 };
+        let header = ChunkHeader { done, kind, cookie, length: wide(payload.len()) };
         out.extend_from_slice(&encode_chunk_header(mode, header, 0));
         out.extend_from_slice(&payload);
     }
@@ -356,7 +357,7 @@ mod tests {
 
     #[test]
     fn replies_may_be_cut_anywhere() {
-        let data: Vec<u8> = (0..300_000u32).map(|number| (number % 251) as u8 + 1).collect();
+        let data: Vec<u8> = (0..300_000u32).map(|number| u8::try_from(number % 251 + 1).unwrap()).collect();
         for mode in [HeaderMode::Structured, HeaderMode::Extended] {
             for piece in [13, 4093, 16 << 10, 70_000] {
                 let allocation = Contexts { allocation: Some(3), ..Contexts::default() };
@@ -451,6 +452,6 @@ mod tests {
             link.send_unsent().unwrap();
         }
         let cookies = received.chunks(28).map(|request| u64::from_be_bytes(request[8..16].try_into().unwrap()));
-        assert!(cookies.eq((0..count as u64).map(|number| 2 * number + 1)));
+        assert!(cookies.eq((0..wide(count)).map(|number| 2 * number + 1)));
     }
 }

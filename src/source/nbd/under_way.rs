@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::assembly::Assembly;
 use super::handshake::Contexts;
 use super::job::{Job, Waiter};
+use crate::place::length;
 use crate::source::Checksums;
 use crate::sync::time::Instant;
 use crate::wire::constants::CHECKSUM_KNOWN;
@@ -34,12 +35,12 @@ pub fn checksums(extents: &[StatusExtent], range: &Range<u64>, block_bytes: u32)
     let (size, block_bytes) = (block_bytes, u64::from(block_bytes));
     let first = range.start.next_multiple_of(block_bytes);
     let blocks = range.end.saturating_sub(first).div_ceil(block_bytes);
-    let mut values = vec![None; blocks as usize];
+    let mut values = vec![None; length(blocks)];
     let mut offset = range.start;
     for extent in extents {
-        let slot = offset.checked_sub(first).filter(|_| offset.is_multiple_of(block_bytes)).map(|bytes| (bytes / block_bytes) as usize);
+        let slot = offset.checked_sub(first).filter(|_| offset.is_multiple_of(block_bytes)).map(|bytes| length(bytes / block_bytes));
         if let Some(value) = slot.and_then(|slot| values.get_mut(slot)).filter(|_| known(extent)) {
-            *value = Some(extent.flags as u32);
+            *value = u32::try_from(extent.flags & u64::from(u32::MAX)).ok();
         }
         offset = offset.saturating_add(extent.length);
     }

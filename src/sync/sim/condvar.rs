@@ -29,7 +29,7 @@ impl Condvar {
     }
 
     fn address(&self) -> usize {
-        &raw const self.0 as usize
+        (&raw const self.0).addr()
     }
 
     /// Ends the wait of one thread; answers whether there was one.

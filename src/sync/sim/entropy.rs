@@ -1,6 +1,6 @@
 //! Randomness of the machine, which in a run comes from the seed: ids that the engine draws, and the order of its hash tables.
 
-use std::ffi::{c_long, c_uint, c_void};
+use std::ffi::{c_uint, c_void};
 
 use super::current;
 
@@ -12,12 +12,13 @@ use super::current;
 unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_uint) -> isize {
     let Some(task) = current() else {
         // SAFETY: the caller's buffer, passed on as it is.
-        return unsafe { libc::syscall(libc::SYS_getrandom as c_long, buffer, length, flags) } as isize;
+        let filled = unsafe { libc::syscall(libc::SYS_getrandom, buffer, length, flags) };
+        return isize::try_from(filled).unwrap_or(-1);
     };
     for at in (0..length).step_by(8) {
         let bytes = task.random().to_ne_bytes();
         // SAFETY: at most the bytes from `at` to `length` are written, which are the caller's.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), buffer.cast::<u8>().add(at), bytes.len().min(length - at)) };
     }
-    length as isize
+    length.cast_signed()
 }

@@ -36,7 +36,7 @@ impl<T> Mutex<T> {
 
 impl<T: ?Sized> Mutex<T> {
     fn address(&self) -> usize {
-        &raw const self.number as usize
+        (&raw const self.number).addr()
     }
 
     /// Takes the lock; waits for it.

@@ -70,7 +70,7 @@ impl<T> OnceLock<T> {
     }
 
     fn address(&self) -> usize {
-        &raw const self.taken as usize
+        (&raw const self.taken).addr()
     }
 }
 

@@ -47,7 +47,7 @@ impl<T> RwLock<T> {
 
 impl<T: ?Sized> RwLock<T> {
     fn address(&self) -> usize {
-        &raw const self.writers as usize
+        (&raw const self.writers).addr()
     }
 
     /// Takes the lock to read; waits for writers.

@@ -9,7 +9,9 @@ use rustc_hash::FxHashMap;
 use super::order::{Order, Place};
 use super::outcome::FailureKind;
 use super::strategy::{Config, Early, Random, SlowPlaces, Strategy, nap_one_in, nap_steps, step_nanos};
+use crate::place::wide;
 use crate::sync::ppoll::poll_now;
+use crate::units::whole_nanos;
 
 /// Events kept for the report of a failure.
 const EVENTS_MAX: usize = 200;
@@ -156,7 +158,7 @@ impl State {
         self.steps += 1;
         self.streak += 1;
         self.now += self.step_nanos;
-        let seen = (task as u64) << 40 ^ u64::from(place.line()) << 8 ^ u64::from(place.column()) ^ (what.len() as u64) << 32;
+        let seen = wide(task) << 40 ^ u64::from(place.line()) << 8 ^ u64::from(place.column()) ^ wide(what.len()) << 32;
         self.trace = (self.trace.rotate_left(5) ^ seen).wrapping_mul(0x517c_c1b7_2722_0a95);
         self.event(Event::Step { task, what, place });
         let state = &mut self.tasks[task];
@@ -288,7 +290,7 @@ impl State {
         self.fire_timers();
         if self.random.one_in(self.early.one_in)
             && let Some((until, task)) = self.next_timer()
-            && until <= self.now + self.early.within.as_nanos() as u64
+            && until <= self.now + whole_nanos(self.early.within)
         {
             self.now = self.now.max(until);
             self.wake(task, true);

@@ -3,6 +3,9 @@
 use std::panic::Location;
 use std::time::Duration;
 
+use crate::place::{length, wide};
+use crate::units::whole_nanos;
+
 /// How the scheduler chooses the next task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
@@ -94,7 +97,7 @@ impl Random {
     }
 
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
+        length(self.next() % wide(end.max(1)))
     }
 
     /// True once in `many`; never for 0.
@@ -107,7 +110,7 @@ impl Strategy {
     pub(super) fn of(random: &mut Random) -> Self {
         match random.below(3) {
             0 => {
-                let (changes, horizon) = (1 + random.below(8) as u32, 1 << (8 + random.below(10)));
+                let (changes, horizon) = ([1, 2, 3, 4, 5, 6, 7, 8][random.below(8)], 1 << (8 + random.below(10)));
                 Self::Priorities { changes, horizon }
             }
             _ => Self::Random { switch_one_in: 2 << random.below(6) },
@@ -158,5 +161,5 @@ pub(super) fn nap_steps(random: &mut Random) -> u64 {
 /// Virtual nanoseconds of a step.
 pub(super) fn step_nanos(config: &Config, random: &mut Random) -> u64 {
     let drawn = [100, 1_000, 10_000, 100_000][random.below(4)];
-    config.step.map_or(drawn, |step| step.as_nanos() as u64)
+    config.step.map_or(drawn, whole_nanos)
 }

@@ -11,6 +11,7 @@ use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::mpsc::{RecvTimeoutError, channel};
 use super::time::Instant;
 use super::{Condvar, Config, Early, FailureKind, Mutex, MutexGuard, OnceLock, Outcome, RwLock, SlowPlaces, Strategy, run, thread};
+use crate::units::real;
 
 /// Without early timers: the tests of time know what it is.
 fn exact() -> Config {
@@ -452,11 +453,7 @@ fn costs_of_switches_and_steps() {
             });
         });
         let seconds = began.elapsed().as_secs_f64();
-        println!(
-            "1 in {switch_one_in}: {:.0} steps/s, {:.0} switches/s",
-            outcome.steps as f64 / seconds,
-            outcome.switches as f64 / seconds
-        );
+        println!("1 in {switch_one_in}: {:.0} steps/s, {:.0} switches/s", real(outcome.steps) / seconds, real(outcome.switches) / seconds);
         outcome.unwrap();
     }
 }

@@ -118,7 +118,7 @@ impl Builder {
 
 impl<'scope, 'env> Scope<'scope, 'env> {
     fn address(&self) -> usize {
-        &raw const self.0 as usize
+        (&raw const self.0).addr()
     }
 
     /// Starts a thread.

@@ -55,10 +55,10 @@ fn is_nonblocking(fd: RawFd) -> bool {
 /// The timeout that is set for a socket.
 fn timeout_of(fd: RawFd, option: libc::c_int) -> Option<Duration> {
     let mut time = libc::timeval { tv_sec: 0, tv_usec: 0 };
-    let mut length = size_of::<libc::timeval>() as libc::socklen_t;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::timeval>()).unwrap_or(0);
     // SAFETY: `time` and `length` live past the call, and `length` is the size of `time`.
     let result = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut time).cast(), &raw mut length) };
-    let timeout = Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64);
+    let timeout = Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_micros(time.tv_usec.unsigned_abs());
     (result == 0 && !timeout.is_zero()).then_some(timeout)
 }
 

@@ -13,6 +13,7 @@ use super::outcome::{Failure, FailureKind, Outcome};
 use super::report::{backtrace, describe};
 use super::state::{Event, On, State, Status};
 use super::strategy::Config;
+use crate::place::index;
 
 const NOBODY: usize = usize::MAX;
 /// How long the threads of a failed run have to tell where they are.
@@ -290,7 +291,7 @@ fn stay_on_one_processor() {
         if libc::sched_getaffinity(0, BYTES, &raw mut allowed) != 0 {
             return;
         }
-        let cpus: Vec<usize> = (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &allowed)).collect();
+        let cpus: Vec<usize> = (0..index(libc::CPU_SETSIZE.unsigned_abs())).filter(|cpu| libc::CPU_ISSET(*cpu, &allowed)).collect();
         let mut one: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpus[RUNS.fetch_add(1, Ordering::Relaxed) % cpus.len()], &mut one);
         libc::sched_setaffinity(0, BYTES, &raw const one);
