@@ -1,7 +1,7 @@
-//! Work that no call waits for: giving back space, ending and renewing leases, merging patches with what has come from a source, hashing
-//! after a crash, clearing marks, checkpoints, sweeping.
+//! Background work: giving back space, ending and renewing leases, merging patches with fetched blocks, hashing extents after a crash,
+//! clearing dirty marks, checkpoints, and sweeping files without an owner.
 //!
-//! Each step is bounded, and every one can be done again after a crash.
+//! Each step is bounded and can be repeated after a crash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::sync::thread::{JoinHandle, current};
 use crate::sync::{Condvar, Mutex, Rank};
 use crate::volume::Core;
 
-/// How often the thread looks for work when it had none.
+/// How often an idle thread looks for work.
 const IDLE_INTERVAL: Duration = Duration::from_millis(200);
-/// How often marks of extents at rest are cleared, and hidden blocks looked for.
+/// How often dirty marks of idle extents are cleared, and hidden blocks are looked for.
 const CLEAN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time between checkpoints at least.
+/// Shortest time between two checkpoints.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
@@ -29,11 +29,11 @@ struct State {
     stopping: bool,
     cleaned_at: Duration,
     checkpoint_at: Duration,
-    /// When it is swept again after that could not be done.
+    /// Earliest next sweep, after one that failed.
     sweep_at: Duration,
     /// Space of the file system at the last look.
     space: Option<DiskSpace>,
-    /// Layers whose files may have allocated blocks that are not present.
+    /// Layers whose files may hold allocated space of blocks that are not present.
     unswept: Vec<Arc<Layer>>,
     orphans: bool,
     thread: Option<JoinHandle<()>>,
@@ -61,7 +61,8 @@ impl Background {
         Self { core, paths, disk, clock, shared, watch: Arc::default() }
     }
 
-    /// Files of layers that no longer exist are swept; after a crash, space that nobody holds is looked for.
+    /// Schedules the sweep of files that belong to no layer and, after a crash (`unclean`), of allocated space of blocks that are not
+    /// present.
     pub fn note_opened(&self, unclean: bool) {
         let mut state = self.shared.state.lock();
         state.orphans = true;
@@ -82,7 +83,7 @@ impl Background {
         self.disk.space(self.paths.root())
     }
 
-    /// Whether space that a crash left has been looked for everywhere.
+    /// Whether the sweep for space that a crash left allocated has ended.
     pub fn is_swept(&self) -> bool {
         self.shared.state.lock().unswept.is_empty()
     }
@@ -104,7 +105,7 @@ impl Background {
     fn run(&self) {
         let _own = self.core.pool.fence.adopt_thread();
         loop {
-            // An error shows at the next write, which the store then refuses, or is tried again: no step loses anything.
+            // No step loses data by failing: the step is repeated, or the store refuses the next write with the error.
             let busy = self.step().unwrap_or(false);
             let mut state = self.shared.state.lock();
             if state.stopping {
@@ -126,15 +127,15 @@ impl Background {
             state.thread.take()
         };
         self.shared.woken.notify_all();
-        // A callback on the thread itself may close the store; the thread looks at `stopping` when that is done.
+        // A callback on this very thread may close the store: then it is not joined. It sees `stopping` when the callback returns.
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != current().id()) {
-            // A panic in the thread was printed there; nothing here depends on how it ended.
+            // A panic in the thread was printed there.
             let _ = thread.join();
         }
     }
 
-    /// One bounded piece of work. What cannot be done does not keep the rest from being done: its error is answered when there was nothing
-    /// else to do.
+    /// Does one bounded piece of work, and returns whether there was any. A piece that fails does not stop the others: its error is
+    /// returned once there is nothing else to do.
     pub fn step(&self) -> Result<bool> {
         let (core, layers) = (&self.core, &self.core.layers);
         if layers.healthy().is_err_and(|error| error.kind() == ErrorKind::ReadOnly) {
@@ -148,7 +149,7 @@ impl Background {
             &|| core.blocks.merge_step(),
             &|| core.reclaim.reclaim_step(),
             &|| self.rehash_step(),
-            // One that cannot go now goes later.
+            // An instant that cannot be destroyed now is tried again later.
             &|| Ok(core.lending.sweep_instants().unwrap_or(false)),
             &|| self.clean_step().map(|()| false),
             &|| {
@@ -181,7 +182,7 @@ impl Background {
             Err(error) if !error.is_shortage() => Err(error),
             Ok(()) if !self.core.layers.checkpoints.is_due() => Ok(true),
             outcome => {
-                // The old journal goes on, or not all pages could be written; tried again when there may be room.
+                // The checkpoint failed and the old journal goes on. It is tried again, when there may be room.
                 self.shared.state.lock().checkpoint_at = now + CHECKPOINT_INTERVAL;
                 Ok(outcome.is_ok())
             }
@@ -203,7 +204,7 @@ impl Background {
         let mut state = self.shared.state.lock();
         state.orphans &= orphaned.is_err();
         if let (Some(layer), true) = (layer, swept.is_ok()) {
-            // Another caller of a store without threads may have taken the last one meanwhile.
+            // In a store without threads another caller of `step` may have taken the last layer meanwhile.
             state.unswept.retain(|other| other.id != layer.id);
         }
         let outcome = orphaned.and(swept);
@@ -263,17 +264,17 @@ impl Background {
         let space = self.disk_space().ok();
         self.shared.state.lock().space = space;
         self.core.layers.punch_again();
-        // A layer whose marks cannot be cleared now does not keep the others, or what follows, from being done.
+        // A layer whose marks cannot be cleared now must not stop the others, or the work below.
         let mut cleaned = Ok(());
         for layer in self.core.layers.marked() {
             cleaned = cleaned.and(self.core.layers.cleaning.clean(&layer).map(drop));
         }
         self.core.shape.note_hiding();
-        // Those that cannot end now end later.
+        // A lease that cannot end now is tried again later.
         let _ = self.core.lending.lapse_leases();
-        // A trace is advice: what cannot be written is given up.
+        // A trace only orders later fetches: one that cannot be written is dropped.
         let _ = self.core.recordings.save();
-        // What was queued becomes durable although nobody flushes, and patches that nobody needs give back their room.
+        // A round makes queued records durable although no caller flushes, and superseded patches give back their room.
         let superseded: Vec<_> = self.core.layers.superseded().into_iter().map(|layer| layer.id).collect();
         let synced =
             if superseded.is_empty() { self.core.layers.barriers.sync_if_queued() } else { self.core.layers.barriers.sync(superseded) };

@@ -1,4 +1,4 @@
-//! Verifying the structure of a closed store: superblock, journal, shape, presence, files. Changes nothing.
+//! Verifies the structure of a closed store without changing it: superblock, journal, shape, presence and files.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
         }
     };
     if !replayed.unclean {
-        // A crash may leave one slot torn; closing in order does not.
+        // After a clean close both slots are valid; a crash may leave one torn.
         report.violations.extend(loaded.warnings.iter().cloned());
     }
     let catalog = &replayed.catalog;
@@ -114,7 +114,7 @@ impl Files<'_> {
         Ok(())
     }
 
-    /// Every present block lies in allocated space of its file.
+    /// Checks that every present block lies in allocated space of its file.
     fn check_allocation(
         &self,
         id: LayerId,
@@ -130,7 +130,7 @@ impl Files<'_> {
             let blocks = self.block_size.touched(&range);
             present.remove_range(BlockSpan::new(base + blocks.start(), base + blocks.end()).numbers());
         }
-        // A block of zeros matches its checksum in a hole as well: a crash may leave it so.
+        // A crash may leave a block of zeros in a hole. It reads as zeros there too, and matches its checksum.
         let lost: Vec<u32> = present.iter().filter(|block| !self.recovery.is_zero_block(id, Block::new(*block))).collect();
         if let Some(block) = lost.first() {
             violations.push(format!("layer {id}: {} present blocks have no space in the file, the first is block {block}", lost.len()));

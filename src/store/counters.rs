@@ -1,4 +1,4 @@
-//! Figures of a store that an embedder watches.
+//! Counters and space of a store, for the metrics of an embedder.
 
 use super::background::Background;
 use super::health::{Health, SpaceState};
@@ -24,11 +24,11 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Barrier rounds that synced anything.
+    /// Barrier rounds that synced at least one file.
     pub barriers: u64,
     /// Reads that waited for a source.
     pub source_waits: u64,
-    /// How often a damaged block was met.
+    /// Reads that met a damaged block.
     pub damage_met: u64,
     /// Steps of background work that failed.
     pub background_failures: u64,

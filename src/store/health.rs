@@ -1,11 +1,11 @@
-//! How a store is: what it can still do, and what it has met.
+//! Health of a store: what it refuses, what failed in the background, damage, and space.
 
 use crate::error::{Corruption, Error, Result};
 use crate::io::DiskSpace;
 use crate::sync::{Mutex, Rank};
 use crate::volume::{Core, EventKind};
 
-/// Free bytes below which space is low, if they are less than a twentieth of the file system, too.
+/// Space is low below this many free bytes, if they are also less than a twentieth of the file system.
 const LOW_BYTES: u64 = 4 << 30;
 /// Free bytes below which writes of new blocks are about to fail.
 const EXHAUSTED_BYTES: u64 = 16 << 20;
@@ -46,7 +46,7 @@ pub enum SpaceState {
     Exhausted,
 }
 
-/// How a store is, as [`crate::Store::health`] answers.
+/// Health of a store, from [`crate::Store::health`].
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -62,9 +62,9 @@ pub enum SpaceState {
 pub struct Health {
     /// Why writes are refused: an earlier write-back or sync failed, or the store was opened read-only.
     pub writes_refused: Option<Error>,
-    /// Why the latest background work failed. It is tried again; this is `None` when it has succeeded.
+    /// Error of the latest background work. It is retried; `None` once it has succeeded.
     pub background: Option<Error>,
-    /// The damaged block that was met last since the store was opened.
+    /// The most recent damaged block that a read met since the store was opened.
     pub damage: Option<Corruption>,
     /// Space for new blocks.
     pub space: SpaceState,
@@ -80,7 +80,7 @@ impl SpaceState {
     }
 }
 
-/// What background work has met, and what was told of it.
+/// Errors of background work, and which changes of health were reported as events.
 pub struct Watch {
     failed: Mutex<(Option<Error>, u64)>,
     told: Mutex<Told>,
@@ -101,7 +101,7 @@ struct Told {
 }
 
 impl Watch {
-    /// Notes how a step of background work ended that found nothing more to do.
+    /// Notes the result of the last step of background work before it went idle.
     pub fn note(&self, step: &Result<bool>) {
         let mut failed = self.failed.lock();
         failed.0 = step.as_ref().err().cloned();
@@ -124,7 +124,7 @@ impl Watch {
         self.failed.lock().1
     }
 
-    /// Tells what has changed since the last look, as events.
+    /// Sends an event for each change of health since the last call.
     pub fn tell(&self, core: &Core, space: Option<DiskSpace>) {
         let mut told = self.told.lock();
         let space = space.map_or(told.space, SpaceState::of);

@@ -1,4 +1,4 @@
-//! Leases that forks of other hosts have, and destroying in spite of them.
+//! Leases that forks on other hosts hold, and destroying a snapshot or volume in spite of them.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use super::Store;
 use crate::error::{ErrorKind, Result};
 use crate::wire::{LeaseGrant, LeaseRequest};
 
-/// How often it is tried to destroy what readers had open that were about to end, and the pause between.
+/// How often destroying is tried while connections are still ending, and the pause between two tries.
 const TRIES: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Store {
-    /// Gives a lease of a snapshot to a fork of another host, or of a snapshot of a volume that is taken now; or renews it, or ends it.
-    /// `address`: where the host is. Answers what the lease holds when that is durable; nothing when it has ended.
+    /// Takes, renews or ends a lease for a fork on another host. A lease of a volume holds a snapshot that is taken now. `address` is
+    /// where the host is. Returns the lease once it is durable; `None` once it has ended.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if there are too many leases; [`ErrorKind::Unsupported`] for one of a volume that
-    /// is not to be taken anew.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] if there are too many leases; [`ErrorKind::Unsupported`] for renewing a lease by the
+    /// name of a volume.
     pub fn lease(&self, export: (&str, Option<&str>), request: &LeaseRequest, address: &str) -> Result<Option<LeaseGrant>> {
         let _pass = self.0.core.enter()?;
         self.0.core.lending.lease(export, request, address)
     }
 
-    /// Destroys a snapshot, or a volume (with its snapshots, if `recursive`), although forks of other hosts need it: they keep what
-    /// they have fetched, and are degraded. Nobody opens it from now on. `end_readers` is called, perhaps several times, with the names of
-    /// exports whose connections are to be ended.
+    /// Destroys a snapshot, or a volume (with its snapshots, if `recursive`), although forks on other hosts hold leases of it. They keep
+    /// the blocks that they have fetched, and become degraded. From now on it cannot be opened. `end_readers` is called, perhaps several
+    /// times, with the names of the exports whose connections the caller must end.
     ///
     /// # Errors
     /// As [`Store::destroy_snapshot`] and [`Store::destroy_volume`], but for leases; that of `end_readers`.
@@ -38,7 +38,7 @@ impl Store {
         let sentence = core.enter().and_then(|_pass| core.lending.condemn(volume, snapshot, recursive))?;
         let mut tries = 0;
         loop {
-            // Its code may close the store: no pass is held.
+            // No pass is held, because `end_readers` may close the store.
             end_readers(&sentence.exports())?;
             let destroyed = core.enter().and_then(|_pass| match snapshot {
                 Some(snapshot) => core.volumes.destroy_snapshot(volume, snapshot),
@@ -46,7 +46,7 @@ impl Store {
             });
             tries += 1;
             match destroyed {
-                // A connection that had just opened it is known to the server in a moment.
+                // A connection that has just opened it may not be listed by the server yet.
                 Err(error) if error.kind() == ErrorKind::Busy && tries < TRIES => crate::sync::thread::sleep(PAUSE),
                 other => return other,
             }

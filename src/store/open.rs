@@ -26,13 +26,13 @@ pub struct OpenStore {
     ownership: Mutex<Ownership>,
 }
 
-/// Whether the store's lock is held, or how closing it went.
+/// Whether this process holds the store's lock, or how closing went.
 enum Ownership {
     Held { _lock: Box<dyn Send + Sync> },
     Released(Result<()>),
 }
 
-/// Where a store's files are, wherever the process goes later.
+/// Absolute paths of a store's files, which a later change of the working directory does not affect.
 pub(super) fn absolute(disk: &dyn Disk, path: &Path) -> Result<StorePaths> {
     let absolute = disk.absolute(path);
     absolute.map(|path| StorePaths::new(&path)).map_err(|error| Error::io(format!("cannot find {}", path.display()), error))
@@ -49,14 +49,14 @@ pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<B
     })
 }
 
-/// Takes from other users what older programs, which made files by the umask, left them in a store: its files and its directory,
-/// unless that has something else in it. Answers how many of them others could use.
+/// Restricts the modes of a store's files, which older programs made by the umask, so that other users cannot use them. The directory
+/// is restricted too, unless it has other things in it. Returns how many other users could use.
 fn restrict(disk: &dyn Disk, paths: &StorePaths, access: Option<Access>) -> io::Result<usize> {
     let access = access.map_or_else(|| disk.access(paths.root()), Ok)?;
     let names = disk.list(paths.root())?;
     let is_shared = names.iter().any(|name| !StorePaths::is_own(name));
     if !is_shared && !disk.restrict(paths.root(), access)? {
-        // Nobody else comes to what is in it.
+        // The directory is closed to other users already, and so are the files in it.
         return Ok(0);
     }
     let mut open = usize::from(!is_shared);
@@ -69,12 +69,12 @@ fn restrict(disk: &dyn Disk, paths: &StorePaths, access: Option<Access>) -> io::
     Ok(open)
 }
 
-/// Shape and presence as the journal has them.
+/// Shape and presence, replayed from the journal.
 pub(super) struct Replayed {
     pub catalog: Catalog,
     block_size: BlockSize,
     pub recovery: Recovery,
-    /// The store was not closed in order.
+    /// The store was not closed cleanly.
     pub unclean: bool,
     /// Blocks of the last round that were not on disk.
     pub lost_blocks: u64,
@@ -92,7 +92,12 @@ pub(super) fn layer_config(paths: &StorePaths, options: &StoreOptions, superbloc
     }
 }
 
-/// Applies the state and all rounds; the last round only as far as its blocks are on disk.
+/// Recovers shape and presence from the journal.
+///
+/// 1. The state of the last checkpoint is applied.
+/// 2. All rounds but the last are applied: a round begins only after the sync of the one before has ended, so their blocks are on disk.
+/// 3. The last round may have been cut short by the crash. It is applied as far as its blocks match their checksums
+///    (`Replayed::apply_last`).
 pub(super) fn replay(config: LayerConfig, loaded: &Loaded) -> Result<Replayed> {
     let mut replayed = Replayed {
         catalog: Catalog::new(loaded.superblock.store_id),
@@ -139,7 +144,7 @@ impl Replayed {
         Ok(())
     }
 
-    /// A shrink is the record of the zeros behind its new end, too: in whole blocks of the open layer.
+    /// Applies the shrink of a volume. Its record also stands for the zeros behind the new end, in whole blocks of the open layer.
     fn cut(&mut self, volume: VolumeId, size_bytes: u64) -> Result<()> {
         let Some((layer, old)) = self.catalog.volume(volume).map(|entry| (entry.head, entry.size_bytes)) else { return Ok(()) };
         let cut = BlockSpan::new(self.block_size.blocks_for(size_bytes), self.block_size.blocks_for(old));
@@ -148,8 +153,14 @@ impl Replayed {
         self.recovery.apply(&if hides { BlocksRecord::Zero { layer, first, last } } else { BlocksRecord::Drop { layer, first, last } })
     }
 
-    /// The last round may not have ended. A block counts if it is on disk as its record says; a change of shape, and what
-    /// follows from one, counts if all of them are.
+    /// Applies the last round, whose sync may not have ended before the crash.
+    ///
+    /// 1. Each block that the round names is compared with the bytes on disk. Frame and blocks reach the disk in any order, so a block that
+    ///    does not match was lost.
+    /// 2. Changes of shape, and records that drop or forget blocks, are applied only if no block was lost: a fork is there with all of its
+    ///    bytes or not at all, and no block is forgotten for one that was lost.
+    /// 3. Zeros, marks and patches are applied in any case, because they depend on no block.
+    /// 4. New blocks that match become present. Blocks of `Expect` records only decide step 2: they were present before.
     fn apply_last(&mut self, records: &[Record]) -> Result<()> {
         let mut present = Vec::new();
         for record in records {
@@ -187,9 +198,9 @@ impl OpenStore {
         let paths = absolute(&*options.disk, path)?;
         let disk = Arc::clone(&options.disk);
         let make = |path: &Path| disk.create_dir(path).map_err(|error| Error::io(format!("cannot create {}", path.display()), error));
-        // Crash ordering: a directory's name is durable once the one above it is synced, so all are synced from above before anything
-        // in the store is. One that was there may have been made by a try that was killed before it synced; but it need not be ours to
-        // open, nor of a file system that syncs directories.
+        // Crash ordering: the name of a directory is durable once its parent is synced, so the parents are synced, topmost first, before
+        // anything in the store is. A parent that existed may have been made by an earlier try that was killed before its sync; but this
+        // process may not be allowed to open it, and its file system may not sync directories.
         let new: Vec<&Path> =
             paths.root().ancestors().take_while(|path| !path.as_os_str().is_empty() && disk.list(path).is_err()).collect();
         make(paths.root())?;
@@ -226,7 +237,7 @@ impl OpenStore {
 
     pub fn open(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
         let paths = absolute(&*options.disk, path)?;
-        // Says that there is no store before a lock file is made for it.
+        // Fails before a lock file is made where no store is.
         if !has_superblock(&*options.disk, &paths) {
             return Err(no_store(&*options.disk, &paths));
         }
@@ -242,9 +253,9 @@ impl OpenStore {
             return Err(Error::remediable(ErrorKind::Corrupt, message, Remedy::CheckStore));
         }
         Journal::confirm(&*options.disk, &paths, &mut loaded)?;
-        // Before pages of checksums take what is left of the disk.
+        // Takes the journal's space before checksum pages use the rest of the disk.
         Journal::take_space(&options.disk, &paths, &loaded, &options.limits());
-        // Older programs read a store that has no leases any more.
+        // Cleared once no lease is left, so that older programs can read the store again.
         loaded.superblock.leases = replayed.catalog.has_leases();
         let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
         store.background.note_opened(replayed.unclean);
@@ -253,7 +264,7 @@ impl OpenStore {
         Ok(store)
     }
 
-    /// Opens a store to be read, on a disk that keeps changes in memory.
+    /// Opens a store read-only, on an overlay disk that keeps the changes of recovery in memory.
     pub fn open_read_only(path: &Path, options: StoreOptions) -> Result<Arc<Self>> {
         let disk = Arc::new(OverlayDisk::new(options.disk));
         let store = Self::open(path, StoreOptions { disk, sources: None, threads: false, ..options })?;
@@ -280,7 +291,7 @@ impl OpenStore {
         let disk = Arc::clone(&options.disk);
         let shape = Frozen::of(&catalog).records().map(Record::Shape);
         let start_paths = paths.clone();
-        // The new journal makes the decisions of this recovery durable, before anything can be written on top of them.
+        // Crash ordering: the new journal makes the decisions of this recovery durable before any write builds on them.
         let limits = options.limits();
         let layers = recovery
             .finish(entry, move |presence| Journal::start(disk, start_paths, superblock, sequence, shape.chain(presence), limits))?;
@@ -339,11 +350,11 @@ impl OpenStore {
     }
 
     pub fn close(&self) -> Result<()> {
-        // From here on every call is refused, whoever does the rest.
+        // From here on every call is refused, whichever thread closes the store.
         self.core.pool.fence.shut();
         let mut ownership = match self.core.pool.fence.is_own_thread() {
             false => self.ownership.lock(),
-            // Another close is under way, and waits for this very thread.
+            // Another close may be under way that waits for this very thread: it is not waited for.
             true => match self.ownership.try_lock() {
                 Some(ownership) => ownership,
                 None => return Ok(()),
@@ -352,18 +363,18 @@ impl OpenStore {
         if let Ownership::Released(result) = &*ownership {
             return result.clone();
         }
-        // Readers that wait for a source fail now, so that the calls that are under way end.
+        // Readers that wait for a source fail now, so that calls under way end.
         self.stop_threads();
         self.core.pool.fence.wait_empty(|| self.core.layers.reapers.help());
-        // The last of them may have begun to hydrate a fork.
+        // A second time: the last of these calls may have begun the hydration of a fork.
         self.stop_threads();
         self.core.borrowing.give_back_all();
         let result = match self.core.shut_down(self.background.is_swept()) {
-            // A store that was opened to be read has nothing to make durable.
+            // A read-only store has nothing to make durable.
             Err(error) if error.kind() == ErrorKind::ReadOnly => Ok(()),
             other => other,
         };
-        // The lock goes last.
+        // The lock is released last: another process may open the store at once.
         *ownership = Ownership::Released(result.clone());
         drop(ownership);
         tell!(INFO, store = self.core.report.store_id, error = result.as_ref().err().map(tracing::field::display), "closed");
@@ -371,7 +382,7 @@ impl OpenStore {
     }
 
     fn stop_threads(&self) {
-        // First, because the others may wait for a source.
+        // Hydrators first, because other threads may wait for their sources.
         for hydrator in self.core.hydrations.all() {
             hydrator.stop();
         }
@@ -383,7 +394,7 @@ impl OpenStore {
 
 impl Drop for OpenStore {
     fn drop(&mut self) {
-        // Whoever wants to see the error calls `close`; what was flushed is safe in any case.
+        // A caller that wants the error calls `close`. Flushed data are safe in any case.
         let _ = self.close();
     }
 }

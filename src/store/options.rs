@@ -11,10 +11,10 @@ use crate::place::BlockSize;
 use crate::source::SourceOpener;
 use crate::volume::OnEvent;
 
-/// A lease lapses after a week.
+/// Default time after which a lease lapses: a week.
 const LEASE: Duration = Duration::from_secs(7 * 86_400);
 
-/// Settings of a store while it is open. Plain data and the seams to the world outside; the default is the real world.
+/// Settings of an open store, and the seams to the machine. The defaults use the real machine.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -32,28 +32,29 @@ pub struct StoreOptions {
     /// Used by `create` only: the group of the store's directory may read its files and connect to the sockets of its server. A store
     /// keeps this in the mode of its directory ([`crate::io::Access`]).
     pub group_access: bool,
-    /// Page cache or not, for blocks.
+    /// Whether blocks go through the page cache.
     pub io_mode: IoMode,
     /// `None`: io_uring if the machine allows it, else threads.
     pub ring: Option<RingKind>,
-    /// How forks from elsewhere reach their sources; `None` refuses them.
+    /// Opens the sources of forks from elsewhere; `None` refuses such forks.
     pub sources: Option<Arc<dyn SourceOpener>>,
-    /// Text for the lock file: what owns the store (for example "volfork serve").
+    /// Text for the lock file that names the owner of the store, for example "volfork serve".
     pub owner: String,
-    /// Memory for checksum pages: 4 KiB for 4 MiB of data (with 4 KiB blocks). Changed pages may exceed it until a checkpoint.
+    /// Bytes of memory for cached checksum pages; a page of 4 KiB covers 4 MiB of data with 4 KiB blocks. Changed pages may exceed it until
+    /// a checkpoint.
     pub checksum_cache_bytes: u64,
-    /// Journal bytes after which the state is written anew, or twice the state if that is more.
+    /// Journal bytes after which a checkpoint is taken; twice the bytes of the state, if that is more.
     pub checkpoint_bytes: u64,
-    /// The machine's files.
+    /// The files of the machine; tests and simulations put another disk here.
     pub disk: Arc<dyn Disk>,
-    /// Time.
+    /// Source of time; tests and simulations put another clock here.
     pub clock: Arc<dyn Clock>,
-    /// Told of what happens in the background.
+    /// Called with each [`crate::volume::Event`], on one thread of the store.
     pub on_event: Option<OnEvent>,
-    /// A lease that a fork of another host has, and does not renew for so long, lapses: what it holds can be destroyed. Not within an hour
-    /// after opening.
+    /// A lease that a fork on another host does not renew for this long lapses: its snapshot can be destroyed. No lease lapses within an
+    /// hour after opening.
     pub lease: Duration,
-    /// Background work (giving back space, checkpoints, hydration) runs in threads; otherwise [`crate::Store::step`] does it.
+    /// Whether background work (giving back space, checkpoints, hydration) runs on threads. If not, [`crate::Store::step`] does it.
     pub threads: bool,
     /// Limits that the proof system makes small.
     #[cfg(any(test, feature = "sim"))]

@@ -511,7 +511,7 @@ fn every_close_ends_when_the_store_is_closed() {
     }
 }
 
-/// Whoever says the new size of a volume may take as long as other hosts do, and close the store.
+/// The callback that gives the new size of a volume may take long, and may close the store.
 #[test]
 fn a_store_is_closed_while_a_new_size_is_asked_for() {
     let history = |path: &Path| {

@@ -1,11 +1,11 @@
-//! What scrub, check and hydration control say and take.
+//! Reports of scrub and check, and the settings of hydration control.
 
 use std::collections::BTreeMap;
 
 use crate::options::with_methods;
 use crate::volume::HydrationPriority;
 
-/// How far a scrub has come, for progress bars.
+/// Progress of a scrub.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -32,7 +32,7 @@ pub struct ScrubProgress {
     pub blocks_verified: u64,
     /// Blocks to verify in all.
     pub blocks_total: u64,
-    /// The volumes and snapshots in which damage was found that could not be repaired.
+    /// A text that names volumes and snapshots with unrepaired damage; `None` if there is none so far.
     pub damage: Option<String>,
 }
 
@@ -89,7 +89,8 @@ pub struct ScrubReport {
     pub blocks_damaged: u64,
     /// One sentence for each damaged block that could not be repaired, up to 1000 of them.
     pub errors: Vec<String>,
-    /// What shows damaged blocks: `volume 'NAME'` or `snapshot 'NAME@SNAP'`. A block that several of them share counts for each.
+    /// Damaged blocks by the volume or snapshot that shows them: `volume 'NAME'` or `snapshot 'NAME@SNAP'`. A block that several of them
+    /// share counts for each.
     #[cfg_attr(feature = "serde", serde(default))]
     pub affected: BTreeMap<String, AffectedBlocks>,
 }
@@ -155,13 +156,13 @@ pub struct HydrationControl {
     pub paused: Option<bool>,
     /// Cap in bytes a second; `Some(0)` removes it.
     pub rate_bytes_per_second: Option<u64>,
-    /// Be complete in so many seconds from now; `Some(0)` removes the deadline.
+    /// Deadline for completion, in seconds from now; `Some(0)` removes it.
     pub deadline_seconds: Option<u64>,
-    /// Share of what the hydrations of the store have together.
+    /// Share of the bandwidth relative to the other hydrations of the store.
     pub priority: Option<HydrationPriority>,
     /// Further addresses that have the same bytes.
     pub add_sources: Vec<String>,
-    /// Addresses that are not to be used any more.
+    /// Addresses to stop using.
     pub remove_sources: Vec<String>,
 }
 

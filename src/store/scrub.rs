@@ -15,7 +15,7 @@ const ERRORS_MAX: usize = 1000;
 /// Volumes and snapshots that one sentence names.
 const NAMES_MAX: usize = 4;
 
-/// Called with the progress; a break ends the scrub.
+/// Called with the progress; `ControlFlow::Break` ends the scrub.
 pub type OnProgress<'a> = &'a mut dyn FnMut(ScrubProgress) -> ControlFlow<()>;
 
 pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -> Result<ScrubReport> {
@@ -24,7 +24,7 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
     let blocks_total = layers.iter().map(count).sum();
     let mut report = ScrubReport::default();
     for layer in layers {
-        // Extents that a crash left unverified are hashed first: what they hold now is what counts.
+        // Extents that a crash left unverified are hashed first: their present bytes become the valid ones.
         core.layers.cleaning.retry_unreadable(&layer);
         while core.enter().and_then(|_pass| core.layers.cleaning.rehash_step(&layer))? {}
         let mut scrubbed = LayerScrub { core, layer: &layer, viewers: None, report: &mut report };
@@ -32,7 +32,7 @@ pub fn scrub(core: &Arc<Core>, volume: Option<&str>, progress: OnProgress<'_>) -
         while let Some(block) = next {
             let extent = Block::new(block).extent();
             {
-                // Not across `progress`, which may close the store.
+                // The pass is not held across `progress`, which may close the store.
                 let _pass = core.enter()?;
                 scrubbed.extent(extent)?;
             }
@@ -54,11 +54,11 @@ fn layers_of(core: &Arc<Core>, volume: Option<&str>) -> Result<Vec<Arc<Layer>>> 
     Ok(head.into_iter().flat_map(|head| catalog.chain(head)).filter_map(|(id, _)| core.layers.get(id)).collect())
 }
 
-/// One layer on its way.
+/// The scrub of one layer.
 struct LayerScrub<'a> {
     core: &'a Arc<Core>,
     layer: &'a Arc<Layer>,
-    /// Looked for at the first damage.
+    /// Volumes and snapshots that show the layer; looked up at the first damage.
     viewers: Option<Viewers>,
     report: &'a mut ScrubReport,
 }
@@ -67,7 +67,7 @@ impl LayerScrub<'_> {
     fn extent(&mut self, extent: Extent) -> Result<()> {
         for run in self.layer.extent(extent).0.spans() {
             let mut left = extent.part(run).span();
-            // The disk does not say which of several blocks it cannot read: then they are read one by one.
+            // After an I/O error of several blocks they are read one by one, because the disk does not say which of them failed.
             let mut at_once = left.len();
             while let Some(first) = left.first() {
                 let part = left.take(at_once);
@@ -78,7 +78,7 @@ impl LayerScrub<'_> {
                         continue;
                     }
                     Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io) || error.is_shortage() => return Err(error),
-                    // Destroyed meanwhile: its files may be gone.
+                    // The layer was destroyed meanwhile; its files may be gone.
                     Err(_) if self.core.layers.get(self.layer.id).is_none() => return Ok(()),
                     Err(error) => error,
                 };
@@ -123,7 +123,7 @@ impl LayerScrub<'_> {
     }
 }
 
-/// The first of some volumes and snapshots, and how many there are beside them.
+/// A text of the first names, and the number of further ones.
 fn named(names: &[&str]) -> String {
     let first = names.iter().take(NAMES_MAX).copied().collect::<Vec<_>>().join(", ");
     match names.len() {
@@ -134,7 +134,7 @@ fn named(names: &[&str]) -> String {
 }
 
 impl ScrubReport {
-    /// Where damage was found so far.
+    /// The volumes and snapshots with damage found so far.
     fn damage(&self) -> Option<String> {
         let names: Vec<&str> =
             self.affected.iter().filter(|(_, blocks)| blocks.blocks_damaged > 0).map(|(name, _)| name.as_str()).collect();

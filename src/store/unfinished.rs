@@ -1,12 +1,14 @@
-//! Volumes that are being filled, as by an import, or made in more than one step. A volume that has its name is whole.
+//! Unfinished volumes: volumes that are being filled, as by an import, or made in more than one step. A volume gets its final name only
+//! when it is whole.
 //!
-//! Until then it has a name of its own, that of a user's volume never: `NAME.importing-` and a random number. A label says so; its
-//! value is the name that the volume was made with, so that forks, which inherit labels, are told from it, and so is a volume that a
-//! user has renamed. Nothing else is ever swept.
+//! Until then it has a temporary name, `NAME.importing-` and a random number, and a label that marks it as unfinished. The value of the
+//! label is the temporary name: a fork inherits the label but has another name, and so has a volume that a user has renamed. Only a
+//! volume whose name equals the value of its label is swept.
 //!
 //! # Crash ordering
-//! Name and label come in one frame; the frame that gives the volume its name takes the label away. What a crash leaves is
-//! destroyed by [`Store::sweep_unfinished`]. Of an image, the layers that were whole are kept below it until its next import.
+//! The temporary name and the label are recorded in one frame. One frame also sets the final name and removes the label. A volume that a
+//! crash left unfinished is destroyed by [`Store::sweep_unfinished`]. An unfinished image keeps the layers that were complete until its
+//! next import.
 
 use std::collections::BTreeMap;
 
@@ -18,16 +20,16 @@ use crate::ids::random_bytes;
 use crate::limits::NAME_BYTES_MAX;
 use crate::volume::{Admit, Announced, ForkOptions, ForkSource, LAYERS_OF_LABEL, Volume, VolumeOptions};
 
-/// Key of the label of a volume that is not whole; its value is the name that the volume was made with.
+/// Key of the label of an unfinished volume. Its value is the temporary name of the volume.
 pub const UNFINISHED_LABEL: &str = "volfork.unfinished-import";
-/// What stands behind the beginning of the name of such a volume.
+/// Part of the temporary name between the start of the final name and the random number.
 const SUFFIX: &str = ".importing-";
-/// Random names that are tried; one is enough but for a bad source of randomness.
+/// Most random names that are tried; further ones are needed only if randomness is bad.
 const TRIES: usize = 16;
 
 type Labels = BTreeMap<String, String>;
 
-/// A name that is taken for a volume which is not there yet. Given back when dropped.
+/// A name reserved for a volume that does not exist yet. The reservation ends when it is dropped.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -49,7 +51,7 @@ type Labels = BTreeMap<String, String>;
 pub struct ReservedName {
     store: Store,
     name: String,
-    /// What the volume has until it is whole, beside the mark that it is not.
+    /// Labels of the unfinished volume, besides the one that marks it.
     labels: Labels,
     _announced: Announced,
 }
@@ -60,7 +62,7 @@ impl std::fmt::Debug for ReservedName {
     }
 }
 
-/// A volume that is being filled; destroyed when dropped, unless it was finished.
+/// An unfinished volume. Dropping it destroys the volume, unless [`Unfinished::finish`] has succeeded.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -97,10 +99,10 @@ impl std::fmt::Debug for Unfinished<'_> {
 }
 
 impl Store {
-    /// Takes a name for a volume that is going to be filled: nothing else in this store gets it meanwhile.
+    /// Reserves a name for a volume that is going to be filled. Until it is dropped, no other volume of this store gets the name.
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`] if a volume has it, or one on its way; [`ErrorKind::InvalidInput`] if it is not a name.
+    /// [`ErrorKind::Exists`] if a volume or a reservation has the name; [`ErrorKind::InvalidInput`] if it is not valid.
     pub fn reserve_name(&self, name: &str) -> Result<ReservedName> {
         let created_at = self.0.core.volumes.clock.unix().as_secs();
         let _pass = self.0.core.enter()?;
@@ -108,8 +110,8 @@ impl Store {
         Ok(ReservedName { store: self.clone(), name: name.to_owned(), labels: Labels::new(), _announced: announced })
     }
 
-    /// Destroys what a crash has left of volumes that were being filled. To be called when nothing is being filled, as after
-    /// opening. What imports of images have left stays: it keeps their layers.
+    /// Destroys unfinished volumes that a crash has left. Call it only while no volume is being filled, for example after opening.
+    /// Unfinished images stay, because they keep layers for their next import.
     ///
     /// # Errors
     /// As [`Store::destroy_volume`].
@@ -120,7 +122,7 @@ impl Store {
             match (made_as == name, keeps_layers) {
                 (true, false) => self.volume(&name)?.destroy(true)?,
                 (true, true) => {}
-                // A fork, or one that a user has given a name.
+                // A fork that has inherited the label, or a volume that a user has renamed.
                 (false, _) => self.set_labels(&name, labels)?,
             }
         }
@@ -129,7 +131,7 @@ impl Store {
 }
 
 impl Store {
-    /// As [`Store::fork_admitted`], a fork of a size of its own: it is whole when it has its name.
+    /// As [`Store::fork_admitted`], with a size of its own: the fork gets its name after it was resized.
     pub(super) fn fork_grown(
         &self,
         (source, name): (ForkSource<'_>, &str),
@@ -168,7 +170,7 @@ fn random_name(name: &str) -> Result<String> {
 }
 
 impl ReservedName {
-    /// Makes a volume that reads as zero, and gets the name when it is finished.
+    /// Creates the unfinished volume, which reads as zeros. It gets the reserved name when it is finished.
     ///
     /// # Errors
     /// As [`Store::create_volume`].
@@ -184,7 +186,7 @@ impl ReservedName {
             labels.insert(UNFINISHED_LABEL.to_owned(), name.clone());
             tries += 1;
             match make(&name, labels) {
-                // Something else that exists, as a reservation that was used, is no reason for another name.
+                // Another random name helps only if a volume has this one; a used reservation fails as well.
                 Err(error) if error.kind() == ErrorKind::Exists && tries < TRIES && self.store.volume(&name).is_ok() => {}
                 made => return Ok(Unfinished { reserved: self, volume: made?, kept: false }),
             }
@@ -192,16 +194,16 @@ impl ReservedName {
     }
 }
 
-/// An image: its layers stay when its import does not come to its end.
+/// Reservations for images: the layers that are complete stay if the import is interrupted.
 #[cfg(feature = "images")]
 impl ReservedName {
-    /// For the layers of an image.
+    /// Marks the reservation as one for an image.
     pub(crate) fn for_layers(mut self) -> Self {
         self.labels.insert(LAYERS_OF_LABEL.to_owned(), self.name.clone());
         self
     }
 
-    /// Forks the layer that holds a chain of layers of an image.
+    /// Forks the layer of the store that holds this chain of image layers.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is none.
@@ -212,7 +214,7 @@ impl ReservedName {
         })
     }
 
-    /// What earlier imports of an image under this name have left.
+    /// Unfinished volumes that earlier imports under this name have left.
     pub(crate) fn left_layers(&self) -> Vec<String> {
         let is_left =
             |name: &String, labels: &Labels| labels.get(UNFINISHED_LABEL) == Some(name) && labels.get(LAYERS_OF_LABEL) == Some(&self.name);
@@ -221,22 +223,23 @@ impl ReservedName {
 }
 
 impl Unfinished<'_> {
-    /// The volume, to be filled.
+    /// The volume, which the caller fills.
     pub fn volume(&self) -> &Volume {
         &self.volume
     }
 
-    /// Gives the volume its name, and these labels alone: it is whole. The caller has flushed it.
+    /// Gives the volume its final name and exactly these labels. The caller has filled and flushed it.
     ///
     /// # Errors
-    /// [`ErrorKind::NotDurable`]: it has its name; [`ErrorKind::NotFound`] if it was destroyed meanwhile.
+    /// [`ErrorKind::NotDurable`] if it has its name, but a crash could still undo that; [`ErrorKind::NotFound`] if it was destroyed
+    /// meanwhile.
     pub fn finish(&mut self, labels: Labels) -> Result<()> {
         let named = self.volume.set_name(&self.reserved.name, labels);
         self.kept = named.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::NotDurable);
         named
     }
 
-    /// Leaves the volume as it is, for what it keeps.
+    /// Keeps the unfinished volume for its layers instead of destroying it.
     #[cfg(feature = "images")]
     pub(crate) fn leave(mut self) {
         self.kept = true;
@@ -246,7 +249,7 @@ impl Unfinished<'_> {
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            // The failure that ended the work is reported; what stays is swept when the store is opened again.
+            // The caller reports the failure that ended the work. If destroying fails too, the volume is swept after the next opening.
             let _ = self.volume.destroy(true);
         }
     }
