@@ -1,4 +1,4 @@
-//! The addresses of a root layer: connecting to them, and what became of that.
+//! The addresses of a root layer, their connections, and the results of requests to them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use crate::source::{Connector, Lease, LeaseRequest, LeasedSource, Since, Source,
 use crate::sync::Mutex;
 use crate::units::whole_micros;
 
-/// Shortest pause before it is looked again whether a connection is used.
+/// Shortest pause between two checks for idle connections.
 const IDLE_LOOK_MIN: Duration = Duration::from_millis(100);
 
-/// The lease to hold at an address; `None`: none.
+/// Gives the lease to hold at an address; `None` if there is none.
 pub type Hold = Box<dyn Fn(&str) -> Option<LeaseRequest> + Send + Sync>;
 
-/// Called with an address, the lease that it has given, and the time after which that lapses.
+/// Called with an address, the id of the lease that it has granted, and the time after which the lease lapses.
 pub type OnLease = Arc<dyn Fn(&str, LeaseId, Duration) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
     peers: Peers,
-    /// Addresses that are being connected to for backfill.
+    /// Addresses to which a connection for backfill is being made.
     connecting: Vec<String>,
     stopped: bool,
 }
 
-/// What addresses are opened with, and what their bytes have to be.
+/// How addresses are opened, and the constants that their bytes must match.
 pub struct Terms {
     /// Bytes of the source.
     pub size_bytes: u64,
@@ -38,7 +38,7 @@ pub struct Terms {
     pub origin: String,
     /// The lease to hold at an address that is opened.
     pub hold: Hold,
-    /// Told of a lease that an address has given.
+    /// Called with each lease that an address has granted.
     pub on_lease: OnLease,
     pub clock: Arc<dyn Clock>,
     pub budget: Arc<Budget>,
@@ -51,24 +51,24 @@ pub struct Addresses {
     terms: Terms,
 }
 
-/// An address that is connected.
+/// A connected address.
 #[derive(Clone)]
 pub struct Connected {
     pub uri: String,
-    /// What shares a way with it.
+    /// Key of its host ([`host_of`](crate::source::host_of)).
     pub host: Arc<str>,
     pub source: Arc<dyn Source>,
 }
 
-/// Addresses that backfill may ask now.
+/// Addresses that backfill may use now.
 #[derive(Default)]
 pub struct Ready {
     pub connected: Vec<Connected>,
-    /// Those that are to be connected to first, and their hosts.
+    /// Addresses that must be connected first, with their hosts.
     pub unconnected: Vec<(String, Arc<str>)>,
 }
 
-/// An address that is being connected to, until this is dropped.
+/// Guard of an address to which a connection is being made.
 pub struct Connecting {
     addresses: Arc<Addresses>,
     pub uri: String,
@@ -81,7 +81,7 @@ impl Drop for Connecting {
 }
 
 impl Addresses {
-    /// These addresses; the first one is connected to `source` if that is given.
+    /// Takes the addresses; `source`, if given, is the connection of the first one.
     pub fn new(uris: &[String], source: Option<Arc<dyn Source>>, opener: Arc<dyn SourceOpener>, terms: Terms) -> Arc<Self> {
         let mut state = State::default();
         state.peers.set(uris);
@@ -95,26 +95,25 @@ impl Addresses {
         self.terms.clock.monotonic()
     }
 
-    /// The source at an address, connected.
+    /// The source at an address. Connects to it if necessary, and waits for that.
     ///
     /// # Errors
-    /// It cannot be connected to, has other bytes, or is not used any more.
+    /// The address cannot be connected, has other bytes, or was removed.
     pub fn source(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
         self.source_while(uri, || true)
     }
 
-    /// As [`Addresses::source`], unless it is not wanted any more. Whoever gives up waiting first lets `is_wanted` say so, and then calls
-    /// [`Addresses::give_up`].
+    /// As [`Addresses::source`], while `is_wanted`. To end the wait, make `is_wanted` false first, and then call [`Addresses::give_up`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Addresses::source`]; [`SourceErrorKind::Closed`] if it is not wanted.
     pub fn source_while(&self, uri: &str, is_wanted: impl Fn() -> bool) -> Result<Arc<dyn Source>, SourceError> {
-        // Before the look at what is wanted: a wait that is given up after that look is ended by the connector.
+        // Taken before `is_wanted` is asked: if the wait is given up after that, the connector ends it.
         let since = self.connector.now();
         self.connect(uri, || if is_wanted() { self.open_held(uri, since) } else { Err(unused(uri)) })
     }
 
-    /// The source at an address; `open` connects to it if it is not connected.
+    /// The source at an address; `open` makes the connection if there is none.
     fn connect(&self, uri: &str, open: impl FnOnce() -> Result<Arc<dyn Source>, SourceError>) -> Result<Arc<dyn Source>, SourceError> {
         {
             let mut state = self.state.lock();
@@ -124,12 +123,12 @@ impl Addresses {
                 return Ok(Arc::clone(source));
             }
         }
-        // One that is not used after all is closed as it is dropped, behind the lock.
+        // A source that is not used after all closes when it is dropped, after the lock is released.
         let source = open()?;
         self.check_source(uri, &*source)?;
         let mut state = self.state.lock();
         state.peers.note_use(uri, self.now());
-        // Others that lost the host need not wait until this one has read something.
+        // Tells other hydrations at once that the host answers again, before anything was read.
         state.peers.host(uri).into_iter().for_each(|host| self.terms.budget.note_answered(host));
         let stopped = state.stopped;
         match state.peers.list.iter_mut().find(|peer| peer.uri == uri).filter(|_| !stopped) {
@@ -138,10 +137,10 @@ impl Addresses {
         }
     }
 
-    /// As [`Addresses::source`], for a thread of the sources: opens the address on it.
+    /// As [`Addresses::source`], but opens the address on the caller's thread, which is one of the source pool.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Addresses::source`].
     pub fn source_here(&self, uri: &str) -> Result<Arc<dyn Source>, SourceError> {
         self.connect(uri, || {
             let Some(request) = (self.terms.hold)(uri) else { return self.connector.open_here(uri) };
@@ -152,13 +151,13 @@ impl Addresses {
         })
     }
 
-    /// Runs something that a source may keep waiting on a thread of the sources, in its turn among the calls of its host. Without a
-    /// thread it is dropped.
+    /// Runs a call that may hang on a thread of the source pool, behind earlier calls of its host. If no thread can be had, the job is
+    /// dropped.
     pub fn aside(&self, uri: &str, job: impl FnOnce() + Send + 'static) {
         self.connector.aside(uri, Box::new(job));
     }
 
-    /// Opens an address, with a lease if its server knows leases.
+    /// Opens an address, with a lease if its server supports leases.
     fn open_held(&self, uri: &str, since: Since) -> Result<Arc<dyn Source>, SourceError> {
         let Some(request) = (self.terms.hold)(uri) else { return self.connector.open(uri, since) };
         let id = request.id;
@@ -170,7 +169,7 @@ impl Addresses {
         Ok(source)
     }
 
-    /// Refuses a source that has other bytes than those that were forked, as far as it tells.
+    /// Refuses a source whose size or identity is not that of the forked bytes.
     ///
     /// # Errors
     /// [`SourceErrorKind::Changed`].
@@ -192,7 +191,7 @@ impl Addresses {
         }
     }
 
-    /// Notes how an address failed; `run`: it was asked for these blocks, and may be able to give others.
+    /// Notes a failure of an address. If `run` is given, only these blocks could not be read, and the address may still serve others.
     pub fn note_error(&self, uri: &str, error: &SourceError, run: Option<&Range<u64>>) {
         let now = self.now();
         let useless = {
@@ -210,8 +209,8 @@ impl Addresses {
         }
     }
 
-    /// Notes that a read of these blocks ended well, and how long somebody waited for it. Answers whether the address had failed before,
-    /// and the shortest time that somebody waited for it lately.
+    /// Notes a successful read of these blocks, and how long a reader waited for it. Returns whether the address had failed before, and
+    /// the shortest recent wait for it.
     pub fn note_read(&self, uri: &str, run: &Range<u64>, waited: Option<Duration>) -> (bool, Duration) {
         let now = self.now();
         let mut state = self.state.lock();
@@ -224,7 +223,7 @@ impl Addresses {
         self.state.lock().peers.note_bytes(uri, bytes);
     }
 
-    /// A look at what is known of the addresses.
+    /// Calls `look` with the state of the addresses, under the lock.
     pub fn look<T>(&self, look: impl FnOnce(&Peers) -> T) -> T {
         look(&self.state.lock().peers)
     }
@@ -234,14 +233,14 @@ impl Addresses {
         self.look(|peers| peers.list.first().map(|peer| (peer.uri.clone(), peer.source.clone())))
     }
 
-    /// The next address to ask for what somebody waits for.
+    /// The best address for a waited-for read that is not in `tried`.
     pub fn next_waited(&self, tried: &[String]) -> Option<String> {
         let now = self.now();
         let state = self.state.lock();
         state.peers.for_waited(now, tried).filter(|_| !state.stopped).map(|number| state.peers.list[number].uri.clone())
     }
 
-    /// The addresses that backfill may ask now.
+    /// The addresses that backfill may use now.
     pub fn ready(&self) -> Ready {
         let now = self.now();
         let mut ready = Ready::default();
@@ -269,7 +268,7 @@ impl Addresses {
         self.look(|peers| peers.list.iter().any(|peer| peer.uri == uri && peer.source.is_some()))
     }
 
-    /// Notes that an address is being connected to. `None`: that is so already.
+    /// Marks an address as being connected. `None` if it is marked already.
     pub fn begin_connecting(self: &Arc<Self>, uri: &str) -> Option<Connecting> {
         let mut state = self.state.lock();
         if state.connecting.iter().any(|other| other == uri) {
@@ -279,7 +278,7 @@ impl Addresses {
         Some(Connecting { addresses: Arc::clone(self), uri: uri.to_owned() })
     }
 
-    /// Gives up connections that were not used for long. Answers how long others may stay.
+    /// Closes idle connections. Returns when the next one may become idle.
     pub fn close_idle(&self) -> Option<Duration> {
         let now = self.now();
         let (idle, next) = self.state.lock().peers.take_idle(now);
@@ -299,7 +298,7 @@ impl Addresses {
         self.look(|peers| peers.list.iter().map(|peer| peer.uri.clone()).collect())
     }
 
-    /// Changes the addresses.
+    /// Replaces the addresses; those that stay keep their state.
     pub fn set_uris(&self, uris: &[String]) {
         let unused = self.state.lock().peers.set(uris);
         unused.iter().for_each(|source| source.close());
@@ -310,7 +309,7 @@ impl Addresses {
         self.state.lock().peers.retry_now();
     }
 
-    /// Ends every wait for a connection, and closes what is connected.
+    /// Ends every wait for a connection, and closes all connections. Later reads connect again.
     pub fn give_up(&self) {
         self.connector.give_up();
         let sources = self.state.lock().peers.take_sources();
@@ -328,7 +327,7 @@ impl Addresses {
         sources.iter().for_each(|source| source.close());
     }
 
-    /// What is known of each address.
+    /// State of each address, for reports.
     pub fn info(&self) -> Vec<SourceInfo> {
         let told = self.look(|peers| {
             let known = peers.list.iter().map(|peer| {

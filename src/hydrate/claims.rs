@@ -1,4 +1,4 @@
-//! Single flight: the ranges of blocks that are under way, each fetched once.
+//! Single flight: claims of the block ranges that are being fetched, so that each block is fetched once.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,17 +7,17 @@ use std::sync::Arc;
 use super::news::News;
 use crate::sync::Mutex;
 
-/// The ranges under way: first block to the block after the last. They never overlap.
+/// Claimed ranges, from the first block to the block after the last. They never overlap.
 #[derive(Default)]
 struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// If the block is under way, the block after its range.
+    /// The end of the claimed range that contains the block.
     fn end_of(&self, block: u64) -> Option<u64> {
         self.0.range(..=block).next_back().map(|(_, end)| *end).filter(|end| *end > block)
     }
 
-    /// The first block after `block` that is under way.
+    /// The first claimed block after `block`.
     fn next(&self, block: u64) -> u64 {
         self.0.range(block + 1..).next().map_or(u64::MAX, |(start, _)| *start)
     }
@@ -26,7 +26,7 @@ impl Ranges {
         self.end_of(run.start).is_some() || self.next(run.start) < run.end
     }
 
-    /// Takes the first part of a range that is not under way, of at most `blocks_max` blocks.
+    /// Claims the first part of a range that is not claimed yet, at most `blocks_max` blocks.
     fn take(&mut self, run: &Range<u64>, blocks_max: u64) -> Option<Range<u64>> {
         let mut start = run.start;
         while let Some(end) = self.end_of(start) {
@@ -47,8 +47,8 @@ pub struct Claims {
     news: Arc<News>,
 }
 
-/// A range that its holder fetches, and nobody else. Given back when it is dropped, however that comes: readers that wait for the
-/// range look again.
+/// A claimed range, which only the holder fetches. Dropping it, also by a panic, ends the claim and wakes the readers that wait for the
+/// range.
 #[must_use]
 pub struct Claim {
     claims: Arc<Claims>,
@@ -56,15 +56,16 @@ pub struct Claim {
 }
 
 impl Claims {
-    /// No claims. `news` hears of each that ends.
+    /// An empty set. `news` is told of each claim that ends.
     pub fn new(news: Arc<News>) -> Arc<Self> {
         Arc::new(Self { ranges: Mutex::default(), news })
     }
 
-    /// Takes at most `count_max` parts of the runs that nobody fetches yet, each of at most `blocks_max` blocks.
+    /// Claims at most `count_max` parts of the missing runs that are not claimed yet, each of at most `blocks_max` blocks.
     ///
-    /// `missing` is called under the lock: a block that it answers and that is not under way was not stored before. So a block is never
-    /// fetched again by a caller that looked before its bytes came and claims it after its claim has ended.
+    /// `missing` is called under the lock of the claims. A fetch stores its blocks before its claim ends, so a block that `missing` returns
+    /// and that is not claimed has not been stored. A caller that looked before the lock could claim and fetch a block that was stored in
+    /// between.
     pub fn claim(self: &Arc<Self>, blocks_max: u64, count_max: usize, missing: impl FnOnce() -> Vec<Range<u64>>) -> Vec<Claim> {
         let mut claimed = Vec::new();
         let mut ranges = self.ranges.lock();
@@ -79,13 +80,13 @@ impl Claims {
         claimed
     }
 
-    /// Whether a part of one of the runs is under way.
+    /// Whether a part of one of the runs is claimed.
     pub fn meet(&self, runs: &[Range<u64>]) -> bool {
         let ranges = self.ranges.lock();
         runs.iter().any(|run| ranges.meets(run))
     }
 
-    /// Whether nothing is under way.
+    /// Whether nothing is claimed.
     pub fn is_empty(&self) -> bool {
         self.ranges.lock().0.is_empty()
     }

@@ -1,11 +1,11 @@
-//! Connecting to an address while its hydrator goes on.
+//! Connects to an address in the background.
 
 use std::sync::Arc;
 
 use super::addresses::Connecting;
 use super::parts::Parts;
 
-/// Lets readers and backfill look again when it is dropped, behind the end of connecting.
+/// Guard that wakes readers and backfill when connecting has ended.
 struct Telling(Arc<Parts>);
 
 impl Drop for Telling {
@@ -14,16 +14,16 @@ impl Drop for Telling {
     }
 }
 
-/// Connects to an address on a thread of the sources, so that one that does not answer holds up nobody.
+/// Connects to an address on a thread of the source pool, so that an address that hangs delays no other work.
 pub fn connect_aside(parts: &Arc<Parts>, connecting: Connecting) {
     let (telling, uri) = (Telling(Arc::clone(parts)), connecting.uri.clone());
     let connect = move || {
-        // The address is connected, or not, before others are told.
+        // `connecting` is moved here, so that its mark ends before `telling` wakes the others.
         let (parts, connecting) = (&telling.0, connecting);
         if let Err(error) = parts.addresses.source_here(&connecting.uri) {
             parts.note_failure(&connecting.uri, &error, None);
         }
     };
-    // Without a thread it is tried again later.
+    // If no thread can be had, the job is dropped, and the address is tried again later.
     parts.addresses.aside(&uri, connect);
 }

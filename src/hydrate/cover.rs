@@ -1,4 +1,4 @@
-//! The blocks of the root that layers above hide, and that are therefore not fetched.
+//! Blocks of the root that the layers above hide: they are not fetched.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -8,46 +8,46 @@ use roaring::RoaringBitmap;
 use crate::place::end_of_run;
 use crate::sync::Mutex;
 
-/// How often it is looked at what stands above.
+/// How often the layers above are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 struct State {
-    /// Blocks that nobody above needs.
+    /// Blocks that the layers above hide durably.
     hidden: RoaringBitmap,
-    /// These, and those that nobody above will need once what was written there is durable: not asked for.
+    /// Hidden blocks, and those that will be hidden once the writes above are durable. Neither are requested.
     covered: RoaringBitmap,
     looked_at: Option<Duration>,
 }
 
-/// What is known of the layers above.
+/// Which blocks the layers above hide, as of the last look.
 #[derive(Default)]
 pub struct Cover(Mutex<State>);
 
 impl Cover {
-    /// These blocks are not needed.
+    /// Sets the durably hidden blocks.
     pub fn set_hidden(&self, hidden: RoaringBitmap) {
         let mut state = self.0.lock();
         state.covered |= &hidden;
         state.hidden = hidden;
     }
 
-    /// These blocks will not be needed once everything above is durable.
+    /// Sets the blocks that are hidden once all writes above are durable.
     pub fn set_covered(&self, covered: RoaringBitmap) {
         self.0.lock().covered = covered;
     }
 
-    /// Everything is needed.
+    /// Forgets hidden and covered blocks: a new fork needs all of them.
     pub fn clear(&self) {
         *self.0.lock() = State::default();
     }
 
-    /// Lets the next look come at once.
+    /// Makes the next look due at once.
     pub fn look_soon(&self) {
         self.0.lock().looked_at = None;
     }
 
-    /// Whether it is time to look above; the caller looks then.
+    /// Whether a look above is due. If true, the caller must look, and the next one is due after [`LOOK_INTERVAL`].
     pub fn begins_look(&self, now: Duration) -> bool {
         let mut state = self.0.lock();
         let is_due = state.looked_at.is_none_or(|at| now.saturating_sub(at) >= LOOK_INTERVAL);
@@ -57,12 +57,12 @@ impl Cover {
         is_due
     }
 
-    /// If the block is hidden, the first one behind it that is not.
+    /// If the block is hidden, the first later block that is not.
     pub fn end_of_hidden(&self, block: u64) -> Option<u64> {
         end_of_run(&self.0.lock().hidden, block)
     }
 
-    /// If the block is covered, the first one behind it that is not.
+    /// If the block is covered, the first later block that is not.
     pub fn end_of_covered(&self, block: u64) -> Option<u64> {
         end_of_run(&self.0.lock().covered, block)
     }

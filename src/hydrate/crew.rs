@@ -1,12 +1,12 @@
-//! The threads of all hydrations of a store, however many these are.
+//! The threads of all hydrations of a store. Their number does not grow with the hydrations.
 //!
 //! | threads | run | may wait for |
 //! |---|---|---|
-//! | `vf-ID-step-…` | steps of hydrations: what came, what to fetch next; they give way to the foreground | the file of a trace |
-//! | `vf-ID-aside-…` | what a step must not wait for: barriers, looks above, ends of hydrations; `lead`: handing calls to the threads of sources | disk, barriers |
-//! | `vf-ID-fill` | writes of what came, through one ring; gives way to the foreground | disk, barriers |
+//! | `vf-ID-step-…` | steps of hydrations: take messages, make requests; with low priority | the file of a trace |
+//! | `vf-ID-aside-…` | errands: barriers, looks above, ends of hydrations; its `lead` hands calls to the source pool | disk, barriers |
+//! | `vf-ID-fill` | writes of fetched blocks, through one ring; with low priority | disk, barriers |
 //!
-//! Hydrations take turns: one whose source is quick does not keep others from their steps.
+//! Hydrations take turns, so that a fast source does not keep other hydrations from their steps.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use crate::ids::LayerId;
 use crate::io::{Bounds, Next, Refusal, Task, Workers};
 use crate::sync::Mutex;
 
-/// Threads for steps.
+/// Number of threads for steps.
 const STEPS: usize = 2;
-/// Further ones, each for a step that a source holds up by a read that does not return.
+/// Most further threads for steps. One replaces a thread whose step hangs in a call of a source.
 const SLOW_STEPS: usize = 14;
-/// Threads for what steps must not wait for: those that wait for a barrier at once share it.
+/// Number of threads for errands. Errands that wait for a barrier at the same time share it.
 const ASIDE: usize = 2;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -30,14 +30,14 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct Crew {
     steps: Workers,
     aside: Workers,
-    /// Runs on the thread there that starts the others: those that a step starts would give way to the foreground as it does.
+    /// Task on the lead of `aside`. It starts threads of sources, because a thread that a step starts would inherit its low priority.
     starter: Mutex<Option<Task>>,
     handed: Arc<Mutex<VecDeque<Job>>>,
     pub fills: Fills,
 }
 
 impl Crew {
-    /// A crew without threads; they are started when they are needed. `store_id` is in the names of its threads.
+    /// A crew whose threads start when they are needed. `store_id` is part of their names.
     pub fn new(store_id: &str) -> Arc<Self> {
         let name = format!("vf-{}", store_id.get(..6).unwrap_or(store_id));
         let bounds =
@@ -51,7 +51,7 @@ impl Crew {
         })
     }
 
-    /// Runs the step of a hydration, again and again as it says.
+    /// Runs the step of a hydration repeatedly, as its results say.
     ///
     /// # Errors
     /// No thread can be had.
@@ -68,18 +68,18 @@ impl Crew {
         Task::begin(&self.steps, Some(&layer.to_string()), step)
     }
 
-    /// Runs what a step must not wait for; of one hydration, one job at a time. A job for which there is no thread is dropped.
+    /// Runs a blocking job. Jobs of one hydration run one at a time. If no thread can be had, the job is dropped.
     pub fn aside(&self, layer: LayerId, job: impl FnOnce() + Send + 'static) {
         drop(self.aside.run(&layer.to_string(), Box::new(job)));
     }
 
-    /// Runs something short that may start threads of others, which must not give way as a step does.
+    /// Runs a short job that may start threads, at normal priority.
     pub fn hand_over(&self, job: impl FnOnce() + Send + 'static) {
         self.handed.lock().push_back(Box::new(job));
         self.starter.lock().iter().for_each(Task::wake);
     }
 
-    /// Ends the threads. All hydrations have ended.
+    /// Ends the threads. All hydrations must have ended.
     pub fn close(&self) {
         let starter = self.starter.lock().take();
         drop(starter);
@@ -91,7 +91,7 @@ impl Crew {
     }
 }
 
-/// Runs what was handed over.
+/// Runs the jobs that were handed over.
 fn hand_on(handed: &Mutex<VecDeque<Job>>) -> Next {
     loop {
         let next = handed.lock().pop_front();

@@ -1,6 +1,6 @@
-//! Storing what backfill fetched: one ring and one thread for all hydrations of a store.
+//! Stores the blocks that backfill has fetched: one ring and one thread for all hydrations of a store.
 //!
-//! A fetched range stays claimed until its last write has ended, so readers that wait for it are woken when it can be read.
+//! A fetched range stays claimed until its last write has ended, so that a reader that waits for the claim can read the blocks.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -22,17 +22,17 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::sync::{Condvar, Mutex};
 
-/// Writes under way at once.
+/// Most writes under way at once.
 const DEPTH: u32 = 64;
-/// Descriptors of a ring.
+/// Number of descriptors of a ring.
 const RING_DESCRIPTORS: usize = 2;
-/// Bytes that came and are not stored, beyond which nothing more is asked for.
+/// High watermark of fetched bytes that are not stored: at or above it backfill makes no requests.
 const BYTES_MAX: u64 = 16 << 20;
-/// The thread ends when it has had nothing to do for so long.
+/// Idle time after which the thread ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A range that is being fetched. Dropped when its request has ended and everything of it is stored: then its claim ends, and
-/// backfill looks again.
+/// A fetched range with its claim. It is dropped when its request has ended and all of its blocks are stored; then the claim ends, and
+/// backfill is woken.
 pub struct Fetched {
     parts: Arc<Parts>,
     claim: Option<Claim>,
@@ -55,7 +55,7 @@ impl Drop for Fetched {
     }
 }
 
-/// Bytes that came and are not stored yet.
+/// Guard of fetched bytes that are not stored yet; they count against the watermark until it is dropped.
 struct Held {
     shared: Arc<Shared>,
     of: Arc<Fetched>,
@@ -73,7 +73,7 @@ impl Drop for Held {
     }
 }
 
-/// Blocks to store.
+/// Fetched blocks to store.
 struct Fill {
     held: Arc<Held>,
     blocks: Range<u64>,
@@ -83,12 +83,12 @@ struct Fill {
 #[derive(Default)]
 struct State {
     queue: VecDeque<Fill>,
-    /// Of what was not stored yet.
+    /// Fetched bytes that are not stored yet.
     bytes: u64,
-    /// Hydrations that wait for room.
+    /// Wakes of the hydrations that wait until the bytes fall below the watermark.
     waiting: Vec<Wake>,
     thread: Option<JoinHandle<()>>,
-    /// Ends a wait of the thread for its ring.
+    /// Wakes the thread from a wait for its ring.
     waker: Option<RingWaker>,
     closed: bool,
 }
@@ -96,20 +96,20 @@ struct State {
 struct Shared {
     name: String,
     state: Mutex<State>,
-    /// The thread waits here if it has no ring.
+    /// Notified of new fills; the thread waits here if it has no ring.
     came: Condvar,
 }
 
-/// What is to be stored, for all hydrations of a store.
+/// The queue of blocks to store, for all hydrations of a store.
 pub struct Fills(Arc<Shared>);
 
 impl Fills {
-    /// Nothing to store. `name` is that of the thread, which is started when something is.
+    /// An empty queue. The thread, called `name`, starts with the first fill.
     pub fn new(name: &str) -> Self {
         Self(Arc::new(Shared { name: name.to_owned(), state: Mutex::default(), came: Condvar::new() }))
     }
 
-    /// Whether so much is to be stored that nothing more should be asked for; then `wake` is called when there is room.
+    /// Whether the watermark is reached. If so, the result of `wake` is called once the bytes fall below it.
     pub fn is_full(&self, wake: impl FnOnce() -> Option<Wake>) -> bool {
         let mut state = self.0.state.lock();
         let is_full = state.bytes >= BYTES_MAX;
@@ -119,7 +119,7 @@ impl Fills {
         is_full
     }
 
-    /// Stores blocks of a fetched range, some time soon.
+    /// Queues blocks of a fetched range to be stored.
     pub fn store(&self, of: &Arc<Fetched>, blocks: Range<u64>, bytes: Bytes) {
         let (size, shared) = (wide(bytes.len()), &self.0);
         let mut state = shared.state.lock();
@@ -131,7 +131,7 @@ impl Fills {
             state.thread = Builder::new().name(shared.name.clone()).spawn(move || body.run()).ok();
         }
         if state.thread.is_none() {
-            // Without a thread, on this one.
+            // If no thread can be started, the blocks are stored on this one.
             let fill = state.queue.pop_back();
             drop(state);
             fill.into_iter().for_each(|fill| Writes::new(None).store(&fill));
@@ -143,7 +143,7 @@ impl Fills {
         shared.came.notify_one();
     }
 
-    /// Waits until everything is stored, and ends the thread.
+    /// Waits until all queued blocks are stored, and ends the thread.
     pub fn close(&self) {
         let thread = {
             let mut state = self.0.state.lock();
@@ -162,7 +162,7 @@ impl Fills {
 impl Shared {
     fn run(&self) {
         give_way();
-        // Without a ring it goes on, only slower.
+        // Without a ring, blocks are written one after another.
         let mut writes = Writes::new(ring().ok());
         self.state.lock().waker = writes.ring.as_ref().map(Ring::waker);
         let mut idle = false;
@@ -182,7 +182,7 @@ impl Shared {
             };
             idle = match next {
                 Some(fill) => {
-                    // One that panics has told so; what it held is given back.
+                    // The panic was printed. Its guards have given back the claim and the bytes.
                     let _ = catch_unwind(AssertUnwindSafe(|| writes.store(&fill)));
                     drop(fill);
                     writes.wait(Duration::ZERO);
@@ -194,7 +194,7 @@ impl Shared {
     }
 }
 
-/// A ring for the writes.
+/// Makes the ring for the writes.
 fn ring() -> std::io::Result<Ring> {
     let Some(_reserved) = Reservation::take(RING_DESCRIPTORS, 2) else {
         return Err(std::io::Error::from_raw_os_error(libc::EMFILE));
@@ -202,7 +202,7 @@ fn ring() -> std::io::Result<Ring> {
     Ring::new(DEPTH, None)
 }
 
-/// A write that the ring has.
+/// A write under way in the ring.
 struct Write {
     span: ExtentSpan,
     write: RingWrite,
@@ -222,7 +222,7 @@ impl Writes {
         Self { ring, writes: BTreeMap::new(), next: 0, done: Vec::new() }
     }
 
-    /// Stores blocks, or begins to.
+    /// Stores blocks of a fill. With a ring it only begins the writes.
     fn store(&mut self, fill: &Fill) {
         let parts = &fill.held.of.parts;
         if self.ring.is_none() {
@@ -232,9 +232,9 @@ impl Writes {
         left.reverse();
         while let Some(part) = left.pop() {
             self.wait_while(|writes| writes.writes.len() >= index(DEPTH));
-            // A read that was tried again brings the same blocks again: nobody but this thread ends their writes.
+            // A retried read may deliver the same blocks again. Their writes are ended here, because only this thread can end them.
             self.wait_while(|writes| writes.is_writing(parts, part.span));
-            // Nothing is held while a round makes room for more, for others may hold the rest.
+            // Ends all writes first: the round that makes room may wait for their latches.
             self.wait_while(|writes| parts.root.layers.is_full() && !writes.writes.is_empty());
             match self.begin(&part, &fill.held) {
                 Ok(true) => {}
@@ -244,7 +244,7 @@ impl Writes {
         }
     }
 
-    /// Ends writes as long as this holds of those that are left.
+    /// Ends writes while `holds` is true of the remaining ones.
     fn wait_while(&mut self, holds: impl Fn(&Self) -> bool) {
         while holds(self) {
             self.wait(Duration::from_millis(100));
@@ -256,7 +256,7 @@ impl Writes {
         self.writes.values().any(|write| Arc::ptr_eq(&write.of.of.parts, parts) && overlaps(write.span))
     }
 
-    /// Begins to write a part. `false`: some of its blocks have come from elsewhere.
+    /// Begins the write of a part. False if some of its blocks were stored by another thread meanwhile.
     fn begin(&mut self, part: &Part, of: &Arc<Held>) -> Result<bool> {
         let root = &of.of.parts.root;
         let Some(admitted) = root.admit_part(part)? else { return Ok(false) };
@@ -267,8 +267,8 @@ impl Writes {
         Ok(true)
     }
 
-    /// Hands writes to the kernel and takes those that ended; waits for something to happen, at most so long. Answers whether nothing has
-    /// happened.
+    /// Submits writes to the kernel and takes the completed ones. Waits for a completion or a wake, for at most `timeout`. Returns whether
+    /// neither has come.
     fn wait(&mut self, timeout: Duration) -> bool {
         let Some(ring) = &mut self.ring else { return false };
         let mut done = std::mem::take(&mut self.done);
@@ -278,7 +278,7 @@ impl Writes {
         done.drain(..).for_each(|done| self.end(done));
         self.done = done;
         if waited.is_err() {
-            // The transfers have ended before the error; the next wait may do better.
+            // The error is of the wait, not of a transfer; the next wait may succeed.
             crate::sync::thread::yield_now();
         }
         is_idle
@@ -288,7 +288,7 @@ impl Writes {
         let Some(Write { write, of, .. }) = self.writes.remove(&done.token) else { return };
         let parts = &of.of.parts;
         match write.end(done) {
-            // A reader that waits for these blocks does not wait for the rest of their range.
+            // Wakes readers of these blocks before the rest of the range is stored.
             Ok(()) => parts.news.tell(),
             Err(error) => parts.note_unstored(&error),
         }
@@ -297,7 +297,7 @@ impl Writes {
 
 impl Drop for Writes {
     fn drop(&mut self) {
-        // Latches and claims end only with the writes.
+        // Latches and claims end only with their writes.
         self.wait_while(|writes| !writes.writes.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Whether a hydration gets on, and what keeps it from that.
+//! Health of a hydration: its status, its latest error, and the pauses after blocks could not be stored.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use super::progress::HydratorStatus;
 use crate::error::{Error, ErrorKind};
 use crate::sync::Mutex;
 
-/// First and longest pause after fetched blocks could not be stored.
+/// First and longest pause after fetched blocks could not be stored; it doubles.
 const STALLS: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(8);
-/// Longer than anybody waits.
+/// A pause without an end.
 const FOR_EVER: Duration = Duration::from_secs(365 * 86_400);
 
-/// Called when hydration fails at every address, and when it goes on again.
+/// Called with the new status and the latest error when hydration fails at every address, runs out of space, or recovers.
 pub type OnChange = Box<dyn Fn(HydratorStatus, Option<String>) + Send + Sync>;
 
 #[derive(Default)]
@@ -20,45 +20,45 @@ struct State {
     /// Running, degraded, or without space.
     status: HydratorStatus,
     last_error: Option<String>,
-    /// What is left could not be had from any address.
+    /// No address has the blocks that are left.
     stuck: bool,
-    /// Fetched blocks could not be stored for lack of space: what was said then.
+    /// The error, if fetched blocks could not be stored for lack of space.
     no_space: Option<String>,
-    /// Fetched blocks could not be stored: not tried again before.
+    /// End of the pause after fetched blocks could not be stored.
     stalled_until: Duration,
-    /// The latest pause for that.
+    /// Length of the latest such pause.
     stall: Duration,
 }
 
-/// Errors of one hydration, and what follows from them.
+/// Health of one hydration.
 pub struct Health {
     state: Mutex<State>,
     on_change: OnChange,
 }
 
 impl Health {
-    /// Everything is well. `on_change` is told of changes, without any lock.
+    /// A running hydration without errors. `on_change` is called with changes, under no lock.
     pub fn new(on_change: OnChange) -> Self {
         Self { state: Mutex::default(), on_change }
     }
 
-    /// Notes an error, which is shown as the latest one.
+    /// Notes an error as the latest one.
     pub fn note_error(&self, message: String) {
         self.state.lock().last_error = Some(message);
     }
 
-    /// Something came: what is left may be had.
+    /// Notes a successful read: the blocks that are left may be available.
     pub fn note_read(&self) {
         self.state.lock().stuck = false;
     }
 
-    /// Nothing is under way, and each address fails or could not give what is left.
+    /// Notes that nothing is under way, and that each address fails or could not give the blocks that are left.
     pub fn note_stuck(&self) {
         self.state.lock().stuck = true;
     }
 
-    /// Fetched blocks could not be stored: backfill pauses for a while, there may be space again later. What it fetches until that is
-    /// seen is lost, so it pauses longer each time. A store that refuses writes does so until it is opened again.
+    /// Notes that fetched blocks could not be stored. Backfill pauses, because there may be space later. Each retry may fetch blocks in
+    /// vain, so the pause doubles. If the store refuses writes, the pause has no end, because it refuses them until it is opened again.
     pub fn note_unstored(&self, error: &Error, now: Duration) {
         let mut state = self.state.lock();
         state.last_error = Some(format!("fetched blocks cannot be stored: {error}"));
@@ -72,17 +72,17 @@ impl Health {
         }
     }
 
-    /// There is space again.
+    /// Notes that there is space again.
     pub fn note_space(&self) {
         self.state.lock().no_space = None;
     }
 
-    /// Tries again at once.
+    /// Ends the pause, so that backfill retries at once.
     pub fn retry_now(&self) {
         self.state.lock().stalled_until = Duration::ZERO;
     }
 
-    /// When fetched blocks may be stored again, and whether space is to be looked for first.
+    /// End of the pause, and whether there must be space before anything is fetched.
     pub fn stall(&self) -> (Duration, bool) {
         let state = self.state.lock();
         (state.stalled_until, state.no_space.is_some())
@@ -99,8 +99,8 @@ impl Health {
         self.state.lock().last_error.clone()
     }
 
-    /// Tells of degradation and recovery, and of a lack of space. `is_failing` says whether no address answers; it is called under the
-    /// lock, so that the latest look counts.
+    /// Updates the status and calls `on_change` if it has changed. `is_failing` returns whether no address answers. It is called under the
+    /// lock, so that of two concurrent calls the later look decides.
     pub fn look(&self, is_failing: impl FnOnce() -> bool) {
         let mut state = self.state.lock();
         let (status, error) = match (is_failing() || state.stuck, &state.no_space) {

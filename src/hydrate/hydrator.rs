@@ -1,4 +1,4 @@
-//! The assembler: makes the parts that stand for one root layer, and puts them together.
+//! The assembler: makes the parts of the hydrator of one root layer and connects them.
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -25,41 +25,41 @@ use crate::place::BlockSize;
 use crate::source::{Source, SourceError, SourceOpener};
 use crate::sync::time::Instant;
 
-/// What a hydrator works with.
+/// Everything that a hydrator is made of.
 pub struct HydratorConfig {
     /// The layers of the store.
     pub layers: Arc<Layers>,
     /// The root layer.
     pub layer: Arc<Layer>,
-    /// What is known of the source.
+    /// Addresses and settings, as the journal has them.
     pub record: SourceRecord,
     /// Identity of the bytes, or empty.
     pub origin: String,
-    /// How to connect.
+    /// Opens sources.
     pub opener: Arc<dyn SourceOpener>,
-    /// Time.
+    /// Source of time.
     pub clock: Arc<dyn Clock>,
     /// Block size of the store.
     pub block_size: BlockSize,
-    /// What the hydrations of the store share.
+    /// Bandwidth budget that the hydrations of the store share.
     pub budget: Arc<Budget>,
-    /// Told of degradation and recovery.
+    /// Called when the status changes.
     pub on_change: OnChange,
-    /// Looks at what stands on the layer, and calls [`Hydrator::set_covered`] and [`Hydrator::set_hidden`].
+    /// Looks up which blocks the layers above hide, and calls [`Hydrator::set_covered`] and [`Hydrator::set_hidden`].
     pub look_above: Box<dyn Fn(&Hydrator) + Send + Sync>,
     /// The lease to hold at an address that is opened.
     pub hold: Hold,
-    /// Told of a lease that an address has given, and of the time after which it lapses.
+    /// Called with each lease that an address has granted, and the time after which it lapses.
     pub on_lease: OnLease,
 }
 
-/// One root layer and where its bytes can be had.
+/// One root layer, with the sources of its bytes.
 pub struct Hydrator {
     pub(super) parts: Arc<Parts>,
 }
 
 impl Hydrator {
-    /// A hydrator that uses `source`, or connects when it first needs to.
+    /// A hydrator that uses `source`. Without one it connects when it first needs to.
     pub fn new(config: HydratorConfig, source: Option<Arc<dyn Source>>) -> Arc<Self> {
         let HydratorConfig { record, origin, opener, clock, budget, look_above, hold, on_lease, .. } = config;
         let news = Arc::<News>::default();
@@ -96,7 +96,7 @@ impl Hydrator {
         &self.parts.root.layer
     }
 
-    /// Returns when every block of the range is here. Blocks that are under way already are waited for, not fetched again.
+    /// Returns when every block of the range is present. Blocks that are being fetched already are waited for (single flight).
     ///
     /// # Errors
     /// [`crate::ErrorKind::SourceLost`] after the bounded retries of every source, for as long as [`SourceOpener::patience`] says; an I/O
@@ -105,7 +105,7 @@ impl Hydrator {
         demand::demand(&self.parts, blocks)
     }
 
-    /// Fills `buffer` with blocks of the source from `first` on, whatever the layer has, and stores nothing.
+    /// Reads blocks of the source into `buffer`, beginning with block `first`, without looking at the layer or storing anything.
     ///
     /// # Errors
     /// [`crate::ErrorKind::SourceLost`].
@@ -113,8 +113,8 @@ impl Hydrator {
         demand::read_through(&self.parts, first, buffer)
     }
 
-    /// Starts backfill on the threads of the store, unless it runs or was stopped; it ends when nothing is missing, or by
-    /// [`Hydrator::stop`]. When nothing is missing, `finish` is called; `false` says that there is more to do.
+    /// Starts backfill on the threads of the store, unless it runs or was stopped. It ends by [`Hydrator::stop`], or when nothing is
+    /// missing and `finish` returns true; if that returns false, blocks are missing after all, and backfill goes on.
     ///
     /// # Errors
     /// No thread can be had.
@@ -122,13 +122,13 @@ impl Hydrator {
         backfill::begin(&self.parts, crew, Arc::new(finish))
     }
 
-    /// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether it did anything:
-    /// otherwise what is missing waits for time, for a source or for what readers fetch.
+    /// Runs one bounded round of backfill on the caller's thread, without waiting for time to pass. Returns whether it did anything. If
+    /// not, the missing blocks wait for time, for a source, or for the fetches of readers.
     pub fn backfill_step(&self) -> bool {
         backfill::step(&self.parts)
     }
 
-    /// Refuses a source that has other bytes than those that were forked, as far as it tells.
+    /// Refuses a source whose size or identity is not that of the forked bytes.
     ///
     /// # Errors
     /// [`crate::source::SourceErrorKind::Changed`].
@@ -136,19 +136,19 @@ impl Hydrator {
         self.parts.addresses.check_source(uri, source)
     }
 
-    /// Tells which blocks nobody needs.
+    /// Sets the blocks that the layers above hide durably.
     pub fn set_hidden(&self, hidden: RoaringBitmap) {
         self.parts.cover.set_hidden(hidden);
         self.parts.tell();
     }
 
-    /// Tells which blocks nobody will need once everything above is durable. Answers whether others are missing.
+    /// Sets the blocks that are hidden once all writes above are durable. Returns whether other blocks are missing.
     pub fn set_covered(&self, covered: RoaringBitmap) -> bool {
         self.parts.cover.set_covered(covered);
         self.parts.next_needed(0).is_some()
     }
 
-    /// One more fork stands on the layer, and shows all of it. These are the addresses from now on; all are tried at once.
+    /// Notes a new fork on the layer, which needs all of its blocks. Replaces the addresses; all are tried at once.
     pub fn add_fork(&self, uris: &[String]) {
         self.parts.cover.clear();
         self.set_uris(uris);
@@ -174,13 +174,13 @@ impl Hydrator {
         self.parts.addresses.uris()
     }
 
-    /// Changes the addresses.
+    /// Replaces the addresses; those that stay keep their state.
     pub fn set_uris(&self, uris: &[String]) {
         self.parts.addresses.set_uris(uris);
         self.parts.tell();
     }
 
-    /// Fetches these blocks before the rest, in this order.
+    /// Queues these runs, in their order, to be fetched before the rest.
     pub fn follow(&self, runs: impl IntoIterator<Item = Range<u64>>) {
         self.parts.queue.follow(runs);
         self.parts.tell();
@@ -193,12 +193,12 @@ impl Hydrator {
         self.parts.tell();
     }
 
-    /// Whether every block that anybody needs is here, and nothing is under way.
+    /// Whether every needed block is present, and nothing is under way.
     pub fn is_complete(&self) -> bool {
         self.parts.is_complete()
     }
 
-    /// Counts so far.
+    /// Status, counts and addresses, for reports.
     pub fn progress(&self) -> Progress {
         let parts = &self.parts;
         let settings = parts.throttle.settings();
@@ -221,15 +221,15 @@ impl Hydrator {
         }
     }
 
-    /// Fails everybody who waits for a source now; later reads connect again. Readers are told before the connections are given up: a
-    /// reader that connects meanwhile sees one or the other.
+    /// Fails all readers that wait for a source now; later reads connect again. Readers are given up before the connections are, so that a
+    /// reader that connects meanwhile sees one of the two.
     pub fn give_up_waiting(&self) {
         self.parts.waiters.give_up();
         self.parts.addresses.give_up();
         self.parts.tell();
     }
 
-    /// Nothing is missing any more: closes the sources.
+    /// Marks the hydration as complete, and closes the sources.
     pub fn finish(&self) {
         self.end(true);
     }
@@ -248,7 +248,7 @@ impl Hydrator {
         parts.tell();
     }
 
-    /// Waits until nothing is missing any more; `false` at the timeout, or when it was stopped before.
+    /// Waits until the hydration is complete. False at the timeout, or if it was stopped before.
     pub fn wait_finished(&self, timeout: Duration) -> bool {
         let until = Instant::now().checked_add(timeout);
         let life = &self.parts.life;
@@ -262,12 +262,12 @@ impl Hydrator {
         }
     }
 
-    /// Whether backfill is to run and does not.
+    /// Whether backfill should run but does not.
     pub fn is_asleep(&self) -> bool {
         self.parts.life.is_asleep()
     }
 
-    /// Whether backfill has not ended.
+    /// Whether backfill has begun and not ended.
     pub fn is_running(&self) -> bool {
         self.parts.life.is_running()
     }

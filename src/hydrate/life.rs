@@ -1,4 +1,4 @@
-//! From the first fetch of a root layer to the end of its hydration.
+//! Life cycle of a hydration: not begun, running, ended, stopped or complete.
 
 use crate::sync::Mutex;
 
@@ -9,23 +9,23 @@ struct State {
     complete: bool,
 }
 
-/// How far a hydration has come.
+/// The state in the life cycle.
 #[derive(Default)]
 pub struct Life(Mutex<State>);
 
 impl Life {
-    /// Backfill begins to run. `false`: it runs already, or is not to run any more.
+    /// Marks backfill as running. False if it runs already or was stopped.
     pub fn begin(&self) -> bool {
         let mut state = self.0.lock();
         !state.stopped && !std::mem::replace(&mut state.running, true)
     }
 
-    /// Backfill has ended.
+    /// Marks backfill as ended.
     pub fn end(&self) {
         self.0.lock().running = false;
     }
 
-    /// Nothing is to be fetched any more. `complete`: because nothing is missing.
+    /// Stops the hydration for good. `complete`: because nothing is missing.
     pub fn stop(&self, complete: bool) {
         let mut state = self.0.lock();
         (state.stopped, state.complete) = (true, state.complete || complete);
@@ -36,17 +36,17 @@ impl Life {
         self.0.lock().running
     }
 
-    /// Whether nothing is to be fetched any more.
+    /// Whether the hydration was stopped.
     pub fn is_stopped(&self) -> bool {
         self.0.lock().stopped
     }
 
-    /// Whether nothing is missing any more, durably.
+    /// Whether all blocks are present durably.
     pub fn is_complete(&self) -> bool {
         self.0.lock().complete
     }
 
-    /// Whether backfill is to run and does not.
+    /// Whether backfill should run but does not.
     pub fn is_asleep(&self) -> bool {
         let state = self.0.lock();
         !(state.running || state.stopped || state.complete)

@@ -1,11 +1,11 @@
-//! Waiting for a change of any part of a hydrator.
+//! Notification of changes in any part of a hydrator.
 
 use std::time::Duration;
 
 use crate::sync::{Condvar, Mutex};
 
-/// Counts changes. A thread that has to wait notes the count, looks at the parts, and waits for another count: a change that comes
-/// between the look and the wait ends the wait at once.
+/// A counter of changes. A thread notes the count, looks at the parts, and then waits until the count differs: a change between the look
+/// and the wait ends the wait at once, so no wake is lost.
 #[derive(Default)]
 pub struct News {
     count: Mutex<u64>,
@@ -13,18 +13,18 @@ pub struct News {
 }
 
 impl News {
-    /// The count now.
+    /// The present count.
     pub fn seen(&self) -> u64 {
         *self.count.lock()
     }
 
-    /// Something has changed. The change comes before this call.
+    /// Counts a change and wakes all waiting threads. Make the change before this call.
     pub fn tell(&self) {
         *self.count.lock() += 1;
         self.changed.notify_all();
     }
 
-    /// Waits for a change since the count was `seen`, for at most `timeout`.
+    /// Waits until the count differs from `seen`, for at most `timeout`. May return early.
     pub fn wait(&self, seen: u64, timeout: Option<Duration>) {
         let mut count = self.count.lock();
         match timeout {
@@ -33,7 +33,7 @@ impl News {
                     self.changed.wait(&mut count);
                 }
             }
-            // The callers look at the time, and wait again if this was too short.
+            // Waits once: callers check the time, and wait again after a spurious wake.
             Some(timeout) if *count == seen => drop(self.changed.wait_for(&mut count, timeout)),
             Some(_) => {}
         }

@@ -1,4 +1,4 @@
-//! The parts of a hydrator that demand and backfill share, and what several of them note together.
+//! The parts of a hydrator that demand and backfill share, and events that concern several parts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,14 +22,14 @@ use crate::error::{Error, ErrorKind};
 use crate::source::{SourceError, SourceErrorKind};
 use crate::sync::Mutex;
 
-/// Bytes received, and how fast they come.
+/// Bytes received, and their rate.
 #[derive(Default)]
 pub struct Received {
     pub bytes: FetchedBytes,
     pub rate: Rate,
 }
 
-/// The parts that demand and backfill share. Each has a lock of its own; only [`Health`] calls another part, [`Addresses`], under it.
+/// The parts that demand and backfill share. Each has its own lock. Only [`Health`] calls another part, [`Addresses`], under its lock.
 pub struct Parts {
     pub root: Root,
     pub claims: Arc<Claims>,
@@ -41,15 +41,15 @@ pub struct Parts {
     pub health: Health,
     pub life: Life,
     pub received: Mutex<Received>,
-    /// Told when bytes arrive, requests fail, or settings change.
+    /// Notified when bytes arrive, requests fail, or settings change.
     pub news: Arc<News>,
-    /// Lets backfill look again.
+    /// Wakes backfill; `None` while none runs on threads.
     pub wake: Mutex<Option<Wake>>,
     pub budget: Arc<Budget>,
     pub clock: Arc<dyn Clock>,
-    /// How long readers wait for addresses that cannot be reached.
+    /// How long readers wait while no address can be reached.
     pub patience: Duration,
-    /// Looks at what stands on the layer, and tells [`Cover`].
+    /// Looks up which blocks the layers above hide, and updates [`Cover`].
     pub look: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -58,13 +58,13 @@ impl Parts {
         self.clock.monotonic()
     }
 
-    /// Lets readers and backfill look again.
+    /// Wakes readers and backfill.
     pub fn tell(&self) {
         self.wake_backfill();
         self.news.tell();
     }
 
-    /// Lets backfill look again.
+    /// Wakes backfill.
     pub fn wake_backfill(&self) {
         let wake = self.wake.lock().clone();
         if let Some(wake) = wake {
@@ -72,7 +72,7 @@ impl Parts {
         }
     }
 
-    /// Notes how an address failed; `run`: it was asked for these blocks, and may be able to give others.
+    /// Notes a failure of an address. If `run` is given, only these blocks could not be read, and the address may still serve others.
     pub fn note_failure(&self, uri: &str, error: &SourceError, run: Option<&Range<u64>>) {
         if error.kind == SourceErrorKind::Closed {
             return;
@@ -82,7 +82,7 @@ impl Parts {
         self.look_at_health();
     }
 
-    /// Notes that a read of these blocks ended well, and how long somebody waited for it.
+    /// Notes a successful read of these blocks, and how long a reader waited for it.
     pub fn note_read(&self, uri: &str, run: &Range<u64>, waited: Option<Duration>) {
         let (returned, shortest) = self.addresses.note_read(uri, run, waited);
         if returned {
@@ -95,7 +95,7 @@ impl Parts {
         self.look_at_health();
     }
 
-    /// Notes bytes that came.
+    /// Counts received bytes.
     pub fn note_bytes(&self, uri: &str, class: FetchClass, bytes: u64) {
         let now = self.now();
         self.addresses.note_bytes(uri, bytes);
@@ -105,13 +105,13 @@ impl Parts {
         received.rate.note(now, total);
     }
 
-    /// Fetched blocks could not be stored.
+    /// Notes that fetched blocks could not be stored.
     pub fn note_unstored(&self, error: &Error) {
         self.health.note_unstored(error, self.now());
         self.look_at_health();
     }
 
-    /// Nothing is under way, and of what is missing nothing may be asked for: each address fails, or could not give it.
+    /// Notes that backfill cannot go on: nothing is under way, and each address fails or could not give the missing blocks.
     pub fn note_stuck(&self) {
         if self.addresses.look(|peers| peers.all_bad()) {
             self.health.note_stuck();
@@ -119,7 +119,7 @@ impl Parts {
         }
     }
 
-    /// Whether there is space again for what is missing, after there was none. Nothing is fetched to find that out.
+    /// Whether there is space again, after there was none. It allocates space to find that out, and fetches nothing.
     pub fn finds_space(&self) -> bool {
         match self.next_needed(0).map_or(Ok(()), |first| self.root.try_space(first)) {
             Ok(()) => {
@@ -138,23 +138,23 @@ impl Parts {
         self.health.look(|| self.addresses.look(|peers| peers.all_failing().is_some()));
     }
 
-    /// Claims missing blocks of a range that nobody fetches, in at most `count_max` pieces of at most `bytes_max`.
+    /// Claims missing blocks of a range that are not being fetched, in at most `count_max` pieces of at most `bytes_max` bytes.
     pub fn claim(&self, blocks: &Range<u64>, bytes_max: u64, count_max: usize) -> Vec<Claim> {
         let blocks_max = self.root.block_size.block_of(bytes_max).max(1);
         self.claims.claim(blocks_max, count_max, || self.root.missing_runs(blocks))
     }
 
-    /// The first block at or behind `from` that is missing and that somebody above needs.
+    /// The first block from `from` on that is missing and not covered by the layers above.
     pub fn next_needed(&self, from: u64) -> Option<u64> {
         self.next_missing(from, |block| self.cover.end_of_covered(block))
     }
 
-    /// Whether every block that anybody needs is here, and nothing is under way.
+    /// Whether every needed block is present, and nothing is under way.
     pub fn is_complete(&self) -> bool {
         self.claims.is_empty() && self.next_missing(0, |block| self.cover.end_of_hidden(block)).is_none()
     }
 
-    /// The first block at or behind `from` that is missing and not passed over.
+    /// The first block from `from` on that is missing and not passed over.
     fn next_missing(&self, from: u64, end_of_passed: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         let mut at = from;
         loop {
@@ -173,19 +173,19 @@ impl Parts {
         missing
     }
 
-    /// Whether it is time to look at what stands above; the caller does, by [`Parts::look`].
+    /// Whether a look at the layers above is due. If true, the caller must call [`Parts::look`].
     pub fn begins_look(&self) -> bool {
         !self.throttle.settings().paused && self.cover.begins_look(self.now())
     }
 
-    /// Bytes a second, over the last seconds.
+    /// Rate of the last seconds, in bytes a second.
     pub fn bytes_per_second(&self) -> u64 {
         let now = self.now();
         let received = self.received.lock();
         received.rate.bytes_per_second(now, received.bytes.total())
     }
 
-    /// The engine's error for one of a source.
+    /// Converts an error of a source into one of the engine.
     pub fn lost(&self, error: &SourceError) -> Error {
         Error::new(
             ErrorKind::SourceLost,

@@ -1,4 +1,4 @@
-//! The addresses at which the bytes of a root layer can be had, and how each of them does.
+//! State of each address of a root layer: failures, waits, rates and pauses. Pure, but for the sources that it keeps.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,57 +9,58 @@ use crate::source::{Source, SourceError, SourceErrorKind, host_of};
 
 /// First and longest pause before an address that failed is tried again.
 const RETRY_PAUSES: Range<Duration> = Duration::from_millis(250)..Duration::from_secs(5);
-/// A waited-for read is never asked for a second time earlier than this.
+/// Shortest time before a waited-for read is hedged.
 const HEDGE_MIN: Duration = Duration::from_millis(20);
-/// A read of an address of which nothing is known yet is slow after so long.
+/// Time after which a read is hedged at an address without measurements.
 const HEDGE_UNKNOWN: Duration = Duration::from_secs(1);
-/// Who waits for bulk asks elsewhere when nothing has come for so long, and for so many times of what is usual.
+/// A reader that waits for a bulk request asks another address when nothing has arrived for this long, and for this many times the usual
+/// wait.
 const BULK_PATIENCE: (Duration, u32) = (Duration::from_millis(500), 4);
 
-/// First and longest pause before a block that an address could not give is asked for there again.
+/// First and longest pause before a block that an address could not give is requested there again.
 const BAD_PAUSES: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(60);
-/// Ranges that one address could not give and that are kept in mind, and how many in a row make the whole address fail.
+/// Most bad ranges that are kept for an address, and the number of bad ranges in a row that make the whole address fail.
 const BAD_MAX: (usize, u32) = (4096, 16);
-/// A connection that is not used for so long is given up, if nothing is to be fetched.
+/// Time after which an unused connection is idle. It is closed if there is nothing to fetch.
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 
-/// Blocks that an address could not give, though it answered.
+/// A range that an address could not give, although it answered.
 struct Bad {
     end: u64,
     failures: u32,
     retry_at: Duration,
 }
 
-/// One address.
+/// State of one address.
 pub struct Peer {
     pub uri: String,
-    /// What shares a way with it.
+    /// Key of its host ([`host_of`]).
     pub host: Arc<str>,
     pub source: Option<Arc<dyn Source>>,
-    /// Bytes taken from it.
+    /// Bytes received from it.
     pub bytes: u64,
     pub errors: u64,
-    /// In a row.
+    /// Number of failures in a row.
     pub failures: u32,
     pub retry_at: Duration,
     pub last_error: Option<String>,
-    /// It will not do however often it is tried, unless it becomes another one.
+    /// The latest error is one that a retry does not mend: the address serves other bytes, or no such export.
     pub refused: bool,
     pub latency: Latency,
-    /// When it was last used, and its shortest round trip, known from a connection that was given up.
+    /// When it was last used, and the shortest round trip of its closed connections.
     pub used_at: Duration,
     pub round_trip: Option<Duration>,
-    /// Ranges that it could not give, by their first blocks, and how often in a row that was so.
+    /// Bad ranges by their first blocks, and the number of bad ranges in a row.
     bad: BTreeMap<u64, Bad>,
     bad_in_row: u32,
 }
 
-/// Mean and deviation of the time of waited-for reads, smoothed as TCP smooths round trips (RFC 6298).
+/// Smoothed mean and deviation of the times of waited-for reads, as for the round trips of TCP (RFC 6298).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Latency {
     mean: Option<f64>,
     deviation: f64,
-    /// The shortest; creeps up, since a way may become longer.
+    /// The shortest time. It grows slowly, because a path may become longer.
     shortest: f64,
 }
 
@@ -76,12 +77,12 @@ impl Latency {
         }
     }
 
-    /// The shortest time lately.
+    /// The shortest recent time.
     pub fn shortest(&self) -> Duration {
         Duration::from_secs_f64(self.shortest.min(3600.0))
     }
 
-    /// A read that takes longer than this is slow.
+    /// Time after which a read counts as slow; `None` without measurements.
     fn slow(&self) -> Option<Duration> {
         self.mean.map(|mean| Duration::from_secs_f64((mean + 4.0 * self.deviation).min(3600.0)).max(HEDGE_MIN))
     }
@@ -113,12 +114,12 @@ impl Peer {
         }
     }
 
-    /// Whether there are blocks that it could not give.
+    /// Whether it has bad ranges.
     pub fn is_bad(&self) -> bool {
         !self.bad.is_empty()
     }
 
-    /// The first part of a range of blocks that may be asked for now, in one request.
+    /// The first part of a range of blocks that may be requested now, in one request.
     pub fn allowed(&self, range: &Range<u64>, now: Duration) -> Option<Range<u64>> {
         let mut at = range.start;
         while at < range.end {
@@ -134,7 +135,7 @@ impl Peer {
         None
     }
 
-    /// A range could not be given. Of several blocks the halves are asked for by themselves, until it is known which one it is.
+    /// Notes a bad range. The halves of a range of several blocks are requested separately later, until the bad block is known.
     fn note_bad(&mut self, run: &Range<u64>, now: Duration) {
         if run.end - run.start <= 1 {
             let bad = self.bad.entry(run.start).or_insert(Bad { end: run.end, failures: 0, retry_at: now });
@@ -160,12 +161,12 @@ impl Peer {
         self.failures == 0 || now >= self.retry_at
     }
 
-    /// Whether to ask it is to try it again, and nobody has said that this is to be done at once.
+    /// Whether a request to it would be a retry after a failure, which the budget must allow. False after [`Peers::retry_now`].
     pub fn is_retried(&self) -> bool {
         self.failures > 0 && self.retry_at > Duration::ZERO
     }
 
-    /// It failed, or is not to be tried yet: the next time is later.
+    /// Puts the next try off, with a growing pause.
     pub fn put_off(&mut self, now: Duration) {
         let pause = RETRY_PAUSES.start.saturating_mul(1 << self.failures.saturating_sub(1).min(8));
         self.retry_at = now + pause.min(RETRY_PAUSES.end);
@@ -173,7 +174,7 @@ impl Peer {
 }
 
 impl Peers {
-    /// These addresses; those that stay keep what is known of them. Answers the sources that are not used any more.
+    /// Replaces the addresses; those that stay keep their state. Returns the sources of the removed ones.
     pub fn set(&mut self, uris: &[String]) -> Vec<Arc<dyn Source>> {
         let mut old = std::mem::take(&mut self.list);
         for uri in uris {
@@ -183,8 +184,9 @@ impl Peers {
         old.into_iter().filter_map(|peer| peer.source).collect()
     }
 
-    /// The addresses that may be asked now and were not yet, the quickest first; one that is not known is tried before a slow one,
-    /// but none that has to be connected to first: that may take long, and backfill does it aside.
+    /// The best untried address for a waited-for read. Its order: addresses that may be tried now; those with fewer failures in a row;
+    /// connected ones, because connecting may take long, and backfill does it in the background; those with shorter waits. An address
+    /// without measurements counts as quick.
     pub fn for_waited(&self, now: Duration, tried: &[String]) -> Option<usize> {
         let ready = self.list.iter().enumerate().filter(|(_, peer)| !tried.contains(&peer.uri));
         let mean = |peer: &Peer| peer.latency.mean.unwrap_or(0.0);
@@ -196,31 +198,31 @@ impl Peers {
         Some(number)
     }
 
-    /// The addresses that bulk may come from now. All are kept busy as far as their windows reach, so each gives as much as it can.
+    /// The addresses that bulk may use now. All are used in parallel, up to their windows.
     pub fn for_bulk(&self, now: Duration) -> impl Iterator<Item = usize> + '_ {
         self.list.iter().enumerate().filter(move |(_, peer)| peer.is_ready(now)).map(|(number, _)| number)
     }
 
-    /// When a waited-for read of this address is slow, if there is another one to ask.
+    /// Time after which a waited-for read of this address is hedged; `None` if there is no other address.
     pub fn hedge_after(&self, uri: &str) -> Option<Duration> {
         let others = self.list.iter().any(|peer| peer.uri != uri);
         let peer = self.list.iter().find(|peer| peer.uri == uri && others)?;
         Some(peer.latency.slow().unwrap_or(HEDGE_UNKNOWN))
     }
 
-    /// How long bulk may bring nothing before who waits for it asks elsewhere, if there is another address.
+    /// How long a reader waits for a stalled bulk request before it asks another address; `None` if there is none.
     pub fn bulk_patience(&self) -> Option<Duration> {
         let slowest = self.list.iter().filter_map(|peer| peer.latency.slow()).max().unwrap_or(HEDGE_UNKNOWN / BULK_PATIENCE.1);
         (self.list.len() > 1).then(|| (slowest * BULK_PATIENCE.1).max(BULK_PATIENCE.0))
     }
 
-    /// When an address that failed the last time is tried again.
+    /// When a failed address may be tried again.
     pub fn retry_at(&self, uri: &str) -> Duration {
         let peer = self.list.iter().find(|peer| peer.uri == uri && peer.failures > 0);
         peer.map_or(Duration::ZERO, |peer| peer.retry_at)
     }
 
-    /// What shares a way with an address.
+    /// Key of the host of an address.
     pub fn host(&self, uri: &str) -> Option<&str> {
         self.list.iter().find(|peer| peer.uri == uri).map(|peer| &*peer.host)
     }
@@ -229,7 +231,7 @@ impl Peers {
         self.list.iter_mut().find(|peer| peer.uri == uri)
     }
 
-    /// A read of these blocks has ended well. Answers whether the address had failed before.
+    /// Notes a successful read of these blocks. Returns whether the address had failed before.
     pub fn note_read(&mut self, uri: &str, now: Duration, run: &Range<u64>, waited: Option<Duration>) -> bool {
         let Some(peer) = self.by_uri(uri) else { return false };
         peer.used_at = now;
@@ -242,19 +244,19 @@ impl Peers {
         std::mem::take(&mut peer.failures) > 0
     }
 
-    /// The shortest time that somebody waited for this address lately.
+    /// The shortest recent wait for this address.
     pub fn shortest_wait(&mut self, uri: &str) -> Duration {
         self.by_uri(uri).map_or(Duration::MAX, |peer| peer.latency.shortest())
     }
 
-    /// Bytes have come.
+    /// Counts received bytes.
     pub fn note_bytes(&mut self, uri: &str, bytes: u64) {
         if let Some(peer) = self.by_uri(uri) {
             peer.bytes += bytes;
         }
     }
 
-    /// An address has failed, or has answered that it cannot give these blocks. Answers its source if that is of no use any more.
+    /// Notes that an address has failed, or cannot give these blocks. Returns its source if that must be closed.
     pub fn note_error(&mut self, uri: &str, now: Duration, error: &SourceError, run: Option<&Range<u64>>) -> Option<Arc<dyn Source>> {
         let peer = self.by_uri(uri)?;
         peer.last_error = Some(error.message.clone());
@@ -269,11 +271,11 @@ impl Peers {
         peer.refused = matches!(error.kind, SourceErrorKind::Changed | SourceErrorKind::Invalid);
         peer.failures = peer.failures.saturating_add(1);
         peer.put_off(now);
-        // What is there at the next try may be the right export again.
+        // Closed, so that the next try opens the export again: it may be the right one by then.
         if error.kind == SourceErrorKind::Changed { peer.source.take() } else { None }
     }
 
-    /// Whether no address answers, and when one is tried again.
+    /// If all addresses fail: when the next one may be tried.
     pub fn all_failing(&self) -> Option<Duration> {
         let failing = !self.list.is_empty() && self.list.iter().all(|peer| peer.failures > 0);
         failing.then(|| self.list.iter().map(|peer| peer.retry_at).min().unwrap_or_default())
@@ -287,22 +289,22 @@ impl Peers {
         }
     }
 
-    /// Whether each address fails, or could not give some blocks.
+    /// Whether each address fails or has bad ranges.
     pub fn all_bad(&self) -> bool {
         !self.list.is_empty() && self.list.iter().all(|peer| peer.failures > 0 || peer.is_bad())
     }
 
-    /// When blocks that could not be given are asked for again.
+    /// When the next bad range may be requested again.
     pub fn next_bad_retry(&self) -> Option<Duration> {
         self.list.iter().flat_map(|peer| peer.bad.values()).map(|bad| bad.retry_at).min()
     }
 
-    /// When the next address that failed is tried again.
+    /// When the next failed address may be tried again.
     pub fn next_retry(&self) -> Option<Duration> {
         self.list.iter().filter(|peer| peer.failures > 0).map(|peer| peer.retry_at).min()
     }
 
-    /// Gives up the connections that nobody has, and that nobody has used for long; otherwise says when the next one may be.
+    /// Takes the idle connections that no other thread holds, and returns when the next one may become idle.
     pub fn take_idle(&mut self, now: Duration) -> (Vec<Arc<dyn Source>>, Option<Duration>) {
         let (mut idle, mut next) = (Vec::new(), None);
         for peer in &mut self.list {
@@ -317,14 +319,14 @@ impl Peers {
         (idle, next)
     }
 
-    /// An address is used.
+    /// Notes that an address is used.
     pub fn note_use(&mut self, uri: &str, now: Duration) {
         if let Some(peer) = self.by_uri(uri) {
             peer.used_at = now;
         }
     }
 
-    /// Gives up all connections.
+    /// Takes all connections.
     pub fn take_sources(&mut self) -> Vec<Arc<dyn Source>> {
         self.list.iter_mut().filter_map(|peer| peer.source.take()).collect()
     }

@@ -1,8 +1,8 @@
-//! What can be known of a hydration.
+//! Status and counts of a hydration.
 
 use crate::format::HydrationSettings;
 
-/// What backfill does.
+/// Status of backfill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HydratorStatus {
     /// Fetching, or about to.
@@ -12,7 +12,7 @@ pub enum HydratorStatus {
     Paused,
     /// No address answers, or none has what is missing.
     Degraded,
-    /// Fetched blocks cannot be stored: nothing is fetched before there is space.
+    /// Fetched blocks cannot be stored: nothing is fetched until there is space.
     NoSpace,
     /// Nothing is missing any more.
     Complete,
@@ -27,11 +27,11 @@ pub enum FetchClass {
     Ahead,
     /// An earlier fork wanted them about now.
     Trace,
-    /// They are missing.
+    /// No particular reason: they are missing.
     Backfill,
 }
 
-/// Bytes received from sources, by the reason for which they were fetched.
+/// Bytes received from sources, by the reason of the fetch.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -84,7 +84,7 @@ impl FetchedBytes {
     }
 }
 
-/// One address at which missing blocks can be had.
+/// State of one address of a source.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -109,20 +109,20 @@ impl FetchedBytes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SourceInfo {
-    /// The address.
+    /// The address, without secrets.
     pub uri: String,
-    /// It failed the last time.
+    /// The latest request or attempt to connect failed.
     pub failing: bool,
     /// Bytes received from it since the volume was opened here.
     pub bytes_fetched: u64,
-    /// Requests that failed.
+    /// Number of failed requests.
     pub errors: u64,
     /// Shortest time of a small request, in microseconds.
     pub round_trip_micros: Option<u64>,
     /// Its latest error.
     pub last_error: Option<String>,
-    /// That error is one that another try does not mend: it serves other bytes, has no such export, or does not speak NBD. It is
-    /// tried all the same, in case it is put right.
+    /// The latest error is one that a retry does not mend: the address serves other bytes, has no such export, or does not speak NBD. It is
+    /// retried all the same, in case the operator mends it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub refused: bool,
 }
@@ -130,15 +130,15 @@ pub struct SourceInfo {
 /// Counts of a hydrator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// What backfill does.
+    /// Status of backfill.
     pub status: HydratorStatus,
-    /// Bytes received.
+    /// Bytes received so far.
     pub fetched: FetchedBytes,
     /// Bytes a second, over the last seconds.
     pub rate_bytes_per_second: u64,
-    /// What an operator set.
+    /// Settings of the operator.
     pub settings: HydrationSettings,
-    /// Readers that wait.
+    /// Number of readers that wait now.
     pub readers_waiting: u64,
     /// The addresses.
     pub sources: Vec<SourceInfo>,

@@ -1,4 +1,4 @@
-//! The root layer as the place for fetched bytes.
+//! The root layer: where fetched blocks are stored.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::layer::{Admission, Admitted, Layer, Layers};
 use crate::place::{Block, BlockBits, BlockSize, BlockSpan, ExtentSpan, index, length, wide};
 use crate::source::Part as SourcePart;
 
-/// A root layer, and how its blocks lie in the source.
+/// A root layer, and the mapping of its blocks to bytes of the source.
 #[derive(Clone)]
 pub struct Root {
     pub layers: Arc<Layers>,
     pub layer: Arc<Layer>,
     pub block_size: BlockSize,
-    /// Bytes of the source.
+    /// Size of the source in bytes.
     pub size_bytes: u64,
 }
 
@@ -35,7 +35,7 @@ impl Root {
         offset(blocks.start)..offset(blocks.end)
     }
 
-    /// The blocks of the range that are still missing, as runs; ranges under way count as missing.
+    /// Runs of missing blocks in a range; blocks under way count as missing.
     pub fn missing_runs(&self, blocks: &Range<u64>) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         for part in BlockSpan::new(blocks.start, blocks.end).by_extent() {
@@ -84,13 +84,13 @@ impl Root {
         Ok(())
     }
 
-    /// What is still missing of a part that could not be admitted.
+    /// The parts that are still missing of a part that could not be admitted.
     pub fn parts_left(&self, part: &Part) -> Vec<Part> {
         let span = part.span.span();
         self.parts_to_fill(&(span.start()..span.end()), &part.bytes)
     }
 
-    /// Makes those missing blocks zero whose bytes are; answers the others, cut at extents.
+    /// Makes missing blocks zero whose bytes are zero. Returns the other missing blocks, cut at extents.
     pub fn parts_to_fill(&self, blocks: &Range<u64>, bytes: &Bytes) -> Vec<Part> {
         let block_bytes = length(self.block_size.bytes());
         let at = |block: u64| (length(block - blocks.start) * block_bytes).min(bytes.len());

@@ -1,4 +1,4 @@
-//! Guessing from misses what will be read next.
+//! Read-ahead: predicts from misses what will be read next.
 //!
 //! A reader that goes on where it stopped, or jumps by the same distance each time, is recognised at its second step; what is
 //! fetched ahead of it doubles with every step that was guessed right, as in the readahead of the Linux page cache.
@@ -6,39 +6,39 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-/// Readers that are told apart.
+/// Most streams that are tracked at once.
 const STREAMS_MAX: usize = 16;
-/// Bytes around a single miss that are fetched with it: what lies together is read together.
+/// Bytes around a single miss that are fetched with it, because near blocks are often read together.
 const AROUND_BYTES: u64 = 128 << 10;
-/// Bytes ahead of a recognised reader, first and most.
+/// First and largest number of bytes fetched ahead of a recognised stream.
 const AHEAD_BYTES: Range<u64> = 256 << 10..8 << 20;
-/// Steps ahead of a reader that jumps, at most.
+/// Most steps that are fetched ahead of a strided stream.
 const STEPS_MAX: u64 = 64;
-/// Steps that have to be equal before a reader is believed to jump.
+/// Equal steps after which a stream counts as strided.
 const STEPS_MIN: u32 = 2;
 
-/// One reader.
+/// A sequential or strided sequence of misses.
 #[derive(Debug)]
 struct Stream {
     last: Range<u64>,
     stride: i64,
     /// Equal steps in a row.
     steps: u32,
-    /// What was fetched ahead ends here.
+    /// First block after the range that was fetched ahead.
     ahead: u64,
     /// Bytes to fetch ahead at the next step.
     bytes: u64,
 }
 
-/// The readers of one source.
+/// The streams of misses of one source.
 #[derive(Debug, Default)]
 pub struct Readers {
-    /// The latest one first.
+    /// Most recent stream first.
     streams: VecDeque<Stream>,
 }
 
 impl Readers {
-    /// Notes a miss (in blocks) and answers what to fetch ahead, nearest first. `block_bytes` is the size of a block.
+    /// Notes a miss and returns the ranges to fetch ahead, nearest first. Ranges are in blocks of `block_bytes` bytes.
     pub fn miss(&mut self, miss: &Range<u64>, block_bytes: u64) -> Vec<Range<u64>> {
         let near = AROUND_BYTES / block_bytes;
         let sequential = |stream: &Stream| {
@@ -54,7 +54,7 @@ impl Readers {
         stream.steps = if stride == stream.stride { stream.steps + 1 } else { 0 };
         stream.stride = stride;
         stream.last = miss.clone();
-        // One that goes on behind what was fetched ahead of it makes equal steps, too.
+        // A sequential stream also makes equal steps, from one end of the fetched range to the next, so it is checked first.
         let ahead = match (goes_on, jumps && stream.steps + 1 >= STEPS_MIN) {
             (true, _) => stream.run_ahead(miss, block_bytes),
             (false, true) => stream.jump_ahead(miss, block_bytes),
@@ -64,9 +64,9 @@ impl Readers {
         ahead
     }
 
-    /// Nobody is known to have read near here.
+    /// Begins a new stream at a miss that belongs to no known stream.
     fn begin(&mut self, miss: &Range<u64>, near: u64) -> Vec<Range<u64>> {
-        // A jump from the latest reader may be the first of many.
+        // The distance from the most recent stream may be the first step of a stride.
         let stride = self.streams.front().map_or(0, |latest| miss.start.cast_signed() - latest.last.start.cast_signed());
         let around = miss.start / near * near..miss.end.next_multiple_of(near);
         self.streams.truncate(STREAMS_MAX - 1);
@@ -96,7 +96,7 @@ impl Stream {
         let steps = (self.bytes / block_bytes / blocks.max(1)).clamp(1, STEPS_MAX);
         self.grow();
         let stride = self.stride;
-        // The next miss is expected behind what is fetched now.
+        // The next miss of the stride comes after the last step that is fetched now.
         let step = |number: u64| miss.start.checked_add_signed(stride.checked_mul(number.cast_signed())?);
         let ahead: Vec<_> = (1..=steps).map_while(step).map(|start| start..start + blocks).collect();
         if let Some(last) = ahead.last() {

@@ -1,4 +1,4 @@
-//! What a source has answered to a question of backfill.
+//! Replies of a source to the questions of backfill about trace and zeros.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 use super::scan::Found;
 use crate::source::Source;
 
-/// What a source has answered.
+/// A reply.
 pub enum Answer {
     /// Ranges of bytes in the order in which an earlier fork touched them.
     Trace(Vec<Range<u64>>),
-    /// Some of its zeros.
+    /// Ranges of zeros, and where the search goes on.
     Zeros(Found),
-    /// It never will.
+    /// No reply will come: the call panicked, or no thread could be had.
     None,
 }
 
-/// The answer of an address.
+/// A reply, with the address that gave it.
 pub struct Answered {
     pub uri: String,
     pub source: Arc<dyn Source>,

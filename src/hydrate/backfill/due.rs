@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::hydrate::pace::is_late;
 
-/// How often the rate that a deadline needs is worked out.
+/// How often the rate that a deadline needs is computed.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A deadline, as far as it was looked at.
+/// The latest result for a deadline, and when it was computed.
 #[derive(Debug, Default)]
 pub struct Due {
     is_late: bool,
@@ -15,8 +15,8 @@ pub struct Due {
 }
 
 impl Due {
-    /// Whether the deadline needs a faster pace than the one of the last seconds. `left` (`None`: there is no deadline) is called when it
-    /// is worked out anew: bytes that are missing, the time that is left, and bytes a second.
+    /// Whether the deadline needs a higher rate than that of the last seconds. `left` is called when the result is computed anew, and
+    /// returns the missing bytes, the time left, and the present rate in bytes a second; `None` if there is no deadline.
     pub fn look(&mut self, now: Duration, left: Option<impl FnOnce() -> (u64, Duration, u64)>) -> bool {
         let Some(left) = left else { return false };
         if self.looked_at.is_none_or(|at| now.saturating_sub(at) >= INTERVAL) {

@@ -1,4 +1,4 @@
-//! What backfill must not wait for: barriers, looks at the layers above, the end of a hydration.
+//! Errands: blocking work of backfill that runs on another thread, such as barriers, looks at the layers above, and the end of a hydration.
 
 use std::sync::Arc;
 
@@ -6,17 +6,17 @@ use super::inbox::{Inbox, Message, Telling};
 use crate::hydrate::crew::Crew;
 use crate::hydrate::parts::Parts;
 
-/// One of these.
+/// A piece of blocking work.
 pub enum Errand {
-    /// Looks at what stands above.
+    /// Looks up which blocks the layers above hide.
     Look,
-    /// Makes progress durable. An error shows at the next write, which the store then refuses.
+    /// Makes progress durable by a barrier round. On an error the store refuses the next write.
     Record,
-    /// Makes everything durable, then ends the hydration. The function answers whether it is over.
+    /// Makes everything durable, then calls the function, which ends the hydration. It returns false if blocks are still missing.
     Finish(Arc<dyn Fn() -> bool + Send + Sync>),
 }
 
-/// The errand under way.
+/// Kind of the errand under way.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Look,
@@ -28,7 +28,7 @@ enum Kind {
 pub struct Errands {
     parts: Arc<Parts>,
     inbox: Arc<Inbox>,
-    /// `None`: they are done on the thread of the caller.
+    /// Threads for errands; `None` runs them on the caller's thread.
     crew: Option<Arc<Crew>>,
     under_way: Option<Kind>,
     finished: Option<bool>,
@@ -39,7 +39,7 @@ impl Errands {
         Self { parts: Arc::clone(parts), inbox: Arc::clone(inbox), crew, under_way: None, finished: None }
     }
 
-    /// Begins one. `false`: another one is under way.
+    /// Begins an errand. False if another one is under way.
     pub fn begin(&mut self, errand: Errand) -> bool {
         if self.under_way.is_some() {
             return false;
@@ -54,25 +54,25 @@ impl Errands {
             return true;
         };
         self.under_way = Some(kind);
-        // An end that does not succeed is tried again.
+        // A panic or a lack of threads counts as a failed finish, which is tried again.
         let failed = (kind == Kind::Finish).then_some(false);
         let (parts, telling) = (Arc::clone(&self.parts), Telling::new(&self.inbox, Message::Returned(failed)));
         crew.aside(self.parts.root.layer.id, move || telling.tell(Message::Returned(run(&parts, &errand))));
         true
     }
 
-    /// The one that was under way has ended.
+    /// Notes the end of the errand under way; `result` is that of a finish.
     pub fn end(&mut self, result: Option<bool>) {
         self.under_way = None;
         self.finished = result.or(self.finished);
     }
 
-    /// Whether none is under way.
+    /// Whether no errand is under way.
     pub fn is_empty(&self) -> bool {
         self.under_way.is_none()
     }
 
-    /// Whether it is looked at what stands above.
+    /// Whether a look at the layers above is under way.
     pub fn looks(&self) -> bool {
         self.under_way == Some(Kind::Look)
     }
@@ -82,13 +82,13 @@ impl Errands {
         self.under_way == Some(Kind::Record)
     }
 
-    /// What became of the end of the hydration.
+    /// Takes the result of a finish, once it has ended.
     pub fn take_finished(&mut self) -> Option<bool> {
         self.finished.take()
     }
 }
 
-/// Answers whether the hydration is over, if it was to be ended.
+/// Runs an errand. The result is that of a finish: whether the hydration is over.
 fn run(parts: &Parts, errand: &Errand) -> Option<bool> {
     let record = || drop(parts.root.layers.barriers.sync([parts.root.layer.id]));
     match errand {

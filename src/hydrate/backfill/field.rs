@@ -1,4 +1,4 @@
-//! The blocks of a root layer, as one address can give them.
+//! The missing blocks that backfill may fetch from one address.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,12 +8,12 @@ use super::questions::{Asked, Questions};
 use crate::hydrate::claims::Claim;
 use crate::hydrate::parts::Parts;
 
-/// The missing blocks, and an address that may have them.
+/// The missing blocks of a root layer, and an address to fetch them from.
 pub struct FarBlocks<'a> {
     pub parts: &'a Arc<Parts>,
     pub questions: &'a mut Questions,
     pub asked: Asked<'a>,
-    /// Longest request.
+    /// Bytes of the longest request.
     pub bytes_max: u64,
 }
 

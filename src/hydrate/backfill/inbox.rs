@@ -1,4 +1,4 @@
-//! What comes for a backfill from other threads.
+//! Messages of other threads to a backfill.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use crate::hydrate::parts::Parts;
 use crate::source::Arrival;
 use crate::sync::{Condvar, Mutex};
 
-/// Something that came.
+/// A message.
 pub enum Message {
-    /// Something arrived for the request of this number.
+    /// Bytes or the end of the request with this number.
     Arrived(u64, Arrival),
     /// A source has answered a question.
     Answered(Answered),
-    /// An errand has ended; of the end of a hydration, whether it succeeded.
+    /// An errand has ended. The value is the result of a finish: whether the hydration is over.
     Returned(Option<bool>),
 }
 
-/// Messages in the order in which they came. As many as were asked for: each request and question is bounded.
+/// A queue of messages. The requests, questions and errands under way bound its length.
 pub struct Inbox {
     messages: Mutex<VecDeque<Message>>,
     came: Condvar,
@@ -26,19 +26,19 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// An empty one.
+    /// An empty queue; `parts` is woken by each message.
     pub fn new(parts: &Arc<Parts>) -> Arc<Self> {
         Arc::new(Self { messages: Mutex::default(), came: Condvar::new(), parts: Arc::clone(parts) })
     }
 
-    /// Adds a message, and lets backfill look.
+    /// Adds a message and wakes backfill.
     pub fn put(&self, message: Message) {
         self.messages.lock().push_back(message);
         self.came.notify_all();
         self.parts.wake_backfill();
     }
 
-    /// The next message.
+    /// Takes the next message, if there is one.
     pub fn take(&self) -> Option<Message> {
         self.messages.lock().pop_front()
     }
@@ -52,19 +52,19 @@ impl Inbox {
     }
 }
 
-/// Puts what it has been given when it is dropped: an end that a panic or a lack of threads brings is told as well.
+/// Guard that puts a message into the inbox when it is dropped, so that a job that panics, or gets no thread, is reported too.
 pub struct Telling {
     inbox: Arc<Inbox>,
     message: Option<Message>,
 }
 
 impl Telling {
-    /// Tells `message`, unless there is another one by then.
+    /// Puts `message` when dropped, unless [`Telling::tell`] was called.
     pub fn new(inbox: &Arc<Inbox>, message: Message) -> Self {
         Self { inbox: Arc::clone(inbox), message: Some(message) }
     }
 
-    /// Tells this instead.
+    /// Puts this message instead.
     pub fn tell(mut self, message: Message) {
         self.message = Some(message);
     }

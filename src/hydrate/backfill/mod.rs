@@ -1,9 +1,9 @@
-//! Fetching what nobody waits for.
+//! Backfill: fetches missing blocks that no reader waits for.
 //!
-//! The cast: a `plan` chooses what comes next, after the ranges of a [`Queue`], into which `ahead` puts its guesses; `field` tells it what
-//! an address may be asked for. `questions` asks for zeros (`scan`) and for the order of an earlier fork; `run` makes the requests and
-//! takes what comes by its `inbox`; an `errand` is what it must not wait for. `stages` are the life of a hydration on the threads of its
-//! store; `step` is one round on the thread of the caller.
+//! The cast: a `plan` chooses the next range, first from a [`Queue`], which holds the read-ahead of `ahead` and the traces of earlier
+//! forks; `field` says which blocks may be fetched from an address. `questions` asks a source for its zeros (`scan`) and its trace. `run`
+//! makes the requests and receives messages by its `inbox`; an `errand` is blocking work on another thread. `stages` is the state machine
+//! of a hydration on the threads of its store; `step` runs one round on the caller's thread.
 
 mod ahead;
 mod answer;

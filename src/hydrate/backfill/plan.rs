@@ -6,39 +6,39 @@ use super::queue::Queue;
 use crate::hydrate::claims::Claim;
 use crate::hydrate::progress::FetchClass;
 
-/// The blocks of a root layer, as one address can give them.
+/// The blocks of a root layer that may be fetched from one address.
 pub trait Field {
     /// The first block from `from` on that is missing and needed.
     fn next_needed(&self, from: u64) -> Option<u64>;
 
-    /// Told of the next block before it is claimed, so that zeros around it are asked for first. `false`: the answer is waited for.
+    /// Called with the next block before it is claimed, so that zeros around it are asked for first. False while the reply is awaited.
     fn is_mapped(&mut self, block: u64) -> bool;
 
-    /// The first part of a range that the address may be asked for now.
+    /// The first part of a range that may be requested from the address now.
     fn allowed(&self, range: &Range<u64>) -> Option<Range<u64>>;
 
     /// Claims the first part of a range that is missing, needed and not under way.
     fn claim(&self, range: &Range<u64>) -> Option<Claim>;
 }
 
-/// How far sequential backfill has come.
+/// Position of sequential backfill.
 #[derive(Default)]
 pub struct Plan {
-    /// The next block.
+    /// All missing blocks before this one are claimed or were passed over.
     cursor: u64,
 }
 
-/// A part of a range that was looked at.
+/// Result of a look at the first part of a range.
 struct Looked {
     claim: Option<Claim>,
-    /// Where the rest begins.
+    /// First block of the rest.
     next: u64,
-    /// Some of what is before the rest was left out: the address could not give it a moment ago.
+    /// Blocks before the rest were left out, because the address could not give them a moment ago.
     is_left: bool,
 }
 
 impl Plan {
-    /// Blocks that failed, or were fetched by readers who gave up, are looked for again.
+    /// Starts a new pass from the first block, to find blocks whose fetch failed or was given up.
     pub fn start_again(&mut self) {
         self.cursor = 0;
     }
@@ -48,8 +48,17 @@ impl Plan {
         self.cursor == 0
     }
 
-    /// Claims the next missing blocks that somebody needs and nobody fetches, at most `step` blocks: what readers will probably want, then
-    /// what an earlier fork wanted, then the rest in order.
+    /// Claims the next missing blocks that are needed and not under way, at most `step` blocks.
+    ///
+    /// 1. Queued ranges go first: read-ahead, then the trace of an earlier fork. The blocks of a range that are present or hidden by now
+    ///    are skipped.
+    /// 2. Before a block is claimed, its address is asked for zeros around it. While that reply is awaited nothing is claimed, and a queued
+    ///    range goes back to the front: zeros never travel.
+    /// 3. A claim is taken under the lock of the claims, which also rules out a race: blocks that a reader has claimed or stored since the
+    ///    look are not claimed again (single flight).
+    /// 4. What is left of a queued range goes back to the front.
+    /// 5. Without queued ranges, sequential backfill claims from the cursor on, in requests that end at multiples of `step`. Blocks that
+    ///    this address could not give a moment ago hold the cursor back, so that another address begins with them.
     pub fn next(&mut self, queue: &Queue, field: &mut impl Field, step: u64) -> Option<(Claim, FetchClass)> {
         for class in [FetchClass::Ahead, FetchClass::Trace] {
             while let Some(range) = queue.pop(class) {
@@ -71,14 +80,14 @@ impl Plan {
     }
 
     fn next_in_order(&mut self, field: &mut impl Field, step: u64) -> Option<Claim> {
-        // What this address could not give a moment ago is left to the others: they begin there.
+        // The cursor stays before blocks that this address could not give a moment ago: another address begins there.
         let (mut at, mut is_left) = (self.cursor, false);
-        // From one missing block to the next: what is there, zeros of any length included, is one step.
+        // Goes from one missing block to the next. A run of present blocks or zeros of any length costs one step.
         while let Some(start) = field.next_needed(at) {
             if !field.is_mapped(start) {
                 return None;
             }
-            // Requests begin and end at multiples of their size, so that few of them are cut.
+            // Requests begin and end at multiples of their size, so that few are split.
             let looked = look(field, &(start..(start / step + 1) * step));
             is_left |= looked.is_left;
             at = looked.next;
@@ -92,7 +101,7 @@ impl Plan {
         None
     }
 
-    /// A run was claimed in vain.
+    /// Gives a claim back whose request could not be made. Its blocks are chosen again.
     pub fn put_back(&mut self, queue: &Queue, claim: Claim, class: FetchClass) {
         let run = claim.run.clone();
         drop(claim);
@@ -103,7 +112,7 @@ impl Plan {
     }
 }
 
-/// Claims what it can of the first part of a range that may be asked for.
+/// Claims the first part of a range that the address may be asked for.
 fn look(field: &impl Field, range: &Range<u64>) -> Looked {
     let Some(allowed) = field.allowed(range) else { return Looked { claim: None, next: range.end, is_left: true } };
     let claim = field.claim(&allowed);

@@ -1,7 +1,7 @@
-//! What backfill asks a source beside its bytes: the order in which an earlier fork touched them, and which of them are zero.
+//! Questions of backfill to a source: the trace of an earlier fork, and which bytes are zero.
 //!
-//! A source may take long to answer, or never do so. So it is asked on a thread of the sources, which touches nothing but the source,
-//! and backfill takes what has come by then.
+//! A source may hang, so each question runs on a thread of the source pool that touches nothing but the source. Backfill uses a reply when
+//! it arrives.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -17,72 +17,72 @@ use crate::hydrate::parts::Parts;
 use crate::source::{Source, SourceErrorKind};
 use crate::sync::time::Instant;
 
-/// Bytes whose zero ranges are asked for at once, of a server that has to look for them. A run of zeros is followed beyond.
+/// Bytes of one question for zeros to a server that has to search for them. A run of zeros at the end is followed further.
 const MAP_BYTES: u64 = 1 << 30;
-/// How long to wait for an answer before going on without it. What comes later is used from then on.
+/// How long to wait for a reply before fetching without it. A later reply is still used for the blocks that are missing then.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a source is asked.
+/// A question.
 enum Ask {
     Trace,
     Zeros(Scan),
 }
 
-/// What the addresses were asked, and the questions that are not answered yet.
+/// The questions asked so far, and those without a reply.
 #[derive(Default)]
 pub struct Questions {
-    /// When each address was asked what it has not answered.
+    /// When each address was asked the question that it has not answered yet.
     open: HashMap<String, Instant>,
-    /// Which zero ranges each address was asked for. All are asked: one may not know, die, or not answer.
+    /// Ranges for which each address was asked for zeros. All addresses are asked, because one may not know, fail, or hang.
     mapped: HashMap<String, Mapped>,
 }
 
-/// The zero ranges that an address was asked for.
+/// Ranges for which one address was asked for zeros.
 #[derive(Default)]
 struct Mapped {
     all: bool,
-    /// Pieces of [`MAP_BYTES`].
+    /// Numbers of pieces of [`MAP_BYTES`].
     pieces: HashSet<u64>,
 }
 
-/// The address that is asked, and by whom.
+/// The address that is asked, and where its reply goes.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
     pub uri: &'a str,
     pub source: &'a Arc<dyn Source>,
     pub inbox: &'a Arc<Inbox>,
-    /// `None`: it is asked on this thread.
+    /// Threads of the store; `None` asks on the caller's thread.
     pub crew: Option<&'a Arc<Crew>>,
 }
 
 impl Questions {
-    /// Asks an address which bytes around a block are zero, unless that was done, and makes their blocks zero: zeros do not travel. `false`:
-    /// the answer is waited for.
+    /// Asks an address once which bytes around a block are zero. Those blocks become zero without being fetched. False while the reply is
+    /// awaited.
     pub fn map_zeros(&mut self, parts: &Arc<Parts>, asked: Asked<'_>, block: u64) -> bool {
         let size_bytes = parts.root.size_bytes;
         let piece = parts.root.block_size.offset_of(block) / MAP_BYTES;
-        // One that owes an answer is not asked anything else meanwhile.
+        // An address has at most one open question.
         if let Some(since) = self.open.get(asked.uri) {
             return since.elapsed() >= PATIENCE;
         }
         let mapped = self.mapped.entry(asked.uri.to_owned()).or_default();
-        // A volfork snapshot answers from its presence map, for all of it at once.
+        // A volfork snapshot answers from its presence map, so it is asked for its whole size at once.
         let is_quick = asked.source.identity().is_some();
         if mapped.all || std::mem::replace(&mut mapped.all, is_quick) || !mapped.pieces.insert(piece) {
             return true;
         }
         let range = if is_quick { 0..size_bytes } else { piece * MAP_BYTES..((piece + 1) * MAP_BYTES).min(size_bytes) };
-        // The blocks of a source that cannot tell are fetched, and zeros seen on arrival.
+        // If the source cannot tell, blocks are fetched, and zeros are detected on arrival.
         self.ask(parts, asked, Ask::Zeros(Scan::new(range)));
         !self.open.contains_key(asked.uri)
     }
 
-    /// Asks in which order an earlier fork touched its blocks, and follows it from when the answer comes.
+    /// Asks for the trace of an earlier fork. Backfill follows it once the reply arrives.
     pub fn ask_trace(&mut self, parts: &Arc<Parts>, asked: Asked<'_>) {
         self.ask(parts, asked, Ask::Trace);
     }
 
-    /// When the first of the answers that are waited for is not waited for any longer.
+    /// Time until backfill stops waiting for the oldest open question; `None` if it waits for none.
     pub fn patience_left(&self) -> Option<Duration> {
         self.open.values().filter_map(|since| PATIENCE.checked_sub(since.elapsed())).min()
     }
@@ -107,7 +107,7 @@ impl Questions {
         crew.hand_over(move || handing.addresses.aside(&uri, job));
     }
 
-    /// Takes what an address has answered.
+    /// Takes a reply, and asks the rest of its question.
     pub fn take(&mut self, parts: &Arc<Parts>, inbox: &Arc<Inbox>, crew: Option<&Arc<Crew>>, answered: Answered) {
         let Answered { uri, source, answer } = answered;
         match self.take_answer(parts, &uri, answer) {
@@ -116,7 +116,7 @@ impl Questions {
         }
     }
 
-    /// Uses an answer. Answers what is left to be asked.
+    /// Uses a reply. Returns the rest of the question, if any.
     fn take_answer(&mut self, parts: &Parts, uri: &str, answer: Answer) -> Option<Ask> {
         match answer {
             Answer::None => None,
@@ -126,10 +126,10 @@ impl Questions {
             }
             Answer::Zeros(Found { zeros, error, rest }) => {
                 zeros.iter().for_each(|zeros| parts.root.fill_zeros(zeros));
-                // One that cannot tell has not failed: its blocks are fetched.
+                // `Failed` means that the source cannot tell. It is no failure of the address: the blocks are fetched.
                 if let Some(error) = error.filter(|error| error.kind != SourceErrorKind::Failed) {
                     parts.note_failure(uri, &error, None);
-                    // It is asked anew when it is back.
+                    // The address is asked again when it is back.
                     self.mapped.remove(uri);
                 }
                 rest.map(Ask::Zeros)
@@ -138,32 +138,32 @@ impl Questions {
     }
 }
 
-/// Asks a source, which may take long.
+/// Asks a source. Blocks, and may hang.
 fn answer_of(ask: Ask, source: &dyn Source) -> Answer {
     match ask {
-        // What fails here shows at the first read.
+        // An error is ignored here: the first read meets it again.
         Ask::Trace => Answer::Trace(source.trace().unwrap_or_default()),
         Ask::Zeros(scan) => Answer::Zeros(scan.turn(source)),
     }
 }
 
-/// Keeps and follows the order that a source has recorded.
+/// Saves the trace of a source for later forks, and follows it.
 fn take_trace(parts: &Parts, runs: Vec<Range<u64>>) {
     let root = &parts.root;
-    // The end of a run is a number of 32 bits: the last block of the largest source is in none.
+    // The end of a run has 32 bits, so the last block of the largest source is left out of traces.
     let number = |block: u64| u32::try_from(block).unwrap_or(u32::MAX);
     let inside = |run: &Range<u64>| run.start < run.end && run.end <= root.size_bytes;
     let blocks = |run: Range<u64>| number(root.block_size.block_of(run.start))..number(root.block_size.blocks_for(run.end));
     let runs = runs.into_iter().filter(inside).map(blocks);
     let trace = Trace { runs: runs.filter(|run| !run.is_empty()).take(TRACE_RUNS_MAX).collect() };
     if !trace.runs.is_empty() {
-        // Kept for later forks. Advice: without the file, they have to do without.
+        // A trace only orders fetches: if it cannot be saved, later forks go without.
         let _ = root.layers.save_trace(root.layer.id, &trace);
     }
     follow(parts, trace);
 }
 
-/// Lets the blocks of a trace be fetched before the rest.
+/// Queues the blocks of a trace, which are then fetched before the rest.
 pub fn follow(parts: &Parts, trace: Trace) {
     parts.queue.follow(trace.runs.into_iter().map(|run| u64::from(run.start)..u64::from(run.end)));
     parts.tell();

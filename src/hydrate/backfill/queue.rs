@@ -1,4 +1,4 @@
-//! Ranges that are fetched before the rest: what readers will probably want, then what an earlier fork wanted.
+//! The queue of ranges that backfill fetches first: read-ahead, then traces of earlier forks.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -8,9 +8,9 @@ use crate::format::TRACE_RUNS_MAX;
 use crate::hydrate::progress::FetchClass;
 use crate::sync::Mutex;
 
-/// Ranges of traces that are kept to be followed.
+/// Most queued ranges of traces; further ones are dropped.
 const FOLLOWED_MAX: usize = 4 * TRACE_RUNS_MAX;
-/// Ranges that wait to be fetched ahead, at most; the oldest are given up.
+/// Most queued ranges of read-ahead; the oldest ones are dropped.
 const AHEAD_MAX: usize = 64;
 
 #[derive(Default)]
@@ -22,28 +22,28 @@ struct State {
     followed: bool,
 }
 
-/// The ranges of one root layer that go before the rest.
+/// The queue of one root layer.
 #[derive(Default)]
 pub struct Queue(Mutex<State>);
 
 impl Queue {
-    /// A reader waits for blocks: guesses what will be read next, up to block `end`. `block_bytes` is the size of a block.
+    /// Notes a miss of a reader and queues the predicted read-ahead, up to block `end`. Blocks have `block_bytes` bytes.
     pub fn miss(&self, blocks: &Range<u64>, block_bytes: u64, end: u64) {
         let mut state = self.0.lock();
         let ahead = state.readers.miss(blocks, block_bytes);
-        // What belongs to the latest miss comes first.
+        // The ranges of the most recent miss go to the front.
         for range in ahead.into_iter().rev().map(|range| range.start..range.end.min(end)).filter(|range| !range.is_empty()) {
             state.ahead.push_front(range);
         }
         state.ahead.truncate(AHEAD_MAX);
     }
 
-    /// Fetches these blocks before the rest, in this order.
+    /// Queues the runs of a trace, in their order.
     pub fn follow(&self, runs: impl IntoIterator<Item = Range<u64>>) {
         let mut state = self.0.lock();
-        // Nobody else has to be asked for an order.
+        // The source need not be asked for a trace any more.
         state.followed = true;
-        // Advice: each fork may add some, but not without end.
+        // Each fork may add runs, up to the bound.
         let room = FOLLOWED_MAX.saturating_sub(state.trace.len());
         state.trace.extend(runs.into_iter().take(room));
     }
@@ -53,17 +53,17 @@ impl Queue {
         self.0.lock().followed
     }
 
-    /// A trace is asked for.
+    /// Notes that the source is asked for a trace.
     pub fn set_followed(&self) {
         self.0.lock().followed = true;
     }
 
-    /// The next range of a class.
+    /// Takes the next range of a class.
     pub fn pop(&self, class: FetchClass) -> Option<Range<u64>> {
         self.0.lock().of(class)?.pop_front()
     }
 
-    /// What is left of a range that was taken.
+    /// Puts the rest of a range back to the front.
     pub fn put_back(&self, class: FetchClass, range: Range<u64>) {
         let mut state = self.0.lock();
         state.of(class).into_iter().for_each(|ranges| ranges.push_front(range.clone()));
@@ -71,7 +71,7 @@ impl Queue {
 }
 
 impl State {
-    /// The ranges of a class; demand and the rest have none.
+    /// The queue of a class; `Demand` and `Backfill` have none.
     fn of(&mut self, class: FetchClass) -> Option<&mut VecDeque<Range<u64>>> {
         match class {
             FetchClass::Ahead => Some(&mut self.ahead),

@@ -1,4 +1,4 @@
-//! What backfill of one root layer does: takes what came, and asks for more.
+//! The backfill loop of one root layer: takes messages, and makes requests.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,19 +22,20 @@ use crate::place::wide;
 use crate::source::{Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
-/// Without anything to do, and without a wake, it is looked again after so long.
+/// Longest pause between two rounds of an idle backfill that is not woken.
 const IDLE_INTERVAL: Duration = Duration::from_millis(500);
-/// Shortest pause before blocks that an address could not give are asked for there again.
+/// Shortest pause before blocks that an address could not give are requested there again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
-/// Without hope of anything to do before a wake.
+/// Pause if only a wake can bring something to do.
 const LONG: Duration = Duration::from_secs(60);
-/// Fetched bytes after which progress is made durable: a crash costs at most so much twice, beside what is under way.
+/// Fetched bytes after which progress is made durable. After a crash at most this much is fetched twice, besides the requests under
+/// way.
 const RECORD_BYTES: u64 = 16 << 20;
-/// Messages that are taken, and requests that are made, before others have their turn.
+/// Most messages and most requests of one round, before other hydrations have their turn.
 const MESSAGES_MAX: usize = 64;
 const REQUESTS_MAX: u64 = 32;
 
-/// One request under way.
+/// A request under way.
 struct Request {
     run: Range<u64>,
     fetched: Arc<Fetched>,
@@ -49,17 +50,17 @@ struct Request {
 pub enum Round {
     /// There is more to do at once.
     Again,
-    /// There may be after this time, or when something comes.
+    /// There may be more after this time, or when a message comes.
     After(Duration),
-    /// Nothing is missing, nor under way.
+    /// Nothing is missing and nothing is under way.
     Complete,
 }
 
-/// How many requests were made.
+/// Result of an attempt to make requests.
 struct Made {
-    /// As many as others wait for.
+    /// False if the round has made as many requests as it may.
     all: bool,
-    /// Something keeps the way from being full: for so long.
+    /// Time after which a further request may be possible.
     pause: Option<Duration>,
 }
 
@@ -67,7 +68,7 @@ struct Made {
 pub struct Backfill {
     parts: Arc<Parts>,
     inbox: Arc<Inbox>,
-    /// Its threads; `None`: everything is done on the thread of the caller.
+    /// Threads of the store; `None` runs everything on the caller's thread.
     crew: Option<Arc<Crew>>,
     plan: Plan,
     questions: Questions,
@@ -78,7 +79,7 @@ pub struct Backfill {
     unrecorded_bytes: u64,
     errands: Errands,
     due: Due,
-    /// Fetched ranges that are not stored.
+    /// Number of fetched ranges that are not stored yet.
     unstored: Arc<AtomicUsize>,
 }
 
@@ -106,8 +107,7 @@ impl Backfill {
         self.follow_source(&uri, source.as_ref());
     }
 
-    /// The order in which an earlier fork touched its blocks: as it is known here, or as the source has recorded it. Until one is
-    /// connected it stays open.
+    /// Follows the trace of an earlier fork: the one saved on this host, or else the one of the source, once a source is connected.
     fn follow_source(&mut self, uri: &str, source: Option<&Arc<dyn Source>>) {
         let parts = &self.parts;
         if parts.queue.is_followed() {
@@ -124,7 +124,7 @@ impl Backfill {
         }
     }
 
-    /// Requests that were made so far.
+    /// Number of requests made so far.
     pub fn requests_made(&self) -> u64 {
         self.next
     }
@@ -133,12 +133,12 @@ impl Backfill {
         self.requests.is_empty() && self.unstored.load(Ordering::Acquire) == 0
     }
 
-    /// Takes what has come and makes requests, both as far as a turn goes.
+    /// Runs one round: takes messages and makes requests, both up to the bounds of a turn.
     pub fn round(&mut self) -> Round {
         let took_all = self.take_messages();
         self.record_if_due();
         if self.plan.is_at_start() && self.errands.is_empty() && self.parts.begins_look() {
-            // Which blocks are hidden is known before the first one is asked for.
+            // The first request waits until the hidden blocks are known.
             self.errands.begin(Errand::Look);
         }
         if self.errands.looks() {
@@ -153,11 +153,11 @@ impl Backfill {
         if self.is_idle() { self.rest(pause, is_whole_pass) } else { Round::After(pause.unwrap_or(LONG)) }
     }
 
-    /// Nothing is under way: says when to look again, unless nothing is missing.
+    /// Nothing is under way: decides when to run the next round, or that the hydration is complete.
     fn rest(&mut self, pause: Option<Duration>, is_whole_pass: bool) -> Round {
         let parts = Arc::clone(&self.parts);
         if self.errands.is_empty() && !parts.is_complete() && parts.begins_look() {
-            // Perhaps nothing is missing but that what was written above becomes durable.
+            // The missing blocks may be hidden once the writes above are durable: looks again.
             self.errands.begin(Errand::Look);
         }
         if parts.is_complete() {
@@ -174,7 +174,7 @@ impl Backfill {
         Round::After(self.close_idle().map_or(soon, |idle| idle.min(soon)))
     }
 
-    /// Waits until all requests have ended, on the caller's thread.
+    /// Waits on the caller's thread until all requests have ended.
     pub fn wait_for_requests(&mut self) {
         while !self.requests.is_empty() {
             self.inbox.wait();
@@ -182,13 +182,13 @@ impl Backfill {
         }
     }
 
-    /// Gives up what is under way. What still comes of it is not used.
+    /// Gives up all requests. Their later messages are ignored.
     pub fn give_up(&mut self) {
         self.requests.clear();
         self.questions = Questions::default();
     }
 
-    /// Whether nothing of it is under way on other threads that touches the store. Takes what comes, and uses nothing of it.
+    /// Whether no write and no errand of this backfill is under way on another thread. Takes messages and drops their contents.
     pub fn is_quiet(&mut self) -> bool {
         while let Some(message) = self.inbox.take() {
             if let Message::Returned(result) = message {
@@ -198,26 +198,26 @@ impl Backfill {
         self.errands.is_empty() && self.unstored.load(Ordering::Acquire) == 0
     }
 
-    /// Makes everything durable, and then calls `finish`. `false`: another errand is under way, whose end is a message.
+    /// Begins the errand that makes everything durable and then calls `finish`. False if another errand is under way.
     pub fn finish(&mut self, finish: Arc<dyn Fn() -> bool + Send + Sync>) -> bool {
         self.errands.begin(Errand::Finish(finish))
     }
 
-    /// What became of [`Backfill::finish`]; `None`: it has not ended.
+    /// Result of [`Backfill::finish`]; `None` if it has not ended.
     pub fn finished(&mut self) -> Option<bool> {
         self.take_messages();
         self.errands.take_finished()
     }
 
-    /// Gives up connections that were not used for long, if nothing is to be fetched. Answers how long others may stay.
+    /// Closes idle connections if there is nothing to fetch. Returns when the next one may become idle.
     fn close_idle(&self) -> Option<Duration> {
         let parts = &self.parts;
         let rests = parts.throttle.settings().paused || parts.now() < parts.health.stall().0;
-        // A reader that ends wakes backfill.
+        // While readers wait nothing is closed; the last one wakes backfill when it ends.
         if rests && parts.waiters.count() == 0 { parts.addresses.close_idle() } else { None }
     }
 
-    /// Fills the way to every host.
+    /// Makes requests until the window of every host is full, or the turn ends.
     fn request_more(&mut self) -> Made {
         let mut shortest: Option<Duration> = None;
         let first = self.next;
@@ -242,14 +242,14 @@ impl Backfill {
         }
     }
 
-    /// Addresses that may be asked now and are connected.
+    /// Connected addresses that may be used now. Begins to connect the others.
     fn sources(&self) -> Vec<Connected> {
         let parts = &self.parts;
         let mut ready = parts.addresses.ready();
         for (uri, host) in ready.unconnected {
             let Some(connecting) = parts.addresses.begin_connecting(&uri) else { continue };
             if let Some(crew) = &self.crew {
-                // The threads of sources must not inherit that this one gives way.
+                // Handed over, because a thread that this one starts would inherit its low priority.
                 let handing = Arc::clone(parts);
                 crew.hand_over(move || connect_aside(&handing, connecting));
                 continue;
@@ -262,7 +262,7 @@ impl Backfill {
         ready.connected
     }
 
-    /// Makes one request, if there is anything to ask for. An error says how long to wait.
+    /// Makes one request. False if there is nothing to request from this address; an error is the time to wait.
     fn request(&mut self, now: Duration, connected: &Connected) -> Result<bool, Duration> {
         let parts = Arc::clone(&self.parts);
         let Connected { uri, host, source } = connected;
@@ -296,17 +296,17 @@ impl Backfill {
         Ok(true)
     }
 
-    /// Asks for room on the way to a host, under the cap that an operator set.
+    /// Asks for room in the host's window, within the rate cap of the operator. An error is the time to wait.
     fn begin_bulk(&mut self, now: Duration, host: &str, class: FetchClass, bytes: u64) -> Result<Sent, Duration> {
         let is_due = self.is_due(now);
         let parts = &self.parts;
-        // What an earlier fork wanted about now is what readers will wait for next.
+        // Read-ahead and traces do not yield to waiting readers, because readers will wait for these blocks next.
         let gives_way = class == FetchClass::Backfill && !is_due && parts.waiters.expects_more(now);
         let beside_readers = gives_way.then(|| now.saturating_sub(self.last_request));
         parts.throttle.begin(now, &parts.budget, &Asks { layer: parts.root.layer.id, host, bytes, is_due, beside_readers })
     }
 
-    /// Whether the deadline needs a faster pace than the one of the last seconds.
+    /// Whether the deadline needs a higher rate than that of the last seconds.
     fn is_due(&mut self, now: Duration) -> bool {
         let parts = &self.parts;
         let deadline = parts.throttle.settings().deadline;
@@ -323,7 +323,7 @@ impl Backfill {
         if parts.life.is_stopped() || parts.throttle.settings().paused {
             return Some(LONG);
         }
-        // What was fetched has to be stored first, and what was stored to be recorded.
+        // Fetched blocks must be stored before more are fetched, and a full set of unrecorded blocks must be recorded.
         if let Some(crew) = &self.crew
             && (crew.fills.is_full(|| parts.wake.lock().clone()) || self.errands.records() && parts.root.layers.under_pressure())
         {
@@ -337,7 +337,7 @@ impl Backfill {
         (is_full && !parts.finds_space()).then_some(RETRY_INTERVAL)
     }
 
-    /// Takes what has come. `false`: there is more.
+    /// Takes messages, up to the bound of a round. False if there are more.
     fn take_messages(&mut self) -> bool {
         for _ in 0..MESSAGES_MAX {
             let Some(message) = self.inbox.take() else { return true };
@@ -385,7 +385,7 @@ impl Backfill {
         }
     }
 
-    /// Makes progress durable now and then: what arrives meanwhile is not kept waiting.
+    /// Begins the errand that makes progress durable, after every [`RECORD_BYTES`]. Messages are taken meanwhile.
     fn record_if_due(&mut self) {
         let is_due = self.unrecorded_bytes >= RECORD_BYTES || self.unrecorded_bytes > 0 && self.parts.root.layers.under_pressure();
         if is_due && self.errands.begin(Errand::Record) {

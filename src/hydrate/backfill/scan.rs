@@ -1,4 +1,4 @@
-//! Asking a source which of its bytes are zero, in bounded turns.
+//! Asks a source which of its bytes are zero, in bounded turns.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -6,32 +6,32 @@ use std::time::Duration;
 use crate::source::{Source, SourceError, SourceExtent};
 use crate::sync::time::Instant;
 
-/// How long zeros are gathered before they are told.
+/// Longest time of a turn, after which the runs found so far are reported.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
-/// Runs of zeros that are gathered before they are told.
+/// Most runs that a turn reports.
 const GATHERED_MAX: usize = 16 << 10;
-/// Answers that are asked for one after another: a server that tells of a few bytes at a time is not worth it.
+/// Most requests of a turn: a server that reports a few bytes at a time is not worth more.
 const ANSWERS_MAX: usize = 16 << 10;
 
-/// A look at a range of a source. Each run is told once and whole, however many answers it takes, unless these are slow; a run that
-/// reaches the end of the range is followed to its own end.
+/// A search for zeros in a range of a source. A run is reported once and whole, even if it takes many replies, unless they are slow. A
+/// run that reaches the end of the range is followed to its own end.
 pub struct Scan {
     range: Range<u64>,
     answers_left: usize,
-    /// Everything before this is known.
+    /// Offset up to which the source has answered.
     at: u64,
-    /// Where the run begins that reaches as far as that.
+    /// Start of the run of zeros that ends there, if any.
     run: Option<u64>,
     whole: Vec<Range<u64>>,
 }
 
-/// What one turn has found.
+/// Result of one turn.
 pub struct Found {
-    /// Ranges of bytes that are zero.
+    /// Byte ranges that are zero.
     pub zeros: Vec<Range<u64>>,
-    /// The source failed.
+    /// The error of the source, if it failed.
     pub error: Option<SourceError>,
-    /// What is left.
+    /// The search to continue, if it has not ended.
     pub rest: Option<Scan>,
 }
 
@@ -40,7 +40,7 @@ impl Scan {
         Self { at: range.start, range, answers_left: ANSWERS_MAX, run: None, whole: Vec::new() }
     }
 
-    /// Asks until there is something to tell.
+    /// Runs one turn. Blocks on the source.
     pub fn turn(mut self, source: &dyn Source) -> Found {
         let size_bytes = source.size_bytes();
         let started = Instant::now();

@@ -2,14 +2,14 @@
 //!
 //! | stage | what the step does | goes on |
 //! |---|---|---|
-//! | new | takes its place among the hydrations of the store | begins |
-//! | begins | waits for a random moment soon, or for the first reader that has what it waited for | fetches |
-//! | fetches | takes what came, asks for more | when nothing is missing: finishes |
-//! | finishes | waits for the end that another thread makes | over; if something is missing after all: new |
+//! | new | joins the hydrations of the store | begins |
+//! | begins | waits for a random time (jitter), or until the first reader has its blocks | fetches |
+//! | fetches | takes messages, makes requests | finishes, when nothing is missing |
+//! | finishes | waits for the errand that makes everything durable and ends the hydration | over; new, if blocks are missing after all |
 //!
 //! # Cancellation
-//! When the hydrator is stopped, what is under way at the source is forgotten. The last step comes when no write and no errand of it is
-//! under way any more: those are waited for, a source never is.
+//! When the hydrator is stopped, requests at the source are dropped without waiting for them. Writes and errands are waited for: the last
+//! step runs when none of them is under way.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use crate::io::{Next, Task};
 use crate::sync::Mutex;
 use crate::sync::time::Instant;
 
-/// How long a hydration waits after a panic before it goes on.
+/// Pause of a hydration after a panic.
 const PANIC_PAUSE: Duration = Duration::from_secs(5);
 
-/// For a step that nothing but a wake makes useful.
+/// Result of a step that has nothing to do before a wake.
 const UNTIL_WOKEN: Next = Next::After(Duration::from_secs(60));
 
-/// Ends a hydration. Answers `false` if something is missing after all.
+/// Ends a hydration. Returns false if blocks are missing after all.
 pub type Finish = Arc<dyn Fn() -> bool + Send + Sync>;
 
 enum Stage {
@@ -40,13 +40,13 @@ enum Stage {
     Finishes,
 }
 
-/// Backfill runs until this is dropped.
+/// Guard of a running backfill.
 struct Running(Arc<Parts>);
 
 impl Drop for Running {
     fn drop(&mut self) {
         let parts = &self.0;
-        // One that has finished has left, and another one may stand there by now.
+        // A complete hydration has left the budget already, and another one may use its id by now.
         if !parts.life.is_complete() {
             parts.budget.leave(parts.root.layer.id);
         }
@@ -57,20 +57,19 @@ impl Drop for Running {
     }
 }
 
-/// One hydration.
+/// The state machine of one hydration.
 struct Stages {
     parts: Arc<Parts>,
     backfill: Backfill,
     stage: Stage,
     finish: Finish,
-    /// It has panicked, and does nothing before.
+    /// End of the pause after a panic.
     rests_until: Option<Instant>,
     wake: Wake,
     _running: Running,
 }
 
-/// Lets a hydration run on the threads of its store until nothing is missing, or it is stopped. `finish` is called when nothing is
-/// missing.
+/// Runs a hydration on the threads of its store until it is stopped, or nothing is missing and `finish` returns true.
 ///
 /// # Errors
 /// No thread can be had.
@@ -94,7 +93,7 @@ pub fn begin(parts: &Arc<Parts>, crew: &Arc<Crew>, finish: Finish) -> std::io::R
     };
     let begun = crew.begin(parts.root.layer.id, move || stages.step());
     *task.lock() = Some(begun.map_err(|why| std::io::Error::other(format!("{why:?}")))?);
-    // What came before the task was known.
+    // A wake may have come before the task was known.
     wake();
     Ok(())
 }
@@ -110,7 +109,7 @@ impl Stages {
         }
         self.rests_until = None;
         catch_unwind(AssertUnwindSafe(|| if is_stopped { self.end() } else { self.go_on() })).unwrap_or_else(|_| {
-            // It was printed. What is held is given back, so the next try may do better.
+            // The panic was printed. Its guards have given back what was held, so the hydration goes on after a pause.
             self.parts.health.note_error("fetching in the background panicked".into());
             self.backfill.give_up();
             self.rests_until = Some(Instant::now() + PANIC_PAUSE);
@@ -126,7 +125,7 @@ impl Stages {
             }
             Stage::Begins(until) => {
                 let left = until.saturating_duration_since(Instant::now());
-                // A reader that waits is not in the way of the first request; bulk would be in its way.
+                // The first pause also ends when a reader has its blocks: until then bulk would delay that reader.
                 if !left.is_zero() && !self.parts.waiters.any() {
                     return Next::After(left);
                 }
@@ -157,24 +156,24 @@ impl Stages {
         }
     }
 
-    /// Behind the hydrations that wait for their turn.
+    /// Runs again, behind the hydrations that wait for their turn.
     fn again(&self) -> Next {
         (self.wake)();
         UNTIL_WOKEN
     }
 
-    /// Takes its place among the hydrations of the store. Answers how long to wait until it begins.
+    /// Joins the hydrations of the store. Returns the random time to wait before the first request.
     fn join(&self) -> Duration {
         let (layer, budget) = (self.parts.root.layer.id, &self.parts.budget);
-        // Counted from now on, so that of many that begin at once each sees the others.
+        // Joined before the pause is drawn, so that hydrations that begin at once count one another.
         budget.join(layer, self.parts.throttle.settings().priority, None);
-        // Without randomness those of one store still begin apart.
+        // If randomness fails, the layer's number spreads the hydrations of one store.
         let random = random_bytes().map(u64::from_le_bytes);
         let random = random.unwrap_or_else(|_| u64::from(layer.0).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         start_pause(budget.hydrations(), random)
     }
 
-    /// It was stopped.
+    /// Steps of a stopped hydration: waits until no write and no errand is under way.
     fn end(&mut self) -> Next {
         self.backfill.give_up();
         if self.backfill.is_quiet() { Next::Over } else { UNTIL_WOKEN }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::run::Backfill;
 use crate::hydrate::parts::Parts;
 
-/// One bounded round of backfill on the caller's thread, without waiting for time to pass. Answers whether it did anything: otherwise
-/// what is missing waits for time, for a source or for what readers fetch.
+/// Runs one bounded round of backfill on the caller's thread, without waiting for time to pass. Returns whether it did anything. If not,
+/// the missing blocks wait for time, for a source, or for the fetches of readers.
 pub fn step(parts: &Arc<Parts>) -> bool {
     if parts.life.is_stopped() {
         return false;

@@ -1,4 +1,4 @@
-//! Fetching what a reader waits for, from as many addresses as it takes.
+//! The fetch of a waiting reader, from as many addresses as it takes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,32 +14,32 @@ use crate::place::wide;
 use crate::source::{Arrival, OnArrival, ReadClass, SourceError, SourceErrorKind, SourceExt, damaged_error};
 use crate::sync::mpsc::{Receiver, Sender, channel};
 
-/// Longest request of a waiting reader.
+/// Bytes of the longest request of a waiting reader.
 pub const REQUEST_BYTES: u64 = 4 << 20;
-/// Reads up to this length take about a round trip; only those are timed.
+/// Reads of at most this many bytes take about a round trip; only these are timed.
 const TIMED_BYTES: u64 = 256 << 10;
-/// Longer reads may take so much longer from part to part before they are sent a second time.
+/// Time that longer reads have in addition, from part to part, before they are hedged.
 const LONG_READ_PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is looked whether an address is connected that a slow read could be sent to.
+/// How often a hedge checks whether its second address is connected.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why a fetch failed.
 pub struct Unfetched {
     pub error: Error,
-    /// An address could not be reached, and may be later.
+    /// An address could not be reached, and may come back.
     pub may_return: bool,
 }
 
-/// One range that somebody waits for.
+/// One range that the reader waits for.
 struct WaitedRead {
     run: Range<u64>,
     /// `None` if another fetch holds the claim and this one only races it, and when the read has ended.
     claim: Option<Claim>,
-    /// Addresses that were asked.
+    /// Addresses that were tried.
     tried: Vec<String>,
-    /// Attempts under way.
+    /// Number of attempts under way.
     active: usize,
-    /// Attempts that brought damaged bytes.
+    /// Number of attempts with damaged bytes.
     damaged: usize,
     over: bool,
 }
@@ -49,7 +49,7 @@ struct Attempt {
     read: usize,
     uri: String,
     began: Duration,
-    /// When a second address is asked as well, and how long that is after the latest bytes.
+    /// When a second address is asked as well. Each part that arrives moves it to `hedge_after` from then.
     hedge_at: Option<Duration>,
     hedge_after: Duration,
     damage: Option<SourceError>,
@@ -69,14 +69,23 @@ pub struct WaitedFetch<'a> {
 }
 
 impl<'a> WaitedFetch<'a> {
-    /// Fetches ranges, each with its claim if the caller has one. Claims are given back as their reads end.
+    /// Fetches the ranges of one reader, and returns when each has ended. A range has its claim, unless it races the fetch of another
+    /// holder.
+    ///
+    /// 1. Every range is asked at the best address ([`WaitedFetch::ask`]). An address that cannot be connected is passed over.
+    /// 2. Parts are verified and stored as they arrive, which wakes the readers that wait for them.
+    /// 3. A range without bytes for longer than usual is hedged ([`WaitedFetch::hedge`]): the first attempt that ends well counts.
+    /// 4. A failed attempt is replaced at the next address. After damaged bytes the same address is asked once more, because they may have
+    ///    been damaged on the network.
+    /// 5. A range whose addresses have all failed fails the fetch.
+    /// 6. Each claim ends with its range, whatever the outcome is; a panic drops them all. So no range stays claimed without a fetch.
     pub fn run(
         parts: &'a Arc<Parts>,
         waiter: Waiter,
         runs: impl Iterator<Item = (Range<u64>, Option<Claim>)>,
     ) -> std::result::Result<(), Unfetched> {
         let (sender, receiver) = channel();
-        // All are under its care before the first is asked for: whatever happens then gives them all back.
+        // `fetch` owns all claims before the first request, so that a panic gives all of them back.
         let reads = runs.map(|(run, claim)| WaitedRead { run, claim, tried: Vec::new(), active: 0, damaged: 0, over: false }).collect();
         let mut fetch = Self { parts, waiter, sender, reads, attempts: Vec::new(), outcome: Ok(()), is_lost: false };
         for number in 0..fetch.reads.len() {
@@ -103,7 +112,7 @@ impl<'a> WaitedFetch<'a> {
         }
     }
 
-    /// Asks `uri`, or the next address that was not asked. Without any left the read has failed.
+    /// Sends the read to `again`, or to the next untried address. If none is left, the read fails.
     fn ask(&mut self, number: usize, again: Option<String>) {
         let parts = self.parts;
         let mut failure = None;
@@ -118,7 +127,7 @@ impl<'a> WaitedFetch<'a> {
             };
             self.reads[number].tried.push(uri.clone());
             match parts.addresses.source_while(&uri, || !has_given_up()) {
-                // This connection may be a new one, which was not closed with the others.
+                // The connection may be newer than the give-up that closed the others.
                 Ok(_) if has_given_up() => {}
                 Err(error) => {
                     parts.note_failure(&uri, &error, None);
@@ -150,7 +159,7 @@ impl<'a> WaitedFetch<'a> {
         }
         read.over = true;
         let now = self.parts.now();
-        // Before others learn of the failure: those that wait for the same blocks would wait as long again.
+        // Noted before other readers learn of the failure: readers of the same blocks would otherwise wait as long again.
         let _ = self.is_lost && self.parts.waiters.has_waited_enough(self.waiter, now);
         self.parts.waiters.note_failed(read.run.clone(), now, self.is_lost);
         let message = || "there is no address to ask".into();
@@ -211,14 +220,14 @@ impl<'a> WaitedFetch<'a> {
         if self.reads[read].over {
             return;
         }
-        // Bytes may be damaged on their way: the same address gets one more chance, then the next one.
+        // The bytes may have been damaged on the network: the same address is asked once more, then the next one.
         let damaged = error.kind == SourceErrorKind::Damaged;
         self.reads[read].damaged += usize::from(damaged);
         if damaged && self.reads[read].damaged == 1 {
             return self.ask(read, Some(uri));
         }
         if self.reads[read].active > 0 {
-            // The attempts that are left may hang: a further address is asked as if they had taken too long already.
+            // The other attempts may hang: the latest one is hedged at once.
             let left = self.attempts.iter_mut().rfind(|attempt| attempt.read == read && !attempt.over);
             left.into_iter().for_each(|attempt| attempt.hedge_at = Some(Duration::ZERO));
             return;
@@ -229,7 +238,14 @@ impl<'a> WaitedFetch<'a> {
         }
     }
 
-    /// Sends reads that take too long to another address as well.
+    /// Hedges slow reads: sends each read whose attempt is overdue to a second address as well.
+    ///
+    /// 1. Each attempt is hedged at most once, and an ended read never is.
+    /// 2. The second address is the best one that the read has not tried. Without one the reader goes on waiting for the first.
+    /// 3. If that address failed a moment ago, the hedge is put off until it may be tried again.
+    /// 4. If it is not connected, connecting begins in the background, and the hedge looks again soon. The reader does not wait for it,
+    ///    because the first answer may come before the connection does.
+    /// 5. Otherwise the read is sent. Both attempts may deliver bytes: a fill of a present block changes nothing.
     fn hedge(&mut self) {
         let now = self.parts.now();
         for number in 0..self.attempts.len() {
@@ -241,13 +257,13 @@ impl<'a> WaitedFetch<'a> {
             let Some(other) = self.parts.addresses.next_waited(&self.reads[read].tried) else { continue };
             let retry_at = self.parts.addresses.look(|peers| peers.retry_at(&other));
             self.attempts[number].hedge_at = match retry_at > now {
-                // It failed a moment ago: it is asked when it may be better.
+                // Step 3.
                 true => Some(retry_at),
                 false if self.is_connected_or_begins(&other) => {
                     self.ask(read, Some(other));
                     None
                 }
-                // The answer may come before the connection does.
+                // Step 4.
                 false => Some(now + CONNECT_INTERVAL),
             };
         }
@@ -255,7 +271,7 @@ impl<'a> WaitedFetch<'a> {
 }
 
 impl WaitedFetch<'_> {
-    /// Whether an address is connected; otherwise lets it be.
+    /// Whether an address is connected. If not, connecting begins in the background.
     fn is_connected_or_begins(&self, uri: &str) -> bool {
         let Some(connecting) = self.parts.addresses.begin_connecting(uri) else { return false };
         let is_connected = self.parts.addresses.is_connected(uri);
@@ -273,7 +289,7 @@ impl WaitedRead {
     }
 }
 
-/// The error of a reader that was told not to wait any longer.
+/// The error of a reader whose wait was given up.
 pub fn given_up_error() -> SourceError {
     SourceError { kind: SourceErrorKind::Lost, message: "it is not waited for any longer".into() }
 }

@@ -1,4 +1,4 @@
-//! What a reader does until its blocks are here.
+//! The loop of a reader that waits for missing blocks.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use crate::hydrate::parts::Parts;
 use crate::place::wide;
 use crate::source::{SourceError, SourceErrorKind, SourceExt};
 
-/// Fetches in a row that end well and leave nothing in the layer, before a reader is told that there is nothing to wait for. A fill of
-/// the same block that is under way makes one of them.
+/// Successful fetches in a row that store nothing, after which a reader fails. A concurrent fill of the same block can cause a single
+/// one.
 const IN_VAIN_MAX: u32 = 8;
 
-/// Counts a reader that waits until it is dropped.
+/// Guard of a waiting reader, which is counted until dropped.
 struct Counted<'a>(&'a Parts);
 
 impl Drop for Counted<'_> {
@@ -32,11 +32,11 @@ struct Reader<'a> {
     blocks: Range<u64>,
     waiter: Waiter,
     fetches_in_vain: u32,
-    /// What was missing at the latest change, and when that was.
+    /// The missing runs at their latest change, and the time of that change.
     latest: (Vec<Range<u64>>, Duration),
 }
 
-/// Returns when every block of the range is here. Blocks that are under way already are waited for, not fetched again.
+/// Returns when every block of the range is present. Blocks that are being fetched already are waited for (single flight).
 ///
 /// # Errors
 /// [`crate::ErrorKind::SourceLost`] after the bounded retries of every source, for as long as
@@ -50,7 +50,7 @@ pub fn demand(parts: &Arc<Parts>, blocks: Range<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Fills `buffer` with blocks of the source from `first` on, whatever the layer has, and stores nothing.
+/// Reads blocks of the source into `buffer`, beginning with block `first`, without looking at the layer or storing anything.
 ///
 /// # Errors
 /// [`crate::ErrorKind::SourceLost`].
@@ -80,9 +80,18 @@ fn closed(message: &str) -> SourceError {
 }
 
 impl Reader<'_> {
-    /// One look: fetches what nobody else does, or waits for what others fetch. Answers whether every block is here.
+    /// One turn of the loop. Returns whether every block is present.
     ///
-    /// The news are noted before the look, so that whatever comes after it ends the wait.
+    /// 1. The count of the news is noted before anything else: a change after this point ends the wait of step 6 at once, so no wake is
+    ///    lost.
+    /// 2. If a fetch that the reader has waited for failed, it shares the failure: readers of one block would otherwise retry one after the
+    ///    other, and the last one would wait many times as long.
+    /// 3. Missing ranges that nobody fetches are claimed, under the lock that rules out fetching a block that was just stored.
+    /// 4. Claimed ranges are fetched on this thread. After a loss the reader waits until it may ask again.
+    /// 5. If nothing could be claimed and nothing is missing, the read is done. If what is missing is not under way any more, the loop
+    ///    looks again: the fetch has failed, and the first reader that looks claims the range.
+    /// 6. Otherwise it waits for the news of the other fetches. If these bring nothing for longer than the patience with bulk, it asks
+    ///    another address for the first range, without a claim.
     fn step(&mut self, is_first: bool) -> Result<bool> {
         let (parts, waiter) = (self.parts, self.waiter);
         let seen = parts.news.seen();
@@ -109,7 +118,7 @@ impl Reader<'_> {
         if missing != self.latest.0 {
             self.latest = (missing, now);
         }
-        // A range that failed is claimed by the first reader that looks again.
+        // Step 6.
         let patience = parts.addresses.look(|peers| peers.bulk_patience());
         match patience.map(|patience| (self.latest.1 + patience).saturating_sub(now)) {
             Some(Duration::ZERO) => self.race(asked)?,
@@ -118,7 +127,7 @@ impl Reader<'_> {
         Ok(false)
     }
 
-    /// Asks another address for the first blocks of what a fetch of somebody else does not bring.
+    /// Fetches the first missing blocks without a claim, because the fetch that holds the claim has stalled.
     fn race(&self, asked: Asked) -> Result<()> {
         let blocks_max = self.parts.root.block_size.block_of(REQUEST_BYTES).max(1);
         let Some(first) = self.latest.0.first() else { return Ok(()) };
@@ -129,7 +138,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A fetch of claimed runs has ended. One that failed is made again when it is time.
+    /// Handles the end of a fetch of claimed runs. After a failure it waits until the fetch may be repeated.
     fn note_fetched(&mut self, fetched: std::result::Result<(), Unfetched>, runs: &[Range<u64>], asked: Asked) -> Result<()> {
         if let Err(failed) = fetched {
             return self.wait_for_return(failed, asked);
@@ -137,13 +146,13 @@ impl Reader<'_> {
         let in_vain = runs.iter().any(|run| self.parts.root.missing_runs(run) == std::slice::from_ref(run));
         self.fetches_in_vain = if in_vain { self.fetches_in_vain + 1 } else { 0 };
         if self.fetches_in_vain >= IN_VAIN_MAX {
-            // The layer takes no blocks any more, or forgets them at once.
+            // The layer stores no blocks any more, or forgets them at once.
             return Err(self.parts.lost(&closed("what came is not needed any more")));
         }
         Ok(())
     }
 
-    /// Fails if the reader has waited for its blocks in vain.
+    /// Fails if the reader shares the failure of another fetch, or was given up.
     fn check_failures(&self) -> Result<()> {
         let parts = self.parts;
         if !parts.waiters.fails(self.waiter, parts.now(), || parts.root.missing_runs(&self.blocks)) {
@@ -153,10 +162,10 @@ impl Reader<'_> {
         Err(parts.lost(&last.unwrap_or_else(super::fetch::given_up_error)))
     }
 
-    /// Returns when it is time to ask again for what could not be had because an address cannot be reached.
+    /// Waits after a failed fetch until the reader may ask again.
     ///
     /// # Errors
-    /// That of the fetch, if it is not worth waiting, or was waited for long enough.
+    /// That of the fetch, if no address may come back, or the patience is over.
     fn wait_for_return(&self, failed: Unfetched, asked: Asked) -> Result<()> {
         if !failed.may_return {
             return Err(failed.error);
@@ -171,7 +180,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Guesses what will be read next, and lets it be fetched.
+    /// Queues read-ahead for this miss.
     fn look_ahead(&self) {
         let parts = self.parts;
         if !parts.throttle.settings().paused {

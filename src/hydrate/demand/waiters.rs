@@ -1,4 +1,4 @@
-//! Readers that wait for missing blocks: how many, for how long, and what they are told.
+//! The set of readers that wait for missing blocks: their number, their patience, and the failures that they share.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,65 +9,65 @@ use crate::sync::Mutex;
 
 /// A reader that has waited this long for another reader's fetch shares its failure instead of retrying.
 const SHARED_PATIENCE: Duration = Duration::from_secs(10);
-/// How often all readers that wait for addresses to come back ask together.
+/// Interval at which one of the readers that wait for a lost address asks again.
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Failures that are kept for readers that wait.
+/// Most failures that are kept for waiting readers; the oldest are dropped.
 const FAILURES_MAX: usize = 256;
 
-/// A reader that waits.
+/// A waiting reader.
 #[derive(Clone, Copy)]
 pub struct Waiter {
     began: Duration,
     patience: Duration,
-    /// How often waiting had been given up when it began.
+    /// Value of `given_up` when it began.
     given_up: u64,
 }
 
-/// When a reader asked, and how often an address had come back until then.
+/// When a reader asked, and the value of `returns` at that time.
 #[derive(Clone, Copy)]
 pub struct Asked {
     at: Duration,
     returns: u64,
 }
 
-/// A request that brought nothing.
+/// A failed request.
 struct Failure {
     run: Range<u64>,
     at: Duration,
-    /// An address was away, and may give the range later.
+    /// An address could not be reached, and may give the range later.
     may_return: bool,
 }
 
-/// What a reader does that could not reach an address.
+/// What a reader does after it could not reach an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// Asks again.
     Now,
-    /// Looks again after this time, or when something has changed.
+    /// Decides again after this time, or after news.
     After(Duration),
-    /// Is told of the loss.
+    /// Fails with the loss.
     Never,
 }
 
 #[derive(Default)]
 struct State {
     count: u32,
-    /// When readers waited.
+    /// Recent waits, from which further ones are predicted.
     waits: Waits,
-    /// How often it was said that no reader that waits then is to wait any longer.
+    /// Number of calls of [`Waiters::give_up`].
     given_up: u64,
     stopped: bool,
     failures: VecDeque<Failure>,
-    /// How often an address that had failed gave something again.
+    /// How often an address succeeded after a failure.
     returns: u64,
-    /// When a reader was told the latest time that an address stayed away for as long as readers wait: those that come soon do not
-    /// wait for it again.
+    /// When a reader last failed because its patience with a lost address was over. Readers that come soon after that do not wait for the
+    /// address again.
     lost_at: Option<Duration>,
-    /// When the next reader that waits for an address to come back may ask.
+    /// When the next of the readers that wait for a lost address may ask.
     next_try: Duration,
 }
 
-/// The readers of one root layer that wait.
+/// The waiting readers of one root layer.
 #[derive(Default)]
 pub struct Waiters(Mutex<State>);
 
@@ -76,7 +76,7 @@ impl State {
         self.given_up != waiter.given_up
     }
 
-    /// Whether a reader waits on for addresses that cannot be reached.
+    /// Whether a reader still has patience with lost addresses.
     fn is_patient(&self, waiter: Waiter, now: Duration) -> bool {
         let is_recent = |at: Duration| now.saturating_sub(at) < waiter.patience;
         is_recent(waiter.began) && !self.lost_at.is_some_and(is_recent)
@@ -92,14 +92,14 @@ impl State {
 }
 
 impl Waiters {
-    /// A reader begins to wait. A reader that is counted can be given up: both at once.
+    /// Adds a reader. It is counted and reads `given_up` under one lock, so that a give-up reaches every counted reader.
     pub fn enter(&self, now: Duration, patience: Duration) -> Waiter {
         let mut state = self.0.lock();
         state.count += 1;
         Waiter { began: now, patience, given_up: state.given_up }
     }
 
-    /// A reader has what it waited for, or an error. Answers whether none is left.
+    /// Removes a reader that has its blocks, or an error. Returns whether it was the last one.
     pub fn leave(&self, now: Duration) -> bool {
         let mut state = self.0.lock();
         state.count -= 1;
@@ -107,55 +107,56 @@ impl Waiters {
         state.count == 0
     }
 
-    /// Readers that wait now.
+    /// Number of readers that wait now.
     pub fn count(&self) -> u32 {
         self.0.lock().count
     }
 
-    /// Whether any reader has waited so far.
+    /// Whether any wait has ended so far.
     pub fn any(&self) -> bool {
         self.0.lock().waits.any()
     }
 
-    /// Whether readers wait, or will soon.
+    /// Whether a reader waits, or one is expected to wait soon.
     pub fn expects_more(&self, now: Duration) -> bool {
         let state = self.0.lock();
         state.count > 0 || state.waits.more_to_come(now)
     }
 
-    /// How often waiting was given up.
+    /// Number of give-ups so far.
     pub fn given_up(&self) -> u64 {
         self.0.lock().given_up
     }
 
-    /// Whether waiting was given up since a reader began.
+    /// Whether this reader was given up.
     pub fn has_given_up(&self, waiter: Waiter) -> bool {
         self.0.lock().has_given_up(waiter)
     }
 
-    /// Lets no reader that waits now wait any longer.
+    /// Ends the waits of all present readers.
     pub fn give_up(&self) {
         self.0.lock().given_up += 1;
     }
 
-    /// Lets no reader wait for an address any more.
+    /// Makes later readers fail at once instead of waiting for a lost address.
     pub fn stop(&self) {
         self.0.lock().stopped = true;
     }
 
-    /// A moment.
+    /// The present moment, for [`Waiters::retry`].
     pub fn asks(&self, now: Duration) -> Asked {
         Asked { at: now, returns: self.0.lock().returns }
     }
 
-    /// An address that had failed has given something again.
+    /// Notes that an address has succeeded after a failure.
     pub fn note_return(&self) {
         let mut state = self.0.lock();
         state.returns += 1;
         state.lost_at = None;
     }
 
-    /// Keeps in mind that a request brought nothing. `may_return`: an address was away, and may give it later.
+    /// Notes a failed request, for the readers that wait for its range. `may_return`: an address could not be reached, and may give the
+    /// range later.
     pub fn note_failed(&self, run: Range<u64>, at: Duration, may_return: bool) {
         let mut state = self.0.lock();
         if state.failures.len() >= FAILURES_MAX {
@@ -164,9 +165,9 @@ impl Waiters {
         state.failures.push_back(Failure { run, at, may_return });
     }
 
-    /// Whether a reader has waited in vain for blocks of which `missing` are still missing: given up, or long enough for a request of
-    /// somebody else. Otherwise readers of one block would ask one after the other, and the last of them would wait many times as long as
-    /// the first.
+    /// Whether a reader fails with the failure of another fetch: it was given up, or has waited for [`SHARED_PATIENCE`], and a failure
+    /// concerns its `missing` blocks. Without this, readers of one block would retry one after the other, and the last one would wait many
+    /// times as long as the first.
     pub fn fails(&self, waiter: Waiter, now: Duration, missing: impl FnOnce() -> Vec<Range<u64>>) -> bool {
         let state = self.0.lock();
         let given_up = state.has_given_up(waiter);
@@ -182,18 +183,18 @@ impl Waiters {
         !missing.is_empty() && (given_up || state.failures.iter().any(concerns))
     }
 
-    /// Whether a reader that could not reach an address is to be told so; others that come soon are told at once then.
+    /// Whether the patience of a reader with lost addresses is over. If so, readers that come soon fail at once.
     pub fn has_waited_enough(&self, waiter: Waiter, now: Duration) -> bool {
         self.0.lock().has_waited_enough(waiter, now)
     }
 
-    /// What a reader does that asked, and could not reach an address.
+    /// Decides what a reader does that has asked and could not reach an address.
     pub fn retry(&self, waiter: Waiter, asked: Asked, now: Duration) -> Retry {
         let mut state = self.0.lock();
         if state.stopped || state.has_given_up(waiter) || state.has_waited_enough(waiter, now) {
             return Retry::Never;
         }
-        // One that comes and goes must not be asked each time that it gives something to somebody else.
+        // An unstable address must not be asked by every reader each time that it succeeds for one of them.
         if state.returns != asked.returns && now.saturating_sub(asked.at) >= TRY_INTERVAL {
             return Retry::Now;
         }

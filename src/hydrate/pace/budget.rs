@@ -1,10 +1,10 @@
-//! What the hydrations of a store share: the way to each host, and the patience of the foreground.
+//! The budget that the hydrations of a store share: a window of bytes for each host, and the yield to the foreground.
 //!
 //! # Invariants
-//! - Bytes under way to a host are counted in one window, however many volumes come from there.
-//! - A host that was lost is tried again by one hydration at a time, not by all that fetch from there.
-//! - Of the hydrations that wait for the way to a host, those go on first that have a deadline to keep, and of them, as of the others,
-//!   the one that had the least (relative to its share): start-time fair queuing (Goyal, Vin and Cheng, 1996).
+//! - All bytes under way to a host count in one window, however many volumes are fetched from it.
+//! - A lost host is tried again by one hydration at a time, not by all that fetch from it.
+//! - Among the hydrations that wait for a host, those that are late for a deadline go first. Within both groups, the one that has had the
+//!   fewest bytes relative to its share goes first: start-time fair queuing (Goyal, Vin and Cheng, 1996).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -17,26 +17,26 @@ use crate::format::HydrationPriority;
 use crate::ids::LayerId;
 use crate::sync::Mutex;
 
-/// A hydration that was told to wait asks again after so long; one that does not is not waited for any more.
+/// Time after which a waiting hydration asks again. One that has not asked for longer than this no longer counts as waiting.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// A hydration may be so many bytes ahead of one that waits.
+/// Bytes, relative to its share, that a hydration may be ahead of one that waits.
 const LEAD_BYTES: u64 = 4 << 20;
 
-/// A host that was lost is tried again so often, however many hydrations fetch from there.
+/// Interval between two tries of a lost host, by all hydrations together.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// Lets one hydration look again. Called under the lock of the budget: it takes no lock but its own.
+/// Wakes one hydration. Called under the lock of the budget, so it must take no lock but its own.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// One hydration.
 #[derive(Default)]
 struct Share {
-    /// Bytes so far, relative to its share.
+    /// Bytes requested so far, divided by its share.
     used: u64,
     weight: u64,
-    /// It has a deadline to keep, and is late.
+    /// Late for its deadline.
     is_due: bool,
-    /// The host that it was last told to wait for, and when.
+    /// The host for which it waits, and when it last asked.
     waits: Option<(String, Duration)>,
     wake: Option<Wake>,
 }
@@ -56,15 +56,15 @@ impl Share {
 #[derive(Default)]
 struct State {
     windows: HashMap<String, Window>,
-    /// Windows with bytes under way.
+    /// Number of windows with bytes under way.
     busy: usize,
-    /// Hosts that were lost and have not answered since, and when the next try is due.
+    /// Lost hosts that have not answered since, with the time of the next try.
     lost: HashMap<String, Duration>,
     shares: BTreeMap<LayerId, Share>,
     guard: Guard,
 }
 
-/// What the hydrations of a store share.
+/// The shared budget.
 #[derive(Default)]
 pub struct Budget {
     state: Mutex<State>,
@@ -74,11 +74,11 @@ pub struct Budget {
 /// Why a request has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait {
-    /// Look again after so long; a wake may come before.
+    /// Ask again after this time; a wake may come before.
     pub pause: Duration,
 }
 
-/// Quarters of the normal share.
+/// Share of a priority, in quarters of the normal one.
 fn weight(priority: HydrationPriority) -> u64 {
     match priority {
         HydrationPriority::Low => 1,
@@ -93,12 +93,13 @@ impl Budget {
         &self.latencies
     }
 
-    /// Hydrations that take part.
+    /// Number of hydrations that have joined.
     pub fn hydrations(&self) -> usize {
         self.state.lock().shares.len()
     }
 
-    /// A hydration begins, or begins anew beside the others; `wake` tells it that it may go on.
+    /// Adds a hydration, or adds it anew. It counts as having had as many bytes as the one with the fewest, so that it does not starve the
+    /// others. `wake` is called when it may go on.
     pub fn join(&self, layer: LayerId, priority: HydrationPriority, wake: Option<Wake>) {
         let mut state = self.state.lock();
         let others = state.shares.iter().filter(|(other, _)| **other != layer);
@@ -107,7 +108,7 @@ impl Budget {
         self.latencies.watch(true);
     }
 
-    /// A hydration ends.
+    /// Removes a hydration.
     pub fn leave(&self, layer: LayerId) {
         let mut state = self.state.lock();
         state.shares.remove(&layer);
@@ -115,32 +116,37 @@ impl Budget {
         state.shares.values().filter(|share| share.waits.is_some()).for_each(Share::wake);
     }
 
-    /// A hydration gets another share.
+    /// Changes the share of a hydration.
     pub fn set_priority(&self, layer: LayerId, priority: HydrationPriority) {
         if let Some(share) = self.state.lock().shares.get_mut(&layer) {
             share.weight = weight(priority);
         }
     }
 
-    /// Bytes of a request that fits the way to a host.
+    /// Suitable bytes of a request to a host.
     pub fn request_bytes(&self, host: &str) -> u64 {
         let state = self.state.lock();
         let hosts = state.hosts_with(host);
         state.windows.get(host).map_or_else(|| Window::default().request_bytes(hosts), |window| window.request_bytes(hosts))
     }
 
-    /// Bytes a second that the way to a host was seen to carry lately; 0 is not known.
+    /// Recent highest delivery rate of a host, in bytes a second; 0 if it is not known.
     pub fn rate(&self, host: &str) -> f64 {
         self.state.lock().windows.get(host).map_or(0.0, Window::rate)
     }
 
-    /// A request that somebody may soon wait for: only counted.
+    /// Begins a request for read-ahead without asking for room: it only counts.
     pub fn begin_now(&self, now: Duration, host: &str, bytes: u64) -> Sent {
         self.state.lock().begin(now, host, bytes)
     }
 
-    /// Asks to begin a request that nobody waits for. `is_due`: its hydration has a deadline to keep, so that it goes before others
-    /// and the foreground's patience does not count.
+    /// Asks to begin a bulk request. `is_due`: its hydration is late for its deadline, so that it goes before others and does not yield to
+    /// the foreground.
+    ///
+    /// 1. A hydration that waits for the same host and goes first (see the invariants) keeps this one waiting, and is woken.
+    /// 2. The window of the host must have room.
+    /// 3. The guard of the foreground must allow the bytes now, unless `is_due`. It counts them in any case.
+    /// 4. The bytes count against the share of the hydration and in the window.
     pub fn begin(&self, now: Duration, layer: LayerId, host: &str, bytes: u64, is_due: bool) -> Result<Sent, Wait> {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -174,7 +180,7 @@ impl Budget {
         Ok(state.begin(now, host, bytes))
     }
 
-    /// A request has ended.
+    /// Ends a request, and wakes the next hydration that waits for the host.
     pub fn end(&self, now: Duration, host: &str, sent: Sent, succeeded: bool) {
         let mut state = self.state.lock();
         let window = state.window(host);
@@ -189,17 +195,17 @@ impl Budget {
         state.wake_next(host, now);
     }
 
-    /// A host did not answer, or hung up.
+    /// Notes that a host did not answer, or closed the connection.
     pub fn note_lost(&self, now: Duration, host: &str) {
         self.state.lock().lost.entry(host.to_owned()).or_insert(now);
     }
 
-    /// A host has answered, though perhaps not as it should: it is not lost.
+    /// Notes that a host has answered, also with an error: it is not lost.
     pub fn note_answered(&self, host: &str) {
         self.state.lock().lost.remove(host);
     }
 
-    /// Whether an address of a host that failed may be tried again now. A host that was lost is tried by one hydration for all.
+    /// Whether an address that failed may be tried again now. Of a lost host, only one hydration at a time may try it.
     pub fn may_retry(&self, now: Duration, host: &str) -> bool {
         match self.state.lock().lost.get_mut(host) {
             Some(due) if *due > now => false,
@@ -212,7 +218,7 @@ impl Budget {
     }
 }
 
-/// Bytes under way to a host. They count until they have come, or the guard is dropped: then the request has failed.
+/// Guard of bytes under way to a host. Dropping it ends the request as failed.
 pub struct Sending {
     budget: Arc<Budget>,
     clock: Arc<dyn Clock>,
@@ -225,7 +231,7 @@ impl Sending {
         Self { budget: Arc::clone(budget), clock: Arc::clone(clock), host: Arc::clone(host), sent: Some(sent) }
     }
 
-    /// The bytes have come.
+    /// Ends the request as successful.
     pub fn succeed(mut self) {
         self.end(true);
     }
@@ -248,7 +254,7 @@ impl State {
         self.windows.entry(host.to_owned()).or_default()
     }
 
-    /// Hosts with bytes under way, this one included.
+    /// Number of hosts with bytes under way, this one included.
     fn hosts_with(&self, host: &str) -> usize {
         self.busy + usize::from(self.windows.get(host).is_none_or(Window::is_empty))
     }
@@ -261,13 +267,14 @@ impl State {
         sent
     }
 
-    /// Wakes the hydration that goes first of those that wait for a host. One that was paused meanwhile makes no use of it.
+    /// Wakes the first of the hydrations that wait for a host.
     fn wake_next(&self, host: &str, now: Duration) {
         let waiting = self.shares.values().filter(|share| share.waits_for(host, now));
         waiting.min_by_key(|share| (!share.is_due, share.used)).into_iter().for_each(Share::wake);
     }
 
-    /// Notes whether a hydration is late. One that is not any more does not have to give back what it had before others.
+    /// Notes whether a hydration is late. When it stops being late, its count falls to at most that of the others, so that it does not
+    /// have to wait for the bytes that it was given before them.
     fn set_due(&mut self, layer: LayerId, is_due: bool) {
         let most = self.shares.iter().filter(|(other, _)| **other != layer).map(|(_, share)| share.used).max();
         if let Some(share) = self.shares.get_mut(&layer) {
@@ -310,8 +317,8 @@ mod tests {
         assert!((real(had[0]) / normal - 0.25).abs() < 0.1 && (real(had[2]) / normal - 4.0).abs() < 0.8, "{had:?}");
     }
 
-    /// Who makes the requests of a way that carries one each 100 ms, when everybody asks each 200 ms or when something ended, the
-    /// greedy one first.
+    /// The order of requests to a host that serves one each 100 ms, when every hydration asks each 200 ms and when a request has ended, the
+    /// greediest hydration first.
     fn turns(budget: &Budget, rounds: std::ops::Range<u64>, ids: &[(LayerId, bool)]) -> Vec<LayerId> {
         let mut turns = Vec::new();
         let mut under_way = std::collections::VecDeque::new();

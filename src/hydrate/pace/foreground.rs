@@ -1,8 +1,8 @@
-//! How long the reads and writes of a store's volumes take, and how fast backfill may go so that they do not take longer.
+//! Latencies of the foreground (the reads and writes of a store's volumes), and the rate of backfill that does not raise them.
 //!
-//! Backfill pauses for a moment every now and then; what the foreground needs then is what it needs undisturbed. If it needs
-//! more while backfill runs, backfill slows down by a third; if not, it speeds up by a tenth (AIMD, as congestion control does).
-//! A floor is never taken away, so that constant load does not stop hydration.
+//! Backfill pauses periodically to measure the latency of the undisturbed foreground. If the latency is higher while backfill runs, the
+//! rate falls by a third; otherwise it rises by a tenth (multiplicative increase and decrease, as in congestion control). The rate never
+//! falls below a floor, so that constant load does not stop hydration.
 
 use std::time::Duration;
 
@@ -10,30 +10,31 @@ use crate::place::{index, length, wide};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::units::{real, whole_micros};
 
-/// Buckets of the histogram: sixteen for each power of two of microseconds, up to some hours.
+/// Buckets of the latency histogram for each power of two of microseconds. It reaches up to some hours.
 const OCTAVE_BUCKETS: usize = 16;
 const BUCKETS: usize = 32 * OCTAVE_BUCKETS;
-/// How often the pace is looked at.
+/// Interval between two adjustments of the rate.
 const TICK: Duration = Duration::from_millis(100);
-/// Ticks of one cycle; the first ones are a pause: in one of them what was under way ends, then the foreground is alone.
+/// Ticks of one cycle. The first ones are a pause: requests under way end in the first of them, and in the others the foreground is
+/// undisturbed.
 const CYCLE_TICKS: u32 = 40;
 const PAUSE_TICKS: u32 = 3;
-/// Ticks of which the middle one counts: single ones are noisy.
+/// Number of ticks whose median counts, because single ones are noisy.
 const LOOKS: usize = 5;
-/// Fewer requests in a tick are no load.
+/// A tick with fewer requests counts as one without load.
 const REQUESTS_MIN: u32 = 10;
-/// Latency under backfill, relative to that without, that is put up with.
+/// Accepted latency beside backfill, relative to that of the undisturbed foreground.
 const LATENCY_RATIO: f64 = 1.15;
-/// A difference that is too small to matter.
+/// Accepted difference in addition, in microseconds.
 const LATENCY_SLACK_MICROS: f64 = 20.0;
-/// Slowest pace: a share of the fastest one seen, and bytes a second.
+/// The floor of the rate: the larger of a share of the highest rate seen, and an absolute rate.
 const FLOOR_SHARE: f64 = 0.05;
 const FLOOR_BYTES_PER_SECOND: f64 = 4.0 * 1024.0 * 1024.0;
 
-/// Latencies of the foreground, noted by whoever serves it.
+/// Histogram of the latencies of the foreground.
 #[derive(Debug)]
 pub struct Latencies {
-    /// Nobody looks while nothing hydrates.
+    /// Set while a hydration reads the histogram.
     watched: AtomicBool,
     counts: [AtomicU32; BUCKETS],
 }
@@ -58,7 +59,7 @@ fn micros(bucket: usize) -> f64 {
 }
 
 impl Latencies {
-    /// Whether it is worth to look at the clock.
+    /// Whether latencies are needed. If not, callers need not read the clock.
     pub fn is_watched(&self) -> bool {
         self.watched.load(Ordering::Relaxed)
     }
@@ -67,12 +68,12 @@ impl Latencies {
         self.watched.store(watched, Ordering::Relaxed);
     }
 
-    /// Notes one request.
+    /// Counts one request.
     pub fn note(&self, latency: Duration) {
         self.counts[bucket(whole_micros(latency))].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes what was noted since the last call: how many requests, and the latency below which 99 of 100 are.
+    /// Takes the counts since the last call: the number of requests, and the 99th percentile of their latencies in microseconds.
     fn take(&self) -> (u32, f64) {
         let counts: Vec<u32> = self.counts.iter().map(|count| count.swap(0, Ordering::Relaxed)).collect();
         let total: u32 = counts.iter().sum();
@@ -87,7 +88,7 @@ impl Latencies {
     }
 }
 
-/// The latest looks at something noisy.
+/// The latest values of a noisy measurement.
 #[derive(Debug, Default)]
 struct Looks {
     latest: [f64; LOOKS],
@@ -100,7 +101,7 @@ impl Looks {
         self.count += 1;
     }
 
-    /// The middle one; `None` before there are enough of them to tell noise from change.
+    /// The median; `None` if there are fewer than `least` values.
     fn middle(&self, least: usize) -> Option<f64> {
         let mut known = self.latest[..self.count.min(LOOKS)].to_vec();
         known.sort_unstable_by(f64::total_cmp);
@@ -108,15 +109,15 @@ impl Looks {
     }
 }
 
-/// The pace of backfill. Pure: it is told the time and the latencies.
+/// Controller and token bucket of the rate of backfill. Pure: the caller passes the time and the latencies.
 #[derive(Debug, Default)]
 pub struct Guard {
     tick_at: Duration,
     tick: u32,
-    /// Latencies without backfill, and with it, in microseconds.
+    /// Latencies in microseconds without backfill (`alone`) and with it (`beside`).
     alone: Looks,
     beside: Looks,
-    /// Bytes a second; `None` is no limit.
+    /// Rate limit in bytes a second; `None` if there is no load.
     limit: Option<f64>,
     bytes: u64,
     fastest: f64,
@@ -125,12 +126,12 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Whether backfill pauses at this moment to see how the foreground does without it.
+    /// Whether backfill pauses now to measure the undisturbed foreground.
     fn is_quiet(&self) -> bool {
         self.limit.is_some() && self.tick < PAUSE_TICKS
     }
 
-    /// Lets time pass.
+    /// Adjusts the limit if a tick has passed.
     pub fn advance(&mut self, now: Duration, latencies: &Latencies) {
         let elapsed = now.saturating_sub(self.tick_at);
         if elapsed < TICK {
@@ -142,14 +143,14 @@ impl Guard {
         let (was_paused, was_settling) = (self.is_quiet(), self.tick == 0);
         self.tick = (self.tick + 1) % CYCLE_TICKS;
         if requests < REQUESTS_MIN {
-            // Nobody is disturbed.
+            // There is no load: no limit.
             (self.limit, self.alone, self.beside) = (None, Looks::default(), Looks::default());
             return;
         }
         self.fastest = (self.fastest * 0.999).max(pace);
         let floor = (self.fastest * FLOOR_SHARE).max(FLOOR_BYTES_PER_SECOND);
         let Some(limit) = self.limit else {
-            // The foreground has begun: it is measured alone first.
+            // The load has begun: the cycle starts with a pause, which measures the foreground alone.
             (self.limit, self.tick) = (Some(pace.max(floor)), 0);
             return;
         };
@@ -161,18 +162,18 @@ impl Guard {
         }
         self.beside.note(latency);
         let (Some(alone), Some(beside)) = (self.alone.middle(2), self.beside.middle(LOOKS)) else { return };
-        // What is not used is not raised either.
+        // A limit that backfill does not use is not raised.
         let raised = if pace > limit / 2.0 { limit * 1.1 } else { limit };
         if beside <= alone * LATENCY_RATIO + LATENCY_SLACK_MICROS {
             self.limit = Some(raised.max(floor));
         } else {
             self.limit = Some((limit * 0.67).max(floor));
-            // The next look is at the new pace.
+            // The next median is of values at the new rate only.
             self.beside.count = 0;
         }
     }
 
-    /// Takes `bytes` if the pace allows them now; otherwise says how long to wait.
+    /// Takes tokens for `bytes` if there are enough. An error is the time to wait.
     pub fn take(&mut self, now: Duration, bytes: u64) -> Result<(), Duration> {
         let elapsed = now.saturating_sub(self.filled_at).as_secs_f64();
         self.filled_at = now;
@@ -181,7 +182,7 @@ impl Guard {
             self.bytes += bytes;
             return Ok(());
         };
-        // A pause is one in which nothing beyond the floor is given.
+        // A pause still gives the floor.
         let rate = if self.is_quiet() { FLOOR_BYTES_PER_SECOND.min(limit) } else { limit };
         self.available = (self.available + elapsed * rate).min((rate / 10.0).max(1.0));
         if self.available < 0.0 || (self.available < real(bytes) && self.available < rate / 20.0) {

@@ -1,4 +1,4 @@
-//! How fast hydration may go: what the hydrations of a store share, and what an operator set for one of them.
+//! Rates of hydration: the budget that the hydrations of a store share, and the settings of an operator for one of them.
 
 mod budget;
 mod foreground;

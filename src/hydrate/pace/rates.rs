@@ -1,10 +1,10 @@
-//! How fast backfill may go.
+//! Token bucket of the rate cap, the share of bandwidth beside readers, start jitter, and the measured rate.
 
 use std::time::Duration;
 
 use crate::units::{real, whole};
 
-/// A token bucket over a clock that the caller reads.
+/// A token bucket. The caller passes the time.
 #[derive(Debug, Default)]
 pub struct Pace {
     available_bytes: f64,
@@ -12,7 +12,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Takes `bytes` if the cap (0: none) allows them now; otherwise says how long to wait.
+    /// Takes tokens for `bytes` if there are enough; a cap of 0 is no limit. An error is the time to wait.
     pub fn take(&mut self, now: Duration, cap_bytes_per_second: u64, bytes: u64) -> Result<(), Duration> {
         if cap_bytes_per_second == 0 {
             self.at = now;
@@ -21,7 +21,7 @@ impl Pace {
         let cap = real(cap_bytes_per_second);
         let elapsed = now.saturating_sub(self.at).as_secs_f64();
         self.at = now;
-        // A fifth of a second may be saved up; a request larger than that is allowed once the bucket is full, and leaves a debt.
+        // The bucket holds a fifth of a second. A larger request is allowed once the bucket is full, and leaves a debt.
         let full = (cap / 5.0).max(1.0);
         self.available_bytes = (self.available_bytes + elapsed * cap).min(full);
         let needed = real(bytes).min(full);
@@ -34,13 +34,13 @@ impl Pace {
 }
 
 impl Pace {
-    /// Gives back what was taken for a request that was not made after all.
+    /// Returns the tokens of a request that was not made.
     pub fn give_back(&mut self, bytes: u64) {
         self.available_bytes += real(bytes);
     }
 }
 
-/// What backfill takes of the way to a host while readers wait: as much as does not make them wait longer, at least an eighth.
+/// Share of the bandwidth of a host that backfill uses while readers wait: as much as does not prolong their waits, but at least an eighth.
 #[derive(Debug)]
 pub struct Share(f64);
 
@@ -52,27 +52,27 @@ impl Default for Share {
 
 impl Share {
     const LEAST: f64 = 0.125;
-    /// Waiting so much longer than the shortest wait is put up with, in parts and in seconds.
+    /// Accepted length of a wait, relative to the shortest one, and in addition in seconds.
     const PATIENCE: f64 = 1.2;
     const SLACK_SECONDS: f64 = 0.0005;
 
-    /// A reader has waited so long; the shortest wait so far was `shortest`.
+    /// Adjusts the share after a wait of a reader; `shortest` is the shortest recent wait.
     pub fn note(&mut self, waited: Duration, shortest: Duration) {
         let longer = waited.as_secs_f64() > shortest.as_secs_f64() * Self::PATIENCE + Self::SLACK_SECONDS;
         self.0 = if longer { (self.0 * 0.7).max(Self::LEAST) } else { (self.0 * 1.05).min(1.0) };
     }
 
-    /// The part of the way.
+    /// The share, from an eighth to 1.
     pub fn of_way(&self) -> f64 {
         self.0
     }
 }
 
-/// When readers had to wait.
+/// When readers waited.
 #[derive(Debug, Default)]
 pub struct Waits {
     last: Option<Duration>,
-    /// The last one that came soon after another one.
+    /// The last wait that came soon after another one.
     again: Option<Duration>,
 }
 
@@ -80,7 +80,7 @@ impl Waits {
     /// Readers that waited twice within this time will probably wait again.
     pub const MEMORY: Duration = Duration::from_millis(100);
 
-    /// A reader has waited.
+    /// Notes the end of a wait.
     pub fn note(&mut self, now: Duration) {
         if self.last.is_some_and(|at| now.saturating_sub(at) < Self::MEMORY) {
             self.again = Some(now);
@@ -88,30 +88,30 @@ impl Waits {
         self.last = Some(now);
     }
 
-    /// Whether any reader has waited so far.
+    /// Whether any wait has ended so far.
     pub fn any(&self) -> bool {
         self.last.is_some()
     }
 
-    /// Whether more are to be expected: a single one says nothing.
+    /// Whether more waits are expected. A single wait predicts none.
     pub fn more_to_come(&self, now: Duration) -> bool {
         self.again.is_some_and(|at| now.saturating_sub(at) < Self::MEMORY)
     }
 }
 
-/// Hydrations that begin at once, in one store or in many, begin apart: each at a random moment of a time that is so long for
-/// each hydration of its store, and not longer than the most.
+/// Start jitter: hydrations that start together, in one store or in many, begin at random times. The range of the jitter is `START_APART`
+/// for each hydration of the store, and at most `START_APART_MAX`.
 const START_APART: Duration = Duration::from_millis(20);
 const START_APART_MAX: Duration = Duration::from_secs(2);
 
-/// How long a hydration waits before it begins, if no reader waits: `random` decides, `hydrations` are in the store with it.
+/// The jitter of a hydration, drawn from `random`; the store has this many hydrations.
 pub fn start_pause(hydrations: usize, random: u64) -> Duration {
     let hydrations = u32::try_from(hydrations).unwrap_or(u32::MAX).max(1);
     let longest = START_APART.saturating_mul(hydrations).min(START_APART_MAX);
     longest.mul_f64(real(random >> 11) / real(1 << 53))
 }
 
-/// Bytes a second over the last seconds.
+/// Measured rate of the last seconds.
 #[derive(Debug, Default)]
 pub struct Rate {
     samples: std::collections::VecDeque<(Duration, u64)>,
@@ -120,7 +120,7 @@ pub struct Rate {
 const RATE_WINDOW: Duration = Duration::from_secs(5);
 
 impl Rate {
-    /// Notes the count so far.
+    /// Notes the total number of bytes so far.
     pub fn note(&mut self, now: Duration, total_bytes: u64) {
         let recent = self.samples.back().is_some_and(|(at, _)| now.saturating_sub(*at) < Duration::from_millis(100));
         if !recent {
@@ -131,7 +131,7 @@ impl Rate {
         }
     }
 
-    /// The rate now.
+    /// The rate over the window, in bytes a second.
     pub fn bytes_per_second(&self, now: Duration, total_bytes: u64) -> u64 {
         let Some((at, bytes)) = self.samples.front() else { return 0 };
         let elapsed = now.saturating_sub(*at).as_secs_f64();
@@ -139,8 +139,8 @@ impl Rate {
     }
 }
 
-/// Whether so many bytes come too late at this rate, when so much time is left. It aims at an earlier end: by a tenth, and by the time
-/// that a rate looks back, for it tells of a slower pace only afterwards.
+/// Whether `left_bytes` take longer than `left` at this rate. It aims at an earlier end, by a tenth of the time and by the window of the
+/// rate, which shows a slower pace only afterwards.
 pub fn is_late(left_bytes: u64, left: Duration, bytes_per_second: u64) -> bool {
     let left = (left - left / 10).saturating_sub(RATE_WINDOW);
     real(bytes_per_second) * left.as_secs_f64() <= real(left_bytes)

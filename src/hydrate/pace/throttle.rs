@@ -1,4 +1,4 @@
-//! What an operator set for one hydration, and how far it steps back for readers that wait.
+//! Pause and rate cap of one hydration, set by an operator, and its yield to waiting readers.
 
 use std::time::Duration;
 
@@ -17,23 +17,23 @@ struct State {
     share: Share,
 }
 
-/// A request that nobody waits for.
+/// A bulk request.
 pub struct Asks<'a> {
     pub layer: LayerId,
     pub host: &'a str,
     pub bytes: u64,
     /// The hydration is late for its deadline.
     pub is_due: bool,
-    /// Readers wait, or will soon, for something else: how long ago the latest request was made.
+    /// Time since the latest request, if readers wait for other blocks, or will soon.
     pub beside_readers: Option<Duration>,
 }
 
-/// How fast one hydration may go.
+/// The limits of one hydration.
 #[derive(Default)]
 pub struct Throttle(Mutex<State>);
 
 impl Throttle {
-    /// As an operator has set it.
+    /// A throttle with the settings of an operator.
     pub fn new(settings: HydrationSettings) -> Self {
         Self(Mutex::new(State { settings, ..State::default() }))
     }
@@ -48,12 +48,16 @@ impl Throttle {
         self.0.lock().settings = settings;
     }
 
-    /// A reader has waited so long; the shortest wait so far was `shortest`.
+    /// Adjusts the share beside readers after a wait; `shortest` is the shortest recent wait.
     pub fn note_wait(&self, waited: Duration, shortest: Duration) {
         self.0.lock().share.note(waited, shortest);
     }
 
-    /// Asks to begin a request now. An error says how long to wait.
+    /// Asks to begin a request now. An error is the time to wait.
+    ///
+    /// 1. While readers wait, requests are spaced so that they use only the share that does not prolong the waits.
+    /// 2. The rate cap of the operator must allow the bytes.
+    /// 3. The shared budget must allow them; otherwise the tokens of the cap are returned.
     pub fn begin(&self, now: Duration, budget: &Budget, asks: &Asks<'_>) -> Result<Sent, Duration> {
         let mut state = self.0.lock();
         if let Some(since) = asks.beside_readers {

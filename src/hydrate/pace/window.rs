@@ -1,35 +1,34 @@
-//! How many bytes to have under way to one host: as many as the path holds, and not many more.
+//! The window of a host: how many bytes to have under way to it, which is twice what the path holds.
 //!
 //! Follows BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", 2016) one level up, with requests in the place of
 //! packets: the highest delivery rate seen lately times the lowest latency seen is what the path holds; twice that keeps it full.
-//! It begins by doubling as long as the rate grows. Now and then it lets the path run empty, to see whether it has become
-//! longer or shorter.
+//! The window first doubles while the rate grows. Periodically it lets the path drain, to measure its latency anew.
 
 use crate::place::wide;
 use crate::units::{real, whole};
 use std::time::Duration;
 
-/// Bytes under way at the start, and at least.
+/// First and smallest window, in bytes.
 const BYTES_START: u64 = 2 << 20;
 const BYTES_MIN: u64 = 512 << 10;
-/// Bytes under way at most, to all hosts.
+/// Most bytes under way to all hosts together.
 const BYTES_MAX: u64 = 64 << 20;
-/// Smallest and largest request.
+/// Smallest and largest request, in bytes.
 const REQUEST_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=4 << 20;
-/// Requests that a full window is divided into, about.
+/// Approximate number of requests in a full window.
 const REQUESTS: u64 = 8;
-/// A request takes at least this long on the way, and at least four of them are under way: smaller ones cost more than they help,
-/// and with less a short way runs empty whenever one of the two hosts is busy for a moment.
+/// Shortest transfer time of a request; at least four are under way. Smaller requests cost more than they help, and with fewer bytes under
+/// way a short path drains whenever one of the hosts is busy for a moment.
 const REQUEST_SECONDS: f64 = 0.004;
-/// Rounds in which the rate did not grow before the window stops doubling.
+/// Rounds without growth of the rate after which the window stops doubling.
 const STEADY_AFTER: u32 = 3;
-/// How often the path is let run empty, and how many requests then say how long it is.
+/// Interval between two probes, in which the path drains, and the number of requests that then measure its latency.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 const PROBE_REQUESTS: u32 = 4;
-/// How long a rate counts as the highest, at least.
+/// Shortest time for which a rate counts as the highest recent one.
 const RATE_MEMORY: Duration = Duration::from_secs(2);
 
-/// One request, for when it ends.
+/// A request under way, with the counters at its start.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
     at: Duration,
@@ -37,17 +36,17 @@ pub struct Sent {
     bytes: u64,
 }
 
-/// Bytes under way to one host.
+/// The window of one host.
 #[derive(Debug)]
 pub struct Window {
     limit: u64,
     under_way: u64,
     delivered: u64,
-    /// Highest rates (bytes a second) of this period and the one before.
+    /// Highest rates of this period and the one before, in bytes a second.
     rates: [f64; 2],
     period_at: Duration,
     latency: Duration,
-    /// When the path was last let run empty, and how many requests are still to say how long it is.
+    /// Time of the last probe, and number of requests that still have to measure the latency.
     probe: (Duration, u32),
     /// `delivered` at the end of the current round, and the rate at its start.
     round: (u64, f64),
@@ -71,7 +70,7 @@ impl Default for Window {
 }
 
 impl Window {
-    /// Whether so many bytes more may be under way, while bytes are under way to `hosts`. One request always may.
+    /// Whether `bytes` more fit into the window. `hosts` is the number of hosts with bytes under way. One request always fits.
     pub fn has_room(&self, bytes: u64, hosts: usize) -> bool {
         self.is_empty() || self.under_way + bytes <= self.limit_beside(hosts)
     }
@@ -81,28 +80,28 @@ impl Window {
         self.under_way == 0
     }
 
-    /// The limit, and not more than its part of what all hosts may have: so memory is bounded, and a host that does not answer keeps
-    /// only its part from others.
+    /// The limit of this window, at most its equal part of `BYTES_MAX`: this bounds memory, and a host that does not answer takes only its
+    /// part from others.
     fn limit_beside(&self, hosts: usize) -> u64 {
         self.limit.min(BYTES_MAX / (wide(hosts)).max(1)).max(*REQUEST_BYTES.start())
     }
 
-    /// Bytes of a request that fits the path: small ones where the window is small, so that several are under way. Bytes are under way to
-    /// `hosts`.
+    /// Suitable bytes of a request: small ones for a small window, so that several are under way. `hosts` is the number of hosts with bytes
+    /// under way.
     pub fn request_bytes(&self, hosts: usize) -> u64 {
         let limit = self.limit_beside(hosts);
-        // One that never ends must not keep all others out.
+        // A request that never ends must leave room for others.
         let share = (limit / REQUESTS).max(whole(self.rate() * REQUEST_SECONDS)).min(limit / 4);
         1 << share.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end()).ilog2()
     }
 
-    /// A request begins.
+    /// Counts a request as under way.
     pub fn begin(&mut self, now: Duration, bytes: u64) -> Sent {
         self.under_way += bytes;
         Sent { at: now, delivered: self.delivered, bytes }
     }
 
-    /// A request ends; only one that brought its bytes says anything of the path.
+    /// Ends a request. Only a successful one measures the path.
     pub fn end(&mut self, now: Duration, sent: Sent, succeeded: bool) {
         self.under_way = self.under_way.saturating_sub(sent.bytes);
         if !succeeded {
@@ -150,12 +149,12 @@ impl Window {
         self.rates[0] = self.rates[0].max(rate);
     }
 
-    /// Highest rate seen lately, in bytes a second.
+    /// Highest recent rate, in bytes a second.
     pub fn rate(&self) -> f64 {
         self.rates[0].max(self.rates[1])
     }
 
-    /// A window's worth of bytes has come.
+    /// Ends a round: as many bytes as the window holds have been delivered.
     fn end_round(&mut self) {
         let rate = self.rate();
         if self.rounds_without_growth < STEADY_AFTER {
