@@ -37,7 +37,7 @@ pub(crate) use socket::keep_alive;
 #[doc(hidden)]
 pub use socket::{connect_unix, listen_unix};
 pub use system::SystemDisk;
-pub(crate) use workers::{Bounds, Next, Refusal, Task, Workers};
+pub(crate) use workers::{Bounds, Job, Next, Refusal, Task, Workers};
 #[doc(hidden)]
 pub use {
     buffer::is_zero,

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::guarded::{Guarded, caught};
+use super::error::caught;
+use super::guarded::Guarded;
 use super::threads;
 use super::{Lease, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener, host_of};
 use crate::io::Refusal;

@@ -1,6 +1,7 @@
 //! How a read or a call of a source fails.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The error of a read or another call of a [`super::Source`].
 ///
@@ -64,4 +65,10 @@ impl std::error::Error for SourceError {}
 pub(crate) fn damaged_error(source: &str, offset: u64) -> SourceError {
     let message = format!("{source} sent bytes at offset {offset} that do not match their checksum");
     SourceError { kind: SourceErrorKind::Damaged, message }
+}
+
+/// Calls `ask`; a panic becomes an error that names `uri`.
+pub(super) fn caught<T>(uri: &str, ask: impl FnOnce() -> T) -> Result<T, SourceError> {
+    catch_unwind(AssertUnwindSafe(ask))
+        .map_err(|_| SourceError { kind: SourceErrorKind::Failed, message: format!("the source of {uri} panicked") })
 }

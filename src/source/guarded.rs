@@ -3,32 +3,28 @@
 //! # Invariants
 //! - No panic of a source reaches its caller.
 //! - [`Guarded::close`] ends every read under way, whether the source answers it or not. Later answers are dropped.
+//! - Neither it nor the destructor waits for code of the source, so the caller may hold locks.
 //! - Size, alignment and other constants are asked once. Impossible values are refused.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::closing;
+use super::error::caught;
 use super::threads;
-use super::uri::host_of;
 use super::{About, Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
-use crate::io::Refusal;
-use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::mpsc::channel;
-use crate::sync::{Mutex, PerProcess};
+use crate::io::{Next, Task};
+use crate::sync::Mutex;
 
-/// How long [`Guarded::close`] waits for the source; afterwards the source closes in the background.
-const CLOSE_PATIENCE: Duration = Duration::from_millis(200);
-
-/// Sources that took longer to close and have not ended yet. While there is one, closing waits for no other source, so that closing
-/// many hung sources costs one wait.
-static OVERDUE: PerProcess<AtomicUsize> = PerProcess::new(|| AtomicUsize::new(0));
+/// The pause of a task that does nothing.
+const NEVER: Duration = Duration::from_secs(1 << 30);
 
 /// A source that is not trusted, with a slot for each read under way.
 pub(crate) struct Guarded {
-    inner: Arc<dyn Source>,
+    /// `None` while this is dropped.
+    inner: Option<Arc<dyn Source>>,
     uri: String,
     size_bytes: u64,
     read_bytes_max: u32,
@@ -37,6 +33,8 @@ pub(crate) struct Guarded {
     about: About,
     is_writable: bool,
     reads: Arc<Mutex<Reads>>,
+    /// Keeps the lead of the pool running. A thread with low priority may close this source, and a lead that it started would inherit that.
+    _keeps_lead: Option<Task>,
 }
 
 /// The callback of a read; `None` once the read has ended.
@@ -48,12 +46,6 @@ struct Reads {
     open: BTreeMap<u64, Slot>,
     next: u64,
     closed: bool,
-}
-
-/// Calls `ask`; a panic becomes an error that names `uri`.
-pub(super) fn caught<T>(uri: &str, ask: impl FnOnce() -> T) -> Result<T, SourceError> {
-    catch_unwind(AssertUnwindSafe(ask))
-        .map_err(|_| SourceError { kind: SourceErrorKind::Failed, message: format!("the source of {uri} panicked") })
 }
 
 impl Guarded {
@@ -70,64 +62,50 @@ impl Guarded {
                     format!("the source of {uri} takes reads of {align_bytes} to {read_bytes_max} bytes: both must be powers of two");
                 return Err(SourceError { kind: SourceErrorKind::Invalid, message: what });
             }
-            let (inner, reads, about, uri) = (Arc::clone(&inner), Arc::default(), about.believed(), uri.to_owned());
-            Ok(Arc::new(Self { inner, uri, size_bytes, read_bytes_max, align_bytes, identity, about, is_writable, reads }))
+            // Without a thread it is tried again when something is to be closed.
+            let keeps_lead = Task::begin(&threads::calls(), None, || Next::After(NEVER)).ok();
+            Ok(Arc::new(Self {
+                inner: Some(Arc::clone(&inner)),
+                uri: uri.to_owned(),
+                size_bytes,
+                read_bytes_max,
+                align_bytes,
+                identity,
+                about: about.believed(),
+                is_writable,
+                reads: Arc::default(),
+                _keeps_lead: keeps_lead,
+            }))
         });
         if made.is_err() {
-            close_aside(uri, &inner);
+            closing::close(uri, inner);
         }
         made
     }
 
+    /// What the source answers.
+    fn ask<T>(&self, ask: impl FnOnce(&dyn Source) -> T) -> Result<T, SourceError> {
+        let inner = self.inner.as_ref().ok_or_else(|| self.closed())?;
+        caught(&self.uri, || ask(&**inner))
+    }
+
+    /// Ends the reads under way, and refuses others. `false`: that was done before.
+    fn end_reads(&self) -> bool {
+        let open = {
+            let mut reads = self.reads.lock();
+            if std::mem::replace(&mut reads.closed, true) {
+                return false;
+            }
+            std::mem::take(&mut reads.open)
+        };
+        for slot in open.values() {
+            end(slot, Err(self.closed()));
+        }
+        true
+    }
+
     fn closed(&self) -> SourceError {
         SourceError { kind: SourceErrorKind::Closed, message: format!("{}: it was closed", self.uri) }
-    }
-}
-
-/// Counts a source that takes long to close, until it is dropped.
-struct Overdue(Arc<AtomicUsize>);
-
-impl Overdue {
-    fn begin() -> Self {
-        let overdue = OVERDUE.get();
-        overdue.fetch_add(1, Ordering::AcqRel);
-        Self(overdue)
-    }
-}
-
-impl Drop for Overdue {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Closes a source on a thread of the pool, because it may hang or panic, and waits for a bounded time.
-fn close_aside(uri: &str, source: &Arc<dyn Source>) {
-    let (closing, name) = (Arc::clone(source), uri.to_owned());
-    // Empty once the source is closed.
-    let overdue = Arc::new(Mutex::new(Some(None)));
-    let ending = Arc::clone(&overdue);
-    let (sender, receiver) = channel();
-    let close = move || {
-        // The panic was printed. The source is not used any more.
-        let _ = caught(&name, || closing.close());
-        drop(closing);
-        drop(ending.lock().take());
-        // The receiver is gone if closing took longer than the patience.
-        let _ = sender.send(());
-    };
-    match threads::calls().run(&format!("close {}", host_of(uri)), Box::new(close)) {
-        Ok(()) if OVERDUE.get().load(Ordering::Acquire) > 0 => {}
-        Ok(()) => {
-            if receiver.recv_timeout(CLOSE_PATIENCE).is_err()
-                && let Some(slot) = &mut *overdue.lock()
-            {
-                *slot = Some(Overdue::begin());
-            }
-        }
-        Err(refused) if refused.why == Refusal::NoThread => (refused.job)(),
-        // Too many calls of this host wait already: this source closes when it is dropped.
-        Err(_) => {}
     }
 }
 
@@ -202,7 +180,7 @@ impl Source for Guarded {
         let Some(number) = number else { return end(&slot, Err(self.closed())) };
         let read = Read { reads: Arc::clone(&self.reads), uri: self.uri.clone(), number, slot: Arc::clone(&slot) };
         let arrival = OnArrival::new(move |arrival| read.take(arrival));
-        if let Err(error) = caught(&self.uri, || self.inner.read(range, class, arrival)) {
+        if let Err(error) = self.ask(|inner| inner.read(range, class, arrival)) {
             // After a panic the source may never end this read, so it ends here.
             self.reads.lock().open.remove(&number);
             end(&slot, Err(error));
@@ -210,7 +188,7 @@ impl Source for Guarded {
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        caught(&self.uri, || self.inner.extents(range))?
+        self.ask(|inner| inner.extents(range))?
     }
 
     fn identity(&self) -> Option<String> {
@@ -226,7 +204,7 @@ impl Source for Guarded {
     }
 
     fn trace(&self) -> Result<Vec<Range<u64>>, SourceError> {
-        caught(&self.uri, || self.inner.trace())?
+        self.ask(|inner| inner.trace())?
     }
 
     fn describe(&self) -> String {
@@ -234,26 +212,19 @@ impl Source for Guarded {
     }
 
     fn stats(&self) -> SourceStats {
-        caught(&self.uri, || self.inner.stats()).unwrap_or_default()
+        self.ask(|inner| inner.stats()).unwrap_or_default()
     }
 
     fn close(&self) {
-        let open = {
-            let mut reads = self.reads.lock();
-            if std::mem::replace(&mut reads.closed, true) {
-                return;
-            }
-            std::mem::take(&mut reads.open)
-        };
-        for slot in open.values() {
-            end(slot, Err(self.closed()));
+        if self.end_reads() {
+            self.inner.iter().for_each(|inner| closing::close(&self.uri, Arc::clone(inner)));
         }
-        close_aside(&self.uri, &self.inner);
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.close();
+        let Some(inner) = self.inner.take() else { return };
+        if self.end_reads() { closing::close(&self.uri, inner) } else { closing::release(&self.uri, inner) }
     }
 }

@@ -1,8 +1,8 @@
 //! Read-only bytes below the root of a chain, elsewhere.
 //!
 //! The cast: a [`Source`] is a seam that embedders implement, and [`OnArrival`] the callback of one read. `connect` opens sources
-//! without trusting the opener; `guarded` wraps an opened source without trusting it; `gather` composes reads of any length and alignment
-//! from the reads that a source allows.
+//! without trusting the opener; `guarded` wraps an opened source without trusting it; `closing` closes sources; `gather` composes reads of
+//! any length and alignment from the reads that a source allows.
 //!
 //! # Invariants
 //! - A source that panics, drops a callback, answers without bytes or never answers costs its own requests and nothing else.
@@ -12,6 +12,7 @@
 
 mod about;
 mod arrival;
+mod closing;
 mod connect;
 mod error;
 mod file;
@@ -28,6 +29,7 @@ mod uri;
 
 pub use about::About;
 pub use arrival::{Arrival, OnArrival};
+pub(crate) use closing::await_closed;
 pub(crate) use connect::{Connector, Since};
 pub(crate) use error::damaged_error;
 pub use error::{SourceError, SourceErrorKind};

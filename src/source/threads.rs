@@ -6,8 +6,8 @@
 //! calls |
 //! | `source-name` | the name service of the system | 2, and one for each of at most 4 slow look-ups |
 //!
-//! While a pool has work, it has one more thread, its lead ([`crate::io::Workers`]). The lead of `source` also runs the tasks that maintain
-//! the connections of NBD sources. Two further threads receive what servers send (`nbd::reactor`).
+//! While a pool has work, it has one more thread, its lead ([`crate::io::Workers`]). The lead of `source` also runs while a source is open,
+//! and runs the tasks that maintain the connections of NBD sources. Two further threads receive what servers send (`nbd::reactor`).
 //!
 //! A host has at most 3 calls under way. A slow host has one, and so has a host that has not answered yet while threads are scarce: 18
 //! hosts that do not answer leave threads to others.

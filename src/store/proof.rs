@@ -1,5 +1,6 @@
 //! A store under the seeded scheduler, on the files of the machine: queues, plain calls, forks and background work at a time.
 
+mod closing;
 mod leases;
 
 use std::os::fd::AsRawFd;

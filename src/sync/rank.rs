@@ -117,6 +117,8 @@ pub enum Rank {
     SourceConnector,
     /// `source`: what one of these threads answers.
     SourceAnswer,
+    /// `source`: sources that are being closed.
+    SourceClosings,
     /// `io`: transfers that no thread of a thread ring has taken. Held by the thread that waits for the next one.
     RingJobs,
     /// `io`: transfers that a thread ring has ended.

@@ -23,7 +23,7 @@ use crate::ids::LayerId;
 use crate::io::RingKind;
 use crate::layer::Layers;
 use crate::place::BlockSize;
-use crate::source::{Connector, SourceOpener};
+use crate::source::{Connector, SourceOpener, await_closed};
 use crate::sync::{Mutex, Rank, RwLock};
 
 /// Freed layers whose files a store that is being closed removes.
@@ -276,6 +276,9 @@ impl Core {
         self.roots.crew.close();
         // No connection is open any more, and what happened until now is told.
         self.sources.iter().for_each(|sources| sources.close());
+        if self.sources.is_some() {
+            await_closed();
+        }
         self.events.stop();
         // A trace is advice: the store closes without it.
         let _ = self.recordings.save();

@@ -25,7 +25,7 @@ const UNRANKED: &[(&str, usize)] = &[
     ("src/io/workers/pool.rs", 1),
     ("src/io/workers/task.rs", 2),
     ("src/source/gather.rs", 1),
-    ("src/source/guarded.rs", 2),
+    ("src/source/guarded.rs", 1),
     ("src/source/nbd/link.rs", 2),
     ("src/source/nbd/pool.rs", 2),
     ("src/source/nbd/reactor.rs", 1),

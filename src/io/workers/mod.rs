@@ -19,7 +19,7 @@ mod state;
 mod task;
 
 pub use pool::{Refusal, Workers};
-pub use state::Bounds;
+pub use state::{Bounds, Job};
 pub use task::{Next, Task};
 
 #[cfg(test)]
