@@ -204,35 +204,46 @@ impl Shared {
 
     /// Adds a connection and gives it to its reactor.
     pub fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
-        let lost = |error: io::Error| self.error(SourceErrorKind::Lost, error);
-        let round_trip = agreed.round_trip;
-        let link = {
-            let mut state = self.state.lock();
-            if state.closed {
-                // The source was closed meanwhile: nothing would ever end this connection.
-                return Err(self.error(SourceErrorKind::Closed, "it was closed"));
-            }
-            // The first connection is for waiting readers, the others are for bulk.
-            let in_background = state.links.iter().any(|link| !link.in_background);
-            let link = Arc::new(Link::new(agreed, self.export.options.request_timeout, in_background).map_err(lost)?);
-            state.stats.round_trip = state.stats.round_trip.map(|shortest| shortest.min(round_trip));
-            state.links.push(Arc::clone(&link));
-            state.reserve_one();
-            link
-        };
+        let link = self.add(agreed)?;
         let connection = Connection { shared: Arc::clone(self), link: Arc::clone(&link), replies: Mutex::default() };
         match reactor(link.in_background).add(Arc::new(connection)) {
             Ok(place) => link.set_place(place),
             Err(error) => {
                 // Jobs may have been sent on it already.
                 self.lose(&link, link.give_up(error.to_string()));
-                return Err(lost(error));
+                return Err(self.error(SourceErrorKind::Lost, error));
             }
         }
+        self.note_driven(&link);
         tries::succeed(&self.export.host);
-        self.state.lock().lost_since = None;
         self.send_waiting();
         Ok(())
+    }
+
+    fn add(&self, agreed: Agreed) -> Result<Arc<Link>, SourceError> {
+        let round_trip = agreed.round_trip;
+        let mut state = self.state.lock();
+        if state.closed {
+            // The source was closed meanwhile: nothing would ever end this connection.
+            return Err(self.error(SourceErrorKind::Closed, "it was closed"));
+        }
+        // The first connection is for waiting readers, the others are for bulk.
+        let in_background = state.links.iter().any(|link| !link.in_background);
+        let link = Link::new(agreed, self.export.options.request_timeout, in_background);
+        let link = Arc::new(link.map_err(|error| self.error(SourceErrorKind::Lost, error))?);
+        state.stats.round_trip = state.stats.round_trip.map(|shortest| shortest.min(round_trip));
+        state.links.push(Arc::clone(&link));
+        state.reserve_one();
+        Ok(link)
+    }
+
+    /// Ends the time without a connection, unless the reactor has lost this one already. Otherwise the source would never be given up, and
+    /// its requests would wait without end.
+    fn note_driven(&self, link: &Arc<Link>) {
+        let mut state = self.state.lock();
+        if state.links.iter().any(|other| Arc::ptr_eq(other, link)) {
+            state.lost_since = None;
+        }
     }
 
     /// Removes a lost connection. Its jobs under way are queued for another one.
@@ -489,5 +500,44 @@ impl State {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::source::nbd::address::Socket;
+    use crate::wire::{ExportInfo, HeaderMode};
+
+    #[test]
+    fn a_source_whose_connection_ends_at_once_is_lost() {
+        let uri = "nbd://host/x";
+        let export = Export {
+            uri: uri.into(),
+            host: "host".into(),
+            address: Address::parse(uri).unwrap(),
+            options: NbdOptions::default(),
+            size_bytes: 1 << 20,
+            align_bytes: 1,
+            read_bytes_max: 1 << 20,
+            links_max: 1,
+            contexts: Contexts::default(),
+            identity: None,
+            about: About::default(),
+            is_writable: false,
+            status_bytes_max: 1 << 20,
+        };
+        let info = ExportInfo { size_bytes: 1 << 20, flags: 1, block_sizes: None };
+        let (mode, contexts, about, round_trip) = (HeaderMode::Simple, Contexts::default(), About::default(), Duration::ZERO);
+        let socket = Socket::Unix(UnixStream::pair().unwrap().0);
+        let agreed = Agreed { lease: None, socket, mode, info, contexts, identity: None, about, round_trip };
+        let shared = Shared::new(export, Duration::ZERO, false);
+        let link = shared.add(agreed).unwrap();
+        // The reactor sees the end before the thread that has connected goes on.
+        shared.lose(&link, link.give_up("the server hangs up".into()));
+        shared.note_driven(&link);
+        assert!(shared.state.lock().lost_since.is_some());
     }
 }
