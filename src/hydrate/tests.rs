@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use roaring::RoaringBitmap;
 
+use super::connect::connect_aside;
 use super::pace::Sending;
 use super::{Budget, Hydrator, HydratorConfig};
 use crate::clock::Clock;
@@ -19,6 +20,7 @@ use crate::place::{Block, BlockSize, BlockSpan};
 use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::mpsc::channel;
 
 const BLOCK: usize = 4096;
 const URI: &str = "far://x";
@@ -363,6 +365,35 @@ fn a_source_that_changed_is_closed_and_connected_to_again() {
         assert!(scene.backfill(), "{kind:?}");
         assert_eq!(scene.far.opened.load(Ordering::SeqCst), connections, "{kind:?}");
     }
+}
+
+#[test]
+fn a_refused_attempt_to_connect_is_made_again_after_a_pause() {
+    let scene = Scene::with_blocks(1);
+    let addresses = &scene.hydrator.parts.addresses;
+    // As many calls of the host as may run wait for this test, and as many as may wait stand behind them.
+    let (begun, has_begun) = channel();
+    let gates: Vec<_> = (0..3)
+        .map(|_| {
+            let (begun, (gate, opened)) = (begun.clone(), channel::<()>());
+            addresses.aside(URI, move || {
+                begun.send(()).unwrap();
+                let _ = opened.recv();
+            });
+            gate
+        })
+        .collect();
+    (0..3).for_each(|_| has_begun.recv().unwrap());
+    (0..5000).for_each(|_| addresses.aside(URI, || {}));
+    let unconnected = || addresses.ready().unconnected.len();
+    assert_eq!(unconnected(), 1);
+    let seen = scene.hydrator.parts.news.seen();
+    connect_aside(&scene.hydrator.parts, addresses.begin_connecting(URI).unwrap());
+    assert_ne!(scene.hydrator.parts.news.seen(), seen, "readers look again");
+    assert_eq!(unconnected(), 0);
+    drop(gates);
+    scene.clock.go_on(Duration::from_secs(1));
+    assert_eq!(unconnected(), 1, "later it is tried again");
 }
 
 #[test]
