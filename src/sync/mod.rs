@@ -17,7 +17,7 @@ pub use poll::{before_wait, poll, recv, send};
 pub use process::PerProcess;
 pub use rank::Rank;
 
-/// For statics, which belong to no simulated run: guards short sections that use nothing else of this module.
+/// A mutex for statics, which belong to no simulated run. It guards short sections that use nothing else of this module.
 pub use parking_lot::Mutex as StaticMutex;
 
 /// A number below `count` that differs between many threads: for counters that should not share a cache line.
@@ -31,7 +31,7 @@ pub fn stripe(count: usize) -> usize {
     (&raw const here).addr() / (64 << 10) % count
 }
 
-/// A place where another task of a simulated run may go on: before what other threads see and no primitive of this module does.
+/// A scheduling point of a simulated run. Call it before an effect that other threads can see and that no primitive of this module makes.
 #[track_caller]
 #[inline]
 #[cfg_attr(not(feature = "sim"), expect(unused_variables, reason = "nothing to say without a scheduler"))]

@@ -1,7 +1,7 @@
 //! Waits for descriptors, and transfers over sockets.
 //!
-//! In a simulated run none of these blocks the machine's thread: the scheduler looks at the descriptors whenever something may have
-//! made them ready, and time-outs are those of virtual time. A transfer over a blocking socket honours the socket's own time-outs.
+//! In a simulated run none of these blocks the thread of the machine: the scheduler polls the descriptors when they may have become
+//! ready, and timeouts are in virtual time. A transfer over a blocking socket honours the timeouts of the socket.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -24,8 +24,8 @@ pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<u
     poll_now(fds, timeout)
 }
 
-/// Before a wait of at most `timeout` for a descriptor that becomes readable, such as a set of others: how long that wait may take.
-/// In a simulated run the wait is over here.
+/// To be called before another call waits for a descriptor to become readable, for at most `timeout`. Returns how long that call may wait.
+/// In a simulated run this function does the waiting.
 ///
 /// # Errors
 /// What `ppoll` says.

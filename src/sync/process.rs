@@ -1,18 +1,18 @@
-//! Values of which a process has one.
+//! Values of which each process has one.
 
 #[cfg(feature = "sim")]
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
-/// A value that the whole process shares, made when it is first used. In a simulated run it is one of that run: threads of two runs
-/// share nothing.
+/// A value that the whole process shares, made when it is first used. A simulated run has a value of its own, so that two runs share
+/// nothing.
 pub struct PerProcess<T: 'static> {
     value: OnceLock<Arc<T>>,
     make: fn() -> T,
 }
 
 impl<T: Send + Sync + 'static> PerProcess<T> {
-    /// One that `make` makes. It uses no lock, and waits for nothing.
+    /// A value that `make` makes at the first use. `make` must take no lock and wait for nothing.
     pub const fn new(make: fn() -> T) -> Self {
         Self { value: OnceLock::new(), make }
     }

@@ -76,7 +76,7 @@ impl Condvar {
     #[track_caller]
     fn wait_simulated<T: ?Sized>(&self, guard: &mut MutexGuard<'_, T>, until: Option<u64>) -> bool {
         let Some(task) = current() else { return false };
-        // What the caller has looked at without this lock may change before it waits.
+        // Values that the caller has read without this lock may change before the wait.
         task.point("wait");
         guard.release();
         let timed_out = task.wait("wait", On::Notification(self.address()), until);

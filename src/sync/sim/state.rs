@@ -1,4 +1,4 @@
-//! What the scheduler knows of a run, and how it chooses. Pure but for looking at descriptors.
+//! State of a run, and the choice of the next task. Pure, but for polling descriptors.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -15,11 +15,11 @@ use crate::units::whole_nanos;
 
 /// Events kept for the report of a failure.
 const EVENTS_MAX: usize = 200;
-/// A task of the highest priority that takes so many steps in a row waits for something that another one does.
+/// Steps in a row after which the task with the highest priority counts as waiting for another task in a loop.
 const STREAK_MAX: u64 = 2_000;
-/// Virtual time that a run may lose since nobody but sleepers is there: who waits for an answer would take it for none.
+/// Most virtual time that a run may skip because all tasks sleep at points. With more, timeouts would expire without a cause.
 const NAPPED_NANOS_MAX: u64 = 5_000_000_000;
-/// With tasks that wait for descriptors, the descriptors are looked at once in so many steps.
+/// While tasks wait for descriptors, one step in this many polls them.
 const LOOK_ONE_IN: u32 = 8;
 
 /// What a task waits for.
@@ -29,7 +29,7 @@ pub(super) enum On {
     Notification(usize),
     End(usize),
     Time,
-    /// As time, but only so that others go on.
+    /// Sleeps at a point, only so that others go on.
     Nap,
     Descriptors(Vec<libc::pollfd>),
 }
@@ -43,7 +43,7 @@ pub(super) enum Status {
 pub(super) struct TaskState {
     pub name: String,
     pub status: Status,
-    /// The last wait ended by time.
+    /// Whether the last wait ended by its timeout.
     pub timed_out: bool,
     pub place: Place,
     pub what: &'static str,
@@ -71,7 +71,7 @@ pub(super) struct State {
     pub trace: u64,
     pub events: VecDeque<Event>,
     pub failure: Option<(FailureKind, String)>,
-    /// Tasks of a scope, by its address, that were not waited for.
+    /// Tasks that no scope has joined yet, with the address of their scope.
     pub scoped: Vec<(usize, usize)>,
     pub order: Order,
     /// Values of the run, by the address of what would be a static of the process.
@@ -81,7 +81,7 @@ pub(super) struct State {
     napped_nanos: u64,
     slow: SlowPlaces,
     salt: u64,
-    /// Whether a place is slow, by its address, for those that were passed.
+    /// For each place that was passed, by its address: whether it is slow.
     slow_places: FxHashMap<usize, bool>,
     changes: Vec<u64>,
     lowest: u64,
@@ -195,8 +195,8 @@ impl State {
         self.tasks[task].priority = self.lowest;
     }
 
-    /// Makes a task that waits ready. One that looks again and again whether something has changed gives way each time: two of
-    /// them would otherwise keep all others out by their priorities.
+    /// Makes a waiting task ready. A task that polls for a change in a loop yields each time; two of them would otherwise starve the others
+    /// by their priorities.
     pub fn wake(&mut self, task: usize, timed_out: bool) {
         if !matches!(self.tasks[task].status, Status::Waits { .. }) {
             return;
@@ -220,7 +220,7 @@ impl State {
         }
     }
 
-    /// Ends the wait of one drawn task, or of all.
+    /// Ends the wait of one randomly drawn task, or of all.
     pub fn notify(&mut self, address: usize, all: bool) -> usize {
         let mut waiters = self.waiters(|on| matches!(on, On::Notification(condvar) if *condvar == address));
         if !all && !waiters.is_empty() {
@@ -319,7 +319,7 @@ impl State {
         chosen
     }
 
-    /// Goes on to the next timer, since no task can run before.
+    /// Advances virtual time to the next timer, because no task can run before.
     fn jump(&mut self, until: u64, task: usize) {
         if matches!(self.tasks[task].status, Status::Waits { on: On::Nap, .. }) {
             self.napped_nanos += until.saturating_sub(self.now);

@@ -1,4 +1,4 @@
-//! How a run chooses.
+//! Strategies and settings of a run.
 
 use std::panic::Location;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::units::whole_nanos;
 /// How the scheduler chooses the next task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
-    /// At one point in so many, another task is drawn; all are equal.
+    /// At one point in `switch_one_in`, another task is drawn with equal probability.
     Random {
         /// 1: at every point.
         switch_one_in: u32,
@@ -19,7 +19,7 @@ pub enum Strategy {
     Priorities {
         /// Steps at which a priority changes.
         changes: u32,
-        /// The changes are among so many first steps.
+        /// The changes are among this many first steps.
         horizon: u64,
     },
 }
@@ -27,40 +27,40 @@ pub enum Strategy {
 /// Timers that fire although other tasks could run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Early {
-    /// At one point in so many; 0: never.
+    /// At one point in this many; 0 is never.
     pub one_in: u32,
-    /// Only timers that are due so soon.
+    /// Only timers that are due within this time.
     pub within: Duration,
 }
 
-/// Places in the code where tasks often sleep. Other runs have other ones. A fault that needs a task to stop for long between two
-/// given lines is seen in the runs that have drawn the second one.
+/// Slow places: places in the code where tasks often sleep. Each run draws its own. They find faults that need a task to stop for long
+/// between two given lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowPlaces {
-    /// Of so many places one is slow; 0: none.
+    /// One place in this many is slow; 0 is none.
     pub one_in: u32,
-    /// There, a task sleeps once in so many times.
+    /// A task sleeps at one pass in this many of a slow place.
     pub nap_one_in: u32,
 }
 
 /// What a run may do. `None`: chosen from the seed.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Points after which a run counts as one that never ends.
+    /// Points after which a run fails as one that does not end.
     pub steps_max: u64,
     /// The choice of tasks.
     pub strategy: Option<Strategy>,
     /// Early timers.
     pub early: Option<Early>,
-    /// At one point in so many, the task sleeps while the others make some steps, as when a processor is taken away; 0: never.
+    /// At one point in this many, the task sleeps while the others make some steps, as if it had lost its processor; 0 is never.
     pub nap_one_in: Option<u32>,
     /// Places in the code where tasks sleep more often than elsewhere.
     pub slow: Option<SlowPlaces>,
     /// Virtual time of a step.
     pub step: Option<Duration>,
-    /// Of so many starts of threads one fails; 0: none.
+    /// One start of a thread in this many fails; 0 is none.
     pub spawn_failure_one_in: u32,
-    /// A task that holds the baton for so long, in real time and without a step, blocks outside the scheduler.
+    /// Real time without a step after which the holder of the baton counts as blocked outside the scheduler.
     pub stall: Duration,
 }
 
@@ -145,7 +145,7 @@ impl SlowPlaces {
         Self { one_in, nap_one_in: 1 << random.below(4) }
     }
 
-    /// Whether a place is slow in a run with this salt, by what it is called.
+    /// Whether a place is slow in a run with this salt. The choice depends on its file and line.
     pub(super) fn has(self, place: &Location<'_>, salt: u64) -> bool {
         let position = u64::from(place.line()) << 32 | u64::from(place.column());
         let name = place.file().bytes().fold(salt, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
