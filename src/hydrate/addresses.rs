@@ -184,9 +184,9 @@ impl Addresses {
             Some(identity) if !origin.is_empty() && identity != *origin => {
                 changed(format!("{uri} serves the bytes of {identity}, but {origin} was forked: remove the address"))
             }
-            None if !origin.is_empty() => {
-                changed(format!("{uri} does not tell whose bytes it serves, and those of {origin} were forked: use a volfork snapshot"))
-            }
+            None if !origin.is_empty() => changed(format!(
+                "{uri} reports no identity, so that its bytes may be others than those of {origin}, which was forked: use a volfork snapshot"
+            )),
             _ => Ok(()),
         }
     }
@@ -355,5 +355,5 @@ impl Addresses {
 }
 
 fn unused(uri: &str) -> SourceError {
-    SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not used any more") }
+    SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} was removed from the sources, or waiting for it was given up") }
 }

@@ -160,7 +160,7 @@ impl Connector {
         call: impl FnOnce(&dyn SourceOpener, &str) -> Result<T, SourceError> + Send + 'static,
         unwanted: impl FnOnce(&dyn SourceOpener, &str, T) + Send + 'static,
     ) -> Result<T, SourceError> {
-        let given_up = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri} is not waited for any longer") };
+        let given_up = || SourceError { kind: SourceErrorKind::Closed, message: format!("{uri}: waiting for it was given up") };
         let lost = |what: &str| SourceError { kind: SourceErrorKind::Lost, message: format!("{uri}: {what}") };
         let host = host_of(uri);
         {
@@ -170,7 +170,7 @@ impl Connector {
             }
             // A host whose earlier call has timed out and not returned is not waited for again.
             if patience.is_some() && state.silent.contains(&host) {
-                return Err(lost("earlier calls of its host have not ended"));
+                return Err(lost("the host has not answered an earlier call"));
             }
         }
         let answer = Arc::new(Mutex::ranked(Rank::SourceAnswer, Answer::Queued));
@@ -179,7 +179,7 @@ impl Connector {
         let job = Box::new(move || opening.run(&*opener, &address, call, unwanted));
         match threads::calls().run(&self.key(uri), job) {
             Err(refused) if refused.why == Refusal::NoThread => (refused.job)(),
-            Err(_) => return Err(lost("too many calls of its host wait for earlier ones")),
+            Err(_) => return Err(lost("too many calls of this host wait already")),
             Ok(()) => {}
         }
         let begun = Instant::now();
@@ -201,7 +201,7 @@ impl Connector {
                     }
                     Answer::Queued if Instant::now() >= queued_until => {
                         *answer = Answer::Unwanted;
-                        return Err(lost("earlier calls of its host, or of too many others, have not ended"));
+                        return Err(lost("no thread was free in time: this host, or too many others, have not answered earlier calls"));
                     }
                     _ if until.is_some_and(|until| Instant::now() >= until) => {
                         *answer = Answer::Unwanted;

@@ -136,7 +136,12 @@ impl Replayed {
             self.cut(*volume, *size_bytes)?;
         }
         let freed = self.catalog.apply(record);
-        let freed = freed.map_err(|error| Error::new(ErrorKind::Corrupt, format!("the journal does not fit together: {error}")))?;
+        let freed = freed.map_err(|error| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the journal contradicts itself ({error}): run a check, or restore the store from a backup"),
+            )
+        })?;
         if let ShapeRecord::Layer(layer) = record {
             self.recovery.add(layer.layer);
         }
@@ -249,7 +254,7 @@ impl OpenStore {
         let names = names.map_err(|error| Error::io(format!("cannot list {}", paths.layers().display()), error))?;
         replayed.catalog.skip_layers(names.iter().filter_map(|name| StorePaths::parse_layer(name)).map(|(layer, _)| layer));
         if let Some(violation) = replayed.catalog.violations().first() {
-            let message = format!("the journal does not fit together: {violation}; check the store");
+            let message = format!("the journal contradicts itself ({violation}): run a check, or restore the store from a backup");
             return Err(Error::remediable(ErrorKind::Corrupt, message, Remedy::CheckStore));
         }
         Journal::confirm(&*options.disk, &paths, &mut loaded)?;

@@ -127,7 +127,7 @@ fn fifty_forks_of_one_snapshot_fetch_each_block_once() {
         }
         assert_eq!(actor.bytes_read(), times * (2 << 20));
     }
-    // Forks of a fork share what it has.
+    // Forks of a fork share its blocks.
     let trial = Trial::new();
     let actor = trial.stage.add(Actor::new("a://", &data));
     let first = trial.paused_fork(&actor, "v");
@@ -233,7 +233,9 @@ fn a_source_with_other_bytes_is_refused() {
         let control = HydrationControl::default().with_add_sources(vec![uri.into()]);
         trial.store.control_hydration("v", &control)
     };
-    for (uri, why) in [("later://", "host/8"), ("unknown://", "does not tell"), ("shorter://", "4096 bytes"), ("none://", "not on stage")] {
+    for (uri, why) in
+        [("later://", "host/8"), ("unknown://", "reports no identity"), ("shorter://", "4096 bytes"), ("none://", "not on stage")]
+    {
         let error = add(uri).unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidInput && error.to_string().contains(why), "{uri}: {error}");
     }

@@ -291,5 +291,5 @@ impl WaitedRead {
 
 /// The error of a reader whose wait was given up.
 pub fn given_up_error() -> SourceError {
-    SourceError { kind: SourceErrorKind::Lost, message: "it is not waited for any longer".into() }
+    SourceError { kind: SourceErrorKind::Lost, message: "waiting for the source was given up".into() }
 }

@@ -147,7 +147,7 @@ impl Reader<'_> {
         self.fetches_in_vain = if in_vain { self.fetches_in_vain + 1 } else { 0 };
         if self.fetches_in_vain >= IN_VAIN_MAX {
             // The layer stores no blocks any more, or forgets them at once.
-            return Err(self.parts.lost(&closed("what came is not needed any more")));
+            return Err(self.parts.lost(&closed("the layer does not store the fetched blocks: the volume may have been destroyed")));
         }
         Ok(())
     }

@@ -126,7 +126,9 @@ fn look_up<T: Send + 'static>(host: &str, timeout: Duration, ask: impl FnOnce() 
     if let Err(refused) = threads::names().run(host, job) {
         return Err(match refused.why {
             Refusal::NoThread => io::Error::other("no thread can be had that resolves the host's name"),
-            Refusal::Crowded | Refusal::Closed => io::Error::other("earlier look-ups of the host's name have not ended"),
+            Refusal::Crowded | Refusal::Closed => {
+                io::Error::other("earlier look-ups of this host's name have not ended: check the name server")
+            }
         });
     }
     receiver.recv_timeout(timeout).unwrap_or_else(|_| Err(io::Error::other("the host's name is not resolved in time")))

@@ -45,11 +45,11 @@ impl Assembly {
     /// Marks a range as arriving. Refuses one that was not requested, or has arrived before.
     pub fn check(&mut self, range: &Range<u64>) -> Result<(), WireError> {
         if range.start < self.range.start || range.end > self.range.end || range.is_empty() {
-            return Err(WireError(format!("{} bytes at {} are not what was asked for", range.end - range.start, range.start)));
+            return Err(WireError(format!("{} bytes at {} were not requested", range.end - range.start, range.start)));
         }
         let before = self.covered.range(..range.end).next_back().map(|(start, end)| (*start, *end));
         if before.is_some_and(|(_, end)| end > range.start) {
-            return Err(WireError(format!("bytes at {} come twice", range.start)));
+            return Err(WireError(format!("bytes at {} were sent twice", range.start)));
         }
         let end = self.covered.remove(&range.end).unwrap_or(range.end);
         let start = before.filter(|(_, end)| *end == range.start).map_or(range.start, |(start, _)| start);

@@ -96,7 +96,7 @@ impl NbdSource {
         let address = Address::parse(uri)?;
         let Some(_reserved) = Reservation::take(1, 3) else {
             let max = descriptors_max();
-            let message = format!("{uri}: of the {max} descriptors of this process hardly any is left: raise the limit ('ulimit -n')");
+            let message = format!("{uri}: this process has used up almost all of its {max} descriptors: raise the limit ('ulimit -n')");
             return Err(SourceError { kind: SourceErrorKind::Lost, message });
         };
         let mut agreed = connect(&address, &options, request).map_err(|refusal| refusal.into_error(uri))?;

@@ -277,7 +277,7 @@ impl Link {
     pub fn take_job(&self, cookie: u64) -> io::Result<Box<UnderWay>> {
         match self.state.lock().entries.remove(&cookie) {
             Some(Entry::Job(under_way)) => Ok(under_way),
-            _ => Err(protocol(WireError(format!("a reply is for request {cookie}, which nobody made")))),
+            _ => Err(protocol(WireError(format!("a reply is for request {cookie}, which was never sent")))),
         }
     }
 
@@ -314,9 +314,7 @@ impl Link {
         let failure = match (&under_way.error, under_way.assembly.missing_bytes()) {
             // The server is shutting down; a new connection may reach its successor.
             (Some((ESHUTDOWN, _)), _) => Some(io::Error::other("the server shuts down")),
-            (None, missing @ 1..) if under_way.job.is_read() => {
-                Some(protocol(WireError(format!("{missing} bytes of a read did not come"))))
-            }
+            (None, missing @ 1..) if under_way.job.is_read() => Some(protocol(WireError(format!("{missing} bytes of a read are missing")))),
             _ => None,
         };
         if let Some(failure) = failure {

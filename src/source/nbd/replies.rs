@@ -416,11 +416,11 @@ mod tests {
         let mut endless = Vec::new();
         (0..=IDLE_CHUNKS_MAX).for_each(|_| endless.extend_from_slice(&sent(1, false, &Chunk::None)));
         for (what, sent) in [
-            ("which nobody made", sent(7, true, &Chunk::None)),
+            ("which was never sent", sent(7, true, &Chunk::None)),
             ("a data chunk has no data", sent(1, false, &Chunk::Data(0, &[]))),
-            ("are not what was asked for", sent(1, false, &Chunk::Data(4090, &[1; 8]))),
+            ("were not requested", sent(1, false, &Chunk::Data(4090, &[1; 8]))),
             ("has no end", sent(1, false, &Chunk::Data(u64::MAX, &[1; 8]))),
-            ("did not come", sent(1, true, &Chunk::None)),
+            ("are missing", sent(1, true, &Chunk::None)),
             ("a reply has no end", endless),
             ("a reply begins with", vec![1; 4]),
         ] {
