@@ -172,7 +172,7 @@ impl<D: Dialect> Writer<D> {
         self
     }
 
-    /// Appends a byte.
+    /// Appends one byte. The methods below append numbers in the byte order of the dialect.
     pub fn u8(&mut self, value: u8) -> &mut Self {
         self.raw(&[value])
     }

@@ -40,7 +40,7 @@ fn block_of(source: u64, block: u64) -> [u8; BLOCK as usize] {
 #[derive(Default)]
 struct Far {
     is_silent: Mutex<bool>,
-    /// Reads that are not answered.
+    /// Reads that the source holds back without an answer.
     held: Mutex<Vec<(u64, Range<u64>, OnArrival)>>,
     /// Calls that do not return before the end.
     hanging: Mutex<BTreeMap<u64, std::sync::mpsc::Sender<()>>>,

@@ -36,7 +36,7 @@ fn source_bytes() -> Vec<u8> {
     bytes
 }
 
-/// A store as it was, and size and digest of each of its volumes and snapshots.
+/// A store written by an older program, with the size and digest of each volume and snapshot.
 struct Old {
     directory: tempfile::TempDir,
     volumes: Vec<(String, u64, String)>,

@@ -16,7 +16,7 @@ const SOURCES: usize = 300;
 const BYTES: usize = 1 << 20;
 /// Two for connections, one that starts others and looks after time, and those for calls of sources.
 const THREADS_MAX: usize = 2 + 1 + 6;
-/// As many, and one for each slow call.
+/// The same bound with one more thread for each slow call.
 const SLOW_THREADS_MAX: usize = THREADS_MAX + 18;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

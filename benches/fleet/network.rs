@@ -69,7 +69,7 @@ pub struct Due {
     pub at: Time,
 }
 
-/// All links.
+/// All links between hosts, with their transfers under way.
 #[derive(Debug)]
 pub struct Network {
     links: Vec<Link>,

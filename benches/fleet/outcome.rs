@@ -47,7 +47,7 @@ pub struct Outcome {
     pub missing_in_all: u64,
     /// Simulated time.
     pub ended_at: Time,
-    /// Time that decisions took; the only thing that differs from run to run.
+    /// Time that decisions took: the only figure that differs between runs.
     pub deciding: Duration,
     pub decisions: u64,
 }

@@ -3,7 +3,7 @@
 use rand_distr::{Distribution, Exp, Uniform};
 use rand_pcg::Pcg64;
 
-/// The stream of a seed for a purpose.
+/// An independent stream of random numbers for a purpose, derived from a seed.
 pub fn stream(seed: u64, purpose: u64) -> Pcg64 {
     Pcg64::new(u128::from(seed), u128::from(purpose))
 }

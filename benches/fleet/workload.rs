@@ -196,7 +196,7 @@ fn templates(catalogue: &Catalogue, beginnings: &mut [Beginning], random: &mut P
                 continue;
             }
             let share = below(random, 100) as f64 / 100.0;
-            // What is there comes in pieces of 4 MiB, as backfill brings it.
+            // Present blocks come in pieces of 4 MiB, the request size of backfill.
             let blocks = (template.size_bytes / u64::from(BLOCK_BYTES)) as u32;
             let piece = (4 * MIB) as u32 / BLOCK_BYTES;
             let mut present = RoaringBitmap::new();

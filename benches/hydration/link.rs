@@ -51,7 +51,7 @@ impl Shape {
     }
 }
 
-/// What went over one direction so far, headers of IP and TCP included.
+/// Traffic in one direction so far, including the headers of IP and TCP.
 #[derive(Debug, Default)]
 struct Counters {
     /// Bytes by the port they go to, which tells the connections of a client apart.

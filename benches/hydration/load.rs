@@ -100,7 +100,7 @@ fn hydrate_until(store: &Store, stop: &AtomicBool) {
     }
 }
 
-/// Copies into a file, and begins again.
+/// Copies into a file repeatedly, until `stop`.
 fn copy_until(peers: &Peers, stop: &AtomicBool) {
     let path = peers.directory.join("copy");
     while !stop.load(Ordering::Acquire) {

@@ -15,7 +15,7 @@ use crate::random::Random;
 
 const READ_BYTES: usize = 16 << 10;
 const READS: u64 = 400;
-/// Work between two reads.
+/// Time that the machine computes between two reads.
 const WORK: Duration = Duration::from_millis(2);
 
 pub fn measure(arguments: &Arguments, peers: &Peers) -> io::Result<()> {

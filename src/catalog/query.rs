@@ -70,7 +70,7 @@ impl Catalog {
         self.layers.get(&layer).map(|entry| &**entry)
     }
 
-    /// All layers, in no order.
+    /// All layers, in no particular order.
     pub fn layers(&self) -> impl Iterator<Item = (LayerId, &LayerEntry)> {
         self.layers.iter().map(|(id, entry)| (*id, &**entry))
     }
@@ -103,7 +103,7 @@ impl Catalog {
         std::iter::successors(first, |(_, entry)| entry.parent.and_then(|parent| Some((parent, self.layer(parent)?))))
     }
 
-    /// The root below a layer that stands for a source which the layer's chain needs.
+    /// The root of the layer's chain, if it stands for a source that the chain still needs.
     pub fn needed_root(&self, layer: LayerId) -> Option<LayerId> {
         let mut above = None;
         for (id, entry) in self.chain(layer) {

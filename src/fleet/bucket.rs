@@ -37,7 +37,7 @@ const RETRY_TIME: Duration = Duration::from_secs(15);
 /// How long to wait for the lock of a directory: its holder may have been stopped.
 const LOCK_TIME: Duration = Duration::from_secs(30);
 
-/// An object and which version of it this is.
+/// An object with its version, for conditional puts.
 struct Object {
     bytes: Vec<u8>,
     version: UpdateVersion,
@@ -130,10 +130,10 @@ impl Bucket {
         self.runtime.block_on(stream::iter(groups.iter().enumerate()).map(read).buffered(READS_AT_ONCE).collect())
     }
 
-    /// Changes an object: `decide` sees what is there, and is asked again if that changed before its answer was written.
+    /// Changes an object by a conditional put. `decide` gets the present bytes, and is called again if another writer changed them first.
     ///
     /// # Errors
-    /// That of `decide`; the bucket fails; [`ErrorKind::Busy`] if others were faster too often.
+    /// That of `decide`; the bucket fails; [`ErrorKind::Busy`] if other writers were faster too often.
     pub fn change<T>(&self, path: &str, bytes_max: u64, decide: impl FnMut(Option<&[u8]>) -> Result<Change<T>>) -> Result<T> {
         self.change_tagged(path, bytes_max, decide).map(|(answer, _)| answer)
     }

@@ -23,7 +23,7 @@ pub const INVENTORY_BYTES_MAX: u64 = 64 << 20;
 /// Most bytes of a book: some ten thousand reservations.
 pub const BOOK_BYTES_MAX: u64 = 8 << 20;
 
-/// Greater generations are no host's: at ten reports a second they take three billion years.
+/// Largest valid generation. At ten reports a second a host reaches it after three billion years.
 pub const GENERATION_MAX: u64 = 1 << 60;
 /// Most kinds of processors, and of accelerators, of a host.
 pub const KINDS_MAX: usize = 100;

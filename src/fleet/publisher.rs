@@ -135,8 +135,8 @@ impl Publisher {
         Ok(found.is_some_and(|found| found.as_ref().zip(written).is_none_or(|(found, written)| found == written)))
     }
 
-    /// Takes what the host reports now out of the reservations: if the volume is destroyed later, nothing is left of it. After the
-    /// report, so that it counts at every moment.
+    /// Removes the reservations of volumes that the host reports now, so that a volume that is destroyed later leaves none behind. It
+    /// follows the report, so that the room of the volume is counted at every moment.
     fn confirm(&mut self) -> Result<()> {
         let HostInventory { host, assignments, .. } = &self.told;
         let new: Vec<String> = assignments.iter().filter(|id| !self.confirmed.contains(id)).cloned().collect();

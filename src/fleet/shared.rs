@@ -343,7 +343,7 @@ impl SharedFleet {
                         fleet.report(host);
                     }
                     for reservation in reservations {
-                        // What is held on a host that is not there any more holds nothing.
+                        // A reservation on a host that has gone holds nothing.
                         let _ = fleet.hold(reservation);
                     }
                 }

@@ -122,7 +122,7 @@ fn what_was_wiped_is_written_again_with_the_next_report() {
         let read = fleet.host("a").unwrap();
         assert_eq!((read.reported_at, read.used.memory_bytes), (NOW + 10 * at, 1), "{part}");
     }
-    // An older one was restored.
+    // An older report was restored from a backup.
     let path = directory.path().join("hosts/a.json");
     let old = std::fs::read(&path).unwrap();
     inventory.layers = (0..1000u32).map(|number| (Digest::of(&number.to_le_bytes()), 1)).collect();

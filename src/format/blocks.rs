@@ -29,7 +29,7 @@ pub struct PatchRecord {
     pub block: Block,
     /// Where in the block the bytes begin.
     pub offset: u32,
-    /// The bytes, at least one.
+    /// The bytes of the patch, at least one.
     pub bytes: Vec<u8>,
 }
 

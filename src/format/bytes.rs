@@ -1,4 +1,4 @@
-//! Cursors over bytes on disk, and why bytes are refused.
+//! Cursors over bytes on disk, and the error for bytes that cannot be decoded.
 
 use std::fmt;
 

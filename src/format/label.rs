@@ -32,7 +32,7 @@ pub fn changed_labels(mut labels: Labels, change: &LabelChange) -> crate::error:
     Ok(labels)
 }
 
-/// Most bytes of all keys and values that users note about one volume.
+/// Most bytes of all keys and values of the labels of one volume.
 const LABELS_BYTES_MAX: usize = 2048;
 /// How keys begin that volfork notes by itself. Users' labels leave them room: a volume whose users have noted much can be made by a
 /// reservation, and forked in another size.

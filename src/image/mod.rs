@@ -42,11 +42,11 @@ pub use registry::{RegistryOptions, RegistrySource};
 pub use resolve::{ResolvedImage, ResolvedLayer, resolve};
 pub use source::{Blob, ManifestSource, RawManifest};
 
-/// Opens the place of an image.
+/// Opens the directory or registry repository that an image name refers to.
 ///
 /// # Errors
-/// [`crate::ErrorKind::NotFound`] if there is no such directory, [`crate::ErrorKind::InvalidInput`] if it is no image layout, or
-/// the name is none that a registry can have.
+/// [`crate::ErrorKind::NotFound`] if there is no such directory, [`crate::ErrorKind::InvalidInput`] if it is not an image layout, or
+/// the name is not valid for a registry.
 #[cfg(feature = "images")]
 pub fn open_source(name: &ImageName, options: &RegistryOptions) -> crate::Result<Box<dyn ManifestSource>> {
     Ok(match &name.place {

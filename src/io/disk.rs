@@ -134,8 +134,8 @@ pub trait Disk: Send + Sync + 'static {
     /// Gives a file another name in the same directory; a file that had that name is removed. After power loss the file has the old
     /// name or the new one.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Makes the names in a directory durable. EMFILE, ENFILE and ENOMEM say that the directory could not be opened, and nothing was
-    /// tried; any other error is that of a sync that failed.
+    /// Makes the names in a directory durable. EMFILE, ENFILE and ENOMEM mean that the directory could not be opened and no sync was
+    /// tried. Any other error is that of a failed sync.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// One barrier round: makes all completed writes of all `files` durable, in parallel where the machine can.
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()>;

@@ -58,7 +58,7 @@ impl OverlayDisk {
         }
     }
 
-    /// A file that can be changed.
+    /// The overlay of a file, in which changes are kept in memory.
     fn change(&self, path: &Path, io: IoMode) -> io::Result<Arc<OverlayFile>> {
         let mut names = self.names.lock();
         match names.get(path) {

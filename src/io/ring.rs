@@ -105,7 +105,7 @@ impl Ring {
         each!(&self.0, ring => ring.in_flight())
     }
 
-    /// Whether a wake or a nudge was taken since the last call.
+    /// Whether the ring was woken since the last call.
     pub fn take_woken(&mut self) -> bool {
         each!(&mut self.0, ring => ring.take_woken())
     }

@@ -46,7 +46,7 @@ pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     Ok(set_tcp_user_timeout(socket, UNCONFIRMED_MILLIS)?)
 }
 
-/// A path by way of an open descriptor, which must stay open while it is used.
+/// A short path to an open file (`/proc/self/fd`). The descriptor must stay open while the path is used.
 fn by_descriptor(descriptor: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }

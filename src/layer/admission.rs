@@ -37,7 +37,7 @@ pub enum Wait {
     Frame,
 }
 
-/// Admits writers to blocks.
+/// Admits writers to blocks: latches the blocks and reserves journal space.
 pub struct Admission {
     pub(super) commit: Arc<Commit>,
     pub(super) barriers: Arc<Barriers>,
@@ -58,8 +58,8 @@ impl Admission {
     /// 3. Blocks of another writer, or of a round that drains them, wait for the latch. Blocks that the frame of the round under way names
     ///    wait for its end: recovery compares them with the frame.
     /// 4. Present blocks that a frame names are overwritten only with a durable mark, and only after a later frame than the one that names
-    ///    them is durable (crash ordering 2): recovery believes blocks of the last frame only if they match. The mark's record makes that later
-    ///    frame.
+    ///    them is durable (crash ordering 2): recovery believes blocks of the last frame only if they match. The mark's record makes that
+    ///    later frame.
     /// 5. New blocks take the journal space of their record, so that a flush cannot fail for lack of it.
     ///
     /// # Errors

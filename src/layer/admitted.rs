@@ -71,13 +71,13 @@ impl<S: Deref<Target = Admission>, L: Deref<Target = Layer>> Admitted<S, L> {
         self.touched = true;
     }
 
-    /// The bytes are in the file: makes them the blocks' content. `checksums` are those of the blocks, in order.
+    /// Ends a write whose bytes are in the file: the blocks become present with these checksums, which are in block order.
     pub fn finish(mut self, checksums: &[u32], file: (Segment, &Arc<dyn DiskFile>)) {
         self.admission.finish(&self.layer, self.extent, &self.bits, checksums, file);
         self.bits = BlockBits::EMPTY;
     }
 
-    /// The write failed.
+    /// Ends a write that has failed: gives the latch and the journal space back.
     pub fn fail(mut self, error: &Error) {
         if self.touched {
             self.admission.fail(&self.layer, self.extent, &self.bits, error);
@@ -120,8 +120,8 @@ impl<S: Deref<Target = Admission>, L: Deref<Target = Layer>> Admitted<S, L> {
         if is_mixed { self.admission.take_space(&self.layer, self.extent, &new) } else { Ok(()) }
     }
 
-    /// Makes `bytes` part of the patch of the only block, from `offset` in the block on. The layer does not hold the block. Durable with
-    /// the next round.
+    /// Adds `bytes` to the patch of the single block, at `offset` within the block. The layer must not hold the block. The patch is durable
+    /// with the next round.
     pub fn patch(self, offset: u32, bytes: &[u8], room: PatchRoom<'_>) {
         let Some(index) = self.bits.indices().next() else { return };
         let record = PatchRecord { layer: self.layer.id, block: self.extent.block(index), offset, bytes: bytes.to_vec() };

@@ -293,7 +293,7 @@ impl Layers {
         self.patches.superseded(&self.table)
     }
 
-    /// At most `count` patched blocks, in order, from a block of a layer on.
+    /// At most `count` patched blocks in order, beginning with the given block of the given layer.
     pub fn patched_from(&self, from: (LayerId, Block), count: usize) -> Vec<(Arc<Layer>, Block)> {
         self.patches.patched_from(&self.table, from, count)
     }

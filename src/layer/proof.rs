@@ -183,7 +183,7 @@ fn a_layer_is_freed_beside_discards_and_rounds() {
         panic!("{failure:?}");
     }
     let seen = failure_of_freeing(Planted::TableHeld, 0..20).expect("no seed shows the circle of locks");
-    // In debug builds the ranks of the locks tell it first.
+    // Debug builds panic in the check of lock ranks first.
     let kind = if cfg!(debug_assertions) { sim::FailureKind::Panic } else { sim::FailureKind::LockOrder };
     assert_eq!(seen.kind, kind, "{seen:?}");
 }

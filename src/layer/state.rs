@@ -137,7 +137,7 @@ impl State {
         self.retiring.iter().rev().find(retires).map(|retiring| retiring.ticket)
     }
 
-    /// Whether zeroing the blocks changes anything. `hides`: something below the layer may have them.
+    /// Whether zeroing the blocks changes what the layer shows. `hides`: layers below may hold the blocks.
     pub fn shows(&self, blocks: BlockSpan, hides: bool) -> bool {
         let held = self.presence.present.range_cardinality(blocks.numbers()) > 0;
         held || (hides && self.presence.zeroed.range_cardinality(blocks.numbers()) < blocks.len())

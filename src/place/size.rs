@@ -50,7 +50,7 @@ impl BlockSize {
         1 << self.shift
     }
 
-    /// Bytes of a block in 32 bits, as records and reports have them.
+    /// Bytes of a block as a `u32`, which records and reports use.
     #[inline]
     pub(crate) fn bytes_32(self) -> u32 {
         1 << self.shift
@@ -125,7 +125,7 @@ impl BlockSize {
         blocks << self.shift
     }
 
-    /// How many bytes blocks of one extent have, as the length of a buffer.
+    /// Bytes of a number of blocks of one extent, as a buffer length.
     #[inline]
     pub(crate) fn len_of(self, indices: IndexSpan) -> usize {
         indices.entries().len() << self.shift
@@ -137,7 +137,7 @@ impl BlockSize {
         std::iter::from_fn(move || {
             let piece = (at < bytes.end).then(|| Piece::at(self, at, bytes.end - at))?;
             at += piece.bytes;
-            // Nothing lies behind the end of the largest volume.
+            // No block lies behind the end of the largest volume.
             (piece.bytes > 0).then_some(piece)
         })
     }

@@ -41,8 +41,8 @@ use crate::place::index;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FleetOptions {
-    /// Hosts that do not say how often they report take no machines when they have not reported for longer; others when they have
-    /// missed three reports ([`HostInventory::is_stale`]). Default 300 seconds.
+    /// Age in seconds after which the report of a host is stale, if the host does not say how often it reports. A host that says so is
+    /// stale after three missed reports ([`HostInventory::is_stale`]). A stale host gets no machines. Default 300.
     pub max_age_seconds: u64,
     /// How long [`Fleet::place`] holds capacity for an assignment that its host does not report. Default 120 seconds.
     pub reservation_seconds: u64,
@@ -275,7 +275,8 @@ impl Fleet {
         [Some(name), short].into_iter().flatten().filter_map(|name| images.get(name)).copied().max().unwrap_or(0)
     }
 
-    /// The resources that the request uses up on a host. "Any kind" becomes the kind of which most are free, the first by name among equals.
+    /// The resources that the request uses up on a host. "Any kind" becomes the kind of which most are free, the first by name among
+    /// equals.
     pub(super) fn resources_for(&self, number: u32, request: &Request) -> Resources {
         let left = self.left(number);
         let chosen = |wanted: &super::inventory::Processors, left: &BTreeMap<String, u32>| {

@@ -1,4 +1,4 @@
-//! A request in terms of the index: numbers instead of names, each layer once.
+//! A request resolved against the index: names become numbers, and each layer is listed once.
 
 use rustc_hash::FxHashMap;
 

@@ -9,7 +9,7 @@ use super::request::Request;
 use super::reservation::Reservation;
 use crate::units::format_bytes;
 
-/// The most that one request may ask to be placed.
+/// Largest count of one request.
 pub const PLACEMENTS_MAX: u32 = 100_000;
 
 /// The hard constraints on a host, in the order in which they are applied.
@@ -139,7 +139,7 @@ pub struct Terms {
     pub image_bytes_missing: u64,
     /// Bytes of image layers that are still to come from fetches which others have begun.
     pub image_bytes_in_flight: u64,
-    /// Bytes of blocks needed first that are neither there nor on their way.
+    /// Bytes of the first-needed blocks that the host neither has nor is fetching.
     pub snapshot_bytes_missing: u64,
     /// Bytes of such blocks that an assignment not yet reported will fetch.
     pub snapshot_bytes_in_flight: u64,
@@ -193,8 +193,8 @@ pub struct Ranked {
     pub region: String,
     /// Its zone.
     pub zone: String,
-    /// The number by which the policy ranks within a region; less is better. For the start-time policy it is `seconds`; for a policy that gives
-    /// points it is how many are missing to the most that can be had.
+    /// The number by which the policy ranks within a region; less is better. For the start-time policy it is `seconds`; for a policy that
+    /// gives points it is how many are missing to the most that can be had.
     pub cost: f64,
     /// Seconds until the machine can start, the sum of the terms.
     pub seconds: f64,

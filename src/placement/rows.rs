@@ -104,7 +104,7 @@ impl Row {
 #[derive(Debug, Default)]
 pub(super) struct Kinds {
     kinds: Vec<(String, Vec<Share>)>,
-    /// For each host, the kind of which most are free, and how many of them.
+    /// For each host, the share of the kind with the most free units.
     any: Vec<Share>,
 }
 

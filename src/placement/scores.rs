@@ -1,4 +1,4 @@
-//! The points of other schedulers, by their own integer arithmetic.
+//! Scores of other schedulers, computed with their own integer arithmetic.
 //!
 //! Kubernetes: `pkg/scheduler/framework/plugins` of its source, `imagelocality` and `noderesources`. LRScheduler: arXiv 2506.03694
 //! and the `score.go` that was published with it.

@@ -77,7 +77,7 @@ fn bits(digest: &Digest) -> impl Iterator<Item = (usize, u8)> {
 }
 
 impl HostSummary {
-    /// Of what a host reported.
+    /// The summary of a reported inventory.
     pub fn of(inventory: &HostInventory) -> Self {
         let mut filter = vec![0u8; FILTER_BYTES];
         for (byte, bit) in inventory.layers.keys().flat_map(bits) {

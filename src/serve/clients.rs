@@ -187,7 +187,7 @@ impl Places {
 impl NbdClients {
     /// Those that have an export open, the oldest first.
     pub fn list(&self) -> Vec<ClientInfo> {
-        // Names are asked for without the lock.
+        // Names are resolved after the lock is released.
         self.0.agreed_clients().into_iter().map(|(_, address, export)| ClientInfo { address, export: export.name() }).collect()
     }
 

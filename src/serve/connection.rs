@@ -37,7 +37,7 @@ const EXTENT_BYTES: usize = 16;
 /// How often a connection whose client has left looks whether it is to end at once.
 const HUNG_UP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The terms of a connection that its client does not choose.
+/// Settings of a connection that the server chooses.
 pub struct Terms {
     pub depth: u32,
     pub stall_timeout: Duration,
@@ -71,7 +71,7 @@ pub struct Connection {
     ending: bool,
     /// The client sends no more; what it sent before is still done.
     sent_all: bool,
-    /// The client takes no more either. That would be reported again and again, so the socket is not looked at unless input is wanted.
+    /// The client has closed both directions. `poll` would report that continuously, so the socket is polled only while input is wanted.
     hung_up: bool,
     shutting_down: bool,
 }
@@ -443,7 +443,7 @@ impl Connection {
     /// Replies with an error. When the export is gone for good, the connection ends behind its last reply.
     fn fail(&mut self, request: &Request, error: &Error) {
         let number = match error.kind() {
-            // The volume became smaller since the client connected.
+            // The volume was shrunk after the client connected.
             ErrorKind::OutOfRange => error_behind_end(request),
             _ => wire_error(error),
         };

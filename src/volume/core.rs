@@ -29,7 +29,7 @@ use crate::sync::{Mutex, Rank, RwLock};
 /// Freed layers whose files a store that is being closed removes.
 const UNLINKED_AT_END: usize = 4096;
 
-/// What the volumes of a store are made with.
+/// Components and settings that the volumes of a store share.
 pub struct CoreConfig {
     /// The layers.
     pub layers: Arc<Layers>,

@@ -1,4 +1,4 @@
-//! What happens in the background.
+//! Events of a store, which an embedder receives by a callback.
 
 use std::cell::Cell;
 use std::collections::VecDeque;

@@ -1,7 +1,7 @@
 //! Requests of a volume or snapshot as futures, for any runtime.
 //!
-//! An [`AsyncQueue`] is a [`Queue`] whose completions wake tasks. The task that submits hands its request to the kernel itself; one thread of
-//! the process (`volfork-futures`) waits for the descriptors of all such queues, takes completions and wakes.
+//! An [`AsyncQueue`] is a [`Queue`] whose completions wake tasks. The task that submits hands its request to the kernel itself; one thread
+//! of the process (`volfork-futures`) waits for the descriptors of all such queues, takes completions and wakes.
 //!
 //! # Invariants
 //! - A completion is given to the future of its request, or dropped with it; wakers are called without a lock.
@@ -328,7 +328,7 @@ struct Registry {
 /// What waits for the descriptors of all queues of the process.
 struct Reactor {
     epoll: OwnedFd,
-    /// Tells the thread to look whether there are queues left.
+    /// Wakes the thread, which ends if no queue is left.
     wake: OwnedFd,
     registry: Mutex<Registry>,
 }

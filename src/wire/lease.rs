@@ -14,7 +14,7 @@ use crate::ids::LeaseId;
 
 /// Most bytes of the name of a fork or a host, or of an identity.
 const TEXT_BYTES_MAX: usize = 255;
-/// Longest time to a lapse that is believed.
+/// Longest time to a lapse that is accepted; a longer one is cut.
 const LAPSE_MAX: Duration = Duration::from_secs(366 * 86_400);
 
 /// The three requests that a fork makes about a lease.

@@ -77,7 +77,7 @@ impl ReplyHeader {
     }
 
     /// # Errors
-    /// As [`ReplyHeader::header_bytes`]; the payload is longer than any.
+    /// As [`ReplyHeader::header_bytes`]; the payload is longer than the limit.
     pub fn decode(bytes: &[u8], mode: HeaderMode) -> Result<Self, WireError> {
         let mut reader = WireReader::new(bytes);
         let magic = reader.u32()?;

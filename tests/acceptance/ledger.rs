@@ -59,7 +59,7 @@ impl Ledger {
         assert_eq!(self.fates.remove(id), Some(Fate::Used), "{id}");
     }
 
-    /// All that is held was in a fleet that was wiped.
+    /// Marks all held reservations as lost with a fleet that was wiped.
     pub fn wiped(&mut self) {
         self.fates.values_mut().filter(|fate| **fate == Fate::Held).for_each(|fate| *fate = Fate::Wiped);
     }
@@ -75,7 +75,7 @@ impl Ledger {
         own.0 == reported.0 && image_bytes.is_some_and(|bytes| self.images.get(host).map_or(bytes == 0, |images| images.contains(&bytes)))
     }
 
-    /// Waits until the books say what the hosts say, and checks them.
+    /// Waits until the ledger agrees with the reports of the hosts, and checks it.
     pub fn balance(&self, world: &World, hosts: &[&str]) {
         wait("the books", || {
             let (reports, reservations) = world.list();

@@ -39,7 +39,7 @@ impl Way {
         Self { port, shared }
     }
 
-    /// Where it begins: host and port.
+    /// Host and port at which clients connect.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }

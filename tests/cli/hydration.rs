@@ -69,7 +69,7 @@ fn waiting_ends_on_timeout_and_when_every_source_refused() {
             assert_eq!(info.pointer("/hydration/sources/0/refused"), Some(&Value::from(true)), "{info}");
             assert!(host.ok(&["show", "copy"]).contains("refused"));
         }
-        // Put right, it is taken again.
+        // Once the address serves the right export, it is used again.
         for (name, new) in [("v", "other"), ("kept", "v")] {
             origin.ok(&["rename", name, new]);
         }
@@ -174,7 +174,7 @@ fn what_keeps_a_hydration_from_going_on_is_said() {
     let source = origin.serve(&["--listen", "127.0.0.1:0"]);
     let host = Host::new();
     host.ok(&["fork", &source.uri("v@s"), "copy"]);
-    // The command that made it has ended, and with it what it fetched.
+    // The hydration ended with the command that created the fork.
     assert!(host.ok(&["list"]).contains("stopped "), "{}", host.ok(&["list"]));
     assert_eq!(host.json(&["show", "copy"]).pointer("/hydration/state"), Some(&Value::from("stopped")));
     assert!(host.ok(&["show", "copy"]).contains("volfork serve"));

@@ -12,7 +12,7 @@ use volfork::{Store, StoreOptions};
 
 use crate::host::{Host, until};
 
-/// Bytes that are nowhere zero, so many that a fork of them is not complete when the command that made it ends.
+/// Writes bytes without zeros, so many that a fork is not complete when the command that created it ends.
 fn write_volume(host: &Host, name: &str) {
     let bytes: Vec<u8> = (0..64u64 << 20).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8 | 1).collect();
     fs::write(host.path("image"), bytes).unwrap();

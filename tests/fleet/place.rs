@@ -17,7 +17,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Waits until `look` finds what it looks for.
+/// Waits until `look` succeeds; `what` is for the message of a timeout.
 pub fn wait<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

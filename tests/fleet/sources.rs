@@ -44,7 +44,7 @@ fn a_remote_fork_has_the_machine_of_its_source() {
     place.wait_for("two", |host| host["used"]["cpus"]["shared"] == 2 && host["volumes"]["copy"]["app"] == "shop");
     let (kind, _) = place.error("three", &["fork", &place.uri("one", "disk@s"), "fourth"]);
     assert_eq!(kind, "no_space");
-    // It is placed by that, too.
+    // Placement uses that origin, too.
     for (source, cpus) in [(place.uri("one", "disk@s"), 2), (place.uri("three", "second@s"), 2)] {
         let reserved = place.json("none", &["place", "--source", &source, "--reserve", "--quiet"]);
         let resources = &reserved["placed"][0]["reservation"]["resources"];

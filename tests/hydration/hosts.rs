@@ -315,7 +315,7 @@ fn hints_about_unavailable_blocks_block_no_client() {
     let a = Host::with(Arc::new(stage));
     a.store.fork("a://", "v").unwrap().write_at(&[9; 4096], 0).unwrap();
     let mut client = a.plain_client("v");
-    // More than may be under way.
+    // More requests than may be under way.
     let hints = (1..=300).flat_map(|number| request(CMD_CACHE, number, number * 8192));
     client.write_all(&hints.chain(request(CMD_READ, 0, 0)).collect::<Vec<_>>()).unwrap();
     let mut reply = [0; 16];

@@ -254,7 +254,7 @@ fn a_lease_lapses_by_silence_and_never_right_after_open() {
     }
     a.clock.go_on(Duration::from_secs(3600));
     a.await_snapshots(&[]);
-    // The fork is told when it asks for what is gone.
+    // The fork learns of it when it requests a destroyed block.
     b.start();
     b.store.control_hydration("f", &resumed()).unwrap();
     until(|| b.store.show("f").unwrap().state == VolumeState::Degraded, || format!("{:?}", b.store.show("f")));
@@ -353,7 +353,7 @@ fn a_written_export_without_snapshots_is_forked_by_name() {
     b.store.fork(&uri("v@s"), "read-only").unwrap();
     let live = ForkOptions::default().with_live(true);
     b.store.fork_with(&[uri("v")], "f", &live).unwrap();
-    // It makes no difference where there is a choice.
+    // `live` makes no difference if the source gives leases.
     b.store.fork_with(&[a.export("v")], "leased", &live).unwrap();
     ["f", "read-only", "leased"].iter().for_each(|name| b.finish(name));
     b.stop();

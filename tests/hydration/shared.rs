@@ -41,7 +41,7 @@ fn store_again(directory: &Path, stage: &Stage) -> (Store, Arc<Mutex<Vec<String>
     (Store::open(directory, options(stage).with_threads(false).with_on_event(on_event)).unwrap(), told)
 }
 
-/// What a store has of the source.
+/// The blocks of the source that a store holds.
 fn held(store: &Store) -> Option<RoaringBitmap> {
     store.holdings()[IDENTITY].present.clone()
 }

@@ -106,7 +106,7 @@ fn hostile_documents_are_refused_clearly() {
         let (found, message) = kind(fresh.resolve(tag));
         assert!(found == wanted && message.contains(text), "{tag}: {found:?}: {message}");
     }
-    // A document whose bytes are not those of its name.
+    // A document whose bytes do not match its digest.
     layout.tag("v", good.clone());
     let path = layout.blob_path(&good["digest"]);
     let mut bytes = std::fs::read(&path).unwrap();

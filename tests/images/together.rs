@@ -81,7 +81,7 @@ fn a_layer_is_fetched_once_however_many_imports_need_it() {
         assert_eq!(count(0), 1 + usize::from(first_fails), "{other}");
         assert_eq!((count(1), count(2)), (1, usize::from(other == "two")), "{other}");
         assert_eq!(first.is_err(), first_fails);
-        // Each was made by one of the two.
+        // Each layer was made by one of the two imports.
         let made = first.iter().chain([&second]).map(|imported| imported.start.layers - imported.start.layers_reused).sum::<u64>();
         assert_eq!(made as usize, count(0) + count(1) + count(2) - usize::from(first_fails));
         // Nothing is left but what was asked for, and it is what an import alone gives.

@@ -18,7 +18,7 @@ impl NaiveHost {
     }
 }
 
-/// What is known of all hosts.
+/// The reported inventories of all hosts.
 #[derive(Default)]
 pub struct Naive {
     pub hosts: Vec<NaiveHost>,

@@ -61,7 +61,7 @@ impl<'a> Queuer<'a> {
             }
         }
         drop(queue);
-        // What nobody was told of has happened or never will.
+        // A request without a completion has either happened or never will.
         for (asked, pending) in std::mem::take(&mut self.pending).into_values() {
             let mut oracle = world.oracle();
             match pending {

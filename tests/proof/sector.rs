@@ -19,7 +19,7 @@ pub struct Write {
     /// It took effect between these.
     pub low: Time,
     pub high: Time,
-    /// Its caller was told of its end.
+    /// When its completion was reported.
     pub ended: Time,
     /// It was acknowledged.
     pub done: bool,

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::random::Random;
 
-/// What is done to a disk, as far as it matters for how it may fail.
+/// Kinds of disk operations that fail in different ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     Open,

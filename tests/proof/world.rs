@@ -31,7 +31,7 @@ pub struct World {
     /// Handles that stay open.
     pub volumes: Mutex<BTreeMap<VolumeKey, Volume>>,
     pub snapshots: Mutex<BTreeMap<SnapshotKey, Snapshot>>,
-    /// Writes to the blocks that all want.
+    /// Number of writes to the contended blocks.
     hot_writes: AtomicU64,
 }
 
@@ -210,7 +210,7 @@ impl World {
                 if error.kind() == ErrorKind::NotDurable {
                     self.assert_shown(what, asked);
                 }
-                // What could not be made durable may be there after all.
+                // A volume that could not be made durable may exist all the same.
                 self.oracle().refuse_birth(asked, perhaps(&error) || error.kind() == ErrorKind::Io);
                 self.oracle().note(format!("{what} fails: {error}"));
                 self.excuse(what, &error, &[]);

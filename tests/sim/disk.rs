@@ -227,7 +227,7 @@ impl State {
         }
     }
 
-    /// How much of a transfer is done at once.
+    /// Bytes that one call transfers, which may be fewer than asked for.
     fn transfer_bytes(&mut self, asked: usize) -> usize {
         match &mut self.short_transfers {
             Some(random) if asked > 1 => match random.below(4) {

@@ -93,7 +93,7 @@ fn a_crash_keeps_both_lease_and_snapshot_or_neither() {
                 snapshot.read_at(&mut first, 0).unwrap();
                 assert_eq!(first, [*byte], "operation {at}: {export}");
             }
-            // All of them end.
+            // Gives all leases back.
             (1..=4).for_each(|number| drop(store.lease(("v", None), &request(LeaseAction::Release, number), "there").unwrap()));
             settle(&store);
             assert_eq!(store.snapshot_names("v").unwrap(), ["s"]);

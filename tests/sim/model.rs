@@ -59,7 +59,7 @@ impl VolumeModel {
         }
     }
 
-    /// It completed.
+    /// Notes that a write has completed.
     pub fn end_write(&mut self, sectors: Range<usize>, tag: u64) {
         self.live[sectors].fill(tag);
     }

@@ -70,7 +70,7 @@ fn blocks_written_again_after_a_discard_survive() {
     }
 }
 
-/// A block is written again and discarded; what its space holds later says nothing of the fork that followed.
+/// A block is overwritten and discarded. The later contents of its space must not make recovery drop the fork that followed.
 #[test]
 fn a_fork_does_not_depend_on_blocks_that_were_discarded_before() {
     for seed in seeds(12) {

@@ -61,7 +61,7 @@ fn a_flush_waits_for_names_that_another_thread_makes_durable() {
         let _named = Named("names of two threads", seed);
         let mut world = marked(seed);
         world.create().unwrap();
-        // The cleaner makes a file of checksums; before it syncs names, a file of the other volume is made.
+        // The cleaner creates a checksum file. Before it syncs the directory, a file of the other volume is created.
         world.disk.holds.hold(Kind::Write, ".crc");
         let (stop, worker) = work_beside(&world);
         world.disk.holds.await_held();

@@ -39,7 +39,7 @@ pub(in crate::image) const ROOT: u32 = 2;
 pub(super) const LOST_AND_FOUND: u32 = 11;
 /// Groups of a new file system: 8 GiB.
 const NEW_GROUPS: u64 = 64;
-/// Bytes of a new file system, of which hardly any are stored.
+/// Size of a new file system in bytes. Only its metadata are stored.
 pub(in crate::image) const NEW_BYTES: u64 = NEW_GROUPS * GROUP_BYTES;
 /// Bytes of the largest file system.
 pub(in crate::image) const MAX_BYTES: u64 = wide(index(GROUPS_MAX)) * GROUP_BYTES;

@@ -153,7 +153,7 @@ impl Inner {
         self.go_on(next);
     }
 
-    /// What follows a step.
+    /// Schedules the task as the result of its step says.
     fn go_on(self: &Arc<Self>, next: Next) {
         let Some(pool) = self.pool.upgrade() else { return };
         let mut phase = self.phase.lock();

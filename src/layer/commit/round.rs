@@ -130,7 +130,7 @@ impl LayerRounds {
 
     /// Syncs what a round wrote, and ends it in its layers.
     fn end_rounds(&self, begun: Begun, files: &[Arc<dyn DiskFile>]) -> Result<()> {
-        // The frame is written: what was reserved for it is used up.
+        // The frame is written: its reserved journal space is used up.
         self.patches.count_recorded(begun.gathered.block_records().map(patch_bytes).sum());
         self.commit.room.release(begun.gathered.block_records().map(claimed_bytes).sum::<u64>() + begun.gathered.cut_bytes);
         self.owed.count_recorded(begun.members.iter().map(|(_, part)| part.new_blocks()).sum());

@@ -78,8 +78,8 @@ fn a_shortage_that_is_over_soon_is_not_seen() {
     store.close().unwrap();
 }
 
-/// A sync of a directory that failed is not believed the second time, whatever the number says: names that are lost by then would
-/// take flushed blocks, checksums, or the journal with them.
+/// After a failed sync of a directory, a second sync that succeeds is not trusted, whatever the error number was: the names of files
+/// with flushed blocks, checksums or the journal may be lost by then.
 #[test]
 fn a_failed_sync_of_a_directory_poisons_the_store() {
     let directory = tempfile::tempdir().unwrap();

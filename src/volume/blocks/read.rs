@@ -189,7 +189,7 @@ impl Blocks {
     fn read_twin(&self, layer: &Layer, block: Block, buffer: &mut [u8]) -> bool {
         let twins = self.shape.catalog().twins(layer.id);
         twins.into_iter().filter_map(|twin| self.layers.get(twin)).any(|twin| {
-            // `read_here` repairs nothing: two damaged twins would ask each other for ever.
+            // `read_here` does not repair: two damaged twins would otherwise repair from each other without an end.
             matches!(self.read_here(&RwLock::ranked(Rank::View, View::new(twin, u64::MAX)), block, buffer), Ok(true))
         })
     }

@@ -133,10 +133,10 @@ impl Reclaim {
         found
     }
 
-    /// Tells a hydrator which blocks of its root no layer above shows, or will show once what was written there is durable. If only such
-    /// blocks are missing, what was written is made durable.
+    /// Sets the hidden and covered blocks of a hydrator: those of its root that the layers above hide now, and those that they hide once
+    /// their writes are durable. If only covered blocks are missing, a barrier makes those writes durable, and the look is repeated.
     ///
-    /// The roots are released for the barrier. A fork that joins meanwhile makes the second look find less, because it looks at the
+    /// The lock of the roots is released during the barrier. A fork that joins meanwhile is seen by the second look, which reads the
     /// catalogue again.
     pub fn look_above(&self, hydrator: &Hydrator) {
         let root = hydrator.layer().id;

@@ -25,7 +25,7 @@ struct Touches {
     changed: bool,
 }
 
-/// The recording of one fork, for the sealed layer it stands on. What others have recorded of that layer stays before it.
+/// The recording of one fork, for the sealed layer below it. Earlier recordings of that layer keep their place before it.
 pub struct Recorder {
     fork: VolumeId,
     active: AtomicBool,

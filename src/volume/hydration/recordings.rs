@@ -107,7 +107,7 @@ impl Recordings {
         })
     }
 
-    /// In which order forks first touched a snapshot, or what a volume stands on.
+    /// The trace of a snapshot, or of the snapshot below a volume: the order in which forks first touched its blocks.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::InvalidInput`].

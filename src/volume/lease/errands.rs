@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a store that is being closed tells hosts that leases are not needed any more.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// One thing to ask a host.
+/// One request about a lease to a host.
 struct Errand {
     uri: String,
     /// The root that has the lease.

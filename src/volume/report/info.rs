@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 pub use crate::format::HydrationPriority;
 pub use crate::hydrate::{FetchedBytes, SourceInfo};
 
-/// Where a volume is in its life.
+/// State of a volume in its life cycle.
 ///
 /// ```
 /// use volfork::volume::VolumeState;
@@ -143,7 +143,7 @@ pub struct HydrationInfo {
     pub bytes_fetched: u64,
     /// Bytes still only at the source.
     pub bytes_missing: u64,
-    /// Bytes a second, over the last seconds; 0 unless it runs.
+    /// Rate of the last seconds in bytes a second; 0 unless hydration runs.
     pub rate_bytes_per_second: u64,
     /// Cap that was set by [`crate::store::HydrationControl::rate_bytes_per_second`].
     pub rate_limit_bytes_per_second: Option<u64>,
@@ -241,7 +241,7 @@ pub struct VolumeInfo {
     pub created_at: u64,
     /// Volume or snapshot it was forked from, as it was named then.
     pub parent: Option<String>,
-    /// Address of the source, while there is one.
+    /// Address of the source; `None` once the volume is independent of it.
     pub source: Option<String>,
     /// The source was written while it was forked ([`crate::volume::ForkOptions::live`]): its blocks are of different instants.
     #[cfg_attr(feature = "serde", serde(default))]

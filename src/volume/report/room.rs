@@ -11,7 +11,7 @@ pub const IMAGE_LABEL: &str = "image";
 /// Label of a volume that keeps the layers of an image which is being imported, or was not imported to the end.
 pub const LAYERS_OF_LABEL: &str = "volfork.layers-of";
 
-/// What the blocks of a store take up.
+/// Space that the blocks of a store take up.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -34,7 +34,7 @@ pub struct RoomInfo {
     pub image_bytes: u64,
     /// Names of those volumes. Forks of them are machines' own.
     pub image_volumes: BTreeSet<String>,
-    /// Names of the images, and bytes of their layers as they travel.
+    /// Names of the images, and the bytes of their compressed layers.
     pub images: BTreeMap<String, u64>,
 }
 

@@ -85,7 +85,7 @@ impl Lending {
         Ok(Some(LeaseGrant { lapse: self.volumes.leases.lapse(), export: name }))
     }
 
-    /// A lease that is there already, or a new one of a snapshot; `None` if neither is meant.
+    /// The existing lease, or a new lease of a snapshot; `None` if the request means neither.
     fn lease_snapshot(
         &self,
         volume: &str,
@@ -245,7 +245,7 @@ impl Lending {
 }
 
 impl Sentence {
-    /// Names of the exports that are to be left: `VOLUME@SNAPSHOT`, or `VOLUME` and those of its snapshots.
+    /// Names of the exports whose connections must end: `VOLUME@SNAPSHOT`, or `VOLUME` and those of its snapshots.
     pub fn exports(&self) -> Vec<String> {
         let catalog = self.shape.catalog();
         let Some(entry) = catalog.volume(self.key.0) else { return Vec::new() };

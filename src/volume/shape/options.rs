@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::format::{LabelChange, Labels};
 use crate::options::with_methods;
 
-/// How a volume is created.
+/// Options of creating a volume.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -55,8 +55,8 @@ with_methods! { VolumeOptions:
 pub struct ForkOptions {
     /// Labels that the fork has other than it would inherit: new values by key, `None` for those that it does not get.
     pub labels: LabelChange,
-    /// A source elsewhere that is written while it is forked, and cannot give a snapshot of itself, is forked all the same: the
-    /// blocks of the fork are then of different instants.
+    /// Allows to fork a source that may be written meanwhile and cannot give a snapshot of itself. Blocks of the fork may then be of
+    /// different instants.
     pub live: bool,
     /// Size of the fork in bytes, if it is to be larger than its source: what is behind the source's end reads as zero.
     pub size_bytes: Option<u64>,

@@ -109,7 +109,7 @@ impl Remote {
             }
             check_uris(&uris)?;
             if bytes_of(&uris) > most {
-                // A fork has added addresses meanwhile.
+                // A fork has added addresses meanwhile, for which the reserved journal space is too small.
                 continue;
             }
             hydrator.set_uris(&uris);

@@ -15,7 +15,7 @@ use crate::wire::{LeaseAction, LeaseRequest};
 const LEASES_MAX: usize = 4096;
 /// Most leases of which it is remembered that they were given back.
 const GIVEN_BACK_MAX: usize = 4096;
-/// How long after opening no lease lapses.
+/// Time after opening in which no lease lapses, so that forks can renew after an outage of this host.
 const GRACE: Duration = Duration::from_secs(3600);
 /// Forks that a refusal names.
 const NAMED_MAX: usize = 8;
@@ -41,7 +41,7 @@ impl Leases {
     pub fn new(lapse: Duration, opened_at: Duration) -> Self {
         let (renewals, given_back) = (Mutex::ranked(Rank::Renewals, HashMap::new()), Mutex::ranked(Rank::GivenBack, VecDeque::new()));
         let condemned = Mutex::ranked(Rank::Condemned, HashSet::new());
-        // A second is the least that can be told.
+        // The wire format has whole seconds.
         let lapse = lapse.max(Duration::from_secs(1));
         Self { lapse, opened_at, renewals, given_back, unneeded: AtomicBool::new(true), condemned }
     }

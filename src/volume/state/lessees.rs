@@ -34,7 +34,7 @@ pub struct State {
     pub asking: HashMap<LeaseId, Weak<()>>,
     /// The last change after which leases may not be needed any more.
     last_end: Ticket,
-    /// Leases that are not needed any more, and the change that has to be durable before they are given back.
+    /// Leases to give back, each with the round that must be durable first.
     pub ends: HashMap<LeaseId, Ticket>,
     pub next_look: Duration,
     pub stopping: bool,

@@ -161,7 +161,7 @@ impl Shape {
         }
     }
 
-    /// As [`Catalog::volume_id`]. The error for a volume that is being made, which `list` shows, says so.
+    /// As [`Catalog::volume_id`]. For a volume that is still being created, the error says so.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].

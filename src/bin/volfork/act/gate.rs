@@ -9,7 +9,7 @@ use volfork::{Error, ErrorKind, Result, Store};
 /// Labels of a volume.
 pub type Labels = BTreeMap<String, String>;
 
-/// Asked before a volume is made or grows.
+/// Admits a volume before it is created or grows.
 pub trait Gate: Send + Sync {
     /// Admits a new volume of this name, size and labels, and may add labels. The caller reports the outcome to the admission.
     ///

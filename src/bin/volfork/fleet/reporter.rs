@@ -29,7 +29,7 @@ struct Shared {
     wake: Condvar,
 }
 
-/// A thread that reports.
+/// A thread that publishes the inventory of the host periodically.
 pub struct Reporter {
     shared: Arc<Shared>,
     fleet: SharedFleet,

@@ -81,7 +81,7 @@ pub struct Disconnected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Done {
-    /// It is new.
+    /// The volume was created by this request.
     Created,
     /// It is a new fork.
     Forked,

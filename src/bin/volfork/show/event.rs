@@ -38,7 +38,7 @@ fn event_text(event: &Event) -> String {
 
 /// Prints an event: for scripts as a line of JSON, for people on standard error.
 pub fn event(settings: &Settings, event: &Event) {
-    // There is no other place to report an error of the stream.
+    // An error of the output stream cannot be reported anywhere.
     let _ = match (settings.json, settings.quiet) {
         (true, _) => stream::json(&log(&word(&event.kind), &json!({ "volumes": event.volumes, "error": event.error }))),
         (false, true) => Ok(()),
