@@ -367,7 +367,7 @@ mod tests {
         assert!(matches!(&all[..], [Ok((0, first)), Ok((1, second))] if *first == [None, two()] && *second == [two(), None]));
         let failing = bucket.read_all(&[["a/x".into()], ["a/none".into()]], 2, |_, found| Ok(found));
         assert!(matches!(&failing[..], [Err(_), Ok([None])]));
-        // Nobody's change is lost.
+        // No change is lost.
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| assert!((0..10).all(|_| count(bucket).is_ok())));

@@ -211,7 +211,7 @@ fn a_host_makes_nothing_that_breaks_its_capacity_or_its_zone() {
     assert!(error.kind() == ErrorKind::NoSpace && error.to_string().contains("a: 0 processors are free, 1 are needed"), "{error}");
     fleet.give_back(&first).unwrap();
     admit(&fleet, &HostInventory { status: HostStatus::Draining, ..own.clone() }, None, &machine("three"), NOW).unwrap();
-    // A machine of any kind gets one, and nobody else has it.
+    // A request for any kind gets one unit, which no other request has.
     let any = Request { compute: Compute { cpus: Processors { kind: String::new(), count: 3 }, ..Compute::default() }, ..machine("any") };
     let mixed = HostInventory {
         capacity: Resources { cpus: [("fast".to_owned(), 3), ("shared".to_owned(), 2)].into(), ..own.capacity.clone() },

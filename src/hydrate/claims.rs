@@ -142,7 +142,7 @@ mod tests {
         let held = claims.claim(1, 1, || std::iter::once(5..6).collect());
         let seen = news.seen();
         drop(held);
-        // Returns at once: whoever looked before the end misses nothing.
+        // Returns at once: a reader that looked before the end of the claim misses nothing.
         news.wait(seen, None);
         assert_ne!(news.seen(), seen);
     }

@@ -34,7 +34,7 @@ fn descriptors_open() -> usize {
 pub struct Reservation(usize);
 
 impl Reservation {
-    /// Room for `count` descriptors within so many quarters of all, beside those that are open and those that others reserved.
+    /// Reserves `count` descriptors, if no more than `quarters` quarters of all are open or reserved then.
     pub fn take(count: usize, quarters: usize) -> Option<Self> {
         let mut reserved = RESERVED.lock();
         let room = (descriptors_max() / 4).saturating_mul(quarters);

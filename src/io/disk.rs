@@ -121,7 +121,7 @@ pub trait Disk: Send + Sync + 'static {
     fn access(&self, _directory: &Path) -> io::Result<Access> {
         Ok(Access::Owner)
     }
-    /// Lets nobody else use a directory or a file. Answers whether others could.
+    /// Restricts a directory or a file to the users that the access names. Returns whether others could use it before.
     fn restrict(&self, _path: &Path, _access: Access) -> io::Result<bool> {
         Ok(false)
     }

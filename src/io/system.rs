@@ -185,7 +185,7 @@ impl SystemDisk {
                 // The kernel lacks something for a moment.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => crate::sync::thread::yield_now(),
                 Err(error) => {
-                    // Nobody may take completions of these syncs for those of later ones.
+                    // Completions of these syncs must not be taken for those of later ones.
                     *guard = None;
                     return Some(Err(error));
                 }
@@ -282,7 +282,7 @@ impl Disk for SystemDisk {
     fn lock_shared(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         refuse_other_than_files(path)?;
         let file = match File::open(path) {
-            // A copy of a store need not have one, and nobody can own what cannot be locked.
+            // A copy of a store may lack the lock file. Without it no process owns the store.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Box::new(())),
             other => other?,
         };

@@ -18,7 +18,7 @@ use crate::io::{Disk, DiskFile, DiskFileExt, IoMode, OpenMode};
 use crate::limits::Limits;
 use crate::place::wide;
 
-/// Takes space for so many bytes of the file in all.
+/// Takes space so that the file has this many bytes in all.
 pub type Grow<'a> = dyn Fn(u64) -> std::io::Result<()> + 'a;
 
 /// The rounds of the current journal that the next one does not have yet.

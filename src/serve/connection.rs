@@ -124,7 +124,7 @@ impl Connection {
             self.take_requests()?;
             self.ending |= self.sent_all && !self.has_request();
             if self.ending && self.hung_up {
-                // Nobody takes what is left to be read, which may wait for a source. The end of the queue waits for changes.
+                // The remaining reads have no receiver any more, and may wait for a source. The end of the queue waits for changes only.
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             self.queue.reap(&mut completions).map_err(|error| io::Error::other(error.to_string()))?;

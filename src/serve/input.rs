@@ -63,7 +63,7 @@ impl Input {
         if self.is_large(missing) && !has_room { self.bytes.len() + missing } else { 0 }
     }
 
-    /// Makes room for so many bytes of which the first request consists beside what was received.
+    /// Makes room for the bytes of the first request that were not received yet.
     pub fn make_room(&mut self, missing: usize) {
         let room = self.bytes.capacity() - self.bytes.len();
         let least = if self.is_large(missing) { missing } else { missing.max(ROOM_BYTES_MIN) };

@@ -108,12 +108,12 @@ impl Listener {
         let context = |error| Error::io(format!("cannot listen on {}", path.display()), error);
         if let Ok(found) = path.symlink_metadata() {
             if !found.file_type().is_socket() {
-                // Nobody answers there either, but it is not for this server to remove.
+                // A file that is not a socket does not answer either, but this server must not remove it.
                 let text = format!("{} is there already and no socket: choose another path", path.display());
                 return Err(Error::new(ErrorKind::Exists, text));
             }
             match connect_unix(path, STALE_PATIENCE) {
-                // Nobody answers: it was left behind.
+                // No process listens: the socket was left behind.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(context)?,
                 Err(error) if error.kind() != io::ErrorKind::TimedOut => return Err(context(error)),
                 // It is there; or it was stopped, and its queue of clients is full.

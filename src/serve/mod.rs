@@ -5,7 +5,7 @@
 //! `input` has bytes that are no requests yet; `reply` turns completions into bytes; `budget` bounds the memory of all.
 //!
 //! # Invariants
-//! - A broken or slow client harms nobody else: what it may have outstanding, in requests and in bytes, is bounded, and reading
+//! - A broken or slow client harms no other client: what it may have outstanding, in requests and in bytes, is bounded, and reading
 //!   from it stops when the bound is reached. What all hold together is bounded too: beyond, each gets one small request at a time,
 //!   and a client that holds memory and does not move is disconnected. A client whose machine has gone leaves within a minute.
 //! - Every request but `DISC` gets exactly one reply; a bad one gets an error, and the connection goes on, unless its length

@@ -29,7 +29,7 @@ pub enum Context {
 }
 
 impl Context {
-    /// The contexts of an export, in an order that does not change while nobody takes or destroys snapshots.
+    /// The contexts of an export. Their order changes only when snapshots are taken or destroyed.
     pub fn of(export: &Export, is_extended: bool) -> Vec<Self> {
         let mut contexts = vec![Self::Allocation, Self::Depth, Self::Missing];
         if is_extended && export.snapshot().is_some() {

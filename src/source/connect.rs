@@ -259,7 +259,7 @@ impl<T> Opening<T> {
             drop(unwanted);
             self.answer(opened);
         } else if let Ok(late) = opened {
-            // A panic here loses an answer that nobody waits for.
+            // A panic here only loses an answer that came too late.
             let _ = caught(uri, || unwanted(opener, uri, late));
         }
     }

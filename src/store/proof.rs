@@ -488,7 +488,7 @@ fn calls_beside_a_destroy_succeed_or_say_the_volume_is_gone() {
     }
 }
 
-/// E10: whoever calls `close` finds the store closed when that ends, also if somebody else does it.
+/// E10: the store is closed when `close` returns, also if another thread closes it.
 #[test]
 fn every_close_ends_when_the_store_is_closed() {
     let history = |path: &Path| {
@@ -501,7 +501,7 @@ fn every_close_ends_when_the_store_is_closed() {
                 scope.spawn(|| {
                     store.close().unwrap();
                     let _one_at_a_time = looks.lock();
-                    // Refused while somebody has the store.
+                    // Refused while another handle has the store open.
                     assert_eq!(Store::check(path, options()).unwrap().violations, Vec::<String>::new());
                 });
             }

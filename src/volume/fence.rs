@@ -29,7 +29,7 @@ struct Shard(AtomicUsize);
 pub struct Fence {
     shut: AtomicBool,
     inside: [Shard; SHARDS],
-    /// Locked to wait until everybody is out.
+    /// Locked to wait until all passes are given back.
     leaving: Mutex<()>,
     left: Condvar,
     /// Threads of the engine that run callbacks.
@@ -106,12 +106,12 @@ impl Fence {
         }
     }
 
-    /// Lets nobody in any more.
+    /// Refuses new passes from now on.
     pub fn shut(&self) {
         self.shut.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until everybody is out; `help` lets transfers end whose owner does not look after them. The fence is shut.
+    /// Waits until all passes are given back. The fence must be shut. `help` ends transfers whose owner does not reap them.
     pub fn wait_empty(&self, help: impl Fn()) {
         let mut leaving = self.leaving.lock();
         // A call that is refused is counted for a moment; it touches nothing, so the counters need not be zero together.
@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(fence.enter().map(drop).unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(fence.hold().map(drop).unwrap_err().kind(), ErrorKind::Closed);
         drop(call);
-        // The transfer ends because it is helped, and only then is everybody out.
+        // The transfer ends only by `help`, and its pass is given back then.
         let transfer = Mutex::new(Some(transfer));
         fence.wait_empty(|| drop(transfer.lock().take()));
         assert!(transfer.lock().is_none());

@@ -70,7 +70,7 @@ impl Drop for OpenQueue {
 }
 
 impl Head {
-    /// A head that nobody else has open, with this view.
+    /// A head with this view, which has no other handle yet.
     pub fn new(blocks: &Arc<Blocks>, shape: &Arc<Shape>, pool: &Arc<Pool>, id: VolumeId, view: View) -> Arc<Self> {
         Arc::new(Self {
             blocks: Arc::clone(blocks),

@@ -1,7 +1,7 @@
 //! Writes that begin or end inside a block.
 //!
 //! Such a block is read, changed and written whole, unless it is still at a source: then the bytes become a patch of the head,
-//! and nobody waits for a network.
+//! and no write waits for a network.
 //!
 //! # Invariants
 //! - No source is asked while the gate is passed or a block is latched: a fork waits for the one, and the barrier rounds of the whole

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::sync::time::Instant;
 
-/// Longer than anybody waits.
+/// A wait without an end.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// The moment at which `timeout` from now has passed; for [`Duration::MAX`], one that does not come.

@@ -12,7 +12,7 @@ use super::constants::{
     EXPORT_HAS_FLAGS, INFO_BLOCK_SIZE, INFO_EXPORT, MAGIC_OPTION, MAGIC_OPTION_REPLY, PAYLOAD_BYTES_MAX, STRING_BYTES_MAX,
 };
 
-/// Most bytes of an option's data: a name and more contexts than anybody asks for.
+/// Most bytes of an option's data: enough for a name and for more contexts than clients ask for.
 const OPTION_BYTES_MAX: u32 = 64 << 10;
 /// Most queries of one context option.
 const QUERIES_MAX: u32 = 128;

@@ -343,7 +343,7 @@ mod tests {
         budget.join(greedy, HydrationPriority::Normal, None);
         budget.join(small, HydrationPriority::Low, None);
         let turns = turns(&budget, 0..200, &[(greedy, false), (small, false)]);
-        // Each of the small one counts four times; nobody is more than the lead ahead.
+        // Bytes of the small share count four times; none is ahead by more than the lead.
         let longest = turns.split(|id| *id == small).map(<[LayerId]>::len).max().unwrap();
         assert!(longest <= 12, "{longest} in a row of {turns:?}");
         let small = turns.iter().filter(|id| **id == small).count();

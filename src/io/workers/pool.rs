@@ -13,7 +13,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// A call that takes longer is slow.
 const SLOW: Duration = Duration::from_secs(1);
-/// A thread without a job ends after so long.
+/// Idle time after which a thread ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a thread could not be started.
 const START_PAUSE: Duration = Duration::from_millis(20);

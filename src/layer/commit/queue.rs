@@ -282,7 +282,7 @@ impl Commit {
         self.queue.lock().undone
     }
 
-    /// Whether so much is queued that the next round should take it before there is more.
+    /// Whether the queued records have reached the watermark at which a round should run before more are queued.
     pub fn is_crowded(&self) -> bool {
         self.queue.lock().bytes > QUEUED_BYTES_MAX.min(bytes(self.limits.frame_payload_bytes_max) / 4)
     }

@@ -63,7 +63,7 @@ mod tests {
         };
         assert_eq!(tries(200), tries(1));
         assert!((10..20).contains(&tries(1)), "{}", tries(1));
-        // One that answers is not waited for, and what nobody tries any more is forgotten.
+        // A host that has answered has no pause, and a host that was not tried for long is forgotten.
         let (mut hosts, now) = (Hosts(BTreeMap::new()), Instant::now());
         hosts.begin("lost", now).unwrap();
         assert_eq!(hosts.begin("lost", now), Err(PAUSES.start));

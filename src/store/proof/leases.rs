@@ -20,7 +20,7 @@ use crate::sync::{Mutex, sim, thread};
 const BYTES: u64 = 64 << 10;
 /// Longest time that a close may take: far less than hosts which do not answer. Timers that fire early make it longer than it is.
 const CLOSE_MAX: Duration = Duration::from_secs(60);
-/// Hosts that do not answer end a call after so long.
+/// Time after which a call to a host without an answer ends.
 const SILENCE: Duration = Duration::from_secs(200);
 
 /// What is at the end of such an address is never read, so that its lease is needed.

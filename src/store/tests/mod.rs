@@ -137,7 +137,7 @@ fn a_full_disk_takes_overwrites_for_ever() {
     assert_eq!(block[0], 199);
 }
 
-/// Nobody does anything in the background.
+/// Options of a store without background threads.
 #[test]
 fn a_full_disk_takes_discards_and_a_destroy_after_them() {
     let directory = tempfile::tempdir().unwrap();
@@ -370,7 +370,8 @@ fn a_lost_block_is_damaged_for_good() {
     assert_eq!(block[0], 6, "what is written again is there");
 }
 
-/// What hashing writes again after a crash is synced by whoever makes everything durable, and not only with its own volume.
+/// Checksums that are written anew after a crash are synced by every round that makes all volumes durable, not only by rounds of their
+/// volume.
 #[test]
 fn an_extent_that_was_hashed_again_is_synced_with_all_others() {
     let directory = tempfile::tempdir().unwrap();

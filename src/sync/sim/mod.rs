@@ -112,7 +112,7 @@ pub fn note(text: impl FnOnce() -> String) {
     }
 }
 
-/// From now on, of so many starts of threads one fails; 0: none. Nothing outside a run.
+/// From now on, one start of a thread in this many fails; 0 is none. No effect outside a run.
 pub fn fail_starts_of_threads(one_in: u32) {
     if let Some(task) = current() {
         task.world.state.lock().config.spawn_failure_one_in = one_in;

@@ -1,7 +1,7 @@
 //! The order in which tasks take locks. Two locks that are taken in two orders are a deadlock under some schedule, be it a rare one:
 //! a run that shows both orders fails, whether its tasks met or not (as `lockdep` of Linux does, but for each lock of its own).
 //!
-//! Orders that were all seen under one further lock are none: whoever has that lock keeps the others out. A lock that is read counts
+//! Orders that were all seen under one further lock do not count: the holder of that lock keeps the others out. A lock that is read counts
 //! as one that is taken, for a writer that waits keeps readers out.
 
 use std::fmt::Write;

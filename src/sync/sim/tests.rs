@@ -105,7 +105,7 @@ fn a_lost_wake_is_a_deadlock_that_says_who_waits() {
         let (ready, lock, changed) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(())), Arc::new(Condvar::new()));
         let setter = {
             let (ready, changed) = (Arc::clone(&ready), Arc::clone(&changed));
-            // Without the lock: between the look and the wait of the other task, nobody hears it.
+            // Without the lock, a notification between the look and the wait of the other task is lost.
             thread::Builder::new().name("setter".into()).spawn(move || {
                 ready.store(true, Ordering::SeqCst);
                 changed.notify_all();

@@ -29,7 +29,7 @@ use crate::source::{Lease, LeaseAction, LeaseRequest, SourceOpener};
 use crate::volume::fence::Fence;
 use crate::volume::state::{Lessees, Shape};
 
-/// The record of a lease is written anew when it lapses so much later, in seconds.
+/// The record of a lease is rewritten when its lapse has moved by at least this many seconds.
 pub const UNTIL_STEP: u64 = 3600;
 /// Most bytes of the record of a lease beside its address.
 const RECORD_BYTES: u64 = 64;
@@ -75,7 +75,7 @@ impl Asked<'_> {
         LeaseRequest { action: LeaseAction::Release, ..self.request.clone() }
     }
 
-    /// Gives back what its server gives when nobody waits for it any longer; the store may be closed by then.
+    /// Gives back a lease that its server grants after the caller has stopped waiting; the store may be closed by then.
     pub fn return_late(&self) -> impl FnOnce(&dyn SourceOpener, &str, &Lease) + Send + use<> {
         let (request, under_way) = (self.release(), self.under_way.clone());
         // What is not heard is said again when the store is open.

@@ -122,7 +122,7 @@ impl Borrowing {
         state.threads.extend(thread.ok().map(|thread| (host, thread)));
     }
 
-    /// What is to be asked now, for so many hosts at most, of those that are not being asked; notes when the next is.
+    /// The errands that are due now, for at most `hosts_max` hosts without an errand under way. Notes when the next one is due.
     fn due_errands(&self, now: Duration, hosts_max: usize) -> Vec<Errands> {
         let unix = self.clock.unix().as_secs();
         let (mut hosts, mut over) = (HashMap::<_, (Duration, Vec<_>)>::new(), Vec::new());

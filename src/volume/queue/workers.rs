@@ -19,9 +19,9 @@ use crate::sync::{Condvar, Mutex, Rank};
 const THREADS_MAX: usize = 64;
 /// As many for the reads of one volume: those of a source that hangs are to fail together.
 const READERS_MAX: usize = 256;
-/// Threads for what nobody waits for.
+/// Threads for jobs that no caller waits for.
 const PREFETCHERS_MAX: usize = 4;
-/// A thread without a job ends after so long.
+/// Idle time after which a thread ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -174,7 +174,7 @@ impl Volumes {
         self.resize_head(&head, |_| Ok(size_bytes), force)
     }
 
-    /// Gives a volume the size that `size_of` makes of the one that it has, which nobody else changes meanwhile.
+    /// Resizes a volume to the result of `size_of` for its present size. No other call changes the size meanwhile.
     ///
     /// # Errors
     /// Those of `size_of`; as [`Volumes::resize`].
@@ -208,7 +208,7 @@ impl Volumes {
             head.zero_behind(old)?;
         }
         let cut = self.blocks_cut(old, size_bytes);
-        // What gives back space lives on the reserve. Nobody else changes the size, so the cut stays what it is.
+        // A shrink gives back space, so it may use the reserve. No other call changes the size, so the cut stays the same.
         let (room, _shape) = match cut.is_empty() {
             true => (None, Some(self.layers.barriers.reserve_shape()?)),
             false => (Some(self.layers.barriers.claim_cut(BlockSpan::new(cut.start, cut.end))?), None),

@@ -155,7 +155,7 @@ impl Lending {
         Ok((format!("{volume}@{snapshot}"), ticket))
     }
 
-    /// Ends leases, chosen in the same moment, and destroys the instants that nobody needs then.
+    /// Ends the leases that are chosen under the same lock, and destroys the instants that are not needed any more.
     fn end_leases(&self, choose: impl FnOnce(&Catalog) -> Vec<LeaseId>) -> Result<Option<Ticket>> {
         self.volumes.layers.barriers.prepare_shape()?;
         let ticket = {

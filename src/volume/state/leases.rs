@@ -22,14 +22,14 @@ const NAMED_MAX: usize = 8;
 
 /// What a store knows of its leases, beside the catalogue.
 pub struct Leases {
-    /// A lease that is given or renewed lapses after so long.
+    /// Time after which a lease lapses that is not renewed.
     lapse: Duration,
     opened_at: Duration,
-    /// When leases were given or renewed since the store was opened, by a clock that nobody sets.
+    /// When leases were granted or renewed since the store was opened, by the monotonic clock.
     renewals: Mutex<HashMap<LeaseId, Duration>>,
     /// Leases that were given back, the latest last. What was asked before the store was opened is not heard any more.
     given_back: Mutex<VecDeque<LeaseId>>,
-    /// A lease has ended, or a reader of an instant: there may be instants that nobody needs.
+    /// Set when a lease, or a reader of an instant, has ended: there may be instants that are not needed any more.
     unneeded: AtomicBool,
     /// Volumes and snapshots that are about to be destroyed by force.
     condemned: Mutex<HashSet<Condemned>>,

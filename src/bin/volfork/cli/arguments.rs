@@ -203,7 +203,7 @@ pub enum Command {
         /// when every source has other bytes than those that were forked, or none at all
         #[arg(long, conflicts_with = "pause")]
         wait: bool,
-        /// With --wait: end with status 3 if the volume is not complete after so much time, as in 90s, 10m or 1h30m
+        /// With --wait: end with status 3 if the volume is not complete after this time, as in 90s, 10m or 1h30m
         #[arg(long, requires = "wait", value_parser = seconds, value_name = "TIME")]
         timeout: Option<u64>,
         /// Stop background replication; reads still fetch what they need
@@ -215,7 +215,7 @@ pub enum Command {
         /// Most bytes a second, as in 100M; 0 for no limit
         #[arg(long, value_parser = bytes)]
         rate: Option<u64>,
-        /// Be complete in so much time, as in 10m or 1h30m, even if that slows reads and writes down; 0 for no deadline
+        /// Be complete within this time, as in 10m or 1h30m, even if that slows reads and writes down; 0 for no deadline
         #[arg(long, value_parser = seconds, value_name = "TIME")]
         deadline: Option<u64>,
         /// Share of what the hydrations of this store have together: low is a quarter of normal, high four times as much

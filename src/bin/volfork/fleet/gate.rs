@@ -149,7 +149,7 @@ impl FleetGate {
     /// Holds what is wanted for a volume that is getting a size.
     fn hold(&self, birth: &Birth<'_>, size_bytes: u64, taken: Option<Taken>) -> Result<(Resources, Admission)> {
         self.fleet.check_clock(now)?;
-        // If nothing was reported yet, what one before has left stays: it may be for a volume that nobody knows of.
+        // Before the first report, reservations of an earlier process stay: they may be for volumes that are not reported yet.
         self.unconfirmed.begin(|| Ok(()))?;
         let admitted = self.fleet.admit(birth, now())?;
         if birth.reservation.is_none() {
@@ -257,7 +257,7 @@ mod tests {
         }
     }
 
-    /// A process that ends between any two steps leaves a reservation that one volume uses, or nobody yet.
+    /// A process that ends between any two steps leaves a reservation that one volume uses, or none yet.
     #[test]
     fn a_reservation_is_taken_once_however_often_the_server_dies() {
         let host = Host::new();
