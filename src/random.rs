@@ -1,5 +1,5 @@
-//! Numbers that look random and are the same for the same seed, for tests and benches.
-#![allow(dead_code, reason = "each test uses a part")]
+//! Numbers that look random and are the same for the same seed, for tests, benches and the demo.
+#![allow(dead_code, reason = "each crate uses a part")]
 
 /// A small generator (PCG-style output of a 64-bit LCG).
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::chance::Chance;
+use super::chance::{Random, prose};
 use crate::failure::{Failure, Result};
 
 /// Where `mkfs.ext4` may be although the user's PATH does not say so.
@@ -44,7 +44,7 @@ fn make_ext4(mkfs: &str, path: &Path, files: &Path) -> bool {
 
 /// Files of several sizes: text, noise, and sparse ones. Answers how many.
 fn fill_tree(root: &Path, budget: u64, going_on: &dyn Fn() -> Result<()>) -> Result<u64> {
-    let mut chance = Chance::new(1);
+    let mut random = Random::new(1);
     let large = (budget / 16).clamp(64 << 10, 16 << 20);
     let (mut count, mut used) = (0, 0);
     while used < budget {
@@ -52,18 +52,18 @@ fn fill_tree(root: &Path, budget: u64, going_on: &dyn Fn() -> Result<()>) -> Res
         let directory = root.join(format!("{:03}", count / 64));
         let made = fs::create_dir_all(&directory).and_then(|()| match count % 8 {
             0..=3 => {
-                let bytes = 1_000 + chance.below(60_000);
-                fs::write(directory.join(format!("{count}.log")), chance.prose(bytes as usize)).map(|()| bytes)
+                let bytes = 1_000 + random.below(60_000);
+                fs::write(directory.join(format!("{count}.log")), prose(&mut random, bytes as usize)).map(|()| bytes)
             }
             4 => {
-                let bytes = large / 4 + chance.below(large);
-                fs::write(directory.join(format!("{count}.txt")), chance.prose(bytes as usize)).map(|()| bytes)
+                let bytes = large / 4 + random.below(large);
+                fs::write(directory.join(format!("{count}.txt")), prose(&mut random, bytes as usize)).map(|()| bytes)
             }
             5 | 6 => {
-                let bytes = large / 2 + chance.below(large);
-                fs::write(directory.join(format!("{count}.bin")), chance.noise(bytes as usize)).map(|()| bytes)
+                let bytes = large / 2 + random.below(large);
+                fs::write(directory.join(format!("{count}.bin")), random.bytes(bytes as usize)).map(|()| bytes)
             }
-            _ => sparse(&directory.join(format!("{count}.db")), 2 * large, &mut chance),
+            _ => sparse(&directory.join(format!("{count}.db")), 2 * large, &mut random),
         });
         used += made.map_err(|error| Failure::io("make the image", error))?;
         count += 1;
@@ -72,12 +72,12 @@ fn fill_tree(root: &Path, budget: u64, going_on: &dyn Fn() -> Result<()>) -> Res
 }
 
 /// A file with a few blocks in a long hole.
-fn sparse(path: &Path, size_bytes: u64, chance: &mut Chance) -> io::Result<u64> {
+fn sparse(path: &Path, size_bytes: u64, random: &mut Random) -> io::Result<u64> {
     let file = File::create(path)?;
     file.set_len(size_bytes)?;
     for _ in 0..4 {
-        let block = chance.below(size_bytes / 4096);
-        file.write_all_at(&chance.noise(4096), block * 4096)?;
+        let block = random.below(size_bytes / 4096);
+        file.write_all_at(&random.bytes(4096), block * 4096)?;
     }
     Ok(4 * 4096)
 }
@@ -85,14 +85,14 @@ fn sparse(path: &Path, size_bytes: u64, chance: &mut Chance) -> io::Result<u64> 
 /// Without a file system: every extent is text, noise, or a hole with a block in it.
 fn mix(file: &File, size_bytes: u64) -> io::Result<()> {
     const EXTENT: u64 = 4 << 20;
-    let mut chance = Chance::new(2);
+    let mut random = Random::new(2);
     let mut offset = 0;
     while offset < size_bytes {
         let bytes = EXTENT.min(size_bytes - offset);
-        match chance.below(4) {
-            0 => file.write_all_at(&chance.prose(bytes as usize), offset)?,
-            1 => file.write_all_at(&chance.noise(bytes as usize), offset)?,
-            _ => file.write_all_at(&chance.noise(bytes.min(4096) as usize), offset)?,
+        match random.below(4) {
+            0 => file.write_all_at(&prose(&mut random, bytes as usize), offset)?,
+            1 => file.write_all_at(&random.bytes(bytes as usize), offset)?,
+            _ => file.write_all_at(&random.bytes(bytes.min(4096) as usize), offset)?,
         }
         offset += bytes;
     }

@@ -32,7 +32,7 @@ use crate::serve::door::{Door, export_uri};
 use crate::settings::Settings;
 use crate::show::bar::Bar;
 
-use chance::Chance;
+use chance::Random;
 use place::Place;
 use proof::{Bytes, Expected, checksum, compare, compare_all};
 use report::{Report, format_duration, rate};
@@ -166,19 +166,19 @@ impl Demo<'_> {
     /// Reads the fork and writes to both sides until everything is there.
     fn hydrate(&mut self, sides: &Sides<'_>, expected_a: &mut Expected, expected_b: &mut Expected, forked: Instant) -> Result<()> {
         let mut bar = Interruptible { watcher: Bar::new("hydrate", self.settings), interrupt: self.interrupt.clone() };
-        let mut chance = Chance::new(3);
+        let mut random = Random::new(3);
         let (mut reads, mut read_bytes, mut writes, mut fetched, mut slowest) = (0, 0, 0, 0, Duration::ZERO);
         let mut hydrated: Option<(Duration, u64)> = None;
         while hydrated.is_none() || reads < READS_MIN || writes < WRITES {
-            let offset = chance.below(expected_b.size_bytes());
-            let bytes = (1 + chance.below(READ_BYTES_MAX)).min(expected_b.size_bytes() - offset);
+            let offset = random.below(expected_b.size_bytes());
+            let bytes = (1 + random.below(READ_BYTES_MAX)).min(expected_b.size_bytes() - offset);
             let begun = Instant::now();
             compare("a read of the fork", &sides.b, expected_b, offset, bytes)?;
             slowest = slowest.max(begun.elapsed());
             reads += 1;
             read_bytes += bytes;
             if reads % 3 == 0 && writes < WRITES {
-                sides.write(expected_a, expected_b, &mut chance)?;
+                sides.write(expected_a, expected_b, &mut random)?;
                 writes += 1;
             }
             if hydrated.is_none() && sides.host_b.wait_hydrated(DISK, Duration::ZERO)? {
@@ -252,9 +252,9 @@ struct Sides<'a> {
 }
 
 impl Sides<'_> {
-    fn write(&self, expected_a: &mut Expected, expected_b: &mut Expected, chance: &mut Chance) -> Result<()> {
+    fn write(&self, expected_a: &mut Expected, expected_b: &mut Expected, random: &mut Random) -> Result<()> {
         for (volume, expected) in [(&self.a, expected_a), (&self.b, expected_b)] {
-            let (offset, bytes) = expected.next_write(chance);
+            let (offset, bytes) = expected.next_write(random);
             volume.write_at(&bytes, offset)?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use sha2::{Digest, Sha256};
 use volfork::{ErrorKind, Snapshot, Volume};
 
-use super::chance::Chance;
+use super::chance::Random;
 use crate::failure::{Failure, Result};
 
 /// Bytes of one write.
@@ -58,10 +58,10 @@ impl Expected {
         Ok(Self { image, size_bytes, side, writes: BTreeMap::new() })
     }
 
-    /// A next write of this side at a place that `chance` chooses: its offset and its bytes, which no other write has.
-    pub fn next_write(&mut self, chance: &mut Chance) -> (u64, Vec<u8>) {
-        let offset = chance.below((self.size_bytes / WRITE_BYTES).max(1)) * WRITE_BYTES;
-        let seed = chance.number();
+    /// A next write of this side at a place that `random` chooses: its offset and its bytes, which no other write has.
+    pub fn next_write(&mut self, random: &mut Random) -> (u64, Vec<u8>) {
+        let offset = random.below((self.size_bytes / WRITE_BYTES).max(1)) * WRITE_BYTES;
+        let seed = random.number();
         self.writes.insert(offset, seed);
         (offset, self.bytes_of(seed, offset))
     }
@@ -72,7 +72,7 @@ impl Expected {
     }
 
     fn bytes_of(&self, seed: u64, offset: u64) -> Vec<u8> {
-        let mut bytes = Chance::new(seed ^ self.side).noise(WRITE_BYTES.min(self.size_bytes - offset) as usize);
+        let mut bytes = Random::new(seed ^ self.side).bytes(WRITE_BYTES.min(self.size_bytes - offset) as usize);
         bytes[..8].copy_from_slice(&self.side.to_le_bytes());
         bytes
     }
@@ -145,7 +145,7 @@ mod tests {
 
     fn image() -> File {
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&Chance::new(9).noise(3 * 4096 + 10), 0).unwrap();
+        file.write_all_at(&Random::new(9).bytes(3 * 4096 + 10), 0).unwrap();
         file
     }
 
@@ -157,7 +157,7 @@ mod tests {
         compare_all("same", &ours, &theirs, &|| Ok(())).unwrap();
         let same = checksum(&ours, &|| Ok(())).unwrap();
         assert_eq!(same, checksum(&theirs, &|| Ok(())).unwrap());
-        let (offset, bytes) = ours.next_write(&mut Chance::new(3));
+        let (offset, bytes) = ours.next_write(&mut Random::new(3));
         let mut found = vec![0; 100];
         ours.read(&mut found, offset + 50).unwrap();
         assert_eq!(found, bytes[50..150]);
