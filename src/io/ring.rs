@@ -107,7 +107,7 @@ impl Ring {
 
     /// Whether the ring was woken since the last call.
     pub fn take_woken(&mut self) -> bool {
-        each!(&mut self.0, ring => ring.take_woken())
+        std::mem::take(each!(&mut self.0, ring => &mut ring.wakes.woken))
     }
 
     /// Whether the next `reap` has something to do that the descriptor does not tell of: transfers to hand over, or transfers that
@@ -162,7 +162,7 @@ impl Ring {
 
     /// For other threads.
     pub fn waker(&self) -> RingWaker {
-        each!(&self.0, ring => ring.waker())
+        each!(&self.0, ring => ring.wakes.waker.clone())
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::op::{Done, Op, run};
-use super::waker::RingWaker;
+use super::waker::{RingWaker, Wakes};
 use crate::place::{length, wide};
 use crate::sync::thread::{JoinHandle, sleep, spawn, yield_now};
 use crate::sync::{Condvar, Mutex, sim};
@@ -28,30 +28,20 @@ struct State {
 
 pub struct SimulatedRing {
     shared: Arc<(Mutex<State>, Condvar)>,
-    waker: RingWaker,
+    pub wakes: Wakes,
     tasks: Vec<JoinHandle<()>>,
     pushed: Vec<(u64, Op)>,
     in_flight: usize,
-    woken: bool,
 }
 
 impl SimulatedRing {
     pub fn new() -> io::Result<Self> {
-        let waker = RingWaker::new()?;
-        Ok(Self { shared: Arc::default(), waker, tasks: Vec::new(), pushed: Vec::new(), in_flight: 0, woken: false })
+        let wakes = Wakes::new()?;
+        Ok(Self { shared: Arc::default(), wakes, tasks: Vec::new(), pushed: Vec::new(), in_flight: 0 })
     }
 
     pub fn in_flight(&self) -> usize {
         self.in_flight
-    }
-
-    pub fn waker(&self) -> RingWaker {
-        self.waker.clone()
-    }
-
-    /// Whether a wake was taken since the last call.
-    pub fn take_woken(&mut self) -> bool {
-        std::mem::take(&mut self.woken)
     }
 
     /// Whether the next `reap` has something to do that the descriptor does not tell of.
@@ -61,7 +51,7 @@ impl SimulatedRing {
 
     /// Makes the descriptor readable until the next `reap`.
     pub fn nudge(&mut self) {
-        self.waker.wake();
+        self.wakes.waker.wake();
     }
 
     pub fn push(&mut self, token: u64, op: Op) {
@@ -74,7 +64,7 @@ impl SimulatedRing {
             return;
         }
         while self.tasks.len() < TASKS {
-            let (shared, waker) = (Arc::clone(&self.shared), self.waker.clone());
+            let (shared, waker) = (Arc::clone(&self.shared), self.wakes.waker.clone());
             self.tasks.push(spawn(move || transfer(&shared, &waker)));
         }
         self.shared.0.lock().submitted.append(&mut self.pushed);
@@ -83,7 +73,7 @@ impl SimulatedRing {
 
     pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
         self.submit();
-        self.woken |= self.waker.clear();
+        self.wakes.clear();
         let mut state = self.shared.0.lock();
         let count = state.ended.len();
         done.append(&mut state.ended);
@@ -119,7 +109,7 @@ fn transfer((state, changed): &(Mutex<State>, Condvar), waker: &RingWaker) {
 
 impl AsRawFd for SimulatedRing {
     fn as_raw_fd(&self) -> RawFd {
-        self.waker.as_raw_fd()
+        self.wakes.waker.as_raw_fd()
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::op::{Done, Op, run};
-use super::waker::RingWaker;
+use super::waker::Wakes;
 use crate::sync::mpsc::{Receiver, Sender, channel};
 use crate::sync::thread::JoinHandle;
 use crate::sync::{Mutex, Rank};
@@ -17,10 +17,9 @@ pub struct ThreadRing {
     sender: Option<Sender<(u64, Op)>>,
     receiver: Arc<Mutex<Receiver<(u64, Op)>>>,
     ended: Arc<Mutex<Vec<Done>>>,
-    waker: RingWaker,
+    pub wakes: Wakes,
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
-    woken: bool,
 }
 
 impl ThreadRing {
@@ -30,24 +29,14 @@ impl ThreadRing {
             sender: Some(sender),
             receiver: Arc::new(Mutex::ranked(Rank::RingJobs, receiver)),
             ended: Arc::new(Mutex::ranked(Rank::RingEnded, Vec::new())),
-            waker: RingWaker::new()?,
+            wakes: Wakes::new()?,
             threads: Vec::new(),
             in_flight: 0,
-            woken: false,
         })
     }
 
     pub fn in_flight(&self) -> usize {
         self.in_flight
-    }
-
-    pub fn waker(&self) -> RingWaker {
-        self.waker.clone()
-    }
-
-    /// Whether a wake was taken since the last call.
-    pub fn take_woken(&mut self) -> bool {
-        std::mem::take(&mut self.woken)
     }
 
     /// Nothing: the threads see a transfer when it is pushed.
@@ -57,13 +46,13 @@ impl ThreadRing {
 
     /// Makes the descriptor readable until the next `reap`.
     pub fn nudge(&mut self) {
-        self.waker.wake();
+        self.wakes.waker.wake();
     }
 
     pub fn push(&mut self, token: u64, op: Op) {
         self.in_flight += 1;
         if self.threads.len() < THREADS_MAX.min(self.in_flight) {
-            let (receiver, ended, waker) = (Arc::clone(&self.receiver), Arc::clone(&self.ended), self.waker.clone());
+            let (receiver, ended, waker) = (Arc::clone(&self.receiver), Arc::clone(&self.ended), self.wakes.waker.clone());
             let started = crate::sync::thread::Builder::new().name("volfork-ring".into()).spawn(move || {
                 loop {
                     let Ok((token, op)) = receiver.lock().recv() else { return };
@@ -79,13 +68,13 @@ impl ThreadRing {
             // Not one thread could be started.
             _ => {
                 self.ended.lock().push(run(token, op));
-                self.waker.wake();
+                self.wakes.waker.wake();
             }
         }
     }
 
     pub fn reap(&mut self, done: &mut Vec<Done>) -> io::Result<usize> {
-        self.woken |= self.waker.clear();
+        self.wakes.clear();
         let mut ended = self.ended.lock();
         let count = ended.len();
         done.append(&mut ended);
@@ -96,7 +85,7 @@ impl ThreadRing {
 
 impl AsRawFd for ThreadRing {
     fn as_raw_fd(&self) -> RawFd {
-        self.waker.as_raw_fd()
+        self.wakes.waker.as_raw_fd()
     }
 }
 

@@ -22,7 +22,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::AlignedBuffer;
 use super::op::{Done, Op, run};
 use super::slots::Slots;
-use super::waker::RingWaker;
+use super::waker::Wakes;
 use crate::place::{index, length, wide};
 use crate::sync::time::Instant;
 
@@ -70,10 +70,9 @@ pub struct UringRing {
     queued: VecDeque<u64>,
     /// Entries that the kernel has or will get: bounded, so that no completion is lost.
     entries: usize,
-    waker: RingWaker,
+    pub wakes: Wakes,
     armed: bool,
     closing: bool,
-    woken: bool,
     broken: Option<Broken>,
     /// Ended without the kernel.
     ended: Vec<Done>,
@@ -90,10 +89,9 @@ impl UringRing {
             waiting: VecDeque::new(),
             queued: VecDeque::new(),
             entries: 0,
-            waker: RingWaker::new()?,
+            wakes: Wakes::new()?,
             armed: false,
             closing: false,
-            woken: false,
             broken: None,
             ended: Vec::new(),
         };
@@ -109,15 +107,6 @@ impl UringRing {
         self.in_flight.len() + self.ended.len()
     }
 
-    pub fn waker(&self) -> RingWaker {
-        self.waker.clone()
-    }
-
-    /// Whether a wake was taken since the last call.
-    pub fn take_woken(&mut self) -> bool {
-        std::mem::take(&mut self.woken)
-    }
-
     /// Whether the next `reap` has something to do that the descriptor does not tell of.
     pub fn has_unseen(&self) -> bool {
         !self.waiting.is_empty() || !self.ended.is_empty()
@@ -126,7 +115,7 @@ impl UringRing {
     /// Makes the descriptor readable until the next `reap`. Cheaper than a wake: it needs no poll.
     pub fn nudge(&mut self) {
         if self.broken.is_some() || self.entries >= self.room() {
-            self.waker.wake();
+            self.wakes.waker.wake();
             return;
         }
         self.queue(opcode::Nop::new().build().user_data(NUDGE));
@@ -160,7 +149,7 @@ impl UringRing {
         }
         if !self.armed && !self.closing && self.entries < self.room() {
             self.armed = true;
-            self.queue(opcode::PollAdd::new(types::Fd(self.waker.as_raw_fd()), POLL_READABLE).build().user_data(WAKE));
+            self.queue(opcode::PollAdd::new(types::Fd(self.wakes.waker.as_raw_fd()), POLL_READABLE).build().user_data(WAKE));
         }
         // One entry stays free for the poll, which must never wait for a transfer.
         while self.entries + usize::from(!self.armed) < self.room()
@@ -257,13 +246,13 @@ impl UringRing {
             self.entries = self.entries.saturating_sub(1);
             match slot {
                 WAKE => {
-                    self.woken |= self.waker.clear();
+                    self.wakes.clear();
                     self.armed = false;
                     if result < 0 && !matches!(-result, libc::ECANCELED | libc::EINTR | libc::EAGAIN) {
                         self.fail(-result);
                     }
                 }
-                NUDGE => self.woken = true,
+                NUDGE => self.wakes.woken = true,
                 _ => self.end(length(slot), result, done),
             }
         }
@@ -312,7 +301,7 @@ impl UringRing {
             self.entries -= 1;
             match user_data {
                 WAKE => self.armed = false,
-                NUDGE => self.woken = true,
+                NUDGE => self.wakes.woken = true,
                 slot => self.end_here(length(slot), done),
             }
         }
@@ -382,7 +371,7 @@ impl Drop for UringRing {
         // A transfer that the kernel has not seen can be dropped; each other one ends with its own completion only.
         self.waiting.clear();
         self.closing = true;
-        self.waker.wake();
+        self.wakes.waker.wake();
         let mut done = Vec::new();
         while self.entries > 0 {
             self.submit();

@@ -30,11 +30,31 @@ impl RingWaker {
     }
 
     /// Takes all wakes so far; answers whether there were any.
-    pub(super) fn clear(&self) -> bool {
+    fn clear(&self) -> bool {
         crate::sync::point("clear");
         let mut count = [0u8; 8];
         // SAFETY: `count` is 8 bytes and lives past the call; without a wake the call fails and changes nothing.
         unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) > 0 }
+    }
+}
+
+/// The wakes of a ring, at its owner.
+pub(super) struct Wakes {
+    pub waker: RingWaker,
+    /// One was taken since the last look.
+    pub woken: bool,
+}
+
+impl Wakes {
+    /// # Errors
+    /// The machine has no more descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { waker: RingWaker::new()?, woken: false })
+    }
+
+    /// Takes those that came.
+    pub fn clear(&mut self) {
+        self.woken |= self.waker.clear();
     }
 }
 
