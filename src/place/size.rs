@@ -176,12 +176,18 @@ pub struct Piece {
 impl Piece {
     /// The part of `bytes` at `offset` that lies in the extent of `offset`.
     #[inline]
-    pub fn at(block_size: BlockSize, offset: u64, bytes: u64) -> Self {
+    fn at(block_size: BlockSize, offset: u64, bytes: u64) -> Self {
         let extent = block_size.extent_at(offset);
         let within = offset - block_size.offset(extent.first());
         let bytes = bytes.min(block_size.extent_bytes().saturating_sub(within));
         let indices = IndexSpan::of_small(within >> block_size.shift, block_size.blocks_for(within + bytes));
         Self { part: extent.part(indices), skip: within & (block_size.bytes() - 1), bytes }
+    }
+
+    /// The first byte of the request.
+    #[inline]
+    pub fn offset(&self, block_size: BlockSize) -> u64 {
+        block_size.offset(self.part.first()) + self.skip
     }
 
     /// The bytes of a block, which is one of its blocks, that the request has.

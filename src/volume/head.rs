@@ -187,16 +187,16 @@ impl Head {
     }
 
     /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
-    pub fn write_checked(&self, mut data: &[u8], mut offset: u64, bounded: bool, changes: Option<&Changes>) -> Result<()> {
+    pub fn write_checked(&self, data: &[u8], offset: u64, bounded: bool, changes: Option<&Changes>) -> Result<()> {
         let (began, demands) = (self.blocks.foreground.began(), self.blocks.foreground.demands());
-        let taken = self.take_space(offset, wide(data.len()))?;
-        while !data.is_empty() {
-            let piece = Piece::at(self.blocks.block_size, offset, wide(data.len()));
-            let (part, rest) = data.split_at(length(piece.bytes));
-            let written = self.write_piece(&piece, part, bounded.then_some(offset), changes);
+        let bytes = wide(data.len());
+        let taken = self.take_space(offset, bytes)?;
+        let mut rest = data;
+        for piece in self.blocks.block_size.pieces(offset..offset + bytes) {
+            let (part, behind) = rest.split_at(length(piece.bytes));
+            rest = behind;
+            let written = self.write_piece(&piece, part, bounded, changes);
             written.map_err(|error| self.name_damage(error))?;
-            offset += piece.bytes;
-            data = rest;
         }
         if let Some(taken) = taken {
             // If a fork came in between, the new head has got the bytes.
@@ -239,14 +239,14 @@ impl Head {
     }
 
     /// `bounded`: the piece's offset, if it must not lie behind the end of the volume.
-    fn write_piece(&self, piece: &Piece, data: &[u8], bounded: Option<u64>, changes: Option<&Changes>) -> Result<()> {
-        let partial = self.partial_blocks(piece);
+    fn write_piece(&self, piece: &Piece, data: &[u8], bounded: bool, changes: Option<&Changes>) -> Result<()> {
+        let (partial, offset) = (self.partial_blocks(piece), piece.offset(self.blocks.block_size));
         let mut looks = 0..LOOKS_MAX;
         loop {
             let change = changes.map(Changes::enter).transpose()?;
             let inside = self.gate.enter();
             // Behind the gate the volume is not destroyed.
-            let in_range = bounded.map_or(Ok(()), |offset| self.view.read().check_range(offset, piece.bytes));
+            let in_range = if bounded { self.view.read().check_range(offset, piece.bytes) } else { Ok(()) };
             let result = self.check_alive().and(in_range).and_then(|()| self.write_inside(piece, data, &partial));
             drop((inside, change));
             match result? {

@@ -4,7 +4,7 @@ use super::view::{Answer, Blocks, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::AlignedBuffer;
 use crate::layer::{BlockRead, Layer, Merged};
-use crate::place::{Block, BlockSpan, ExtentSpan, Piece, length, wide};
+use crate::place::{Block, BlockSpan, ExtentSpan, length, wide};
 use crate::sync::{Rank, RwLock};
 
 /// Looks at a block that moves from layer to layer while it is read. After these the read fails.
@@ -198,11 +198,13 @@ impl Blocks {
     ///
     /// # Errors
     /// As [`Blocks::read_extent`]; [`ErrorKind::OutOfRange`].
-    pub fn read(&self, seen: &RwLock<View>, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
-        seen.read().check_range(offset, wide(buffer.len()))?;
-        while !buffer.is_empty() {
-            let piece = Piece::at(self.block_size, offset, wide(buffer.len()));
-            let (part, rest) = buffer.split_at_mut(length(piece.bytes));
+    pub fn read(&self, seen: &RwLock<View>, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let bytes = wide(buffer.len());
+        seen.read().check_range(offset, bytes)?;
+        let mut rest = buffer;
+        for piece in self.block_size.pieces(offset..offset + bytes) {
+            let (part, behind) = rest.split_at_mut(length(piece.bytes));
+            rest = behind;
             if piece.is_whole(self.block_size) {
                 self.read_extent(seen, piece.part, part)?;
             } else if !self.read_parts(seen, &piece, part)? {
@@ -211,8 +213,6 @@ impl Blocks {
                 let skip = length(piece.skip);
                 part.copy_from_slice(&blocks[skip..skip + part.len()]);
             }
-            offset += piece.bytes;
-            buffer = rest;
         }
         Ok(())
     }

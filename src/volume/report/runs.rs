@@ -7,7 +7,7 @@ use roaring::RoaringBitmap;
 
 use crate::error::Result;
 use crate::ids::LayerId;
-use crate::place::{BlockSpan, Piece, set_of};
+use crate::place::{BlockSpan, set_of};
 use crate::sync::RwLock;
 use crate::volume::blocks::{Answer, Blocks, View};
 use crate::volume::request::{Run, RunKind};
@@ -25,9 +25,7 @@ pub fn runs(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>, runs_max: u
     seen.read().check_run(&range)?;
     let mut depths = (None, HashMap::new());
     let mut runs = Vec::new();
-    let mut offset = range.start;
-    while offset < range.end {
-        let piece = Piece::at(blocks.block_size, offset, range.end - offset);
+    for piece in blocks.block_size.pieces(range.clone()) {
         // Behind this lock the top of the chain stays the top, so nothing that it shows is forgotten.
         let view = seen.read();
         for (part, answer) in blocks.answers(&view, piece.part)? {
@@ -37,13 +35,12 @@ pub fn runs(blocks: &Blocks, seen: &RwLock<View>, range: Range<u64>, runs_max: u
                 Answer::Held(layer) => RunKind::Data { depth: depth_of(blocks, &view, layer.id, &mut depths) },
             };
             let bytes = blocks.block_size.bytes_of(piece.part.extent.part(part).span());
-            push(&mut runs, bytes.end.min(offset + piece.bytes) - bytes.start.max(offset), kind);
+            push(&mut runs, bytes.end.min(range.end) - bytes.start.max(range.start), kind);
         }
         if runs.len() > runs_max {
             runs.truncate(runs_max);
             break;
         }
-        offset += piece.bytes;
     }
     Ok(runs)
 }
