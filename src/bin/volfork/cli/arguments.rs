@@ -8,7 +8,7 @@ use volfork::BlockSize;
 
 #[cfg(feature = "fleet")]
 use super::fleet::{FleetCommand, PlaceArguments, ReportArguments};
-use super::hints::HintArguments;
+use super::hints::PurposeArguments;
 #[cfg(feature = "images")]
 use super::image::ImageCommand;
 use super::trace::TraceCommand;
@@ -62,15 +62,9 @@ pub enum Command {
         /// Its size, for example 10G; a multiple of 4K, or clients with such blocks do not reach its end
         #[arg(long, value_parser = size)]
         size: u64,
-        /// The machine that will use it; kept as labels of the volume, for placement
+        /// What it is for
         #[command(flatten)]
-        hints: HintArguments,
-        /// The reservation that the volume uses up, as 'place --reserve' printed it
-        #[arg(long, value_name = "ID")]
-        reservation: Option<String>,
-        /// Make it even if it breaks the capacity of this host, a rule about its zone, or the reservation
-        #[arg(long)]
-        force: bool,
+        purpose: PurposeArguments,
     },
     /// Make a volume from a raw image; makes the store too, if there is none
     Import {
@@ -137,15 +131,9 @@ pub enum Command {
         /// Its size, for example 20G, not smaller than the source; what is behind the source's end is zero [default: as its source]
         #[arg(long, value_parser = size)]
         size: Option<u64>,
-        /// The machine that will use it [default: as its source]; kept as labels of the volume, for placement
+        /// What it is for [default: as its source]
         #[command(flatten)]
-        hints: HintArguments,
-        /// The reservation that the volume uses up, as 'place --reserve' printed it
-        #[arg(long, value_name = "ID")]
-        reservation: Option<String>,
-        /// Make it even if it breaks the capacity of this host, a rule about its zone, or the reservation
-        #[arg(long)]
-        force: bool,
+        purpose: PurposeArguments,
     },
     /// Rank the hosts of a fleet for a volume and its machine, by the seconds until it can start
     #[cfg(feature = "fleet")]

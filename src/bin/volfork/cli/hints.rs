@@ -58,16 +58,32 @@ impl HintArguments {
     }
 }
 
-/// The labels of a new volume.
-pub fn labels(hints: HintArguments, reservation: Option<String>) -> BTreeMap<String, String> {
-    let mut labels = hints.hints().labels();
-    labels.extend(reservation.map(|id| (RESERVATION_LABEL.to_owned(), id)));
-    labels
+/// What a new volume is for.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PurposeArguments {
+    /// The machine that will use it; kept as labels of the volume, for placement
+    #[command(flatten)]
+    hints: HintArguments,
+    /// The reservation that the volume uses up, as 'place --reserve' printed it
+    #[arg(long, value_name = "ID")]
+    reservation: Option<String>,
+    /// Make it even if it breaks the capacity of this host, a rule about its zone, or the reservation
+    #[arg(long)]
+    pub force: bool,
 }
 
-/// Changes to the labels that a fork inherits. A reservation is for one volume, so it is never inherited.
-pub fn fork_labels(hints: HintArguments, reservation: Option<String>) -> BTreeMap<String, Option<String>> {
-    let mut change: BTreeMap<_, _> = hints.hints().labels().into_iter().map(|(key, value)| (key, Some(value))).collect();
-    change.insert(RESERVATION_LABEL.to_owned(), reservation);
-    change
+impl PurposeArguments {
+    /// The labels of a new volume.
+    pub fn labels(self) -> BTreeMap<String, String> {
+        let mut labels = self.hints.hints().labels();
+        labels.extend(self.reservation.map(|id| (RESERVATION_LABEL.to_owned(), id)));
+        labels
+    }
+
+    /// Changes to the labels that a fork inherits. A reservation is for one volume, so it is never inherited.
+    pub fn fork_labels(self) -> BTreeMap<String, Option<String>> {
+        let mut change: BTreeMap<_, _> = self.hints.hints().labels().into_iter().map(|(key, value)| (key, Some(value))).collect();
+        change.insert(RESERVATION_LABEL.to_owned(), self.reservation);
+        change
+    }
 }

@@ -10,7 +10,6 @@ use super::address::{from_here, is_uri};
 use super::arguments::{Arguments, Command, DemoArguments, Priority, ServeArguments};
 #[cfg(feature = "fleet")]
 use super::fleet::{FleetCommand, PlaceArguments};
-use super::hints;
 #[cfg(feature = "images")]
 use super::image::{ImageChoice, ImageCommand};
 use super::trace::TraceCommand;
@@ -92,8 +91,8 @@ impl Arguments {
 fn plan(command: Command) -> (&'static str, Plan) {
     match command {
         Command::Init { block_size, group_access } => ("init", Plan::Init { block_size, group_access }),
-        Command::Create { name, size, hints, reservation, force } => {
-            let labels = hints::labels(hints, reservation);
+        Command::Create { name, size, purpose } => {
+            let (force, labels) = (purpose.force, purpose.labels());
             ("create", Plan::ask(Request::Create { name, size_bytes: size, labels, force }))
         }
         Command::Import { name, file, raw, force } => {
@@ -106,9 +105,9 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
         Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
         Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
-        Command::Fork { source, new, also, live, size, hints, reservation, force } => {
+        Command::Fork { source, new, also, live, size, purpose } => {
             let makes_store = is_uri(&source);
-            let labels = hints::fork_labels(hints, reservation);
+            let (force, labels) = (purpose.force, purpose.fork_labels());
             let (source, also) = (from_here(source), also.into_iter().map(from_here).collect());
             let request = Request::Fork { source, also, name: new, labels, live, size_bytes: size, force };
             ("fork", Plan::Ask { request, file: FileArgument::None, makes_store })
