@@ -83,6 +83,18 @@ impl std::fmt::Debug for ChangeIter<'_> {
     }
 }
 
+impl<'a> RunIter<'a> {
+    fn new(range: Range<u64>, page: impl FnMut(Range<u64>) -> Result<Vec<Run>> + 'a) -> Self {
+        Self { page: Box::new(page), left: range, runs: Vec::new().into_iter() }
+    }
+}
+
+impl<'a> ChangeIter<'a> {
+    fn new(range: Range<u64>, page: impl FnMut(Range<u64>) -> Result<Vec<Range<u64>>> + 'a) -> Self {
+        Self { page: Box::new(page), left: range, changes: Vec::new().into_iter() }
+    }
+}
+
 impl Iterator for RunIter<'_> {
     type Item = Result<(Range<u64>, RunKind)>;
 
@@ -142,27 +154,23 @@ impl Volume {
     /// # }
     /// ```
     pub fn run_iter(&self, range: Range<u64>) -> RunIter<'_> {
-        let page = Box::new(|range| self.runs(range, PAGE_RUNS));
-        RunIter { page, left: range, runs: Vec::new().into_iter() }
+        RunIter::new(range, |range| self.runs(range, PAGE_RUNS))
     }
 
     /// As [`Volume::changed_since`] for a range of any size, in pages.
     pub fn change_iter<'a>(&'a self, snapshot: &'a str, range: Range<u64>) -> ChangeIter<'a> {
-        let page = Box::new(move |range| self.changed_since(snapshot, &range, PAGE_RUNS));
-        ChangeIter { page, left: range, changes: Vec::new().into_iter() }
+        ChangeIter::new(range, move |range| self.changed_since(snapshot, &range, PAGE_RUNS))
     }
 }
 
 impl Snapshot {
     /// As [`Volume::run_iter`].
     pub fn run_iter(&self, range: Range<u64>) -> RunIter<'_> {
-        let page = Box::new(|range| self.runs(range, PAGE_RUNS));
-        RunIter { page, left: range, runs: Vec::new().into_iter() }
+        RunIter::new(range, |range| self.runs(range, PAGE_RUNS))
     }
 
     /// As [`Volume::change_iter`].
     pub fn change_iter<'a>(&'a self, snapshot: &'a str, range: Range<u64>) -> ChangeIter<'a> {
-        let page = Box::new(move |range| self.changed_since(snapshot, &range, PAGE_RUNS));
-        ChangeIter { page, left: range, changes: Vec::new().into_iter() }
+        ChangeIter::new(range, move |range| self.changed_since(snapshot, &range, PAGE_RUNS))
     }
 }
