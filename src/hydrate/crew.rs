@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::fills::Fills;
 use crate::ids::LayerId;
-use crate::io::{Bounds, Next, Refusal, Task, Workers};
+use crate::io::{Bounds, Job, Next, Refusal, Task, Workers};
 use crate::sync::Mutex;
 
 /// Number of threads for steps.
@@ -23,8 +23,6 @@ const STEPS: usize = 2;
 const SLOW_STEPS: usize = 14;
 /// Number of threads for errands. Errands that wait for a barrier at the same time share it.
 const ASIDE: usize = 2;
-
-type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads of all hydrations of a store.
 pub struct Crew {

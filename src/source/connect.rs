@@ -8,7 +8,7 @@ use super::error::caught;
 use super::guarded::Guarded;
 use super::threads;
 use super::{Lease, LeaseRequest, LeasedSource, Source, SourceError, SourceErrorKind, SourceOpener, host_of};
-use crate::io::Refusal;
+use crate::io::{Job, Refusal};
 use crate::sync::time::Instant;
 use crate::sync::{Condvar, Mutex, Rank};
 
@@ -125,7 +125,7 @@ impl Connector {
     }
 
     /// Runs a call of a source on a thread of the pool, behind earlier calls of its host. If no thread can be had, the job is dropped.
-    pub fn aside(&self, uri: &str, job: Box<dyn FnOnce() + Send>) {
+    pub fn aside(&self, uri: &str, job: Job) {
         drop(threads::calls().run(&self.key(uri), job));
     }
 

@@ -4,6 +4,9 @@
 //! has threads of its own for its reads and for its writes, and those of the store are for what waits for its disk alone. Otherwise
 //! one source that does not answer would stop the flushes of all volumes.
 //!
+//! This is not the pool that sources and hydrations have ([`crate::io::Workers`]). There a job has a key, may be refused or dropped, and a
+//! thread beside the callers starts the others. A request of a queue may do none of that, and its caller starts its thread.
+//!
 //! # Invariants
 //! - A job runs once, in the order of the queue, whatever becomes of the others: a job that panics ends neither its thread nor the count.
 //! - While jobs wait, there is a thread: if none can be started and none is there, the calling thread does the job.
@@ -13,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::io::Job;
 use crate::sync::{Condvar, Mutex, Rank};
 
 /// Threads at most; further jobs wait for one.
@@ -23,8 +27,6 @@ const READERS_MAX: usize = 256;
 const PREFETCHERS_MAX: usize = 4;
 /// Idle time after which a thread ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-
-type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct State {
