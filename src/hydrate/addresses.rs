@@ -10,7 +10,7 @@ use super::progress::SourceInfo;
 use crate::clock::Clock;
 use crate::ids::LeaseId;
 use crate::source::{Connector, Lease, LeaseRequest, LeasedSource, Since, Source, SourceError, SourceErrorKind, SourceOpener};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::units::whole_micros;
 
 /// Shortest pause between two checks for idle connections.
@@ -88,7 +88,7 @@ impl Addresses {
         if let Some(first) = state.peers.list.first_mut() {
             (first.source, first.used_at) = (source, terms.clock.monotonic());
         }
-        Arc::new(Self { state: Mutex::new(state), connector: Connector::new(opener), terms })
+        Arc::new(Self { state: Mutex::ranked(Rank::Addresses, state), connector: Connector::new(opener), terms })
     }
 
     fn now(&self) -> Duration {

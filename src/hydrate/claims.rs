@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::news::News;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Claimed ranges, from the first block to the block after the last. They never overlap.
 #[derive(Default)]
@@ -58,7 +58,7 @@ pub struct Claim {
 impl Claims {
     /// An empty set. `news` is told of each claim that ends.
     pub fn new(news: Arc<News>) -> Arc<Self> {
-        Arc::new(Self { ranges: Mutex::default(), news })
+        Arc::new(Self { ranges: Mutex::ranked(Rank::Claims, Ranges::default()), news })
     }
 
     /// Claims at most `count_max` parts of the missing runs that are not claimed yet, each of at most `blocks_max` blocks.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use roaring::RoaringBitmap;
 
 use crate::place::end_of_run;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// How often the layers above are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -21,8 +21,13 @@ struct State {
 }
 
 /// Which blocks the layers above hide, as of the last look.
-#[derive(Default)]
 pub struct Cover(Mutex<State>);
+
+impl Default for Cover {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::Cover, State::default()))
+    }
+}
 
 impl Cover {
     /// Sets the durably hidden blocks.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::fills::Fills;
 use crate::ids::LayerId;
 use crate::io::{Bounds, Job, Next, Refusal, Task, Workers};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Number of threads for steps.
 const STEPS: usize = 2;
@@ -43,8 +43,8 @@ impl Crew {
         Arc::new(Self {
             steps: Workers::new(&format!("{name}-step"), bounds(STEPS, SLOW_STEPS, true)),
             aside: Workers::new(&format!("{name}-aside"), bounds(ASIDE, 0, false)),
-            starter: Mutex::default(),
-            handed: Arc::default(),
+            starter: Mutex::ranked(Rank::CrewStarter, None),
+            handed: Arc::new(Mutex::ranked(Rank::CrewHanded, VecDeque::new())),
             fills: Fills::new(&format!("{name}-fill")),
         })
     }

@@ -20,7 +20,7 @@ use crate::layer::RingWrite;
 use crate::place::{ExtentSpan, index, wide};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::thread::{Builder, JoinHandle};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 
 /// Most writes under way at once.
 const DEPTH: u32 = 64;
@@ -106,7 +106,7 @@ pub struct Fills(Arc<Shared>);
 impl Fills {
     /// An empty queue. The thread, called `name`, starts with the first fill.
     pub fn new(name: &str) -> Self {
-        Self(Arc::new(Shared { name: name.to_owned(), state: Mutex::default(), came: Condvar::new() }))
+        Self(Arc::new(Shared { name: name.to_owned(), state: Mutex::ranked(Rank::Fills, State::default()), came: Condvar::new() }))
     }
 
     /// Whether the watermark is reached. If so, the result of `wake` is called once the bytes fall below it.

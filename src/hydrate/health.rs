@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::progress::HydratorStatus;
 use crate::error::{Error, ErrorKind};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// First and longest pause after fetched blocks could not be stored; it doubles.
 const STALLS: Range<Duration> = Duration::from_secs(1)..Duration::from_secs(8);
@@ -39,7 +39,7 @@ pub struct Health {
 impl Health {
     /// A running hydration without errors. `on_change` is called with changes, under no lock.
     pub fn new(on_change: OnChange) -> Self {
-        Self { state: Mutex::default(), on_change }
+        Self { state: Mutex::ranked(Rank::HydrationHealth, State::default()), on_change }
     }
 
     /// Notes an error as the latest one.

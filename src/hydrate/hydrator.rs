@@ -14,7 +14,7 @@ use super::demand;
 use super::health::{Health, OnChange};
 use super::news::News;
 use super::pace::{Budget, Throttle};
-use super::parts::Parts;
+use super::parts::{Parts, Received};
 use super::progress::{HydratorStatus, Progress};
 use super::root::Root;
 use crate::clock::Clock;
@@ -24,6 +24,7 @@ use crate::layer::{Layer, Layers};
 use crate::place::BlockSize;
 use crate::source::{Source, SourceError, SourceOpener};
 use crate::sync::time::Instant;
+use crate::sync::{Mutex, Rank};
 
 /// Everything that a hydrator is made of.
 pub struct HydratorConfig {
@@ -79,9 +80,9 @@ impl Hydrator {
                 throttle: Throttle::new(record.settings),
                 health: Health::new(config.on_change),
                 life: super::life::Life::default(),
-                received: crate::sync::Mutex::default(),
+                received: Mutex::ranked(Rank::Received, Received::default()),
                 news,
-                wake: crate::sync::Mutex::default(),
+                wake: Mutex::ranked(Rank::HydrationWake, None),
                 budget,
                 clock,
                 patience,

@@ -1,6 +1,6 @@
 //! Life cycle of a hydration: not begun, running, ended, stopped or complete.
 
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 #[derive(Clone, Copy, Default)]
 struct State {
@@ -10,8 +10,13 @@ struct State {
 }
 
 /// The state in the life cycle.
-#[derive(Default)]
 pub struct Life(Mutex<State>);
+
+impl Default for Life {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::Life, State::default()))
+    }
+}
 
 impl Life {
     /// Marks backfill as running. False if it runs already or was stopped.

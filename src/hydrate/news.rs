@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 
 /// A counter of changes. A thread notes the count, looks at the parts, and then waits until the count differs: a change between the look
 /// and the wait ends the wait at once, so no wake is lost.
-#[derive(Default)]
 pub struct News {
     count: Mutex<u64>,
     changed: Condvar,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        Self { count: Mutex::ranked(Rank::News, 0), changed: Condvar::new() }
+    }
 }
 
 impl News {

@@ -12,7 +12,7 @@ use super::op::{Done, Op, run};
 use super::waker::{RingWaker, Wakes};
 use crate::place::{length, wide};
 use crate::sync::thread::{JoinHandle, sleep, spawn, yield_now};
-use crate::sync::{Condvar, Mutex, sim};
+use crate::sync::{Condvar, Mutex, Rank, sim};
 
 /// Tasks of one ring.
 const TASKS: usize = 2;
@@ -37,7 +37,13 @@ pub struct SimulatedRing {
 impl SimulatedRing {
     pub fn new() -> io::Result<Self> {
         let wakes = Wakes::new()?;
-        Ok(Self { shared: Arc::default(), wakes, tasks: Vec::new(), pushed: Vec::new(), in_flight: 0 })
+        Ok(Self {
+            shared: Arc::new((Mutex::ranked(Rank::SimulatedRing, State::default()), Condvar::new())),
+            wakes,
+            tasks: Vec::new(),
+            pushed: Vec::new(),
+            in_flight: 0,
+        })
     }
 
     pub fn in_flight(&self) -> usize {

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Arrival, OnArrival, PART_ALIGN_BYTES, Part, ReadClass, Source, SourceError, SourceErrorKind, damaged_error};
 use crate::place::{length, wide};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Blocking calls over any [`Source`].
 ///
@@ -124,15 +124,18 @@ fn read<S: Source + ?Sized>(source: &S, range: &Range<u64>, class: ReadClass, ar
     // Reads are cut at multiples of `step`, which parts do not cross either.
     let cuts = (start / step + 1..end.div_ceil(step)).map(|number| number * step);
     let bounds: Vec<u64> = std::iter::once(start).chain(cuts).chain([end]).collect();
-    let gather = Arc::new(Mutex::new(Gather {
-        source: source.describe(),
-        range: start..end,
-        arrival: Some(arrival),
-        covered: Cover::default(),
-        windows: BTreeMap::new(),
-        left: bounds.len() - 1,
-        result: Ok(()),
-    }));
+    let gather = Arc::new(Mutex::ranked(
+        Rank::SourceGather,
+        Gather {
+            source: source.describe(),
+            range: start..end,
+            arrival: Some(arrival),
+            covered: Cover::default(),
+            windows: BTreeMap::new(),
+            left: bounds.len() - 1,
+            result: Ok(()),
+        },
+    ));
     for piece in bounds.windows(2) {
         let gather = Arc::clone(&gather);
         source.read(piece[0]..piece[1], class, OnArrival::new(move |arrival| gather.lock().take(arrival)));

@@ -16,7 +16,7 @@ use super::error::caught;
 use super::threads;
 use super::{About, Arrival, OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceStats};
 use crate::io::{Next, Task};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// The pause of a task that does nothing.
 const NEVER: Duration = Duration::from_secs(1 << 30);
@@ -73,7 +73,7 @@ impl Guarded {
                 identity,
                 about: about.believed(),
                 is_writable,
-                reads: Arc::default(),
+                reads: Arc::new(Mutex::ranked(Rank::SourceReads, Reads::default())),
                 _keeps_lead: keeps_lead,
             }))
         });
@@ -167,7 +167,7 @@ impl Source for Guarded {
     }
 
     fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
-        let slot = Arc::new(Mutex::new(Some(arrival)));
+        let slot = Arc::new(Mutex::ranked(Rank::SourceRead, Some(arrival)));
         let number = {
             let mut reads = self.reads.lock();
             reads.next += 1;

@@ -1,4 +1,4 @@
-//! Locks with a rank, over those of `parking_lot` or of the simulator.
+//! Locks with a rank, over those of `parking_lot` or of the simulator. Only tests have locks without one.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -25,7 +25,8 @@ pub struct MutexGuard<'a, T: ?Sized> {
 }
 
 impl<T> Mutex<T> {
-    /// A mutex outside the order of locks.
+    /// A mutex of a test, outside the order of locks.
+    #[cfg(test)]
     pub const fn new(value: T) -> Self {
         Self::ranked(Rank::Unranked, value)
     }
@@ -54,6 +55,7 @@ impl<T: ?Sized> Mutex<T> {
     }
 }
 
+#[cfg(test)]
 impl<T: Default> Default for Mutex<T> {
     fn default() -> Self {
         Self::new(T::default())
@@ -112,7 +114,8 @@ pub struct RwLockWriteGuard<'a, T: ?Sized> {
 }
 
 impl<T> RwLock<T> {
-    /// A lock outside the order of locks.
+    /// A lock of a test, outside the order of locks.
+    #[cfg(test)]
     pub const fn new(value: T) -> Self {
         Self::ranked(Rank::Unranked, value)
     }
@@ -141,6 +144,7 @@ impl<T: ?Sized> RwLock<T> {
     }
 }
 
+#[cfg(test)]
 impl<T: Default> Default for RwLock<T> {
     fn default() -> Self {
         Self::new(T::default())

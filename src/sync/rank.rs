@@ -11,11 +11,18 @@ use std::panic::Location;
 /// Ranks of locks, the first to be taken first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
-    /// Outside the order: not checked.
+    /// Outside the order, not checked: locks of tests.
+    #[cfg(test)]
     Unranked,
     /// `serve`: the clients of a server.
     #[cfg(feature = "serve")]
     ServeClients,
+    /// `volume`: a queue whose requests are futures.
+    #[cfg(feature = "futures")]
+    AsyncQueue,
+    /// `volume`: the queues that one thread of the process waits for.
+    #[cfg(feature = "futures")]
+    AsyncQueues,
     /// `volume`: one change of size of a volume at a time. Held across barriers, and while an embedder says the new size and may close the
     /// store.
     Resizing,
@@ -63,8 +70,30 @@ pub enum Rank {
     Lessees,
     /// `volume`: recordings of first reads.
     Recorders,
+    /// `volume`: hydrators of roots that need their source.
+    Hydrations,
+    /// `volume`: hydrators of layers that were freed.
+    StoppedHydrations,
+    /// `volume`: what hydrations that have ended had done.
+    EndedHydrations,
+    /// `hydrate`: whether a hydration is degraded, and why.
+    HydrationHealth,
+    /// `hydrate`: readers that wait for missing blocks.
+    WaitingReaders,
+    /// `hydrate`: pause and pace of a hydration.
+    Throttle,
+    /// `hydrate`: addresses of a root layer, and how each of them does.
+    Addresses,
+    /// `hydrate`: blocks of a root layer that nothing above needs.
+    Cover,
+    /// `hydrate`: ranges that are fetched before the rest.
+    FirstRanges,
+    /// `hydrate`: ranges that are being fetched.
+    Claims,
     /// `volume`: a head's or a snapshot's layer on top, owner map and size.
     View,
+    /// `volume`: what one fork has touched first.
+    Recording,
     /// `volume`: where the next look for patches begins.
     NextPatch,
     /// `layer`: presence and latches of a layer.
@@ -117,8 +146,50 @@ pub enum Rank {
     SourceConnector,
     /// `source`: what one of these threads answers.
     SourceAnswer,
+    /// `source`: what a connection has received in part; used by its reactor.
+    NbdReplies,
+    /// `source`: reads of a source that have not ended.
+    SourceReads,
+    /// `source`: the callback of one read, while it is called.
+    SourceRead,
+    /// `source`: one read that is made of several, while its callback is called.
+    SourceGather,
+    /// `source`: connections that one thread serves.
+    NbdReactor,
+    /// `source`: connections of an NBD source, and requests that wait.
+    NbdSource,
+    /// `source`: requests under way on one connection.
+    NbdLink,
+    /// `source`: bytes that a socket had no room for.
+    NbdUnsent,
     /// `source`: sources that are being closed.
     SourceClosings,
+    /// `hydrate`: fetched blocks that are not stored yet.
+    Fills,
+    /// `hydrate`: what came for a backfill.
+    Inbox,
+    /// `hydrate`: what the hydrations of a store share: ways to hosts, and turns.
+    Budget,
+    /// `hydrate`: counts of bytes that a hydration has received.
+    Received,
+    /// `hydrate`: whether a hydration runs, was stopped, is complete.
+    Life,
+    /// `hydrate`: a count of changes that readers wait for.
+    News,
+    /// `hydrate`: how backfill is woken.
+    HydrationWake,
+    /// `hydrate`: the task of a backfill.
+    HydrationTask,
+    /// `hydrate`: the task that starts threads for hydrations.
+    CrewStarter,
+    /// `hydrate`: calls that are handed to it.
+    CrewHanded,
+    /// `io`: the step of a task that does not run.
+    TaskStep,
+    /// `io`: when a task goes on.
+    TaskPhase,
+    /// `io`: jobs, tasks and threads of a pool.
+    WorkerPool,
     /// `io`: transfers that no thread of a thread ring has taken. Held by the thread that waits for the next one.
     RingJobs,
     /// `io`: transfers that a thread ring has ended.
@@ -131,10 +202,23 @@ pub enum Rank {
     Directories,
     /// `io`: the ring for syncs of several files. Held during the syncs.
     SyncRing,
+    /// `io`: transfers of a ring of a simulated run.
+    #[cfg(feature = "sim")]
+    SimulatedRing,
     #[cfg(test)]
     Outer,
     #[cfg(test)]
     Inner,
+}
+
+#[cfg(debug_assertions)]
+impl Rank {
+    fn is_checked(self) -> bool {
+        #[cfg(test)]
+        return self != Self::Unranked;
+        #[cfg(not(test))]
+        true
+    }
 }
 
 /// The rank of one lock. Empty in release builds.
@@ -162,7 +246,7 @@ impl Mark {
     /// The thread holds a lock of this rank or a higher one.
     #[track_caller]
     pub fn takes(self) -> Held {
-        if self.0 != Rank::Unranked && !std::thread::panicking() {
+        if self.0.is_checked() && !std::thread::panicking() {
             let above = HELD.with_borrow(|held| held.iter().copied().find(|(rank, _)| *rank >= self.0));
             if let Some((rank, place)) = above {
                 panic!("takes lock {:?} while it holds {rank:?}, taken at {place}: see sync::rank", self.0);
@@ -184,14 +268,15 @@ impl Mark {
 impl Held {
     #[track_caller]
     fn enter(&self) {
-        if self.0 != Rank::Unranked {
+        if self.0.is_checked() {
+            let place = Location::caller();
             // A destructor of another thread-local value may run after the list is gone; it holds nothing else.
-            let _ = HELD.try_with(|held| held.borrow_mut().push((self.0, Location::caller())));
+            let _ = HELD.try_with(|held| held.borrow_mut().push((self.0, place)));
         }
     }
 
     fn leave(&self) {
-        if self.0 != Rank::Unranked {
+        if self.0.is_checked() {
             let _ = HELD.try_with(|held| {
                 let mut held = held.borrow_mut();
                 if let Some(at) = held.iter().rposition(|(rank, _)| *rank == self.0) {
@@ -207,7 +292,7 @@ impl Held {
         struct Again<'a>(&'a Held, &'static Location<'static>);
         impl Drop for Again<'_> {
             fn drop(&mut self) {
-                if self.0.0 != Rank::Unranked {
+                if self.0.0.is_checked() {
                     let _ = HELD.try_with(|held| held.borrow_mut().push((self.0.0, self.1)));
                 }
             }

@@ -25,8 +25,8 @@ use super::queue::Queue;
 use super::request::{Completion, Request};
 use crate::error::{Error, Result};
 use crate::place::index;
-use crate::sync::Mutex;
 use crate::sync::thread::Builder;
+use crate::sync::{Mutex, Rank};
 
 /// Number of the descriptor that wakes the thread itself.
 const OWN: u64 = 0;
@@ -140,7 +140,8 @@ impl AsyncQueue {
         let reactor = Reactor::get()?;
         let fd = queue.as_raw_fd();
         let state = State { queue, slots: HashMap::new(), waiting: BTreeMap::new(), next: 0, completions: Vec::new(), failure: None };
-        let requests = reactor.add(fd, |id| Requests { id, fd, depth: index(depth), reactor, state: Mutex::new(state) })?;
+        let requests =
+            reactor.add(fd, |id| Requests { id, fd, depth: index(depth), reactor, state: Mutex::ranked(Rank::AsyncQueue, state) })?;
         Ok(Self(requests))
     }
 
@@ -342,7 +343,7 @@ impl Reactor {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake, EventData::new_u64(OWN), EventFlags::IN)?;
-        Ok(Self { epoll, wake, registry: Mutex::default() })
+        Ok(Self { epoll, wake, registry: Mutex::ranked(Rank::AsyncQueues, Registry::default()) })
     }
 
     fn get() -> Result<&'static Self> {

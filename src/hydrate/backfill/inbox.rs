@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::answer::Answered;
 use crate::hydrate::parts::Parts;
 use crate::source::Arrival;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, Rank};
 
 /// A message.
 pub enum Message {
@@ -28,7 +28,7 @@ pub struct Inbox {
 impl Inbox {
     /// An empty queue; `parts` is woken by each message.
     pub fn new(parts: &Arc<Parts>) -> Arc<Self> {
-        Arc::new(Self { messages: Mutex::default(), came: Condvar::new(), parts: Arc::clone(parts) })
+        Arc::new(Self { messages: Mutex::ranked(Rank::Inbox, VecDeque::new()), came: Condvar::new(), parts: Arc::clone(parts) })
     }
 
     /// Adds a message and wakes backfill.

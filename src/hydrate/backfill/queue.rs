@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::ahead::Readers;
 use crate::format::TRACE_RUNS_MAX;
 use crate::hydrate::progress::FetchClass;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Most queued ranges of traces; further ones are dropped.
 const FOLLOWED_MAX: usize = 4 * TRACE_RUNS_MAX;
@@ -23,8 +23,13 @@ struct State {
 }
 
 /// The queue of one root layer.
-#[derive(Default)]
 pub struct Queue(Mutex<State>);
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::FirstRanges, State::default()))
+    }
+}
 
 impl Queue {
     /// Notes a miss of a reader and queues the predicted read-ahead, up to block `end`. Blocks have `block_bytes` bytes.

@@ -21,8 +21,8 @@ use crate::hydrate::pace::{Wake, start_pause};
 use crate::hydrate::parts::Parts;
 use crate::ids::random_bytes;
 use crate::io::{Next, Task};
-use crate::sync::Mutex;
 use crate::sync::time::Instant;
+use crate::sync::{Mutex, Rank};
 
 /// Pause of a hydration after a panic.
 const PANIC_PAUSE: Duration = Duration::from_secs(5);
@@ -78,7 +78,7 @@ pub fn begin(parts: &Arc<Parts>, crew: &Arc<Crew>, finish: Finish) -> std::io::R
         return Ok(());
     }
     let running = Running(Arc::clone(parts));
-    let task = Arc::<Mutex<Option<Task>>>::default();
+    let task = Arc::new(Mutex::ranked(Rank::HydrationTask, None::<Task>));
     let waking = Arc::clone(&task);
     let wake: Wake = Arc::new(move || waking.lock().iter().for_each(Task::wake));
     *parts.wake.lock() = Some(Arc::clone(&wake));

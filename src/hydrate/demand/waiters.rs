@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::hydrate::pace::Waits;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// A reader that has waited this long for another reader's fetch shares its failure instead of retrying.
 const SHARED_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,8 +68,13 @@ struct State {
 }
 
 /// The waiting readers of one root layer.
-#[derive(Default)]
 pub struct Waiters(Mutex<State>);
+
+impl Default for Waiters {
+    fn default() -> Self {
+        Self(Mutex::ranked(Rank::WaitingReaders, State::default()))
+    }
+}
 
 impl State {
     fn has_given_up(&self, waiter: Waiter) -> bool {

@@ -15,7 +15,7 @@ use super::window::{Sent, Window};
 use crate::clock::Clock;
 use crate::format::HydrationPriority;
 use crate::ids::LayerId;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// Time after which a waiting hydration asks again. One that has not asked for longer than this no longer counts as waiting.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -65,10 +65,15 @@ struct State {
 }
 
 /// The shared budget.
-#[derive(Default)]
 pub struct Budget {
     state: Mutex<State>,
     latencies: Latencies,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { state: Mutex::ranked(Rank::Budget, State::default()), latencies: Latencies::default() }
+    }
 }
 
 /// Why a request has to wait.

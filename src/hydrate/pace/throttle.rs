@@ -7,7 +7,7 @@ use super::rates::{Pace, Share, Waits};
 use super::window::Sent;
 use crate::format::HydrationSettings;
 use crate::ids::LayerId;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 use crate::units::real;
 
 #[derive(Default)]
@@ -29,13 +29,12 @@ pub struct Asks<'a> {
 }
 
 /// The limits of one hydration.
-#[derive(Default)]
 pub struct Throttle(Mutex<State>);
 
 impl Throttle {
     /// A throttle with the settings of an operator.
     pub fn new(settings: HydrationSettings) -> Self {
-        Self(Mutex::new(State { settings, ..State::default() }))
+        Self(Mutex::ranked(Rank::Throttle, State { settings, ..State::default() }))
     }
 
     /// Pause and pace.
@@ -89,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_request_beside_readers_comes_after_a_pause() {
-        let (throttle, budget) = (Throttle::default(), Budget::default());
+        let (throttle, budget) = (Throttle::new(HydrationSettings::default()), Budget::default());
         budget.join(LAYER, HydrationPriority::Normal, None);
         let begin = |asks: &Asks<'_>| throttle.begin(Duration::from_secs(1), &budget, asks).map(drop);
         assert!(begin(&asks(4096, None)).is_ok());
@@ -100,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_request_that_has_to_wait_does_not_count_for_the_cap() {
-        let (throttle, budget) = (Throttle::default(), Budget::default());
+        let (throttle, budget) = (Throttle::new(HydrationSettings::default()), Budget::default());
         throttle.set_settings(HydrationSettings { rate_bytes_per_second: 5 << 20, ..HydrationSettings::default() });
         budget.join(LAYER, HydrationPriority::Normal, None);
         let full = budget.begin_now(Duration::ZERO, "host", 1 << 40);

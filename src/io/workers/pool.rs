@@ -9,7 +9,7 @@ use super::state::{Bounds, Job, State};
 use crate::io::give_way;
 use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 /// A call that takes longer is slow.
 const SLOW: Duration = Duration::from_secs(1);
@@ -57,7 +57,13 @@ impl Workers {
     /// A pool without threads; they are started when they are needed, and are named `NAME-lead` and `NAME-call`.
     pub fn new(name: &str, bounds: Bounds) -> Self {
         let (job_waits, lead_woken) = (Condvar::new(), Condvar::new());
-        Self(Arc::new(Shared { name: name.to_owned(), bounds, state: Mutex::new(State::default()), job_waits, lead_woken }))
+        Self(Arc::new(Shared {
+            name: name.to_owned(),
+            bounds,
+            state: Mutex::ranked(Rank::WorkerPool, State::default()),
+            job_waits,
+            lead_woken,
+        }))
     }
 
     /// Runs a job on some thread, in its turn. Threads inherit the priority of the one that starts the lead: a thread that has given way

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::pool::{Refusal, Shared, Workers};
 use super::state::{Job, TimerId};
-use crate::sync::Mutex;
 use crate::sync::time::Instant;
+use crate::sync::{Mutex, Rank};
 
 /// Pause after a step that panicked, or got no thread.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -54,7 +54,12 @@ impl Task {
     /// The pool is closed, or has no thread.
     pub fn begin(workers: &Workers, key: Option<&str>, step: impl FnMut() -> Next + Send + 'static) -> Result<Self, Refusal> {
         let (pool, key) = (Arc::downgrade(&workers.0), key.map(str::to_owned));
-        let inner = Arc::new(Inner { pool, key, phase: Mutex::new(Phase::Due), step: Mutex::new(Some(Box::new(step))) });
+        let inner = Arc::new(Inner {
+            pool,
+            key,
+            phase: Mutex::ranked(Rank::TaskPhase, Phase::Due),
+            step: Mutex::ranked(Rank::TaskStep, Some(Box::new(step))),
+        });
         {
             let mut state = workers.0.state.lock();
             workers.0.begin_lead(&mut state)?;
@@ -99,7 +104,7 @@ impl Drop for Task {
         if let (Some(timer), Some(pool)) = (timer, self.0.pool.upgrade()) {
             drop(pool.state.lock().take_timer(timer));
         }
-        drop(self.0.step.lock().take());
+        self.0.drop_step();
         self.0.leave();
     }
 }
@@ -161,7 +166,7 @@ impl Inner {
             (Phase::Over, _) | (_, Next::Over) => {
                 *phase = Phase::Over;
                 drop(phase);
-                drop(self.step.lock().take());
+                self.drop_step();
                 self.leave();
             }
             (Phase::Runs { woken: false }, Next::After(pause)) => {
@@ -185,6 +190,12 @@ impl Inner {
             Some(_) => self.run_soon(),
             None => self.run(),
         }
+    }
+
+    /// What a step owns may take locks of any rank when it is dropped.
+    fn drop_step(&self) {
+        let step = self.step.lock().take();
+        drop(step);
     }
 
     /// The task has ended, and the lead need not stay for it.

@@ -18,7 +18,7 @@ use crate::place::wide;
 use crate::source::ReadClass;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
-use crate::sync::{Mutex, OnceLock};
+use crate::sync::{Mutex, OnceLock, Rank};
 use crate::wire::constants::{CMD_BLOCK_STATUS, CMD_DISC, CMD_FLAG_PAYLOAD_LEN, CMD_READ, ESHUTDOWN};
 use crate::wire::{HeaderMode, Request, StatusQuery, WireError};
 
@@ -83,9 +83,9 @@ impl Link {
         let state = State { entries: BTreeMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false, brought: 0, oldest: None };
         Ok(Self {
             socket: agreed.socket,
-            unsent: Mutex::new(Vec::new()),
+            unsent: Mutex::ranked(Rank::NbdUnsent, Vec::new()),
             place: OnceLock::new(),
-            state: Mutex::new(state),
+            state: Mutex::ranked(Rank::NbdLink, state),
             mode: agreed.mode,
             contexts: agreed.contexts,
             request_timeout,

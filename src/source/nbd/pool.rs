@@ -24,7 +24,7 @@ use crate::place::wide;
 use crate::source::{About, ReadClass, SourceError, SourceErrorKind, SourceStats};
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::time::Instant;
-use crate::sync::{Mutex, OnceLock, PerProcess};
+use crate::sync::{Mutex, OnceLock, PerProcess, Rank};
 use crate::wire::constants::PAYLOAD_BYTES_MAX;
 
 /// Most requests under way on one connection; further ones wait.
@@ -190,7 +190,14 @@ impl Shared {
         };
         let open = Counted::begin();
         let share = AtomicUsize::new(open.share());
-        Arc::new(Self { export, rounds_up: AtomicBool::new(false), share, open, state: Mutex::new(state), keeper: OnceLock::new() })
+        Arc::new(Self {
+            export,
+            rounds_up: AtomicBool::new(false),
+            share,
+            open,
+            state: Mutex::ranked(Rank::NbdSource, state),
+            keeper: OnceLock::new(),
+        })
     }
 
     /// Sets the task that reconnects.
@@ -205,7 +212,8 @@ impl Shared {
     /// Adds a connection and gives it to its reactor.
     pub fn adopt(self: &Arc<Self>, agreed: Agreed) -> Result<(), SourceError> {
         let link = self.add(agreed)?;
-        let connection = Connection { shared: Arc::clone(self), link: Arc::clone(&link), replies: Mutex::default() };
+        let connection =
+            Connection { shared: Arc::clone(self), link: Arc::clone(&link), replies: Mutex::ranked(Rank::NbdReplies, Replies::default()) };
         match reactor(link.in_background).add(Arc::new(connection)) {
             Ok(place) => link.set_place(place),
             Err(error) => {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::io::{Poller, give_way};
 use crate::sync::thread::Builder;
 use crate::sync::time::Instant;
-use crate::sync::{Mutex, PerProcess};
+use crate::sync::{Mutex, PerProcess, Rank};
 
 /// How often connections check the timeout of their oldest request.
 pub(super) const TICK: Duration = Duration::from_millis(500);
@@ -82,7 +82,7 @@ pub(super) struct Reactor {
 
 impl Reactor {
     fn new(name: &'static str, in_background: bool) -> Self {
-        Self { name, in_background, state: Mutex::default() }
+        Self { name, in_background, state: Mutex::ranked(Rank::NbdReactor, State::default()) }
     }
 
     /// Adds a connection, which is driven until it ends. Starts the thread if there is none.

@@ -8,8 +8,8 @@ use roaring::RoaringBitmap;
 use crate::format::{TRACE_RUNS_MAX, Trace};
 use crate::ids::{LayerId, VolumeId};
 use crate::place::BlockSpan;
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, Rank};
 
 /// Blocks of a unit. Touches are noted in units, so that a trace stays short.
 const UNIT_BLOCKS: u32 = 16;
@@ -34,7 +34,7 @@ pub struct Recorder {
 
 impl Recorder {
     pub fn new(layer: LayerId, fork: VolumeId, until: Duration) -> Arc<Self> {
-        let touches = Mutex::new(Touches { layer, until, ..Touches::default() });
+        let touches = Mutex::ranked(Rank::Recording, Touches { layer, until, ..Touches::default() });
         Arc::new(Self { fork, active: AtomicBool::new(true), touches })
     }
 

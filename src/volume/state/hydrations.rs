@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use crate::hydrate::{Hydrator, Progress};
 use crate::ids::LayerId;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Rank};
 
 /// The hydrators of a store. Each map has a lock of its own, and none is held while another lock is taken.
-#[derive(Default)]
 pub struct Hydrations {
     /// Of roots that need their source.
     running: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
@@ -16,6 +15,16 @@ pub struct Hydrations {
     stopped: Mutex<BTreeMap<LayerId, Arc<Hydrator>>>,
     /// What hydrations that ended since the store was opened had done, while their roots live.
     ended: Mutex<BTreeMap<LayerId, Progress>>,
+}
+
+impl Default for Hydrations {
+    fn default() -> Self {
+        Self {
+            running: Mutex::ranked(Rank::Hydrations, BTreeMap::new()),
+            stopped: Mutex::ranked(Rank::StoppedHydrations, BTreeMap::new()),
+            ended: Mutex::ranked(Rank::EndedHydrations, BTreeMap::new()),
+        }
+    }
 }
 
 impl Hydrations {
