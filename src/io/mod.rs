@@ -8,6 +8,7 @@ mod disk;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod fiemap;
+mod guess;
 mod op;
 mod overlay;
 mod poller;
@@ -27,6 +28,7 @@ pub use access::Access;
 pub use buffer::AlignedBuffer;
 pub(crate) use descriptors::{Reservation, descriptors_max};
 pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, DiskSpace, IoMode, OpenMode};
+pub(crate) use guess::Guess;
 pub(crate) use overlay::OverlayDisk;
 pub(crate) use poller::Poller;
 pub(crate) use priority::give_way;

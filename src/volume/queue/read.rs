@@ -11,7 +11,7 @@ use super::outcome::{Begun, Later, Outcome, Pass, Transfers};
 use super::scatter::scatter;
 use super::target::Target;
 use crate::error::Error;
-use crate::io::{AlignedBuffer, Done, IoMode, Op, ReadBuffer};
+use crate::io::{AlignedBuffer, Done, Guess, IoMode, Op, ReadBuffer};
 use crate::layer::{BlockRead, Layer, Layers};
 use crate::limits::SEGMENT_BYTES;
 use crate::place::{Block, BlockSpan, index, length, wide};
@@ -52,34 +52,11 @@ pub struct PendingRead {
     pass: Option<Pass>,
 }
 
-/// Whether the page cache is asked first: not for every read while it has nothing.
-#[derive(Default)]
-pub struct CacheGuess {
-    misses: u32,
-    skip: u32,
-}
-
-impl CacheGuess {
-    /// Reads in a row that go past the cache at most before it is asked again, as a power of two.
-    const SKIP_SHIFT_MAX: u32 = 6;
-
-    fn is_likely(&mut self) -> bool {
-        let likely = self.skip == 0;
-        self.skip = self.skip.saturating_sub(1);
-        likely
-    }
-
-    fn note(&mut self, hit: bool) {
-        self.misses = if hit { 0 } else { (self.misses + 1).min(Self::SKIP_SHIFT_MAX) };
-        self.skip = (1 << self.misses) - 1;
-    }
-}
-
 impl PendingRead {
     /// Begins a read, into the memory `given` if there is some.
     pub fn begin(
         target: &Target,
-        cached: &mut CacheGuess,
+        cached: &mut Guess,
         token: u64,
         (offset, bytes): (u64, u32),
         mut given: Option<&mut Vec<BytesMut>>,
@@ -242,25 +219,5 @@ fn give_back(transfers: Transfers, given: Option<&mut Vec<BytesMut>>) {
         if let Op::Read { buffer: ReadBuffer::Given(buffer), .. } = op {
             given.push(buffer);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cold_page_cache_is_probed_rarely_until_a_hit() {
-        let mut guess = CacheGuess::default();
-        let mut between = |hit: bool| {
-            let mut skipped = 0;
-            while !guess.is_likely() {
-                skipped += 1;
-            }
-            guess.note(hit);
-            skipped
-        };
-        assert_eq!([false; 9].map(&mut between), [0, 1, 3, 7, 15, 31, 63, 63, 63]);
-        assert_eq!([true, true, false, true].map(between), [63, 0, 0, 1]);
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::changes::Changes;
 use super::outcome::{Begun, Later, Outcome};
-use super::read::{CacheGuess, PendingRead};
+use super::read::PendingRead;
 use super::target::Target;
 use super::write::PendingWrite;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Done, Ring, RingWaker, Slots};
+use crate::io::{Done, Guess, Ring, RingWaker, Slots};
 use crate::limits::Planted;
 use crate::place::{length, wide};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,8 @@ pub struct Inner {
     /// Go on with a worker.
     pub later: Vec<Later>,
     done: Vec<Done>,
-    cached: CacheGuess,
+    /// Whether the page cache is asked first: not for every read while it has nothing.
+    cached: Guess,
     /// The descriptor was made readable since the last `reap`.
     pub nudged: bool,
 }
@@ -80,7 +81,7 @@ impl Shared {
             ready: Vec::new(),
             later: Vec::new(),
             done: Vec::new(),
-            cached: CacheGuess::default(),
+            cached: Guess::default(),
             nudged: false,
         };
         Arc::new(Self {
