@@ -12,11 +12,12 @@ use crate::sync::StaticMutex;
 /// Direct I/O wants memory on such boundaries.
 const ALIGN_BYTES: usize = 4096;
 /// Buffers up to this size are kept for reuse.
-const KEPT_BYTES_MAX: usize = 128 << 10;
-/// Buffers kept for each size (a power of two).
+const KEPT_BYTES_MAX: usize = 2 << 20;
+/// Buffers kept for each size (a power of two), and their bytes together.
 const KEPT_MAX: usize = 256;
+const KEPT_CLASS_BYTES_MAX: usize = 16 << 20;
 /// log2 of the smallest and the largest size that is kept.
-const KEPT_SHIFTS: std::ops::Range<usize> = 12..18;
+const KEPT_SHIFTS: std::ops::Range<usize> = 12..22;
 const _: () = assert!(1 << (KEPT_SHIFTS.end - 1) == KEPT_BYTES_MAX && 1 << KEPT_SHIFTS.start == ALIGN_BYTES);
 
 struct Memory {
@@ -128,7 +129,7 @@ impl Drop for AlignedBuffer {
         let Some(memory) = self.memory.take() else { return };
         if let Some(kept) = kept(memory.layout.size()) {
             let mut kept = kept.lock();
-            if kept.len() < KEPT_MAX {
+            if kept.len() < KEPT_MAX.min(KEPT_CLASS_BYTES_MAX / memory.layout.size()) {
                 kept.push(memory);
             }
         }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that each connection may always hold: a small request.
-pub const SMALL_BYTES: usize = 256 << 10;
+/// Bytes that each connection may always hold: a request of 256 KiB, and the buffer that headers are received in.
+pub const SMALL_BYTES: usize = 384 << 10;
 /// Bytes that one connection holds before it takes no further requests.
 const CONNECTION_BYTES_MAX: usize = 64 << 20;
 /// How often a connection looks whether there is room, times the number of those that do.

@@ -1,6 +1,5 @@
 //! The event loop of one connection: requests in, replies out, in any order.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use super::reply::{Output, wire_error};
 use super::shutdown::Shutdown;
 use super::status::{Context, EXTENTS_MAX, extents};
 use crate::error::{Error, ErrorKind};
+use crate::io::{Guess, Slots};
 use crate::place::{index, length, wide};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
@@ -34,6 +34,8 @@ const REQUEST_BYTES_PER_SECOND: usize = 64 << 10;
 const PREFETCHES_MAX: usize = 16;
 /// Bytes of an extent in a reply.
 const EXTENT_BYTES: usize = 16;
+/// How often a connection receives before it polls what else there is.
+const UNPOLLED_MAX: u32 = 16;
 /// How often a connection whose client has left looks whether it is to end at once.
 const HUNG_UP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -61,14 +63,18 @@ pub struct Connection {
     output: Output,
     /// Since when the client has taken none of its replies.
     stalled: Option<Instant>,
-    pending: HashMap<u64, Request>,
-    next_token: u64,
+    /// By the token of their completion.
+    pending: Slots<Request>,
     /// Bytes of requests under way.
     pending_bytes: usize,
     prefetches: usize,
     held: Held,
     /// No further requests are taken: the client said goodbye, or left.
     ending: bool,
+    /// Whether the socket has more at once.
+    more: Guess,
+    /// Receives since the server, the queue and the socket were polled.
+    unpolled: u32,
     /// The client sends no more; what it sent before is still done.
     sent_all: bool,
     /// The client has closed both directions. `poll` would report that continuously, so the socket is polled only while input is wanted.
@@ -98,15 +104,16 @@ impl Connection {
             size_bytes: session.size_bytes,
             held: Held::new(Arc::clone(&terms.budget)),
             terms,
-            input: Input::default(),
+            input: Input::new(Request::header_bytes(session.mode == HeaderMode::Extended)),
             whole_by: None,
             output: Output::default(),
             stalled: None,
-            pending: HashMap::new(),
-            next_token: 0,
+            pending: Slots::default(),
             pending_bytes: 0,
             prefetches: 0,
             ending: false,
+            more: Guess::default(),
+            unpolled: 0,
             sent_all: false,
             hung_up: false,
             shutting_down: false,
@@ -158,7 +165,7 @@ impl Connection {
 
     /// Memory that the first request in the input needs beside the bytes that have come.
     fn next_bytes(&self) -> usize {
-        Request::decode(self.input.bytes(), self.mode == HeaderMode::Extended).map_or(0, |request| self.reply_bytes(&request))
+        Request::decode(self.input.head(), self.mode == HeaderMode::Extended).map_or(0, |request| self.reply_bytes(&request))
     }
 
     /// Tells the budget what this connection holds.
@@ -186,7 +193,7 @@ impl Connection {
             self.input.make_room(missing);
         }
         self.account();
-        match wanted && !self.input.bytes().is_empty() {
+        match wanted && self.input.len() > 0 {
             true if self.whole_by.is_none() => {
                 let size = Duration::from_secs(wide(missing / REQUEST_BYTES_PER_SECOND));
                 self.whole_by = Some(deadline_after(self.terms.stall_timeout.saturating_add(size)));
@@ -206,9 +213,27 @@ impl Connection {
         Ok([whole, stalled, hung_up, self.held.patience()].into_iter().flatten().min())
     }
 
-    /// Waits for the socket, the queue or the server.
+    /// Takes what the socket has.
+    fn receive(&mut self) -> io::Result<Received> {
+        let missing = self.missing_bytes();
+        let received = self.input.receive(&self.socket, missing)?;
+        self.sent_all |= received == Received::End;
+        Ok(received)
+    }
+
+    /// Takes more requests, or waits for the socket, the queue or the server.
     fn wait(&mut self) -> io::Result<()> {
         let wants_input = self.wants_input();
+        // A client that keeps several requests under way has often sent the next ones already.
+        if wants_input && self.unpolled < UNPOLLED_MAX && self.more.is_likely() {
+            self.unpolled += 1;
+            let received = self.receive()?;
+            self.more.note(received != Received::Nothing);
+            if received != Received::Nothing {
+                return Ok(());
+            }
+        }
+        self.unpolled = 0;
         let mut wanted = if wants_input { libc::POLLIN } else { 0 };
         self.input.rest(self.queue.in_flight() == 0);
         if self.output.len() > 0 {
@@ -241,8 +266,7 @@ impl Connection {
         }
         self.hung_up |= fds[0].revents & libc::POLLHUP != 0;
         if wants_input && fds[0].revents & (libc::POLLIN | libc::POLLHUP) != 0 {
-            let missing = self.missing_bytes();
-            self.sent_all = self.input.receive(&self.socket, missing)? == Received::End;
+            self.receive()?;
         } else if self.hung_up && self.output.len() > 0 {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -257,9 +281,9 @@ impl Connection {
     /// Bytes that the first request still lacks, with its payload.
     fn missing_bytes(&self) -> usize {
         let header = Request::header_bytes(self.mode == HeaderMode::Extended);
-        let request = Request::decode(self.input.bytes(), self.mode == HeaderMode::Extended);
+        let request = Request::decode(self.input.head(), self.mode == HeaderMode::Extended);
         let payload = request.map_or(0, |request| self.payload_bytes(&request).unwrap_or(0));
-        (header + payload).saturating_sub(self.input.bytes().len())
+        (header + payload).saturating_sub(self.input.len())
     }
 
     /// Bytes that follow a request's header. `None`: so many that the client cannot be trusted.
@@ -276,17 +300,15 @@ impl Connection {
     fn take_requests(&mut self) -> io::Result<()> {
         let extended = self.mode == HeaderMode::Extended;
         let header = Request::header_bytes(extended);
-        while self.takes_requests() && self.input.bytes().len() >= header {
+        while self.takes_requests() && self.input.len() >= header {
             let request =
-                Request::decode(self.input.bytes(), extended).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.0))?;
+                Request::decode(self.input.head(), extended).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.0))?;
             let payload = self.payload_bytes(&request);
             let payload = payload.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the client sends too long a payload"))?;
-            if self.input.bytes().len() < header + payload || !self.held.take(self.reply_bytes(&request), self.is_idle()) {
+            if self.input.len() < header + payload || !self.held.take(self.reply_bytes(&request), self.is_idle()) {
                 break;
             }
-            let _ = self.input.take(header);
             let data = self.input.take(payload);
-            self.input.rest(false);
             self.whole_by = None;
             if request.command == CMD_DISC {
                 self.ending = true;
@@ -301,15 +323,16 @@ impl Connection {
     fn start(&mut self, request: Request, data: Bytes) {
         match self.check(&request, data) {
             Checked::Queue(asked) => {
-                let token = self.next_token;
-                self.next_token += 1;
-                match self.queue.submit(token, asked) {
+                let slot = self.pending.insert(request);
+                match self.queue.submit(wide(slot), asked) {
                     Ok(()) => {
                         self.pending_bytes += held_bytes(&request);
                         self.prefetches += usize::from(request.command == CMD_CACHE);
-                        self.pending.insert(token, request);
                     }
-                    Err(error) => self.fail(&request, &error),
+                    Err(error) => {
+                        self.pending.remove(slot);
+                        self.fail(&request, &error);
+                    }
                 }
             }
             Checked::Status(query) => self.status(&request, &query),
@@ -426,7 +449,7 @@ impl Connection {
     }
 
     fn reply(&mut self, completion: Completion) {
-        let Some(request) = self.pending.remove(&completion.token) else { return };
+        let Some(request) = self.pending.remove(length(completion.token)) else { return };
         self.pending_bytes -= held_bytes(&request);
         self.prefetches -= usize::from(request.command == CMD_CACHE);
         match completion.result {

@@ -29,7 +29,7 @@ pub struct NbdServerOptions {
     /// A client that has begun to send a request has this time, and a second for each 64 KiB, to send all of it; one that takes none of
     /// its replies has it while others wait for memory. Then it is disconnected.
     pub stall_timeout: Duration,
-    /// Memory for requests and replies of all connections together, in bytes, beyond 256 KiB for each. Larger requests wait until there
+    /// Memory for requests and replies of all connections together, in bytes, beyond 384 KiB for each. Larger requests wait until there
     /// is room.
     pub memory_bytes_max: usize,
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
 use bytes::{Buf, Bytes};
+use smallvec::SmallVec;
 
 use crate::error::Error;
 use crate::io::is_zero;
@@ -119,8 +120,11 @@ impl Output {
     pub fn send(&mut self, socket: &mut impl Write) -> io::Result<bool> {
         let mut sent = false;
         while !self.buffers.is_empty() {
-            let slices: Vec<IoSlice<'_>> = self.buffers.iter().take(SLICES_MAX).map(|bytes| IoSlice::new(bytes)).collect();
-            match socket.write_vectored(&slices) {
+            let written = {
+                let slices = self.buffers.iter().take(SLICES_MAX).map(|bytes| IoSlice::new(bytes));
+                socket.write_vectored(&slices.collect::<SmallVec<[IoSlice<'_>; SLICES_MAX]>>())
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => self.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
