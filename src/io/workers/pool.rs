@@ -93,7 +93,7 @@ impl Workers {
             state.closed = true;
             state.take_all()
         };
-        drop(dropped);
+        discard(dropped);
         self.0.job_waits.notify_all();
         self.0.lead_woken.notify_all();
     }
@@ -108,6 +108,13 @@ impl Drop for Workers {
 impl std::fmt::Debug for Workers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Workers").field("name", &self.0.name).field("bounds", &self.0.bounds).finish_non_exhaustive()
+    }
+}
+
+/// Drops jobs that are not run. What one of them owns may panic, which ends neither the thread nor the drop of the others.
+fn discard(jobs: Vec<Job>) {
+    for job in jobs {
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(job)));
     }
 }
 
@@ -188,7 +195,7 @@ impl Shared {
         if now.saturating_duration_since(*state.failing_since.get_or_insert(now)) > START_PATIENCE && state.threads == 0 {
             state.failing_since = None;
             let jobs = state.take_jobs();
-            MutexGuard::unlocked(state, || drop(jobs));
+            MutexGuard::unlocked(state, || discard(jobs));
         }
         state.start_after
     }

@@ -256,6 +256,34 @@ mod simulated {
         }
     }
 
+    /// A call that is dropped because no thread can be had, and panics at that, costs the pool nothing.
+    #[test]
+    fn a_drop_of_a_call_that_panics_ends_no_pool() {
+        struct Panics;
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic!("by its destructor");
+            }
+        }
+        for seed in sim::seeds(10) {
+            let lack = || {
+                let workers = Workers::new("test", FEW);
+                let _lead = Task::begin(&workers, None, || Next::After(HOUR)).ok().unwrap();
+                sim::fail_starts_of_threads(1);
+                let (sender, dropped) = channel::<()>();
+                let panics = Panics;
+                workers.run("call", Box::new(move || drop(panics))).ok().unwrap();
+                workers.run("call", Box::new(move || sender.send(()).unwrap())).ok().unwrap();
+                assert!(dropped.recv().is_err());
+                sim::fail_starts_of_threads(0);
+                let (sender, answer) = channel();
+                workers.run("call", Box::new(move || sender.send("answered").unwrap())).ok().unwrap();
+                assert_eq!(answer.recv_timeout(PATIENCE), Ok("answered"));
+            };
+            sim::run(seed, exact(), lack).unwrap();
+        }
+    }
+
     /// A task that looks at a number, and threads that change it and wake the task.
     fn wakes(key: Option<&str>) {
         let workers = Workers::new("test", FEW);
