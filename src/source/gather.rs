@@ -5,7 +5,7 @@
 //!   the range fails the read, and a read that ends before all bytes have come fails.
 //! - Memory is bounded by the range: pieces that are not aligned are kept in windows of [`PART_ALIGN_BYTES`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Arrival, OnArrival, PART_ALIGN_BYTES, Part, ReadClass, Source, SourceError, SourceErrorKind, damaged_error};
 use crate::place::{length, wide};
-use crate::sync::{Mutex, Rank};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 /// Blocking calls over any [`Source`].
 ///
@@ -103,8 +103,10 @@ struct Window {
 struct Gather {
     source: String,
     range: Range<u64>,
-    /// `None` once the read has ended.
+    /// `None` while a thread calls it, and once the read has ended.
     arrival: Option<OnArrival>,
+    /// What the callback has not got yet, in order.
+    ready: VecDeque<Arrival>,
     covered: Cover,
     windows: BTreeMap<u64, Window>,
     /// Reads of the source that have not ended.
@@ -130,6 +132,7 @@ fn read<S: Source + ?Sized>(source: &S, range: &Range<u64>, class: ReadClass, ar
             source: source.describe(),
             range: start..end,
             arrival: Some(arrival),
+            ready: VecDeque::new(),
             covered: Cover::default(),
             windows: BTreeMap::new(),
             left: bounds.len() - 1,
@@ -138,8 +141,27 @@ fn read<S: Source + ?Sized>(source: &S, range: &Range<u64>, class: ReadClass, ar
     ));
     for piece in bounds.windows(2) {
         let gather = Arc::clone(&gather);
-        source.read(piece[0]..piece[1], class, OnArrival::new(move |arrival| gather.lock().take(arrival)));
+        source.read(piece[0]..piece[1], class, OnArrival::new(move |arrival| take(&gather, arrival)));
     }
+}
+
+/// Takes what a read of the source has answered, and hands on what is ready, in order. The callback is called without the lock: it takes
+/// those of another read, if a source reads from another source.
+fn take(gather: &Mutex<Gather>, arrival: Arrival) {
+    let mut gather = gather.lock();
+    gather.take(arrival);
+    // Otherwise a thread that calls it hands this on as well.
+    let Some(mut callback) = gather.arrival.take() else { return };
+    while let Some(ready) = gather.ready.pop_front() {
+        match ready {
+            Arrival::Part(part) => MutexGuard::unlocked(&mut gather, || callback.part(part)),
+            Arrival::End(result) => {
+                drop(gather);
+                return callback.end(result);
+            }
+        }
+    }
+    gather.arrival = Some(callback);
 }
 
 impl Gather {
@@ -172,12 +194,11 @@ impl Gather {
     }
 
     fn end(&mut self) {
-        let Some(arrival) = self.arrival.take() else { return };
-        let result = std::mem::replace(&mut self.result, Ok(()));
-        arrival.end(match result {
+        let result = match std::mem::replace(&mut self.result, Ok(())) {
             Ok(()) if !self.covered.has(&self.range) => Err(self.broken("says that a read has ended, but not all of its bytes have come")),
             result => result,
-        });
+        };
+        self.ready.push_back(Arrival::End(result));
     }
 
     fn broken(&self, what: &str) -> SourceError {
@@ -231,8 +252,55 @@ impl Gather {
 
     fn hand_on(&mut self, part: Part) {
         self.covered.insert(&(part.offset..part.offset + wide(part.bytes.len())));
-        if let Some(arrival) = &mut self.arrival {
-            arrival.part(part);
+        self.ready.push_back(Arrival::Part(part));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::guarded::Guarded;
+    use crate::source::{FileSource, SourceExtent, SourceStats};
+
+    /// A source of an embedder that reads from another one.
+    struct Forward(FileSource);
+
+    impl Source for Forward {
+        fn size_bytes(&self) -> u64 {
+            self.0.size_bytes()
         }
+
+        fn read_bytes_max(&self) -> u32 {
+            1 << 20
+        }
+
+        fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
+            self.0.read_any(range, class, arrival);
+        }
+
+        fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+            self.0.extents(range)
+        }
+
+        fn describe(&self) -> String {
+            self.0.describe()
+        }
+
+        fn stats(&self) -> SourceStats {
+            self.0.stats()
+        }
+
+        fn close(&self) {
+            self.0.close();
+        }
+    }
+
+    #[test]
+    fn a_source_may_read_any_range_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, vec![7; 300_000]).unwrap();
+        let source = Guarded::new("far://x", Arc::new(Forward(FileSource::open(&path).unwrap()))).unwrap();
+        assert_eq!(source.read_blocking(1..300_000).unwrap(), vec![7; 299_999]);
     }
 }

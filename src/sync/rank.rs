@@ -152,7 +152,7 @@ pub enum Rank {
     SourceReads,
     /// `source`: the callback of one read, while it is called.
     SourceRead,
-    /// `source`: one read that is made of several, while its callback is called.
+    /// `source`: one read that is made of several.
     SourceGather,
     /// `source`: connections that one thread serves.
     NbdReactor,
