@@ -25,7 +25,6 @@ pub struct Client {
 struct State {
     connected: HashMap<u64, Client>,
     next: u64,
-    stopping: bool,
 }
 
 /// The places of all connections.
@@ -117,7 +116,7 @@ impl Places {
     /// A place for a connection, by number; `None` if there is none.
     pub fn enter(&self, client: Client, most: usize) -> Option<u64> {
         let mut state = self.state.lock();
-        if state.stopping || state.connected.len() >= most {
+        if state.connected.len() >= most {
             return None;
         }
         state.next += 1;
@@ -145,15 +144,6 @@ impl Places {
     /// Connections at this moment.
     pub fn count(&self) -> usize {
         self.state.lock().connected.len()
-    }
-
-    /// Gives no places any more.
-    pub fn stop(&self) {
-        self.state.lock().stopping = true;
-    }
-
-    pub fn is_stopping(&self) -> bool {
-        self.state.lock().stopping
     }
 
     /// Closes the sockets of some clients.

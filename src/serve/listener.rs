@@ -49,14 +49,48 @@ enum Kind {
 /// ```
 pub struct Listener {
     kind: Kind,
-    /// Removed when the listener goes.
+    /// Removed when the listener goes, unless it was passed on.
     path: Option<PathBuf>,
+    passed_on: AtomicBool,
 }
 
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Listener").field("uri", &self.uri()).finish_non_exhaustive()
     }
+}
+
+/// A listening socket on its way to another process, which is to serve in the place of this one ([`NbdServer::pass_on`]). Clients that
+/// connect meanwhile wait in it.
+///
+/// ```
+/// # fn main() -> volfork::Result<()> {
+/// # let directory = tempfile::tempdir().unwrap();
+/// # let store = volfork::Store::create(directory.path(), volfork::StoreOptions::default())?;
+/// use volfork::serve::{Listener, NbdServer, NbdServerOptions};
+///
+/// let path = directory.path().join("nbd.sock");
+/// let listener = Listener::parse(&format!("unix:{}", path.display()))?;
+/// let server = NbdServer::start(std::sync::Arc::new(store.clone()), vec![listener], NbdServerOptions::default())?;
+/// // Descriptors travel through a unix socket (`SCM_RIGHTS`); here they stay in the process.
+/// let passed = server.pass_on()?;
+/// server.shutdown();
+/// let listeners = passed.into_iter().map(Listener::try_from).collect::<volfork::Result<Vec<_>>>()?;
+/// let server = NbdServer::start(std::sync::Arc::new(store), listeners, NbdServerOptions::default())?;
+/// assert!(path.exists());
+/// server.shutdown();
+/// assert!(!path.exists());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// [`NbdServer::pass_on`]: super::NbdServer::pass_on
+#[derive(Debug)]
+pub struct PassedSocket {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// Its path, which is removed when the listener that takes it goes. `None`: it has none, or its path stays.
+    pub path: Option<PathBuf>,
 }
 
 /// The socket of a client. Bytes for a client that has left are an error and never SIGPIPE, which would end a host that does not
@@ -133,7 +167,7 @@ impl Listener {
             Kind::Unix(listener) => listener.set_nonblocking(true),
         };
         result.map_err(|error| Error::io("cannot prepare a socket", error))?;
-        Ok(Self { kind, path })
+        Ok(Self { kind, path, passed_on: AtomicBool::new(false) })
     }
 
     /// The sockets that systemd (or another program that speaks its protocol) passed to this process: `LISTEN_PID`, `LISTEN_FDS`.
@@ -184,6 +218,16 @@ impl Listener {
         }
     }
 
+    /// The same socket for another process. Its path stays from now on when this listener goes.
+    ///
+    /// # Errors
+    /// There is no descriptor for it.
+    pub(super) fn pass_on(&self) -> Result<PassedSocket> {
+        let socket = self.as_fd().try_clone_to_owned().map_err(|error| Error::io("cannot pass a socket on", error))?;
+        self.passed_on.store(true, Ordering::SeqCst);
+        Ok(PassedSocket { socket, path: self.path.clone() })
+    }
+
     /// Takes a client, if one waits.
     pub(super) fn accept(&self) -> io::Result<ClientSocket> {
         match &self.kind {
@@ -228,6 +272,17 @@ impl TryFrom<OwnedFd> for Listener {
     }
 }
 
+/// Listens on a socket that another process passed on.
+impl TryFrom<PassedSocket> for Listener {
+    type Error = Error;
+
+    fn try_from(passed: PassedSocket) -> Result<Self> {
+        let mut listener = Self::try_from(passed.socket)?;
+        listener.path = passed.path;
+        Ok(listener)
+    }
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.kind {
@@ -239,7 +294,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        if let Some(path) = self.path.as_ref().filter(|_| !self.passed_on.load(Ordering::SeqCst)) {
             let _ = std::fs::remove_file(path);
         }
     }

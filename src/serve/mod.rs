@@ -34,6 +34,6 @@ mod status;
 
 pub use clients::{ClientInfo, NbdClients};
 pub use export::{Export, Exports};
-pub use listener::Listener;
+pub use listener::{Listener, PassedSocket};
 pub use options::NbdServerOptions;
 pub use server::NbdServer;

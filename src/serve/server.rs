@@ -9,14 +9,14 @@ use super::clients::{Client, NbdClients, Places};
 use super::connection::{Connection, Terms};
 use super::export::Exports;
 use super::handshake::agree;
-use super::listener::{ClientSocket, Listener};
+use super::listener::{ClientSocket, Listener, PassedSocket};
 use super::options::NbdServerOptions;
 use super::shutdown::Shutdown;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::descriptors_max;
 use crate::limits::QUEUE_DEPTH_MAX;
 use crate::source::with_export;
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::telemetry::tell;
 
@@ -33,6 +33,8 @@ struct Shared {
     places: Arc<Places>,
     budget: Arc<Budget>,
     shutdown: Arc<Shutdown>,
+    /// Another process goes on with the sockets.
+    passed_on: AtomicBool,
 }
 
 /// The place of a connection among the clients, given back when it is dropped: a panic on its thread costs no other client.
@@ -80,6 +82,7 @@ impl Drop for Place {
 pub struct NbdServer {
     shared: Arc<Shared>,
     /// URI of each listener, without an export.
+    listeners: Arc<[Listener]>,
     uris: Vec<String>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -104,12 +107,13 @@ impl NbdServer {
         }
         let budget = Arc::new(Budget::new(options.memory_bytes_max));
         let shutdown = Arc::new(Shutdown::new()?);
-        let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget, shutdown });
+        let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget, shutdown, passed_on: AtomicBool::new(false) });
         let uris = listeners.iter().map(Listener::uri).collect();
-        let accepting = Arc::clone(&shared);
-        let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting, &listeners));
+        let listeners: Arc<[Listener]> = listeners.into();
+        let accepting = (Arc::clone(&shared), Arc::clone(&listeners));
+        let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting.0, &accepting.1));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
-        Ok(Self { shared, uris, acceptor: Some(acceptor) })
+        Ok(Self { shared, listeners, uris, acceptor: Some(acceptor) })
     }
 
     /// The NBD URIs (`nbd://` or `nbd+unix://`) by which clients reach an export, one for each listener, in their order. The export
@@ -128,6 +132,17 @@ impl NbdServer {
         NbdClients(Arc::clone(&self.shared.places))
     }
 
+    /// The sockets of the listeners for another process, which is to serve in the place of this one. This server takes no more clients, and
+    /// serves those it has. When it shuts down, clients that are agreeing on an export end that first, and the paths of its sockets stay.
+    ///
+    /// # Errors
+    /// The process has no descriptor for one of them.
+    pub fn pass_on(&self) -> Result<Vec<PassedSocket>> {
+        self.shared.passed_on.store(true, Ordering::SeqCst);
+        self.shared.shutdown.closed.wake();
+        self.listeners.iter().map(Listener::pass_on).collect()
+    }
+
     /// Takes no more clients, lets requests under way end (for [`NbdServerOptions::shutdown_timeout`]), and closes all connections. A
     /// thread that then still hangs in an export is left behind after two more seconds: it keeps what it needs alive, and ends when the
     /// export lets it.
@@ -137,12 +152,16 @@ impl NbdServer {
 
     fn stop(&mut self) {
         let Some(acceptor) = self.acceptor.take() else { return };
-        self.shared.places.stop();
-        self.shared.shutdown.asked.wake();
+        self.shared.shutdown.closed.wake();
         // A panic in the thread was printed there.
         let _ = acceptor.join();
-        // Clients that have not agreed on an export have nothing to lose.
-        self.shared.places.shut(|client| client.export.is_none());
+        self.shared.shutdown.asked.wake();
+        // Clients that come now are refused, or wait for the process that the sockets were passed on to.
+        self.listeners = Arc::new([]);
+        // Clients that have not agreed on an export have nothing to lose, but not all of them connect again if that fails.
+        if !self.shared.passed_on.load(Ordering::SeqCst) {
+            self.shared.places.shut(|client| client.export.is_none());
+        }
         if self.shared.places.wait_empty(self.shared.options.shutdown_timeout) {
             return;
         }
@@ -165,12 +184,12 @@ impl Drop for NbdServer {
 
 fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
     let fds: Vec<RawFd> =
-        listeners.iter().map(|listener| listener.as_fd().as_raw_fd()).chain([shared.shutdown.asked.as_raw_fd()]).collect();
+        listeners.iter().map(|listener| listener.as_fd().as_raw_fd()).chain([shared.shutdown.closed.as_raw_fd()]).collect();
     loop {
         let mut polls: Vec<libc::pollfd> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
         // After an error no descriptor counts as ready.
         let _ = crate::sync::poll(&mut polls, None);
-        if shared.places.is_stopping() {
+        if polls.last().is_some_and(|closed| closed.revents != 0) {
             return;
         }
         for (listener, _) in listeners.iter().zip(&polls).filter(|(_, poll)| poll.revents != 0) {

@@ -6,6 +6,7 @@ mod hydration;
 mod ids;
 mod leases;
 mod repeats;
+mod replace;
 mod transfer;
 
 use std::fs::{self, File};

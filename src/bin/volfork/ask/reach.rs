@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::show::event;
 
 /// How long a command waits for another short command, or for a server that is starting.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 const LOCK_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The store, or the process that owns it.
@@ -52,8 +52,13 @@ pub fn reach(settings: &Settings, makes_store: bool) -> Result<Reached> {
 }
 
 /// Retries for a moment while another process has the store.
-pub fn patiently<T>(mut reach: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
+fn patiently<T>(reach: impl FnMut() -> Result<T>) -> Result<T> {
+    patiently_for(LOCK_PATIENCE, reach)
+}
+
+/// Retries for so long while another process has the store.
+pub fn patiently_for<T>(patience: Duration, mut reach: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + patience;
     loop {
         match reach() {
             Err(failure) if failure.is(ErrorKind::Locked) && Instant::now() < deadline => std::thread::sleep(LOCK_LOOK_EVERY),

@@ -247,6 +247,10 @@ pub struct ServeArguments {
     /// unix:PATH or HOST:PORT; several may be given [default: unix:STORE/nbd.sock, or the sockets systemd passes]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<String>,
+    /// Take the place of the process that serves the store: it ends what is under way, and this one goes on with its sockets and --listen
+    /// adds none. Clients connect again, and none is refused. Without such a process, serve as usual
+    #[arg(long)]
+    pub replace: bool,
     /// How long a fork of another host may be silent before the snapshot that it needs can be destroyed, from 1h on
     #[arg(long, value_parser = lease, value_name = "TIME", default_value = "7d")]
     pub lease: Duration,

@@ -4,7 +4,7 @@
 //! lines, each a [`Message`](message::Message). A client that closes the connection ends its request.
 mod address;
 mod client;
-mod line;
+pub mod line;
 mod message;
 mod server;
 

@@ -89,7 +89,7 @@ impl Demo<'_> {
         let (mut expected_a, mut expected_b) = (Expected::new(open()?, 1)?, Expected::new(open()?, 2)?);
         let host_a = self.host(place.join("host-a"))?;
         self.import(&host_a, open()?)?;
-        let door = Door::open(&host_a, &["127.0.0.1:0".into()], "", Access::Owner)?;
+        let door = Door::open(&host_a, Vec::new(), &["127.0.0.1:0".into()], "", Access::Owner)?;
         let uri = door.uris().first().map(|uri| export_uri(uri, &format!("{DISK}@{FORK_POINT}"))).unwrap_or_default();
         self.report.say("host A", &format!("serves {uri}"))?;
 

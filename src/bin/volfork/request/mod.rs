@@ -18,7 +18,7 @@ use image::ImageRequest;
 use size::Growth;
 use target::Target;
 
-/// One command. `Import` and `Export` come with a descriptor to read from or write to.
+/// One command. `Import`, `Export` and `Replace` come with a descriptor to read from or write to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -94,6 +94,9 @@ pub enum Request {
     Trace { action: TraceAction, target: Target },
     /// The end of the connections to a volume or snapshot.
     Disconnect { target: Target },
+    /// The end of the process that serves the store, for another one that is to go on with its sockets: it sends them through the
+    /// descriptor first.
+    Replace,
     /// Verify every stored block.
     Scrub { name: Option<String> },
     /// About container images.
@@ -113,13 +116,14 @@ impl Request {
                 | Self::Origin { .. }
                 | Self::Trace { .. }
                 | Self::Disconnect { .. }
+                | Self::Replace
                 | Self::Scrub { .. }
         )
     }
 
     /// Whether a descriptor comes with it.
     pub fn needs_file(&self) -> bool {
-        matches!(self, Self::Import { .. } | Self::Export { .. })
+        matches!(self, Self::Import { .. } | Self::Export { .. } | Self::Replace)
     }
 }
 

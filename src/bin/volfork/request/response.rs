@@ -34,6 +34,8 @@ pub enum Response {
     Trace(Target, TraceInfo),
     /// Answer to `disconnect`.
     Disconnected(Disconnected),
+    /// Answer to `replace`: all sockets were sent, and the process is about to end.
+    Replaced,
     /// Answer to `scrub`.
     Scrubbed(ScrubReport),
     /// About container images.

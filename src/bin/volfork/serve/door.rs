@@ -1,24 +1,28 @@
 //! The NBD server of the process.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use volfork::Store;
 use volfork::io::Access;
-use volfork::serve::{Listener, NbdClients, NbdServer, NbdServerOptions};
+use volfork::serve::{Listener, NbdClients, NbdServer, NbdServerOptions, PassedSocket};
 
 use crate::failure::Result;
 
 /// A running NBD server.
 pub struct Door {
-    server: NbdServer,
+    /// Until it is shut.
+    server: Mutex<Option<NbdServer>>,
     uris: Vec<String>,
 }
 
 impl Door {
-    /// Serves `store` on the addresses of `listen`; without any on the sockets that systemd passed, and without those on `default`.
-    /// `access` says who connects to sockets at paths.
-    pub fn open(store: &Store, listen: &[String], default: &str, access: Access) -> Result<Self> {
-        let mut listeners = listen.iter().map(|address| Ok(Listener::parse_for(address, access)?)).collect::<Result<Vec<_>>>()?;
+    /// Serves `store` on the sockets of the process that it takes the place of. Without any: on the addresses of `listen`; without any on
+    /// the sockets that systemd passed, and without those on `default`. `access` says who connects to sockets at paths.
+    pub fn open(store: &Store, passed: Vec<Listener>, listen: &[String], default: &str, access: Access) -> Result<Self> {
+        let mut listeners = passed;
+        if listeners.is_empty() {
+            listeners = listen.iter().map(|address| Ok(Listener::parse_for(address, access)?)).collect::<Result<_>>()?;
+        }
         if listeners.is_empty() {
             listeners = Listener::from_environment()?;
         }
@@ -27,7 +31,7 @@ impl Door {
         }
         let uris = listeners.iter().map(Listener::uri).collect();
         let server = NbdServer::start(Arc::new(store.clone()), listeners, NbdServerOptions::default())?;
-        Ok(Self { server, uris })
+        Ok(Self { server: Mutex::new(Some(server)), uris })
     }
 
     /// Addresses of the server, each without an export name.
@@ -36,13 +40,23 @@ impl Door {
     }
 
     /// The connected clients.
-    pub fn clients(&self) -> NbdClients {
-        self.server.clients()
+    pub fn clients(&self) -> Option<NbdClients> {
+        self.server().as_ref().map(NbdServer::clients)
+    }
+
+    /// Its sockets, for the process that takes the place of this one.
+    pub fn pass_on(&self) -> Result<Vec<PassedSocket>> {
+        Ok(self.server().as_ref().map_or_else(|| Ok(Vec::new()), NbdServer::pass_on)?)
     }
 
     /// Ends requests under way, then all connections.
-    pub fn shut(self) {
-        self.server.shutdown();
+    pub fn shut(&self) {
+        let server = self.server().take();
+        drop(server);
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<NbdServer>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

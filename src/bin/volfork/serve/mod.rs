@@ -1,15 +1,18 @@
 //! `volfork serve`: the store behind its NBD door and its control socket, until a signal.
 pub mod door;
 mod ready;
+mod replace;
 #[cfg(feature = "images")]
 mod starts;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde_json::json;
 use volfork::Store;
 use volfork::io::Access;
+use volfork::serve::Listener;
 use volfork::volume::OnEvent;
 
 use door::Door;
@@ -21,27 +24,34 @@ use crate::act::clients::Clients;
 use crate::act::execution::execute;
 use crate::act::gate::{Alone, Gate};
 use crate::ask::interrupt::Stop;
-use crate::ask::reach;
+use crate::ask::reach::{self, LOCK_PATIENCE};
 use crate::cli::arguments::ServeArguments;
 use crate::control::{self, ControlServer};
 use crate::failure::{Failure, Result};
 #[cfg(feature = "fleet")]
 use crate::fleet::reporter::Reporter;
+use crate::request::Request;
 use crate::settings::Settings;
 use crate::show::{event, stream};
 
+/// Time for a process that is replaced to end: its requests, those that it has to cut off, and closing the store.
+const REPLACE_PATIENCE: Duration = Duration::from_secs(120);
+
 /// Serves the store of `settings` on `listen`, by default on `STORE/nbd.sock`.
 pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
-    if control::connect(&settings.store)?.is_some() {
-        let message = format!("{} is served already: stop that process first", settings.store.display());
+    let replaced = if arguments.replace { replace::take_over(settings)? } else { None };
+    if replaced.is_none() && control::connect(&settings.store)?.is_some() {
+        let message = format!("{} is served already: stop that process first, or replace it (--replace)", settings.store.display());
         return Err(Failure::new(volfork::ErrorKind::Locked, message));
     }
+    let patience = if replaced.is_some() { REPLACE_PATIENCE } else { LOCK_PATIENCE };
+    let passed = replaced.unwrap_or_default();
     raise_descriptors();
     let teller = settings.clone();
     let on_event: OnEvent = Arc::new(move |happened| event::event(&teller, happened));
-    let store = reach::patiently(|| reach::open_with(settings, Some(on_event.clone()), Some(arguments.lease)))?;
+    let store = reach::patiently_for(patience, || reach::open_with(settings, Some(on_event.clone()), Some(arguments.lease)))?;
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
-        let served = control_and_wait(settings, &store, &arguments.listen, fleet.gate(), fleet.changed());
+        let served = control_and_wait(settings, &store, (passed, &arguments.listen), fleet.gate(), fleet.changed());
         fleet.stop();
         served
     });
@@ -106,16 +116,21 @@ impl Fleet {
 fn control_and_wait(
     settings: &Settings,
     store: &Store,
-    listen: &[String],
+    sockets: (Vec<Listener>, &[String]),
     gate: Box<dyn Gate>,
     changed: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
-    let clients = Clients::default();
+    // From here on another process may ask this one to end.
+    let stop = Stop::catch()?;
+    let (clients, door) = (Clients::default(), Arc::<OnceLock<Door>>::default());
     let control = ControlServer::start(&settings.store, {
-        let (store, clients) = (store.clone(), clients.clone());
+        let (store, clients, door) = (store.clone(), clients.clone(), door.clone());
         #[cfg(feature = "images")]
         let (settings, starts) = (settings.clone(), Starts::default());
         move |request, file, watcher| {
+            if let (Request::Replace, Some(file)) = (&request, &file) {
+                return replace::pass_on(door.get().map_or_else(|| Ok(Vec::new()), Door::pass_on)?, file);
+            }
             let changes = request.changes();
             #[cfg_attr(not(feature = "images"), expect(unused_mut, reason = "only answers about images are added to"))]
             let mut done = execute(&store, &clients, request, file, &*gate, watcher);
@@ -129,16 +144,22 @@ fn control_and_wait(
             done
         }
     })?;
-    let served = open_and_wait(settings, store, listen, &clients);
+    let served = open_and_wait(settings, store, sockets, (&clients, &door), stop);
     control.stop();
     served
 }
 
-fn open_and_wait(settings: &Settings, store: &Store, listen: &[String], clients: &Clients) -> Result<()> {
+fn open_and_wait(
+    settings: &Settings,
+    store: &Store,
+    (passed, listen): (Vec<Listener>, &[String]),
+    (clients, door): (&Clients, &OnceLock<Door>),
+    stop: Stop,
+) -> Result<()> {
     let access = Access::of(&settings.store).map_err(|error| Failure::io(format!("look at {}", settings.store.display()), error))?;
-    let door = Door::open(store, listen, &default_address(&settings.store), access)?;
-    clients.know(door.clients());
-    let stop = Stop::catch()?;
+    let opened = Door::open(store, passed, listen, &default_address(&settings.store), access)?;
+    opened.clients().into_iter().for_each(|open| clients.know(open));
+    let door = door.get_or_init(|| opened);
     announce(settings, door.uris())?;
     notify("READY=1").map_err(|error| Failure::io("tell the service manager", error))?;
     stop.wait();

@@ -52,6 +52,7 @@ pub fn response(settings: &Settings, request: &Request, response: &Response) -> 
         Response::Destroyed(target) => text(&format!("destroyed '{target}'")),
         Response::Disconnected(Disconnected { name, connections: 0 }) => text(&format!("nobody was connected to '{name}'")),
         Response::Disconnected(Disconnected { name, connections }) => text(&format!("ended {connections} connections to '{name}'")),
+        Response::Replaced => Ok(()),
         Response::Scrubbed(report) => text(&scrub_text(report)),
     }
 }
@@ -77,6 +78,7 @@ fn as_json(response: &Response) -> Result<()> {
     match response {
         Response::Shown(shown) => print_json(shown),
         Response::Disconnected(disconnected) => print_json(disconnected),
+        Response::Replaced => Ok(()),
         Response::Volume(_, info) => print_json(info),
         Response::Snapshot(info) => print_json(info),
         Response::Volumes(list) => print_json(list),
