@@ -71,7 +71,9 @@ fn many_sources_share_a_few_threads() {
     let socket = directory.path().join("socket");
     let store = host(directory.path());
     let server = serve(&store, &socket);
-    let open = |_| NbdSource::open(&uri("v@s", &socket), NbdOptions::default()).unwrap();
+    // On a busy machine it takes long until each has connected again.
+    let options = NbdOptions::default().with_give_up_after(PATIENCE);
+    let open = |_| NbdSource::open(&uri("v@s", &socket), options.clone()).unwrap();
     let sources: Vec<_> = (0..SOURCES).map(open).collect();
     let most = read_all(&sources);
     assert!((2..=THREADS_MAX).contains(&most), "{most} threads serve {SOURCES} sources");
