@@ -1,5 +1,8 @@
 //! The servers that are compared.
 
+#[path = "../../src/random.rs"]
+mod random;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -11,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use volfork::{Store, StoreOptions};
+
+use random::Random;
 
 /// How long a server may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,14 +31,11 @@ const PIECE_BYTES: usize = 1 << 20;
 /// The file cannot be written.
 pub fn make_image(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = File::create(path)?;
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Random::new(7);
     let mut piece = vec![0; PIECE_BYTES];
     for _ in 0..bytes / PIECE_BYTES as u64 {
         for word in piece.chunks_mut(8) {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            word.copy_from_slice(&random.to_le_bytes());
+            word.copy_from_slice(&random.number().to_le_bytes());
         }
         file.write_all(&piece)?;
     }

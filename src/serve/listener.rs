@@ -228,6 +228,11 @@ impl Listener {
         Ok(PassedSocket { socket, path: self.path.clone() })
     }
 
+    /// Whether another process goes on with the socket.
+    pub(super) fn is_passed_on(&self) -> bool {
+        self.passed_on.load(Ordering::SeqCst)
+    }
+
     /// Takes a client, if one waits.
     pub(super) fn accept(&self) -> io::Result<ClientSocket> {
         match &self.kind {
@@ -294,7 +299,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(path) = self.path.as_ref().filter(|_| !self.passed_on.load(Ordering::SeqCst)) {
+        if let Some(path) = self.path.as_ref().filter(|_| !self.is_passed_on()) {
             let _ = std::fs::remove_file(path);
         }
     }

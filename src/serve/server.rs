@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::descriptors_max;
 use crate::limits::QUEUE_DEPTH_MAX;
 use crate::source::with_export;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::AtomicBool;
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::telemetry::tell;
 
@@ -33,8 +33,6 @@ struct Shared {
     places: Arc<Places>,
     budget: Arc<Budget>,
     shutdown: Arc<Shutdown>,
-    /// Another process goes on with the sockets.
-    passed_on: AtomicBool,
 }
 
 /// The place of a connection among the clients, given back when it is dropped: a panic on its thread costs no other client.
@@ -81,9 +79,8 @@ impl Drop for Place {
 /// ```
 pub struct NbdServer {
     shared: Arc<Shared>,
-    /// URI of each listener, without an export.
+    /// Shared with the acceptor; none once the server has ended.
     listeners: Arc<[Listener]>,
-    uris: Vec<String>,
     acceptor: Option<JoinHandle<()>>,
 }
 
@@ -107,19 +104,18 @@ impl NbdServer {
         }
         let budget = Arc::new(Budget::new(options.memory_bytes_max));
         let shutdown = Arc::new(Shutdown::new()?);
-        let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget, shutdown, passed_on: AtomicBool::new(false) });
-        let uris = listeners.iter().map(Listener::uri).collect();
+        let shared = Arc::new(Shared { exports, options, places: Arc::default(), budget, shutdown });
         let listeners: Arc<[Listener]> = listeners.into();
         let accepting = (Arc::clone(&shared), Arc::clone(&listeners));
         let acceptor = Builder::new().name("nbd-accept".into()).spawn(move || accept(&accepting.0, &accepting.1));
         let acceptor = acceptor.map_err(|error| Error::io("cannot start a thread", error))?;
-        Ok(Self { shared, listeners, uris, acceptor: Some(acceptor) })
+        Ok(Self { shared, listeners, acceptor: Some(acceptor) })
     }
 
     /// The NBD URIs (`nbd://` or `nbd+unix://`) by which clients reach an export, one for each listener, in their order. The export
     /// need not exist yet. A listener on all addresses of the host has the unspecified one (`0.0.0.0`) in its URI.
     pub fn uris(&self, export: &str) -> Vec<String> {
-        self.uris.iter().filter_map(|uri| with_export(uri, export)).collect()
+        self.listeners.iter().filter_map(|listener| with_export(&listener.uri(), export)).collect()
     }
 
     /// Connections at this moment.
@@ -138,7 +134,6 @@ impl NbdServer {
     /// # Errors
     /// The process has no descriptor for one of them.
     pub fn pass_on(&self) -> Result<Vec<PassedSocket>> {
-        self.shared.passed_on.store(true, Ordering::SeqCst);
         self.shared.shutdown.closed.wake();
         self.listeners.iter().map(Listener::pass_on).collect()
     }
@@ -156,10 +151,11 @@ impl NbdServer {
         // A panic in the thread was printed there.
         let _ = acceptor.join();
         self.shared.shutdown.asked.wake();
+        let passed_on = self.listeners.iter().any(Listener::is_passed_on);
         // Clients that come now are refused, or wait for the process that the sockets were passed on to.
         self.listeners = Arc::new([]);
         // Clients that have not agreed on an export have nothing to lose, but not all of them connect again if that fails.
-        if !self.shared.passed_on.load(Ordering::SeqCst) {
+        if !passed_on {
             self.shared.places.shut(|client| client.export.is_none());
         }
         if self.shared.places.wait_empty(self.shared.options.shutdown_timeout) {
