@@ -34,8 +34,8 @@ pub(crate) use poller::Poller;
 pub(crate) use priority::give_way;
 pub use ring::RingKind;
 pub(crate) use slots::Slots;
+pub(crate) use socket::Socket;
 // For the benches and the binary of this package.
-pub(crate) use socket::keep_alive;
 #[doc(hidden)]
 pub use socket::{connect_unix, listen_unix};
 pub use system::SystemDisk;

@@ -1,19 +1,22 @@
-//! Sockets: paths of any length, modes, and peers whose machine has gone.
+//! Sockets: paths of any length, modes, connections, and peers whose machine has gone.
 
 use std::fs::Permissions;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::sockopt::{
     Timeout, set_socket_keepalive, set_socket_timeout, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
 };
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, send, shutdown, socket_with,
+};
 
 use super::Access;
 
@@ -37,7 +40,7 @@ const UNCONFIRMED_MILLIS: u32 = 45_000;
 ///
 /// # Errors
 /// What the kernel says.
-pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
+fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     let socket = socket.as_fd();
     set_socket_keepalive(socket, true)?;
     set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
@@ -111,6 +114,123 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     match connected {
         Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
         connected => Ok(connected.map(|()| UnixStream::from(socket))?),
+    }
+}
+
+/// A connected socket. Bytes for a peer that has left are an error and never SIGPIPE, which would end a process that does not expect it.
+pub enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// A connection that sends at once, and ends when the machine of its peer has gone.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        // A peer is asked for also while no request is under way.
+        keep_alive(&stream)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    /// Receives what has come, at most a buffer full; 0 at the end.
+    ///
+    /// # Errors
+    /// As `read` of a socket.
+    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => crate::sync::recv(stream, buffer),
+            Self::Unix(stream) => crate::sync::recv(stream, buffer),
+        }
+    }
+
+    /// Sends what the socket has room for.
+    ///
+    /// # Errors
+    /// As `write` of a socket.
+    pub fn send(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => crate::sync::send(stream, buffers),
+            Self::Unix(stream) => crate::sync::send(stream, buffers),
+        }
+    }
+
+    /// Sends as many bytes as there is room for without waiting, also on a blocking socket; the rest is dropped.
+    pub fn send_now(&self, bytes: &[u8]) {
+        let _ = send(self, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+
+    /// Blocking, and each transfer (not each message) limited to `patience`, which is not zero. `None`: not blocking at all.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        let limit = patience.map(|patience| patience.min(PATIENCE_MAX));
+        ioctl_fionbio(self, patience.is_none())?;
+        set_socket_timeout(self, Timeout::Recv, limit)?;
+        Ok(set_socket_timeout(self, Timeout::Send, limit)?)
+    }
+
+    /// Ends both directions, for every clone.
+    pub fn shut(&self) {
+        // An error means that the connection has ended already.
+        let _ = shutdown(self, Shutdown::Both);
+    }
+}
+
+#[cfg(feature = "serve")]
+impl Socket {
+    /// The other end, for people: an address, or the number of a process.
+    pub fn peer(&self) -> String {
+        let peer = match self {
+            Self::Tcp(stream) => stream.peer_addr().map(|address| address.to_string()),
+            Self::Unix(stream) => {
+                rustix::net::sockopt::socket_peercred(stream).map(|peer| format!("process {}", peer.pid)).map_err(io::Error::from)
+            }
+        };
+        peer.unwrap_or_else(|_| "gone".into())
+    }
+
+    /// Another handle to the same socket.
+    ///
+    /// # Errors
+    /// There is no descriptor for it.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
+            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+        }
+    }
+}
+
+impl io::Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.recv(buffer)
+    }
+}
+
+impl io::Write for Socket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.send(&[IoSlice::new(buffer)])
+    }
+
+    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send(buffers)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
     }
 }
 

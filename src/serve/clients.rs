@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::export::Export;
-use super::listener::ClientSocket;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Socket;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Condvar, Mutex, Rank};
 use crate::wire::deadline_after;
 
 /// A connection.
 pub struct Client {
-    pub socket: ClientSocket,
+    pub socket: Socket,
     pub peer: String,
     /// Once they agreed on one.
     pub export: Option<Export>,

@@ -11,12 +11,11 @@ use super::budget::{Budget, Held};
 use super::export::Export;
 use super::handshake::Session;
 use super::input::{Input, Received};
-use super::listener::ClientSocket;
 use super::reply::{Output, wire_error};
 use super::shutdown::Shutdown;
 use super::status::{Context, EXTENTS_MAX, extents};
 use crate::error::{Error, ErrorKind};
-use crate::io::{Guess, Slots};
+use crate::io::{Guess, Slots, Socket};
 use crate::place::{index, length, wide};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::time::Instant;
@@ -50,7 +49,7 @@ pub struct Terms {
 }
 
 pub struct Connection {
-    socket: ClientSocket,
+    socket: Socket,
     export: Export,
     mode: HeaderMode,
     contexts: Vec<(u32, Context)>,
@@ -93,7 +92,7 @@ enum Checked {
 impl Connection {
     /// # Errors
     /// The export has no room for another queue.
-    pub fn new(socket: ClientSocket, session: Session, terms: Terms) -> Result<Self, Error> {
+    pub fn new(socket: Socket, session: Session, terms: Terms) -> Result<Self, Error> {
         let queue = session.export.queue(terms.depth)?;
         Ok(Self {
             socket,

@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::export::{Export, Exports};
-use super::listener::ClientSocket;
 use super::status::Context;
 use crate::error::{Error, ErrorKind};
+use crate::io::Socket;
 use crate::place::index;
 use crate::sync::time::Instant;
 use crate::wire::constants::{
@@ -41,7 +41,7 @@ pub struct Session {
 }
 
 struct Talk<'a> {
-    socket: &'a mut ClientSocket,
+    socket: &'a mut Socket,
     exports: &'a dyn Exports,
     mode: HeaderMode,
     no_zeroes: bool,
@@ -64,7 +64,7 @@ fn broken(text: &str) -> io::Error {
 ///
 /// # Errors
 /// The client breaks the protocol, leaves in the middle, takes too long, or asks on and on for what tells it nothing.
-pub fn agree(socket: &mut ClientSocket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
+pub fn agree(socket: &mut Socket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
     let deadline = deadline_after(timeout);
     let (mode, unsent) = (HeaderMode::Simple, Vec::new());
     let mut talk = Talk { socket, exports, mode, no_zeroes: false, selection: None, deadline, timeout, unsent, told: false };

@@ -1,19 +1,18 @@
 //! Addresses that a server listens on.
 
-use std::io::{self, IoSlice, Read};
-use std::net::{TcpListener, TcpStream};
+use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use rustix::net::sockopt::socket_peercred;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Access, connect_unix, keep_alive, listen_unix};
+use crate::io::{Access, Socket, connect_unix, listen_unix};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::wire::constants::DEFAULT_PORT;
 
@@ -91,13 +90,6 @@ pub struct PassedSocket {
     pub socket: OwnedFd,
     /// Its path, which is removed when the listener that takes it goes. `None`: it has none, or its path stays.
     pub path: Option<PathBuf>,
-}
-
-/// The socket of a client. Bytes for a client that has left are an error and never SIGPIPE, which would end a host that does not
-/// expect it.
-pub enum ClientSocket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 impl Listener {
@@ -234,16 +226,11 @@ impl Listener {
     }
 
     /// Takes a client, if one waits.
-    pub(super) fn accept(&self) -> io::Result<ClientSocket> {
+    pub(super) fn accept(&self) -> io::Result<Socket> {
         match &self.kind {
-            Kind::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nodelay(true)?;
-                // A client whose machine has gone does not keep its place, nor what it has open.
-                keep_alive(&stream)?;
-                Ok(ClientSocket::Tcp(stream))
-            }
-            Kind::Unix(listener) => Ok(ClientSocket::Unix(listener.accept()?.0)),
+            // A client whose machine has gone does not keep its place, nor what it has open.
+            Kind::Tcp(listener) => Socket::tcp(listener.accept()?.0),
+            Kind::Unix(listener) => Ok(Socket::Unix(listener.accept()?.0)),
         }
     }
 }
@@ -301,85 +288,6 @@ impl Drop for Listener {
     fn drop(&mut self) {
         if let Some(path) = self.path.as_ref().filter(|_| !self.is_passed_on()) {
             let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-impl ClientSocket {
-    /// Blocking, each transfer limited to `timeout` (not zero); or not blocking at all.
-    pub fn set_patience(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => {
-                stream.set_nonblocking(timeout.is_none())?;
-                stream.set_read_timeout(timeout)?;
-                stream.set_write_timeout(timeout)
-            }
-            Self::Unix(stream) => {
-                stream.set_nonblocking(timeout.is_none())?;
-                stream.set_read_timeout(timeout)?;
-                stream.set_write_timeout(timeout)
-            }
-        }
-    }
-
-    /// Where the client is, for people.
-    pub fn peer(&self) -> String {
-        match self {
-            Self::Tcp(stream) => stream.peer_addr().map_or_else(|_| "gone".into(), |address| address.to_string()),
-            Self::Unix(stream) => {
-                socket_peercred(stream).map_or_else(|_| "gone".into(), |peer| format!("process {}", peer.pid.as_raw_nonzero()))
-            }
-        }
-    }
-
-    /// Ends both directions, for every clone.
-    pub fn shut(&self) {
-        let _ = match self {
-            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
-            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
-        };
-    }
-
-    /// Another handle to the same socket.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
-            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
-        }
-    }
-}
-
-impl Read for ClientSocket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => crate::sync::recv(stream, buffer),
-            Self::Unix(stream) => crate::sync::recv(stream, buffer),
-        }
-    }
-}
-
-impl io::Write for ClientSocket {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(buffer)])
-    }
-
-    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => crate::sync::send(stream, buffers),
-            Self::Unix(stream) => crate::sync::send(stream, buffers),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl AsFd for ClientSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
         }
     }
 }

@@ -9,11 +9,11 @@ use super::clients::{Client, NbdClients, Places};
 use super::connection::{Connection, Terms};
 use super::export::Exports;
 use super::handshake::agree;
-use super::listener::{ClientSocket, Listener, PassedSocket};
+use super::listener::{Listener, PassedSocket};
 use super::options::NbdServerOptions;
 use super::shutdown::Shutdown;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::descriptors_max;
+use crate::io::{Socket, descriptors_max};
 use crate::limits::QUEUE_DEPTH_MAX;
 use crate::source::with_export;
 use crate::sync::atomic::AtomicBool;
@@ -200,13 +200,13 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
 }
 
 impl Serving {
-    fn run(self, socket: ClientSocket) {
+    fn run(self, socket: Socket) {
         self.shared.serve(&self.place, socket);
     }
 }
 
 impl Shared {
-    fn admit(self: &Arc<Self>, socket: ClientSocket) {
+    fn admit(self: &Arc<Self>, socket: Socket) {
         let cut = Arc::<AtomicBool>::default();
         let Ok(handle) = socket.try_clone() else { return };
         let client = Client { peer: socket.peer(), socket: handle, export: None, cut: Arc::clone(&cut) };
@@ -217,7 +217,7 @@ impl Shared {
     }
 
     /// Whatever ends a connection is between it and its client.
-    fn serve(&self, place: &Place, mut socket: ClientSocket) {
+    fn serve(&self, place: &Place, mut socket: Socket) {
         let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout) else { return };
         self.places.agreed(place.number, session.export.clone());
         tell!(DEBUG, connection = place.number, export = session.export.name(), "client connected");

@@ -2,25 +2,19 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use rustix::net::{SendFlags, send};
 
-use crate::io::{Refusal, connect_unix, keep_alive};
+use crate::io::{Refusal, Socket, connect_unix};
 use crate::source::threads;
 use crate::source::uri::{Uri, with_export};
 use crate::source::{SourceError, SourceErrorKind};
 use crate::sync::mpsc::channel;
 use crate::wire::constants::DEFAULT_PORT;
 use crate::wire::{deadline_after, time_left};
-
-/// Longest timeout of a socket; the kernel refuses longer ones.
-const SOCKET_PATIENCE_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +28,6 @@ pub enum Place {
 pub struct Address {
     pub place: Place,
     pub export: String,
-}
-
-/// A connected socket. A write to a closed connection returns an error and never raises SIGPIPE, which would end an embedding process.
-pub enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// The path of a socket in the query of a URI. A plus sign stands for itself, as in other NBD clients.
@@ -94,12 +82,7 @@ impl Address {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
                 for address in resolve(host, *port, timeout)? {
                     match TcpStream::connect_timeout(&address, time_left(deadline)?) {
-                        Ok(stream) => {
-                            stream.set_nodelay(true)?;
-                            // Detects a machine that has gone, also while no request is under way.
-                            keep_alive(&stream)?;
-                            return Ok(Socket::Tcp(stream));
-                        }
+                        Ok(stream) => return Socket::tcp(stream),
                         Err(error) => last = error,
                     }
                 }
@@ -134,85 +117,6 @@ fn look_up<T: Send + 'static>(host: &str, timeout: Duration, ask: impl FnOnce() 
     receiver.recv_timeout(timeout).unwrap_or_else(|_| Err(io::Error::other("the host's name is not resolved in time")))
 }
 
-impl Socket {
-    /// Makes transfers return `WouldBlock` instead of waiting.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn set_nonblocking(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_nonblocking(true),
-            Self::Unix(stream) => stream.set_nonblocking(true),
-        }
-    }
-
-    /// # Errors
-    /// As `read` of a socket.
-    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => crate::sync::recv(stream, buffer),
-            Self::Unix(stream) => crate::sync::recv(stream, buffer),
-        }
-    }
-
-    /// # Errors
-    /// As `write` of a socket.
-    pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => crate::sync::send(stream, &[io::IoSlice::new(bytes)]),
-            Self::Unix(stream) => crate::sync::send(stream, &[io::IoSlice::new(bytes)]),
-        }
-    }
-
-    /// Limits the time of each single read and write, not of a message.
-    pub fn set_timeouts(&self, read: Duration, write: Duration) -> io::Result<()> {
-        let (read, write) = (read.min(SOCKET_PATIENCE_MAX), write.min(SOCKET_PATIENCE_MAX));
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write))),
-            Self::Unix(stream) => stream.set_read_timeout(Some(read)).and_then(|()| stream.set_write_timeout(Some(write))),
-        }
-    }
-
-    /// Sends as many bytes as the socket has room for; the rest is dropped.
-    pub fn send_now(&self, bytes: &[u8]) {
-        let _ = send(self, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-    }
-
-    /// Ends both directions, for every clone.
-    pub fn shut(&self) {
-        // An error means that the socket has ended already.
-        let _ = match self {
-            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
-            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
-        };
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl io::Read for Socket {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.recv(buffer)
-    }
-}
-
-impl io::Write for Socket {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.send(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,7 +131,7 @@ mod tests {
         });
         let error = unanswered.unwrap_err();
         assert!(error.to_string().contains("not resolved in time"), "{error}");
-        assert_eq!(look_up("other", SOCKET_PATIENCE_MAX, || Ok(2)).unwrap(), 2);
+        assert_eq!(look_up("other", Duration::from_secs(30), || Ok(2)).unwrap(), 2);
         drop(release);
         // A number is no name.
         assert_eq!(resolve("127.0.0.1", 7, Duration::ZERO).unwrap(), ["127.0.0.1:7".parse().unwrap()]);

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::NbdOptions;
-use super::address::{Address, Socket};
+use super::address::Address;
+use crate::io::Socket;
 use crate::limits::BLOCK_BYTES_MAX;
 use crate::place::index;
 use crate::source::{About, SourceError, SourceErrorKind};
@@ -130,14 +131,14 @@ impl Talk {
     /// Connects and reads the greeting. Also returns the flags of the server.
     pub fn begin(address: &Address, timeout: Duration) -> Result<(Self, u16), Refusal> {
         let socket = address.connect(timeout)?;
-        socket.set_timeouts(timeout, timeout)?;
+        socket.set_patience(Some(timeout))?;
         let mut talk = Self { socket, deadline: deadline_after(timeout) };
         let flags = talk.greet()?;
         Ok((talk, flags))
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        read_by(self.deadline, &mut self.socket, buffer, |socket, left| socket.set_timeouts(left, left))
+        read_by(self.deadline, &mut self.socket, buffer, |socket, left| socket.set_patience(Some(left)))
     }
 
     pub fn send(&mut self, option: u32, data: &[u8]) -> io::Result<()> {

@@ -4,16 +4,16 @@
 //! bound the buffer.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::address::Socket;
 use super::handshake::{Agreed, Contexts};
 use super::job::{Answer, Job, Waiter};
 use super::reactor::Place;
 use super::under_way::{UnderWay, protocol};
+use crate::io::Socket;
 use crate::place::wide;
 use crate::source::ReadClass;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +79,7 @@ impl Link {
     /// # Errors
     /// The socket cannot be made non-blocking.
     pub fn new(agreed: Agreed, request_timeout: Duration, in_background: bool) -> io::Result<Self> {
-        agreed.socket.set_nonblocking()?;
+        agreed.socket.set_patience(None)?;
         let state = State { entries: BTreeMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false, brought: 0, oldest: None };
         Ok(Self {
             socket: agreed.socket,
@@ -172,7 +172,7 @@ impl Link {
 
     fn send_some(&self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            match self.socket.send(bytes) {
+            match self.socket.send(&[IoSlice::new(bytes)]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
                 sent => return sent,

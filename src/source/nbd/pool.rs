@@ -516,7 +516,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::source::nbd::address::Socket;
+    use crate::io::Socket;
     use crate::wire::{ExportInfo, HeaderMode};
 
     #[test]

@@ -308,7 +308,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::source::nbd::address::Socket;
+    use crate::io::Socket;
     use crate::source::nbd::handshake::{Agreed, Contexts, Topic};
     use crate::source::nbd::job::Waiter;
     use crate::source::{About, Arrival, OnArrival, Part, ReadClass};
