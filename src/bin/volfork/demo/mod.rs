@@ -13,7 +13,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use volfork::io::Access;
+use volfork::serve::Listener;
 use volfork::store::HydrationControl;
 use volfork::{BlockSize, ErrorKind, Store, Volume, format_bytes};
 
@@ -28,7 +28,7 @@ use crate::failure::{Failure, Result};
 use crate::request::Request;
 use crate::request::progress::{Progress, Watcher};
 use crate::request::response::Response;
-use crate::serve::door::{Door, export_uri};
+use crate::serve::door::Door;
 use crate::settings::Settings;
 use crate::show::bar::Bar;
 
@@ -89,8 +89,8 @@ impl Demo<'_> {
         let (mut expected_a, mut expected_b) = (Expected::new(open()?, 1)?, Expected::new(open()?, 2)?);
         let host_a = self.host(place.join("host-a"))?;
         self.import(&host_a, open()?)?;
-        let door = Door::open(&host_a, Vec::new(), &["127.0.0.1:0".into()], "", Access::Owner)?;
-        let uri = door.uris().first().map(|uri| export_uri(uri, &format!("{DISK}@{FORK_POINT}"))).unwrap_or_default();
+        let door = Door::open(&host_a, vec![Listener::parse("127.0.0.1:0")?])?;
+        let uri = door.uris_of(&format!("{DISK}@{FORK_POINT}")).pop().unwrap_or_default();
         self.report.say("host A", &format!("serves {uri}"))?;
 
         let host_b = self.host(place.join("host-b"))?;

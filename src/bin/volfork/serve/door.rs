@@ -3,32 +3,21 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use volfork::Store;
-use volfork::io::Access;
 use volfork::serve::{Listener, NbdClients, NbdServer, NbdServerOptions, PassedSocket};
 
 use crate::failure::Result;
 
 /// A running NBD server.
 pub struct Door {
-    /// Until it is shut.
+    /// `None` once it is shut.
     server: Mutex<Option<NbdServer>>,
+    /// Of the listeners, in their order, each without an export name.
     uris: Vec<String>,
 }
 
 impl Door {
-    /// Serves `store` on the sockets of the process that it takes the place of. Without any: on the addresses of `listen`; without any on
-    /// the sockets that systemd passed, and without those on `default`. `access` says who connects to sockets at paths.
-    pub fn open(store: &Store, passed: Vec<Listener>, listen: &[String], default: &str, access: Access) -> Result<Self> {
-        let mut listeners = passed;
-        if listeners.is_empty() {
-            listeners = listen.iter().map(|address| Ok(Listener::parse_for(address, access)?)).collect::<Result<_>>()?;
-        }
-        if listeners.is_empty() {
-            listeners = Listener::from_environment()?;
-        }
-        if listeners.is_empty() {
-            listeners.push(Listener::parse_for(default, access)?);
-        }
+    /// Serves `store` on `listeners`.
+    pub fn open(store: &Store, listeners: Vec<Listener>) -> Result<Self> {
         let uris = listeners.iter().map(Listener::uri).collect();
         let server = NbdServer::start(Arc::new(store.clone()), listeners, NbdServerOptions::default())?;
         Ok(Self { server: Mutex::new(Some(server)), uris })
@@ -37,6 +26,11 @@ impl Door {
     /// Addresses of the server, each without an export name.
     pub fn uris(&self) -> &[String] {
         &self.uris
+    }
+
+    /// Addresses of an export, one for each of [`Door::uris`]; none once it is shut.
+    pub fn uris_of(&self, export: &str) -> Vec<String> {
+        self.server().as_ref().map_or_else(Vec::new, |server| server.uris(export))
     }
 
     /// The connected clients.
@@ -57,26 +51,5 @@ impl Door {
 
     fn server(&self) -> MutexGuard<'_, Option<NbdServer>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The address of an export behind one of [`Door::uris`].
-pub fn export_uri(uri: &str, export: &str) -> String {
-    match uri.split_once('?') {
-        // nbd+unix:///?socket=PATH: the name goes before the query.
-        Some((base, query)) => format!("{}/{export}?{query}", base.strip_suffix('/').unwrap_or(base)),
-        None => format!("{}/{export}", uri.strip_suffix('/').unwrap_or(uri)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exports_have_addresses() {
-        assert_eq!(export_uri("nbd://127.0.0.1:10809", "v@s"), "nbd://127.0.0.1:10809/v@s");
-        assert_eq!(export_uri("nbd://[::1]:1/", "v"), "nbd://[::1]:1/v");
-        assert_eq!(export_uri("nbd+unix:///?socket=/run/x", "v"), "nbd+unix:///v?socket=/run/x");
     }
 }

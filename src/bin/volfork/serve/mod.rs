@@ -2,21 +2,20 @@
 pub mod door;
 mod ready;
 mod replace;
+mod sockets;
 #[cfg(feature = "images")]
 mod starts;
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::json;
 use volfork::Store;
-use volfork::io::Access;
-use volfork::serve::Listener;
 use volfork::volume::OnEvent;
 
 use door::Door;
 use ready::notify;
+use sockets::Sockets;
 #[cfg(feature = "images")]
 use starts::Starts;
 
@@ -45,13 +44,13 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
         return Err(Failure::new(volfork::ErrorKind::Locked, message));
     }
     let patience = if replaced.is_some() { REPLACE_PATIENCE } else { LOCK_PATIENCE };
-    let passed = replaced.unwrap_or_default();
+    let sockets = Sockets { passed: replaced.unwrap_or_default(), addresses: &arguments.listen };
     raise_descriptors();
     let teller = settings.clone();
     let on_event: OnEvent = Arc::new(move |happened| event::event(&teller, happened));
     let store = reach::patiently_for(patience, || reach::open_with(settings, Some(on_event.clone()), Some(arguments.lease)))?;
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
-        let served = control_and_wait(settings, &store, (passed, &arguments.listen), fleet.gate(), fleet.changed());
+        let served = control_and_wait(settings, &store, sockets, fleet.gate(), fleet.changed());
         fleet.stop();
         served
     });
@@ -113,27 +112,34 @@ impl Fleet {
     }
 }
 
+/// What commands of the control socket see of the NBD server: nothing until it is open.
+#[derive(Clone, Default)]
+struct Shared {
+    clients: Clients,
+    door: Arc<OnceLock<Door>>,
+}
+
 fn control_and_wait(
     settings: &Settings,
     store: &Store,
-    sockets: (Vec<Listener>, &[String]),
+    sockets: Sockets<'_>,
     gate: Box<dyn Gate>,
     changed: impl Fn() + Send + Sync + 'static,
 ) -> Result<()> {
     // From here on another process may ask this one to end.
     let stop = Stop::catch()?;
-    let (clients, door) = (Clients::default(), Arc::<OnceLock<Door>>::default());
+    let shared = Shared::default();
     let control = ControlServer::start(&settings.store, {
-        let (store, clients, door) = (store.clone(), clients.clone(), door.clone());
+        let (store, shared) = (store.clone(), shared.clone());
         #[cfg(feature = "images")]
         let (settings, starts) = (settings.clone(), Starts::default());
         move |request, file, watcher| {
             if let (Request::Replace, Some(file)) = (&request, &file) {
-                return replace::pass_on(door.get().map_or_else(|| Ok(Vec::new()), Door::pass_on)?, file);
+                return replace::pass_on(shared.door.get().map_or_else(|| Ok(Vec::new()), Door::pass_on)?, file);
             }
             let changes = request.changes();
             #[cfg_attr(not(feature = "images"), expect(unused_mut, reason = "only answers about images are added to"))]
-            let mut done = execute(&store, &clients, request, file, &*gate, watcher);
+            let mut done = execute(&store, &shared.clients, request, file, &*gate, watcher);
             #[cfg(feature = "images")]
             if let Ok(response) = &mut done {
                 starts.note(&settings, response);
@@ -144,22 +150,15 @@ fn control_and_wait(
             done
         }
     })?;
-    let served = open_and_wait(settings, store, sockets, (&clients, &door), stop);
+    let served = open_and_wait(settings, store, sockets, &shared, stop);
     control.stop();
     served
 }
 
-fn open_and_wait(
-    settings: &Settings,
-    store: &Store,
-    (passed, listen): (Vec<Listener>, &[String]),
-    (clients, door): (&Clients, &OnceLock<Door>),
-    stop: Stop,
-) -> Result<()> {
-    let access = Access::of(&settings.store).map_err(|error| Failure::io(format!("look at {}", settings.store.display()), error))?;
-    let opened = Door::open(store, passed, listen, &default_address(&settings.store), access)?;
-    opened.clients().into_iter().for_each(|open| clients.know(open));
-    let door = door.get_or_init(|| opened);
+fn open_and_wait(settings: &Settings, store: &Store, sockets: Sockets<'_>, shared: &Shared, stop: Stop) -> Result<()> {
+    let opened = Door::open(store, sockets.listen(&settings.store)?)?;
+    opened.clients().into_iter().for_each(|open| shared.clients.know(open));
+    let door = shared.door.get_or_init(|| opened);
     announce(settings, door.uris())?;
     notify("READY=1").map_err(|error| Failure::io("tell the service manager", error))?;
     stop.wait();
@@ -167,12 +166,6 @@ fn open_and_wait(
     let _ = notify("STOPPING=1");
     door.shut();
     Ok(())
-}
-
-fn default_address(store: &Path) -> String {
-    // Absolute, because the address is shown to users elsewhere.
-    let store = std::path::absolute(store).unwrap_or_else(|_| store.to_path_buf());
-    format!("unix:{}", store.join("nbd.sock").display())
 }
 
 fn announce(settings: &Settings, uris: &[String]) -> Result<()> {
