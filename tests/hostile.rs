@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use volfork::serve::{Listener, NbdServer, NbdServerOptions};
 use volfork::source::{
     About, Checksums, NbdOptions, NbdSource, OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent, SourceOpener,
-    SourceStats,
 };
 use volfork::volume::ForkOptions;
 use volfork::wire::constants::{
@@ -469,20 +468,12 @@ impl Source for Repeats {
         self.0.len() as u64
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     fn read(&self, range: Range<u64>, _: ReadClass, mut arrival: OnArrival) {
         for _ in 0..3 {
             let bytes = self.0.slice(range.start as usize..range.end as usize);
             arrival.part(Part { offset: range.start, bytes, checksums: Checksums::default() });
         }
         arrival.end(Ok(()));
-    }
-
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
     }
 
     fn about(&self) -> About {
@@ -492,12 +483,6 @@ impl Source for Repeats {
     fn describe(&self) -> String {
         "repeats".into()
     }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
-    }
-
-    fn close(&self) {}
 }
 
 struct Opener(bytes::Bytes, About);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceExtent, SourceOpener, SourceStats};
+use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceOpener};
 use volfork::store::HydrationControl;
 use volfork::{Store, StoreOptions};
 
@@ -75,10 +75,6 @@ impl Source for One {
         BYTES
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     fn read(&self, range: Range<u64>, _class: ReadClass, arrival: OnArrival) {
         match SILENT.contains(&self.0) && *self.1.is_silent.lock() {
             true => self.1.held.lock().push((self.0, range, arrival)),
@@ -86,19 +82,9 @@ impl Source for One {
         }
     }
 
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-    }
-
     fn describe(&self) -> String {
         format!("far://{0}.example/{0}", self.0)
     }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
-    }
-
-    fn close(&self) {}
 }
 
 /// Threads, descriptors and resident bytes of this process.

@@ -16,7 +16,7 @@ use crate::io::SystemDisk;
 use crate::layer::{Layers, bare_layers};
 use crate::limits::Limits;
 use crate::place::BlockSize;
-use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceExtent, SourceOpener, SourceStats};
+use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceOpener};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, sim, thread};
 
@@ -87,16 +87,8 @@ impl Source for Link {
         }
     }
 
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-    }
-
     fn describe(&self) -> String {
         "far://x".into()
-    }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
     }
 
     fn close(&self) {

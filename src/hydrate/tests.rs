@@ -17,7 +17,7 @@ use crate::io::SystemDisk;
 use crate::layer::{BlockRead, Layer, Layers, bare_layers};
 use crate::limits::Limits;
 use crate::place::{Block, BlockSize, BlockSpan};
-use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceOpener};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::mpsc::channel;
@@ -90,16 +90,8 @@ impl Source for Way {
         arrival.end(Ok(()));
     }
 
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-    }
-
     fn describe(&self) -> String {
         URI.into()
-    }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
     }
 
     fn close(&self) {

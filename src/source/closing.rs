@@ -130,7 +130,7 @@ mod tests {
 
     use super::*;
     use crate::source::guarded::Guarded;
-    use crate::source::{OnArrival, ReadClass, SourceError, SourceExtent, SourceStats};
+    use crate::source::{OnArrival, ReadClass};
     use crate::sync::mpsc::channel;
 
     /// Calls its function when it is dropped.
@@ -147,25 +147,11 @@ mod tests {
             0
         }
 
-        fn read_bytes_max(&self) -> u32 {
-            1 << 20
-        }
-
         fn read(&self, _: Range<u64>, _: ReadClass, _: OnArrival) {}
-
-        fn extents(&self, _: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-            Ok(Vec::new())
-        }
 
         fn describe(&self) -> String {
             String::new()
         }
-
-        fn stats(&self) -> SourceStats {
-            SourceStats::default()
-        }
-
-        fn close(&self) {}
     }
 
     #[test]

@@ -259,8 +259,8 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::FileSource;
     use crate::source::guarded::Guarded;
-    use crate::source::{FileSource, SourceExtent, SourceStats};
 
     /// A source of an embedder that reads from another one.
     struct Forward(FileSource);
@@ -270,28 +270,12 @@ mod tests {
             self.0.size_bytes()
         }
 
-        fn read_bytes_max(&self) -> u32 {
-            1 << 20
-        }
-
         fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
             self.0.read_any(range, class, arrival);
         }
 
-        fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-            self.0.extents(range)
-        }
-
         fn describe(&self) -> String {
             self.0.describe()
-        }
-
-        fn stats(&self) -> SourceStats {
-            self.0.stats()
-        }
-
-        fn close(&self) {
-            self.0.close();
         }
     }
 

@@ -101,10 +101,13 @@ pub struct SourceStats {
 /// Thread-safe; many reads may be under way at once and may finish in any order. Reads have no side effects, so an
 /// implementation replays them after a reconnect.
 ///
+/// The methods with a default are for sources that know more, have limits, or hold a connection. A source around another one passes all
+/// of them on.
+///
 /// ```
 /// use std::ops::Range;
 /// use volfork::bytes::Bytes;
-/// use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceExt, SourceExtent, SourceStats};
+/// use volfork::source::{OnArrival, Part, ReadClass, Source, SourceExt};
 ///
 /// /// Bytes in memory.
 /// struct Memory(Bytes);
@@ -113,24 +116,14 @@ pub struct SourceStats {
 ///     fn size_bytes(&self) -> u64 {
 ///         self.0.len() as u64
 ///     }
-///     fn read_bytes_max(&self) -> u32 {
-///         1 << 20
-///     }
 ///     fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
 ///         // A source that has to wait returns here, and answers from another thread.
 ///         arrival.part(Part::new(range.start, self.0.slice(range.start as usize..range.end as usize)));
 ///         arrival.end(Ok(()));
 ///     }
-///     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-///         Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-///     }
 ///     fn describe(&self) -> String {
 ///         "memory://".into()
 ///     }
-///     fn stats(&self) -> SourceStats {
-///         SourceStats::default()
-///     }
-///     fn close(&self) {}
 /// }
 ///
 /// assert_eq!(Memory("abcdef".into()).read_blocking(2..4).unwrap(), "cd");
@@ -138,8 +131,10 @@ pub struct SourceStats {
 pub trait Source: Send + Sync + 'static {
     /// Size in bytes; never changes for one handle.
     fn size_bytes(&self) -> u64;
-    /// Most bytes of one [`Source::read`]; a power of two, at least 64 KiB.
-    fn read_bytes_max(&self) -> u32;
+    /// Most bytes of one [`Source::read`]; a power of two, at least 64 KiB. 1 MiB by default.
+    fn read_bytes_max(&self) -> u32 {
+        1 << 20
+    }
     /// Offsets and lengths of reads must be multiples of this (a power of two; 1 for most), but a read may end at the size.
     fn align_bytes(&self) -> u32 {
         1
@@ -148,8 +143,13 @@ pub trait Source: Send + Sync + 'static {
     /// time, because a reader on this thread may be told to stop waiting: bytes that may take longer are delivered by another thread.
     fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival);
     /// Which bytes of `range` are zero. The extents cover a non-empty prefix of `range` in order and never reach past its end.
-    /// A source that does not know returns one data extent.
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError>;
+    /// The default, for a source that does not know, returns one data extent: all of `range` is read.
+    ///
+    /// # Errors
+    /// The source failed.
+    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
+        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
+    }
     /// Identity of the bytes, if the source knows one: two sources that say the same have the same bytes, for ever.
     fn identity(&self) -> Option<String> {
         None
@@ -171,8 +171,12 @@ pub trait Source: Send + Sync + 'static {
     }
     /// The address, without secrets.
     fn describe(&self) -> String;
-    /// Counters since the source was opened. Must not block.
-    fn stats(&self) -> SourceStats;
-    /// Gives up the connection; reads under way and later ones end with [`super::SourceErrorKind::Closed`].
-    fn close(&self);
+    /// Counters since the source was opened. Must not block. By default nothing is counted. The engine itself shows only the round-trip
+    /// time.
+    fn stats(&self) -> SourceStats {
+        SourceStats::default()
+    }
+    /// Gives up the connection; reads under way and later ones end with [`super::SourceErrorKind::Closed`]. The default does nothing, for
+    /// a source that answers its reads at once and holds no connection. The engine ends the reads of a source that it closes in any case.
+    fn close(&self) {}
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceOpener};
 use volfork::{Store, StoreOptions, Volume};
 
 use crate::stage::PATIENCE;
@@ -35,20 +35,12 @@ impl Source for Quick {
         arrival.end(Ok(()));
     }
 
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-    }
-
     fn identity(&self) -> Option<String> {
         self.identity.clone()
     }
 
     fn describe(&self) -> String {
         "quick".into()
-    }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
     }
 
     fn close(&self) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use volfork::source::{
-    Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, content_checksum,
+    Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, content_checksum,
 };
 
 /// How long a test waits for what must come.
@@ -213,10 +213,6 @@ impl Source for Connection {
         self.0.data.len() as u64
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     fn read(&self, range: Range<u64>, class: ReadClass, mut arrival: OnArrival) {
         assert!(range.start < range.end && range.end <= self.size_bytes() && range.end - range.start <= 1 << 20, "{range:?}");
         let play = {
@@ -281,10 +277,6 @@ impl Source for Connection {
 
     fn describe(&self) -> String {
         self.0.uri.clone()
-    }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
     }
 
     fn close(&self) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener};
 use volfork::volume::VolumeState;
 use volfork::{Store, StoreOptions};
 
@@ -101,10 +101,6 @@ impl Source for Host {
         self.0.size_bytes
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     fn read(&self, range: Range<u64>, _: ReadClass, mut arrival: OnArrival) {
         let hosts = &self.0;
         let number = hosts.reads[self.1].fetch_add(1, Ordering::SeqCst);
@@ -151,12 +147,6 @@ impl Source for Host {
     fn describe(&self) -> String {
         format!("host {}", self.1)
     }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
-    }
-
-    fn close(&self) {}
 }
 
 struct Ways(Arc<Hosts>);

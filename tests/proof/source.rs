@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use volfork::source::{
-    Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, content_checksum,
+    Checksums, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, content_checksum,
 };
 use volfork::sync::sim;
 
@@ -160,10 +160,4 @@ impl Source for Server {
     fn describe(&self) -> String {
         uri(self.number)
     }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
-    }
-
-    fn close(&self) {}
 }

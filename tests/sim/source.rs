@@ -117,6 +117,4 @@ impl Source for SimSource {
     fn stats(&self) -> SourceStats {
         SourceStats { bytes_read: self.0.bytes_read.load(Ordering::SeqCst), ..SourceStats::default() }
     }
-
-    fn close(&self) {}
 }

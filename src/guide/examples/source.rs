@@ -4,19 +4,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use volfork::source::{
-    OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, UriSources,
-};
+use volfork::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, UriSources};
 use volfork::{Store, StoreOptions};
 
 /// Bytes that are computed: the first half counts, the second is zero. A real source asks an object store or an archive.
 struct Numbers {
     size_bytes: u64,
-    bytes_read: AtomicU64,
-    requests: AtomicU64,
 }
 
 fn byte_at(offset: u64, size_bytes: u64) -> u8 {
@@ -28,15 +23,9 @@ impl Source for Numbers {
         self.size_bytes
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     /// Called by many threads at once. A source that has to wait starts the read here, returns, and answers from another thread.
     fn read(&self, range: Range<u64>, _class: ReadClass, mut arrival: OnArrival) {
         let bytes: Vec<u8> = range.clone().map(|offset| byte_at(offset, self.size_bytes)).collect();
-        self.bytes_read.fetch_add(range.end - range.start, Ordering::Relaxed);
-        self.requests.fetch_add(1, Ordering::Relaxed);
         arrival.part(Part::new(range.start, bytes.into()));
         // A callback that is dropped without `end` fails its read.
         arrival.end(Ok(()));
@@ -58,16 +47,6 @@ impl Source for Numbers {
     fn describe(&self) -> String {
         format!("numbers://{}", self.size_bytes)
     }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats {
-            bytes_read: self.bytes_read.load(Ordering::Relaxed),
-            requests: self.requests.load(Ordering::Relaxed),
-            ..SourceStats::default()
-        }
-    }
-
-    fn close(&self) {}
 }
 
 /// Opens `numbers://SIZE`, and every other address as volfork does.
@@ -79,7 +58,7 @@ impl SourceOpener for Sources {
         let size_bytes = size
             .parse()
             .map_err(|error| SourceError { kind: SourceErrorKind::Invalid, message: format!("'{uri}' has no size in bytes: {error}") })?;
-        Ok(Arc::new(Numbers { size_bytes, bytes_read: AtomicU64::new(0), requests: AtomicU64::new(0) }))
+        Ok(Arc::new(Numbers { size_bytes }))
     }
 }
 

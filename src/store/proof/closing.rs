@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Store, StoreOptions, options};
-use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats};
+use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceOpener};
 use crate::sync::{Condvar, Mutex, mpsc, sim, thread};
 
 /// Less than any patience with a source.
@@ -56,24 +56,12 @@ impl Source for Far {
         64 << 10
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     fn read(&self, _: Range<u64>, _: ReadClass, arrival: OnArrival) {
         self.asked.lock().push(arrival);
     }
 
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-    }
-
     fn describe(&self) -> String {
         "far://x".into()
-    }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
     }
 
     fn close(&self) {

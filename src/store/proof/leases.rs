@@ -11,8 +11,7 @@ use super::{Store, StoreOptions, options, run_in_store};
 use crate::error::ErrorKind;
 use crate::ids::LeaseId;
 use crate::source::{
-    Lease, LeaseAction, LeaseRequest, LeasedSource, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent,
-    SourceOpener, SourceStats,
+    Lease, LeaseAction, LeaseRequest, LeasedSource, OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceOpener,
 };
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, sim, thread};
@@ -106,10 +105,6 @@ impl Source for Zeros {
         BYTES
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     fn read(&self, range: Range<u64>, _: ReadClass, mut arrival: OnArrival) {
         if !self.answers {
             self.asked.lock().push(arrival);
@@ -119,20 +114,12 @@ impl Source for Zeros {
         arrival.end(Ok(()));
     }
 
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-    }
-
     fn identity(&self) -> Option<String> {
         Some(self.uri.clone())
     }
 
     fn describe(&self) -> String {
         self.uri.clone()
-    }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
     }
 
     fn close(&self) {

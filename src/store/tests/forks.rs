@@ -11,7 +11,7 @@ use crate::error::ErrorKind;
 use crate::format::{HydrationSettings, SourceRecord};
 use crate::ids::LayerId;
 use crate::io::faulty::FaultyDisk;
-use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceExtent, SourceOpener, SourceStats, UriSources};
+use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceOpener, UriSources};
 use crate::store::{Store, StoreOptions};
 use crate::sync::{Mutex, mpsc, thread};
 use crate::volume::{Queue, Request, Volume};
@@ -85,24 +85,12 @@ impl Source for Hung {
         64 << 20
     }
 
-    fn read_bytes_max(&self) -> u32 {
-        1 << 20
-    }
-
     fn read(&self, _: Range<u64>, _: ReadClass, arrival: OnArrival) {
         self.0.lock().push(arrival);
     }
 
-    fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {
-        Ok(vec![SourceExtent { bytes: range.end - range.start, zero: false }])
-    }
-
     fn describe(&self) -> String {
         "hung".into()
-    }
-
-    fn stats(&self) -> SourceStats {
-        SourceStats::default()
     }
 
     fn close(&self) {
