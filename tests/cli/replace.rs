@@ -1,14 +1,21 @@
 //! `serve --replace`: another process goes on with the sockets of the one that serves.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::host::{Host, wait};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+
+use crate::host::{Host, until, wait};
 
 const WRITE_BYTES: usize = 64 << 10;
+/// Of `fcntl`: which signal tells that another process opens a file with a lease.
+const F_SETSIG: i32 = 10;
 
 #[test]
 fn a_device_writes_on_while_its_server_is_replaced() {
@@ -97,4 +104,40 @@ fn without_a_server_replace_serves_as_usual() {
     assert_eq!(second.uris, first.uris);
     second.stop();
     assert!(!path.exists());
+}
+
+#[test]
+fn a_server_that_is_still_opening_is_replaced() {
+    let host = Host::new();
+    host.ok(&["create", "v", "--size", "1M"]);
+    // A process that opens a file on which another one has a lease waits until the lease is given back.
+    let superblock = OpenOptions::new().read(true).write(true).open(host.store().join("superblock")).unwrap();
+    let lease = |command, argument: i32| {
+        // SAFETY: these commands take no pointers, and the descriptor is open.
+        let done = unsafe { libc::fcntl(superblock.as_raw_fd(), command, argument) };
+        assert!(done >= 0, "{}", std::io::Error::last_os_error());
+        done
+    };
+    // The signal that tells of the other process is one that does nothing.
+    lease(F_SETSIG, libc::SIGURG);
+    lease(libc::F_SETLEASE, libc::F_WRLCK);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| host.serve(&[]));
+        until("the first server opens the store", || lease(libc::F_GETLEASE, 0) != libc::F_WRLCK);
+
+        let lock = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&lock, host.store().join("lock"), inotify::WatchFlags::CLOSE).unwrap();
+        let second = scope.spawn(|| host.serve(&["--replace"]));
+        let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+        let met = poll(&mut [PollFd::new(&lock, PollFlags::IN)], Some(&patience)).unwrap();
+        // Before the assertion, so that a failure does not leave the servers waiting.
+        lease(libc::F_SETLEASE, libc::F_UNLCK);
+        assert_eq!(met, 1, "the second server does not meet the lock of the first");
+
+        let (mut first, second) = (first.join().unwrap(), second.join().unwrap());
+        assert!(wait(&mut first.child).success());
+        assert_eq!(second.uris, first.uris);
+        assert_eq!(host.volumes(), ["v"]);
+        second.stop();
+    });
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use volfork::Store;
+use volfork::serve::Listener;
 use volfork::volume::OnEvent;
 
 use door::Door;
@@ -33,22 +34,21 @@ use crate::request::Request;
 use crate::settings::Settings;
 use crate::show::{event, stream};
 
-/// Time for a process that is replaced to end: its requests, those that it has to cut off, and closing the store.
+/// Time for a process that is replaced to end: opening the store, if it is still at that, its requests, those that it has to cut off, and
+/// closing the store.
 const REPLACE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Serves the store of `settings` on `listen`, by default on `STORE/nbd.sock`.
 pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
-    let replaced = if arguments.replace { replace::take_over(settings)? } else { None };
-    if replaced.is_none() && control::connect(&settings.store)?.is_some() {
+    if !arguments.replace && control::connect(&settings.store)?.is_some() {
         let message = format!("{} is served already: stop that process first, or replace it (--replace)", settings.store.display());
         return Err(Failure::new(volfork::ErrorKind::Locked, message));
     }
-    let patience = if replaced.is_some() { REPLACE_PATIENCE } else { LOCK_PATIENCE };
-    let sockets = Sockets { passed: replaced.unwrap_or_default(), addresses: &arguments.listen };
     raise_descriptors();
     let teller = settings.clone();
     let on_event: OnEvent = Arc::new(move |happened| event::event(&teller, happened));
-    let store = reach::patiently_for(patience, || reach::open_with(settings, Some(on_event.clone()), Some(arguments.lease)))?;
+    let (store, passed) = enter(settings, arguments, &on_event)?;
+    let sockets = Sockets { passed, addresses: &arguments.listen };
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
         let served = control_and_wait(settings, &store, sockets, fleet.gate(), fleet.changed());
         fleet.stop();
@@ -57,6 +57,20 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     let closed = store.close();
     served?;
     Ok(closed?)
+}
+
+/// Opens the store, and takes the sockets of the process that is replaced; none without such a process.
+fn enter(settings: &Settings, arguments: &ServeArguments, on_event: &OnEvent) -> Result<(Store, Vec<Listener>)> {
+    let mut passed = None;
+    let patience = if arguments.replace { REPLACE_PATIENCE } else { LOCK_PATIENCE };
+    let store = reach::patiently_for(patience, || {
+        // A process that is still opening the store takes no requests yet, so it is looked for each time that the store is locked.
+        if arguments.replace && passed.is_none() {
+            passed = replace::take_over(settings)?;
+        }
+        reach::open_with(settings, Some(on_event.clone()), Some(arguments.lease))
+    })?;
+    Ok((store, passed.unwrap_or_default()))
 }
 
 /// Takes as many descriptors as the machine allows: each client needs some. Without more, fewer clients are served.

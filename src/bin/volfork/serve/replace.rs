@@ -6,6 +6,9 @@
 //! 3. The new one waits for the lock of the store, opens it, and serves on the sockets. Clients that connected meanwhile wait in their
 //!    queues.
 //!
+//! A process that is still opening the store is asked as soon as it has; if it does not listen yet, it sends no sockets, and the new one
+//! listens by itself.
+//!
 //! If the new process ends before it serves, nobody does: as when any server ends.
 
 use std::ffi::OsString;
