@@ -1,4 +1,4 @@
-//! Closing sources: however long one takes, the thread that closes it goes on.
+//! Closing sources: however long one takes, the thread that closes it goes on, unless the threads of sources refuse the closing.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -83,20 +83,21 @@ impl Drop for GivenUp {
     }
 }
 
-/// Closes a source on a thread of the sources, and drops it there. Does not wait for it, so locks may be held.
+/// Closes a source on a thread of the sources, and drops it there. Does not wait for it, so locks may be held; but see [`hand_over`].
 pub(super) fn close(uri: &str, source: Arc<dyn Source>) {
     let given_up = GivenUp::new(uri, source);
     hand_over(uri, Box::new(move || given_up.close()));
 }
 
-/// Drops a source that is closed. Does not wait for its destructor, so locks may be held.
+/// Drops a source that is closed. Does not wait for its destructor, so locks may be held; but see [`hand_over`].
 pub(super) fn release(uri: &str, source: Arc<dyn Source>) {
     let given_up = GivenUp::new(uri, source);
     hand_over(uri, Box::new(move || drop(given_up)));
 }
 
+/// Runs a closing on a thread of the sources. One that they refuse, for lack of threads or because thousands of the same host wait, drops
+/// its source on this thread instead: its destructor is the only code of a source that a caller ever waits for.
 fn hand_over(uri: &str, job: Job) {
-    // Without a thread, or of a host with thousands of closings, it is closed by its destructor.
     drop(threads::calls().run(&format!("close {}", host_of(uri)), job));
 }
 
