@@ -29,7 +29,7 @@ use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 /// A layer's place in the shape.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerEntry {
-    /// The layer below.
+    /// `None` for the root of a chain.
     pub parent: Option<LayerId>,
     /// Layers directly above.
     pub children: BTreeSet<LayerId>,
@@ -65,7 +65,6 @@ pub struct SnapshotEntry {
     pub name: String,
     /// Its sealed layer.
     pub layer: LayerId,
-    /// Size in bytes.
     pub size_bytes: u64,
     /// Seconds since the Unix epoch.
     pub created_at: u64,
@@ -74,11 +73,10 @@ pub struct SnapshotEntry {
 /// A volume.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VolumeEntry {
-    /// Name.
+    /// Unique in the store.
     pub name: String,
-    /// Its open layer.
+    /// Its open layer, which writes go to.
     pub head: LayerId,
-    /// Size in bytes.
     pub size_bytes: u64,
     /// Seconds since the Unix epoch.
     pub created_at: u64,
@@ -86,7 +84,6 @@ pub struct VolumeEntry {
     pub parent: String,
     /// In the order in which they were taken.
     pub snapshots: Snapshots,
-    /// Its labels.
     pub labels: Labels,
 }
 

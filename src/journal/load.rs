@@ -22,7 +22,7 @@ pub struct Loaded {
     pub state: Vec<Record>,
     /// One list of records for each barrier round since; the last one is to be verified against the blocks.
     pub rounds: Vec<Vec<Record>>,
-    /// Number of the last frame.
+    /// Number of the last frame; appending goes on behind it.
     pub sequence: u64,
     /// Whether both slots of the superblock are valid.
     pub both_slots: bool,
@@ -30,7 +30,7 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// Number of the last frame of the journal before that the state has in it.
     pub covers: u64,
-    /// Bytes of the state, and of all frames.
+    /// Bytes of the state, then of all frames with it.
     pub bytes: (u64, u64),
 }
 
@@ -186,7 +186,6 @@ fn not_left_over(frame: Frame<'_>, sequence: u64) -> std::result::Result<Frame<'
 /// The superblock that counts.
 struct Slots {
     superblock: Superblock,
-    /// Whether both slots are valid.
     both: bool,
     warnings: Vec<String>,
 }

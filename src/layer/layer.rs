@@ -16,18 +16,18 @@ use crate::sync::{Condvar, Mutex, OnceLock, Rank};
 /// The fields that every read needs come first, in one cache line: in a long chain most layers are not in the processor's caches.
 #[repr(C)]
 pub struct Layer {
-    /// Number of the layer.
+    /// Never used again, so it also names the files.
     pub id: LayerId,
-    /// The layer below.
+    /// `None` for the root of a chain.
     pub parent: Option<LayerId>,
     /// Blocks of the source that the layer stands for, or stood for since the store was opened. The presence of such a layer grows
     /// under its readers, so every read looks at it.
     source_blocks: OnceLock<u64>,
-    /// Only fills are admitted.
+    /// Only fills are admitted: its meaning does not change any more.
     sealed: AtomicBool,
     /// Some extent is unverified.
     pub(super) unverified: AtomicBool,
-    /// There are patches.
+    /// It may have patches. Reads look at this first.
     pub(super) patched: AtomicBool,
     /// Notified when blocks are unlatched and when a round ends.
     pub(super) changed: Condvar,

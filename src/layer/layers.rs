@@ -38,19 +38,16 @@ use crate::sync::{Mutex, Rank, RwLockReadGuard};
 /// What the layers need to know of their store.
 #[derive(Clone)]
 pub struct LayerConfig {
-    /// The machine's files.
     pub disk: Arc<dyn Disk>,
-    /// Where the store's files are.
     pub paths: StorePaths,
-    /// Block size.
+    /// Fixed when the store is created.
     pub block_size: BlockSize,
     /// Page cache or not, for data files.
     pub io_mode: IoMode,
-    /// Memory for checksum pages.
+    /// Most bytes of checksum pages that are kept in memory for extents that are not hot.
     pub checksum_cache_bytes: u64,
     /// Journal bytes since the last checkpoint after which another one is due.
     pub checkpoint_bytes: u64,
-    /// Limits.
     pub limits: Limits,
 }
 
@@ -60,23 +57,20 @@ pub struct Layers {
     pub table: Arc<Table>,
     /// Verified reads, and the layers' files.
     pub blocks: Arc<Blocks>,
-    /// Admission of writers.
     pub admission: Arc<Admission>,
-    /// Barrier rounds, and room in the journal.
+    /// Runs barrier rounds, and reserves room in the journal.
     pub barriers: Arc<Barriers>,
-    /// Checkpoints.
     pub checkpoints: Arc<Checkpoints>,
-    /// Zeroing and forgetting.
+    /// Takes blocks out of presence: zeroed, or not answered for any more.
     pub zeroes: Zeroes,
-    /// Giving back space.
+    /// Gives space of garbage back to the file system.
     pub punch: Punch,
-    /// Clearing marks.
+    /// Writes checksums back and clears dirty marks.
     pub cleaning: Cleaning,
-    /// Single blocks behind their latch.
+    /// Looks at single blocks while their latch keeps writers away.
     pub settled: Settled,
-    /// Patches.
     pub patches: Arc<PatchLedger>,
-    /// Queues that help waiters.
+    /// Queues that a thread which waits for a latch may reap.
     pub reapers: Arc<Reapers>,
     pub(super) commit: Arc<Commit>,
     owed: Arc<Owed>,

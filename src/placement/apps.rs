@@ -52,9 +52,9 @@ impl Numbers {
 /// Volumes of one app in one zone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InZone {
-    /// All of them.
+    /// Number of volumes, whatever their names.
     pub volumes: u32,
-    /// How many have which name.
+    /// Number of volumes of each name; none is 0.
     pub by_name: BTreeMap<String, u32>,
 }
 

@@ -76,7 +76,7 @@ pub enum HostStatus {
 pub struct Processors {
     /// Kind, such as `shared`, `performance`, `a100`.
     pub kind: String,
-    /// How many.
+    /// Number of processors, or of accelerators.
     pub count: u32,
 }
 
@@ -95,13 +95,13 @@ pub struct Processors {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
-    /// Processors by kind.
+    /// Number of processors of each kind.
     pub cpus: BTreeMap<String, u32>,
-    /// Accelerators by kind.
+    /// Number of accelerators of each kind.
     pub gpus: BTreeMap<String, u32>,
-    /// Bytes of memory.
+    /// Bytes of main memory.
     pub memory_bytes: u64,
-    /// Bytes of volumes.
+    /// Bytes of storage for volumes.
     pub volume_bytes: u64,
 }
 
@@ -178,9 +178,9 @@ impl Default for Bandwidth {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InFlight {
-    /// Bytes of the layer.
+    /// Bytes of the whole layer.
     pub bytes: u64,
-    /// Bytes still to come.
+    /// Bytes of it that had not arrived when the host reported.
     pub remaining: u64,
 }
 
@@ -214,9 +214,9 @@ pub struct InFlight {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldSnapshot {
-    /// Bytes of a block.
+    /// Bytes of a block, which `present` counts in.
     pub block_bytes: u32,
-    /// Size of the snapshot.
+    /// Bytes of the whole snapshot, held or not.
     pub size_bytes: u64,
     /// The blocks that need not be fetched, zeros included; `None`: all of them.
     #[serde(with = "bitmap")]
@@ -253,7 +253,7 @@ pub struct PlacedVolume {
     pub app: String,
     /// Name, unique on the host.
     pub name: String,
-    /// Size.
+    /// Size of the volume in bytes, whether its blocks are stored or not.
     pub size_bytes: u64,
 }
 
@@ -287,7 +287,7 @@ pub struct HostInventory {
     pub capacity: Resources,
     /// The part of them that is in use.
     pub used: Resources,
-    /// Its links.
+    /// Bytes a second of its links.
     pub bandwidth: Bandwidth,
     /// Image layers it holds: bytes by digest.
     pub layers: BTreeMap<Digest, u64>,
@@ -301,9 +301,9 @@ pub struct HostInventory {
     pub volumes: BTreeMap<String, PlacedVolume>,
     /// Assignments it knows of: those that a scheduler made and that its `used` already contains.
     pub assignments: Vec<String>,
-    /// Grows with every report.
+    /// Grows with every report, so that an older one is told from a newer one.
     pub generation: u64,
-    /// Seconds since the Unix epoch.
+    /// When the host reported, in seconds since the Unix epoch.
     pub reported_at: u64,
     /// Seconds between two reports, at most; 0 if it does not say.
     pub report_every_seconds: u64,
@@ -366,41 +366,41 @@ pub(super) fn max_age_seconds(report_every_seconds: u64, otherwise: u64) -> u64 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InventoryDelta {
-    /// The host.
+    /// Name of the host that reports.
     pub host: String,
     /// The generation this change applies to.
     pub base: u64,
     /// The generation it leads to.
     pub generation: u64,
-    /// When, in seconds since the Unix epoch.
+    /// When the host reported, in seconds since the Unix epoch.
     pub reported_at: u64,
-    /// New store.
+    /// Id of its store, if that is another one; `None`, here and below: as it was.
     pub store: Option<String>,
-    /// New region, after a move.
+    /// Region, after a move.
     pub region: Option<String>,
-    /// New zone.
+    /// Zone, after a move.
     pub zone: Option<String>,
-    /// New status.
+    /// Whether it takes machines now.
     pub status: Option<HostStatus>,
-    /// New capacity.
+    /// All its resources, if they changed.
     pub capacity: Option<Resources>,
-    /// New use.
+    /// The part of them that is in use now.
     pub used: Option<Resources>,
-    /// New links.
+    /// Bytes a second of its links, if they changed.
     pub bandwidth: Option<Bandwidth>,
     /// Layers: bytes of new ones, `None` for those that are gone.
     pub layers: BTreeMap<Digest, Option<u64>>,
     /// Fetches: new or changed ones, `None` for those that ended.
     pub in_flight: BTreeMap<Digest, Option<InFlight>>,
-    /// Images, likewise.
+    /// Whole images: bytes of new ones, `None` for those that are gone.
     pub images: BTreeMap<String, Option<u64>>,
-    /// Snapshots, likewise.
+    /// Snapshots: those whose blocks changed, `None` for those that are gone.
     pub snapshots: BTreeMap<String, Option<HeldSnapshot>>,
-    /// Volumes, likewise.
+    /// Volumes: new or changed ones, `None` for those that are gone.
     pub volumes: BTreeMap<String, Option<PlacedVolume>>,
-    /// New list of assignments.
+    /// All assignments that the host knows of, if they changed.
     pub assignments: Option<Vec<String>>,
-    /// New time between two reports.
+    /// Seconds between two reports, if that changed.
     pub report_every_seconds: Option<u64>,
 }
 

@@ -11,9 +11,8 @@ use crate::place::{index, length};
 /// A fetch on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moving {
-    /// Number of the host.
     pub host: u32,
-    /// Bytes still to come.
+    /// Bytes that have not arrived.
     pub bytes: u64,
     /// Whether it is only known from an assignment that the host has not reported.
     pub pending: bool,

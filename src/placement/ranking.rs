@@ -149,9 +149,9 @@ pub struct Terms {
     pub load_seconds: f64,
     /// Time lost because assignments not yet reported will fetch, unpack and start beside it.
     pub herd_seconds: f64,
-    /// Cost of using up room.
+    /// Cost of using up room, as seconds.
     pub headroom_seconds: f64,
-    /// Cost of volumes of the same app in the zone.
+    /// Cost of volumes of the same app in the zone, as seconds.
     pub spread_seconds: f64,
 }
 
@@ -191,7 +191,7 @@ pub struct Ranked {
     pub host: String,
     /// Its region.
     pub region: String,
-    /// Its zone.
+    /// Its zone within the region.
     pub zone: String,
     /// The number by which the policy ranks within a region; less is better. For the start-time policy it is `seconds`; for a policy that
     /// gives points it is how many are missing to the most that can be had.
@@ -203,7 +203,7 @@ pub struct Ranked {
     pub terms: Terms,
     /// Place of the host's region among the preferred ones, 0 being the first. A host of an earlier region always comes first.
     pub region_preference: u32,
-    /// Age of what is known of the host.
+    /// Seconds since the host's last report.
     pub staleness_seconds: u64,
 }
 
@@ -262,9 +262,9 @@ pub struct Excluded {
     pub region: String,
     /// The constraint that it does not meet.
     pub constraint: Constraint,
-    /// Amount that it has.
+    /// Amount that it has left, in the unit of the constraint.
     pub have: u64,
-    /// Amount that it would need.
+    /// Amount that it would need, in the same unit.
     pub need: u64,
 }
 
@@ -367,9 +367,9 @@ impl fmt::Display for Nothing {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ranking {
-    /// Name of the request.
+    /// [`Request::id`] of the request.
     pub request: String,
-    /// Word of the policy.
+    /// The policy that ranked, in its word for the command line.
     pub policy: &'static str,
     /// How many hosts meet all constraints.
     pub fitting: usize,
@@ -406,9 +406,9 @@ pub struct Ranking {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Placed {
-    /// Its reservation.
+    /// What the scheduler has to keep until the host reports it.
     pub reservation: Reservation,
-    /// Why this host.
+    /// Why it is this host: its costs when it was chosen.
     pub ranked: Ranked,
 }
 
@@ -437,13 +437,13 @@ pub struct Placed {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Placement {
-    /// Name of the request.
+    /// [`Request::id`] of the request.
     pub request: String,
-    /// Word of the policy.
+    /// The policy that ranked, in its word for the command line.
     pub policy: &'static str,
     /// Instances that got a host, in order.
     pub placed: Vec<Placed>,
-    /// How many did not.
+    /// How many instances got none.
     pub left: u32,
     /// Why they did not.
     pub nothing: Option<Nothing>,

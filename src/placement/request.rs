@@ -38,9 +38,9 @@ use crate::content::Image;
 pub struct Compute {
     /// Processors it needs, all of one kind; an empty kind means any one.
     pub cpus: Processors,
-    /// Accelerators it needs.
+    /// Accelerators it needs; `None`: none.
     pub gpus: Option<Processors>,
-    /// Bytes of memory.
+    /// Bytes of main memory.
     pub memory_bytes: u64,
 }
 
@@ -70,11 +70,11 @@ pub struct Compute {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotNeed {
-    /// Identity of its bytes.
+    /// Identity of its bytes ([`crate::source::Source::identity`]): equal ones have equal bytes.
     pub identity: String,
-    /// Bytes of a block.
+    /// Bytes of a block, which `first` counts in.
     pub block_bytes: u32,
-    /// Size of the snapshot.
+    /// Bytes of the whole snapshot.
     pub size_bytes: u64,
     /// The blocks a machine reads before it is ready, from a recorded trace; `None`: all blocks that are not zero are unknown, so the
     /// whole size counts.
@@ -115,9 +115,9 @@ pub struct SnapshotNeed {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotOrigin {
-    /// Id of the store.
+    /// Id of the store that has the snapshot.
     pub store: String,
-    /// Its blocks there.
+    /// Blocks of the snapshot that this store has fetched or made itself.
     pub held: HeldSnapshot,
 }
 
@@ -160,25 +160,25 @@ pub struct SnapshotOrigin {
 pub struct Request {
     /// Names the request; part of the tie-break, so that equal requests spread and repeated ones agree.
     pub id: String,
-    /// The application, or empty.
+    /// The application it belongs to, or empty.
     pub app: String,
-    /// Name of the volume.
+    /// Name of the new volume.
     pub volume: String,
     /// Regions it may go to, the preferred one first; empty: any.
     pub regions: Vec<String>,
-    /// Bytes of the volume.
+    /// Bytes of storage that the volume uses up.
     pub volume_bytes: u64,
-    /// The machine, if there will be one.
+    /// What the machine needs; the default for a volume without a machine.
     pub compute: Compute,
-    /// What the machine starts from.
+    /// Image that the machine starts from, if any.
     pub image: Option<Image>,
-    /// What the volume is forked from.
+    /// Snapshot that the volume is forked from; `None`: it begins empty, or from the image.
     pub snapshot: Option<SnapshotNeed>,
     /// No other volume of the same app and name may be in the zone.
     pub require_unique_zone: bool,
     /// No other volume of the same app may be in the zone.
     pub unique_zone_app_wide: bool,
-    /// How many to place.
+    /// Number of instances to place.
     pub count: u32,
 }
 

@@ -32,7 +32,7 @@ use crate::content::ImageLayer;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotFetch {
-    /// Identity of the snapshot.
+    /// Identity of the snapshot's bytes.
     pub identity: String,
     /// Bytes to fetch before the machine is ready.
     pub bytes: u64,
@@ -74,15 +74,15 @@ pub struct SnapshotFetch {
 pub struct Reservation {
     /// Unique among all assignments.
     pub id: String,
-    /// The host.
+    /// Name of the host that was chosen.
     pub host: String,
     /// Zone of the host, as it was when the decision was made; for the reader, since the fleet knows the zones of its hosts.
     pub zone: String,
-    /// The application, or empty.
+    /// The application it belongs to, or empty.
     pub app: String,
-    /// Name of the volume.
+    /// Name of the new volume.
     pub volume: String,
-    /// Resources that it uses up.
+    /// Resources that it takes from the host.
     pub resources: Resources,
     /// Image layers that will be fetched because of it, with their bytes.
     pub layers: Vec<ImageLayer>,

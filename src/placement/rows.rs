@@ -60,7 +60,7 @@ pub(super) struct Row {
     pub download_seconds: f64,
     pub image_seconds: f64,
     pub download: u64,
-    /// Hash of the name.
+    /// Hash of the name, for the tie-break.
     pub name_hash: u64,
     /// Fetches that the host has reported.
     pub reported: Traffic,

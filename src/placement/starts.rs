@@ -48,13 +48,13 @@ struct Times {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimeSummary {
-    /// Arithmetic mean.
+    /// Arithmetic mean of all times.
     pub mean_seconds: f64,
-    /// Median.
+    /// Median: half of them were shorter.
     pub p50_seconds: f64,
-    /// 99th percentile.
+    /// 99th percentile: one in a hundred took longer.
     pub p99_seconds: f64,
-    /// Longest.
+    /// Longest time.
     pub max_seconds: f64,
 }
 
@@ -72,13 +72,13 @@ pub struct TimeSummary {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StartSummary {
-    /// How many there were.
+    /// Number of starts.
     pub count: u64,
     /// From request to ready.
     pub total: TimeSummary,
     /// Waiting for bytes from elsewhere.
     pub fetch: TimeSummary,
-    /// Everything else.
+    /// The rest of it, such as unpacking.
     pub prepare: TimeSummary,
 }
 

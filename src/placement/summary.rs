@@ -50,21 +50,21 @@ struct Filter(Box<[u8]>);
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostSummary {
-    /// Name.
+    /// Name of the host, unique in the fleet.
     pub host: String,
-    /// Region.
+    /// Region, such as `ams`.
     pub region: String,
-    /// Zone.
+    /// Zone within the region: what fails together.
     pub zone: String,
     /// Whether it takes machines.
     pub status: HostStatus,
     /// Resources that are not in use.
     pub left: Resources,
-    /// Its links.
+    /// Bytes a second of its links.
     pub bandwidth: Bandwidth,
-    /// Grows with every report.
+    /// Generation of the last report.
     pub generation: u64,
-    /// Seconds since the Unix epoch.
+    /// When the host reported, in seconds since the Unix epoch.
     pub reported_at: u64,
     filter: Filter,
 }

@@ -382,7 +382,7 @@ impl Store {
         self.0.core.volumes.destroy_volume(name, recursive)
     }
 
-    /// Destroys a snapshot; refused while somebody reads it (a handle, a queue, a client of an export), or a fork of another host has a
+    /// Destroys a snapshot; refused while it has readers (a handle, a queue, a client of an export), or a fork of another host has a
     /// lease of it ([`Store::destroy_by_force`]).
     ///
     /// # Errors

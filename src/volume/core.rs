@@ -31,23 +31,21 @@ const UNLINKED_AT_END: usize = 4096;
 
 /// Components and settings that the volumes of a store share.
 pub struct CoreConfig {
-    /// The layers.
     pub layers: Arc<Layers>,
-    /// The recovered shape.
+    /// The shape as recovery found it.
     pub catalog: Catalog,
-    /// Block size.
+    /// Fixed when the store is created.
     pub block_size: BlockSize,
     /// Identity of the store, in hexadecimal digits.
     pub store_id: String,
     /// Which kind of queue to make; `None` is the best one the machine allows.
     pub ring: Option<RingKind>,
-    /// How to reach sources.
+    /// Opens addresses of forks; `None`: the store has no sources.
     pub sources: Option<Arc<dyn SourceOpener>>,
-    /// Time.
     pub clock: Arc<dyn Clock>,
     /// Background work runs in threads; otherwise the caller steps it.
     pub threads: bool,
-    /// Told of what happens in the background.
+    /// The embedder's callback for events of the background, if it has one.
     pub on_event: Option<OnEvent>,
     /// A lease of a fork of another host lapses when it was not renewed for this long.
     pub lease: Duration,

@@ -81,9 +81,9 @@ pub enum EventKind {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Event {
-    /// What.
+    /// What happened.
     pub kind: EventKind,
-    /// The volumes it happened to.
+    /// Names of the volumes it happened to; empty if it happened to the store.
     pub volumes: Vec<String>,
     /// Why, if something failed.
     pub error: Option<String>,
@@ -138,7 +138,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An event that was not told yet.
 pub struct Told {
-    /// What.
+    /// What happened.
     pub kind: EventKind,
     /// The volumes it happened to. They are looked up when the event is told, so that noting it does not wait for the catalogue.
     pub volumes: Box<dyn FnOnce() -> Vec<String> + Send>,

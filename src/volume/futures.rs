@@ -6,7 +6,7 @@
 //! # Invariants
 //! - A completion is given to the future of its request, or dropped with it; wakers are called without a lock.
 //! - A future that waits for room in the queue has a number in `waiting`. Each completion wakes the lowest number, and a future that was
-//!   woken and is dropped before it has submitted wakes the next one: room is never left while somebody waits for it.
+//!   woken and is dropped before it has submitted wakes the next one: room is never left while a request waits for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;

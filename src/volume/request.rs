@@ -46,16 +46,16 @@ use crate::io::AlignedBuffer;
 pub enum Request {
     /// Reads `bytes` at `offset` into memory of the engine.
     Read {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
-        /// Length.
+        /// Length in bytes.
         bytes: u32,
     },
     /// Reads at `offset` into memory of the caller: as many bytes as the buffers have, one buffer after the other. Whole blocks for a
     /// single buffer (in the mode [`crate::io::IoMode::Direct`], one whose memory begins on a 4,096-byte boundary) are read into it
     /// without a copy; otherwise the bytes are copied once.
     ReadInto {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
         /// Owned by the queue until completion, which gives them back ([`Completion::buffers`]). After an error their content is not
         /// defined. If [`crate::Queue::submit`] refuses the request, they are dropped.
@@ -63,56 +63,56 @@ pub enum Request {
     },
     /// Writes `data` at `offset`.
     Write {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
         /// The bytes; owned by the queue until completion.
         data: Bytes,
-        /// Durable before it completes.
+        /// Whether the change is durable before it completes (forced unit access).
         fua: bool,
     },
     /// As `Write`, from several buffers, one after the other. More than one are copied together first.
     WriteVectored {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
-        /// The bytes.
+        /// Written one after the other; owned by the queue until completion.
         data: Vec<Bytes>,
-        /// Durable before it completes.
+        /// Whether the change is durable before it completes (forced unit access).
         fua: bool,
     },
     /// Makes every write completed before it was submitted durable.
     Flush,
     /// Gives back the space of a range, which then reads as zero.
     Discard {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
-        /// Length.
+        /// Length in bytes.
         bytes: u64,
-        /// Durable before it completes.
+        /// Whether the change is durable before it completes (forced unit access).
         fua: bool,
     },
     /// Makes a range read as zero.
     WriteZeroes {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
-        /// Length.
+        /// Length in bytes.
         bytes: u64,
-        /// Durable before it completes.
+        /// Whether the change is durable before it completes (forced unit access).
         fua: bool,
     },
     /// Writes zeros to a range, which has all its space afterwards.
     Provision {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
-        /// Length.
+        /// Length in bytes.
         bytes: u64,
-        /// Durable before it completes.
+        /// Whether the change is durable before it completes (forced unit access).
         fua: bool,
     },
     /// Brings missing blocks of a range from the source, as a hint.
     Prefetch {
-        /// First byte.
+        /// Offset of the first byte in the volume.
         offset: u64,
-        /// Length.
+        /// Length in bytes.
         bytes: u64,
     },
 }
@@ -268,6 +268,6 @@ pub enum RunKind {
 pub struct Run {
     /// Length in bytes, never 0.
     pub bytes: u64,
-    /// What answers.
+    /// Whether the bytes are stored, zero, or only at the source.
     pub kind: RunKind,
 }

@@ -20,7 +20,7 @@ const TIMED_OUT: &str = "timed_out";
 pub struct Failure {
     /// The engine's [`ErrorKind`] in snake case, or `interrupted`, `timed_out` or `usage`.
     pub kind: String,
-    /// The sentence.
+    /// What went wrong and what to do, for people.
     pub message: String,
 }
 

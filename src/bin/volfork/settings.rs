@@ -6,9 +6,8 @@ use std::time::Duration;
 /// Settings of every command.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Directory of the store.
     pub store: PathBuf,
-    /// Print JSON.
+    /// Answers, errors and events are JSON.
     pub json: bool,
     /// Print no progress and no confirmations.
     pub quiet: bool,

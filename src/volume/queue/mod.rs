@@ -7,12 +7,12 @@
 //! # Invariants
 //! - The owner's descriptor is readable while [`Queue::reap`] has something to give or to hand over. So whoever makes the first such
 //!   thing tells the owner: a worker wakes it after it put its completion into `finished`; `submit` nudges the ring (once until the next
-//!   `reap`, and only if somebody ever asked for the descriptor: a caller of [`Queue::wait`] needs no telling).
+//!   `reap`, and only if the descriptor was ever asked for: a caller of [`Queue::wait`] needs no telling).
 //! - A thread that waits for a latch or the gate reaps foreign queues, because their owner may be waiting elsewhere. It takes the
 //!   owner's completions and wakes with them. Therefore it wakes the owner again if it took anything and left anything behind.
 //! - The owner takes wakes before it takes `finished`, and a worker pushes before it wakes: no order of the two loses a completion.
 //! - No request is done by the calling thread while `inner` is locked: it might wait for writes that only a `reap` can end. `later` has
-//!   them until the lock is released, and a thread that reaps for somebody else leaves them to the owner.
+//!   them until the lock is released, and a thread that reaps for another one leaves them to the owner.
 //! - Every request holds a pass of the store's fence until it has ended: closing the store waits for it, and reaps the queue of an owner
 //!   that is elsewhere. Then `submit` answers [`ErrorKind::Closed`]; completions can still be taken.
 //! - A request that panics, in the code of a disk or a source, ends with an error and gives back its blocks and the gate.

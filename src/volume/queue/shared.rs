@@ -43,7 +43,7 @@ pub struct Shared {
     /// Those that workers make.
     pub changes: Changes,
     waker: RingWaker,
-    /// Somebody has the descriptor, and may poll it.
+    /// The descriptor was handed out, and may be polled.
     pub polled: AtomicBool,
 }
 

@@ -137,7 +137,7 @@ pub enum HydrationState {
 #[derive(Default, Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HydrationInfo {
-    /// What background replication does.
+    /// What background replication does now.
     pub state: HydrationState,
     /// Bytes received from the source since the volume was opened here.
     pub bytes_fetched: u64,
@@ -151,7 +151,7 @@ pub struct HydrationInfo {
     pub deadline: Option<u64>,
     /// Share of what the hydrations of the store have together.
     pub priority: HydrationPriority,
-    /// Bytes received, by reason.
+    /// Bytes received, by the reason for which they were asked for.
     pub fetched: FetchedBytes,
     /// Where missing blocks can be had. Of a hydration that is over, where they were had, until the store is closed.
     pub sources: Vec<SourceInfo>,
@@ -160,7 +160,7 @@ pub struct HydrationInfo {
     pub readers_waiting: u64,
     /// Estimated seconds to the end, while it runs and there is a rate.
     pub eta_seconds: Option<u64>,
-    /// The latest error of the source.
+    /// The latest error of a source; `None` if there was none.
     pub last_error: Option<String>,
 }
 
@@ -229,11 +229,11 @@ pub struct VolumeInfo {
     /// Identity among the volumes of all stores: `vol_` and 16 characters. It survives a rename, is never used twice, and is taken
     /// wherever a name is. Empty while the volume is on its way.
     pub id: String,
-    /// Name.
+    /// Name, unique in the store.
     pub name: String,
     /// Where it is in its life.
     pub state: VolumeState,
-    /// Size in bytes.
+    /// Size in bytes that readers and clients see.
     pub size_bytes: u64,
     /// Block size of the store in bytes.
     pub block_size: u32,
@@ -256,7 +256,7 @@ pub struct VolumeInfo {
     /// What users note about it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub labels: BTreeMap<String, String>,
-    /// Block counts.
+    /// Its blocks by where they are.
     pub blocks: BlockCounts,
     /// Progress of hydration.
     pub hydration: HydrationInfo,
@@ -286,7 +286,7 @@ pub struct VolumeInfo {
 pub struct SnapshotInfo {
     /// Volume it belongs to.
     pub volume: String,
-    /// Name.
+    /// Name, unique within the volume.
     pub name: String,
     /// Size of the volume when it was taken, in bytes.
     pub size_bytes: u64,
@@ -297,6 +297,6 @@ pub struct SnapshotInfo {
     /// Leases that forks of other hosts have of it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub leases: Vec<LeaseInfo>,
-    /// Block counts.
+    /// Its blocks by where they are.
     pub blocks: BlockCounts,
 }

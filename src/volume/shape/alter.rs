@@ -151,7 +151,8 @@ impl Volumes {
     /// Destroys a snapshot.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] while somebody has it open, or a fork of another host has a lease of it.
+    /// [`ErrorKind::NotFound`]; [`ErrorKind::Busy`] while it is open (a handle, a queue, a client of an export), or a fork of another host
+    /// has a lease of it.
     pub fn destroy_snapshot(&self, volume: &str, name: &str) -> Result<()> {
         self.layers.barriers.prepare_shape()?;
         let ticket = {

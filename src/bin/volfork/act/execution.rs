@@ -174,7 +174,7 @@ mod tests {
         for growth in [Growth::To(9), Growth::By(u64::MAX)] {
             assert_eq!(by(10, growth, None), Err(ErrorKind::InvalidInput));
         }
-        // A repeated command changes nothing; a size that somebody else set is refused.
+        // A repeated command changes nothing; a size that was set otherwise is refused.
         for (growth, size_bytes) in [(Growth::By(5), 10), (Growth::By(5), 15), (Growth::To(15), 10), (Growth::To(15), 15)] {
             assert_eq!(by(size_bytes, growth, Some(10)), Ok(15));
         }

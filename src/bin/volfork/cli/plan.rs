@@ -34,16 +34,14 @@ pub enum FileArgument {
 pub enum Plan {
     /// Make a store.
     Init {
-        /// Size of its blocks.
         block_size: BlockSize,
-        /// Its group may use it, too.
+        /// The group of the directory may use the store, too.
         group_access: bool,
     },
     /// Ask something of the store, or of the process that owns it.
     Ask {
-        /// The request.
         request: Request,
-        /// The file that belongs to it.
+        /// What the request reads or writes outside the store.
         file: FileArgument,
         /// Whether a missing store is made.
         makes_store: bool,
@@ -65,9 +63,8 @@ pub enum Plan {
     /// Show an image where it comes from.
     #[cfg(feature = "images")]
     ShowImage {
-        /// Its name.
+        /// Name of the image, as the user gave it.
         reference: String,
-        /// Which one, and how it is reached.
         choice: ImageChoice,
     },
 }

@@ -38,7 +38,7 @@ type Execute = dyn Fn(Request, Option<File>, &mut dyn Watcher) -> Result<Respons
 struct Shared {
     execute: Box<Execute>,
     stopping: AtomicBool,
-    /// Those who wait for an answer.
+    /// Clients that wait for an answer. They are told from time to time that the server lives.
     sessions: Mutex<Vec<Weak<Session>>>,
     /// The last client has gone: no pulse is needed any more.
     over: (Mutex<bool>, Condvar),

@@ -48,7 +48,6 @@ pub struct HeldImages {
 /// A volume that was made from an image, or a fork of one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldImage {
-    /// Name of the volume.
     pub volume: String,
     /// How the image was asked for.
     pub reference: String,

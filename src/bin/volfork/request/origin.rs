@@ -12,7 +12,6 @@ pub struct Origin {
     pub store: String,
     /// Identity of its bytes; `None` if it has none.
     pub identity: Option<String>,
-    /// Size in bytes.
     pub size_bytes: u64,
     /// Bytes of a block, where that is known.
     pub block_bytes: Option<u32>,
@@ -20,6 +19,6 @@ pub struct Origin {
     pub first: Option<Vec<Range<u64>>>,
     /// Bytes that the store itself has not fetched yet; `None` if it does not say.
     pub missing: Option<Vec<Range<u64>>>,
-    /// Labels of the volume.
+    /// Labels of the volume that the snapshot is of.
     pub labels: BTreeMap<String, String>,
 }

@@ -19,9 +19,9 @@ pub enum Unit {
 pub struct Progress {
     /// Unit of `done` and `total`.
     pub unit: Unit,
-    /// Done so far.
+    /// Amount done so far, in `unit`.
     pub done: u64,
-    /// The total, if it is known.
+    /// Amount in all; `None`: not known.
     pub total: Option<u64>,
     /// A sentence for the user, such as why nothing moves.
     pub note: Option<String>,

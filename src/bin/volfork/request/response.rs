@@ -75,7 +75,7 @@ pub struct Shown {
 pub struct Disconnected {
     /// `NAME` or `NAME@SNAP`.
     pub name: String,
-    /// How many.
+    /// Number of connections that were ended.
     pub connections: usize,
 }
 
@@ -98,12 +98,12 @@ pub enum Done {
 /// Result of an import or export.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Moved {
-    /// The volume or snapshot.
+    /// `NAME` or `NAME@SNAP`.
     pub name: String,
-    /// Size of the image.
+    /// Bytes of the image, holes included.
     pub size_bytes: u64,
     /// Bytes in blocks that are not all zero.
     pub data_bytes: u64,
-    /// Time it took.
+    /// Seconds that it took.
     pub seconds: f64,
 }

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 /// `NAME` or `NAME@SNAP`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// Name of the volume.
     pub volume: String,
     /// Name of the snapshot, if one is meant.
     pub snapshot: Option<String>,
