@@ -2,13 +2,12 @@
 #![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![deny(clippy::cast_precision_loss)]
 
-use crate::place::{index, wide};
+use crate::place::{index, per_extent, wide};
 
 /// Smallest block, in bytes.
 pub const BLOCK_BYTES_MIN: u32 = 4 << 10;
 /// Largest block, in bytes.
 pub const BLOCK_BYTES_MAX: u32 = 64 << 10;
-pub use crate::place::EXTENT_BLOCKS;
 /// Largest volume, in bytes: block numbers are 32 bits wide at the smallest block size.
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
 /// Longest name of a volume or a snapshot, in bytes.
@@ -164,10 +163,10 @@ pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// 2^32 blocks.
 pub const STATE_PAYLOAD_BYTES_MAX: usize = 1 << 31;
 /// A record of a set is not cut below one extent, which takes at most this in two sets of blocks and one of marks.
-pub const SET_RECORD_BYTES_MIN: usize = 2 * (index(EXTENT_BLOCKS) * 2 + 32) + 64;
+pub const SET_RECORD_BYTES_MIN: usize = 2 * (per_extent(2) + 32) + 64;
 
 /// Bytes of the largest extent.
-const EXTENT_BYTES_MAX: u64 = wide(index(EXTENT_BLOCKS) * index(BLOCK_BYTES_MAX));
+const EXTENT_BYTES_MAX: u64 = wide(per_extent(index(BLOCK_BYTES_MAX)));
 
 const _: () = assert!(Limits::DEFAULT.patch_bytes_max >= wide(index(BLOCK_BYTES_MAX)));
 const _: () = assert!(Limits::DEFAULT.state_frame_bytes + Limits::DEFAULT.set_record_bytes_max <= FRAME_PAYLOAD_BYTES_MAX);

@@ -17,14 +17,15 @@ use super::files::LayerFiles;
 use crate::format::{BlockRun, BlocksRecord, LayerFile};
 use crate::ids::LayerId;
 use crate::io::{DiskFile, DiskFileExt};
-use crate::place::{Block, BlockBits, BlockIndex, BlockSize, EXTENT_BLOCKS, Extent, IndexSpan};
+use crate::place::{Block, BlockBits, BlockIndex, BlockSize, Extent, IndexSpan, per_extent, wide};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{Mutex, Rank};
 
-const PAGE_LEN: usize = EXTENT_BLOCKS as usize * 4;
-const PAGE_BYTES: u64 = PAGE_LEN as u64;
+/// Bytes of a page of checksums, of 4 bytes each.
+const PAGE_LEN: usize = per_extent(4);
+const PAGE_BYTES: u64 = wide(PAGE_LEN);
 /// Blocks of an extent, as the length of an array.
-const BLOCKS: usize = PAGE_LEN / 4;
+const BLOCKS: usize = per_extent(1);
 const SHARDS: u32 = 16;
 
 /// Checksum of a block's bytes in its place.

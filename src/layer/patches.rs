@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use roaring::RoaringBitmap;
 
-use super::commit::cost::{bytes, patch_record_bytes};
+use super::commit::cost::patch_record_bytes;
 use super::commit::queue::Commit;
 use super::commit::room::Reserved;
 use super::layer::Layer;
@@ -31,7 +31,7 @@ use crate::error::Result;
 use crate::format::{BlocksRecord, PatchRecord};
 use crate::ids::LayerId;
 use crate::limits::Limits;
-use crate::place::{Block, BlockBits, BlockSize, BlockSpan, Extent};
+use crate::place::{Block, BlockBits, BlockSize, BlockSpan, Extent, wide};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, Rank};
 
@@ -141,7 +141,7 @@ impl PatchLedger {
             commit,
             block_size,
             limits,
-            blocks: AtomicU64::new(patched.iter().map(|layer| bytes(layer.state.lock().patches.len())).sum()),
+            blocks: AtomicU64::new(patched.iter().map(|layer| wide(layer.state.lock().patches.len())).sum()),
             bytes_queued: AtomicU64::new(0),
             layers: Mutex::ranked(Rank::PatchedLayers, patched.iter().map(|layer| layer.id).collect()),
         }
@@ -206,7 +206,7 @@ impl PatchLedger {
 
     /// Stops counting the patches of a layer that is freed. They stay for readers that are still in the layer.
     pub(super) fn note_freed(&self, layer: &Layer, state: &State) {
-        self.blocks.fetch_sub(bytes(state.patches.len()), Ordering::AcqRel);
+        self.blocks.fetch_sub(wide(state.patches.len()), Ordering::AcqRel);
         self.layers.lock().remove(&layer.id);
     }
 

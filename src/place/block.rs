@@ -2,9 +2,16 @@
 
 use std::fmt;
 
+use super::width::index;
+
 /// Blocks of an extent.
 pub const EXTENT_BLOCKS: u32 = 1 << EXTENT_SHIFT;
 const EXTENT_SHIFT: u32 = 10;
+
+/// Length in memory, or on disk, of what takes `bytes` for each block of an extent.
+pub const fn per_extent(bytes: usize) -> usize {
+    index(EXTENT_BLOCKS) * bytes
+}
 
 /// A block of a volume or layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -27,7 +27,7 @@ mod span;
 mod width;
 
 pub use bits::BlockBits;
-pub use block::{Block, BlockIndex, EXTENT_BLOCKS, Extent, Segment};
+pub use block::{Block, BlockIndex, Extent, Segment, per_extent};
 pub use set::{end_of_run, extent_bits, extents_of, insert_bits, remove_bits, runs_of, set_of};
 pub use size::{BlockSize, Piece};
 pub use span::{BlockSpan, ExtentSpan, IndexSpan};

@@ -261,7 +261,7 @@ fn a_lease_granted_while_its_store_closes_is_given_back() {
     lender.stage.add(Actor::new("a://", &pattern(7, 1 << 20)));
     let options = StoreOptions::default().with_sources(Arc::new(lender.clone()));
     let store = Store::create(dir.path(), options).unwrap();
-    // Whoever admits forks has asked the owner, who has closed the store.
+    // The callback that admits forks may close the store.
     let mut admit = |_: u64, _: &mut BTreeMap<String, String>| store.close();
     let forked = store.fork_admitted(&["a://".into()], "f", &ForkOptions::default(), &mut admit);
     assert_eq!(forked.map(drop).unwrap_err().kind(), ErrorKind::Closed);

@@ -58,7 +58,7 @@ fn who_waits_for_one_block_is_told_of_its_loss_at_once() {
     all_are_told_at_once(&trial, &clock, &actor, &volume, SourceErrorKind::Lost);
     let asked = actor.reads().iter().filter(|(_, class)| *class == ReadClass::Waited).count();
     assert_eq!(asked, 1, "one request for all of them");
-    // Who comes later asks anew.
+    // A later reader makes a request of its own.
     actor.play(|_, class| if class == ReadClass::Ahead { Play::Hang } else { Play::Answer });
     assert!(read(&volume, 4 << 20, 4096).unwrap() == data[4 << 20..(4 << 20) + 4096]);
 }

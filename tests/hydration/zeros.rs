@@ -36,7 +36,7 @@ struct Hosts {
     size_bytes: u64,
     has_data: bool,
     identity: Option<String>,
-    /// Who dies next, and when: then the other one is back.
+    /// The hosts that die, one after the other, and when: then the other one is back.
     deaths: Mutex<Vec<(usize, Death)>>,
     alive: Mutex<[bool; 2]>,
     reads: [AtomicUsize; 2],

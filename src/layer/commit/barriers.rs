@@ -10,13 +10,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cost::{bytes, range_bytes};
+use super::cost::range_bytes;
 use super::queue::{Commit, Ticket};
 use super::room::{Reserved, ShapeRoom, no_room};
 use super::round::LayerRounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
-use crate::place::BlockSpan;
+use crate::place::{BlockSpan, wide};
 use crate::sync::OnceLock;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread::sleep;
@@ -186,7 +186,7 @@ impl Barriers {
     /// As [`Barriers::make_room`].
     pub fn prepare_forget(&self) -> Result<()> {
         self.drain_queue()?;
-        let bytes = bytes(self.rounds.limits.set_record_bytes_max);
+        let bytes = wide(self.rounds.limits.set_record_bytes_max);
         self.commit.room.claim(bytes).map(drop).or_else(|_| self.make_room(bytes))
     }
 

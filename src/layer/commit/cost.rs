@@ -2,8 +2,8 @@
 
 use crate::format::{ALL_LABELS_BYTES_MAX, BlocksRecord, PatchRecord, Record, Writer};
 use crate::journal::STATE_GROWTH;
-use crate::limits::{EXTENT_BLOCKS, Limits, NAME_BYTES_MAX};
-use crate::place::{Block, BlockSpan};
+use crate::limits::{Limits, NAME_BYTES_MAX};
+use crate::place::{Block, BlockSpan, per_extent, wide};
 
 /// Most journal bytes of a change of shape.
 pub const SHAPE_BYTES: u64 = 4096;
@@ -25,27 +25,22 @@ const RANGE_RECORD_BYTES: u64 = 13;
 // whose frame is refused takes no writes any more.)
 const _: () = {
     let limits = Limits::DEFAULT;
-    let expected = limits.expect_blocks_max as u64 * NEW_BLOCK_BYTES;
+    let expected = wide(limits.expect_blocks_max) * NEW_BLOCK_BYTES;
     let shapes = QUEUED_BYTES_MAX + SHAPING_BYTES_MAX;
-    assert!(limits.reserved_bytes_max + expected + shapes <= limits.frame_payload_bytes_max as u64);
+    assert!(limits.reserved_bytes_max + expected + shapes <= wide(limits.frame_payload_bytes_max));
     // A fork of a snapshot has labels, its own name, and the two of its parent; numbers and lengths take the rest.
-    assert!((ALL_LABELS_BYTES_MAX + 3 * NAME_BYTES_MAX) as u64 <= SHAPE_BYTES - 256);
+    assert!(wide(ALL_LABELS_BYTES_MAX + 3 * NAME_BYTES_MAX) <= SHAPE_BYTES - 256);
     // Blocks of one extent, and the largest record.
-    assert!(EXTENT_BLOCKS as u64 * NEW_BLOCK_BYTES + limits.set_record_bytes_max as u64 <= limits.reserved_bytes_max / 2);
+    assert!(wide(per_extent(1)) * NEW_BLOCK_BYTES + wide(limits.set_record_bytes_max) <= limits.reserved_bytes_max / 2);
     assert!(limits.fresh_blocks_max * NEW_BLOCK_BYTES + limits.patch_bytes_queued_max <= limits.reserved_bytes_max / 2);
 };
-
-/// A length in memory as a number of bytes.
-pub fn bytes(length: usize) -> u64 {
-    length as u64
-}
 
 /// Journal bytes that a record took in advance, if it is one of those that may use the reserve.
 pub fn claimed_bytes(record: &BlocksRecord) -> u64 {
     match record {
         BlocksRecord::Mark(..) | BlocksRecord::Clear(..) => EXTENT_RECORD_BYTES,
         BlocksRecord::Zero { first, last, .. } | BlocksRecord::Drop { first, last, .. } => range_bytes(BlockSpan::closed(*first, *last)),
-        BlocksRecord::Forget(forget) => bytes(forget.encoded_bytes()),
+        BlocksRecord::Forget(forget) => wide(forget.encoded_bytes()),
         BlocksRecord::Present(_) | BlocksRecord::Expect(_) | BlocksRecord::Patch(_) | BlocksRecord::Presence(_) => 0,
     }
 }
@@ -53,7 +48,7 @@ pub fn claimed_bytes(record: &BlocksRecord) -> u64 {
 /// Journal bytes that the record of a patch took in advance.
 pub fn patch_bytes(record: &BlocksRecord) -> u64 {
     match record {
-        BlocksRecord::Patch(patch) => patch_record_bytes(bytes(patch.bytes.len())),
+        BlocksRecord::Patch(patch) => patch_record_bytes(wide(patch.bytes.len())),
         BlocksRecord::Present(_)
         | BlocksRecord::Zero { .. }
         | BlocksRecord::Drop { .. }
@@ -102,7 +97,7 @@ pub fn queued_bytes(record: &Record) -> u64 {
         Record::Shape(_) => {
             let mut writer = Writer::default();
             record.encode(&mut writer);
-            bytes(writer.bytes.len())
+            wide(writer.bytes.len())
         }
         Record::Blocks(record) => claimed_bytes(record),
         Record::Closed => 0,
@@ -133,7 +128,7 @@ mod tests {
         for record in records {
             let mut writer = Writer::default();
             Record::Blocks(record.clone()).encode(&mut writer);
-            assert!(claimed_bytes(&record) >= bytes(writer.bytes.len()), "{record:?}");
+            assert!(claimed_bytes(&record) >= wide(writer.bytes.len()), "{record:?}");
         }
         assert!(state_growth(&zeros) >= 65_535 * CONTAINER_BYTES);
         assert!(STATE_GROWTH * claimed_bytes(&zeros) >= STATE_GROWTH * RANGE_RECORD_BYTES + state_growth(&zeros));

@@ -14,13 +14,14 @@
 
 use std::collections::BTreeSet;
 
-use super::cost::{QUEUED_BYTES_MAX, bytes, queued_bytes};
+use super::cost::{QUEUED_BYTES_MAX, queued_bytes};
 use super::room::{Reserved, Room};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlocksRecord, Record};
 use crate::ids::LayerId;
 use crate::journal::Journal;
 use crate::limits::{Limits, Planted};
+use crate::place::wide;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock, Rank, RwLock, RwLockReadGuard};
 
@@ -284,7 +285,7 @@ impl Commit {
 
     /// Whether the queued records have reached the watermark at which a round should run before more are queued.
     pub fn is_crowded(&self) -> bool {
-        self.queue.lock().bytes > QUEUED_BYTES_MAX.min(bytes(self.limits.frame_payload_bytes_max) / 4)
+        self.queue.lock().bytes > QUEUED_BYTES_MAX.min(wide(self.limits.frame_payload_bytes_max) / 4)
     }
 
     /// Whether a later frame is durable: recovery believes all that this one names, whatever the bytes are by then.

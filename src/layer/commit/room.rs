@@ -8,12 +8,13 @@
 
 use std::sync::Arc;
 
-use super::cost::{NEW_BLOCK_BYTES, SHAPE_BYTES, SHAPING_BYTES_MAX, bytes};
+use super::cost::{NEW_BLOCK_BYTES, SHAPE_BYTES, SHAPING_BYTES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::frame_bytes;
 use crate::io::DiskFile;
 use crate::journal::Journal;
 use crate::limits::Limits;
+use crate::place::wide;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, Rank};
 
@@ -193,7 +194,7 @@ impl Room {
 
     /// Whether the frame of a round may name so many overwritten blocks, beside all that took its room before.
     pub fn has_room_to_expect(&self, blocks: usize) -> bool {
-        let expected = bytes(blocks) * NEW_BLOCK_BYTES;
+        let expected = wide(blocks) * NEW_BLOCK_BYTES;
         blocks == 0 || self.measure(&mut self.journal.lock()) >= self.outstanding.load(Ordering::Acquire) + expected
     }
 

@@ -22,14 +22,14 @@ use super::super::reapers::{HELP_INTERVAL, Reapers};
 use super::super::space::Space;
 use super::super::state::State;
 use super::super::table::Table;
-use super::cost::{bytes, claimed_bytes, patch_bytes, state_growth};
+use super::cost::{claimed_bytes, patch_bytes, state_growth};
 use super::queue::{Commit, Gathered, RoundError, Rounds, Ticket};
 use crate::error::{Error, Result};
 use crate::format::{BlockRun, BlocksRecord, Record, Writer};
 use crate::io::{Disk, DiskFile};
 use crate::journal::STATE_GROWTH;
 use crate::limits::{Limits, Planted};
-use crate::place::{BlockBits, Extent, Segment};
+use crate::place::{BlockBits, Extent, Segment, wide};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,7 +46,7 @@ struct Contribution {
 
 impl Contribution {
     fn new_blocks(&self) -> u64 {
-        self.present.iter().map(|run| bytes(run.checksums.len())).sum()
+        self.present.iter().map(|run| wide(run.checksums.len())).sum()
     }
 }
 
