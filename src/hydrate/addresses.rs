@@ -185,7 +185,7 @@ impl Addresses {
                 changed(format!("{uri} serves the bytes of {identity}, but {origin} was forked: remove the address"))
             }
             None if !origin.is_empty() => changed(format!(
-                "{uri} reports no identity, so that its bytes may be others than those of {origin}, which was forked: use a volfork snapshot"
+                "{uri} reports no identity, so its bytes may be others than those of {origin}, which was forked: use a volfork snapshot"
             )),
             _ => Ok(()),
         }

@@ -4,7 +4,7 @@
 //! - No panic of a source reaches its caller.
 //! - [`Guarded::close`] ends every read under way, whether the source answers it or not. Later answers are dropped.
 //! - Neither it nor the destructor calls code of the source, so the caller may hold locks. The exception: without a thread to be had, or
-//!   with thousands of closings of the same host before it, the source is not closed but dropped by the caller, who waits for its destructor.
+//!   with thousands of closings of the same host before it, the source is dropped by the caller instead, who waits for its destructor.
 //! - Size, alignment and other constants are asked once. Impossible values are refused.
 
 use std::collections::BTreeMap;
