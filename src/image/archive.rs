@@ -12,6 +12,7 @@ use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::stream::error_of;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::is_zero;
 use crate::place::{length, wide};
 
 /// Bytes of a record of an archive.
@@ -164,7 +165,7 @@ impl<R: Read> Archive<R> {
             }
         }
         let bytes = header.as_bytes();
-        if bytes.iter().all(|byte| *byte == 0) {
+        if is_zero(bytes) {
             return Ok(None);
         }
         // The checksum counts as spaces.

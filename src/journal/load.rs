@@ -10,7 +10,7 @@ use crate::format::{
     FormatError, FormatErrorKind, Frame, FrameKind, Record, SUPERBLOCK_BYTES, StorePaths, Superblock, SuperblockSlot, decode_frame,
     frame_bytes,
 };
-use crate::io::{Disk, DiskFileExt, IoMode, OpenMode};
+use crate::io::{Disk, DiskFileExt, IoMode, OpenMode, is_zero};
 use crate::limits::Limits;
 use crate::place::wide;
 
@@ -202,7 +202,7 @@ fn load_superblock(disk: &dyn Disk, paths: &StorePaths) -> Result<Slots> {
     for (number, slot) in bytes.chunks(SUPERBLOCK_BYTES).enumerate() {
         match SuperblockSlot(slot).verify() {
             Ok(superblock) => slots.push(superblock),
-            Err(_) if slot.iter().all(|byte| *byte == 0) => empty = true,
+            Err(_) if is_zero(slot) => empty = true,
             Err(error) if error.kind() == FormatErrorKind::Unsupported => {
                 return Err(Error::new(ErrorKind::Unsupported, format!("{}: slot {number} {error}", path.display())));
             }

@@ -272,10 +272,10 @@ impl LayerRounds {
         for layer in self.space.retiring() {
             let mut state = layer.state.lock();
             let retiring = std::mem::take(&mut state.retiring);
-            let (retired, still): (Vec<_>, Vec<_>) = retiring.into_iter().partition(|retiring| retiring.ticket <= ticket);
+            let (ended, still): (Vec<_>, Vec<_>) = retiring.into_iter().partition(|retiring| retiring.ticket <= ticket);
             state.retiring = still;
-            for retired in retired {
-                state.garbage |= retired.recorded;
+            for retiring in ended {
+                state.garbage |= retiring.recorded;
             }
             if state.retiring.is_empty() {
                 self.space.note_retired(&layer);
