@@ -56,6 +56,7 @@
 //! | instant | a snapshot that a store takes of a volume for a lease; removed with its last lease |
 //! | journal | the log of changes of shape and presence since the last checkpoint |
 //! | freed | a layer that nothing refers to any more; its files are removed |
+//! | hidden | a block of a root for which every layer above it answers; it need not be fetched |
 //! | dead | a block of a sealed layer that no head and no snapshot shows |
 //! | forgotten | a block that its layer does not answer for any more |
 //! | retiring | a block that was zeroed or forgotten by a record that is not durable yet |
