@@ -70,13 +70,14 @@
 //! ```text
 //! 0  clock content cursor error ids limits options place random sync telemetry units  words; locks, threads and time
 //! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
-//! 2  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
-//! 3  layer                                 presence, checksums, commit order
-//! 4  hydrate                               where near meets far
-//! 5  volume                                read, write, queue, change of shape
-//! 6  store placement                       open, recover, background work, scrub, check; where a machine starts soonest (pure)
-//! 7  serve fleet image                     the NBD server; many hosts; images as volumes; above them the command line
-//! 8  guide                                 text
+//! 2  tls                                   TLS behind ordinary sockets
+//! 3  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
+//! 4  layer                                 presence, checksums, commit order
+//! 5  hydrate                               where near meets far
+//! 6  volume                                read, write, queue, change of shape
+//! 7  store placement                       open, recover, background work, scrub, check; where a machine starts soonest (pure)
+//! 8  serve fleet image                     the NBD server; many hosts; images as volumes; above them the command line
+//! 9  guide                                 text
 //! ```
 // With `sim` the scheduler is public, for the tests of this package.
 #![cfg_attr(not(feature = "sim"), deny(missing_debug_implementations))]
@@ -117,6 +118,8 @@ mod sync;
 #[doc(hidden)]
 pub mod sync;
 mod telemetry;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod units;
 pub mod volume;
 // For the tests and fuzzers of this package: not part of the interface.

@@ -21,7 +21,7 @@ const LICENCES: [&str; 12] = [
     "Zlib",
 ];
 /// Crates that others want in two versions, with the default features.
-const TWICE: [&str; 5] = ["block-buffer", "cpufeatures", "crypto-common", "digest", "syn"];
+const TWICE: [&str; 6] = ["block-buffer", "cpufeatures", "crypto-common", "digest", "getrandom", "syn"];
 
 /// Name and version of each normal dependency, and its licence.
 fn crates(features: &[&str]) -> BTreeMap<(String, String), String> {

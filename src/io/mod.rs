@@ -31,9 +31,13 @@ pub use disk::{Disk, DiskExt, DiskFile, DiskFileExt, DiskSpace, IoMode, OpenMode
 pub(crate) use guess::Guess;
 pub(crate) use overlay::OverlayDisk;
 pub(crate) use poller::Poller;
+#[cfg(feature = "tls")]
+pub(crate) use poller::Ready;
 pub(crate) use priority::give_way;
 pub use ring::RingKind;
 pub(crate) use slots::Slots;
+#[cfg(feature = "tls")]
+pub(crate) use socket::Outcome;
 pub(crate) use socket::Socket;
 // For the benches and the binary of this package.
 #[doc(hidden)]

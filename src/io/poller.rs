@@ -20,9 +20,12 @@ pub struct Ready {
     pub readable: bool,
     /// There is room for bytes.
     pub writable: bool,
+    /// Both directions have ended.
+    #[cfg(feature = "tls")]
+    pub hung_up: bool,
 }
 
-/// A set of sockets (epoll(7), level-triggered).
+/// A set of sockets (epoll(7)).
 #[derive(Debug)]
 pub struct Poller {
     epoll: OwnedFd,
@@ -39,7 +42,7 @@ impl Poller {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
     }
 
-    /// Adds a socket; it is seen when it has something to read.
+    /// Adds a socket; it is seen while it has something to read.
     ///
     /// # Errors
     /// What the kernel says.
@@ -47,7 +50,18 @@ impl Poller {
         Ok(epoll::add(&self.epoll, socket, EventData::new_u64(number), flags(false))?)
     }
 
-    /// Whether a socket is also seen when it has room.
+    /// Adds a socket that is seen each time that it comes to have something to read, or room (edge-triggered): whoever is told goes on
+    /// until a transfer would wait.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[cfg(feature = "tls")]
+    pub fn add_edges(&self, socket: impl AsFd, number: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(&self.epoll, socket, EventData::new_u64(number), flags)?)
+    }
+
+    /// Whether a socket is also seen while it has room.
     ///
     /// # Errors
     /// It is not in the set.
@@ -77,6 +91,8 @@ impl Poller {
             number: event.data.u64(),
             readable: { event.flags }.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR),
             writable: { event.flags }.contains(EventFlags::OUT),
+            #[cfg(feature = "tls")]
+            hung_up: { event.flags }.intersects(EventFlags::HUP | EventFlags::ERR),
         };
         Ok(events.into_iter().map(ready).collect())
     }

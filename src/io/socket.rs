@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
@@ -121,6 +123,28 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
 pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Its other end is in this process, which knows why it was closed.
+    #[cfg(feature = "tls")]
+    Pair(UnixStream, Arc<dyn Outcome>),
+}
+
+/// Why the other end of a socket was closed.
+#[cfg(feature = "tls")]
+pub trait Outcome: Send + Sync {
+    /// Whether it is the end of the bytes.
+    ///
+    /// # Errors
+    /// It is none, but this.
+    fn look(&self) -> io::Result<()>;
+}
+
+/// The reason why a transfer fails: the socket only knows that the other end is gone.
+#[cfg(feature = "tls")]
+fn reason(outcome: &dyn Outcome, error: io::Error) -> io::Error {
+    match outcome.look() {
+        Err(reason) if error.kind() != io::ErrorKind::WouldBlock => reason,
+        _ => error,
+    }
 }
 
 impl Socket {
@@ -143,6 +167,11 @@ impl Socket {
         match self {
             Self::Tcp(stream) => crate::sync::recv(stream, buffer),
             Self::Unix(stream) => crate::sync::recv(stream, buffer),
+            #[cfg(feature = "tls")]
+            Self::Pair(stream, outcome) => match crate::sync::recv(stream, buffer) {
+                Ok(0) => outcome.look().map(|()| 0),
+                received => received.map_err(|error| reason(&**outcome, error)),
+            },
         }
     }
 
@@ -154,6 +183,8 @@ impl Socket {
         match self {
             Self::Tcp(stream) => crate::sync::send(stream, buffers),
             Self::Unix(stream) => crate::sync::send(stream, buffers),
+            #[cfg(feature = "tls")]
+            Self::Pair(stream, outcome) => crate::sync::send(stream, buffers).map_err(|error| reason(&**outcome, error)),
         }
     }
 
@@ -189,6 +220,8 @@ impl Socket {
             Self::Unix(stream) => {
                 rustix::net::sockopt::socket_peercred(stream).map(|peer| format!("process {}", peer.pid)).map_err(io::Error::from)
             }
+            #[cfg(feature = "tls")]
+            Self::Pair(..) => Err(io::ErrorKind::Unsupported.into()),
         };
         peer.unwrap_or_else(|_| "gone".into())
     }
@@ -201,7 +234,19 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
             Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+            #[cfg(feature = "tls")]
+            Self::Pair(stream, outcome) => Ok(Self::Pair(stream.try_clone()?, Arc::clone(outcome))),
         }
+    }
+
+    /// Whether there is something to receive at this moment.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[cfg(feature = "tls")]
+    pub fn has_input(&self) -> io::Result<bool> {
+        let mut fds = [libc::pollfd { fd: self.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        Ok(crate::sync::poll(&mut fds, Some(Duration::ZERO))? > 0)
     }
 }
 
@@ -230,6 +275,8 @@ impl AsFd for Socket {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            #[cfg(feature = "tls")]
+            Self::Pair(stream, _) => stream.as_fd(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Wakes: what ends a wait of another thread.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// Ends a wait of the ring from another thread.
@@ -55,6 +55,12 @@ impl Wakes {
     /// Takes those that came.
     pub fn clear(&mut self) {
         self.woken |= self.waker.clear();
+    }
+}
+
+impl AsFd for RingWaker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

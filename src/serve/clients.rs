@@ -17,6 +17,8 @@ pub struct Client {
     pub peer: String,
     /// Once they agreed on one.
     pub export: Option<Export>,
+    /// The name in its certificate.
+    pub certificate: Option<String>,
     /// Tells the connection to end, whatever is under way.
     pub cut: Arc<AtomicBool>,
 }
@@ -71,6 +73,9 @@ pub struct ClientInfo {
     pub address: String,
     /// The name that the export has now.
     pub export: String,
+    /// The name in its certificate, where clients need one: the common name (CN) of the subject.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub certificate: Option<String>,
 }
 
 /// The clients of a server.
@@ -125,11 +130,14 @@ impl Places {
         Some(number)
     }
 
-    /// Notes the export of a connection.
-    pub fn agreed(&self, number: u64, export: Export) {
-        if let Some(client) = self.state.lock().connected.get_mut(&number) {
-            client.export = Some(export);
-        }
+    /// Notes the export of a connection, the name in its certificate, and the socket that it goes on with.
+    pub fn agreed(&self, number: u64, export: Export, certificate: Option<String>, socket: Socket) {
+        let mut state = self.state.lock();
+        let Some(client) = state.connected.get_mut(&number) else { return };
+        (client.export, client.certificate) = (Some(export), certificate);
+        let before = std::mem::replace(&mut client.socket, socket);
+        drop(state);
+        drop(before);
     }
 
     /// Gives a place back.
@@ -144,6 +152,13 @@ impl Places {
     /// Connections at this moment.
     pub fn count(&self) -> usize {
         self.state.lock().connected.len()
+    }
+
+    /// Shuts the socket of a connection that has done.
+    pub fn hang_up(&self, number: u64) {
+        if let Some(client) = self.state.lock().connected.get(&number) {
+            client.socket.shut();
+        }
     }
 
     /// Closes the sockets of some clients.
@@ -164,10 +179,13 @@ impl Places {
         count(&state.connected)
     }
 
-    /// Numbers, addresses and exports of the clients that have one open.
-    fn agreed_clients(&self) -> Vec<(u64, String, Export)> {
+    /// Numbers and exports of the clients that have one open, and what else is told of them.
+    fn agreed_clients(&self) -> Vec<(u64, Export, ClientInfo)> {
         let state = self.state.lock();
-        let agreed = state.connected.iter().filter_map(|(number, client)| Some((*number, client.peer.clone(), client.export.clone()?)));
+        let agreed = state.connected.iter().filter_map(|(number, client)| {
+            let info = ClientInfo { address: client.peer.clone(), export: String::new(), certificate: client.certificate.clone() };
+            Some((*number, client.export.clone()?, info))
+        });
         let mut agreed: Vec<_> = agreed.collect();
         agreed.sort_unstable_by_key(|(number, ..)| *number);
         agreed
@@ -178,7 +196,7 @@ impl NbdClients {
     /// Those that have an export open, the oldest first.
     pub fn list(&self) -> Vec<ClientInfo> {
         // Names are resolved after the lock is released.
-        self.0.agreed_clients().into_iter().map(|(_, address, export)| ClientInfo { address, export: export.name() }).collect()
+        self.0.agreed_clients().into_iter().map(|(_, export, info)| ClientInfo { export: export.name(), ..info }).collect()
     }
 
     /// Ends the connections to the export that has this name, `VOLUME` or `VOLUME@SNAPSHOT`, and waits until they are gone. What their
@@ -187,7 +205,7 @@ impl NbdClients {
     /// # Errors
     /// [`ErrorKind::Busy`]: some have not ended within the time.
     pub fn disconnect(&self, export: &str, timeout: Duration) -> Result<usize> {
-        let named = self.0.agreed_clients().into_iter().filter(|(_, _, open)| open.name() == export);
+        let named = self.0.agreed_clients().into_iter().filter(|(_, open, _)| open.name() == export);
         let numbers: Vec<u64> = named.map(|(number, ..)| number).collect();
         {
             let state = self.0.state.lock();

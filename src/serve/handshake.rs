@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::export::{Export, Exports};
+use super::security::{Answer, Security};
 use super::status::Context;
 use crate::error::{Error, ErrorKind};
 use crate::io::Socket;
@@ -14,8 +15,9 @@ use crate::wire::constants::{
     EXPORT_READ_ONLY, EXPORT_SEND_CACHE, EXPORT_SEND_DF, EXPORT_SEND_FAST_ZERO, EXPORT_SEND_FLUSH, EXPORT_SEND_FUA, EXPORT_SEND_TRIM,
     EXPORT_SEND_WRITE_ZEROES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_DESCRIPTION, INFO_NAME, INFO_VOLFORK, MAGIC_NBD, MAGIC_OPTION,
     OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_INFO, OPT_LEASE, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT,
-    OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_POLICY, REP_ERR_SHUTDOWN,
-    REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_LEASE, REP_META_CONTEXT, REP_SERVER, STRING_BYTES_MAX,
+    OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_EXT_HEADER_REQD, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_POLICY,
+    REP_ERR_SHUTDOWN, REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_LEASE, REP_META_CONTEXT, REP_SERVER,
+    STRING_BYTES_MAX,
 };
 use crate::wire::{
     ContextQuery, ExportInfo, GoRequest, HeaderMode, LeaseRequest, OptionReply, OptionRequest, WireWriter, deadline_after, read_by,
@@ -43,6 +45,9 @@ pub struct Session {
 struct Talk<'a> {
     socket: &'a mut Socket,
     exports: &'a dyn Exports,
+    security: &'a mut Security,
+    /// Where the client is. Behind TLS the socket does not know.
+    peer: String,
     mode: HeaderMode,
     no_zeroes: bool,
     /// Export and contexts of the latest successful selection.
@@ -64,10 +69,11 @@ fn broken(text: &str) -> io::Error {
 ///
 /// # Errors
 /// The client breaks the protocol, leaves in the middle, takes too long, or asks on and on for what tells it nothing.
-pub fn agree(socket: &mut Socket, exports: &dyn Exports, timeout: Duration) -> io::Result<Option<Session>> {
+pub fn agree(socket: &mut Socket, exports: &dyn Exports, timeout: Duration, security: &mut Security) -> io::Result<Option<Session>> {
     let deadline = deadline_after(timeout);
-    let (mode, unsent) = (HeaderMode::Simple, Vec::new());
-    let mut talk = Talk { socket, exports, mode, no_zeroes: false, selection: None, deadline, timeout, unsent, told: false };
+    let (mode, unsent, peer) = (HeaderMode::Simple, Vec::new(), socket.peer());
+    let mut talk =
+        Talk { socket, exports, security, peer, mode, no_zeroes: false, selection: None, deadline, timeout, unsent, told: false };
     talk.greet()?;
     let mut idle = 0;
     while idle < IDLE_OPTIONS_MAX {
@@ -78,6 +84,10 @@ pub fn agree(socket: &mut Socket, exports: &dyn Exports, timeout: Duration) -> i
         let mut data = vec![0; index(option.length)];
         talk.read(&mut data)?;
         match option.option {
+            OPT_EXPORT_NAME if !talk.security.is_enough() => return Err(broken("this listener requires TLS")),
+            other if !talk.security.is_enough() && ![OPT_STARTTLS, OPT_ABORT].contains(&other) => {
+                talk.refuse(other, REP_ERR_TLS_REQD, "this listener requires TLS")?;
+            }
             OPT_EXPORT_NAME => return talk.export_name(&data).map(Some),
             OPT_ABORT => {
                 // The client may be gone already.
@@ -178,8 +188,38 @@ impl Talk<'_> {
             }
             OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => self.contexts(option, data),
             OPT_LEASE => self.lease(data),
+            OPT_STARTTLS => self.start_tls(data),
             _ => self.refuse(option, REP_ERR_UNSUP, "this server does not know the option"),
         }
+    }
+
+    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "without TLS the option is unknown, whatever it brings"))]
+    fn start_tls(&mut self, data: &[u8]) -> io::Result<()> {
+        match self.security.asked() {
+            #[cfg(feature = "tls")]
+            _ if !data.is_empty() => self.refuse(OPT_STARTTLS, REP_ERR_INVALID, "STARTTLS takes no data"),
+            #[cfg(feature = "tls")]
+            Answer::Twice => self.refuse(OPT_STARTTLS, REP_ERR_INVALID, "TLS has begun already"),
+            #[cfg(feature = "tls")]
+            Answer::NotHere => self.refuse(OPT_STARTTLS, REP_ERR_POLICY, "this listener has no TLS"),
+            #[cfg(feature = "tls")]
+            Answer::Begin => self.begin_tls(),
+            #[cfg(not(feature = "tls"))]
+            Answer::Unknown => self.refuse(OPT_STARTTLS, REP_ERR_UNSUP, "this server knows no TLS"),
+        }
+    }
+
+    /// Bytes behind the option may be those of somebody in between, who wants them taken for those of the client: none is read before TLS
+    /// has begun, and none is kept.
+    #[cfg(feature = "tls")]
+    fn begin_tls(&mut self) -> io::Result<()> {
+        if self.socket.has_input()? {
+            return Err(broken("bytes in clear text follow STARTTLS"));
+        }
+        self.reply(OPT_STARTTLS, REP_ACK, &[])?;
+        *self.socket = self.security.begin(self.socket, self.deadline)?;
+        (self.mode, self.selection) = (HeaderMode::Simple, None);
+        Ok(())
     }
 
     fn contexts(&mut self, option: u32, data: &[u8]) -> io::Result<()> {
@@ -230,7 +270,7 @@ impl Talk<'_> {
             Ok(decoded) => decoded,
             Err(error) => return self.refuse(OPT_LEASE, REP_ERR_INVALID, &error.0),
         };
-        let leased = self.exports.lease(&name, &request, &self.socket.peer());
+        let leased = self.exports.lease(&name, &request, &self.peer);
         // The time that the store took is not the client's.
         self.deadline = deadline_after(self.timeout);
         match leased {

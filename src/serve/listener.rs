@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
+#[cfg(feature = "tls")]
+use super::policy::ListenerTls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Access, Socket, connect_unix, listen_unix};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -51,6 +53,8 @@ pub struct Listener {
     /// Removed when the listener goes, unless it was passed on.
     path: Option<PathBuf>,
     passed_on: AtomicBool,
+    #[cfg(feature = "tls")]
+    tls: ListenerTls,
 }
 
 impl std::fmt::Debug for Listener {
@@ -159,7 +163,39 @@ impl Listener {
             Kind::Unix(listener) => listener.set_nonblocking(true),
         };
         result.map_err(|error| Error::io("cannot prepare a socket", error))?;
-        Ok(Self { kind, path, passed_on: AtomicBool::new(false) })
+        Ok(Self {
+            kind,
+            path,
+            passed_on: AtomicBool::new(false),
+            #[cfg(feature = "tls")]
+            tls: ListenerTls::Off,
+        })
+    }
+
+    /// Whether its clients use TLS; without this, none does.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, tls: ListenerTls) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(&self) -> &ListenerTls {
+        &self.tls
+    }
+
+    /// Whether it is a socket at a path, which only processes of this machine reach.
+    pub fn is_unix(&self) -> bool {
+        matches!(self.kind, Kind::Unix(_))
+    }
+
+    /// Whether other machines may reach it: all that is neither at a path nor at a loopback address.
+    pub fn is_exposed(&self) -> bool {
+        match &self.kind {
+            Kind::Tcp(listener) => !listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback()),
+            Kind::Unix(_) => false,
+        }
     }
 
     /// The sockets that systemd (or another program that speaks its protocol) passed to this process: `LISTEN_PID`, `LISTEN_FDS`.
@@ -197,15 +233,19 @@ impl Listener {
         }
     }
 
-    /// The address as an NBD URI without an export name, with the port that was really taken.
+    /// The address as an NBD URI without an export name, with the port that was really taken; `nbds` where TLS is required.
     pub fn uri(&self) -> String {
+        #[cfg(feature = "tls")]
+        let scheme = if matches!(self.tls, ListenerTls::Required(_)) { "nbds" } else { "nbd" };
+        #[cfg(not(feature = "tls"))]
+        let scheme = "nbd";
         match &self.kind {
-            Kind::Tcp(listener) => listener.local_addr().map(|address| format!("nbd://{address}")).unwrap_or_default(),
+            Kind::Tcp(listener) => listener.local_addr().map(|address| format!("{scheme}://{address}")).unwrap_or_default(),
             Kind::Unix(listener) => {
                 let address = listener.local_addr().ok();
                 let path = self.path.clone().or_else(|| address.and_then(|address| Some(address.as_pathname()?.to_path_buf())));
                 let path = path.unwrap_or_default();
-                format!("nbd+unix:///?socket={}", percent_encode(path.as_os_str().as_bytes(), ENCODED))
+                format!("{scheme}+unix:///?socket={}", percent_encode(path.as_os_str().as_bytes(), ENCODED))
             }
         }
     }

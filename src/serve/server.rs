@@ -11,6 +11,7 @@ use super::export::Exports;
 use super::handshake::agree;
 use super::listener::{Listener, PassedSocket};
 use super::options::NbdServerOptions;
+use super::security::Security;
 use super::shutdown::Shutdown;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Socket, descriptors_max};
@@ -20,8 +21,8 @@ use crate::sync::atomic::AtomicBool;
 use crate::sync::thread::{Builder, JoinHandle};
 use crate::telemetry::tell;
 
-/// Descriptors of one connection: two handles to its socket, its ring and what wakes it.
-const CONNECTION_DESCRIPTORS: usize = 4;
+/// Descriptors of one connection: two handles to its socket, its ring and what wakes it; with TLS the two sockets of the relay.
+const CONNECTION_DESCRIPTORS: usize = if cfg!(feature = "tls") { 6 } else { 4 };
 /// Part of the descriptors of the process for connections.
 const DESCRIPTORS_SHARE: usize = 2;
 /// How long a shutdown waits for connections that were ended by force.
@@ -65,7 +66,7 @@ impl Drop for Place {
 /// use volfork::serve::{Listener, NbdServerOptions, NbdServer};
 ///
 /// store.create_volume("web", 1 << 30)?;
-/// // NBD over TCP has no authentication: listen only where every host is trusted.
+/// // Without TLS ([`Listener::with_tls`]), NBD over TCP has no authentication: listen only where every host is trusted.
 /// let listener = Listener::parse("127.0.0.1:0")?;
 /// let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default())?;
 /// assert!(server.uris("web")[0].starts_with("nbd://127.0.0.1:"));
@@ -112,7 +113,7 @@ impl NbdServer {
         Ok(Self { shared, listeners, acceptor: Some(acceptor) })
     }
 
-    /// The NBD URIs (`nbd://` or `nbd+unix://`) by which clients reach an export, one for each listener, in their order. The export
+    /// The NBD URIs (`nbd://` or `nbd+unix://`, with TLS that is required `nbds://` or `nbds+unix://`) by which clients reach an export, one for each listener, in their order. The export
     /// need not exist yet. A listener on all addresses of the host has the unspecified one (`0.0.0.0`) in its URI.
     pub fn uris(&self, export: &str) -> Vec<String> {
         self.listeners.iter().filter_map(|listener| with_export(&listener.uri(), export)).collect()
@@ -190,7 +191,7 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
         }
         for (listener, _) in listeners.iter().zip(&polls).filter(|(_, poll)| poll.revents != 0) {
             match listener.accept() {
-                Ok(socket) => shared.admit(socket),
+                Ok(socket) => shared.admit(socket, listener),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 // Out of descriptors, or the client is gone already: leaves the processor to those who are connected.
                 Err(_) => crate::sync::thread::sleep(std::time::Duration::from_millis(10)),
@@ -200,26 +201,33 @@ fn accept(shared: &Arc<Shared>, listeners: &[Listener]) {
 }
 
 impl Serving {
-    fn run(self, socket: Socket) {
-        self.shared.serve(&self.place, socket);
+    /// Serves a client until it leaves. It keeps its place until it has the last bytes: those that wait for them are no more than places.
+    fn run(self, socket: Socket, mut security: Security) {
+        self.shared.serve(&self.place, socket, &mut security);
+        if security.has_begun() {
+            self.shared.places.hang_up(self.place.number);
+            security.end();
+        }
     }
 }
 
 impl Shared {
-    fn admit(self: &Arc<Self>, socket: Socket) {
+    fn admit(self: &Arc<Self>, socket: Socket, listener: &Listener) {
         let cut = Arc::<AtomicBool>::default();
         let Ok(handle) = socket.try_clone() else { return };
-        let client = Client { peer: socket.peer(), socket: handle, export: None, cut: Arc::clone(&cut) };
+        let security = Security::of(listener, &cut);
+        let client = Client { peer: socket.peer(), socket: handle, export: None, certificate: None, cut: Arc::clone(&cut) };
         let Some(number) = self.places.enter(client, self.options.connections_max) else { return };
         let serving = Serving { shared: Arc::clone(self), place: Place { places: Arc::clone(&self.places), number, cut } };
         // Without a thread the place is given back at once.
-        let _ = Builder::new().name(format!("nbd-{number}")).spawn(move || serving.run(socket));
+        let _ = Builder::new().name(format!("nbd-{number}")).spawn(move || serving.run(socket, security));
     }
 
     /// Whatever ends a connection is between it and its client.
-    fn serve(&self, place: &Place, mut socket: Socket) {
-        let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout) else { return };
-        self.places.agreed(place.number, session.export.clone());
+    fn serve(&self, place: &Place, mut socket: Socket, security: &mut Security) {
+        let Ok(Some(session)) = agree(&mut socket, &*self.exports, self.options.handshake_timeout, security) else { return };
+        let Ok(handle) = socket.try_clone() else { return };
+        self.places.agreed(place.number, session.export.clone(), security.certificate.clone(), handle);
         tell!(DEBUG, connection = place.number, export = session.export.name(), "client connected");
         let terms = Terms {
             depth: self.options.depth,

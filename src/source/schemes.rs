@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::{FileSource, Lease, LeaseRequest, LeasedSource, NbdOptions, NbdSource, Source, SourceError, SourceErrorKind, SourceOpener};
 
-/// Opens `nbd://`, `nbd+unix://` and `file://` addresses.
+/// Opens `nbd://`, `nbd+unix://` and `file://` addresses, and with the feature `tls` also `nbds://` and `nbds+unix://` with the parameters
+/// `tls-certificates=DIR` (a directory with `ca-cert.pem`), `tls-hostname=NAME` and `tls-verify-peer=false`.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {
@@ -32,7 +33,7 @@ pub struct UriSources {
     pub nbd: NbdOptions,
 }
 
-/// Whether the scheme of an address is one of NBD, including the TLS schemes that [`NbdSource`] refuses with a reason.
+/// Whether the scheme of an address is one of NBD, with TLS or without.
 fn is_nbd(uri: &str) -> bool {
     matches!(uri.split_once("://"), Some(("nbd" | "nbd+unix" | "nbds" | "nbds+unix", _)))
 }
@@ -77,7 +78,11 @@ mod tests {
 
     #[test]
     fn an_address_that_is_not_opened_says_why() {
-        for (uri, why) in [("nbds://h/v", "TLS"), ("nbds+unix:///v?socket=/s", "TLS"), ("http://h/v", "is no address of a source")] {
+        for (uri, why) in [
+            ("nbds://h/v", if cfg!(feature = "tls") { "tls-certificates=DIR" } else { "built without" }),
+            ("nbd://h/v?tls-certificates=/p", "use nbds://"),
+            ("http://h/v", "is no address of a source"),
+        ] {
             let error = UriSources::default().open(uri).err().unwrap();
             assert!(error.kind == SourceErrorKind::Invalid && error.message.contains(why), "{uri}: {}", error.message);
         }

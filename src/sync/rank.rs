@@ -184,6 +184,12 @@ pub enum Rank {
     CrewStarter,
     /// `hydrate`: calls that are handed to it.
     CrewHanded,
+    /// `tls`: connections that a thread of the relay has not taken yet.
+    #[cfg(feature = "tls")]
+    TlsRelay,
+    /// `tls`: how a connection has ended.
+    #[cfg(feature = "tls")]
+    TlsFate,
     /// `io`: the step of a task that does not run.
     TaskStep,
     /// `io`: when a task goes on.

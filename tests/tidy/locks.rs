@@ -3,7 +3,7 @@
 use crate::sources::all;
 
 /// Engine modules whose locks have a rank.
-const ENGINE: [&str; 10] = ["io", "owners", "layer", "journal", "catalog", "volume", "store", "serve", "hydrate", "source"];
+const ENGINE: [&str; 11] = ["io", "tls", "owners", "layer", "journal", "catalog", "volume", "store", "serve", "hydrate", "source"];
 
 fn text(path: &str) -> String {
     all().into_iter().find(|source| source.path == path).unwrap_or_else(|| panic!("{path} is gone")).text

@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     volume.create_snapshot("v1")?;
     volume.write_at(b"later", 0)?;
 
-    // `HOST:PORT` serves TCP. NBD over TCP has no authentication: listen only where you trust every host.
+    // `HOST:PORT` serves TCP. Without TLS (`Listener::with_tls`) it has no authentication: listen only where you trust every host.
     let listener = Listener::parse(&format!("unix:{}", directory.path().join("nbd.sock").display()))?;
     // Volumes are served read-write by their names, snapshots read-only as NAME@SNAPSHOT.
     let server = NbdServer::start(Arc::new(store.clone()), vec![listener], NbdServerOptions::default())?;

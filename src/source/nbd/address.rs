@@ -1,18 +1,20 @@
-//! Addresses: `nbd://host[:port]/export`, `nbd+unix:///export?socket=path`.
+//! Addresses: `nbd://host[:port]/export`, `nbd+unix:///export?socket=path`, and the same with TLS: `nbds`, `nbds+unix`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
+use super::query::{path_of, value_of};
 use crate::io::{Refusal, Socket, connect_unix};
 use crate::source::threads;
 use crate::source::uri::{Uri, with_export};
 use crate::source::{SourceError, SourceErrorKind};
 use crate::sync::mpsc::channel;
+#[cfg(feature = "tls")]
+use crate::tls::ClientTerms;
 use crate::wire::constants::DEFAULT_PORT;
 use crate::wire::{deadline_after, time_left};
 
@@ -28,13 +30,14 @@ pub enum Place {
 pub struct Address {
     pub place: Place,
     pub export: String,
+    /// What is wanted of TLS, if it is wanted.
+    #[cfg(feature = "tls")]
+    pub tls: Option<ClientTerms>,
 }
 
-/// The path of a socket in the query of a URI. A plus sign stands for itself, as in other NBD clients.
+/// The path of a socket in the query of a URI.
 fn socket_path(query: &str) -> Option<PathBuf> {
-    let encoded = query.split('&').find_map(|pair| pair.strip_prefix("socket="))?;
-    let bytes: Vec<u8> = percent_decode_str(encoded).collect();
-    (!bytes.is_empty()).then(|| PathBuf::from(std::ffi::OsString::from_vec(bytes)))
+    value_of(query, "socket").filter(|path| !path.is_empty()).map(path_of)
 }
 
 impl Address {
@@ -48,7 +51,19 @@ impl Address {
         let parts = Uri::parse(uri).ok_or_else(|| wrong("is no address"))?;
         let export = percent_decode_str(parts.path.strip_prefix('/').unwrap_or_default());
         let export = export.decode_utf8().map_err(|_| wrong("has an export whose name is no UTF-8"))?.into_owned();
-        let place = match parts.scheme {
+        let (scheme, is_secure) = match parts.scheme {
+            "nbds" => ("nbd", true),
+            "nbds+unix" => ("nbd+unix", true),
+            other => (other, false),
+        };
+        if is_secure && cfg!(not(feature = "tls")) {
+            return Err(wrong("wants TLS, which this program was built without (feature `tls`)"));
+        }
+        // A user who names certificates does not want clear text.
+        if !is_secure && parts.query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("tls-"))) {
+            return Err(wrong("has parameters of TLS and a scheme without it: use nbds:// or nbds+unix://"));
+        }
+        let place = match scheme {
             "nbd" => {
                 let (host, port) = parts.host().map_err(wrong)?;
                 if host.is_empty() {
@@ -57,10 +72,19 @@ impl Address {
                 Place::Tcp(host.to_owned(), port.unwrap_or(DEFAULT_PORT))
             }
             "nbd+unix" => Place::Unix(parts.query.and_then(socket_path).ok_or_else(|| wrong("names no socket"))?),
-            "nbds" | "nbds+unix" => return Err(wrong("wants TLS, which this program does not have yet")),
             _ => return Err(wrong("is no NBD address")),
         };
-        Ok(Self { place, export })
+        #[cfg(feature = "tls")]
+        let tls = {
+            let host = if let Place::Tcp(host, _) = &place { Some(host.as_str()) } else { None };
+            is_secure.then(|| super::query::terms(parts.query, host)).transpose().map_err(wrong)?
+        };
+        Ok(Self {
+            place,
+            export,
+            #[cfg(feature = "tls")]
+            tls,
+        })
     }
 
     /// The address of another export of the same server.
@@ -140,12 +164,18 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_other_clients_read_them() {
-        let tcp = |host: &str, port, export: &str| Address { place: Place::Tcp(host.into(), port), export: export.into() };
+        let at = |place: Place, export: &str| Address {
+            place,
+            export: export.into(),
+            #[cfg(feature = "tls")]
+            tls: None,
+        };
+        let tcp = |host: &str, port, export: &str| at(Place::Tcp(host.into(), port), export);
         assert_eq!(Address::parse("nbd://host/a"), Ok(tcp("host", 10809, "a")));
         assert_eq!(Address::parse("nbd://127.0.0.1:7/v%40s"), Ok(tcp("127.0.0.1", 7, "v@s")));
         assert_eq!(Address::parse("nbd://127.0.0.1:7/v@s"), Ok(tcp("127.0.0.1", 7, "v@s")));
         assert_eq!(Address::parse("nbd://[::1]:7"), Ok(tcp("::1", 7, "")));
-        let unix = Address { place: Place::Unix("/run/x.sock".into()), export: "v".into() };
+        let unix = at(Place::Unix("/run/x.sock".into()), "v");
         assert_eq!(Address::parse("nbd+unix:///v?socket=/run/x.sock"), Ok(unix));
         for (uri, expected) in [
             ("nbd://127.0.0.1:7/v", "nbd://127.0.0.1:7/v@.lease-3"),
@@ -161,7 +191,7 @@ mod tests {
             let other = Address::with_export("nbd://h/v", export).unwrap();
             assert_eq!(Address::parse(&other).unwrap().export, export);
         }
-        let odd = Address { place: Place::Unix("/a b/+&%41#ä".into()), export: "v".into() };
+        let odd = at(Place::Unix("/a b/+&%41#ä".into()), "v");
         assert_eq!(Address::parse("nbd+unix:///v?tls=no&socket=/a%20b/+%26%2541%23%C3%A4"), Ok(odd));
         for wrong in [
             "",
@@ -173,6 +203,12 @@ mod tests {
             "nbd://h/%ff",
             "nbd://h:x/v",
             "nbds://h/x",
+            "nbds+unix:///x?tls-certificates=/pki",
+            "nbds://h/x?tls-certificates=/pki&tls-verify-peer=maybe",
+            "nbds://h/x?tls-certificates=/pki&tls-psk-file=/keys",
+            "nbds://h/x?tls-certificates=",
+            "nbd://h/x?tls-certificates=/pki",
+            "nbd+unix:///x?socket=/s&tls-verify-peer=false",
             "http://h/x",
         ] {
             assert_eq!(Address::parse(wrong).unwrap_err().kind, SourceErrorKind::Invalid, "{wrong}");

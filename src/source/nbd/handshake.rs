@@ -14,7 +14,7 @@ use crate::wire::constants::{
     CLIENT_FLAG_FIXED_NEWSTYLE, CLIENT_FLAG_NO_ZEROES, CONTEXT_ALLOCATION, CONTEXT_CHECKSUMS, CONTEXT_TRACE, DESCRIPTION_OF_SNAPSHOT,
     EXPORT_BLOCK_STATUS_PAYLOAD, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_VOLFORK, MAGIC_NBD,
     MAGIC_OPTION, OPT_EXPORT_NAME, OPT_EXTENDED_HEADERS, OPT_GO, OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_PLATFORM,
-    REP_ERR_SHUTDOWN, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
+    REP_ERR_SHUTDOWN, REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO, REP_META_CONTEXT,
 };
 use crate::wire::{
     ContextQuery, ExportInfo, GoRequest, HeaderMode, LeaseAction, LeaseGrant, LeaseRequest, OptionReply, OptionRequest, WireError,
@@ -94,6 +94,10 @@ pub enum Refusal {
 
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
+        #[cfg(feature = "tls")]
+        if let Some(why) = error.get_ref().and_then(|why| why.downcast_ref::<crate::tls::Refused>()) {
+            return Self::Never(SourceErrorKind::Invalid, why.0.clone());
+        }
         let text = match error.kind() {
             io::ErrorKind::UnexpectedEof => "the server closed the connection".into(),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "the server does not answer".into(),
@@ -134,6 +138,10 @@ impl Talk {
         socket.set_patience(Some(timeout))?;
         let mut talk = Self { socket, deadline: deadline_after(timeout) };
         let flags = talk.greet()?;
+        #[cfg(feature = "tls")]
+        if let Some(terms) = &address.tls {
+            talk.secure(terms)?;
+        }
         Ok((talk, flags))
     }
 
@@ -239,6 +247,10 @@ pub(super) fn refused(reply: u32, export: &str, replies: &[Reply]) -> Refusal {
     if reply == REP_ERR_UNKNOWN {
         let what = format!("the server has no export '{export}': 'nbdinfo --list' shows those it has");
         return Refusal::Never(SourceErrorKind::Invalid, what);
+    }
+    if reply == REP_ERR_TLS_REQD {
+        let what = "the server demands TLS: use nbds:// or nbds+unix://, with tls-certificates=DIR";
+        return Refusal::Never(SourceErrorKind::Invalid, what.into());
     }
     let text = replies.last().map(|(_, data)| foreign_text(data)).unwrap_or_default();
     let what = format!("the server refuses export '{export}' (reply {reply:#x}): {text}");

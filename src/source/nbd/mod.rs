@@ -17,8 +17,11 @@ mod keeper;
 mod lease;
 mod link;
 mod pool;
+mod query;
 mod reactor;
 mod replies;
+#[cfg(feature = "tls")]
+mod secure;
 mod tail;
 mod tries;
 mod under_way;
