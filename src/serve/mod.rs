@@ -1,8 +1,9 @@
 //! The doors: an NBD server for volumes (read-write) and snapshots (read-only).
 //!
 //! The cast: a [`Listener`] is an address; [`NbdServer`] accepts connections and gives each a thread; [`NbdClients`] tells who is
-//! connected; `handshake` agrees with the client on an export, over TLS if the listener's `policy` and the connection's `security` say so; `connection` is the event loop over its socket and the export's queue;
-//! `input` has bytes that are no requests yet; `reply` turns completions into bytes; `budget` bounds the memory of all.
+//! connected; `handshake` agrees with the client on an export, over TLS if the listener's `policy` and the connection's `security` say
+//! so; `connection` is the event loop over its socket and the export's queue; `input` has bytes that are no requests yet; `reply` turns
+//! completions into bytes; `budget` bounds the memory of all.
 //!
 //! # Invariants
 //! - A broken or slow client harms no other client: what it may have outstanding, in requests and in bytes, is bounded, and reading

@@ -113,8 +113,9 @@ impl NbdServer {
         Ok(Self { shared, listeners, acceptor: Some(acceptor) })
     }
 
-    /// The NBD URIs (`nbd://` or `nbd+unix://`, with TLS that is required `nbds://` or `nbds+unix://`) by which clients reach an export, one for each listener, in their order. The export
-    /// need not exist yet. A listener on all addresses of the host has the unspecified one (`0.0.0.0`) in its URI.
+    /// The NBD URIs by which clients reach an export, one for each listener, in their order: `nbd://` or `nbd+unix://`, and where TLS is
+    /// required `nbds://` or `nbds+unix://`. The export need not exist yet. A listener on all addresses of the host has the unspecified one
+    /// (`0.0.0.0`) in its URI.
     pub fn uris(&self, export: &str) -> Vec<String> {
         self.listeners.iter().filter_map(|listener| with_export(&listener.uri(), export)).collect()
     }

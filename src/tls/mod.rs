@@ -1,9 +1,9 @@
 //! TLS for connections whose code knows nothing of it.
 //!
-//! The cast: [`ServerTls`] and [`ClientTls`] are configurations, read from a directory of certificates (`files`). `handshake` agrees with
+//! The cast: [`ServerTls`] and `ClientTls` are configurations, read from a directory of certificates (`files`). `handshake` agrees with
 //! the peer on the thread of the connection, by a deadline. A `tunnel` is what comes of it: one end of a socket pair, over which the
 //! connection goes on in clear text as over any other socket. The threads of the `relay` copy between the other end and the peer, each
-//! for many connections (a `flow` each). A [`Fate`] tells how a connection has ended. `name` reads the name in a client's certificate.
+//! for many connections (a `flow` each). A `fate` tells how a connection has ended. `name` reads the name in a client's certificate.
 //!
 //! # Invariants
 //! - Bytes of a peer are bytes of the connection only after TLS has authenticated them. A stream that is cut off without `close_notify`

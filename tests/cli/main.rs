@@ -5,8 +5,11 @@ mod host;
 mod hydration;
 mod ids;
 mod leases;
+#[path = "../tls/pki.rs"]
+mod pki;
 mod repeats;
 mod replace;
+mod tls;
 mod transfer;
 
 use std::fs::{self, File};

@@ -88,7 +88,7 @@ pub fn execute(
         Request::Trace { action, target } => trace::carry_out(store, action, target),
         Request::Disconnect { target } => disconnect(store, clients, &target),
         // A process that serves does it before it comes here.
-        Request::Replace => Err(Failure::new(ErrorKind::InvalidInput, "the store is not served")),
+        Request::Replace { .. } => Err(Failure::new(ErrorKind::InvalidInput, "the store is not served")),
         Request::Scrub { name } => scrub(store, name.as_deref(), watcher),
         #[cfg(feature = "images")]
         Request::Image(request) => image::carry_out(store, request, watcher).map(Response::Image),

@@ -11,6 +11,7 @@ use super::fleet::{FleetCommand, PlaceArguments, ReportArguments};
 use super::hints::PurposeArguments;
 #[cfg(feature = "images")]
 use super::image::ImageCommand;
+use super::tls::TlsArguments;
 use super::trace::TraceCommand;
 use super::values::{block_size, lease, seconds, source_timeout};
 use crate::request::size::{Growth, bytes, size};
@@ -254,6 +255,9 @@ pub struct ServeArguments {
     /// How long a fork of another host may be silent before the snapshot that it needs can be destroyed, from 1h on
     #[arg(long, value_parser = lease, value_name = "TIME", default_value = "7d")]
     pub lease: Duration,
+    /// TLS of the listeners
+    #[command(flatten)]
+    pub tls: TlsArguments,
     /// Whether and how it reports to a fleet
     #[cfg(feature = "fleet")]
     #[command(flatten)]

@@ -7,5 +7,6 @@ pub mod hints;
 #[cfg(feature = "images")]
 pub mod image;
 pub mod plan;
+pub mod tls;
 pub mod trace;
 pub mod values;

@@ -95,8 +95,8 @@ pub enum Request {
     /// The end of the connections to a volume or snapshot.
     Disconnect { target: Target },
     /// The end of the process that serves the store, for another one that is to go on with its sockets: it sends them through the
-    /// descriptor first.
-    Replace,
+    /// descriptor first. `exposes`: the other one serves also those that other machines reach.
+    Replace { exposes: bool },
     /// Verify every stored block.
     Scrub { name: Option<String> },
     /// About container images.
@@ -116,14 +116,14 @@ impl Request {
                 | Self::Origin { .. }
                 | Self::Trace { .. }
                 | Self::Disconnect { .. }
-                | Self::Replace
+                | Self::Replace { .. }
                 | Self::Scrub { .. }
         )
     }
 
     /// Whether a descriptor comes with it.
     pub fn needs_file(&self) -> bool {
-        matches!(self, Self::Import { .. } | Self::Export { .. } | Self::Replace)
+        matches!(self, Self::Import { .. } | Self::Export { .. } | Self::Replace { .. })
     }
 }
 

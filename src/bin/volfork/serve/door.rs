@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use volfork::Store;
 use volfork::serve::{Listener, NbdClients, NbdServer, NbdServerOptions, PassedSocket};
 
+use super::guard::exposed;
 use crate::failure::Result;
 
 /// A running NBD server.
@@ -13,14 +14,17 @@ pub struct Door {
     server: Mutex<Option<NbdServer>>,
     /// Of the listeners, in their order, each without an export name.
     uris: Vec<String>,
+    /// The first one that other machines reach.
+    exposed: Option<String>,
 }
 
 impl Door {
     /// Serves `store` on `listeners`.
     pub fn open(store: &Store, listeners: Vec<Listener>) -> Result<Self> {
         let uris = listeners.iter().map(Listener::uri).collect();
+        let exposed = listeners.iter().find(|listener| listener.is_exposed()).map(Listener::uri);
         let server = NbdServer::start(Arc::new(store.clone()), listeners, NbdServerOptions::default())?;
-        Ok(Self { server: Mutex::new(Some(server)), uris })
+        Ok(Self { server: Mutex::new(Some(server)), uris, exposed })
     }
 
     /// Addresses of the server, each without an export name.
@@ -38,8 +42,12 @@ impl Door {
         self.server().as_ref().map(NbdServer::clients)
     }
 
-    /// Its sockets, for the process that takes the place of this one.
-    pub fn pass_on(&self) -> Result<Vec<PassedSocket>> {
+    /// Its sockets, for the process that takes the place of this one; `exposes`: it serves also those that other machines reach. Otherwise
+    /// this one goes on serving them.
+    pub fn pass_on(&self, exposes: bool) -> Result<Vec<PassedSocket>> {
+        if let Some(uri) = self.exposed.as_ref().filter(|_| !exposes) {
+            return Err(exposed(uri));
+        }
         Ok(self.server().as_ref().map_or_else(|| Ok(Vec::new()), NbdServer::pass_on)?)
     }
 

@@ -1,5 +1,6 @@
 //! `volfork serve`: the store behind its NBD door and its control socket, until a signal.
 pub mod door;
+pub mod guard;
 mod ready;
 mod replace;
 mod sockets;
@@ -15,6 +16,7 @@ use volfork::serve::Listener;
 use volfork::volume::OnEvent;
 
 use door::Door;
+use guard::Guard;
 use ready::notify;
 use sockets::Sockets;
 #[cfg(feature = "images")]
@@ -40,6 +42,7 @@ const REPLACE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Serves the store of `settings` on `listen`, by default on `STORE/nbd.sock`.
 pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
+    let guard = Guard::of(&arguments.tls)?;
     if !arguments.replace && control::connect(&settings.store)?.is_some() {
         let message = format!("{} is served already: stop that process first, or replace it (--replace)", settings.store.display());
         return Err(Failure::new(volfork::ErrorKind::Locked, message));
@@ -47,8 +50,8 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     raise_descriptors();
     let teller = settings.clone();
     let on_event: OnEvent = Arc::new(move |happened| event::event(&teller, happened));
-    let (store, passed) = enter(settings, arguments, &on_event)?;
-    let sockets = Sockets { passed, addresses: &arguments.listen };
+    let (store, passed) = enter(settings, arguments, &on_event, guard.exposes())?;
+    let sockets = Sockets { passed, addresses: &arguments.listen, guard: &guard };
     let served = Fleet::start(settings, arguments, &store).and_then(|fleet| {
         let served = control_and_wait(settings, &store, sockets, fleet.gate(), fleet.changed());
         fleet.stop();
@@ -59,14 +62,15 @@ pub fn serve(settings: &Settings, arguments: &ServeArguments) -> Result<()> {
     Ok(closed?)
 }
 
-/// Opens the store, and takes the sockets of the process that is replaced; none without such a process.
-fn enter(settings: &Settings, arguments: &ServeArguments, on_event: &OnEvent) -> Result<(Store, Vec<Listener>)> {
+/// Opens the store, and takes the sockets of the process that is replaced; none without such a process. `exposes`: also those that other
+/// machines reach.
+fn enter(settings: &Settings, arguments: &ServeArguments, on_event: &OnEvent, exposes: bool) -> Result<(Store, Vec<Listener>)> {
     let mut passed = None;
     let patience = if arguments.replace { REPLACE_PATIENCE } else { LOCK_PATIENCE };
     let store = reach::patiently_for(patience, || {
         // A process that is still opening the store takes no requests yet, so it is looked for each time that the store is locked.
         if arguments.replace && passed.is_none() {
-            passed = replace::take_over(settings)?;
+            passed = replace::take_over(settings, exposes)?;
         }
         reach::open_with(settings, Some(on_event.clone()), Some(arguments.lease))
     })?;
@@ -148,8 +152,8 @@ fn control_and_wait(
         #[cfg(feature = "images")]
         let (settings, starts) = (settings.clone(), Starts::default());
         move |request, file, watcher| {
-            if let (Request::Replace, Some(file)) = (&request, &file) {
-                return replace::pass_on(shared.door.get().map_or_else(|| Ok(Vec::new()), Door::pass_on)?, file);
+            if let (Request::Replace { exposes }, Some(file)) = (&request, &file) {
+                return replace::pass_on(shared.door.get().map_or_else(|| Ok(Vec::new()), |door| door.pass_on(*exposes))?, file);
             }
             let changes = request.changes();
             #[cfg_attr(not(feature = "images"), expect(unused_mut, reason = "only answers about images are added to"))]

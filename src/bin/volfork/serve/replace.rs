@@ -1,6 +1,7 @@
 //! A server that takes the place of another one, and goes on with its sockets.
 //!
-//! 1. The new process sends [`Request::Replace`] with one end of a socket pair.
+//! 1. The new process sends [`Request::Replace`] with one end of a socket pair. The old one refuses, and goes on, if other machines reach
+//!    it and the new one is not to serve them as it was started. TLS is that of the new one's arguments.
 //! 2. The old one sends each of its listening sockets through it, in a line of its own, answers, and ends as at SIGTERM: it ends what is
 //!    under way, closes its connections and the store.
 //! 3. The new one waits for the lock of the store, opens it, and serves on the sockets. Clients that connected meanwhile wait in their
@@ -65,13 +66,14 @@ pub fn pass_on(sockets: Vec<PassedSocket>, to: &File) -> Result<Response> {
     Ok(Response::Replaced)
 }
 
-/// The new process: the sockets of the process that serves the store, which is about to end. `None`: none serves it.
-pub fn take_over(settings: &Settings) -> Result<Option<Vec<Listener>>> {
+/// The new process: the sockets of the process that serves the store, which is about to end; `exposes` says whether those that other
+/// machines reach are served. `None`: none serves it.
+pub fn take_over(settings: &Settings, exposes: bool) -> Result<Option<Vec<Listener>>> {
     let Some(stream) = control::connect(&settings.store)? else { return Ok(None) };
     let failed = |error| Failure::io("take over the sockets of the process that serves the store", error);
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let theirs = File::from(OwnedFd::from(theirs));
-    let answer = control::ask(&stream, &Request::Replace, Some(&theirs), &mut Unwatched)?;
+    let answer = control::ask(&stream, &Request::Replace { exposes }, Some(&theirs), &mut Unwatched)?;
     if !matches!(answer, Response::Replaced) {
         return Err(Failure::new(ErrorKind::Unsupported, "the process that serves the store is another version of volfork: stop it first"));
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use volfork::io::Access;
 use volfork::serve::Listener;
 
+use super::guard::Guard;
 use crate::failure::{Failure, Result};
 
 /// What a server was given to listen on.
@@ -13,12 +14,19 @@ pub struct Sockets<'a> {
     pub passed: Vec<Listener>,
     /// Addresses from the command line; may be empty.
     pub addresses: &'a [String],
+    /// The TLS of the listeners, and what is not served without.
+    pub guard: &'a Guard,
 }
 
 impl Sockets<'_> {
     /// The sockets of the process before; without them those of the addresses, else those that systemd passed, else `STORE/nbd.sock`.
     /// The mode of the directory `store` says who connects to sockets at paths.
     pub fn listen(self, store: &Path) -> Result<Vec<Listener>> {
+        let guard = self.guard;
+        self.unguarded(store)?.into_iter().map(|listener| guard.over(listener)).collect()
+    }
+
+    fn unguarded(self, store: &Path) -> Result<Vec<Listener>> {
         if !self.passed.is_empty() {
             return Ok(self.passed);
         }

@@ -91,7 +91,7 @@ pub(super) fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> Str
     rows.push(("leases", info.leases.len().to_string()));
     rows.extend(info.leases.iter().map(|lease| ("", lease_text(&info.name, lease))));
     rows.push(("connections", connections.len().to_string()));
-    rows.extend(connections.iter().map(|client| ("", format!("'{}' from {}", client.export, client.address))));
+    rows.extend(connections.iter().map(|client| ("", client_text(client))));
     let mut table = Table::new();
     table.load_style(presets::NOTHING).add_rows(rows.into_iter().map(|(key, value)| vec![key.to_string(), value]));
     let mut text = flush_left(table);
@@ -105,6 +105,12 @@ pub(super) fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> Str
 fn source_text(info: &VolumeInfo) -> String {
     let source = info.source.clone().unwrap_or_else(|| "-".into());
     if info.live_source { format!("{source} (live source: blocks are of different instants)") } else { source }
+}
+
+/// A connected client.
+fn client_text(client: &ClientInfo) -> String {
+    let name = client.certificate.as_ref().map(|name| format!(" with the certificate of '{name}'")).unwrap_or_default();
+    format!("'{}' from {}{name}", client.export, client.address)
 }
 
 /// A fork elsewhere that needs a snapshot.
