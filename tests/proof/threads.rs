@@ -6,8 +6,9 @@ pub use volfork::sync::sim::{fail_starts_of_threads, point};
 use volfork::sync::sim::{self, Config};
 pub use volfork::sync::thread::{JoinHandle, sleep};
 
-/// Scheduling points of one life; one that takes more never ends.
-const STEPS_MAX: u64 = 3_000_000;
+/// Scheduling points of one life; one that takes more never ends. The background of a store that waits for a silent server
+/// ([`super::source::FOR_EVER`], and the request may be made again) passes 33,000 of them in a second.
+const STEPS_MAX: u64 = 20_000_000;
 
 /// A disk takes its time: others go on meanwhile. `one_in`: so many operations are fast for one that is slow.
 pub fn linger(one_in: u64) {
