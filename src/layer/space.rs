@@ -32,8 +32,8 @@ impl Space {
         self.retiring.lock().insert(layer.id);
     }
 
-    /// Takes a layer off the list whose blocks have all retired.
-    pub(super) fn note_retired(&self, layer: &Layer) {
+    /// Takes a layer off the list that has no retiring blocks any more.
+    pub(super) fn note_none_retiring(&self, layer: &Layer) {
         self.retiring.lock().remove(&layer.id);
     }
 

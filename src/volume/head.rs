@@ -7,7 +7,7 @@ use super::gate::{Closed, Gate};
 use super::hydration::Recorder;
 use super::pool::Pool;
 use super::queue::{Changes, Workers};
-use super::state::{Shape, gone};
+use super::state::{Shape, destroyed};
 use crate::error::{Error, Result};
 use crate::format::ShapeRecord;
 use crate::ids::VolumeId;
@@ -123,7 +123,7 @@ impl Head {
     /// # Errors
     /// [`crate::ErrorKind::NotFound`] when the volume was destroyed.
     pub fn check_alive(&self) -> Result<()> {
-        if self.destroyed.load(Ordering::SeqCst) { Err(gone(self.id)) } else { Ok(()) }
+        if self.destroyed.load(Ordering::SeqCst) { Err(destroyed(self.id)) } else { Ok(()) }
     }
 
     /// What `look` finds in the volume, unless the volume was destroyed before `look` ended: its blocks may be gone by then, so that it

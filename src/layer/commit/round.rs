@@ -9,7 +9,7 @@
 //! 3. *Sync* (`end_rounds`): journal and data files in one call. An error poisons the store: the pages are clean by then and the bytes
 //!    may be lost.
 //! 4. *End* (`end_round`): the blocks may be overwritten again, once a later frame proves this one. Patches that the frame supersedes are
-//!    dropped, and retired blocks become garbage.
+//!    dropped, and retiring blocks become garbage.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -278,7 +278,7 @@ impl LayerRounds {
                 state.garbage |= retiring.recorded;
             }
             if state.retiring.is_empty() {
-                self.space.note_retired(&layer);
+                self.space.note_none_retiring(&layer);
             }
             if !state.garbage.is_empty() {
                 self.space.note_garbage(&layer);

@@ -11,7 +11,7 @@ use crate::hydrate::{Hydrator, HydratorStatus};
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::Layers;
 use crate::place::BlockSize;
-use crate::volume::state::{Coming, Hydrations, Shape, gone, lapses_at};
+use crate::volume::state::{Coming, Hydrations, Shape, destroyed, lapses_at};
 
 /// Tells what is known of a store's volumes and snapshots.
 pub struct Report {
@@ -58,7 +58,7 @@ impl Report {
                 return Ok(self.describe_coming(name, &coming));
             }
             let id = catalog.volume_id(name)?;
-            let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
+            let entry = catalog.volume(id).ok_or_else(|| destroyed(id))?;
             let tallies = tally(&self.layers, &catalog, [entry.head]);
             self.draft(&catalog, id, entry, tallies.get(&entry.head).copied().unwrap_or_default())
         };
@@ -89,7 +89,7 @@ impl Report {
     pub fn snapshots(&self, volume: &str) -> Result<Vec<SnapshotInfo>> {
         let catalog = self.shape.catalog();
         let id = self.shape.volume_id(&catalog, volume)?;
-        let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
+        let entry = catalog.volume(id).ok_or_else(|| destroyed(id))?;
         let tallies = tally(&self.layers, &catalog, entry.snapshots.iter().map(|snapshot| snapshot.layer));
         let describe = |snapshot: &crate::catalog::SnapshotEntry| {
             let tally = tallies.get(&snapshot.layer).copied().unwrap_or_default();

@@ -29,12 +29,12 @@ use crate::place::length;
 use crate::sync::atomic::Ordering;
 use crate::volume::blocks::Answer;
 use crate::volume::head::Head;
-use crate::volume::state::gone;
+use crate::volume::state::destroyed;
 
 /// # Errors
 /// [`ErrorKind::Busy`] if a volume has snapshots and `recursive` is not set.
 pub fn check_bare(catalog: &Catalog, volume: VolumeId, recursive: bool) -> Result<&VolumeEntry> {
-    let entry = catalog.volume(volume).ok_or_else(|| gone(volume))?;
+    let entry = catalog.volume(volume).ok_or_else(|| destroyed(volume))?;
     // Instants come and go with their leases.
     let (name, snapshots) = (&entry.name, entry.snapshots.len() - entry.snapshots.instants());
     match snapshots > 0 && !recursive {
@@ -75,7 +75,7 @@ impl Volumes {
         let _room = self.layers.barriers.reserve_shape()?;
         let ticket = {
             let mut catalog = self.shape.catalog();
-            catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+            catalog.volume(head.id).ok_or_else(|| destroyed(head.id))?;
             catalog.name_is_free(name)?;
             let records = vec![ShapeRecord::Rename { volume: head.id, name: name.to_owned() }, ShapeRecord::Labels(head.id, labels)];
             self.shape.change(&mut catalog, None, records)?
@@ -232,7 +232,7 @@ impl Volumes {
         let record = ShapeRecord::Resize { volume: head.id, size_bytes };
         let ticket = if let Some((cut, room)) = cut {
             // First what may be refused. Whatever else changes the shape waits for the catalogue, so the order stays the journal's.
-            let ticket = head.zero_blocks(cut.start, cut.end, Some((record.clone(), room)))?.ok_or_else(|| gone(head.id))?;
+            let ticket = head.zero_blocks(cut.start, cut.end, Some((record.clone(), room)))?.ok_or_else(|| destroyed(head.id))?;
             catalog.apply(&record).map_err(|error| Error::new(ErrorKind::Corrupt, format!("the catalogue: {error}")))?;
             ticket
         } else {

@@ -14,7 +14,7 @@ use crate::volume::blocks::{Blocks, View};
 use crate::volume::head::Head;
 use crate::volume::hydration::Recordings;
 use crate::volume::pool::Pool;
-use crate::volume::state::{Leases, Shape, gone};
+use crate::volume::state::{Leases, Shape, destroyed};
 
 /// Creates and changes the volumes of a store.
 pub struct Volumes {
@@ -72,7 +72,7 @@ impl Volumes {
         if let Some(head) = opening.get(id) {
             return Ok(head);
         }
-        let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
+        let entry = catalog.volume(id).ok_or_else(|| destroyed(id))?;
         let view = View::new(self.layers.require(entry.head)?, entry.size_bytes);
         let head = Head::new(&self.blocks, &self.shape, &self.pool, id, view);
         // A fork is recorded however often it is opened.

@@ -11,7 +11,7 @@ use crate::format::{HeldRecord, LabelChange, Labels, LayerRecord, ShapeRecord, S
 use crate::ids::LayerId;
 use crate::layer::{Layers, Ticket};
 use crate::volume::head::Head;
-use crate::volume::state::gone;
+use crate::volume::state::destroyed;
 
 /// Whether no damage was met in a layer and those below it that was not repaired.
 fn is_whole(layers: &Layers, catalog: &Catalog, layer: LayerId) -> bool {
@@ -41,7 +41,7 @@ impl Volumes {
             let mut catalog = self.shape.catalog();
             self.shape.name_is_free(&catalog, name)?;
             // Before the seal, because labels that are refused must leave the source as it is.
-            let source = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+            let source = catalog.volume(head.id).ok_or_else(|| destroyed(head.id))?;
             let labels = changed_labels(source.labels.clone(), change)?;
             let source = source.name.clone();
             let _beginning = self.layers.hold_for_seal();
@@ -70,7 +70,7 @@ impl Volumes {
             self.shape.name_is_free(&catalog, name)?;
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
             base = entry.layer;
-            let source = catalog.volume(id).ok_or_else(|| gone(id))?;
+            let source = catalog.volume(id).ok_or_else(|| destroyed(id))?;
             let labels = changed_labels(source.labels.clone(), change)?;
             let parent = format!("{}@{snapshot}", source.name);
             let birth = Birth { name, size_bytes: entry.size_bytes, parent: &parent, labels, created_at };
@@ -126,7 +126,7 @@ impl Volumes {
             LocalSource::Chain(chain) => return Ok((self.held(&catalog, chain)?.1, Labels::new())),
         };
         let id = self.shape.volume_id(&catalog, volume)?;
-        let entry = catalog.volume(id).ok_or_else(|| gone(id))?;
+        let entry = catalog.volume(id).ok_or_else(|| destroyed(id))?;
         let found = snapshot.map(|snapshot| catalog.snapshot(volume, snapshot)).transpose()?;
         Ok((found.map_or(entry.size_bytes, |(_, snapshot)| snapshot.size_bytes), entry.labels.clone()))
     }
@@ -163,7 +163,7 @@ impl Volumes {
         let ticket = {
             let _closed = head.close();
             let mut catalog = self.shape.catalog();
-            let volume = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+            let volume = catalog.volume(head.id).ok_or_else(|| destroyed(head.id))?;
             if volume.snapshots.get(name).is_some() {
                 let message = format!("volume '{}' has a snapshot '{name}' already: choose another name", volume.name);
                 return Err(Error::new(ErrorKind::Exists, message));
@@ -192,7 +192,7 @@ impl Volumes {
         let has_parent = head.view.read().layer.parent.is_some();
         let _beginning = self.layers.hold_for_seal();
         let mut base = self.seal(catalog, head, always || !has_parent)?;
-        let layer = base.layer.ok_or_else(|| gone(head.id))?;
+        let layer = base.layer.ok_or_else(|| destroyed(head.id))?;
         let mut records = std::mem::take(&mut base.records);
         let name = name(layer);
         let snapshot = SnapshotRecord { volume: head.id, layer, size_bytes: base.view.size_bytes, created_at, name: name.clone() };

@@ -24,7 +24,7 @@ use crate::format::{LeaseRecord, ShapeRecord, SnapshotRecord, instant_name, is_i
 use crate::ids::{LeaseId, VolumeId};
 use crate::layer::Ticket;
 use crate::volume::identity::identity_in;
-use crate::volume::state::{Condemned, Leases, Shape, gone, too_many};
+use crate::volume::state::{Condemned, Leases, Shape, destroyed, too_many};
 use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 
 /// Most instants of a volume.
@@ -113,7 +113,7 @@ impl Lending {
             }
         };
         self.volumes.leases.check_uncondemned(id, Some(&snapshot))?;
-        let name = catalog.volume(id).map(|entry| format!("{}@{snapshot}", entry.name)).ok_or_else(|| gone(id))?;
+        let name = catalog.volume(id).map(|entry| format!("{}@{snapshot}", entry.name)).ok_or_else(|| destroyed(id))?;
         let record = self.volumes.leases.record(id, &snapshot, now, request, address);
         Ok(Some((name, self.volumes.shape.change(&mut catalog, None, vec![record])?)))
     }
@@ -129,7 +129,7 @@ impl Lending {
             return Err(Error::new(ErrorKind::Busy, "the same lease is asked for twice at once"));
         }
         self.volumes.leases.check_uncondemned(head.id, None)?;
-        let entry = catalog.volume(head.id).ok_or_else(|| gone(head.id))?;
+        let entry = catalog.volume(head.id).ok_or_else(|| destroyed(head.id))?;
         let volume = entry.name.clone();
         let (below, size_bytes) = {
             let view = head.view.read();

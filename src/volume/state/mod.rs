@@ -18,4 +18,4 @@ pub use hydrations::Hydrations;
 pub use leases::{Condemned, Leases, lapses_at, too_many};
 pub use lessees::{Lessees, forks_by_root};
 pub use pins::Pin;
-pub use shape::{Shape, gone};
+pub use shape::{Shape, destroyed};

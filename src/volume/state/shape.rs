@@ -177,6 +177,6 @@ impl Shape {
 }
 
 /// The error for a volume that was destroyed while a handle of it was open.
-pub fn gone(id: VolumeId) -> Error {
+pub fn destroyed(id: VolumeId) -> Error {
     Error::new(ErrorKind::NotFound, format!("volume {id} was destroyed"))
 }
