@@ -63,9 +63,19 @@ impl Claims {
 
     /// Claims at most `count_max` parts of the missing runs that are not claimed yet, each of at most `blocks_max` blocks.
     ///
-    /// `missing` is called under the lock of the claims. A fetch stores its blocks before its claim ends, so a block that `missing` returns
-    /// and that is not claimed has not been stored. A caller that looked before the lock could claim and fetch a block that was stored in
-    /// between.
+    /// 1. The lock of the claims is taken before anything is looked at. Of two readers that miss the same block, the second one finds the
+    ///    claim of the first, and waits for it.
+    /// 2. `missing` is called under the lock. A fetch stores its blocks before its claim ends, so a block that `missing` returns and that
+    ///    is not claimed has not been stored. A caller that looked before the lock could claim and fetch a block that was stored in
+    ///    between.
+    /// 3. Each missing run is cut into parts. A part begins behind the claims that hold its first block, ends before the next claim, and
+    ///    has at most `blocks_max` blocks. Claims therefore never overlap, and the first block of a claim names it when it ends.
+    /// 4. Each part becomes a guard as soon as it is taken. Its drop ends the claim and tells the news, also when the fetch fails or its
+    ///    thread panics: no range stays claimed without a fetch. A reader notes the news before it claims, so it does not miss the end of
+    ///    a claim that kept it from claiming.
+    ///
+    /// If nothing is returned, the missing blocks are claimed by others or none is missing: the caller looks at both again. A crash leaves
+    /// no claim behind, because claims are only in memory.
     pub fn claim(self: &Arc<Self>, blocks_max: u64, count_max: usize, missing: impl FnOnce() -> Vec<Range<u64>>) -> Vec<Claim> {
         let mut claimed = Vec::new();
         let mut ranges = self.ranges.lock();

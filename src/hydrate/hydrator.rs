@@ -230,7 +230,21 @@ impl Hydrator {
         self.parts.tell();
     }
 
-    /// Marks the hydration as complete, and closes the sources.
+    /// Marks the hydration as complete, and closes the sources. The caller has made all needed blocks durable, and then the record that
+    /// detaches the root: after a crash nothing asks the sources for them.
+    ///
+    /// 1. The end is marked first. No backfill begins after it, and a running one ends at its next step. When its guard drops, it finds
+    ///    the hydration complete and does not leave the budget a second time: a later fork may have attached the root anew by then, and
+    ///    its hydration has the same layer id.
+    /// 2. Readers fail from here on instead of waiting for a lost address. This comes before step 4, so that a reader whose connection
+    ///    closes there does not wait for it to return.
+    /// 3. The hydration leaves the budget, which wakes the hydrations that wait for a share of it.
+    /// 4. The addresses stop: under one lock they are marked and their sources are taken, and then the sources are closed without it. A
+    ///    connection that comes later finds the mark and closes, so that none stays open. Waits for the opener end.
+    /// 5. The news come last. A thread that looked at the parts before steps 1 to 4 wakes, and one that looks later sees all of them.
+    ///
+    /// [`Hydrator::stop`] runs the same steps when a store closes, also at the same time: a step may run twice, and the mark of a complete
+    /// hydration stays.
     pub fn finish(&self) {
         self.end(true);
     }
