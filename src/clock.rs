@@ -1,4 +1,5 @@
 //! Time as a seam: the simulator replaces it.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 //!
 //! Digests are those of the OCI image specification (<https://github.com/opencontainers/image-spec/blob/main/descriptor.md>); of
 //! its algorithms only `sha256` is accepted.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 use std::fmt;
 use std::str::FromStr;

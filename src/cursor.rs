@@ -3,6 +3,7 @@
 //! # Invariants
 //! - A reader takes untrusted bytes: it never panics, never reads past its input, and never reserves memory for more than its input
 //!   holds.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -1,4 +1,5 @@
 //! The engine's error: a kind that says what the caller can do, and a message that says what failed, where, and what to do next.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 use std::fmt;
 use std::io;

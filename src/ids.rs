@@ -1,4 +1,5 @@
 //! Identities of layers, volumes and leases.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
 //! `with_…` methods of option structs.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 /// Writes the methods `with_…` of a struct of options that other crates cannot write as a literal, because fields may be added. The type
 /// is that of the field, or after `Some` that of its content.

@@ -1,4 +1,5 @@
 //! Numbers that look random and are the same for the same seed, for tests, benches and the demo.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![allow(dead_code, reason = "each crate uses a part")]
 
 /// A small generator (PCG-style output of a 64-bit LCG).

@@ -2,6 +2,7 @@
 //!
 //! # Invariants
 //! - Nothing is told while a lock is held: a subscriber is code of the embedder, and may take its time or call the store.
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 
 /// Tells one event, as `tracing::event!` with the target `volfork`.
 #[cfg(feature = "tracing")]

@@ -8,7 +8,7 @@
 //! - A lease ends with its snapshot; a lessee stays after its layer was freed, until the lease was given back.
 //! - Numbers of layers and volumes are never used twice.
 #![deny(clippy::wildcard_enum_match_arm)]
-#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod apply;

@@ -4,7 +4,7 @@
 //! - A decoder takes untrusted bytes and returns an error that names what is wrong; it never panics, never reads past its
 //!   input, and never reserves memory for more than its input can hold.
 #![deny(clippy::wildcard_enum_match_arm)]
-#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod blocks;

@@ -21,7 +21,7 @@
 //!   restores it, and needs no space of the file system; so it is due as soon as the reserve is low, whatever the log's size.
 //! - A store opens on a full disk: its state goes into the spare.
 #![deny(clippy::wildcard_enum_match_arm)]
-#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod draft;

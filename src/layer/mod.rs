@@ -54,7 +54,7 @@
 //! journal; the commit queue. None of these but the first is held across a barrier. A beginning round waits for writers of its blocks,
 //! which need none of them. The table of layers is never locked while another lock is waited for.
 #![deny(clippy::wildcard_enum_match_arm)]
-#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod admission;

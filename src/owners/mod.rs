@@ -7,7 +7,7 @@
 //! - An unresolved cell means the same to every map that shares it: a map resolves an extent before it changes it, so the
 //!   open layers above the point where the maps parted hold nothing in it.
 //! - Reads do not depend on the depth of the chain: only resolving does, once an extent.
-#![deny(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_lossless)]
+#![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 
 mod leaf;
