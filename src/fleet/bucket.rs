@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
@@ -25,6 +25,8 @@ use tokio::runtime::Runtime;
 use super::layout::CLOCK;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::random_bytes;
+use crate::sync::thread;
+use crate::sync::time::Instant;
 
 /// Objects that are read at the same time.
 const READS_AT_ONCE: usize = 32;
@@ -170,7 +172,7 @@ impl Bucket {
             if let Some(tag) = self.put(path, bytes, mode)? {
                 return Ok((answer, tag));
             }
-            std::thread::sleep(pause_after(attempt)?);
+            thread::sleep(pause_after(attempt)?);
         }
         let message = format!("{}: {path} was changed by others {CHANGES_MAX} times in a row: try again later", self.name);
         Err(Error::new(ErrorKind::Busy, message))
@@ -267,6 +269,7 @@ fn open_directory(path: &Path) -> Result<(Arc<dyn ObjectStore>, Option<PathBuf>)
 }
 
 /// The lock file of a directory, which may have to be made.
+#[expect(clippy::disallowed_methods, reason = "a directory that hosts share is not on the disk of a store")]
 fn lock_file(path: &Path) -> io::Result<File> {
     File::options().create(true).write(true).truncate(false).open(path)
 }
@@ -289,7 +292,7 @@ fn locked(path: &Path, patience: Duration) -> Result<File> {
             Ok(()) => {}
             Err(TryLockError::Error(error)) => return Err(wrong(error)),
             Err(TryLockError::WouldBlock) if begun.elapsed() < patience => {
-                std::thread::sleep(pause_after(0)?);
+                thread::sleep(pause_after(0)?);
                 continue;
             }
             Err(TryLockError::WouldBlock) => {

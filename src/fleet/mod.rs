@@ -29,6 +29,7 @@
 //! Calls block, on a small runtime of their own: not to be called from tasks of an asynchronous runtime.
 #![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![deny(clippy::cast_precision_loss)]
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 mod admission;
 mod book;
 mod bucket;

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::options::with_methods;
 use crate::place::wide;
 use crate::store::{ReservedName, Store, Unfinished};
+use crate::sync::time::Instant;
 use crate::volume::{IMAGE_LABEL, Volume};
 
 /// Name of the snapshot that stands for a layer while it is sealed.

@@ -75,6 +75,7 @@ impl LayoutSource {
     }
 
     /// Only regular files: a pipe would be waited for without end.
+    #[expect(clippy::disallowed_methods, reason = "an image layout is not on the disk of a store")]
     fn open_file(&self, name: &str) -> Result<(File, u64)> {
         let path = self.directory.join(name);
         let wrong = |error: io::Error| match error.kind() {

@@ -112,6 +112,7 @@ struct DockerAuth {
 }
 
 /// The login that `docker login` wrote for a host. Logins that it keeps in a program of its own are not found.
+#[expect(clippy::disallowed_methods, reason = "the file of another program is not on the disk of a store")]
 pub(super) fn docker_login(host: &str) -> Option<RegistryLogin> {
     let directory = std::env::var_os("DOCKER_CONFIG").map(Into::into);
     let directory = directory.or_else(|| Some(std::path::PathBuf::from(std::env::var_os("HOME")?).join(".docker")))?;

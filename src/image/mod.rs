@@ -11,6 +11,7 @@
 //! comes with `manifests`.
 #![deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_lossless)]
 #![deny(clippy::cast_precision_loss)]
+#![cfg_attr(all(feature = "sim", not(test)), deny(clippy::disallowed_methods))]
 #[cfg(feature = "images")]
 mod archive;
 #[cfg(feature = "images")]
