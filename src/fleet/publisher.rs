@@ -30,6 +30,7 @@ const DELTA_BYTES_MIN: usize = 4096;
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Published {
     /// Everything was written.
     Whole,

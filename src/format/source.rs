@@ -32,6 +32,7 @@ use super::bytes::{FormatError, Reader, Writer};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum HydrationPriority {
     /// A quarter of the normal share.
     Low,

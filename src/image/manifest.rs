@@ -116,6 +116,7 @@ impl FromStr for Platform {
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Compression {
     /// Not at all.
     None,
@@ -198,6 +199,7 @@ pub struct IndexEntry {
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Document {
     /// Others to choose from.
     Index(Vec<IndexEntry>),

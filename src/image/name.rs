@@ -24,6 +24,7 @@ const NAME_BYTES_MAX: usize = 1024;
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Place {
     /// A directory in the OCI image layout.
     Layout(PathBuf),
@@ -47,6 +48,7 @@ pub enum Place {
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Version {
     /// The only one of a layout, or `latest` of a registry.
     Default,

@@ -35,6 +35,7 @@ const REPORT_SECONDS_MAX: u64 = 86_400;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum HostStatus {
     /// Yes.
     #[default]

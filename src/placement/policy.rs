@@ -87,6 +87,7 @@ impl Weights {
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Policy {
     /// The emptiest host first; what it holds does not matter.
     CapacityOnly,

@@ -41,6 +41,7 @@ pub const PLACEMENTS_MAX: u32 = 100_000;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Constraint {
     /// There is a host at all.
     Known,

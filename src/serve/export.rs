@@ -26,6 +26,7 @@ use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Export {
     /// Read-write.
     Volume(Volume),

@@ -4,6 +4,8 @@ use super::{Part, SourceError, SourceErrorKind};
 
 /// One event of a read. It may come on any thread, and before [`super::Source::read`] returns.
 ///
+/// There are no others, and none will be added: a reader that passed over an event could lose bytes, or wait for ever.
+///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let directory = tempfile::tempdir().unwrap();

@@ -26,6 +26,7 @@ use super::error::SourceError;
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReadClass {
     /// A reader waits. The read is sent before all unsent reads of the other class.
     Waited,

@@ -38,6 +38,7 @@ const LAPSE_MAX: Duration = Duration::from_secs(366 * 86_400);
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LeaseAction {
     /// A lease of the export: of a snapshot as it is, of a volume as a snapshot of this moment.
     Take,

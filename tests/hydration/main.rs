@@ -195,7 +195,7 @@ fn damaged_bytes_are_fetched_again_then_elsewhere_then_reported() {
     a.play(move |_, class| match class {
         ReadClass::Ahead => Play::Hang,
         ReadClass::Waited if damaged.fetch_add(1, Ordering::SeqCst) == 0 => Play::Damage,
-        ReadClass::Waited => Play::Answer,
+        _ => Play::Answer,
     });
     assert!(read(&volume, 0, 4096).unwrap() == data[..4096]);
     // Always, and nobody else is known: reported, and not stored.
