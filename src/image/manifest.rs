@@ -194,6 +194,8 @@ pub struct IndexEntry {
 ///     Document::Manifest { layers, .. } => assert_eq!(layers.len(), 1),
 ///     // Of an image for several platforms.
 ///     Document::Index(entries) => println!("{} to choose from", entries.len()),
+///     // Kinds that come later.
+///     _ => {}
 /// }
 /// # Ok(())
 /// # }
