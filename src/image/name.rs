@@ -48,7 +48,6 @@ pub enum Place {
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Version {
     /// The only one of a layout, or `latest` of a registry.
     Default,
