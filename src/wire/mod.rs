@@ -19,5 +19,7 @@ pub use bytes::{OnWire, WireError, WireReader, WireWriter, foreign_text};
 pub use deadline::{deadline_after, read_by, time_left};
 pub use lease::{LeaseAction, LeaseGrant, LeaseRequest};
 pub use option::{ContextQuery, ExportInfo, GoRequest, OptionReply, OptionRequest, decode_export_info};
-pub use reply::{Chunk, ChunkHeader, HeaderMode, ReplyHeader, StatusExtent, encode_chunk_header, encode_simple_reply};
+pub use reply::{
+    Chunk, ChunkHeader, HeaderMode, ReplyHeader, StatusExtent, encode_chunk_header, encode_simple_reply, put_chunk_header, put_simple_reply,
+};
 pub use request::{Request, StatusQuery};

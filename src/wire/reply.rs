@@ -11,6 +11,8 @@
 //! ERROR             error u32, length u16, text               ERROR_OFFSET      the same, offset u64
 //! ```
 
+use bytes::BufMut;
+
 use super::bytes::{WireError, WireReader, WireWriter, foreign_text};
 use super::constants::{
     MAGIC_REPLY_EXTENDED, MAGIC_REPLY_SIMPLE, MAGIC_REPLY_STRUCTURED, PAYLOAD_BYTES_MAX, REPLY_BLOCK_STATUS, REPLY_BLOCK_STATUS_EXT,
@@ -223,26 +225,41 @@ impl<'a> Chunk<'a> {
 
 const _: () = assert!(REPLY_ERROR_OFFSET & 0x8000 != 0 && REPLY_ERROR & 0x8000 != 0);
 
-/// The header of a chunk. `offset` is that of the request (extended headers carry it).
-pub fn encode_chunk_header(mode: HeaderMode, header: ChunkHeader, offset: u64) -> Vec<u8> {
-    let mut writer = WireWriter::with_capacity(REPLY_EXTENDED_BYTES);
-    let flags = if header.done { REPLY_FLAG_DONE } else { 0 };
-    match mode {
-        HeaderMode::Extended => {
-            writer.u32(MAGIC_REPLY_EXTENDED).u16(flags).u16(header.kind).u64(header.cookie).u64(offset).u64(header.length);
-        }
-        _ => {
-            writer.u32(MAGIC_REPLY_STRUCTURED).u16(flags).u16(header.kind).u64(header.cookie).narrow(header.length);
-        }
+/// Appends the header of a chunk, of at most [`REPLY_EXTENDED_BYTES`]. `offset` is that of the request (extended headers carry it).
+pub fn put_chunk_header(out: &mut impl BufMut, mode: HeaderMode, header: ChunkHeader, offset: u64) {
+    let extended = mode == HeaderMode::Extended;
+    out.put_u32(if extended { MAGIC_REPLY_EXTENDED } else { MAGIC_REPLY_STRUCTURED });
+    out.put_u16(if header.done { REPLY_FLAG_DONE } else { 0 });
+    out.put_u16(header.kind);
+    out.put_u64(header.cookie);
+    if extended {
+        out.put_u64(offset);
+        out.put_u64(header.length);
+    } else {
+        // Longer chunks are cut before they get here.
+        out.put_u32(u32::try_from(header.length).unwrap_or(u32::MAX));
     }
-    writer.bytes
 }
 
-/// A simple reply; the bytes of a read follow.
+/// Appends a simple reply, of [`REPLY_SIMPLE_BYTES`]; the bytes of a read follow.
+pub fn put_simple_reply(out: &mut impl BufMut, error: u32, cookie: u64) {
+    out.put_u32(MAGIC_REPLY_SIMPLE);
+    out.put_u32(error);
+    out.put_u64(cookie);
+}
+
+/// As [`put_chunk_header`], into memory of its own.
+pub fn encode_chunk_header(mode: HeaderMode, header: ChunkHeader, offset: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(REPLY_EXTENDED_BYTES);
+    put_chunk_header(&mut bytes, mode, header, offset);
+    bytes
+}
+
+/// As [`put_simple_reply`], into memory of its own.
 pub fn encode_simple_reply(error: u32, cookie: u64) -> Vec<u8> {
-    let mut writer = WireWriter::with_capacity(REPLY_SIMPLE_BYTES);
-    writer.u32(MAGIC_REPLY_SIMPLE).u32(error).u64(cookie);
-    writer.bytes
+    let mut bytes = Vec::with_capacity(REPLY_SIMPLE_BYTES);
+    put_simple_reply(&mut bytes, error, cookie);
+    bytes
 }
 
 #[cfg(test)]
