@@ -46,7 +46,7 @@ impl SourceOpener for UriSources {
             _ => Err(SourceError {
                 kind: SourceErrorKind::Invalid,
                 message: format!(
-                    "'{uri}' is no address of a source: use nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH or file:///PATH"
+                    "'{uri}' is no address of a source: use nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (with TLS nbds and nbds+unix) or file:///PATH"
                 ),
             }),
         }
@@ -81,6 +81,7 @@ mod tests {
         for (uri, why) in [
             ("nbds://h/v", if cfg!(feature = "tls") { "tls-certificates=DIR" } else { "built without" }),
             ("nbd://h/v?tls-certificates=/p", "use nbds://"),
+            ("nbds://", if cfg!(feature = "tls") { "names no host: use nbds://" } else { "built without" }),
             ("http://h/v", "is no address of a source"),
         ] {
             let error = UriSources::default().open(uri).err().unwrap();

@@ -166,6 +166,20 @@ fn a_client_that_takes_nothing_holds_bounded_memory() {
     assert!(replied(&mut first, 8 * MIB).unwrap() == host.data);
 }
 
+#[test]
+fn a_client_that_takes_nothing_is_ended_at_once() {
+    let host = Host::new(Mode::Verified);
+    let clients = host.server.as_ref().unwrap().clients();
+    let mut greedy = opened(&host);
+    greedy.write_all(&request(CMD_READ, 0, 8 * MIB as u64).repeat(4)).unwrap();
+    // Its first reply has begun to come, so the rest waits for it.
+    greedy.read_exact(&mut [0; 16]).unwrap();
+    assert_eq!(clients.disconnect("v", PATIENCE).unwrap(), 1);
+    is_empty(&host);
+    // It is told of no end: what was promised has not come.
+    assert!(greedy.read_to_end(&mut Vec::new()).is_err());
+}
+
 /// Most memory that this process has had.
 fn memory_mib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -18,6 +18,14 @@ use crate::tls::ClientTerms;
 use crate::wire::constants::DEFAULT_PORT;
 use crate::wire::{deadline_after, time_left};
 
+/// How the parameters of TLS begin.
+const TLS_PARAMETERS: &str = "tls-";
+/// The forms of an address.
+const FORMS: &str = "nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH";
+/// The same with TLS.
+const SECURE_FORMS: &str =
+    "nbds://HOST[:PORT]/EXPORT?tls-certificates=DIR or nbds+unix:///EXPORT?socket=PATH&tls-certificates=DIR, where DIR has ca-cert.pem";
+
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -44,10 +52,10 @@ impl Address {
     /// # Errors
     /// The address is wrong; the message says how, and gives the valid forms.
     pub fn parse(uri: &str) -> Result<Self, SourceError> {
-        let wrong = |what: &str| SourceError {
-            kind: SourceErrorKind::Invalid,
-            message: format!("'{uri}' {what}: use nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH"),
-        };
+        // An address that wants TLS is not told to do without.
+        let wants_tls = uri.starts_with("nbds") || uri.contains(TLS_PARAMETERS);
+        let forms = if wants_tls { SECURE_FORMS } else { FORMS };
+        let wrong = |what: &str| SourceError { kind: SourceErrorKind::Invalid, message: format!("'{uri}' {what}: use {forms}") };
         let parts = Uri::parse(uri).ok_or_else(|| wrong("is no address"))?;
         let export = percent_decode_str(parts.path.strip_prefix('/').unwrap_or_default());
         let export = export.decode_utf8().map_err(|_| wrong("has an export whose name is no UTF-8"))?.into_owned();
@@ -57,11 +65,12 @@ impl Address {
             other => (other, false),
         };
         if is_secure && cfg!(not(feature = "tls")) {
-            return Err(wrong("wants TLS, which this program was built without (feature `tls`)"));
+            let message = format!("'{uri}' wants TLS, which this program was built without (feature `tls`)");
+            return Err(SourceError { kind: SourceErrorKind::Invalid, message });
         }
         // A user who names certificates does not want clear text.
-        if !is_secure && parts.query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with("tls-"))) {
-            return Err(wrong("has parameters of TLS and a scheme without it: use nbds:// or nbds+unix://"));
+        if !is_secure && parts.query.is_some_and(|query| query.split('&').any(|pair| pair.starts_with(TLS_PARAMETERS))) {
+            return Err(wrong("has parameters of TLS and a scheme without it"));
         }
         let place = match scheme {
             "nbd" => {

@@ -46,7 +46,7 @@ pub(super) fn terms(query: Option<&str>, host: Option<&str>) -> Result<ClientTer
     };
     let certificates = value_of(query, "tls-certificates").filter(|path| !path.is_empty()).map(path_of);
     if certificates.is_none() && verifies_peer {
-        return Err("does not say which CA to trust: add the parameter tls-certificates=DIR, a directory with ca-cert.pem");
+        return Err("does not say which CA to trust");
     }
     Ok(ClientTerms { certificates, name, verifies_peer })
 }

@@ -118,7 +118,7 @@ pub enum Command {
     /// It has every write that completed before. What a guest still has in its memory is not written: run 'sync' or 'fsfreeze' there
     /// first, or pause the machine. So are several volumes forked as they were at one instant, one after the other.
     Fork {
-        /// NAME, NAME@SNAP, or an NBD address such as nbd://host:10809/NAME@SNAP
+        /// NAME, NAME@SNAP, or an NBD address such as nbd://host:10809/NAME@SNAP, with TLS nbds://host/NAME@SNAP?tls-certificates=DIR
         source: String,
         /// Name of the new volume
         new: String,
