@@ -63,7 +63,7 @@ impl NbdSource {
         let range = range.start..range.end.min(range.start.saturating_add(self.0.export.status_bytes_max));
         let (sender, receiver) = mpsc::channel();
         let done: StatusDone = Box::new(move |result| drop(sender.send(result)));
-        self.0.submit(Job { range, waiter: Waiter::Status(topic, done), tries: 0 });
+        self.0.submit(Job { range, waiter: Waiter::Status(topic, done), tries: 0, lost_at: None });
         receiver.recv().unwrap_or_else(|_| Err(self.0.error(SourceErrorKind::Closed, "it was closed")))
     }
 
@@ -145,7 +145,7 @@ impl Source for NbdSource {
 
     fn read(&self, range: Range<u64>, class: ReadClass, arrival: OnArrival) {
         let (range, arrival) = tail::rounded(&self.0, range, arrival);
-        self.0.submit(Job { range, waiter: Waiter::Read(class, arrival), tries: 0 });
+        self.0.submit(Job { range, waiter: Waiter::Read(class, arrival), tries: 0, lost_at: None });
     }
 
     fn extents(&self, range: Range<u64>) -> Result<Vec<SourceExtent>, SourceError> {

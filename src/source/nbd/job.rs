@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::handshake::Topic;
 use crate::source::{OnArrival, ReadClass, SourceError, SourceErrorKind};
+use crate::sync::time::Instant;
 use crate::wire::StatusExtent;
 
 /// Callback of a block status request.
@@ -21,6 +22,8 @@ pub struct Job {
     pub range: Range<u64>,
     pub waiter: Waiter,
     pub tries: u32,
+    /// When it lost its last connection.
+    pub lost_at: Option<Instant>,
 }
 
 /// The reply to a job. The bytes of a read have gone to its waiter already.
@@ -43,6 +46,14 @@ impl Job {
     /// The job with one more failed try counted.
     pub fn tried(self) -> Self {
         Self { tries: self.tries.saturating_add(1), ..self }
+    }
+
+    /// The job after the loss of a connection that was made at some time. Connections from before its last loss were most likely lost with
+    /// that one and only noticed now, so these say nothing of the job: each is lost once, so this has an end.
+    pub fn lost(self, made: Instant) -> Self {
+        let is_new = self.lost_at.is_none_or(|lost_at| lost_at < made);
+        let job = if is_new { self.tried() } else { self };
+        Self { lost_at: Some(Instant::now()), ..job }
     }
 
     /// Calls the waiter with the result.

@@ -61,6 +61,7 @@ pub struct Lost {
 /// One connection.
 pub struct Link {
     pub socket: Socket,
+    pub made: Instant,
     /// Bytes for which the socket had no room.
     unsent: Mutex<Vec<u8>>,
     /// Its place in the poll set of its reactor.
@@ -83,6 +84,7 @@ impl Link {
         let state = State { entries: BTreeMap::new(), next_cookie: 1, bytes_under_way: 0, jobs: 0, lost: false, brought: 0, oldest: None };
         Ok(Self {
             socket: agreed.socket,
+            made: Instant::now(),
             unsent: Mutex::ranked(Rank::NbdUnsent, Vec::new()),
             place: OnceLock::new(),
             state: Mutex::ranked(Rank::NbdLink, state),

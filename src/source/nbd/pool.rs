@@ -264,7 +264,8 @@ impl Shared {
         }
         state.last_error.clone_from(&reason);
         // Bounds the tries of a job that the server never answers, or always hangs up at.
-        let (again, over): (Vec<Job>, Vec<Job>) = jobs.into_iter().map(Job::tried).partition(|job| job.tries < self.export.options.tries);
+        let tried = jobs.into_iter().map(|job| job.lost(link.made));
+        let (again, over): (Vec<Job>, Vec<Job>) = tried.partition(|job| job.tries < self.export.options.tries);
         state.stats.errors += wide(over.len());
         again.into_iter().for_each(|job| state.wait(job));
         let closed = state.closed;

@@ -334,7 +334,7 @@ mod tests {
                 arrived.lock()[at..at + bytes.len()].copy_from_slice(&bytes);
             }
         });
-        assert!(link.send(Job { range, waiter: Waiter::Read(ReadClass::Waited, arrival), tries: 0 }).is_ok());
+        assert!(link.send(Job { range, waiter: Waiter::Read(ReadClass::Waited, arrival), tries: 0, lost_at: None }).is_ok());
         bytes
     }
 
@@ -366,7 +366,9 @@ mod tests {
                 let extents = Arc::new(Mutex::new(Vec::new()));
                 let told = Arc::clone(&extents);
                 let done = Box::new(move |result: Result<Vec<StatusExtent>, _>| *told.lock() = result.unwrap());
-                assert!(link.send(Job { range: 0..4096, waiter: Waiter::Status(Topic::Allocation, done), tries: 0 }).is_ok());
+                assert!(
+                    link.send(Job { range: 0..4096, waiter: Waiter::Status(Topic::Allocation, done), tries: 0, lost_at: None }).is_ok()
+                );
                 let mut sent = Vec::new();
                 chunk(&mut sent, mode, 1, false, &Chunk::Data(5, &data[..200_000]));
                 chunk(&mut sent, mode, 3, true, &Chunk::Data(100, &data[..100]));

@@ -46,7 +46,8 @@ fn read_once(shared: &Shared, range: Range<u64>) -> Result<(), SourceError> {
             let _ = sender.send(result);
         }
     });
-    shared.submit(Job { range, waiter: Waiter::Read(ReadClass::Waited, arrival), tries: shared.export.options.tries.saturating_sub(1) });
+    let tries = shared.export.options.tries.saturating_sub(1);
+    shared.submit(Job { range, waiter: Waiter::Read(ReadClass::Waited, arrival), tries, lost_at: None });
     receiver.recv().unwrap_or_else(|_| Err(shared.error(SourceErrorKind::Closed, "it was closed")))
 }
 
