@@ -154,11 +154,17 @@ impl Places {
         self.state.lock().connected.len()
     }
 
-    /// Shuts the socket of a connection that has done.
+    /// Shuts the socket that a connection went on with once they agreed on an export. Before, there is no other handle to the socket that it
+    /// goes on with, and the one here is that of the client, who is still owed the last replies.
     pub fn hang_up(&self, number: u64) {
-        if let Some(client) = self.state.lock().connected.get(&number) {
+        if let Some(client) = self.state.lock().connected.get(&number).filter(|client| client.export.is_some()) {
             client.socket.shut();
         }
+    }
+
+    /// Tells all connections to end at once, whatever is under way, and whatever their clients have not taken yet.
+    pub fn cut(&self) {
+        self.state.lock().connected.values().for_each(|client| client.cut.store(true, Ordering::SeqCst));
     }
 
     /// Closes the sockets of some clients.

@@ -163,6 +163,7 @@ impl NbdServer {
         if self.shared.places.wait_empty(self.shared.options.shutdown_timeout) {
             return;
         }
+        self.shared.places.cut();
         self.shared.shutdown.forced.wake();
         self.shared.places.shut(|_| true);
         // Requests that are still under way wait for a source that does not answer. Exports are not trusted to do this at once either.

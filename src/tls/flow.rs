@@ -113,14 +113,18 @@ impl Flow {
         of_side.writable |= ready.writable || ready.hung_up;
         if side == Side::Clear && ready.hung_up {
             self.clear_is_gone = true;
-            let linger = if self.fate.is_cut() { Duration::ZERO } else { LINGER };
-            self.lingers_until.get_or_insert_with(|| Instant::now() + linger);
+            self.lingers_until.get_or_insert_with(|| Instant::now() + LINGER);
         }
     }
 
-    /// When the peer's time for the last bytes is over.
-    pub fn lingers_until(&self) -> Option<Instant> {
-        self.lingers_until
+    /// Whether the clear end is closed, and the peer has some time for the last bytes.
+    pub fn lingers(&self) -> bool {
+        self.lingers_until.is_some()
+    }
+
+    /// Whether that time is over, or the connection was told to end at once.
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.lingers_until.is_some_and(|until| until <= now || self.fate.is_cut())
     }
 
     /// Ends the connection.
@@ -135,6 +139,9 @@ impl Flow {
     /// # Errors
     /// TLS was broken, or the stream was cut off.
     pub fn step(&mut self, buffer: &mut [u8]) -> Result<Next, Refused> {
+        if self.clear_is_gone && self.fate.is_cut() {
+            return Ok(Next::Over);
+        }
         for _ in 0..ROUNDS {
             let received = self.receive(buffer)?;
             let sent = self.send(buffer).or_else(|error| self.not_sent(&error, buffer))?;
@@ -165,7 +172,7 @@ impl Flow {
                 self.peer_is_gone = true;
                 Ok(false)
             }
-            false => Err(Refused(format!("TLS was cut off: {error}"))),
+            false => Err(Refused::lost(format!("TLS was cut off: {error}"))),
         }
     }
 
@@ -190,13 +197,13 @@ impl Flow {
                 self.of_peer.readable = false;
                 Ok(came)
             }
-            Ok(Some(0)) => Err(Refused("TLS was cut off: the stream ended without a word".into())),
+            Ok(Some(0)) => Err(Refused::lost("TLS was cut off: the stream ended without a word")),
             Ok(Some(count)) => {
                 let taken = self.take(&buffer[..count])?;
                 self.unread = buffer[taken..count].to_vec();
                 Ok(true)
             }
-            Err(error) => Err(Refused(format!("TLS was cut off: {error}"))),
+            Err(error) => Err(Refused::lost(format!("TLS was cut off: {error}"))),
         }
     }
 
@@ -208,7 +215,7 @@ impl Flow {
                 // It has said that it sends no more: what follows is none of TLS.
                 Ok(0) => return Ok(bytes.len()),
                 Ok(_) => {}
-                Err(error) => return Err(Refused(format!("TLS fails: {error}"))),
+                Err(error) => return Err(Refused::lost(format!("TLS fails: {error}"))),
             }
             match self.tls.process_new_packets() {
                 Ok(state) => self.peer_has_ended |= state.peer_has_closed(),
@@ -270,6 +277,11 @@ impl Flow {
                 return Ok(flushed);
             }
             Ok(Some(count)) if count > 0 => self.tls.writer().write_all(&buffer[..count])?,
+            // Bytes are missing before this end, so the peer is not told that it is one.
+            Ok(_) | Err(_) if self.fate.is_cut() => {
+                self.peer_is_gone = true;
+                return Ok(flushed);
+            }
             // An error means that the clear end was closed with bytes that it did not read.
             Ok(_) | Err(_) => {
                 self.clear_has_ended = true;
@@ -295,6 +307,6 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.fate.end(Err(Refused("TLS was given up".into())));
+        self.fate.end(Err(Refused::lost("TLS was given up")));
     }
 }

@@ -21,13 +21,25 @@ pub(crate) enum Failure {
     Refused(Refused),
 }
 
-/// Why TLS refuses a peer, or the peer refuses: the end of a sentence about the peer.
+/// Why TLS with a peer has ended, or never began.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refused(pub String);
+pub(crate) struct Refused {
+    /// The end of a sentence about the peer.
+    pub text: String,
+    /// TLS or the peer refuses, and would again. Otherwise the connection was lost.
+    pub is_final: bool,
+}
+
+impl Refused {
+    /// The connection was lost, as one without TLS may be.
+    pub fn lost(text: impl Into<String>) -> Self {
+        Self { text: text.into(), is_final: false }
+    }
+}
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -47,7 +59,7 @@ impl From<rustls::Error> for Failure {
 
 impl From<&rustls::Error> for Refused {
     fn from(error: &rustls::Error) -> Self {
-        Self(match error {
+        let text = match error {
             rustls::Error::InvalidCertificate(why) => of_certificate(why),
             rustls::Error::NoCertificatesPresented => "the peer shows no certificate".into(),
             rustls::Error::AlertReceived(alert) => of_alert(*alert),
@@ -55,7 +67,8 @@ impl From<&rustls::Error> for Refused {
                 format!("what comes from the peer is no TLS ({error})")
             }
             other => format!("TLS fails: {other}"),
-        })
+        };
+        Self { text, is_final: true }
     }
 }
 

@@ -150,7 +150,7 @@ impl Running<'_> {
         let (number, side) = (ready.number / 2, if ready.number.is_multiple_of(2) { Side::Peer } else { Side::Clear });
         if let Some(flow) = self.flows.get_mut(&number) {
             flow.note(side, ready);
-            if flow.lingers_until().is_some() {
+            if flow.lingers() {
                 self.lingering.insert(number);
             }
             self.again.insert(number);
@@ -167,7 +167,7 @@ impl Running<'_> {
             match added.into_iter().collect::<io::Result<()>>() {
                 // The poller tells what they are ready for.
                 Ok(()) => {}
-                Err(error) => self.end(number, Err(Refused(format!("it cannot be polled ({error})")))),
+                Err(error) => self.end(number, Err(Refused::lost(format!("TLS cannot be polled ({error})")))),
             }
         }
     }
@@ -180,15 +180,15 @@ impl Running<'_> {
             Ok(Ok(Next::Again)) => drop(self.again.insert(number)),
             Ok(Ok(Next::Over)) => self.end(number, Ok(())),
             Ok(Err(why)) => self.end(number, Err(why)),
-            Err(_) => self.end(number, Err(Refused("TLS panicked".into()))),
+            Err(_) => self.end(number, Err(Refused::lost("TLS panicked"))),
         }
     }
 
-    /// Ends connections whose peers have not taken the last bytes in time.
+    /// Ends connections whose peers have not taken the last bytes in time, or have no more time.
     fn end_late(&mut self) {
         let now = Instant::now();
-        let until = |number: &u64| self.flows.get(number).and_then(Flow::lingers_until);
-        let late: Vec<u64> = self.lingering.iter().copied().filter(|number| until(number).is_none_or(|until| until <= now)).collect();
+        let is_late = |number: &u64| self.flows.get(number).is_none_or(|flow| flow.is_late(now));
+        let late: Vec<u64> = self.lingering.iter().copied().filter(is_late).collect();
         for number in late {
             self.end(number, Ok(()));
         }
@@ -203,7 +203,7 @@ impl Running<'_> {
         }
         self.worker.load.fetch_sub(1, Ordering::Relaxed);
         if let Err(why) = &outcome {
-            tell!(DEBUG, why = why.0, "TLS ended");
+            tell!(DEBUG, why = why.text, "TLS ended");
         }
         flow.end(outcome);
     }

@@ -1,10 +1,17 @@
 //! Sources behind TLS.
 
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use volfork::source::{NbdOptions, Source, SourceErrorKind, SourceExt, UriSources};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use volfork::source::{NbdOptions, NbdSource, Source, SourceErrorKind, SourceExt, UriSources};
+use volfork::wire::constants::{OPT_STARTTLS, REP_ACK};
+use volfork::wire::{OptionReply, OptionRequest};
 use volfork::{Store, StoreOptions};
 
 use crate::stage::{Host, MIB, Mode, PATIENCE, answers, open};
@@ -158,10 +165,42 @@ fn an_expired_certificate_is_refused_until_it_is_renewed() {
     store.close().unwrap();
 }
 
+/// A server that ends without a word once TLS has begun.
+fn breaks_off(mut socket: TcpStream, tls: ServerConnection) -> io::Result<()> {
+    let greeting = [&b"NBDMAGICIHAVEOPT"[..], &3u16.to_be_bytes()].concat();
+    socket.write_all(&greeting)?;
+    // The client's flags, and its option.
+    socket.read_exact(&mut [0; 4 + OptionRequest::BYTES])?;
+    socket.write_all(&OptionReply::encode(OPT_STARTTLS, REP_ACK, &[]))?;
+    let mut stream = StreamOwned::new(tls, socket);
+    stream.read_exact(&mut [0; 1])
+}
+
+#[test]
+fn a_server_that_breaks_off_may_be_asked_again() {
+    let host = Host::new(Mode::Off);
+    let file = |name: &str| host.path("server").join(name);
+    let chain = CertificateDer::pem_file_iter(file("server-cert.pem")).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(file("server-key.pem")).unwrap();
+    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = Arc::new(builder.with_single_cert(chain, key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("nbds://{}/v?tls-certificates={}", listener.local_addr().unwrap(), host.path("nobody").display());
+    std::thread::scope(|scope| {
+        scope.spawn(|| breaks_off(listener.accept().unwrap().0, ServerConnection::new(config).unwrap()).unwrap());
+        let error = open(&uri).err().unwrap();
+        // As without TLS: whoever sees it tries again.
+        assert_eq!(error.kind, SourceErrorKind::Lost, "{error}");
+    });
+}
+
 #[test]
 fn a_source_finds_its_server_again_over_tls() {
     let mut host = Host::new(Mode::Verified);
-    let source = open(&host.unix_uri("known")).unwrap();
+    // More connections than tries: those that were lost together count once.
+    let options = NbdOptions::default().with_connect_timeout(PATIENCE).with_connections(8).with_tries(2);
+    let source = NbdSource::open(&host.unix_uri("known"), options).unwrap();
     for _ in 0..3 {
         assert!(source.read_blocking(0..4 * MIB as u64).unwrap() == host.data[..4 * MIB]);
         host.server.take().unwrap().shutdown();

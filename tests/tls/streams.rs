@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,7 +12,8 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use volfork::serve::NbdServerOptions;
 use volfork::wire::Request;
 use volfork::wire::constants::{
-    CMD_READ, CMD_WRITE, OPT_GO, OPT_LIST, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_INVALID, REP_SERVER,
+    CMD_READ, CMD_WRITE, OPT_ABORT, OPT_GO, OPT_LIST, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ACK, REP_ERR_INVALID,
+    REP_SERVER,
 };
 use volfork::wire::{ContextQuery, GoRequest};
 
@@ -163,6 +165,8 @@ fn a_client_that_takes_nothing_holds_bounded_memory() {
     assert!(grown < 400, "{grown} MiB more than before");
     // What they have read is whole.
     let mut first = greedy.remove(0);
+    // They hold the memory that it may wait for.
+    drop(greedy);
     assert!(replied(&mut first, 8 * MIB).unwrap() == host.data);
 }
 
@@ -178,6 +182,42 @@ fn a_client_that_takes_nothing_is_ended_at_once() {
     is_empty(&host);
     // It is told of no end: what was promised has not come.
     assert!(greedy.read_to_end(&mut Vec::new()).is_err());
+}
+
+#[test]
+fn a_server_that_ends_by_force_waits_for_no_last_bytes() {
+    let mut host = Host::new(Mode::Verified);
+    host.server.take().unwrap().shutdown();
+    host.serve(Mode::Verified, NbdServerOptions::default().with_shutdown_timeout(Duration::from_millis(1)));
+    let clients = host.server.as_ref().unwrap().clients();
+    let mut greedy = opened(&host);
+    greedy.write_all(&request(CMD_READ, 0, 8 * MIB as u64).repeat(4)).unwrap();
+    greedy.read_exact(&mut [0; 16]).unwrap();
+    host.server.take().unwrap().shutdown();
+    // Its export may keep a store open.
+    assert!(clients.list().is_empty());
+    assert!(greedy.read_to_end(&mut Vec::new()).is_err(), "a part of a reply is no end");
+}
+
+#[test]
+fn a_client_that_leaves_without_an_export_is_answered() {
+    let host = Host::new(Mode::Verified);
+    for _ in 0..50 {
+        let mut client = secured(&host);
+        assert_eq!(ask(&mut client, OPT_ABORT, &[]).unwrap(), REP_ACK);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn keys_that_change_are_followed() {
+    let host = Host::new(Mode::Verified);
+    let mut client = opened(&host);
+    for at in 0..100 {
+        client.conn.refresh_traffic_keys().unwrap();
+        client.write_all(&request(CMD_READ, at * 4096, 4096)).unwrap();
+        assert!(replied(&mut client, 4096).unwrap() == host.data[at as usize * 4096..][..4096]);
+    }
 }
 
 /// Most memory that this process has had.

@@ -95,8 +95,8 @@ pub enum Refusal {
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
         #[cfg(feature = "tls")]
-        if let Some(why) = error.get_ref().and_then(|why| why.downcast_ref::<crate::tls::Refused>()) {
-            return Self::Never(SourceErrorKind::Invalid, why.0.clone());
+        if let Some(why) = error.get_ref().and_then(|why| why.downcast_ref::<crate::tls::Refused>()).filter(|why| why.is_final) {
+            return Self::Never(SourceErrorKind::Invalid, why.text.clone());
         }
         let text = match error.kind() {
             io::ErrorKind::UnexpectedEof => "the server closed the connection".into(),

@@ -26,7 +26,7 @@ impl Talk {
         let socket = self.socket.as_fd().try_clone_to_owned()?;
         self.socket = tls.connect(socket, self.deadline).map_err(|failure| match failure {
             Failure::Io(error) => error.into(),
-            Failure::Refused(why) => never(why.0),
+            Failure::Refused(why) => never(why.text),
         })?;
         Ok(())
     }
