@@ -154,8 +154,8 @@ impl Places {
         self.state.lock().connected.len()
     }
 
-    /// Shuts the socket that a connection went on with once they agreed on an export. Before, there is no other handle to the socket that it
-    /// goes on with, and the one here is that of the client, who is still owed the last replies.
+    /// Shuts the socket that a connection went on with, once they agreed on an export. Before, the socket here is that of the client, who
+    /// is owed the last replies, and nobody has another handle to the one that the connection went on with.
     pub fn hang_up(&self, number: u64) {
         if let Some(client) = self.state.lock().connected.get(&number).filter(|client| client.export.is_some()) {
             client.socket.shut();

@@ -46,7 +46,8 @@ impl SourceOpener for UriSources {
             _ => Err(SourceError {
                 kind: SourceErrorKind::Invalid,
                 message: format!(
-                    "'{uri}' is no address of a source: use nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (with TLS nbds and nbds+unix) or file:///PATH"
+                    "'{uri}' is no address of a source: use nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH (with TLS nbds \
+                     and nbds+unix) or file:///PATH"
                 ),
             }),
         }
