@@ -236,12 +236,13 @@ fn closing_waits_for_what_a_queue_has_and_refuses_the_rest() {
     for kind in KINDS {
         let scene = Scene::new(kind, false);
         let head = scene.volume("v");
-        head.write(&vec![1; LARGE], 0, None).unwrap();
+        head.write(&vec![1; 3 * LARGE], 0, None).unwrap();
         let mut queue = Queue::for_volume(&head, 8).unwrap();
         queue.submit(0, write(0, LARGE, 2)).unwrap();
         queue.submit(1, Request::Write { offset: LARGE as u64, data: vec![2; LARGE].into(), fua: true }).unwrap();
         queue.submit(2, write(100, 100, 2)).unwrap();
-        queue.submit(3, Request::Read { offset: 0, bytes: LARGE as u32 }).unwrap();
+        // Of blocks that nobody writes: one that met a write would begin again, and be refused.
+        queue.submit(3, Request::Read { offset: 2 * LARGE as u64, bytes: LARGE as u32 }).unwrap();
         // By the queue's owner, who cannot reap meanwhile.
         scene.core.pool.fence.shut();
         scene.core.pool.fence.wait_empty(|| scene.core.layers.reapers.help());
