@@ -91,6 +91,27 @@ fn an_address_is_kept_with_the_directory_and_no_key() {
 }
 
 #[test]
+fn a_lease_is_given_back_once_certificates_are_there() {
+    let host = Host::new(Mode::Verified);
+    let store = forks(&host);
+    store.fork(&host.unix_uri("known")[..], "fork").unwrap();
+    assert_eq!(host.store.show("v").unwrap().leases.len(), 1);
+    std::fs::rename(host.path("known"), host.path("away")).unwrap();
+    store.destroy_volume("fork", false).unwrap();
+    store.close().unwrap();
+    assert_eq!(host.store.show("v").unwrap().leases.len(), 1);
+    std::fs::rename(host.path("away"), host.path("known")).unwrap();
+    let options = StoreOptions::default().with_sources(Arc::new(UriSources::default()));
+    let store = Store::open(host.path("forks"), options).unwrap();
+    let begun = Instant::now();
+    while !host.store.show("v").unwrap().leases.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the lease is not given back");
+        std::thread::yield_now();
+    }
+    store.close().unwrap();
+}
+
+#[test]
 fn nbdkit_is_a_source_behind_tls() {
     let host = Host::new(Mode::Off);
     let (image, socket) = (host.path("image"), host.path("nbdkit.sock"));

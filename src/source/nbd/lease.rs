@@ -42,7 +42,12 @@ pub(super) fn lease_of(uri: &str, address: &Address, grant: LeaseGrant) -> Resul
 /// Nobody answers, or the server refuses the lease.
 pub(super) fn ask(uri: &str, options: &NbdOptions, request: &LeaseRequest) -> Result<Option<Lease>, SourceError> {
     let address = Address::parse(uri)?;
-    let asked = Talk::begin(&address, options.connect_timeout).and_then(|(mut talk, _)| {
+    // A refusal before the lease was named says nothing of it: certificates may be renewed.
+    let not_asked = |refusal| match refusal {
+        Refusal::Never(_, text) => Refusal::Later(text),
+        later @ Refusal::Later(_) => later,
+    };
+    let asked = Talk::begin(&address, options.connect_timeout).map_err(not_asked).and_then(|(mut talk, _)| {
         let grant = talk.lease(&address.export, request, options)?;
         // If the abort cannot be sent, the server sees the end of the connection.
         let _ = talk.send(OPT_ABORT, &[]);
