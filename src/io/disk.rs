@@ -182,10 +182,6 @@ pub trait DiskFile: Send + Sync + 'static {
     }
     /// Writes at `offset`; may be short; 0 is an error of the disk.
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize>;
-    /// Bytes that one write at `offset` transfers at the most: longer ones are short. At least 1.
-    fn write_bytes_max(&self, _offset: u64) -> usize {
-        usize::MAX
-    }
     /// Makes completed writes durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Drops what the page cache has of the file and calls clean, so that the device is read again: after a failed sync that may be

@@ -354,7 +354,6 @@ impl InFlight {
             }
             Op::Write { file, data, offset } => {
                 let rest = &data[transferred..];
-                let rest = &rest[..rest.len().min(file.write_bytes_max(*offset + done))];
                 opcode::Write::new(types::Fd(file.raw_fd()?), rest.as_ptr(), at_once(rest)).offset(*offset + done).build()
             }
         })
