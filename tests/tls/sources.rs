@@ -32,6 +32,12 @@ fn forks(host: &Host) -> Store {
     Store::create(host.path("forks"), options).unwrap()
 }
 
+/// The store of [`forks`], opened again.
+fn reopened(host: &Host) -> Store {
+    let options = StoreOptions::default().with_sources(Arc::new(UriSources::default()));
+    Store::open(host.path("forks"), options).unwrap()
+}
+
 /// Reads a fork while it hydrates, and once more when it is complete.
 fn read_and_hydrate(store: &Store, name: &str, data: &[u8]) {
     let fork = store.volume(name).unwrap();
@@ -47,6 +53,15 @@ fn read_and_hydrate(store: &Store, name: &str, data: &[u8]) {
     assert!(bytes(0, data.len()) == data);
 }
 
+/// Waits until no fork needs a snapshot of `v` any more.
+fn await_no_lease(host: &Host) {
+    let begun = Instant::now();
+    while !host.store.show("v").unwrap().leases.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the lease is not given back");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_fork_is_read_while_it_hydrates_over_tls() {
     let host = Host::new(Mode::Verified);
@@ -60,11 +75,7 @@ fn a_fork_is_read_while_it_hydrates_over_tls() {
         let place = if name == "tcp" { "127.0.0.1:" } else { "process " };
         assert!(leases[0].address.starts_with(place), "{}", leases[0].address);
         read_and_hydrate(&store, name, &host.data);
-        let begun = Instant::now();
-        while !host.store.show("v").unwrap().leases.is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "the lease is not given back");
-            std::thread::yield_now();
-        }
+        await_no_lease(&host);
     }
     store.close().unwrap();
 }
@@ -80,8 +91,7 @@ fn an_address_is_kept_with_the_directory_and_no_key() {
     store.close().unwrap();
     host.server.take().unwrap().shutdown();
     host.serve(Mode::Verified, Default::default());
-    let options = StoreOptions::default().with_sources(Arc::new(UriSources::default()));
-    let store = Store::open(host.path("forks"), options).unwrap();
+    let store = reopened(&host);
     let source = store.volume("fork").unwrap().info().unwrap().source.unwrap();
     assert!(source.contains(&format!("tls-certificates={}", host.path("known").display())), "{source}");
     let control = volfork::store::HydrationControl::default().with_paused(false);
@@ -101,13 +111,8 @@ fn a_lease_is_given_back_once_certificates_are_there() {
     store.close().unwrap();
     assert_eq!(host.store.show("v").unwrap().leases.len(), 1);
     std::fs::rename(host.path("away"), host.path("known")).unwrap();
-    let options = StoreOptions::default().with_sources(Arc::new(UriSources::default()));
-    let store = Store::open(host.path("forks"), options).unwrap();
-    let begun = Instant::now();
-    while !host.store.show("v").unwrap().leases.is_empty() {
-        assert!(begun.elapsed() < PATIENCE, "the lease is not given back");
-        std::thread::yield_now();
-    }
+    let store = reopened(&host);
+    await_no_lease(&host);
     store.close().unwrap();
 }
 
