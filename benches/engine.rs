@@ -75,20 +75,27 @@ fn raw_file(path: &Path, mode: IoMode, bytes: u64) -> Arc<dyn DiskFile> {
     file
 }
 
+/// Random transfers, each of `size` bytes.
+#[derive(Clone, Copy)]
+struct Transfers {
+    write: bool,
+    size: u64,
+}
+
 /// Keeps `DEPTH` random transfers of a raw file under way until `count` have ended.
-fn raw_transfers(file: &Arc<dyn DiskFile>, bytes: u64, count: u64, write: bool) -> Duration {
+fn raw_transfers(file: &Arc<dyn DiskFile>, bytes: u64, count: u64, Transfers { write, size }: Transfers) -> Duration {
     let mut ring = Ring::new(DEPTH as u32, None).expect("a ring");
     let (mut random, mut started, mut ended, mut done) = (Blocks(1), 0, 0, Vec::new());
-    let data = AlignedBuffer::zeroed(BLOCK as usize).into_bytes();
+    let data = AlignedBuffer::zeroed(size as usize).into_bytes();
     let begin = Instant::now();
     while ended < count {
         while ring.in_flight() < DEPTH && started < count {
-            let (file, offset) = (Arc::clone(file), random.next(bytes / BLOCK) * BLOCK);
+            let (file, offset) = (Arc::clone(file), random.next(bytes / size) * size);
             ring.push(
                 started,
                 match write {
                     true => Op::Write { file, data: data.clone(), offset },
-                    false => Op::Read { file, buffer: AlignedBuffer::new(BLOCK as usize).into(), offset },
+                    false => Op::Read { file, buffer: AlignedBuffer::new(size as usize).into(), offset },
                 },
             );
             started += 1;
@@ -101,18 +108,18 @@ fn raw_transfers(file: &Arc<dyn DiskFile>, bytes: u64, count: u64, write: bool) 
 }
 
 /// The same through a volume's queue.
-fn queue_transfers(volume: &Volume, count: u64, write: bool) -> Duration {
+fn queue_transfers(volume: &Volume, count: u64, Transfers { write, size }: Transfers) -> Duration {
     let bytes = volume.size_bytes();
     let mut queue = volume.queue(DEPTH as u32).expect("a queue");
     let (mut random, mut started, mut ended, mut completions) = (Blocks(1), 0, 0, Vec::new());
-    let data: Bytes = AlignedBuffer::zeroed(BLOCK as usize).into_bytes();
+    let data: Bytes = AlignedBuffer::zeroed(size as usize).into_bytes();
     let begin = Instant::now();
     while ended < count {
         while queue.in_flight() < DEPTH && started < count {
-            let offset = random.next(bytes / BLOCK) * BLOCK;
+            let offset = random.next(bytes / size) * size;
             let request = match write {
                 true => Request::Write { offset, data: data.clone(), fua: false },
-                false => Request::Read { offset, bytes: BLOCK as u32 },
+                false => Request::Read { offset, bytes: size as u32 },
             };
             queue.submit(started, request).expect("a request");
             started += 1;
@@ -131,17 +138,19 @@ fn random_transfers(criterion: &mut Criterion) {
         let store = Store::create(dir.path().join("store"), options(mode)).expect("a store");
         let volume = filled_volume(&store, "a", bytes);
         let file = raw_file(&dir.path().join("raw"), mode, bytes);
-        for (write, what) in [(false, "read"), (true, "write")] {
+        for (write, size) in [(false, BLOCK), (true, BLOCK), (false, 64 * BLOCK), (true, 64 * BLOCK)] {
+            let transfers = Transfers { write, size };
             // Marks are made once an extent; here every extent has one before the clock runs.
-            queue_transfers(&volume, bytes / BLOCK / 16, write);
-            let mut group = criterion.benchmark_group(format!("random 4 KiB {what}, depth {DEPTH}, {name}"));
+            queue_transfers(&volume, bytes / transfers.size / 16, transfers);
+            let (what, kib) = (if transfers.write { "write" } else { "read" }, transfers.size >> 10);
+            let mut group = criterion.benchmark_group(format!("random {kib} KiB {what}, depth {DEPTH}, {name}"));
             group.throughput(Throughput::Elements(1));
             for round in ["A", "B"] {
                 group.bench_function(format!("raw file {round}"), |bencher| {
-                    bencher.iter_custom(|count| raw_transfers(&file, bytes, count, write))
+                    bencher.iter_custom(|count| raw_transfers(&file, bytes, count, transfers))
                 });
                 group.bench_function(format!("volume {round}"), |bencher| {
-                    bencher.iter_custom(|count| queue_transfers(&volume, count, write))
+                    bencher.iter_custom(|count| queue_transfers(&volume, count, transfers))
                 });
             }
             group.finish();

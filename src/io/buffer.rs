@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use bytes::Bytes;
 
+use super::regions;
 use crate::place::index;
 use crate::sync::StaticMutex;
 
@@ -38,18 +39,26 @@ impl Memory {
     fn new(layout: Layout) -> Self {
         // SAFETY: the layout is at least one page, so it is not empty.
         let start = unsafe { alloc_zeroed(layout) };
-        Self { start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)), layout }
+        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
+        if kept(layout.size()).is_some() {
+            regions::allocated(start.as_ptr().expose_provenance(), layout.size());
+        }
+        Self { start, layout }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if kept(self.layout.size()).is_some() {
+            regions::freed(self.start.as_ptr().addr(), self.layout.size());
+        }
         // SAFETY: allocated in `new` with the same layout, and owned by `self` alone.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
 
 /// Memory that begins on a 4,096-byte boundary. Dropped buffers of common sizes are kept and used again.
+/// Queues of a store with [`IoMode::Direct`](super::IoMode::Direct) register those of 64 KiB to 2 MiB with the kernel.
 ///
 /// ```
 /// # fn main() -> volfork::Result<()> {

@@ -203,6 +203,11 @@ pub trait DiskFile: Send + Sync + 'static {
     fn raw_fd(&self) -> Option<RawFd> {
         None
     }
+    /// Whether transfers go around the page cache. io_uring registers the memory of large ones, so that its pages are not pinned for
+    /// each of them.
+    fn is_direct(&self) -> bool {
+        false
+    }
 }
 
 /// Whole transfers over the short ones of [`DiskFile`].

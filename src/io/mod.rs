@@ -8,11 +8,13 @@ mod disk;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod fiemap;
+mod fixed;
 mod guess;
 mod op;
 mod overlay;
 mod poller;
 mod priority;
+mod regions;
 mod ring;
 #[cfg(feature = "sim")]
 mod simulated;

@@ -269,6 +269,10 @@ impl DiskFile for OverlayFile {
     fn raw_fd(&self) -> Option<RawFd> {
         self.below.as_ref().filter(|_| !self.changes.lock().changed).and_then(|below| below.raw_fd())
     }
+
+    fn is_direct(&self) -> bool {
+        self.below.as_ref().is_some_and(|below| below.is_direct())
+    }
 }
 
 #[cfg(test)]

@@ -406,6 +406,10 @@ impl DiskFile for SystemFile {
     fn raw_fd(&self) -> Option<RawFd> {
         Some(self.file.as_raw_fd())
     }
+
+    fn is_direct(&self) -> bool {
+        self.mode == IoMode::Direct
+    }
 }
 
 #[cfg(test)]

@@ -17,9 +17,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, Submitter, opcode, squeue, types};
 
 use super::AlignedBuffer;
+use super::DiskFile;
+use super::fixed::FixedBuffers;
 use super::op::{Done, Op, run};
 use super::slots::Slots;
 use super::waker::Wakes;
@@ -51,6 +53,8 @@ struct InFlight {
     op: Op,
     transferred: usize,
     tries: u32,
+    /// The entry of registered memory that the kernel transfers with.
+    fixed: Option<u16>,
 }
 
 /// Why the ring submits nothing any more, and since when.
@@ -62,6 +66,8 @@ struct Broken {
 
 pub struct UringRing {
     ring: IoUring,
+    /// Dropped after the ring.
+    fixed: FixedBuffers,
     /// Owns buffers and files until their own completion.
     in_flight: Slots<InFlight>,
     /// Do not fit into the ring yet.
@@ -85,6 +91,7 @@ impl UringRing {
         let ring = ring.or_else(|_| IoUring::new(entries))?;
         let mut ring = Self {
             ring,
+            fixed: FixedBuffers::default(),
             in_flight: Slots::default(),
             waiting: VecDeque::new(),
             queued: VecDeque::new(),
@@ -138,7 +145,7 @@ impl UringRing {
             self.ended.push(run(token, op));
             return;
         }
-        let slot = self.in_flight.insert(InFlight { token, op, transferred: 0, tries: 0 });
+        let slot = self.in_flight.insert(InFlight { token, op, transferred: 0, tries: 0, fixed: None });
         self.waiting.push_back(slot);
     }
 
@@ -155,7 +162,7 @@ impl UringRing {
         while self.entries + usize::from(!self.armed) < self.room()
             && let Some(slot) = self.waiting.pop_front()
         {
-            match self.in_flight.get_mut(slot).and_then(|entry| entry.entry()) {
+            match self.in_flight.get_mut(slot).and_then(|entry| entry.entry(&mut self.fixed, &self.ring.submitter())) {
                 Some(entry) => self.queue(entry.user_data(wide(slot))),
                 None => {
                     let mut ended = std::mem::take(&mut self.ended);
@@ -261,6 +268,9 @@ impl UringRing {
 
     fn end(&mut self, slot: usize, result: i32, done: &mut Vec<Done>) {
         let Some(entry) = self.in_flight.get_mut(slot) else { return };
+        if let Some(number) = entry.fixed.take() {
+            self.fixed.release(number);
+        }
         let ended = match result {
             0 => Some(Err(entry.op.stuck())),
             1.. => {
@@ -289,7 +299,8 @@ impl UringRing {
 
     /// Does a transfer that the kernel does not have on this thread, from its beginning.
     fn end_here(&mut self, slot: usize, done: &mut Vec<Done>) {
-        if let Some(InFlight { token, op, .. }) = self.in_flight.remove(slot) {
+        if let Some(InFlight { token, op, fixed, .. }) = self.in_flight.remove(slot) {
+            fixed.into_iter().for_each(|number| self.fixed.release(number));
             done.push(run(token, op));
         }
     }
@@ -345,16 +356,30 @@ fn at_once(rest: &[u8]) -> u32 {
 
 impl InFlight {
     /// The entry for what is left. `None`: the file has no descriptor any more.
-    fn entry(&mut self) -> Option<squeue::Entry> {
+    fn entry(&mut self, buffers: &mut FixedBuffers, kernel: &Submitter<'_>) -> Option<squeue::Entry> {
         let (transferred, done) = (self.transferred, wide(self.transferred));
+        let mut fixed = |file: &dyn DiskFile, rest: &[u8]| match file.is_direct() {
+            true => buffers.acquire(kernel, rest),
+            false => None,
+        };
         Some(match &mut self.op {
             Op::Read { file, buffer, offset } => {
-                let rest = &mut buffer[transferred..];
-                opcode::Read::new(types::Fd(file.raw_fd()?), rest.as_mut_ptr(), at_once(rest)).offset(*offset + done).build()
+                let (fd, rest, offset) = (types::Fd(file.raw_fd()?), &mut buffer[transferred..], *offset + done);
+                self.fixed = fixed(&**file, rest);
+                let (start, count) = (rest.as_mut_ptr(), at_once(rest));
+                match self.fixed {
+                    Some(number) => opcode::ReadFixed::new(fd, start, count, number).offset(offset).build(),
+                    None => opcode::Read::new(fd, start, count).offset(offset).build(),
+                }
             }
             Op::Write { file, data, offset } => {
-                let rest = &data[transferred..];
-                opcode::Write::new(types::Fd(file.raw_fd()?), rest.as_ptr(), at_once(rest)).offset(*offset + done).build()
+                let (fd, rest, offset) = (types::Fd(file.raw_fd()?), &data[transferred..], *offset + done);
+                self.fixed = fixed(&**file, rest);
+                let (start, count) = (rest.as_ptr(), at_once(rest));
+                match self.fixed {
+                    Some(number) => opcode::WriteFixed::new(fd, start, count, number).offset(offset).build(),
+                    None => opcode::Write::new(fd, start, count).offset(offset).build(),
+                }
             }
         })
     }
@@ -500,5 +525,51 @@ mod tests {
         break_for_good(&ring);
         drop(ring);
         assert!(data.is_unique(), "the ring has given its buffer back");
+    }
+
+    /// Writes `count` buffers of 64 KiB through the ring, and reads them.
+    fn transfer_large(ring: &mut UringRing, file: &Arc<dyn DiskFile>, count: u8) {
+        const BYTES: usize = 64 << 10;
+        let mut done = Vec::new();
+        for number in 0..count {
+            let mut buffer = AlignedBuffer::new(BYTES);
+            buffer.fill(number + 1);
+            let offset = u64::from(number) * 65536;
+            ring.push(u64::from(number), Op::Write { file: Arc::clone(file), data: buffer.into_bytes(), offset });
+        }
+        while ring.in_flight() > 0 {
+            ring.reap(&mut done).unwrap();
+        }
+        assert!(done.len() == usize::from(count) && done.drain(..).all(|done| done.result.is_ok()));
+        for number in 0..count {
+            let (buffer, offset) = (AlignedBuffer::zeroed(BYTES).into(), u64::from(number) * 65536);
+            ring.push(u64::from(number), Op::Read { file: Arc::clone(file), buffer, offset });
+        }
+        while ring.in_flight() > 0 {
+            ring.reap(&mut done).unwrap();
+        }
+        for Done { token, op, result } in done {
+            result.unwrap();
+            let Op::Read { buffer, .. } = op else { panic!("a read ends as a read") };
+            assert!(buffer.iter().all(|byte| u64::from(*byte) == token + 1), "transfer {token}");
+        }
+    }
+
+    #[test]
+    fn large_direct_transfers_use_registered_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (Ok(mut ring), Ok(file)) =
+            (UringRing::new(128), SystemDisk::new().open(&dir.path().join("d"), OpenMode::Create, IoMode::Direct))
+        else {
+            return println!("this machine has no io_uring, or no direct I/O there");
+        };
+        // More than the table has entries for: the rest is transferred as it is.
+        for count in [4, 100, 100] {
+            transfer_large(&mut ring, &file, count);
+            assert!(ring.fixed.uses().all(|uses| uses == 0));
+        }
+        println!("{} regions are registered", ring.fixed.uses().count());
+        assert!(ring.fixed.is_refused() || (1..=64).contains(&ring.fixed.uses().count()));
+        transfer_large(&mut ring, &super::tests::file(&dir), 10);
     }
 }
