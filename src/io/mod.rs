@@ -22,6 +22,7 @@ mod slots;
 mod socket;
 mod system;
 mod threads;
+mod transfers;
 mod uring;
 mod waker;
 mod workers;

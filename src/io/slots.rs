@@ -47,6 +47,7 @@ impl<T> Slots<T> {
     }
 
     /// Number of values.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

@@ -31,7 +31,7 @@ const SYNCS_MAX: u32 = 64;
 const DIRECTORIES_MAX: usize = 16;
 /// Bytes that are written into the page cache at once, and so the largest folio that a write makes there. In a folio of 2 MiB ext4 looks
 /// at the state of all its blocks to overwrite one: 12,000 writes of 4 KiB a second instead of 200,000 in folios of this size
-/// (Linux 6.18). A ring's writes are not cut: one after the other they would take longer.
+/// (Linux 6.18).
 const FOLIO_BYTES_MAX: u64 = 64 << 10;
 /// Most bytes of the text that names a lock's owner.
 const OWNER_BYTES_MAX: u64 = 4096;
@@ -89,6 +89,11 @@ impl Drop for Locked {
         // SAFETY: the descriptor belongs to `self`.
         unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_UN) };
     }
+}
+
+/// Bytes from an offset of a file to the end of its folio.
+pub fn folio_rest(offset: u64) -> usize {
+    length(FOLIO_BYTES_MAX - offset % FOLIO_BYTES_MAX)
 }
 
 /// The result of a system call that answers a negative number for an error.
@@ -365,7 +370,7 @@ impl DiskFile for SystemFile {
 
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<usize> {
         let most = match self.mode {
-            IoMode::Buffered => length(FOLIO_BYTES_MAX - offset % FOLIO_BYTES_MAX),
+            IoMode::Buffered => folio_rest(offset),
             IoMode::Direct => usize::MAX,
         };
         self.file.write_at(&buffer[..buffer.len().min(most)], offset)

@@ -14,26 +14,21 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, Submitter, opcode, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 
-use super::AlignedBuffer;
-use super::DiskFile;
 use super::fixed::FixedBuffers;
 use super::op::{Done, Op, run};
-use super::slots::Slots;
+use super::transfers::{Answer, Transfers};
 use super::waker::Wakes;
-use crate::place::{index, length, wide};
+use crate::place::{index, length};
 use crate::sync::time::Instant;
 
 /// Marks completions of the poll on the waker.
 const WAKE: u64 = u64::MAX;
 /// Marks completions that only make the descriptor readable.
 const NUDGE: u64 = u64::MAX - 1;
-/// How often the ring tries a transfer that was interrupted or cancelled, before the calling thread does it.
-const TRIES_MAX: u32 = 8;
 /// How often a busy kernel is asked again while no completion can be waited for.
 const SUBMITS_MAX: u32 = 1000;
 /// The pause between two such attempts.
@@ -43,19 +38,8 @@ const BROKEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The last offset that a file may have.
 const OFFSET_MAX: u64 = i64::MAX.unsigned_abs();
-/// Bytes of one entry at the most.
-const ENTRY_BYTES_MAX: u32 = i32::MAX.unsigned_abs();
 /// `POLLIN`, as an entry has it.
 const POLL_READABLE: u32 = libc::POLLIN.unsigned_abs() as u32;
-
-struct InFlight {
-    token: u64,
-    op: Op,
-    transferred: usize,
-    tries: u32,
-    /// The entry of registered memory that the kernel transfers with.
-    fixed: Option<u16>,
-}
 
 /// Why the ring submits nothing any more, and since when.
 #[derive(Clone, Copy)]
@@ -68,8 +52,8 @@ pub struct UringRing {
     ring: IoUring,
     /// Dropped after the ring.
     fixed: FixedBuffers,
-    /// Owns buffers and files until their own completion.
-    in_flight: Slots<InFlight>,
+    /// Own buffers and files until their own completion.
+    transfers: Transfers,
     /// Do not fit into the ring yet.
     waiting: VecDeque<usize>,
     /// In the submission queue, not seen by the kernel yet.
@@ -92,7 +76,7 @@ impl UringRing {
         let mut ring = Self {
             ring,
             fixed: FixedBuffers::default(),
-            in_flight: Slots::default(),
+            transfers: Transfers::default(),
             waiting: VecDeque::new(),
             queued: VecDeque::new(),
             entries: 0,
@@ -111,7 +95,7 @@ impl UringRing {
     }
 
     pub fn in_flight(&self) -> usize {
-        self.in_flight.len() + self.ended.len()
+        self.transfers.len() + self.ended.len()
     }
 
     /// Whether the next `reap` has something to do that the descriptor does not tell of.
@@ -145,8 +129,7 @@ impl UringRing {
             self.ended.push(run(token, op));
             return;
         }
-        let slot = self.in_flight.insert(InFlight { token, op, transferred: 0, tries: 0, fixed: None });
-        self.waiting.push_back(slot);
+        self.transfers.push(token, op, &mut self.waiting);
     }
 
     /// Moves waiting transfers into the submission queue as far as they fit.
@@ -162,20 +145,16 @@ impl UringRing {
         while self.entries + usize::from(!self.armed) < self.room()
             && let Some(slot) = self.waiting.pop_front()
         {
-            match self.in_flight.get_mut(slot).and_then(|entry| entry.entry(&mut self.fixed, &self.ring.submitter())) {
-                Some(entry) => self.queue(entry.user_data(wide(slot))),
-                None => {
-                    let mut ended = std::mem::take(&mut self.ended);
-                    self.end_here(slot, &mut ended);
-                    self.ended = ended;
-                }
+            match self.transfers.entry(slot, &mut self.fixed, &self.ring.submitter()) {
+                Some(entry) => self.queue(entry),
+                None => self.ended.extend(self.transfers.run(slot, &mut self.fixed)),
             }
         }
     }
 
     /// Puts an entry into the submission queue. There is room: `entries` is below the size of the queue.
     fn queue(&mut self, entry: squeue::Entry) {
-        // SAFETY: buffer and file of the entry are owned by its slot of `in_flight` until its own completion was taken; the ring is
+        // SAFETY: buffer and file of the entry are owned by its transfer until its own completion was taken; the ring is
         // not dropped before (see `drop`).
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             debug_assert!(false, "the submission queue is full");
@@ -267,41 +246,10 @@ impl UringRing {
     }
 
     fn end(&mut self, slot: usize, result: i32, done: &mut Vec<Done>) {
-        let Some(entry) = self.in_flight.get_mut(slot) else { return };
-        if let Some(number) = entry.fixed.take() {
-            self.fixed.release(number);
-        }
-        let ended = match result {
-            0 => Some(Err(entry.op.stuck())),
-            1.. => {
-                entry.transferred += index(result.unsigned_abs());
-                (entry.transferred >= entry.op.bytes()).then_some(Ok(()))
-            }
-            _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => {
-                entry.tries += 1;
-                if entry.tries > TRIES_MAX {
-                    self.end_here(slot, done);
-                    return;
-                }
-                None
-            }
-            _ => Some(Err(io::Error::from_raw_os_error(-result))),
-        };
-        match ended {
-            None => self.waiting.push_back(slot),
-            Some(result) => {
-                if let Some(InFlight { token, op, .. }) = self.in_flight.remove(slot) {
-                    done.push(Done { token, op, result });
-                }
-            }
-        }
-    }
-
-    /// Does a transfer that the kernel does not have on this thread, from its beginning.
-    fn end_here(&mut self, slot: usize, done: &mut Vec<Done>) {
-        if let Some(InFlight { token, op, fixed, .. }) = self.in_flight.remove(slot) {
-            fixed.into_iter().for_each(|number| self.fixed.release(number));
-            done.push(run(token, op));
+        match self.transfers.answer(slot, result, &mut self.fixed) {
+            Answer::Again => self.waiting.push_back(slot),
+            Answer::Here => done.extend(self.transfers.run(slot, &mut self.fixed)),
+            Answer::Ended(ended) => done.extend(ended),
         }
     }
 
@@ -313,13 +261,13 @@ impl UringRing {
             match user_data {
                 WAKE => self.armed = false,
                 NUDGE => self.wakes.woken = true,
-                slot => self.end_here(length(slot), done),
+                slot => done.extend(self.transfers.run(length(slot), &mut self.fixed)),
             }
         }
         for slot in std::mem::take(&mut self.waiting) {
-            self.end_here(slot, done);
+            done.extend(self.transfers.run(slot, &mut self.fixed));
         }
-        if done.len() > before || self.in_flight.len() == 0 {
+        if done.len() > before || self.transfers.len() == 0 {
             return;
         }
         match self.broken {
@@ -329,59 +277,11 @@ impl UringRing {
         }
     }
 
-    /// Ends transfers whose completion never came. The kernel may still use their files and buffers, which therefore stay for ever.
+    /// Ends transfers whose completion never came.
     fn abandon(&mut self, number: i32, done: &mut Vec<Done>) {
-        for InFlight { token, op, .. } in self.in_flight.take_all() {
-            let op = match op {
-                Op::Read { file, buffer, offset } => {
-                    std::mem::forget((Arc::clone(&file), buffer));
-                    Op::Read { file, buffer: AlignedBuffer::new(0).into(), offset }
-                }
-                Op::Write { file, data, offset } => {
-                    std::mem::forget((Arc::clone(&file), data.clone()));
-                    Op::Write { file, data, offset }
-                }
-            };
-            done.push(Done { token, op, result: Err(io::Error::from_raw_os_error(number)) });
-        }
+        self.transfers.abandon(number, done);
         self.entries = 0;
         self.armed = false;
-    }
-}
-
-/// How many bytes of what is left one entry transfers.
-fn at_once(rest: &[u8]) -> u32 {
-    u32::try_from(rest.len()).unwrap_or(ENTRY_BYTES_MAX).min(ENTRY_BYTES_MAX)
-}
-
-impl InFlight {
-    /// The entry for what is left. `None`: the file has no descriptor any more.
-    fn entry(&mut self, buffers: &mut FixedBuffers, kernel: &Submitter<'_>) -> Option<squeue::Entry> {
-        let (transferred, done) = (self.transferred, wide(self.transferred));
-        let mut fixed = |file: &dyn DiskFile, rest: &[u8]| match file.is_direct() {
-            true => buffers.acquire(kernel, rest),
-            false => None,
-        };
-        Some(match &mut self.op {
-            Op::Read { file, buffer, offset } => {
-                let (fd, rest, offset) = (types::Fd(file.raw_fd()?), &mut buffer[transferred..], *offset + done);
-                self.fixed = fixed(&**file, rest);
-                let (start, count) = (rest.as_mut_ptr(), at_once(rest));
-                match self.fixed {
-                    Some(number) => opcode::ReadFixed::new(fd, start, count, number).offset(offset).build(),
-                    None => opcode::Read::new(fd, start, count).offset(offset).build(),
-                }
-            }
-            Op::Write { file, data, offset } => {
-                let (fd, rest, offset) = (types::Fd(file.raw_fd()?), &data[transferred..], *offset + done);
-                self.fixed = fixed(&**file, rest);
-                let (start, count) = (rest.as_ptr(), at_once(rest));
-                match self.fixed {
-                    Some(number) => opcode::WriteFixed::new(fd, start, count, number).offset(offset).build(),
-                    None => opcode::Write::new(fd, start, count).offset(offset).build(),
-                }
-            }
-        })
     }
 }
 
@@ -428,11 +328,13 @@ impl Drop for UringRing {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::sync::Arc;
 
     use bytes::Bytes;
 
     use super::*;
-    use crate::io::{Disk, DiskFile, IoMode, OpenMode, SystemDisk};
+    use crate::io::transfers::TRIES_MAX;
+    use crate::io::{AlignedBuffer, Disk, DiskFile, DiskFileExt, IoMode, OpenMode, SystemDisk};
 
     fn file(dir: &tempfile::TempDir) -> Arc<dyn DiskFile> {
         SystemDisk::new().open(&dir.path().join("f"), OpenMode::Create, IoMode::Buffered).unwrap()
@@ -485,6 +387,29 @@ mod tests {
         }
         assert!(done.len() == 5 && done.iter().all(|done| done.result.is_ok()));
         check(&file, 5);
+    }
+
+    #[test]
+    fn a_buffered_write_is_given_in_pieces_and_ends_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let Ok(mut ring) = UringRing::new(8) else { return println!("this machine has no io_uring") };
+        let (path, offset) = (dir.path().join("f"), (64 << 10) - 4096);
+        let data = Bytes::from_iter((0..200_000u32).map(|number| number.to_le_bytes()[1]));
+        let open = |mode| SystemDisk::new().open(&path, mode, IoMode::Buffered).unwrap();
+        for (mode, works) in [(OpenMode::Create, true), (OpenMode::Read, false)] {
+            let mut done = Vec::new();
+            ring.push(7, Op::Write { file: open(mode), data: data.clone(), offset });
+            // The rest of the first folio, three whole ones, and nothing of the fifth.
+            assert_eq!((ring.waiting.len(), ring.in_flight()), (4, 1));
+            while ring.in_flight() > 0 {
+                ring.reap(&mut done).unwrap();
+            }
+            let [Done { token: 7, op: Op::Write { data: written, offset: at, .. }, result }] = &done[..] else { panic!("{done:?}") };
+            assert!(*written == data && *at == offset && result.is_ok() == works, "{result:?}");
+        }
+        let mut bytes = vec![0; data.len()];
+        open(OpenMode::Read).read_exact_at(&mut bytes, offset).unwrap();
+        assert_eq!(bytes, data);
     }
 
     #[test]
