@@ -16,7 +16,7 @@ use crate::io::SystemDisk;
 use crate::layer::{Layers, bare_layers};
 use crate::limits::Limits;
 use crate::place::BlockSize;
-use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceOpener};
+use crate::source::{OnArrival, Part, ReadClass, Source, SourceError, SourceErrorKind, SourceOpener};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, sim, thread};
 
@@ -187,5 +187,37 @@ fn hydrations_end_whatever_one_of_them_does() {
                 sim::run(seed, sim::Config::default(), move || history(&path, manner, stops)).unwrap();
             }
         }
+    }
+}
+
+/// Readers have waited long for one block whose request fails. News of other blocks may wake them at that moment; none asks again.
+fn failure_shared(dir: &Path) {
+    const READERS: u32 = 3;
+    let layers = Arc::new(bare_layers(Arc::new(SystemDisk::new()), dir, Limits::DEFAULT));
+    let far = Arc::new(Far { manner: Manner::Never, reads: AtomicUsize::new(0), late: Mutex::default() });
+    let hydrator = hydrator(&layers, &Arc::default(), 1, &far, &Arc::default());
+    thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| hydrator.demand(3..5).unwrap_err());
+        }
+        while hydrator.parts.waiters.count() < READERS || far.late.lock().is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_secs(60));
+        scope.spawn(|| hydrator.parts.news.tell());
+        for (_, arrival) in std::mem::take(&mut *far.late.lock()) {
+            arrival.end(Err(SourceError { kind: SourceErrorKind::Failed, message: "cannot be read".into() }));
+        }
+    });
+    assert_eq!(far.reads.load(Ordering::SeqCst), 1, "a reader asked again");
+    assert!(hydrator.parts.claims.is_empty());
+}
+
+#[test]
+fn readers_share_a_failure_whenever_they_wake() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in sim::seeds(100) {
+        let path = dir.path().join(seed.to_string());
+        sim::run(seed, sim::Config::default(), move || failure_shared(&path)).unwrap();
     }
 }

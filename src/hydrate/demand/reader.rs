@@ -84,9 +84,10 @@ impl Reader<'_> {
     ///
     /// 1. The count of the news is noted before anything else: a change after this point ends the wait of step 6 at once, so no wake is
     ///    lost.
-    /// 2. If a fetch that the reader has waited for failed, it shares the failure: readers of one block would otherwise retry one after the
-    ///    other, and the last one would wait many times as long.
-    /// 3. Missing ranges that nobody fetches are claimed, under the lock that rules out fetching a block that was just stored.
+    /// 2. Missing ranges that nobody fetches are claimed, under the lock that rules out fetching a block that was just stored.
+    /// 3. If a fetch that the reader has waited for failed, it shares the failure: readers of one block would otherwise retry one after the
+    ///    other, and the last one would wait many times as long. A fetch notes its failure before its claims end, so a reader that has
+    ///    claimed the same range afterwards finds it.
     /// 4. Claimed ranges are fetched on this thread. After a loss the reader waits until it may ask again.
     /// 5. If nothing could be claimed and nothing is missing, the read is done. If what is missing is not under way any more, the loop
     ///    looks again: the fetch has failed, and the first reader that looks claims the range.
@@ -95,9 +96,14 @@ impl Reader<'_> {
     fn step(&mut self, is_first: bool) -> Result<bool> {
         let (parts, waiter) = (self.parts, self.waiter);
         let seen = parts.news.seen();
-        self.check_failures()?;
         let asked = parts.waiters.asks(parts.now());
         let claimed = parts.claim(&self.blocks, REQUEST_BYTES, usize::MAX);
+        if let Err(error) = self.check_failures() {
+            // Others may have seen these claims, and wait for their end.
+            drop(claimed);
+            parts.news.tell();
+            return Err(error);
+        }
         if is_first {
             self.look_ahead();
         }
