@@ -68,7 +68,7 @@
 //! Imports point down only, and modules of one floor do not import one another; `tests/tidy` keeps it so.
 //!
 //! ```text
-//! 0  clock content cursor error ids limits options place random sync telemetry units  words; locks, threads and time
+//! 0  clock content cursor error ids limits options place random sync telemetry tokens units  words; locks, threads and time
 //! 1  io format wire owners                 the machine; bytes on disk; bytes on the wire; the owner map (pure)
 //! 2  tls                                   TLS behind ordinary sockets
 //! 3  journal source catalog                the log; bytes elsewhere; names, layers and parents (pure)
@@ -120,6 +120,7 @@ pub mod sync;
 mod telemetry;
 #[cfg(feature = "tls")]
 pub mod tls;
+mod tokens;
 mod units;
 pub mod volume;
 // For the tests and fuzzers of this package: not part of the interface.

@@ -1,42 +1,30 @@
-//! Token bucket of the rate cap, the share of bandwidth beside readers, start jitter, and the measured rate.
+//! The rate cap, the share of bandwidth beside readers, start jitter, and the measured rate.
 
 use std::time::Duration;
 
+use crate::tokens::{Flow, Tokens};
 use crate::units::{real, whole};
 
-/// A token bucket. The caller passes the time.
+/// The rate cap of a hydration. The caller passes the time.
 #[derive(Debug, Default)]
-pub struct Pace {
-    available_bytes: f64,
-    at: Duration,
-}
+pub struct Pace(Tokens);
+
+/// The bucket holds what a cap allows in this time.
+const BURST: Duration = Duration::from_millis(200);
 
 impl Pace {
     /// Takes tokens for `bytes` if there are enough; a cap of 0 is no limit. An error is the time to wait.
     pub fn take(&mut self, now: Duration, cap_bytes_per_second: u64, bytes: u64) -> Result<(), Duration> {
-        if cap_bytes_per_second == 0 {
-            self.at = now;
-            return Ok(());
+        match cap_bytes_per_second {
+            0 => self.0.skip(now),
+            per_second => self.0.take(now, Flow { per_second, burst: BURST }, bytes)?,
         }
-        let cap = real(cap_bytes_per_second);
-        let elapsed = now.saturating_sub(self.at).as_secs_f64();
-        self.at = now;
-        // The bucket holds a fifth of a second. A larger request is allowed once the bucket is full, and leaves a debt.
-        let full = (cap / 5.0).max(1.0);
-        self.available_bytes = (self.available_bytes + elapsed * cap).min(full);
-        let needed = real(bytes).min(full);
-        if self.available_bytes >= needed {
-            self.available_bytes -= real(bytes);
-            return Ok(());
-        }
-        Err(Duration::from_secs_f64(((needed - self.available_bytes) / cap).max(0.001)))
+        Ok(())
     }
-}
 
-impl Pace {
     /// Returns the tokens of a request that was not made.
     pub fn give_back(&mut self, bytes: u64) {
-        self.available_bytes += real(bytes);
+        self.0.give_back(bytes);
     }
 }
 
