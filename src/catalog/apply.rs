@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Catalog, LayerEntry, SnapshotEntry, Snapshots, VolumeEntry};
-use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, ShapeRecord, SnapshotRecord, VolumeRecord};
+use crate::format::{FormatError, Labels, LayerRecord, LeaseRecord, ShapeRecord, SnapshotRecord, VolumeLimits, VolumeRecord};
 use crate::ids::{LayerId, VolumeId};
 
 impl Catalog {
@@ -54,6 +54,7 @@ impl Catalog {
                 entry.named.extend(source.uris.iter().cloned());
             }
             ShapeRecord::Labels(volume, labels) => self.volume_mut(*volume)?.labels.clone_from(labels),
+            ShapeRecord::Limits(volume, limits) => self.volume_mut(*volume)?.limits = *limits,
             ShapeRecord::Held(held) => self.layer_mut(held.layer)?.held.push((held.held, held.size_bytes)),
             ShapeRecord::Lease(lease) => self.add_lease(lease)?,
             ShapeRecord::LeaseOver(id) => self.leases.remove(*id),
@@ -95,10 +96,8 @@ impl Catalog {
         self.layer_mut(head)?.names += 1;
         self.names.insert(name.clone(), volume);
         self.keys.insert(self.key(volume), volume);
-        self.volumes.insert(
-            volume,
-            Arc::new(VolumeEntry { name, head, size_bytes, created_at, parent, snapshots: Snapshots::default(), labels: Labels::new() }),
-        );
+        let (snapshots, labels, limits) = (Snapshots::default(), Labels::new(), VolumeLimits::default());
+        self.volumes.insert(volume, Arc::new(VolumeEntry { name, head, size_bytes, created_at, parent, snapshots, labels, limits }));
         self.next_volume = self.next_volume.max(volume.0.saturating_add(1));
         Ok(())
     }

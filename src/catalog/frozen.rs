@@ -78,6 +78,7 @@ fn volume_records(id: VolumeId, volume: &VolumeEntry) -> Vec<ShapeRecord> {
     if !volume.labels.is_empty() {
         records.push(ShapeRecord::Labels(id, volume.labels.clone()));
     }
+    records.extend(volume.limits.is_some().then_some(ShapeRecord::Limits(id, volume.limits)));
     records.extend(volume.snapshots.iter().map(|snapshot| {
         ShapeRecord::Snapshot(SnapshotRecord {
             volume: id,

@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub use self::frozen::Frozen;
 use self::leases::Leases;
 use crate::content::HeldLayer;
-use crate::format::{Labels, LesseeRecord, SourceRecord, is_instant};
+use crate::format::{Labels, LesseeRecord, SourceRecord, VolumeLimits, is_instant};
 use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
 /// A layer's place in the shape.
@@ -85,6 +85,7 @@ pub struct VolumeEntry {
     /// In the order in which they were taken.
     pub snapshots: Snapshots,
     pub labels: Labels,
+    pub limits: VolumeLimits,
 }
 
 /// Snapshots of a volume, found by name and listed in order.

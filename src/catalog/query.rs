@@ -3,7 +3,7 @@
 use super::{Catalog, LayerEntry, SnapshotEntry, VolumeEntry};
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Remedy, Result};
-use crate::format::{LeaseRecord, LesseeRecord};
+use crate::format::{Features, LeaseRecord, LesseeRecord};
 use crate::ids::{LayerId, LeaseId, VolumeId, VolumeKey};
 
 impl Catalog {
@@ -146,9 +146,12 @@ impl Catalog {
         source.is_some_and(|source| source.uris.contains(&lessee.uri))
     }
 
-    /// Whether the records of this shape need a program that knows leases.
-    pub fn has_leases(&self) -> bool {
-        self.leases.iter().len() > 0 || !self.lessees.is_empty() || self.layers.values().any(|entry| entry.live)
+    /// Features that a program must know to read the records of this shape.
+    pub fn features(&self) -> Features {
+        Features {
+            leases: self.leases.iter().len() > 0 || !self.lessees.is_empty() || self.layers.values().any(|entry| entry.live),
+            limits: self.volumes.values().any(|entry| entry.limits.is_some()),
+        }
     }
 
     /// The next unused layer number.

@@ -318,7 +318,7 @@ fn room_is_what_is_free_and_images_count_what_they_hold() {
     near(left(&facts.amounts(&store).unwrap()), free());
 
     let image = store
-        .create_volume_with("app", 64 << 30, &VolumeOptions { labels: [(IMAGE_LABEL.to_owned(), "app:v1".to_owned())].into() })
+        .create_volume_with("app", 64 << 30, &VolumeOptions::default().with_labels([(IMAGE_LABEL.to_owned(), "app:v1".to_owned())].into()))
         .unwrap();
     image.write_at(&[1; 1 << 20], 0).unwrap();
     image.flush().unwrap();

@@ -33,8 +33,10 @@
 //!  36  lessee          lessee
 //!  37  lessee over     id 16 bytes
 //!  38  live            layer u32
+//!  39  limits          volume u64, limits
 //! ```
-//! The layout of `source`, `uris` and `settings` is in `source`, that of `labels` in `label`, that of `lease` and `lessee` in `lease`.
+//! The layout of `source`, `uris` and `settings` is in `source`, that of `labels` in `label`, that of `lease` and `lessee` in `lease`,
+//! that of `limits` in `limit`.
 //!
 //! # Invariants
 //! - Each record belongs to one family. No `match` over records has a wildcard arm, so a record that is added and not handled
@@ -130,7 +132,7 @@ mod tests {
     use crate::content::{Digest, HeldLayer, ImageLayer};
     use crate::format::HydrationPriority;
     use crate::format::{BlockRun, ForgetRecord, HeldRecord, HydrationSettings, LayerRecord, LeaseRecord, LesseeRecord, PatchRecord};
-    use crate::format::{PresenceRecord, SnapshotRecord, SourceRecord, VolumeRecord};
+    use crate::format::{PresenceRecord, SnapshotRecord, SourceRecord, VolumeLimits, VolumeRecord};
     use crate::ids::{LayerId, LeaseId, VolumeId};
     use crate::limits::BLOCK_BYTES_MAX;
     use crate::place::{Block, Extent};
@@ -195,6 +197,8 @@ mod tests {
             ShapeRecord::Lessee(LesseeRecord { id: LeaseId([2; 16]), layer: LayerId(2), until: 9, uri: "nbd://h/x@s".into() }),
             ShapeRecord::LesseeOver(LeaseId([2; 16])),
             ShapeRecord::Live(LayerId(2)),
+            ShapeRecord::Limits(VolumeId(1), VolumeLimits::default()),
+            ShapeRecord::Limits(VolumeId(1), VolumeLimits::default().with_iops(5000).with_burst_millis(2000)),
         ];
         let blocks = [
             BlocksRecord::Present(run()),

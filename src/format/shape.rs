@@ -3,6 +3,7 @@
 use super::bytes::{FormatError, Reader, Writer};
 use super::label::{HeldRecord, Labels, read_labels, write_labels};
 use super::lease::{LeaseRecord, LesseeRecord, read_id};
+use super::limit::VolumeLimits;
 use super::source::{HydrationSettings, SourceRecord, read_settings, read_uris, write_settings, write_uris};
 use super::tags::tags;
 use crate::ids::{LayerId, LeaseId, VolumeId};
@@ -120,6 +121,8 @@ pub enum ShapeRecord {
     LesseeOver(LeaseId),
     /// The source of a root layer was written while it was forked: its blocks are of different instants.
     Live(LayerId),
+    /// The limits of a volume.
+    Limits(VolumeId, VolumeLimits),
 }
 
 tags! {
@@ -145,6 +148,7 @@ tags! {
         Lessee = 36,
         LesseeOver = 37,
         Live = 38,
+        Limits = 39,
     }
 }
 
@@ -243,6 +247,7 @@ impl ShapeRecord {
             Self::Lessee(_) => Tag::Lessee,
             Self::LesseeOver(_) => Tag::LesseeOver,
             Self::Live(_) => Tag::Live,
+            Self::Limits(..) => Tag::Limits,
         }
     }
 
@@ -293,6 +298,10 @@ impl ShapeRecord {
             Self::LeaseOver(id) | Self::LesseeOver(id) => {
                 writer.raw(&id.0);
             }
+            Self::Limits(volume, limits) => {
+                writer.u64(volume.0);
+                limits.encode(writer);
+            }
         }
     }
 
@@ -320,6 +329,7 @@ impl ShapeRecord {
             Tag::Lessee => Self::Lessee(LesseeRecord::decode(reader)?),
             Tag::LesseeOver => Self::LesseeOver(read_id(reader)?),
             Tag::Live => Self::Live(LayerId(reader.u32()?)),
+            Tag::Limits => Self::Limits(VolumeId(reader.u64()?), VolumeLimits::decode(reader)?),
         }))
     }
 }

@@ -25,16 +25,53 @@ pub const SUPERBLOCK_BYTES: usize = 4096;
 /// state may have them at any time, so every superblock says so.
 ///
 /// `leases`: records 34 to 38. A store says so from before its first one on, until it is opened without any.
-pub const FEATURES_KNOWN: [&str; 2] = ["split records", "leases"];
+///
+/// `limits`: record 39. Said as of leases.
+pub const FEATURES_KNOWN: [&str; 3] = ["split records", "leases", "limits"];
 
 const SPLIT_RECORDS: u64 = 1 << 0;
 const LEASES: u64 = 1 << 1;
+const LIMITS: u64 = 1 << 2;
 
 const MAGIC: &[u8; 8] = b"volfork\0";
 const VERSION: u32 = 1;
 const FIELDS_BYTES: usize = 56;
 const CRC_AT: usize = SUPERBLOCK_BYTES - 4;
 const _: () = assert!(FIELDS_BYTES == 8 + 4 + 4 + 8 + 16 + 8 + 8 && FIELDS_BYTES <= CRC_AT);
+
+/// Features that not every store needs: its journal may have their records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Leases of snapshots.
+    pub leases: bool,
+    /// Limits of volumes.
+    pub limits: bool,
+}
+
+impl Features {
+    /// Leases alone.
+    pub const LEASES: Self = Self { leases: true, limits: false };
+    /// Limits alone.
+    pub const LIMITS: Self = Self { leases: false, limits: true };
+
+    /// Those of both.
+    pub fn with(self, others: Self) -> Self {
+        Self { leases: self.leases || others.leases, limits: self.limits || others.limits }
+    }
+
+    /// Whether all of `others` are among these.
+    pub fn has(self, others: Self) -> bool {
+        self.with(others) == self
+    }
+
+    fn of(bits: u64) -> Self {
+        Self { leases: bits & LEASES != 0, limits: bits & LIMITS != 0 }
+    }
+
+    fn bits(self) -> u64 {
+        (if self.leases { LEASES } else { 0 }) | (if self.limits { LIMITS } else { 0 })
+    }
+}
 
 /// A verified superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +84,8 @@ pub struct Superblock {
     pub store_id: [u8; 16],
     /// Number of the current journal file.
     pub journal: u64,
-    /// The journal may have records of leases.
-    pub leases: bool,
+    /// Features whose records the journal may have.
+    pub features: Features,
 }
 
 /// A slot as it came from the disk: untrusted until [`SuperblockSlot::verify`].
@@ -82,7 +119,7 @@ impl SuperblockSlot<'_> {
             let bit = unknown.trailing_zeros() as usize + FEATURES_KNOWN.len();
             return Err(FormatError::unsupported(format!("needs feature number {bit}, which this program does not know: use a newer one")));
         }
-        Ok(Superblock { block_size, generation, store_id, journal, leases: features & LEASES != 0 })
+        Ok(Superblock { block_size, generation, store_id, journal, features: Features::of(features) })
     }
 }
 
@@ -96,7 +133,7 @@ impl Superblock {
         writer.u64(self.generation);
         writer.raw(&self.store_id);
         writer.u64(self.journal);
-        writer.u64(SPLIT_RECORDS | if self.leases { LEASES } else { 0 });
+        writer.u64(SPLIT_RECORDS | self.features.bits());
         let mut slot = [0; SUPERBLOCK_BYTES];
         slot[..FIELDS_BYTES].copy_from_slice(&writer.bytes);
         let crc = crc32fast::hash(&slot[..CRC_AT]);
@@ -115,7 +152,13 @@ mod tests {
     use super::*;
 
     fn example() -> Superblock {
-        Superblock { block_size: BlockSize::DEFAULT, generation: 3, store_id: *b"0123456789abcdef", journal: 7, leases: false }
+        Superblock {
+            block_size: BlockSize::DEFAULT,
+            generation: 3,
+            store_id: *b"0123456789abcdef",
+            journal: 7,
+            features: Features::default(),
+        }
     }
 
     #[test]
@@ -125,9 +168,12 @@ mod tests {
         assert_eq!(&slot[..FIELDS_BYTES], head);
         assert_eq!(SuperblockSlot(&slot).verify(), Ok(example()));
         assert_eq!(example().slot_offset(), 4096);
-        let leases = Superblock { leases: true, ..example() };
-        assert_eq!(leases.encode()[48], 3);
-        assert_eq!(SuperblockSlot(&leases.encode()).verify(), Ok(leases));
+        for (features, byte) in [(Features::LEASES, 3), (Features::LIMITS, 5), (Features::LEASES.with(Features::LIMITS), 7)] {
+            let superblock = Superblock { features, ..example() };
+            assert_eq!(superblock.encode()[48], byte);
+            assert_eq!(SuperblockSlot(&superblock.encode()).verify(), Ok(superblock));
+        }
+        assert!(Features::LEASES.has(Features::default()) && !Features::LEASES.has(Features::LIMITS));
     }
 
     #[test]
@@ -149,9 +195,9 @@ mod tests {
         }
         assert!(SuperblockSlot(&good[..100]).verify().is_err());
         let mut future = good;
-        future[48] = 4;
+        future[48] = 8;
         let crc = crc32fast::hash(&future[..CRC_AT]);
         future[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        assert!(SuperblockSlot(&future).verify().unwrap_err().to_string().contains("feature number 2"));
+        assert!(SuperblockSlot(&future).verify().unwrap_err().to_string().contains("feature number 3"));
     }
 }

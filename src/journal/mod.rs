@@ -41,7 +41,7 @@ pub use load::{Loaded, load, no_store};
 use spare::Spare;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Frame, FrameKind, Record, StorePaths, Superblock, Writer, encode_frame, frame_bytes};
+use crate::format::{Features, Frame, FrameKind, Record, StorePaths, Superblock, Writer, encode_frame, frame_bytes};
 use crate::io::{Disk, DiskFile, DiskFileExt};
 use crate::limits::Limits;
 use crate::place::wide;
@@ -179,12 +179,12 @@ impl Journal {
         }
     }
 
-    /// Begins the next journal in the spare, behind the last frame. No round is under way, and no other draft. `leases`: records of leases
+    /// Begins the next journal in the spare, behind the last frame. No round is under way, and no other draft. `features`: records of these
     /// may follow from the switch on. `grow` is [`Journal::grow_spare`].
     ///
     /// # Errors
     /// [`ErrorKind::NoSpace`]: there is no spare.
-    pub fn draft<'a>(&mut self, leases: bool, grow: &'a Grow<'a>) -> Result<Draft<'a>> {
+    pub fn draft<'a>(&mut self, features: Features, grow: &'a Grow<'a>) -> Result<Draft<'a>> {
         // It may have been refused space until now.
         let _ = self.make_spare(0);
         let Some(spare) = &self.spare else {
@@ -197,7 +197,7 @@ impl Journal {
             superblock: Superblock {
                 journal: self.superblock.journal + 1,
                 generation: self.superblock.generation + 1,
-                leases: self.superblock.leases || leases,
+                features: self.superblock.features.with(features),
                 ..self.superblock
             },
             file: Arc::clone(&spare.file),
@@ -382,9 +382,9 @@ impl Journal {
         Arc::clone(&self.file)
     }
 
-    /// Whether it may have records of leases.
-    pub fn takes_leases(&self) -> bool {
-        self.superblock.leases
+    /// Whether it may have records of these features.
+    pub fn takes(&self, features: Features) -> bool {
+        self.superblock.features.has(features)
     }
 
     /// Number of the file.
@@ -417,7 +417,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
         let paths = StorePaths::new(dir.path());
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, leases: false };
+        let superblock =
+            Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, features: Features::default() };
         let start = || Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, std::iter::empty(), Limits::DEFAULT).unwrap();
         let mut writer = Writer::default();
         Record::Closed.encode(&mut writer);
@@ -435,7 +436,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
         let paths = StorePaths::new(dir.path());
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, leases: false };
+        let superblock =
+            Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, features: Features::default() };
         let state = std::iter::empty();
         let mut journal = Journal::start(Arc::clone(&disk), paths.clone(), superblock, 0, state, Limits::DEFAULT).unwrap();
         for (record, kind) in [(b"\xff", ErrorKind::Unsupported), (b"\x01", ErrorKind::Corrupt)] {
@@ -456,7 +458,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk: Arc<dyn Disk> = Arc::new(SystemDisk::new());
         let paths = StorePaths::new(dir.path());
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, leases: false };
+        let superblock =
+            Superblock { block_size: BlockSize::DEFAULT, generation: 0, store_id: [1; 16], journal: 0, features: Features::default() };
         let present = (0..100_000u32).map(|block| block * 3).collect();
         let (zeroed, marked) = Default::default();
         let presence = PresenceRecord { layer: LayerId(1), more: false, present, zeroed, marked };

@@ -7,7 +7,7 @@ use super::commit::queue::Commit;
 use super::layers::{LayerConfig, Layers};
 use super::recovery::Recovery;
 use crate::error::Result;
-use crate::format::{Record, StorePaths, Superblock};
+use crate::format::{Features, Record, StorePaths, Superblock};
 use crate::io::{Disk, IoMode, SystemDisk};
 use crate::journal::Journal;
 use crate::limits::Limits;
@@ -28,7 +28,8 @@ pub(super) fn config(disk: Arc<dyn Disk>, directory: &Path, limits: Limits) -> L
 }
 
 pub(super) fn journal(config: LayerConfig, state: &mut dyn Iterator<Item = Record>) -> Result<Journal> {
-    let superblock = Superblock { block_size: config.block_size, generation: 0, store_id: [1; 16], journal: 0, leases: false };
+    let superblock =
+        Superblock { block_size: config.block_size, generation: 0, store_id: [1; 16], journal: 0, features: Features::default() };
     Journal::start(config.disk, config.paths, superblock, 0, state, config.limits)
 }
 

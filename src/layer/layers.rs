@@ -26,7 +26,7 @@ use super::traces;
 use super::zeroes::Zeroes;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Record, ShapeRecord, StorePaths, Trace};
+use crate::format::{Features, Record, ShapeRecord, StorePaths, Trace};
 use crate::ids::LayerId;
 use crate::io::{Disk, IoMode};
 use crate::journal::Journal;
@@ -320,9 +320,9 @@ impl Layers {
         traces::save(&self.blocks.files, layer, trace)
     }
 
-    /// Whether records of leases may follow.
-    pub fn takes_leases(&self) -> bool {
-        self.commit.room.journal().takes_leases()
+    /// Whether records of these features may follow.
+    pub fn takes(&self, features: Features) -> bool {
+        self.commit.room.journal().takes(features)
     }
 
     /// Number of the current journal file.
@@ -360,7 +360,7 @@ impl Layers {
         let has_rounds = self.commit.room.journal().log_bytes() > 0;
         if has_rounds {
             // Rounds that are lost at the end of a journal are not missed, but a state that is not whole is.
-            match self.checkpoints.write(catalog, Some(&Record::Closed), false) {
+            match self.checkpoints.write(catalog, Some(&Record::Closed), None) {
                 Err(error) if error.is_shortage() => {}
                 other => return other,
             }

@@ -38,8 +38,8 @@ use crate::error::Result;
 use crate::format::changed_labels;
 use crate::place::BlockSize;
 use crate::volume::{
-    Admit, ForkOptions, ForkSource, Head, Holding, HydrationInfo, LocalSource, RoomInfo, Snapshot, SnapshotInfo, TraceInfo, Volume,
-    VolumeInfo, VolumeOptions,
+    Admit, Difference, ForkOptions, ForkSource, Head, Holding, HydrationInfo, LocalSource, RoomInfo, Snapshot, SnapshotInfo, TraceInfo,
+    Volume, VolumeInfo, VolumeLimits, VolumeOptions,
 };
 use open::OpenStore;
 
@@ -156,7 +156,7 @@ impl Store {
     /// As [`Store::create_volume`].
     pub fn create_volume_with(&self, name: &str, size_bytes: u64, options: &VolumeOptions) -> Result<Volume> {
         let _pass = self.0.core.enter()?;
-        self.0.core.volumes.create(name, size_bytes, options.labels.clone()).map(|head| self.volume_of(head))
+        self.0.core.volumes.create(name, size_bytes, options.labels.clone(), options.limits).map(|head| self.volume_of(head))
     }
 
     /// Opens a volume by name.
@@ -233,6 +233,24 @@ impl Store {
         self.0.core.volumes.set_labels(name, labels)
     }
 
+    /// Limits what the clients of a volume may ask of it together; as [`Volume::set_limits`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_limits(&self, name: &str, limits: VolumeLimits) -> Result<()> {
+        self.set_limits_with(name, |_| Ok(limits))
+    }
+
+    /// Sets the limits of a volume to what `limits_of` makes of the present ones. It is called again if another call has changed them
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// Those of `limits_of`; as [`Volume::set_limits`].
+    pub fn set_limits_with(&self, name: &str, limits_of: impl FnMut(VolumeLimits) -> Result<VolumeLimits>) -> Result<()> {
+        let _pass = self.0.core.enter()?;
+        self.0.core.volumes.set_limits_with(name, limits_of)
+    }
+
     /// Forks `source` into the new volume `name`: `NAME` or `NAME@SNAP` of this store, the address of a remote export, or another
     /// [`ForkSource`]. One journal record group and one barrier round, and one more before a source that may give leases is asked; no data
     /// moves. A volfork volume elsewhere is forked as it is at this moment: its store takes a snapshot, and keeps it while the fork needs
@@ -288,7 +306,7 @@ impl Store {
         labels.extend(given.into_keys().map(|key| (key, None)).filter(|(key, _)| !changed.contains_key(key)));
         labels.extend(changed.into_iter().map(|(key, value)| (key, Some(value))));
         let _pass = core.enter()?;
-        core.volumes.fork_local(local, name, &labels).map(|head| self.volume_of(head))
+        core.volumes.fork_local(local, name, Difference { labels: &labels, limits: options.limits }).map(|head| self.volume_of(head))
     }
 
     fn fork_remote(&self, addresses: &[String], name: &str, options: &ForkOptions, admit: Admit<'_>) -> Result<Volume> {

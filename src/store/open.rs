@@ -9,7 +9,7 @@ use super::options::StoreOptions;
 use crate::catalog::{Catalog, Frozen};
 use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Remedy, Result};
-use crate::format::{BlocksRecord, Record, ShapeRecord, StorePaths, Superblock};
+use crate::format::{BlocksRecord, Features, Record, ShapeRecord, StorePaths, Superblock};
 use crate::ids::{LayerId, VolumeId, random_bytes};
 use crate::io::{Access, Disk, OverlayDisk};
 use crate::journal::{Journal, Loaded, load, no_store};
@@ -235,7 +235,7 @@ impl OpenStore {
         }
         make(&paths.layers())?;
         let store_id = random_bytes()?;
-        let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0, leases: false };
+        let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0, features: Features::default() };
         let recovery = Recovery::new(layer_config(&paths, &options, &superblock));
         Self::start(paths, options, superblock, 0, Catalog::new(store_id), recovery, lock)
     }
@@ -260,8 +260,8 @@ impl OpenStore {
         Journal::confirm(&*options.disk, &paths, &mut loaded)?;
         // Takes the journal's space before checksum pages use the rest of the disk.
         Journal::take_space(&options.disk, &paths, &loaded, &options.limits());
-        // Cleared once no lease is left, so that older programs can read the store again.
-        loaded.superblock.leases = replayed.catalog.has_leases();
+        // Cleared once no lease is left, and no limit, so that older programs can read the store again.
+        loaded.superblock.features = replayed.catalog.features();
         let store = Self::start(paths, options, loaded.superblock, loaded.sequence, replayed.catalog, replayed.recovery, lock)?;
         store.background.note_opened(replayed.unclean);
         store.core.note_restricted(restricted);
@@ -434,7 +434,8 @@ mod tests {
     #[test]
     fn a_torn_round_neither_changes_the_shape_nor_forgets_blocks() {
         let dir = tempfile::tempdir().unwrap();
-        let superblock = Superblock { block_size: BlockSize::DEFAULT, generation: 1, store_id: [1; 16], journal: 1, leases: false };
+        let superblock =
+            Superblock { block_size: BlockSize::DEFAULT, generation: 1, store_id: [1; 16], journal: 1, features: Features::default() };
         let config = layer_config(&StorePaths::new(dir.path()), &StoreOptions::default(), &superblock);
         let (volume, base, head) = (VolumeId(0), LayerId(0), LayerId(1));
         let name = || "v".to_owned();

@@ -175,7 +175,7 @@ impl ReservedName {
     /// # Errors
     /// As [`Store::create_volume`].
     pub fn create(&self, size_bytes: u64) -> Result<Unfinished<'_>> {
-        self.make(|name, labels| self.store.create_volume_with(name, size_bytes, &VolumeOptions { labels }))
+        self.make(|name, labels| self.store.create_volume_with(name, size_bytes, &VolumeOptions::default().with_labels(labels)))
     }
 
     fn make(&self, mut make: impl FnMut(&str, Labels) -> Result<Volume>) -> Result<Unfinished<'_>> {

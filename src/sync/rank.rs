@@ -50,6 +50,12 @@ pub enum Rank {
     Beginning,
     /// `volume`: the heads that are open.
     Heads,
+    /// `volume`: what keeps the limits of each volume's clients.
+    #[cfg(feature = "serve")]
+    Limiters,
+    /// `volume`: rates of one volume's clients.
+    #[cfg(feature = "serve")]
+    Limiter,
     /// `volume`: names of volumes that are being made.
     Births,
     /// `volume`: snapshots that are not durable yet.

@@ -11,6 +11,8 @@ use super::fence::{Fence, Pass};
 use super::foreground::Foreground;
 use super::hydration::{Reclaim, Recordings, Roots};
 use super::lease::Borrowing;
+#[cfg(feature = "serve")]
+use super::limiter::Limiters;
 use super::pool::Pool;
 use super::report::{Report, Viewers};
 use super::shape::{Heads, Lending, Remote, Volumes};
@@ -170,6 +172,8 @@ impl Ground {
             leases: Arc::new(leases),
             recordings: Arc::clone(recordings),
             heads: Heads::default(),
+            #[cfg(feature = "serve")]
+            limiters: Limiters::default(),
             clock: Arc::clone(&self.clock),
         })
     }

@@ -10,14 +10,18 @@ use super::core::Core;
 use super::futures::AsyncQueue;
 use super::head::Head;
 use super::identity::identity_in;
+#[cfg(feature = "serve")]
+use super::limiter::Limiter;
 use super::pool::Keeper;
 use super::queue::{Queue, Workers};
 use super::report;
 use super::request::Run;
+use super::shape::Difference;
 use super::snapshot::OpenSnapshot;
 #[cfg(feature = "images")]
 use crate::content::HeldLayer;
 use crate::error::Result;
+use crate::format::VolumeLimits;
 use crate::source::About;
 use crate::sync::{Rank, RwLock};
 
@@ -141,7 +145,7 @@ impl Volume {
     /// [`crate::ErrorKind::Exists`], [`crate::ErrorKind::InvalidInput`], [`crate::ErrorKind::NoSpace`].
     pub fn fork(&self, name: &str) -> Result<Self> {
         let _pass = self.0.pool.fence.enter()?;
-        let head = self.1.volumes.fork_head(&self.0, name, &BTreeMap::new())?;
+        let head = self.1.volumes.fork_head(&self.0, name, Difference { labels: &BTreeMap::new(), limits: VolumeLimits::default() })?;
         Ok(Self(head, Arc::clone(&self.1), Arc::clone(&self.2)))
     }
 
@@ -179,6 +183,23 @@ impl Volume {
     /// [`crate::ErrorKind::InvalidInput`].
     pub fn resize(&self, size_bytes: u64, force: bool) -> Result<()> {
         self.1.volumes.resize_head(&self.0, |_| Ok(size_bytes), force)
+    }
+
+    /// Limits what its clients may ask of it together, durably and at once, also for those that are connected; the default limits nothing.
+    /// A fork has no limits unless it is made with some.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::InvalidInput`] for a limit of 0, and for a burst without a rate; [`crate::ErrorKind::NotFound`],
+    /// [`crate::ErrorKind::NoSpace`].
+    pub fn set_limits(&self, limits: VolumeLimits) -> Result<()> {
+        let _pass = self.0.pool.fence.enter()?;
+        self.1.volumes.set_limits_of(self.0.id, limits)
+    }
+
+    /// What keeps the limits of its clients.
+    #[cfg(feature = "serve")]
+    pub(crate) fn limiter(&self) -> Arc<Limiter> {
+        self.1.volumes.limiter(self.0.id)
     }
 
     /// What answers for the bytes from the start of `range`, coalesced; at most `runs_max` runs, never past the range.

@@ -26,6 +26,8 @@ mod hydration;
 mod identity;
 mod lease;
 mod life;
+#[cfg(feature = "serve")]
+mod limiter;
 mod partial;
 mod pool;
 #[cfg(all(test, feature = "sim"))]
@@ -45,14 +47,16 @@ pub use futures::{AsyncQueue, RequestFuture};
 pub use handle::{Snapshot, Volume};
 pub(crate) use head::Head;
 pub use hydration::TraceInfo;
+#[cfg(feature = "serve")]
+pub(crate) use limiter::{Limiter, Turn};
 pub use queue::Queue;
 pub(crate) use report::Viewers;
 pub use report::{
     BlockCounts, FetchedBytes, Holding, HydrationInfo, HydrationPriority, HydrationState, IMAGE_LABEL, LAYERS_OF_LABEL, LeaseInfo,
-    RoomInfo, SnapshotInfo, SourceInfo, VolumeInfo, VolumeState,
+    RoomInfo, SnapshotInfo, SourceInfo, VolumeInfo, VolumeLimits, VolumeState,
 };
 pub use request::{Completion, Request, Run, RunKind};
-pub(crate) use shape::LocalSource;
 pub use shape::{Admit, ForkOptions, ForkSource, VolumeOptions};
+pub(crate) use shape::{Difference, LocalSource};
 pub(crate) use state::Announced;
 pub use walk::{ChangeIter, RunIter};

@@ -1,6 +1,7 @@
-//! Crashes around image layers and labels.
+//! Crashes around image layers, labels and limits.
 
 use volfork::content::{Digest, HeldLayer, ImageLayer};
+use volfork::volume::VolumeLimits;
 
 use crate::model::{SnapshotModel, VolumeModel};
 use crate::world::{Outcome, World};
@@ -42,6 +43,15 @@ impl World {
         labels.insert(format!("k{}", value.len()), value.clone());
         let labels = labels.clone();
         self.change(format!("label {name} {value}"), after, |store| store.set_labels(name, labels))
+    }
+
+    /// Other limits of the clients, or none.
+    pub fn limit(&mut self, name: &str) -> Outcome {
+        let iops = self.random.below(4);
+        let limits = if iops == 0 { VolumeLimits::default() } else { VolumeLimits::default().with_iops(iops) };
+        let mut after = self.model.clone();
+        after.get_mut(name).expect("named by the model").limits = limits;
+        self.change(format!("limit {name} {iops}"), after, |store| store.set_limits(name, limits))
     }
 
     /// Every layer of an image that a snapshot shows is listed.

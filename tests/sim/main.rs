@@ -122,7 +122,7 @@ fn a_crash_at_every_operation_of_short_histories() {
 type Change = fn(&mut World) -> Outcome;
 
 /// Every kind of change, with names for messages.
-const CHANGES: [(&str, Change); 14] = [
+const CHANGES: [(&str, Change); 15] = [
     ("create", World::create),
     ("fork", |world| world.fork("v1")),
     ("snapshot", |world| world.snapshot("v1")),
@@ -137,6 +137,7 @@ const CHANGES: [(&str, Change); 14] = [
     ("snapshot of an image", |world| world.snapshot_image("v1")),
     ("fork of an image", World::fork_image),
     ("labels", |world| world.relabel("v1")),
+    ("limits", |world| world.limit("v1")),
 ];
 
 fn prepared(seed: u64) -> World {

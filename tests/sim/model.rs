@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use volfork::content::Digest;
+use volfork::volume::VolumeLimits;
 
 /// First byte of the window, and its sectors.
 pub const WINDOW_START: u64 = (4 << 20) - (32 << 10);
@@ -36,6 +37,7 @@ pub struct VolumeModel {
     pub size_bytes: u64,
     pub snapshots: BTreeMap<String, SnapshotModel>,
     pub labels: BTreeMap<String, String>,
+    pub limits: VolumeLimits,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +51,8 @@ pub struct SnapshotModel {
 impl VolumeModel {
     pub fn new(sectors: Vec<u64>, size_bytes: u64) -> Self {
         let pending = vec![Vec::new(); WINDOW_SECTORS];
-        Self { durable: sectors.clone(), live: sectors, pending, size_bytes, snapshots: BTreeMap::new(), labels: BTreeMap::new() }
+        let (snapshots, labels, limits) = (BTreeMap::new(), BTreeMap::new(), VolumeLimits::default());
+        Self { durable: sectors.clone(), live: sectors, pending, size_bytes, snapshots, labels, limits }
     }
 
     /// A write that was asked for: from now on it may be there.

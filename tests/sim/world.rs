@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use volfork::content::Digest;
+use volfork::volume::VolumeLimits;
 use volfork::{ErrorKind, Store, StoreOptions};
 
 use crate::clock::SimClock;
@@ -15,8 +16,8 @@ use crate::model::{Model, SECTOR, SnapshotModel, VOLUME_BYTES, VolumeModel, WIND
 use crate::random::Random;
 use crate::source::{MOODY, STEADY, SimSources, source_tags};
 
-/// Name, size, snapshots and labels of a volume.
-type Shape = (String, u64, Vec<String>, BTreeMap<String, String>);
+/// Name, size, snapshots, labels and limits of a volume.
+type Shape = (String, u64, Vec<String>, BTreeMap<String, String>, VolumeLimits);
 
 /// A change of shape that was asked for and may have happened: the model if it did.
 type Alternative = Option<(String, Model)>;
@@ -171,7 +172,10 @@ impl World {
         let shape = |model: &Model| {
             model
                 .iter()
-                .map(|(name, volume)| (name.clone(), volume.size_bytes, volume.snapshots.keys().cloned().collect(), volume.labels.clone()))
+                .map(|(name, volume)| {
+                    let names = volume.snapshots.keys().cloned().collect();
+                    (name.clone(), volume.size_bytes, names, volume.labels.clone(), volume.limits)
+                })
                 .collect()
         };
         let found: Vec<Shape> = self
@@ -189,6 +193,7 @@ impl World {
                         names
                     },
                     info.labels,
+                    info.limits,
                 )
             })
             .collect();
@@ -314,9 +319,9 @@ impl World {
 
     /// Compares everything with what is live.
     pub fn compare(&self) {
-        let names: Vec<_> = self.store().list().unwrap().into_iter().map(|info| (info.name, info.labels)).collect();
-        let expected: Vec<_> = self.model.iter().map(|(name, volume)| (name.clone(), volume.labels.clone())).collect();
-        assert_eq!(names, expected, "names and labels\n{}", self.story());
+        let names: Vec<_> = self.store().list().unwrap().into_iter().map(|info| (info.name, info.labels, info.limits)).collect();
+        let expected: Vec<_> = self.model.iter().map(|(name, volume)| (name.clone(), volume.labels.clone(), volume.limits)).collect();
+        assert_eq!(names, expected, "names, labels and limits\n{}", self.story());
         self.compare_images();
         for (name, volume) in &self.model {
             let found = self.read(name);
@@ -373,6 +378,7 @@ impl World {
             91..=92 => self.snapshot_image(&name),
             93 => self.fork_image(),
             94 => self.relabel(&name),
+            95 => self.limit(&name),
             87..=89 => self.fork_source(),
             90 => {
                 self.log.push("compare".into());

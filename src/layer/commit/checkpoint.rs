@@ -43,7 +43,7 @@ use super::room::Room;
 use super::round::LayerRounds;
 use crate::catalog::{Catalog, Frozen};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BlocksRecord, PresenceRecord, Record};
+use crate::format::{BlocksRecord, Features, PresenceRecord, Record};
 use crate::io::Disk;
 use crate::journal::Draft;
 use crate::limits::{Limits, Planted};
@@ -113,20 +113,21 @@ impl Drop for Next<'_> {
 }
 
 impl Checkpoints {
-    /// Writes a checkpoint: the shape and the presence of all layers. `end`: a record behind them. `leases`: records of leases may follow
-    /// from then on.
+    /// Writes a checkpoint: the shape and the presence of all layers. `end`: a record behind them. `features`: records of these may follow
+    /// from then on; `None` if that stays as it is.
     ///
     /// # Errors
     /// [`crate::ErrorKind::NoSpace`], or a lack of descriptors, leaves everything as it was; any other error poisons the store.
-    pub fn write(&self, catalog: &Mutex<Catalog>, end: Option<&Record>, leases: bool) -> Result<()> {
+    pub fn write(&self, catalog: &Mutex<Catalog>, end: Option<&Record>, features: Option<Features>) -> Result<()> {
         let _one_at_a_time = self.writing.lock();
-        if leases && self.commit.room.journal().takes_leases() {
+        if features.is_some_and(|features| self.commit.room.journal().takes(features)) {
             // Another caller wanted the same.
             return Ok(());
         }
-        let written = self.try_write(catalog, end, leases, false);
+        let features = features.unwrap_or_default();
+        let written = self.try_write(catalog, end, features, false);
         let written = match written {
-            Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Corrupt) => self.try_write(catalog, end, leases, true),
+            Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Corrupt) => self.try_write(catalog, end, features, true),
             other => other,
         };
         written.inspect_err(|error| {
@@ -137,11 +138,11 @@ impl Checkpoints {
     }
 
     /// `alone`: no round is under way from the beginning to the end.
-    fn try_write(&self, catalog: &Mutex<Catalog>, end: Option<&Record>, leases: bool, alone: bool) -> Result<()> {
+    fn try_write(&self, catalog: &Mutex<Catalog>, end: Option<&Record>, features: Features, alone: bool) -> Result<()> {
         let room = &self.commit.room;
         let grow = |bytes| room.journal().grow_spare(bytes);
         let leader = self.commit.lead()?;
-        let mut draft = room.journal().draft(leases, &grow)?;
+        let mut draft = room.journal().draft(features, &grow)?;
         if alone {
             room.journal().keep_rounds();
         }

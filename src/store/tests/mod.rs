@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod forks;
+mod limits;
 mod shortage;
 mod space;
 mod unfinished;

@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::format::{LesseeRecord, ShapeRecord};
+use crate::format::{Features, LesseeRecord, ShapeRecord};
 use crate::ids::{LayerId, LeaseId};
 use crate::layer::{Layers, Ticket};
 use crate::place::wide;
@@ -109,7 +109,7 @@ impl Borrowing {
         }
         let _pass = self.fence.enter()?;
         self.layers.barriers.prepare_shape()?;
-        self.shape.begin_leases()?;
+        self.shape.begin(Features::LEASES)?;
         let _room = self.layers.reserve_shape_with(wide(uri.len()) + RECORD_BYTES)?;
         let until = self.clock.unix().as_secs().saturating_add(ASK_LAPSE);
         let ticket = {
@@ -123,12 +123,12 @@ impl Borrowing {
         self.layers.barriers.wait_shape(ticket).map(|()| asked)
     }
 
-    /// Lets the superblock say that the store may have leases: as [`Shape::begin_leases`].
+    /// Lets the superblock say that the store may have leases: as [`Shape::begin`].
     ///
     /// # Errors
     /// As there.
     pub fn begin(&self) -> Result<()> {
-        self.shape.begin_leases()
+        self.shape.begin(Features::LEASES)
     }
 
     /// Notes the moment at which a server has given a lease. The clock is a seam: no lock is held.
@@ -162,7 +162,7 @@ impl Borrowing {
         if given.is_empty() {
             return Ok(false);
         }
-        let recorded = self.layers.barriers.prepare_shape().and_then(|()| self.shape.begin_leases()).and_then(|()| {
+        let recorded = self.layers.barriers.prepare_shape().and_then(|()| self.shape.begin(Features::LEASES)).and_then(|()| {
             // As much as all of them need: which of them are new is known under the lock.
             let _room = self.layers.reserve_shape_with(given.iter().map(|record| wide(record.uri.len()) + RECORD_BYTES).sum())?;
             let ticket = {

@@ -47,7 +47,7 @@ impl Scene {
     }
 
     fn volume(&self, name: &str) -> Arc<Head> {
-        self.core.volumes.create(name, 16 << 20, BTreeMap::new()).unwrap()
+        self.core.volumes.create(name, 16 << 20, BTreeMap::new(), Default::default()).unwrap()
     }
 }
 

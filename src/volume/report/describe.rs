@@ -122,6 +122,7 @@ impl Report {
             depth: tally.chain.depth,
             snapshots: entry.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
             labels: entry.labels.clone(),
+            limits: entry.limits,
             blocks: tally.counts(self.block_size.blocks_for(entry.size_bytes)),
             hydration: HydrationInfo::default(),
         };
@@ -198,6 +199,7 @@ impl Report {
             depth: 0,
             snapshots: Vec::new(),
             labels: Default::default(),
+            limits: Default::default(),
             blocks: BlockCounts::default(),
             hydration: HydrationInfo { bytes_missing: if coming.uri.is_some() { size_bytes } else { 0 }, ..HydrationInfo::default() },
         }

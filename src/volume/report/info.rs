@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-pub use crate::format::HydrationPriority;
+pub use crate::format::{HydrationPriority, VolumeLimits};
 pub use crate::hydrate::{FetchedBytes, SourceInfo};
 
 /// State of a volume in its life cycle.
@@ -256,6 +256,9 @@ pub struct VolumeInfo {
     /// What users note about it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub labels: BTreeMap<String, String>,
+    /// Limits of its clients.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub limits: VolumeLimits,
     /// Its blocks by where they are.
     pub blocks: BlockCounts,
     /// Progress of hydration.

@@ -19,7 +19,7 @@ pub use describe::Report;
 pub use holdings::Holding;
 pub use info::{
     BlockCounts, FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, LeaseInfo, SnapshotInfo, SourceInfo, VolumeInfo,
-    VolumeState,
+    VolumeLimits, VolumeState,
 };
 pub use room::{IMAGE_LABEL, LAYERS_OF_LABEL, RoomInfo};
 pub use runs::{allocation, runs};

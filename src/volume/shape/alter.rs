@@ -16,11 +16,13 @@
 //!    which program.
 
 use std::ops::Range;
+#[cfg(feature = "serve")]
+use std::sync::Arc;
 
 use super::create::{Volumes, check_size};
 use crate::catalog::{Catalog, VolumeEntry};
 use crate::error::{Error, ErrorKind, Remedy, Result};
-use crate::format::{Labels, ShapeRecord, valid_labels, valid_name};
+use crate::format::{Labels, ShapeRecord, VolumeLimits, valid_labels, valid_name};
 use crate::ids::VolumeId;
 use crate::layer::{Reserved, Ticket};
 use crate::limits::Planted;
@@ -29,6 +31,8 @@ use crate::place::length;
 use crate::sync::atomic::Ordering;
 use crate::volume::blocks::Answer;
 use crate::volume::head::Head;
+#[cfg(feature = "serve")]
+use crate::volume::limiter::Limiter;
 use crate::volume::state::destroyed;
 
 /// # Errors
@@ -98,6 +102,62 @@ impl Volumes {
         self.layers.barriers.wait_shape(ticket)
     }
 
+    /// Sets the limits of a volume to what `limits_of` makes of the present ones. It is called without a lock, and again if they were
+    /// changed meanwhile.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`]; those of `limits_of`; as [`Volumes::set_limits_of`].
+    pub fn set_limits_with(&self, name: &str, mut limits_of: impl FnMut(VolumeLimits) -> Result<VolumeLimits>) -> Result<()> {
+        loop {
+            let (volume, old) = {
+                let catalog = self.shape.catalog();
+                let volume = self.shape.volume_id(&catalog, name)?;
+                (volume, catalog.volume(volume).ok_or_else(|| destroyed(volume))?.limits)
+            };
+            let limits = limits_of(old)?;
+            if self.try_set_limits(volume, limits, Some(old))? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sets the limits of a volume.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::NotFound`]; [`crate::ErrorKind::InvalidInput`] if they cannot be; those of a change of shape.
+    pub fn set_limits_of(&self, volume: VolumeId, limits: VolumeLimits) -> Result<()> {
+        self.try_set_limits(volume, limits, None).map(drop)
+    }
+
+    /// Sets the limits of a volume, unless it has others than `old`. Those of its clients that wait are told under the lock of the
+    /// catalogue, so that what they are told last is what the catalogue has.
+    fn try_set_limits(&self, volume: VolumeId, limits: VolumeLimits, old: Option<VolumeLimits>) -> Result<bool> {
+        self.begin_limits(limits)?;
+        let _room = self.layers.barriers.reserve_shape()?;
+        let ticket = {
+            let mut catalog = self.shape.catalog();
+            let present = catalog.volume(volume).ok_or_else(|| destroyed(volume))?.limits;
+            match old {
+                Some(old) if old != present => return Ok(false),
+                // Without a record, older programs go on reading a store that never had limits.
+                _ if limits == present => return Ok(true),
+                _ => {}
+            }
+            let ticket = self.shape.change(&mut catalog, None, vec![ShapeRecord::Limits(volume, limits)])?;
+            #[cfg(feature = "serve")]
+            self.limiters.set(volume, limits);
+            ticket
+        };
+        self.layers.barriers.wait_shape(ticket).map(|()| true)
+    }
+
+    /// What keeps the limits of the clients of a volume.
+    #[cfg(feature = "serve")]
+    pub fn limiter(&self, volume: VolumeId) -> Arc<Limiter> {
+        let catalog = self.shape.catalog();
+        self.limiters.get(volume, &self.clock, catalog.volume(volume).map(|entry| entry.limits))
+    }
+
     /// Destroys a volume. Handles to it fail from now on.
     ///
     /// # Errors
@@ -122,6 +182,8 @@ impl Volumes {
             self.check_unused(&catalog, head, recursive)?;
             head.set_destroyed();
             self.heads.remove(head.id);
+            #[cfg(feature = "serve")]
+            self.limiters.remove(head.id);
             head.end_recording();
             self.shape.change(&mut catalog, None, vec![ShapeRecord::DestroyVolume(head.id)])?
         };

@@ -6,13 +6,15 @@ use super::heads::Heads;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Labels, LayerRecord, ShapeRecord, VolumeRecord, valid_labels, valid_name};
+use crate::format::{Features, Labels, LayerRecord, ShapeRecord, VolumeLimits, VolumeRecord, valid_labels, valid_name};
 use crate::ids::LayerId;
 use crate::layer::{Layers, Ticket};
 use crate::limits::VOLUME_BYTES_MAX;
 use crate::volume::blocks::{Blocks, View};
 use crate::volume::head::Head;
 use crate::volume::hydration::Recordings;
+#[cfg(feature = "serve")]
+use crate::volume::limiter::Limiters;
 use crate::volume::pool::Pool;
 use crate::volume::state::{Leases, Shape, destroyed};
 
@@ -25,6 +27,8 @@ pub struct Volumes {
     pub leases: Arc<Leases>,
     pub recordings: Arc<Recordings>,
     pub heads: Heads,
+    #[cfg(feature = "serve")]
+    pub limiters: Limiters,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -35,6 +39,7 @@ pub struct Birth<'a> {
     /// The volume or snapshot that it was forked from, or empty.
     pub parent: &'a str,
     pub labels: Labels,
+    pub limits: VolumeLimits,
     /// Seconds since the Unix epoch.
     pub created_at: u64,
 }
@@ -81,15 +86,25 @@ impl Volumes {
         Ok(head)
     }
 
-    /// Creates an empty volume, and its labels in the same frame.
+    /// Lets the superblock say that the store may have limits, if there are some: to be called before their record is made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if they cannot be; those of a checkpoint.
+    pub fn begin_limits(&self, limits: VolumeLimits) -> Result<()> {
+        limits.check()?;
+        if limits.is_some() { self.shape.begin(Features::LIMITS) } else { Ok(()) }
+    }
+
+    /// Creates an empty volume, and its labels and limits in the same frame.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`], [`ErrorKind::Exists`], [`ErrorKind::NoSpace`].
-    pub fn create(&self, name: &str, size_bytes: u64, labels: Labels) -> Result<Arc<Head>> {
+    pub fn create(&self, name: &str, size_bytes: u64, labels: Labels, limits: VolumeLimits) -> Result<Arc<Head>> {
         valid_name(name)?;
         valid_labels(&labels)?;
         check_size(size_bytes)?;
-        let birth = Birth { name, size_bytes, parent: "", labels, created_at: self.clock.unix().as_secs() };
+        self.begin_limits(limits)?;
+        let birth = Birth { name, size_bytes, parent: "", labels, limits, created_at: self.clock.unix().as_secs() };
         let _room = self.layers.barriers.reserve_shape()?;
         let (head, ticket) = {
             let mut catalog = self.shape.catalog();
@@ -108,7 +123,7 @@ impl Volumes {
         catalog: &mut Catalog,
         mut records: Vec<ShapeRecord>,
         parent: Option<LayerId>,
-        Birth { name, size_bytes, parent: label, labels, created_at }: Birth<'_>,
+        Birth { name, size_bytes, parent: label, labels, limits, created_at }: Birth<'_>,
         base: Option<Base>,
     ) -> Result<(Arc<Head>, Ticket)> {
         let volume = catalog.next_volume();
@@ -127,6 +142,7 @@ impl Volumes {
         if !labels.is_empty() {
             records.push(ShapeRecord::Labels(volume, labels));
         }
+        records.extend(limits.is_some().then_some(ShapeRecord::Limits(volume, limits)));
         let layer = self.layers.add(head, parent, None);
         let ticket = self.shape.change(catalog, None, records)?;
         let view = match base {

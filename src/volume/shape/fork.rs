@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::create::{Birth, Volumes};
-use super::options::LocalSource;
+use super::options::{Difference, LocalSource};
 use crate::catalog::Catalog;
 use crate::content::{Digest, HeldLayer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HeldRecord, LabelChange, Labels, LayerRecord, ShapeRecord, SnapshotRecord, changed_labels, valid_name};
+use crate::format::{HeldRecord, Labels, LayerRecord, ShapeRecord, SnapshotRecord, changed_labels, valid_name};
 use crate::ids::LayerId;
 use crate::layer::{Layers, Ticket};
 use crate::volume::head::Head;
@@ -19,22 +19,23 @@ fn is_whole(layers: &Layers, catalog: &Catalog, layer: LayerId) -> bool {
 }
 
 impl Volumes {
-    /// Forks a volume as it is now. The fork has the labels of its source, changed by `change`, from the first moment.
+    /// Forks a volume as it is now. The fork has the labels of its source, but for a difference, from the first moment.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::InvalidInput`], [`ErrorKind::NoSpace`].
-    pub fn fork_volume(&self, source: &str, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+    pub fn fork_volume(&self, source: &str, name: &str, difference: Difference<'_>) -> Result<Arc<Head>> {
         valid_name(name)?;
         let head = self.open(source)?;
-        self.fork_head(&head, name, change)
+        self.fork_head(&head, name, difference)
     }
 
     /// As [`Volumes::fork_volume`], of a volume that is open, whatever it is called by now.
     ///
     /// # Errors
     /// As there.
-    pub fn fork_head(&self, head: &Head, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+    pub fn fork_head(&self, head: &Head, name: &str, difference: Difference<'_>) -> Result<Arc<Head>> {
         valid_name(name)?;
+        self.begin_limits(difference.limits)?;
         let (created_at, _room) = (self.clock.unix().as_secs(), self.layers.barriers.reserve_shape()?);
         let (fork, ticket) = {
             let _closed = head.close();
@@ -42,7 +43,7 @@ impl Volumes {
             self.shape.name_is_free(&catalog, name)?;
             // Before the seal, because labels that are refused must leave the source as it is.
             let source = catalog.volume(head.id).ok_or_else(|| destroyed(head.id))?;
-            let labels = changed_labels(source.labels.clone(), change)?;
+            let labels = changed_labels(source.labels.clone(), difference.labels)?;
             let source = source.name.clone();
             let _beginning = self.layers.hold_for_seal();
             let mut base = self.seal(&catalog, head, false)?;
@@ -51,7 +52,8 @@ impl Volumes {
             let layer = LayerId(catalog.next_layer()?.0 + u32::from(!records.is_empty()));
             records.push(ShapeRecord::Layer(LayerRecord::over(base.layer, layer)));
             let parent = base.layer;
-            self.add(&mut catalog, records, parent, Birth { name, size_bytes, parent: &source, labels, created_at }, Some(base))?
+            let birth = Birth { name, size_bytes, parent: &source, labels, limits: difference.limits, created_at };
+            self.add(&mut catalog, records, parent, birth, Some(base))?
         };
         self.layers.barriers.wait_shape(ticket)?;
         Ok(fork)
@@ -61,8 +63,9 @@ impl Volumes {
     ///
     /// # Errors
     /// As [`Volumes::fork_volume`].
-    pub fn fork_snapshot(&self, volume: &str, snapshot: &str, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+    pub fn fork_snapshot(&self, volume: &str, snapshot: &str, name: &str, difference: Difference<'_>) -> Result<Arc<Head>> {
         valid_name(name)?;
+        self.begin_limits(difference.limits)?;
         let (created_at, _room) = (self.clock.unix().as_secs(), self.layers.barriers.reserve_shape()?);
         let base;
         let (fork, ticket) = {
@@ -71,9 +74,9 @@ impl Volumes {
             let (id, entry) = catalog.snapshot(volume, snapshot)?;
             base = entry.layer;
             let source = catalog.volume(id).ok_or_else(|| destroyed(id))?;
-            let labels = changed_labels(source.labels.clone(), change)?;
+            let labels = changed_labels(source.labels.clone(), difference.labels)?;
             let parent = format!("{}@{snapshot}", source.name);
-            let birth = Birth { name, size_bytes: entry.size_bytes, parent: &parent, labels, created_at };
+            let birth = Birth { name, size_bytes: entry.size_bytes, parent: &parent, labels, limits: difference.limits, created_at };
             let layer = catalog.next_layer()?;
             let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(base), layer))];
             self.add(&mut catalog, records, Some(base), birth, None)?
@@ -97,9 +100,10 @@ impl Volumes {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("this store does not hold the layers {chain}")))
     }
 
-    fn fork_held(&self, chain: &Digest, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+    fn fork_held(&self, chain: &Digest, name: &str, difference: Difference<'_>) -> Result<Arc<Head>> {
         valid_name(name)?;
-        let labels = changed_labels(Labels::new(), change)?;
+        let labels = changed_labels(Labels::new(), difference.labels)?;
+        self.begin_limits(difference.limits)?;
         let (created_at, _room) = (self.clock.unix().as_secs(), self.layers.barriers.reserve_shape()?);
         let (fork, ticket) = {
             let mut catalog = self.shape.catalog();
@@ -107,7 +111,7 @@ impl Volumes {
             let (base, size_bytes) = self.held(&catalog, chain)?;
             let layer = catalog.next_layer()?;
             let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(base), layer))];
-            let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels, created_at };
+            let birth = Birth { name, size_bytes, parent: &chain.to_string(), labels, limits: difference.limits, created_at };
             self.add(&mut catalog, records, Some(base), birth, None)?
         };
         self.layers.barriers.wait_shape(ticket)?;
@@ -131,15 +135,15 @@ impl Volumes {
         Ok((found.map_or(entry.size_bytes, |(_, snapshot)| snapshot.size_bytes), entry.labels.clone()))
     }
 
-    /// Forks what this store has. The fork has the labels of its source, changed by `change`, from the first moment.
+    /// Forks what this store has. The fork has the labels of its source, but for a difference, from the first moment.
     ///
     /// # Errors
     /// As [`Volumes::fork_volume`].
-    pub fn fork_local(&self, source: LocalSource<'_>, name: &str, change: &LabelChange) -> Result<Arc<Head>> {
+    pub fn fork_local(&self, source: LocalSource<'_>, name: &str, difference: Difference<'_>) -> Result<Arc<Head>> {
         match source {
-            LocalSource::Volume(volume) => self.fork_volume(volume, name, change),
-            LocalSource::Snapshot(volume, snapshot) => self.fork_snapshot(volume, snapshot, name, change),
-            LocalSource::Chain(chain) => self.fork_held(chain, name, change),
+            LocalSource::Volume(volume) => self.fork_volume(volume, name, difference),
+            LocalSource::Snapshot(volume, snapshot) => self.fork_snapshot(volume, snapshot, name, difference),
+            LocalSource::Chain(chain) => self.fork_held(chain, name, difference),
         }
     }
 

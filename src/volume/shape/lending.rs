@@ -20,7 +20,7 @@ use super::alter::check_bare;
 use super::create::Volumes;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{LeaseRecord, ShapeRecord, SnapshotRecord, instant_name, is_instant};
+use crate::format::{Features, LeaseRecord, ShapeRecord, SnapshotRecord, instant_name, is_instant};
 use crate::ids::{LeaseId, VolumeId};
 use crate::layer::Ticket;
 use crate::volume::identity::identity_in;
@@ -69,7 +69,7 @@ impl Lending {
                 .map_or_else(|| self.volumes.layers.barriers.sync_if_queued(), |ticket| self.volumes.layers.barriers.wait_shape(ticket));
             return durable.map(|()| None);
         }
-        self.volumes.shape.begin_leases()?;
+        self.volumes.shape.begin(Features::LEASES)?;
         let _room = self.volumes.layers.barriers.reserve_shape()?;
         let granted = self.lease_snapshot(volume, snapshot, request, address)?;
         let (name, ticket) = match granted {

@@ -16,5 +16,5 @@ mod steer;
 pub use create::Volumes;
 pub use heads::Heads;
 pub use lending::Lending;
-pub use options::{Admit, ForkOptions, ForkSource, LocalSource, VolumeOptions};
+pub use options::{Admit, Difference, ForkOptions, ForkSource, LocalSource, VolumeOptions};
 pub use remote::Remote;

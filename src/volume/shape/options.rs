@@ -2,7 +2,7 @@
 
 use crate::content::Digest;
 use crate::error::Result;
-use crate::format::{LabelChange, Labels};
+use crate::format::{LabelChange, Labels, VolumeLimits};
 use crate::options::with_methods;
 
 /// Options of creating a volume.
@@ -24,10 +24,13 @@ use crate::options::with_methods;
 pub struct VolumeOptions {
     /// Labels ([`crate::Store::set_labels`]) from the first moment: volume and labels are there, or neither.
     pub labels: Labels,
+    /// Limits of its clients ([`crate::Volume::set_limits`]) from the first moment.
+    pub limits: VolumeLimits,
 }
 
 with_methods! { VolumeOptions:
     with_labels(labels: Labels);
+    with_limits(limits: VolumeLimits);
 }
 
 /// How a volume is forked.
@@ -60,12 +63,15 @@ pub struct ForkOptions {
     pub live: bool,
     /// Size of the fork in bytes, if it is to be larger than its source: what is behind the source's end reads as zero.
     pub size_bytes: Option<u64>,
+    /// Limits of the clients of the fork ([`crate::Volume::set_limits`]) from the first moment. Those of its source are not inherited.
+    pub limits: VolumeLimits,
 }
 
 with_methods! { ForkOptions:
     with_labels(labels: LabelChange);
     with_live(live: bool);
     with_size_bytes(size_bytes: Some<u64>);
+    with_limits(limits: VolumeLimits);
 }
 
 /// What a volume is forked from.
@@ -169,6 +175,13 @@ impl<'a> From<&'a Digest> for ForkSource<'a> {
 /// # }
 /// ```
 pub type Admit<'a> = &'a mut dyn FnMut(u64, &mut Labels) -> Result<()>;
+
+/// What a fork does not have from its source.
+#[derive(Clone, Copy)]
+pub struct Difference<'a> {
+    pub labels: &'a LabelChange,
+    pub limits: VolumeLimits,
+}
 
 /// A [`ForkSource`] that this store has.
 #[derive(Clone, Copy)]

@@ -9,7 +9,8 @@ use super::options::{Admit, ForkOptions};
 use crate::catalog::{Catalog, LayerEntry};
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{
-    HydrationSettings, Labels, LayerRecord, SOURCE_URIS_MAX, ShapeRecord, SourceRecord, changed_labels, valid_labels, valid_name,
+    HydrationSettings, Labels, LayerRecord, SOURCE_URIS_MAX, ShapeRecord, SourceRecord, VolumeLimits, changed_labels, valid_labels,
+    valid_name,
 };
 use crate::hydrate::Hydrator;
 use crate::ids::LayerId;
@@ -26,6 +27,7 @@ struct Opened<'a> {
     asked: Asked<'a>,
     /// It is being written, and the user accepts that.
     live: bool,
+    limits: VolumeLimits,
 }
 
 /// Forks what other hosts have.
@@ -95,6 +97,7 @@ impl Remote {
         check_uris(uris)?;
         // Labels that are refused whatever the source tells.
         changed_labels(Labels::new(), &options.labels)?;
+        options.limits.check()?;
         let sources = self.sources.as_ref().ok_or_else(no_sources)?;
         let since = sources.now();
         // The question may take long: meanwhile the name is taken, and shown.
@@ -126,7 +129,7 @@ impl Remote {
                     let labels = admitted.inspect_err(|_| source.close())?;
                     birth.opened(source.size_bytes());
                     let mut used = false;
-                    let opened = Opened { uris: order, source: Arc::clone(&source), lease, asked, live };
+                    let opened = Opened { uris: order, source: Arc::clone(&source), lease, asked, live, limits: options.limits };
                     let forked = self.fork_opened(opened, name, labels, &mut used);
                     if !used {
                         source.close();
@@ -148,7 +151,7 @@ impl Remote {
     /// 4. The fork stands even if its round is undone, and its readers need what is missing; so hydration starts in any case.
     fn fork_opened(
         &self,
-        Opened { mut uris, source, lease, asked, live }: Opened<'_>,
+        Opened { mut uris, source, lease, asked, live, limits }: Opened<'_>,
         name: &str,
         labels: Labels,
         used: &mut bool,
@@ -166,8 +169,9 @@ impl Remote {
         if lease.is_some() || live {
             self.borrowing.begin()?;
         }
+        self.volumes.begin_limits(limits)?;
         let (created_at, granted) = (clock.unix().as_secs(), lease.map(|lease| self.borrowing.grant(lease)));
-        let birth = Birth { name, size_bytes: told.size_bytes, parent: &label, labels, created_at };
+        let birth = Birth { name, size_bytes: told.size_bytes, parent: &label, labels, limits, created_at };
         let (head, Root { layer: root, hydrator, .. }, ticket, _room) = loop {
             // The volume notes one of the addresses as well, and so does the lease.
             let noted = self.noted_bytes(&shape.catalog(), &told, &uris);
