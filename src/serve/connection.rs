@@ -14,6 +14,7 @@ use super::input::{Input, Received};
 use super::reply::{Output, wire_error};
 use super::shutdown::Shutdown;
 use super::status::{Context, EXTENTS_MAX, extents};
+use super::waiting::{Place, Waiting};
 use crate::error::{Error, ErrorKind};
 use crate::io::{Guess, Slots, Socket};
 use crate::place::{index, length, wide};
@@ -57,6 +58,9 @@ pub struct Connection {
     queue: Queue,
     terms: Terms,
     input: Input,
+    waiting: Waiting,
+    /// The first one that waits has its turn, and no room for its reply.
+    is_crowded: bool,
     /// When a request must be whole of which a part has come.
     whole_by: Option<Instant>,
     output: Output,
@@ -97,6 +101,8 @@ impl Connection {
         Ok(Self {
             socket,
             queue,
+            waiting: Waiting::new(session.export.limiter()),
+            is_crowded: false,
             export: session.export,
             mode: session.mode,
             contexts: session.contexts,
@@ -127,10 +133,12 @@ impl Connection {
         self.socket.set_patience(None)?;
         let mut completions = Vec::new();
         loop {
+            self.start_waiting();
             self.take_requests()?;
             self.ending |= self.sent_all && !self.has_request();
-            if self.ending && self.hung_up {
+            if self.hung_up && (self.ending || self.waiting.is_any()) {
                 // The remaining reads have no receiver any more, and may wait for a source. The end of the queue waits for changes only.
+                // What waits for the limits was not begun.
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             self.queue.reap(&mut completions).map_err(|error| io::Error::other(error.to_string()))?;
@@ -141,11 +149,11 @@ impl Connection {
             self.note_sent(sent)?;
             self.account();
             let idle = self.queue.in_flight() == 0 && self.output.len() == 0;
-            if idle && (self.ending || self.shutting_down) {
+            if idle && (self.ending && self.waiting.len() == 0 || self.shutting_down) {
                 return Ok(());
             }
             // Those that had to wait for room have come already: the socket says nothing of them.
-            if !(self.has_request() && self.takes_requests() && self.held.has_room(self.next_bytes(), self.is_idle())) {
+            if !self.has_next() {
                 self.wait()?;
             }
         }
@@ -154,7 +162,46 @@ impl Connection {
     /// A server that shuts down begins nothing more: a client that connects again sends again what was not replied to, while an error
     /// would be one of its device.
     fn takes_requests(&self) -> bool {
-        !self.ending && !self.shutting_down && self.queue.in_flight() < index(self.terms.depth)
+        !self.ending && !self.shutting_down && self.queue.in_flight() + self.waiting.len() < index(self.terms.depth)
+    }
+
+    /// Whether the first request that waits, or else the first one in the input, is whole and can be taken now.
+    fn has_next(&mut self) -> bool {
+        if self.is_crowded {
+            let request = self.waiting.next().copied();
+            return self.held.has_room(request.map_or(0, |request| self.reply_bytes(&request)), self.is_idle());
+        }
+        if !self.has_request() || !self.takes_requests() {
+            return false;
+        }
+        match self.place() {
+            Place::Free | Place::Up => self.held.has_room(self.next_bytes(), self.is_idle()),
+            Place::Aside => true,
+            Place::Stay => false,
+        }
+    }
+
+    /// What becomes of the first request in the input. One that has not come or cannot be trusted is looked at elsewhere.
+    fn place(&mut self) -> Place {
+        let Ok(request) = Request::decode(self.input.head(), self.mode == HeaderMode::Extended) else { return Place::Free };
+        let Some(payload) = self.payload_bytes(&request) else { return Place::Free };
+        self.waiting.place(&request, payload, self.missing_bytes() == 0)
+    }
+
+    /// Starts requests whose turn has come, as far as there is room.
+    fn start_waiting(&mut self) {
+        self.is_crowded = false;
+        while !self.shutting_down && self.queue.in_flight() < index(self.terms.depth) {
+            let Some(request) = self.waiting.next().copied() else { return };
+            self.is_crowded = !self.held.take(self.reply_bytes(&request), self.is_idle());
+            if self.is_crowded {
+                return;
+            }
+            if let Some((request, data)) = self.waiting.take() {
+                self.start(request, data);
+                self.account();
+            }
+        }
     }
 
     /// Whether nothing is under way that will tell of its end.
@@ -169,7 +216,7 @@ impl Connection {
 
     /// Tells the budget what this connection holds.
     fn account(&mut self) {
-        self.held.set(self.pending_bytes + self.output.len() + self.input.held_bytes());
+        self.held.set(self.pending_bytes + self.output.len() + self.input.held_bytes() + self.waiting.bytes());
     }
 
     /// Ends a connection that keeps others from being served: its client takes none of its replies.
@@ -186,7 +233,8 @@ impl Connection {
     /// Whether more bytes of the client are wanted now. There is room for them then.
     fn wants_input(&mut self) -> bool {
         let missing = self.missing_bytes();
-        let wanted = missing > 0 && !self.sent_all && self.takes_requests();
+        let wanted = missing > 0 && !self.sent_all && self.takes_requests() && !self.is_crowded;
+        let wanted = wanted && self.place() != Place::Stay;
         let wanted = wanted && self.held.take(self.input.growth(missing), self.is_idle());
         if wanted && self.input.growth(missing) > 0 {
             self.input.make_room(missing);
@@ -205,11 +253,13 @@ impl Connection {
     }
 
     /// How long to wait at most.
-    fn patience(&self) -> io::Result<Option<Duration>> {
+    fn patience(&mut self) -> io::Result<Option<Duration>> {
         let whole = self.whole_by.map(time_left).transpose()?;
         let stalled = self.stalled.map(|_| (self.terms.stall_timeout / 4).max(Duration::from_millis(1)));
         let hung_up = self.hung_up.then_some(HUNG_UP_INTERVAL);
-        Ok([whole, stalled, hung_up, self.held.patience()].into_iter().flatten().min())
+        let begins = !self.shutting_down && (self.waiting.len() > 0 || !self.ending);
+        let turn = if begins { self.waiting.patience() } else { None };
+        Ok([whole, stalled, hung_up, self.held.patience(), turn].into_iter().flatten().min())
     }
 
     /// Takes what the socket has.
@@ -299,16 +349,29 @@ impl Connection {
     fn take_requests(&mut self) -> io::Result<()> {
         let extended = self.mode == HeaderMode::Extended;
         let header = Request::header_bytes(extended);
-        while self.takes_requests() && self.input.len() >= header {
+        while self.takes_requests() && !self.is_crowded && self.input.len() >= header {
             let request =
                 Request::decode(self.input.head(), extended).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.0))?;
             let payload = self.payload_bytes(&request);
             let payload = payload.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the client sends too long a payload"))?;
-            if self.input.len() < header + payload || !self.held.take(self.reply_bytes(&request), self.is_idle()) {
+            let place = self.waiting.place(&request, payload, self.input.len() >= header + payload);
+            let begins = matches!(place, Place::Free | Place::Up);
+            if self.input.len() < header + payload
+                || place == Place::Stay
+                || begins && !self.held.take(self.reply_bytes(&request), self.is_idle())
+            {
                 break;
             }
             let data = self.input.take(payload);
             self.whole_by = None;
+            if place == Place::Aside {
+                self.waiting.put(request, data);
+                self.account();
+                continue;
+            }
+            if place == Place::Up {
+                self.waiting.begun();
+            }
             if request.command == CMD_DISC {
                 self.ending = true;
                 break;
@@ -470,7 +533,10 @@ impl Connection {
             _ => wire_error(error),
         };
         self.output.error(self.mode, request, number, &error.to_string());
-        self.ending |= number == ESHUTDOWN;
+        if number == ESHUTDOWN {
+            self.ending = true;
+            self.waiting.give_up();
+        }
     }
 }
 

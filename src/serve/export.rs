@@ -1,11 +1,12 @@
 //! Exports: the volumes and snapshots that clients connect to.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::About;
 use crate::store::Store;
-use crate::volume::{Queue, Run, Snapshot, Volume};
+use crate::volume::{Limiter, Queue, Run, Snapshot, Volume};
 use crate::wire::constants::DESCRIPTION_OF_SNAPSHOT;
 use crate::wire::{LeaseAction, LeaseGrant, LeaseRequest};
 
@@ -84,6 +85,14 @@ impl Export {
     /// It was destroyed, or the machine has no room for another ring.
     pub fn queue(&self, depth: u32) -> Result<Queue> {
         each!(self, it => it.queue(depth))
+    }
+
+    /// What keeps the limits of its clients. A snapshot has none.
+    pub(super) fn limiter(&self) -> Option<Arc<Limiter>> {
+        match self {
+            Self::Volume(volume) => Some(volume.limiter()),
+            Self::Snapshot(_) => None,
+        }
     }
 
     /// Which bytes from the start of a range are zero.

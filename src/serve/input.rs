@@ -16,7 +16,7 @@ const BUSY_BYTES: usize = 128 << 10;
 /// With less room than this, a buffer is not read into any more.
 const ROOM_BYTES_MIN: usize = 4 << 10;
 /// A payload from this size on has memory of its own.
-const OWN_BYTES_MIN: usize = 32 << 10;
+pub const OWN_BYTES_MIN: usize = 32 << 10;
 /// Bytes that are received at most together with a payload that has memory of its own, and behind it: the next such payload begins
 /// there, and that part of it is copied.
 const BEHIND_BYTES: usize = 4 << 10;

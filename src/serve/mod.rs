@@ -2,7 +2,8 @@
 //!
 //! The cast: a [`Listener`] is an address; [`NbdServer`] accepts connections and gives each a thread; [`NbdClients`] tells who is
 //! connected; `handshake` agrees with the client on an export, over TLS if the listener's `policy` and the connection's `security` say
-//! so; `connection` is the event loop over its socket and the export's queue; `input` has bytes that are no requests yet; `reply` turns
+//! so; `connection` is the event loop over its socket and the export's queue; `input` has bytes that are no requests yet; `waiting` has
+//! those that the limits of a volume let not begin yet; `reply` turns
 //! completions into bytes; `budget` bounds the memory of all.
 //!
 //! # Invariants
@@ -37,6 +38,7 @@ mod security;
 mod server;
 mod shutdown;
 mod status;
+mod waiting;
 
 pub use clients::{ClientInfo, NbdClients};
 pub use export::{Export, Exports};

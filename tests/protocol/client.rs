@@ -23,8 +23,12 @@ pub struct Host {
 
 impl Host {
     pub fn new(options: NbdServerOptions) -> Self {
+        Self::with(StoreOptions::default(), options)
+    }
+
+    pub fn with(store: StoreOptions, options: NbdServerOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::create(directory.path().join("store"), StoreOptions::default()).unwrap();
+        let store = Store::create(directory.path().join("store"), store).unwrap();
         let exports: Arc<dyn Exports> = Arc::new(store.clone());
         let listener = Listener::parse(&format!("unix:{}", directory.path().join("sock").display())).unwrap();
         let server = NbdServer::start(exports, vec![listener], options).unwrap();
@@ -153,6 +157,21 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// As many bytes as the server takes at once.
+    pub fn taken(&mut self, bytes: &[u8]) -> usize {
+        self.socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut taken = 0;
+        while taken < bytes.len() {
+            match self.socket.write(&bytes[taken..]) {
+                Ok(count) => taken += count,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        taken
     }
 
     pub fn reply(&mut self, data_bytes: usize) -> Reply {

@@ -29,21 +29,6 @@ fn is_served(client: &mut Client) {
     assert_eq!(client.reply(0).error, 0);
 }
 
-/// As many bytes as the server takes at once.
-fn taken(client: &mut Client, bytes: &[u8]) -> usize {
-    client.socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    let mut taken = 0;
-    while taken < bytes.len() {
-        match client.socket.write(&bytes[taken..]) {
-            Ok(count) => taken += count,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => break,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    client.socket.set_write_timeout(Some(PATIENCE)).unwrap();
-    taken
-}
-
 #[test]
 fn partial_requests_hold_bounded_memory_and_stop_nobody() {
     let host = host(LONG);
@@ -51,7 +36,7 @@ fn partial_requests_hold_bounded_memory_and_stop_nobody() {
     let mut write = clients[0].header(CMD_WRITE, 0, 0, LARGE as u64);
     write.resize(write.len() + LARGE, 3);
     let (whole, last) = (write.len(), write.len() - 1);
-    let counts: Vec<usize> = clients.iter_mut().map(|client| taken(client, &write[..last])).collect();
+    let counts: Vec<usize> = clients.iter_mut().map(|client| client.taken(&write[..last])).collect();
     assert_eq!(counts[..2], [last, last], "there is room for two of them");
     assert!(counts[2..].iter().all(|count| *count < MIB), "memory for {counts:?} bytes");
     is_served(&mut host.client(HeaderMode::Simple, "v"));
