@@ -5,6 +5,7 @@ mod host;
 mod hydration;
 mod ids;
 mod leases;
+mod limits;
 #[path = "../tls/pki.rs"]
 mod pki;
 mod repeats;

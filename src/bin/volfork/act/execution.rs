@@ -19,6 +19,7 @@ use super::transfer::export::export;
 use super::transfer::import::import;
 use crate::failure::{Failure, Result};
 use crate::request::Request;
+use crate::request::limits::LimitsChange;
 use crate::request::progress::{Progress, Unit, Watcher};
 use crate::request::response::{Disconnected, Done, Response, Shown};
 use crate::request::size::Growth;
@@ -36,9 +37,10 @@ pub fn execute(
 ) -> Result<Response> {
     let file = || file.ok_or_else(|| Failure::new(ErrorKind::InvalidInput, "the request came without a file"));
     match request {
-        Request::Create { name, size_bytes, mut labels, force } => {
+        Request::Create { name, size_bytes, mut labels, limits, force } => {
             let admission = gate_of(force, gate).admit(store, &name, size_bytes, &mut labels)?;
-            admission.conclude(store.create_volume_with(&name, size_bytes, &VolumeOptions::default().with_labels(labels)))?;
+            let options = VolumeOptions::default().with_labels(labels).with_limits(limits);
+            admission.conclude(store.create_volume_with(&name, size_bytes, &options))?;
             shown(store, Done::Created, &name)
         }
         Request::Import { name, raw, force } => import(store, &name, file()?, raw, gate_of(force, gate), watcher).map(Response::Moved),
@@ -50,10 +52,10 @@ pub fn execute(
             Ok(Response::Snapshot(find_snapshot(store.snapshots(&volume)?, &snapshot)?))
         }
         Request::Snapshots { volume } => Ok(Response::Snapshots(store.snapshots(&volume)?)),
-        Request::Fork { source, also, name, labels, live, size_bytes, force } => {
+        Request::Fork { source, also, name, labels, live, size_bytes, limits, force } => {
             let (gate, mut admission) = (gate_of(force, gate), Admission::default());
             let sources = [&[source], &also[..]].concat();
-            let mut options = ForkOptions::default().with_labels(labels).with_live(live);
+            let mut options = ForkOptions::default().with_labels(labels).with_live(live).with_limits(limits);
             options.size_bytes = size_bytes;
             let forked = store.fork_admitted(&sources, &name, &options, &mut |size_bytes, labels| {
                 admission = gate.admit(store, &name, size_bytes, labels)?;
@@ -73,6 +75,7 @@ pub fn execute(
             admission.conclude(extended)?;
             shown(store, Done::Extended, &name)
         }
+        Request::Limit { name, change } => limit(store, &name, change),
         Request::Rename { name, new } => {
             store.rename(&name, &new)?;
             shown(store, Done::Renamed, &new)
@@ -101,6 +104,14 @@ fn gate_of(force: bool, gate: &dyn Gate) -> &dyn Gate {
 
 fn shown(store: &Store, done: Done, name: &str) -> Result<Response> {
     Ok(Response::Volume(done, Box::new(store.show(name)?)))
+}
+
+/// Changes limits, if any is to change.
+fn limit(store: &Store, name: &str, change: LimitsChange) -> Result<Response> {
+    if change != LimitsChange::default() {
+        store.set_limits_with(name, |limits| Ok(change.apply(limits)))?;
+    }
+    shown(store, Done::Limited, name)
 }
 
 fn find_snapshot(snapshots: Vec<SnapshotInfo>, name: &str) -> Result<SnapshotInfo> {

@@ -11,6 +11,7 @@ use super::fleet::{FleetCommand, PlaceArguments, ReportArguments};
 use super::hints::PurposeArguments;
 #[cfg(feature = "images")]
 use super::image::ImageCommand;
+use super::limits::{LimitArguments, LimitsChangeArguments};
 use super::tls::TlsArguments;
 use super::trace::TraceCommand;
 use super::values::{block_size, lease, seconds, source_timeout};
@@ -66,6 +67,9 @@ pub enum Command {
         /// What it is for
         #[command(flatten)]
         purpose: PurposeArguments,
+        /// What its clients may ask of it
+        #[command(flatten)]
+        limits: LimitArguments,
     },
     /// Make a volume from a raw image; makes the store too, if there is none
     Import {
@@ -135,6 +139,9 @@ pub enum Command {
         /// What it is for [default: as its source]
         #[command(flatten)]
         purpose: PurposeArguments,
+        /// What its clients may ask of it; nothing of this is inherited
+        #[command(flatten)]
+        limits: LimitArguments,
     },
     /// Rank the hosts of a fleet for a volume and its machine, by the seconds until it can start
     #[cfg(feature = "fleet")]
@@ -159,6 +166,16 @@ pub enum Command {
         /// Extend it even if that breaks the capacity of this host in its fleet
         #[arg(long)]
         force: bool,
+    },
+    /// Look at or change the limits of what the NBD clients of a volume may ask of it together
+    ///
+    /// They hold at once, also for clients that are connected. What is not given stays as it is. A fork does not inherit them.
+    Limit {
+        /// Name of the volume
+        name: String,
+        /// What changes
+        #[command(flatten)]
+        change: LimitsChangeArguments,
     },
     /// Give a volume another name
     Rename {

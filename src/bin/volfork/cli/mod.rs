@@ -6,6 +6,7 @@ pub mod fleet;
 pub mod hints;
 #[cfg(feature = "images")]
 pub mod image;
+pub mod limits;
 pub mod plan;
 pub mod tls;
 pub mod trace;

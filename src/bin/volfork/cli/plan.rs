@@ -88,9 +88,9 @@ impl Arguments {
 fn plan(command: Command) -> (&'static str, Plan) {
     match command {
         Command::Init { block_size, group_access } => ("init", Plan::Init { block_size, group_access }),
-        Command::Create { name, size, purpose } => {
-            let (force, labels) = (purpose.force, purpose.labels());
-            ("create", Plan::ask(Request::Create { name, size_bytes: size, labels, force }))
+        Command::Create { name, size, purpose, limits } => {
+            let (force, labels, limits) = (purpose.force, purpose.labels(), limits.limits());
+            ("create", Plan::ask(Request::Create { name, size_bytes: size, labels, limits, force }))
         }
         Command::Import { name, file, raw, force } => {
             ("import", Plan::Ask { request: Request::Import { name, raw, force }, file: FileArgument::Read(file), makes_store: true })
@@ -102,14 +102,16 @@ fn plan(command: Command) -> (&'static str, Plan) {
         Command::Show { name } => ("show", Plan::ask(Request::Show { name })),
         Command::Snapshot { name, snapshot } => ("snapshot", Plan::ask(Request::Snapshot { volume: name, snapshot })),
         Command::Snapshots { name } => ("snapshots", Plan::ask(Request::Snapshots { volume: name })),
-        Command::Fork { source, new, also, live, size, purpose } => {
+        Command::Fork { source, new, also, live, size, purpose, limits } => {
             let makes_store = is_uri(&source);
             let (force, labels) = (purpose.force, purpose.fork_labels());
             let (source, also) = (from_here(source), also.into_iter().map(from_here).collect());
-            let request = Request::Fork { source, also, name: new, labels, live, size_bytes: size, force };
+            let limits = limits.limits();
+            let request = Request::Fork { source, also, name: new, labels, live, size_bytes: size, limits, force };
             ("fork", Plan::Ask { request, file: FileArgument::None, makes_store })
         }
         Command::Extend { name, size, from, force } => ("extend", Plan::ask(Request::Extend { name, growth: size, from, force })),
+        Command::Limit { name, change } => ("limit", Plan::ask(Request::Limit { name, change: change.change() })),
         Command::Rename { name, new } => ("rename", Plan::ask(Request::Rename { name, new })),
         Command::Destroy { target, recursive, force } => ("destroy", Plan::ask(Request::Destroy { target, recursive, force })),
         Command::Disconnect { target } => ("disconnect", Plan::ask(Request::Disconnect { target })),
@@ -185,8 +187,10 @@ mod tests {
     use std::time::Duration;
 
     use clap::{CommandFactory, Parser};
+    use volfork::volume::VolumeLimits;
 
     use super::*;
+    use crate::request::limits::{LimitsChange, Setting};
     use crate::request::size::Growth;
 
     fn settled(line: &str) -> Plan {
@@ -199,6 +203,10 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    fn create(size_bytes: u64, limits: VolumeLimits) -> Request {
+        Request::Create { name: "v".into(), size_bytes, labels: [].into(), limits, force: false }
+    }
+
     fn hydrate(control: HydrationControl, wait: bool) -> Request {
         Request::Hydrate { name: "v".into(), control, wait, timeout_seconds: None }
     }
@@ -206,9 +214,21 @@ mod tests {
     #[test]
     fn commands_become_requests() {
         let cases = [
-            ("create v --size 10G", Request::Create { name: "v".into(), size_bytes: 10 << 30, labels: [].into(), force: false }),
-            ("create v --size 10B", Request::Create { name: "v".into(), size_bytes: 10, labels: [].into(), force: false }),
-            ("create v --size 1048576", Request::Create { name: "v".into(), size_bytes: 1 << 20, labels: [].into(), force: false }),
+            ("create v --size 10G", create(10 << 30, VolumeLimits::default())),
+            ("create v --size 10B", create(10, VolumeLimits::default())),
+            ("create v --size 1048576", create(1 << 20, VolumeLimits::default())),
+            (
+                "create v --size 1G --iops 5000 --bandwidth 100M --burst 1s500ms",
+                create(1 << 30, VolumeLimits::default().with_iops(5000).with_bytes_per_second(100 << 20).with_burst_millis(1500)),
+            ),
+            ("limit v", Request::Limit { name: "v".into(), change: LimitsChange::default() }),
+            (
+                "limit v --iops none --bandwidth 64K",
+                Request::Limit {
+                    name: "v".into(),
+                    change: LimitsChange { iops: Some(Setting::None), bytes_per_second: Some(Setting::To(64 << 10)), burst_millis: None },
+                },
+            ),
             ("extend v --size +1G", Request::Extend { name: "v".into(), growth: Growth::By(1 << 30), from: None, force: false }),
             (
                 "extend v --size 2G --from 1G --force",
@@ -313,6 +333,13 @@ mod tests {
             "fork nbd://a/v w --source-timeout never",
             "demo image --size 1G",
             "create v --size 1G --vm-gpu-kind a100",
+            "create v --size 1G --iops 0",
+            "create v --size 1G --iops none",
+            "create v --size 1G --bandwidth 100",
+            "limit v --bandwidth 0",
+            "limit v --burst 0s",
+            "limit v --burst 2",
+            "limit v --iops -5",
             "create v --size 1G --vm-memory much",
         ] {
             let words = std::iter::once("volfork").chain(line.split_whitespace());

@@ -2,6 +2,7 @@
 //! socket to the process that owns the store.
 #[cfg(feature = "images")]
 pub mod image;
+pub mod limits;
 pub mod origin;
 pub mod progress;
 pub mod response;
@@ -12,9 +13,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use volfork::store::HydrationControl;
+use volfork::volume::VolumeLimits;
 
 #[cfg(feature = "images")]
 use image::ImageRequest;
+use limits::{LimitsChange, is_none};
 use size::Growth;
 use target::Target;
 
@@ -28,6 +31,8 @@ pub enum Request {
         size_bytes: u64,
         #[serde(default)]
         labels: BTreeMap<String, String>,
+        #[serde(default, skip_serializing_if = "is_none")]
+        limits: VolumeLimits,
         #[serde(default)]
         force: bool,
     },
@@ -59,6 +64,8 @@ pub enum Request {
         live: bool,
         #[serde(default)]
         size_bytes: Option<u64>,
+        #[serde(default, skip_serializing_if = "is_none")]
+        limits: VolumeLimits,
         #[serde(default)]
         force: bool,
     },
@@ -73,6 +80,8 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Other limits of its clients.
+    Limit { name: String, change: LimitsChange },
     /// Another name.
     Rename { name: String, new: String },
     /// The end of a volume or snapshot; `recursive` includes a volume's snapshots, `force` what forks of other hosts need.
@@ -114,6 +123,7 @@ impl Request {
                 | Self::Show { .. }
                 | Self::Snapshots { .. }
                 | Self::Origin { .. }
+                | Self::Limit { .. }
                 | Self::Trace { .. }
                 | Self::Disconnect { .. }
                 | Self::Replace { .. }

@@ -89,6 +89,8 @@ pub enum Done {
     Forked,
     /// It grew.
     Extended,
+    /// It has other limits.
+    Limited,
     /// It has another name.
     Renamed,
     /// Its replication was changed or awaited.

@@ -9,7 +9,7 @@ use volfork::volume::{HydrationState, VolumeInfo};
 
 use super::hydration::{hydration_text, impossible_deadline, origins_text, unix_now};
 use super::stream::{json as print_json, note, one_line, text, to};
-use super::volume::{snapshots_table, volume_table, volumes_table};
+use super::volume::{limits_text, snapshots_table, volume_table, volumes_table};
 use crate::failure::Result;
 use crate::request::Request;
 use crate::request::response::{Disconnected, Done, Moved, Response};
@@ -112,6 +112,10 @@ pub(super) fn done_text(done: Done, info: &VolumeInfo) -> String {
         }
         Done::Forked => format!("forked '{name}' of {size}"),
         Done::Extended => format!("volume '{name}' has {size}"),
+        Done::Limited => match limits_text(&info.limits) {
+            Some(limits) => format!("volume '{name}': {limits}"),
+            None => format!("volume '{name}' has no limits"),
+        },
         Done::Renamed => format!("the volume's name is '{name}'"),
         Done::Hydrated if info.hydration.state == HydrationState::None => {
             format!("volume '{name}' has all of its {size} and needs no source{}", origins_text(&info.hydration))

@@ -1,6 +1,6 @@
 //! Tests of texts about volumes.
 
-use volfork::volume::{BlockCounts, HydrationInfo, HydrationState, LeaseInfo, SourceInfo, VolumeInfo, VolumeState};
+use volfork::volume::{BlockCounts, HydrationInfo, HydrationState, LeaseInfo, SourceInfo, VolumeInfo, VolumeLimits, VolumeState};
 
 use super::date::format_time;
 use super::hydration::{deadline_text, unix_now};
@@ -23,6 +23,7 @@ fn info(name: &str, missing: u64) -> VolumeInfo {
         depth: 1,
         snapshots: vec!["one".into()],
         labels: [].into(),
+        limits: VolumeLimits::default(),
         blocks: BlockCounts { present: 512, ..BlockCounts::default() },
         hydration: HydrationInfo { bytes_missing: missing, ..HydrationInfo::default() },
     }
@@ -49,6 +50,16 @@ fn leases_and_live_sources_are_told() {
     let printed = volumes_table(&[leased]);
     let columns: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!((columns[0][5], columns[1][7]), ("LEASES", "1"), "{printed}");
+}
+
+#[test]
+fn limits_are_told() {
+    let limits = VolumeLimits::default().with_iops(5000).with_bytes_per_second(100 << 20).with_burst_millis(2500);
+    let limited = VolumeInfo { limits, ..info("v", 0) };
+    assert_eq!(done_text(Done::Limited, &limited), "volume 'v': 5000 iops, 100.0 MiB/s, burst 2s 500ms");
+    assert!(volume_table(&limited, &[]).contains("5000 iops, 100.0 MiB/s, burst 2s 500ms"));
+    assert_eq!(done_text(Done::Limited, &info("v", 0)), "volume 'v' has no limits");
+    assert!(!volume_table(&info("v", 0), &[]).contains("limits"));
 }
 
 #[test]

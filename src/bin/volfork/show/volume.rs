@@ -1,9 +1,11 @@
 //! Volumes and snapshots as they are printed.
 
+use std::time::Duration;
+
 use comfy_table::{Table, presets};
 use volfork::format_bytes;
 use volfork::serve::ClientInfo;
-use volfork::volume::{FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, LeaseInfo, SnapshotInfo, VolumeInfo};
+use volfork::volume::{FetchedBytes, HydrationInfo, HydrationPriority, HydrationState, LeaseInfo, SnapshotInfo, VolumeInfo, VolumeLimits};
 
 use super::date::format_time;
 use super::hydration::{deadline_text, hydration_text, unix_now};
@@ -70,6 +72,7 @@ pub(super) fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> Str
     ];
     let labels = info.labels.iter().map(|(key, value)| format!("{key}={value}"));
     rows.extend(labels.enumerate().map(|(number, label)| (if number == 0 { "labels" } else { "" }, label)));
+    rows.extend(limits_text(&info.limits).map(|limits| ("limits", limits)));
     if let Some(limit) = hydration.rate_limit_bytes_per_second {
         rows.push(("rate limit", format!("{}/s", format_bytes(limit))));
     }
@@ -105,6 +108,16 @@ pub(super) fn volume_table(info: &VolumeInfo, connections: &[ClientInfo]) -> Str
 fn source_text(info: &VolumeInfo) -> String {
     let source = info.source.clone().unwrap_or_else(|| "-".into());
     if info.live_source { format!("{source} (live source: blocks are of different instants)") } else { source }
+}
+
+/// The limits of its clients, if there are some.
+pub(super) fn limits_text(limits: &VolumeLimits) -> Option<String> {
+    let parts = [
+        limits.iops.map(|iops| format!("{iops} iops")),
+        limits.bytes_per_second.map(|bytes| format!("{}/s", format_bytes(bytes))),
+        limits.burst_millis.map(|burst| format!("burst {}", humantime::format_duration(Duration::from_millis(burst)))),
+    ];
+    limits.is_some().then(|| parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 /// A connected client.
