@@ -139,6 +139,9 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// One barrier round: makes all completed writes of all `files` durable, in parallel where the machine can.
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()>;
+    /// Begins to write completed writes of a file back to the device and does not wait for it, so that a later sync has less to do. A
+    /// hint: nothing is durable before the sync, which finds what went wrong.
+    fn begin_write_back(&self, _file: &Arc<dyn DiskFile>) {}
     /// Takes the lock `path` together with others that only read; released when the returned guard is dropped. Nothing is written.
     /// The error of kind [`io::ErrorKind::WouldBlock`] carries the text of the owner.
     fn lock_shared(&self, _path: &Path) -> io::Result<Box<dyn Send + Sync>> {

@@ -40,6 +40,8 @@ struct Switches {
     punches_fail: AtomicBool,
     /// Files tell their descriptors; what is transferred through these meets no fault.
     descriptors_told: AtomicBool,
+    /// How often write-back was begun before a sync.
+    write_backs: AtomicU64,
     /// Bytes that are not on the disk: in a page cache that will write them, or that calls them clean.
     dirty: Mutex<HashMap<PathBuf, Vec<Before>>>,
     clean: Mutex<HashMap<PathBuf, Vec<Before>>>,
@@ -81,6 +83,11 @@ struct FaultyFile {
 }
 
 impl FaultyDisk {
+    /// How often write-back was begun before a sync.
+    pub fn write_backs(&self) -> u64 {
+        self.switches.write_backs.load(Ordering::SeqCst)
+    }
+
     pub fn set_full(&self, full: bool) {
         self.switches.full.store(full, Ordering::SeqCst);
     }
@@ -164,6 +171,10 @@ impl Disk for FaultyDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         self.disk.list(path)
+    }
+
+    fn begin_write_back(&self, _file: &Arc<dyn DiskFile>) {
+        self.switches.write_backs.fetch_add(1, Ordering::SeqCst);
     }
 
     fn open(&self, path: &Path, mode: OpenMode, io: IoMode) -> io::Result<Arc<dyn DiskFile>> {

@@ -26,6 +26,7 @@ mod transfers;
 mod uring;
 mod waker;
 mod workers;
+mod write_back;
 
 pub use access::Access;
 pub use buffer::AlignedBuffer;

@@ -20,6 +20,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::fiemap::has_space_on_xfs;
+use super::write_back::WriteBack;
 use super::{Access, Disk, DiskFile, DiskSpace, IoMode, OpenMode};
 use crate::error::is_untried;
 use crate::place::{index, length, wide};
@@ -58,6 +59,7 @@ const OWNER_BYTES_MAX: u64 = 4096;
 pub struct SystemDisk {
     /// For syncing many files at once; made when first needed, `None` inside if the machine has no io_uring.
     syncs: Mutex<Option<Option<IoUring>>>,
+    write_back: WriteBack,
     /// Directories that were synced: they are synced again when there may be no descriptor left.
     directories: Mutex<HashMap<PathBuf, Arc<File>>>,
 }
@@ -65,7 +67,7 @@ pub struct SystemDisk {
 impl Default for SystemDisk {
     fn default() -> Self {
         let directories = Mutex::ranked(Rank::Directories, HashMap::new());
-        Self { syncs: Mutex::ranked(Rank::SyncRing, None), directories }
+        Self { syncs: Mutex::ranked(Rank::SyncRing, None), write_back: WriteBack::default(), directories }
     }
 }
 
@@ -289,6 +291,12 @@ impl Disk for SystemDisk {
             outcome = outcome.and(result);
         }
         outcome
+    }
+
+    fn begin_write_back(&self, file: &Arc<dyn DiskFile>) {
+        if let Some(fd) = file.raw_fd().filter(|_| !file.is_direct()) {
+            self.write_back.begin(fd);
+        }
     }
 
     fn lock_shared(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {

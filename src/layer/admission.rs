@@ -24,6 +24,10 @@ use crate::limits::{Limits, Planted};
 use crate::place::{BlockBits, Extent, Segment, insert_bits, remove_bits};
 use crate::sync::atomic::Ordering;
 
+/// Bytes that are written to a layer until their write-back begins. A round syncs what is left, and a fork waits for it: without this that
+/// may be a tenth of the machine's memory, which is about a second. Fewer bytes are written back more often if they change again.
+const DIRTY_BYTES_MAX: u64 = 8 << 20;
+
 /// What a writer has to wait for before it may try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -179,8 +183,8 @@ impl Admission {
     /// The writer's bytes are in the file: makes them the blocks' content and unlatches the blocks. `checksums` are those of the blocks
     /// of `bits`, in order.
     pub(super) fn finish(&self, layer: &Layer, extent: Extent, bits: &BlockBits, checksums: &[u32], file: (Segment, &Arc<dyn DiskFile>)) {
-        let mut state = layer.state.lock();
-        let state = &mut *state;
+        let mut guard = layer.state.lock();
+        let state = &mut *guard;
         let new = bits.minus(&state.presence.present_bits(extent));
         if state.freed {
             // No round will name or sync these blocks: only what the writer holds is given back.
@@ -208,6 +212,14 @@ impl Admission {
         }
         self.note_bytes(layer, state, extent, bits, file);
         Self::unlatch(layer, state, extent, bits);
+        let is_dirty = state.dirty_bytes >= DIRTY_BYTES_MAX;
+        if is_dirty {
+            state.dirty_bytes = 0;
+        }
+        drop(guard);
+        if is_dirty {
+            self.blocks.files.begin_write_back(file.1);
+        }
     }
 
     /// Notes that bytes have reached present blocks: a later round syncs them, and names those of a sealed layer that were overwritten in
@@ -220,6 +232,7 @@ impl Admission {
                 state.overwritten_extents.insert(extent);
             }
         }
+        state.dirty_bytes += self.blocks.block_size().bytes_for(u64::from(bits.count()));
         self.owed.note_written(layer, state, file.0, file.1);
     }
 

@@ -51,6 +51,11 @@ impl LayerFiles {
         Self { disk, paths, mode, open, open_max, created, named, unnamed }
     }
 
+    /// Begins to write completed writes of a file back.
+    pub fn begin_write_back(&self, file: &Arc<dyn DiskFile>) {
+        self.disk.begin_write_back(file);
+    }
+
     /// Layers that may keep files open because they were written and not synced. Beyond, writers have them synced.
     pub fn pinned_max(&self) -> usize {
         self.open_max / 2

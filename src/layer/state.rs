@@ -73,6 +73,8 @@ pub(super) struct State {
     pub garbage: RoaringBitmap,
     /// Files with completed writes that no round has synced yet.
     pub written: BTreeMap<Segment, Arc<dyn DiskFile>>,
+    /// Bytes of these writes since the latest round or early write-back began.
+    pub dirty_bytes: u64,
     /// Blocks of a sealed layer whose damage was met and not repaired.
     pub damaged: RoaringBitmap,
     /// Nothing refers to the layer any more.
@@ -100,6 +102,7 @@ impl State {
             (hot.fresh, hot.over_zeros, hot.overwritten) = (BlockBits::EMPTY, BlockBits::EMPTY, BlockBits::EMPTY);
         }
         self.written.clear();
+        self.dirty_bytes = 0;
         self.retiring.clear();
         self.garbage.clear();
     }

@@ -214,6 +214,8 @@ pub enum Rank {
     Directories,
     /// `io`: the ring for syncs of several files. Held during the syncs.
     SyncRing,
+    /// `io`: the ring for write-back before a sync. Held while one is submitted.
+    WriteBack,
     /// `io`: transfers of a ring of a simulated run.
     #[cfg(feature = "sim")]
     SimulatedRing,

@@ -191,6 +191,7 @@ impl LayerRounds {
         state.round_extents = extents;
         Self::take_overwritten(layer, &mut state, &mut part);
         part.files = std::mem::take(&mut state.written);
+        state.dirty_bytes = 0;
         if self.limits.has(Planted::ForgottenRun) && part.present.len() > 1 {
             part.present.pop();
         }

@@ -11,6 +11,7 @@ use crate::error::ErrorKind;
 use crate::format::{HydrationSettings, SourceRecord};
 use crate::ids::LayerId;
 use crate::io::faulty::FaultyDisk;
+use crate::limits::Limits;
 use crate::source::{OnArrival, ReadClass, Source, SourceError, SourceErrorKind, SourceOpener, UriSources};
 use crate::store::{Store, StoreOptions};
 use crate::sync::{Mutex, mpsc, thread};
@@ -170,4 +171,22 @@ fn background_work_hydrates_no_unrecorded_root() {
     assert_eq!(asleep, 1, "a recorded root is hydrated");
     core.hydrations.stop(LayerId(77));
     store.close().unwrap();
+}
+
+/// What a fork has to sync stays small, however much was written since the last round.
+#[test]
+fn much_that_is_written_is_written_back_before_a_sync() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::default();
+    let store = Store::create(directory.path(), StoreOptions { limits: Limits::DEFAULT, ..on(&disk) }).unwrap();
+    let volume = store.create_volume("v", 64 << 20).unwrap();
+    let write = |mib: u64| (0..mib).for_each(|number| volume.write_at(&vec![1; 1 << 20], number << 20).unwrap());
+    write(20);
+    assert_eq!(disk.write_backs(), 2);
+    // A round has synced the rest.
+    volume.flush().unwrap();
+    write(7);
+    assert_eq!(disk.write_backs(), 2);
+    write(1);
+    assert_eq!(disk.write_backs(), 3);
 }
