@@ -132,7 +132,7 @@ pub mod wire;
 #[doc(hidden)]
 pub mod fuzzing {
     pub use crate::catalog::Catalog;
-    pub use crate::format::{BlocksRecord, Reader, Record, Superblock, SuperblockSlot, Trace, Writer, decode_frame};
+    pub use crate::format::{BlocksRecord, Reader, Record, Superblock, SuperblockSlot, Trace, UnrecordedHeader, Writer, decode_frame};
     pub use crate::layer::Presence;
     pub use crate::place::{Block, BlockSpan};
 }

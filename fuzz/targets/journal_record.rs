@@ -1,10 +1,15 @@
 //! Frames and records: no input panics, and what is decoded is encoded to something that decodes to the same.
 #![no_main]
 
-use volfork::fuzzing::{Catalog, Record, Writer, decode_frame};
+use volfork::fuzzing::{Catalog, Record, UnrecordedHeader, Writer, decode_frame};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = decode_frame(&[0; 16], 1, bytes);
+    let header = UnrecordedHeader { session: [0; 16], sequence: 1, frame: 1, cache: String::new() };
+    let start = header.encode();
+    let file = [&start[..], &header.encode_notes(start.len() as u64, bytes)].concat();
+    let _ = UnrecordedHeader::decode(&file);
+    let _ = UnrecordedHeader::decode(bytes);
     let Ok(records) = Record::decode_all(bytes) else { return };
     let mut writer = Writer::default();
     records.iter().for_each(|record| record.encode(&mut writer));

@@ -169,7 +169,7 @@ impl BlocksRecord {
         }
     }
 
-    pub(super) fn encode(&self, writer: &mut Writer) {
+    pub fn encode(&self, writer: &mut Writer) {
         writer.u8(self.tag().byte());
         match self {
             Self::Present(run) | Self::Expect(run) => run.encode(writer),

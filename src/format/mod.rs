@@ -21,6 +21,7 @@ mod source;
 mod superblock;
 mod tags;
 mod trace;
+mod unrecorded;
 
 pub use blocks::{BlockRun, BlocksRecord, PatchRecord};
 pub use bytes::{FormatError, FormatErrorKind, Reader, Writer};
@@ -35,3 +36,4 @@ pub use shape::{LayerRecord, ShapeRecord, SnapshotRecord, VolumeRecord};
 pub use source::{HydrationPriority, HydrationSettings, SOURCE_URIS_MAX, SourceRecord};
 pub use superblock::{Features, SUPERBLOCK_BYTES, Superblock, SuperblockSlot};
 pub use trace::{TRACE_BYTES_MAX, TRACE_RUNS_MAX, Trace};
+pub use unrecorded::{Note, UnrecordedHeader};

@@ -49,6 +49,11 @@ impl StorePaths {
         self.root.join("reserve")
     }
 
+    /// The log of changes that no frame has yet: 0 or 1.
+    pub fn unrecorded(&self, number: usize) -> PathBuf {
+        self.root.join(format!("unrecorded.{number}"))
+    }
+
     /// A journal file.
     pub fn journal(&self, number: u64) -> PathBuf {
         self.root.join(format!("journal.{number}"))
@@ -56,7 +61,9 @@ impl StorePaths {
 
     /// Whether a name in the directory of a store is that of something that belongs to it: a file, or a socket of its server.
     pub fn is_own(name: &str) -> bool {
-        matches!(name, "lock" | "superblock" | "reserve" | "layers") || Self::journal_number(name).is_some() || name.contains(".sock")
+        matches!(name, "lock" | "superblock" | "reserve" | "layers" | "unrecorded.0" | "unrecorded.1")
+            || Self::journal_number(name).is_some()
+            || name.contains(".sock")
     }
 
     /// The number in the name of a journal file.

@@ -139,6 +139,11 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// One barrier round: makes all completed writes of all `files` durable, in parallel where the machine can.
     fn sync_all(&self, files: &[Arc<dyn DiskFile>]) -> io::Result<()>;
+    /// Names what keeps writes to a file that were not synced, after the death of this process and until the machine ends. As long as it is
+    /// the same text, what was written is there. `None`: there is no such thing.
+    fn page_cache(&self, _file: &Path) -> Option<String> {
+        None
+    }
     /// Begins to write completed writes of a file back to the device and does not wait for it, so that a later sync has less to do. A
     /// hint: nothing is durable before the sync, which finds what went wrong.
     fn begin_write_back(&self, _file: &Arc<dyn DiskFile>) {}

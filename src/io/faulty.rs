@@ -40,6 +40,8 @@ struct Switches {
     punches_fail: AtomicBool,
     /// Files tell their descriptors; what is transferred through these meets no fault.
     descriptors_told: AtomicBool,
+    /// Its page cache outlives a process, also in a copy of the files.
+    keeps_page_cache: AtomicBool,
     /// How often write-back was begun before a sync.
     write_backs: AtomicU64,
     /// Bytes that are not on the disk: in a page cache that will write them, or that calls them clean.
@@ -83,6 +85,11 @@ struct FaultyFile {
 }
 
 impl FaultyDisk {
+    /// What was written and not synced is there for the next process, in a copy of the files, too.
+    pub fn keep_page_cache(&self) {
+        self.switches.keeps_page_cache.store(true, Ordering::SeqCst);
+    }
+
     /// How often write-back was begun before a sync.
     pub fn write_backs(&self) -> u64 {
         self.switches.write_backs.load(Ordering::SeqCst)
@@ -171,6 +178,10 @@ impl Disk for FaultyDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         self.disk.list(path)
+    }
+
+    fn page_cache(&self, _file: &Path) -> Option<String> {
+        self.switches.keeps_page_cache.load(Ordering::SeqCst).then(|| "this machine".to_owned())
     }
 
     fn begin_write_back(&self, _file: &Arc<dyn DiskFile>) {

@@ -293,6 +293,15 @@ impl Disk for SystemDisk {
         outcome
     }
 
+    fn page_cache(&self, file: &Path) -> Option<String> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        // A copy of the file, or a snapshot of its device, is another file; a mount ends with its page cache.
+        let flags = rustix::fs::StatxFlags::INO | rustix::fs::StatxFlags::MNT_ID;
+        let found = rustix::fs::statx(rustix::fs::CWD, file, rustix::fs::AtFlags::empty(), flags).ok()?;
+        let (device, mount) = ((found.stx_dev_major, found.stx_dev_minor), found.stx_mnt_id);
+        Some(format!("boot {} device {}:{} mount {mount} file {}", boot.trim(), device.0, device.1, found.stx_ino))
+    }
+
     fn begin_write_back(&self, file: &Arc<dyn DiskFile>) {
         if let Some(fd) = file.raw_fd().filter(|_| !file.is_direct()) {
             self.write_back.begin(fd);

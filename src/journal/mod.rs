@@ -392,6 +392,11 @@ impl Journal {
         self.superblock.journal
     }
 
+    /// Number of the latest frame.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Bytes appended since the checkpoint.
     pub fn log_bytes(&self) -> u64 {
         self.tail_bytes - self.state_bytes

@@ -17,6 +17,7 @@ use super::reapers::{HELP_INTERVAL, Reapers};
 use super::space::Space;
 use super::state::{Hot, State};
 use super::table::freed;
+use super::unrecorded::Unrecorded;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::BlocksRecord;
 use crate::io::DiskFile;
@@ -50,6 +51,7 @@ pub struct Admission {
     pub(super) owed: Arc<Owed>,
     pub(super) space: Arc<Space>,
     pub(super) reapers: Arc<Reapers>,
+    pub(super) unrecorded: Arc<Unrecorded>,
     pub(super) limits: Limits,
 }
 
@@ -209,6 +211,7 @@ impl Admission {
             }
             hot.fresh = hot.fresh.or(&new);
             hot.over_zeros = hot.over_zeros.minus(&new).or(&over_zeros);
+            self.unrecorded.note_present(layer.id, extent, &new, &hot.page);
         }
         self.note_bytes(layer, state, extent, bits, file);
         Self::unlatch(layer, state, extent, bits);

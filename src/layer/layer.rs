@@ -8,7 +8,7 @@ use super::presence::Presence;
 use super::state::State;
 use crate::ids::LayerId;
 use crate::place::{Block, BlockBits, BlockSpan, Extent, end_of_run};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, OnceLock, Rank};
 
 /// A set of blocks over a parent.
@@ -25,6 +25,8 @@ pub struct Layer {
     source_blocks: OnceLock<u64>,
     /// Only fills are admitted: its meaning does not change any more.
     sealed: AtomicBool,
+    /// The round whose frame makes the layer, for a process that finds the journal after the death of this one.
+    pub(super) founding: AtomicU64,
     /// Some extent is unverified.
     pub(super) unverified: AtomicBool,
     /// It may have patches. Reads look at this first.
@@ -43,6 +45,7 @@ impl Layer {
             state: Mutex::ranked(Rank::LayerState, State::default()),
             changed: Condvar::new(),
             sealed: AtomicBool::new(false),
+            founding: AtomicU64::new(0),
             unverified: AtomicBool::new(false),
             patched: AtomicBool::new(false),
         })

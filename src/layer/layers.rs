@@ -23,6 +23,7 @@ use super::settled::Settled;
 use super::space::Space;
 use super::table::Table;
 use super::traces;
+use super::unrecorded::Unrecorded;
 use super::zeroes::Zeroes;
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
@@ -72,6 +73,7 @@ pub struct Layers {
     pub patches: Arc<PatchLedger>,
     /// Queues that a thread which waits for a latch may reap.
     pub reapers: Arc<Reapers>,
+    unrecorded: Arc<Unrecorded>,
     pub(super) commit: Arc<Commit>,
     owed: Arc<Owed>,
     space: Arc<Space>,
@@ -85,13 +87,13 @@ impl Layers {
         checksums: ChecksumCache,
         table: FxHashMap<LayerId, Arc<Layer>>,
         journal: Journal,
+        unrecorded: Unrecorded,
     ) -> Self {
         let LayerConfig { disk, block_size, io_mode, checkpoint_bytes, limits, .. } = config;
         let (files, checksums, table) = (Arc::new(files), Arc::new(checksums), Arc::new(Table::new(table)));
-        let commit = Arc::new(Commit::new(journal, &limits));
-        let owed = Arc::new(Owed::new(Arc::clone(&commit)));
-        let space = Arc::new(Space::new(Arc::clone(&table), limits));
-        let patches = Arc::new(PatchLedger::new(Arc::clone(&commit), block_size, limits, &table));
+        let (commit, unrecorded) = (Arc::new(Commit::new(journal, &limits)), Arc::new(unrecorded));
+        let (owed, space) = (Arc::new(Owed::new(Arc::clone(&commit))), Arc::new(Space::new(Arc::clone(&table), limits)));
+        let patches = Arc::new(PatchLedger::new(Arc::clone(&commit), Arc::clone(&unrecorded), block_size, limits, &table));
         let reapers = Arc::new(Reapers::default());
         let blocks = Arc::new(Blocks::new(Arc::clone(&files), Arc::clone(&checksums), block_size, io_mode));
         let rounds = Arc::new(LayerRounds {
@@ -103,6 +105,7 @@ impl Layers {
             files: Arc::clone(&files),
             disk: Arc::clone(&disk),
             reapers: Arc::clone(&reapers),
+            unrecorded: Arc::clone(&unrecorded),
             limits,
             synced: AtomicU64::new(0),
         });
@@ -126,6 +129,7 @@ impl Layers {
             owed: Arc::clone(&owed),
             space: Arc::clone(&space),
             reapers: Arc::clone(&reapers),
+            unrecorded: Arc::clone(&unrecorded),
             limits,
         });
         Self {
@@ -140,6 +144,7 @@ impl Layers {
             checkpoints,
             patches,
             reapers,
+            unrecorded,
             commit,
             owed,
             space,
@@ -163,6 +168,21 @@ impl Layers {
     /// Adds a layer; `source_blocks` if it stands for a source.
     pub fn add(&self, layer: LayerId, parent: Option<LayerId>, source_blocks: Option<u64>) -> Arc<Layer> {
         self.table.add(layer, parent, source_blocks)
+    }
+
+    /// Notes the round that makes an added layer.
+    pub fn found(&self, layer: &Layer, ticket: Ticket) {
+        layer.founding.store(ticket.0, Ordering::Release);
+    }
+
+    /// Whether a process that opens the store after the death of this one finds the layer.
+    pub fn is_founded(&self, layer: &Layer) -> bool {
+        !self.unrecorded.is_on() || self.commit.is_done(Ticket(layer.founding.load(Ordering::Acquire)))
+    }
+
+    /// Lets all changes that were made before survive the death of this process. Called before they are acknowledged.
+    pub fn carry(&self) {
+        self.unrecorded.carry();
     }
 
     /// All layers, by number.

@@ -85,6 +85,7 @@ mod space;
 mod state;
 mod table;
 mod traces;
+mod unrecorded;
 mod zeroes;
 
 pub use admission::Admission;
@@ -102,3 +103,4 @@ pub use reapers::Reap;
 pub use recovery::Recovery;
 pub use ring_write::RingWrite;
 pub use settled::Merged;
+pub use unrecorded::{Session, read as read_unrecorded};

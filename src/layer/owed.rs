@@ -67,6 +67,11 @@ impl Owed {
         self.written_layers.store(written.len(), Ordering::Relaxed);
     }
 
+    /// Whether all blocks that wait for their record are in these layers.
+    pub(super) fn is_fresh_only_in(&self, layers: &BTreeSet<LayerId>) -> bool {
+        self.fresh.lock().is_subset(layers)
+    }
+
     /// Layers whose blocks wait for their record, or whose files for a sync.
     pub(super) fn layers(&self) -> BTreeSet<LayerId> {
         let fresh = self.fresh.lock().clone();

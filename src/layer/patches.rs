@@ -27,6 +27,7 @@ use super::patch::{Patch, RANGES_MAX, remove_patches};
 use super::presence::Presence;
 use super::state::State;
 use super::table::Table;
+use super::unrecorded::Unrecorded;
 use crate::error::Result;
 use crate::format::{BlocksRecord, PatchRecord};
 use crate::ids::LayerId;
@@ -109,6 +110,7 @@ impl Layer {
 /// Counts patches, and the journal space of their records.
 pub struct PatchLedger {
     commit: Arc<Commit>,
+    unrecorded: Arc<Unrecorded>,
     block_size: BlockSize,
     limits: Limits,
     /// Patches in memory, and those for which there is room.
@@ -135,10 +137,11 @@ impl Drop for MemoryRoom<'_> {
 }
 
 impl PatchLedger {
-    pub(super) fn new(commit: Arc<Commit>, block_size: BlockSize, limits: Limits, table: &Table) -> Self {
+    pub(super) fn new(commit: Arc<Commit>, unrecorded: Arc<Unrecorded>, block_size: BlockSize, limits: Limits, table: &Table) -> Self {
         let patched: Vec<Arc<Layer>> = table.all().into_iter().filter(|layer| layer.has_patches()).collect();
         Self {
             commit,
+            unrecorded,
             block_size,
             limits,
             blocks: AtomicU64::new(patched.iter().map(|layer| wide(layer.state.lock().patches.len())).sum()),
@@ -186,7 +189,9 @@ impl PatchLedger {
         layer.patched.store(true, Ordering::Release);
         self.layers.lock().insert(layer.id);
         self.bytes_queued.fetch_add(journal.keep(), Ordering::AcqRel);
-        self.commit.enqueue([BlocksRecord::Patch(record)]);
+        let record = BlocksRecord::Patch(record);
+        self.unrecorded.note(&record);
+        self.commit.enqueue([record]);
     }
 
     /// Drops the patches of blocks that something durable, or in the state of the next checkpoint, supersedes.

@@ -22,6 +22,7 @@ use super::layers::{LayerConfig, Layers};
 use super::patch::{Patch, remove_patches};
 use super::patches::is_covered;
 use super::presence::Presence;
+use super::unrecorded::{Session, Unrecorded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BlockRun, BlocksRecord, LayerFile, PatchRecord, PresenceRecord, Record};
 use crate::ids::LayerId;
@@ -60,6 +61,9 @@ pub struct Recovery {
     layers: BTreeMap<LayerId, RecoveredLayer>,
     /// Files with blocks that were read to see whether they match, and the blocks that do, with their checksums.
     believed: BTreeMap<(LayerId, Segment), Believed>,
+    /// Blocks that a process which was killed has written and not recorded.
+    unrecorded: BTreeMap<LayerId, RoaringBitmap>,
+    session: Option<Session>,
 }
 
 impl Recovery {
@@ -67,7 +71,7 @@ impl Recovery {
     pub fn new(config: LayerConfig) -> Self {
         let files = LayerFiles::new(Arc::clone(&config.disk), config.paths.clone(), config.io_mode);
         let checksums = ChecksumCache::new(config.checksum_cache_bytes);
-        Self { config, files, checksums, layers: BTreeMap::new(), believed: BTreeMap::new() }
+        Self { config, files, checksums, layers: BTreeMap::new(), believed: BTreeMap::new(), unrecorded: BTreeMap::new(), session: None }
     }
 
     /// Adds a layer that holds nothing.
@@ -147,6 +151,53 @@ impl Recovery {
                 layer.patches.entry(patch.block).or_insert_with(|| Patch::new(block_size)).put(patch.range(), &patch.bytes);
             }
         });
+        Ok(())
+    }
+
+    /// Lets changes that no frame has survive the process that opens the layers now.
+    pub fn set_session(&mut self, session: Option<Session>) {
+        self.session = session;
+    }
+
+    /// Takes in changes that a process made which was killed, and which no frame has ([`super::unrecorded`]), behind all others.
+    ///
+    /// # Errors
+    /// As [`Recovery::apply`].
+    pub fn apply_unrecorded(&mut self, records: &[BlocksRecord]) -> Result<()> {
+        for record in records {
+            if let BlocksRecord::Present(run) = record {
+                let blocks = run.span();
+                self.with(run.layer, |layer| {
+                    remove_patches(&mut layer.patches, blocks);
+                    layer.presence.present.insert_range(blocks.numbers());
+                    layer.presence.zeroed.remove_range(blocks.numbers());
+                });
+                self.unrecorded.entry(run.layer).or_default().insert_range(blocks.numbers());
+            } else {
+                self.apply(record)?;
+            }
+        }
+        self.believe_unrecorded()
+    }
+
+    /// Their bytes are in the page cache, maybe newer than the checksums that were noted: they are hashed.
+    fn believe_unrecorded(&mut self) -> Result<()> {
+        for (id, blocks) in std::mem::take(&mut self.unrecorded) {
+            let Some(layer) = self.layers.get(&id) else { continue };
+            for block in (&layer.presence.present & &blocks).iter().map(Block::new) {
+                let (segment, offset) = self.config.block_size.in_file(block);
+                let wrap = |error| Error::io(format!("cannot read block {block} of layer {id}, which no frame has"), error);
+                let file = self.files.get(id, LayerFile::Data(segment.number())).map_err(wrap)?;
+                let file = file.ok_or_else(|| wrap(std::io::ErrorKind::NotFound.into()))?;
+                let mut buffer = AlignedBuffer::zeroed(self.config.block_size.len());
+                file.read_exact_at(&mut buffer, offset).map_err(wrap)?;
+                let checksum = block_checksum(id, block, &buffer);
+                let page = self.checksums.page(&self.files, id, block.extent());
+                let page = page.map_err(|error| Error::io(format!("cannot read the checksums of layer {id}"), error))?;
+                page.set(block.index(), checksum);
+                self.believed.entry((id, segment)).or_insert_with(|| (file, Vec::new())).1.push((block, checksum));
+            }
+        }
         Ok(())
     }
 
@@ -306,7 +357,11 @@ impl Recovery {
                 (id, Self::open(id, parent, source_blocks, recovered))
             })
             .collect();
-        Ok(Layers::new(self.config, self.files, self.checksums, table, journal))
+        // The journal has what an earlier process left in them.
+        let unrecorded = Unrecorded::begin(&self.config.disk, &self.config.paths, self.session, journal.sequence());
+        let unrecorded =
+            unrecorded.map_err(|error| Error::io("cannot empty the files unrecorded.0 and unrecorded.1 of the store", error))?;
+        Ok(Layers::new(self.config, self.files, self.checksums, table, journal, unrecorded))
     }
 
     /// Records with the checksums that these pages have and the files lack.

@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 use super::layer::Layer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::LayerId;
+use crate::sync::atomic::Ordering;
 use crate::sync::{Rank, RwLock};
 
 /// All layers of a store, by number. Its lock is never held while another lock is waited for.
@@ -35,6 +36,7 @@ impl Table {
     /// Adds a layer; `source_blocks` if it stands for a source.
     pub fn add(&self, layer: LayerId, parent: Option<LayerId>, source_blocks: Option<u64>) -> Arc<Layer> {
         let entry = Layer::new(layer, parent, source_blocks);
+        entry.founding.store(u64::MAX, Ordering::Release);
         self.layers.write().insert(layer, Arc::clone(&entry));
         entry
     }

@@ -37,10 +37,13 @@ impl Zeroes {
         if !of_shape {
             barriers.drain_queue()?;
         }
+        let gone = match hides {
+            true => BlocksRecord::Zero { layer: layer.id, first, last },
+            false => BlocksRecord::Drop { layer: layer.id, first, last },
+        };
         let (record, mut claimed) = match cut {
             Some((record, room)) => (Record::Shape(record), Some(room)),
-            None if hides => (BlocksRecord::Zero { layer: layer.id, first, last }.into(), None),
-            None => (BlocksRecord::Drop { layer: layer.id, first, last }.into(), None),
+            None => (gone.clone().into(), None),
         };
         let bytes = record.blocks().map_or(0, claimed_bytes);
         // Bytes that a round counts off although the record does not tell them.
@@ -69,6 +72,10 @@ impl Zeroes {
                                 true => state.presence.zero(blocks),
                                 false => state.presence.forget(blocks),
                             }
+                            match of_shape {
+                                true => self.admission.unrecorded.note_with_frame(ticket.0, &gone),
+                                false => self.admission.unrecorded.note(&gone),
+                            }
                             return Ok(Some(ticket));
                         }
                     }
@@ -93,6 +100,7 @@ impl Zeroes {
             if !state.is_latched(run)
                 && let Ok(claimed) = commit.room.claim(claimed_bytes(&record))
             {
+                self.admission.unrecorded.note(&record);
                 commit.enqueue_claimed(record, claimed);
                 state.presence.zeroed.insert_range(run.numbers());
             }
@@ -118,7 +126,8 @@ impl Zeroes {
         if !blocks.is_empty() {
             let record = BlocksRecord::Forget(ForgetRecord { layer: layer.id, blocks: blocks.clone() });
             let Ok(claimed) = commit.room.claim(claimed_bytes(&record)) else { return Ok(false) };
-            self.retire(layer, &mut state, &blocks, (record.into(), 0));
+            let ticket = self.retire(layer, &mut state, &blocks, (record.clone().into(), 0));
+            self.admission.unrecorded.note_with_frame(ticket.0, &record);
             claimed.keep();
             for run in runs_of(&blocks) {
                 self.admission.patches.drop_superseded(layer, &mut state, run);

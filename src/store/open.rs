@@ -11,13 +11,16 @@ use crate::clock::{Clock, GuardedClock};
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::format::{BlocksRecord, Features, Record, ShapeRecord, StorePaths, Superblock};
 use crate::ids::{LayerId, VolumeId, random_bytes};
-use crate::io::{Access, Disk, OverlayDisk};
+use crate::io::{Access, Disk, DiskFileExt, IoMode, OpenMode, OverlayDisk};
 use crate::journal::{Journal, Loaded, load, no_store};
-use crate::layer::{LayerConfig, Layers, Recovery};
-use crate::place::{BlockSize, BlockSpan, wide};
+use crate::layer::{LayerConfig, Layers, Recovery, Session, read_unrecorded};
+use crate::place::{BlockSize, BlockSpan, length, wide};
 use crate::sync::{Mutex, Rank};
 use crate::telemetry::tell;
 use crate::volume::{Core, CoreConfig};
+
+/// Most bytes of the lock file that are looked at.
+const OWNER_BYTES_MAX: u64 = 4096;
 
 /// A store that this process owns.
 pub struct OpenStore {
@@ -42,11 +45,27 @@ pub(super) fn absolute(disk: &dyn Disk, path: &Path) -> Result<StorePaths> {
 pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<Box<dyn Send + Sync>> {
     disk.lock(&paths.lock(), owner).map_err(|error| {
         if error.kind() == io::ErrorKind::WouldBlock {
-            let message = format!("the store {} is in use by {error}: wait until it has ended, or stop it", paths.root().display());
+            let owner = error.to_string();
+            let owner = owner.lines().next().unwrap_or_default();
+            let message = format!("the store {} is in use by {owner}: wait until it has ended, or stop it", paths.root().display());
             return Error::new(ErrorKind::Locked, message);
         }
         Error::io(format!("cannot lock the store with {}", paths.lock().display()), error)
     })
+}
+
+/// Takes the store's lock, and begins or continues the session that stands in its file behind the owner. A program that knows nothing of
+/// sessions overwrites it: what a process left before that program came does not count any more.
+fn lock_session(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<(Box<dyn Send + Sync>, Option<Session>)> {
+    let text = disk.open(&paths.lock(), OpenMode::Read, IoMode::Buffered).and_then(|file| {
+        let mut text = vec![0; length(file.size_bytes()?.min(OWNER_BYTES_MAX))];
+        file.read_exact_at(&mut text, 0)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    });
+    let before = text.ok().and_then(|text| u128::from_str_radix(text.lines().nth(1)?.trim_end(), 16).ok());
+    let id = before.map_or_else(random_bytes, |number| Ok(number.to_be_bytes()))?;
+    let lock = lock(disk, paths, &format!("{owner}\n{:032x}", u128::from_be_bytes(id)))?;
+    Ok((lock, disk.page_cache(&paths.lock()).map(|cache| Session { id, cache, file: 0 })))
 }
 
 /// Restricts the modes of a store's files, which older programs made by the umask, so that other users cannot use them. The directory
@@ -217,7 +236,7 @@ impl OpenStore {
                 synced?;
             }
         }
-        let lock = lock(&*disk, &paths, &options.owner)?;
+        let (lock, session) = lock_session(&*disk, &paths, &options.owner)?;
         let exists = |error: Option<Error>| match error {
             Some(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Some(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt) => Err(error),
@@ -236,7 +255,8 @@ impl OpenStore {
         make(&paths.layers())?;
         let store_id = random_bytes()?;
         let superblock = Superblock { block_size: options.block_size, generation: 0, store_id, journal: 0, features: Features::default() };
-        let recovery = Recovery::new(layer_config(&paths, &options, &superblock));
+        let mut recovery = Recovery::new(layer_config(&paths, &options, &superblock));
+        recovery.set_session(session);
         Self::start(paths, options, superblock, 0, Catalog::new(store_id), recovery, lock)
     }
 
@@ -246,10 +266,18 @@ impl OpenStore {
         if !has_superblock(&*options.disk, &paths) {
             return Err(no_store(&*options.disk, &paths));
         }
-        let lock = lock(&*options.disk, &paths, &options.owner)?;
+        let (lock, mut session) = lock_session(&*options.disk, &paths, &options.owner)?;
         let restricted = restrict(&*options.disk, &paths, None);
         let mut loaded = load(&*options.disk, &paths, &options.limits())?;
         let mut replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
+        if let Some(session) = &mut session {
+            let (records, file) = read_unrecorded(&*options.disk, &paths, session, loaded.sequence);
+            session.file = file;
+            if replayed.unclean {
+                replayed.recovery.apply_unrecorded(&records)?;
+            }
+        }
+        replayed.recovery.set_session(session);
         let names = options.disk.list(&paths.layers());
         let names = names.map_err(|error| Error::io(format!("cannot list {}", paths.layers().display()), error))?;
         replayed.catalog.skip_layers(names.iter().filter_map(|name| StorePaths::parse_layer(name)).map(|(layer, _)| layer));

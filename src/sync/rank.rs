@@ -116,6 +116,10 @@ pub enum Rank {
     GarbageLayers,
     /// `layer`: the layers whose garbage could not be given back.
     UnpunchedLayers,
+    /// `layer`: the log of changes that no frame has yet. Held while it is written.
+    UnrecordedFiles,
+    /// `layer`: notes that go to that log.
+    UnrecordedNotes,
     /// `layer`: the journal, and the spare.
     Journal,
     /// `layer`: what the next round takes, and who leads.

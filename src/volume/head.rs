@@ -183,7 +183,20 @@ impl Head {
     pub fn write(&self, data: &[u8], offset: u64, changes: Option<&Changes>) -> Result<()> {
         self.check_alive()?;
         self.view.read().check_range(offset, wide(data.len()))?;
-        self.write_checked(data, offset, true, changes)
+        self.write_checked(data, offset, true, changes)?;
+        self.carry()
+    }
+
+    /// Lets the changes that were made before survive the death of the process, while the machine goes on. Those in a head that a round is
+    /// just making are flushed.
+    fn carry(&self) -> Result<()> {
+        let layers: &Layers = &self.blocks.layers;
+        let layer = Arc::clone(&self.view.read().layer);
+        if !layers.is_founded(&layer) {
+            return self.flush();
+        }
+        layers.carry();
+        Ok(())
     }
 
     /// `bounded`: not behind the end of the volume, which may come nearer until the gate is passed.
@@ -321,7 +334,8 @@ impl Head {
             false => Ok(()),
         };
         if first >= block_size.blocks_for(end) {
-            return zeros(offset, end);
+            zeros(offset, end)?;
+            return self.carry();
         }
         let last = {
             let _change = changes.map(Changes::enter).transpose()?;
@@ -341,10 +355,12 @@ impl Head {
             last
         };
         if first >= last {
-            return zeros(offset, end);
+            zeros(offset, end)?;
+        } else {
+            zeros(offset, block_size.offset_of(first))?;
+            zeros(block_size.offset_of(last).min(end), end)?;
         }
-        zeros(offset, block_size.offset_of(first))?;
-        zeros(block_size.offset_of(last).min(end), end)
+        self.carry()
     }
 
     /// Zeroes whole blocks, with the record of a shrink in the journal or one of its own. The gate is closed. Answers which round makes it

@@ -4,6 +4,7 @@ mod devices;
 mod host;
 mod hydration;
 mod ids;
+mod killed;
 mod leases;
 mod limits;
 #[path = "../tls/pki.rs"]

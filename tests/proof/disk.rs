@@ -37,6 +37,10 @@ pub struct Medium {
     locked: bool,
     /// Files of an earlier life fail.
     life: u64,
+    /// How often the machine was started.
+    boots: u64,
+    /// The log of changes that no frame has never fails: it has to keep all that was acknowledged when the process is killed.
+    pub spares_the_log: bool,
     /// Pages of files that cannot be read.
     unreadable: BTreeSet<(usize, u64)>,
     /// Something that had perhaps reached the disk was reported as failed: the store may refuse writes.
@@ -90,13 +94,15 @@ impl Medium {
             off: false,
             locked: false,
             life: 0,
+            boots: 0,
+            spares_the_log: false,
             unreadable: BTreeSet::new(),
             harmed: false,
         }
     }
 
     /// Counts an operation and lets it fail.
-    fn begin(&mut self, act: Act) -> io::Result<()> {
+    fn begin(&mut self, act: Act, path: &Path) -> io::Result<()> {
         if self.off {
             return Err(error("the power is off"));
         }
@@ -105,7 +111,15 @@ impl Medium {
             self.off = true;
             return Err(error("the power goes off"));
         }
+        if self.spares(path) {
+            return Ok(());
+        }
         self.weather.strike(act, &mut self.random).map_or(Ok(()), |number| Err(io::Error::from_raw_os_error(number)))
+    }
+
+    fn spares(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str());
+        self.spares_the_log && name.is_some_and(|name| name.starts_with("unrecorded"))
     }
 
     fn used_pages(&self) -> u64 {
@@ -169,6 +183,7 @@ impl Medium {
     /// The power goes off, and comes back.
     pub fn lose_power(&mut self, random: &mut Random, loss: Loss) {
         self.kill();
+        self.boots += 1;
         for inode in &mut self.inodes {
             own(inode).lose_power(random, loss);
         }
@@ -251,7 +266,7 @@ impl SimDisk {
             watch(self);
         }
         let mut medium = self.medium();
-        let begun = medium.begin(act);
+        let begun = medium.begin(act, path);
         crate::threads::note(|| format!("disk {}: {act:?} {} {begun:?}", medium.operations, path.display()));
         begun.map(|()| medium)
     }
@@ -279,7 +294,9 @@ impl Disk for SimDisk {
             (Some(inode), _) => *inode,
             (None, OpenMode::Read | OpenMode::Write) => return Err(io::ErrorKind::NotFound.into()),
             (None, _) => {
-                medium.take_pages(1)?;
+                if !medium.spares(path) {
+                    medium.take_pages(1)?;
+                }
                 medium.inodes.push(Arc::default());
                 let inode = medium.inodes.len() - 1;
                 Arc::make_mut(&mut medium.live_names).insert(path.to_path_buf(), inode);
@@ -335,12 +352,26 @@ impl Disk for SimDisk {
         order.into_iter().map(|file| file.sync_data()).fold(Ok(()), Result::and)
     }
 
-    fn lock(&self, path: &Path, _: &str) -> io::Result<Box<dyn Send + Sync>> {
+    fn page_cache(&self, _: &Path) -> Option<String> {
+        Some(format!("boot {}", self.medium().boots))
+    }
+
+    fn lock(&self, path: &Path, owner: &str) -> io::Result<Box<dyn Send + Sync>> {
         let mut medium = self.begin(Act::Other, path)?;
         if std::mem::replace(&mut medium.locked, true) {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "another simulated process"));
         }
         let life = medium.life;
+        let inode = match medium.live_names.get(path) {
+            Some(inode) => *inode,
+            None => {
+                medium.inodes.push(Arc::default());
+                let inode = medium.inodes.len() - 1;
+                Arc::make_mut(&mut medium.live_names).insert(path.to_path_buf(), inode);
+                inode
+            }
+        };
+        medium.change(inode, Change::Write { offset: 0, data: owner.as_bytes().into() });
         drop(medium);
         Ok(Box::new(SimLock(self.clone(), life)))
     }
@@ -369,7 +400,9 @@ impl DiskFile for SimFile {
         // A short write ends between sectors.
         let short = medium.transfer_bytes(buffer.len());
         let count = if short < SECTOR { buffer.len() } else { short / SECTOR * SECTOR };
-        medium.make_room(self.inode, &(offset..offset + count as u64))?;
+        if !medium.spares(&self.path) {
+            medium.make_room(self.inode, &(offset..offset + count as u64))?;
+        }
         for page in pages_of(&(offset..offset + count as u64)) {
             medium.unreadable.remove(&(self.inode, page));
         }

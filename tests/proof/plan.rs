@@ -109,6 +109,8 @@ pub struct Plan {
     pub threads: bool,
     /// Disk operations between two states that are set aside, on average.
     pub apart: u64,
+    /// The log of changes that no frame has never fails: what was acknowledged is there when the process is killed.
+    pub carries: bool,
     pub weather: Weather,
     pub capacity_pages: Option<u64>,
 }
@@ -160,6 +162,7 @@ impl Plan {
                 unreadable: rough([0, 0, 60][below(3) as usize]),
                 syncs: rough([0, 0, 0, 200][below(4) as usize]),
             },
+            carries: below(4) > 0,
             capacity_pages: Some(rough([0, 300 + below(1500)][below(2) as usize])).filter(|pages| *pages > 0),
         };
         plan.seals = below(6) == 0;

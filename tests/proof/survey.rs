@@ -28,7 +28,13 @@ fn settle(plan: &Plan, content: &mut Content, size_bytes: u64, asked: Option<u64
     }
     *content = content.survivors();
     match asked {
-        Some(size) if size != sectors => content.size = crate::sector::Sector::of([sectors]),
+        Some(size) if size != sectors => {
+            content.size = crate::sector::Sector::of([sectors]);
+            // Writes behind this end were acknowledged before the resize was, and may be lost with it.
+            for sector in content.sectors.iter_mut().skip(sectors as usize) {
+                *sector = crate::sector::Sector::of(sector.survivors().into_iter().chain([0]));
+            }
+        }
         _ => content.settle_size(sectors),
     }
     Ok(())

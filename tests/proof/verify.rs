@@ -24,10 +24,11 @@ pub struct Case {
     pub oracle: Oracle,
 }
 
-/// What became of the process and the machine.
-fn interrupt(medium: &mut Medium, random: &mut Random) -> String {
-    match random.below(7) {
-        0 => {
+/// What became of the process and the machine. `only_killed`: the machine has gone on, and the disk kept all that it was given.
+fn interrupt(medium: &mut Medium, random: &mut Random, only_killed: &mut bool) -> String {
+    match random.below(5) {
+        0..2 => {
+            *only_killed &= medium.spares_the_log && !medium.harmed;
             medium.kill();
             if random.below(2) == 0 {
                 medium.drop_caches();
@@ -35,6 +36,7 @@ fn interrupt(medium: &mut Medium, random: &mut Random) -> String {
             "killed".into()
         }
         _ => {
+            *only_killed = false;
             let loss = Loss::draw(random);
             medium.lose_power(random, loss);
             format!("power lost ({loss:?})")
@@ -43,7 +45,7 @@ fn interrupt(medium: &mut Medium, random: &mut Random) -> String {
 }
 
 /// Opens the store, perhaps after losses of power while it recovers.
-fn open(plan: &Plan, disk: &SimDisk, random: &mut Random, story: &mut String) -> Result<Store, String> {
+fn open(plan: &Plan, disk: &SimDisk, random: &mut Random, (story, only_killed): (&mut String, &mut bool)) -> Result<Store, String> {
     for _ in 0..2 {
         if random.below(4) > 0 {
             break;
@@ -56,7 +58,7 @@ fn open(plan: &Plan, disk: &SimDisk, random: &mut Random, story: &mut String) ->
             return Err(format!("opening: {error}"));
         }
         disk.power_off();
-        story.push_str(&format!(", then in recovery at {at}: {}", interrupt(&mut disk.medium(), random)));
+        story.push_str(&format!(", then in recovery at {at}: {}", interrupt(&mut disk.medium(), random, only_killed)));
     }
     let checked = Store::check(Path::new(ROOT), plan.options(disk, false)).map_err(|error| format!("check: {error}"))?;
     if !checked.violations.is_empty() {
@@ -110,21 +112,37 @@ fn write_everywhere(plan: &Plan, store: &Store, oracle: &mut Oracle, random: &mu
     Ok(())
 }
 
+/// What has to be there: the death of the process alone loses nothing that was acknowledged.
+fn left(oracle: &Oracle, only_killed: bool) -> Oracle {
+    let mut oracle = oracle.clone();
+    if only_killed {
+        oracle.everything_is_durable();
+    }
+    oracle
+}
+
 /// The power goes off, or the process is killed; then everything is compared, and goes on for a while. Answers the disk and the
 /// oracle, with the store closed.
 pub fn verify(plan: &Plan, case: Case, random: &mut Random) -> Result<Case, String> {
     let Case { mut medium, oracle } = case;
     medium.calm();
-    let mut story = format!("{} at operation {}", interrupt(&mut medium, random), medium.operations);
+    let mut only_killed = true;
+    let mut story = format!("{} at operation {}", interrupt(&mut medium, random, &mut only_killed), medium.operations);
     let disk = SimDisk::new(medium);
-    let outcome = run(plan, &disk, &oracle, random, &mut story);
+    let outcome = run(plan, &disk, &oracle, random, (&mut story, only_killed));
     let medium = disk.medium().clone();
     outcome.map(|oracle| Case { medium, oracle }).map_err(|error| format!("{story}: {error}\n{}", oracle.story()))
 }
 
-fn run(plan: &Plan, disk: &SimDisk, oracle: &Oracle, random: &mut Random, story: &mut String) -> Result<Oracle, String> {
-    let store = open(plan, disk, random, story)?;
-    let mut oracle = accept(plan, &store, oracle)?;
+fn run(
+    plan: &Plan,
+    disk: &SimDisk,
+    oracle: &Oracle,
+    random: &mut Random,
+    (story, mut only_killed): (&mut String, bool),
+) -> Result<Oracle, String> {
+    let store = open(plan, disk, random, (story, &mut only_killed))?;
+    let mut oracle = accept(plan, &store, &left(oracle, only_killed))?;
     if random.below(4) == 0 {
         scrub(&store)?;
     }
@@ -138,9 +156,10 @@ fn run(plan: &Plan, disk: &SimDisk, oracle: &Oracle, random: &mut Random, story:
         if random.below(2) == 0 {
             disk.power_off();
             drop(store);
-            story.push_str(&format!(", then after more writes: {}", interrupt(&mut disk.medium(), random)));
-            let store = open(plan, disk, random, story)?;
-            let oracle = accept(plan, &store, &oracle)?;
+            only_killed = true;
+            story.push_str(&format!(", then after more writes: {}", interrupt(&mut disk.medium(), random, &mut only_killed)));
+            let store = open(plan, disk, random, (story, &mut only_killed))?;
+            let oracle = accept(plan, &store, &left(&oracle, only_killed))?;
             store.close().map_err(|error| format!("close: {error}"))?;
             return Ok(oracle);
         }

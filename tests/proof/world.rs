@@ -65,7 +65,7 @@ impl World {
     /// Opens the store of a disk, or makes it.
     pub fn open(plan: &Plan, medium: Medium, oracle: Oracle, random: &mut Random) -> Arc<Self> {
         let disk = SimDisk::new(medium);
-
+        disk.medium().spares_the_log = plan.carries;
         let is_new = disk.files().is_empty();
         let oracle = Arc::new(Mutex::new(oracle));
         let kept = Cases { random: Random::new(random.below(u64::MAX)), left: u64::MAX, kept: Vec::new() };

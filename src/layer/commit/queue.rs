@@ -27,7 +27,7 @@ use crate::sync::{Condvar, Mutex, OnceLock, Rank, RwLock, RwLockReadGuard};
 
 /// A place in a barrier round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(u64);
+pub struct Ticket(pub(in super::super) u64);
 
 /// What the next round will do.
 #[derive(Default)]

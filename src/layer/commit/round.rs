@@ -22,6 +22,7 @@ use super::super::reapers::{HELP_INTERVAL, Reapers};
 use super::super::space::Space;
 use super::super::state::State;
 use super::super::table::Table;
+use super::super::unrecorded::Unrecorded;
 use super::cost::{claimed_bytes, patch_bytes, state_growth};
 use super::queue::{Commit, Gathered, RoundError, Rounds, Ticket};
 use crate::error::{Error, Result};
@@ -67,6 +68,7 @@ pub struct LayerRounds {
     pub files: Arc<LayerFiles>,
     pub disk: Arc<dyn Disk>,
     pub reapers: Arc<Reapers>,
+    pub unrecorded: Arc<Unrecorded>,
     pub limits: Limits,
     /// Rounds so far that synced anything.
     pub synced: AtomicU64,
@@ -75,7 +77,13 @@ pub struct LayerRounds {
 impl Rounds for LayerRounds {
     type Begun = Begun;
 
-    fn begin(&self, ticket: Ticket, gathered: Gathered) -> Begun {
+    fn begin(&self, ticket: Ticket, mut gathered: Gathered) -> Begun {
+        let frame = self.commit.room.journal().sequence();
+        if self.unrecorded.round_begins(frame) {
+            gathered.layers.extend(self.owed.layers());
+        }
+        // After the turn: blocks that are noted before it are listed by now.
+        self.unrecorded.round_covers(self.owed.is_fresh_only_in(&gathered.layers));
         let layers: Vec<Arc<Layer>> = gathered.layers.iter().filter_map(|id| self.table.get(*id)).collect();
         let begin = |layer: Arc<Layer>| {
             let part = self.begin_round(&layer, ticket);
@@ -86,17 +94,29 @@ impl Rounds for LayerRounds {
 
     fn carry_out(&self, begun: Begun) -> std::result::Result<(), RoundError> {
         match self.append_round(&begun) {
-            Ok(files) => self.end_rounds(begun, &files).map_err(RoundError::Lost),
+            Ok(files) => match self.end_rounds(begun, &files) {
+                Ok(()) => {
+                    self.unrecorded.round_succeeded();
+                    Ok(())
+                }
+                Err(error) => Err(self.lose(error)),
+            },
             Err(error) if error.is_shortage() => {
                 begun.members.into_iter().for_each(|(layer, part)| self.undo_round(&layer, part));
                 Err(RoundError::Undone(begun.gathered, error))
             }
-            Err(error) => Err(RoundError::Lost(error)),
+            Err(error) => Err(self.lose(error)),
         }
     }
 }
 
 impl LayerRounds {
+    /// Parts of the round may have reached the disk, and it is not known any more what the page cache has.
+    fn lose(&self, error: Error) -> RoundError {
+        self.unrecorded.give_up();
+        RoundError::Lost(error)
+    }
+
     /// Syncs files. After a failed sync the pages are clean and the bytes may be gone, so no sync is tried again.
     fn sync_files(&self, files: &[Arc<dyn DiskFile>]) -> Result<()> {
         self.disk.sync_all(files).map_err(|error| Error::sync("cannot sync", error))
@@ -108,6 +128,8 @@ impl LayerRounds {
         let parts = || begun.members.iter().map(|(_, part)| part);
         let mut files: Vec<Arc<dyn DiskFile>> = parts().flat_map(|part| part.files.values().cloned()).collect();
         self.files.sync_names()?;
+        let frame = self.commit.room.journal().sequence() + 1;
+        self.unrecorded.frame_comes(frame, begun.ticket.0);
         let expected: usize = parts().flat_map(|part| &part.expect).map(|run| run.checksums.len()).sum();
         let names_expected = expected <= self.limits.expect_blocks_max && self.commit.room.has_room_to_expect(expected);
         if !names_expected {

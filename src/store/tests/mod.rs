@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod forks;
+mod killed;
 mod limits;
 mod shortage;
 mod space;

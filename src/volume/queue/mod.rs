@@ -159,6 +159,9 @@ impl Queue {
         inner.ring.take_woken();
         let count = self.shared.take_ready(&mut inner, completions);
         self.shared.send_later(inner);
+        if count > 0 {
+            self.shared.target.blocks().layers.carry();
+        }
         self.in_flight = self.in_flight.saturating_sub(count);
         reaped.map_or_else(|error| if count > 0 { Ok(count) } else { Err(error) }, |()| Ok(count))
     }

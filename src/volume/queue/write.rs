@@ -77,7 +77,7 @@ impl PendingWrite {
             let result = write_inline(head, &layer, parts, data);
             drop(inside);
             head.blocks.foreground.note_latency(began);
-            return Begun::Done(finish(head, token, fua, result, None));
+            return Begun::Done(finish(head, token, fua || !head.blocks.layers.is_founded(&layer), result, None));
         }
         let Ok(pass) = head.pool.fence.hold() else { return Begun::NeedsWorker };
         let (layers, block) = (&head.blocks.layers, head.blocks.block_size.block_at(offset));
@@ -98,6 +98,8 @@ impl PendingWrite {
     /// Its transfer has ended.
     pub fn end(self, head: &Head, done: Done) -> Outcome {
         let result = self.write.end(done);
+        // A process that finds the journal after the death of this one has to find the layer.
+        let flushes = self.fua || !head.blocks.layers.is_founded(&self.layer);
         if result.is_ok() {
             for part in self.taken_over {
                 head.take_over(&self.layer, part);
@@ -105,7 +107,7 @@ impl PendingWrite {
         }
         drop(self.inside);
         head.blocks.foreground.note_latency(self.began);
-        finish(head, self.token, self.fua, result, Some(self.pass))
+        finish(head, self.token, flushes, result, Some(self.pass))
     }
 }
 

@@ -145,6 +145,7 @@ impl Volumes {
         records.extend(limits.is_some().then_some(ShapeRecord::Limits(volume, limits)));
         let layer = self.layers.add(head, parent, None);
         let ticket = self.shape.change(catalog, None, records)?;
+        self.layers.found(&layer, ticket);
         let view = match base {
             None => View::new(layer, size_bytes),
             Some(base) => View { layer, size_bytes, owners: base.view.owners },
@@ -172,8 +173,9 @@ impl Volumes {
         old.seal();
         // What was written to the old head is durable with the records that follow. It is queued before the new head is visible: a
         // flush of the new head has to find that there is something to wait for.
-        self.layers.enqueue_sync(old.id);
+        let ticket = self.layers.enqueue_sync(old.id);
         view.layer = self.layers.add(layer, Some(old.id), None);
+        self.layers.found(&view.layer, ticket);
         let records = vec![ShapeRecord::Layer(LayerRecord::over(Some(old.id), layer)), ShapeRecord::Seal { volume: head.id, head: layer }];
         Ok(Base { layer: Some(old.id), view: view.clone(), records })
     }
