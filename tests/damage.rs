@@ -267,7 +267,7 @@ fn expected(file: &Path, damage: &str) -> (&'static [Verdict], bool) {
     match (name, file.extension().and_then(|extension| extension.to_str())) {
         // Nothing depends on what is in it.
         ("lock", _) if no_file => (IO, true),
-        ("lock" | "reserve", _) | (_, Some("trace")) => (WHOLE, false),
+        ("lock" | "reserve" | "unrecorded.0" | "unrecorded.1", _) | (_, Some("trace")) => (WHOLE, false),
         ("superblock", _) if no_file => (IO, true),
         ("superblock", _) if emptied => (CORRUPT, true),
         ("superblock", _) => (WHOLE, damage != "it is that of another layer"),

@@ -359,8 +359,9 @@ impl Recovery {
             .collect();
         // The journal has what an earlier process left in them.
         let unrecorded = Unrecorded::begin(&self.config.disk, &self.config.paths, self.session, journal.sequence());
-        let unrecorded =
-            unrecorded.map_err(|error| Error::io("cannot empty the files unrecorded.0 and unrecorded.1 of the store", error))?;
+        let unrecorded = unrecorded.map_err(|error| {
+            Error::io("cannot empty unrecorded.0 and unrecorded.1 of the store, which would undo changes later: remove them", error)
+        })?;
         Ok(Layers::new(self.config, self.files, self.checksums, table, journal, unrecorded))
     }
 

@@ -238,9 +238,14 @@ fn older_first(latest: u64) -> [usize; 2] {
 }
 
 fn remove(disk: &dyn Disk, paths: &StorePaths, latest: u64) -> io::Result<()> {
-    older_first(latest).into_iter().try_for_each(|number| match disk.remove(&paths.unrecorded(number)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+    older_first(latest).into_iter().try_for_each(|number| {
+        let path = paths.unrecorded(number);
+        let is_no_file =
+            || disk.open(&path, OpenMode::Read, IoMode::Buffered).is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput);
+        match disk.remove(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_no_file() => Ok(()),
+            other => other,
+        }
     })
 }
 
