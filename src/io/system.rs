@@ -34,6 +34,9 @@ const DIRECTORIES_MAX: usize = 16;
 /// at the state of all its blocks to overwrite one: 12,000 writes of 4 KiB a second instead of 200,000 in folios of this size
 /// (Linux 6.18).
 const FOLIO_BYTES_MAX: u64 = 64 << 10;
+/// `STATX_MNT_ID_UNIQUE` of statx(2), since Linux 6.8: a number that no other mount gets before the next boot. Where it is missing, nothing
+/// tells that a page cache is still the same.
+const MOUNT_ID_UNIQUE: u32 = 0x4000;
 /// Most bytes of the text that names a lock's owner.
 const OWNER_BYTES_MAX: u64 = 4096;
 
@@ -296,10 +299,14 @@ impl Disk for SystemDisk {
     fn page_cache(&self, file: &Path) -> Option<String> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         // A copy of the file, or a snapshot of its device, is another file; a mount ends with its page cache.
-        let flags = rustix::fs::StatxFlags::INO | rustix::fs::StatxFlags::MNT_ID;
+        let flags = rustix::fs::StatxFlags::INO | rustix::fs::StatxFlags::BTIME | rustix::fs::StatxFlags::from_bits_retain(MOUNT_ID_UNIQUE);
         let found = rustix::fs::statx(rustix::fs::CWD, file, rustix::fs::AtFlags::empty(), flags).ok()?;
+        if found.stx_mask & MOUNT_ID_UNIQUE == 0 {
+            return None;
+        }
         let (device, mount) = ((found.stx_dev_major, found.stx_dev_minor), found.stx_mnt_id);
-        Some(format!("boot {} device {}:{} mount {mount} file {}", boot.trim(), device.0, device.1, found.stx_ino))
+        let born = (found.stx_btime.tv_sec, found.stx_btime.tv_nsec);
+        Some(format!("boot {} device {}:{} mount {mount} file {} of {}.{}", boot.trim(), device.0, device.1, found.stx_ino, born.0, born.1))
     }
 
     fn begin_write_back(&self, file: &Arc<dyn DiskFile>) {

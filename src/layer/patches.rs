@@ -190,8 +190,8 @@ impl PatchLedger {
         self.layers.lock().insert(layer.id);
         self.bytes_queued.fetch_add(journal.keep(), Ordering::AcqRel);
         let record = BlocksRecord::Patch(record);
+        self.commit.enqueue([record.clone()]);
         self.unrecorded.note(&record);
-        self.commit.enqueue([record]);
     }
 
     /// Drops the patches of blocks that something durable, or in the state of the next checkpoint, supersedes.

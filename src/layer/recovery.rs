@@ -164,6 +164,9 @@ impl Recovery {
     /// # Errors
     /// As [`Recovery::apply`].
     pub fn apply_unrecorded(&mut self, records: &[BlocksRecord]) -> Result<()> {
+        // Present since before their notes: the checksums of these are known.
+        let mut recorded: BTreeMap<LayerId, RoaringBitmap> =
+            self.layers.iter().map(|(id, layer)| (*id, layer.presence.present.clone())).collect();
         for record in records {
             if let BlocksRecord::Present(run) = record {
                 let blocks = run.span();
@@ -175,7 +178,22 @@ impl Recovery {
                 self.unrecorded.entry(run.layer).or_default().insert_range(blocks.numbers());
             } else {
                 self.apply(record)?;
+                match record {
+                    BlocksRecord::Zero { layer, first, last } | BlocksRecord::Drop { layer, first, last } => {
+                        recorded.entry(*layer).or_default().remove_range(BlockSpan::closed(*first, *last).numbers());
+                    }
+                    BlocksRecord::Forget(forget) => *recorded.entry(forget.layer).or_default() -= &forget.blocks,
+                    BlocksRecord::Present(_)
+                    | BlocksRecord::Patch(_)
+                    | BlocksRecord::Expect(_)
+                    | BlocksRecord::Mark(..)
+                    | BlocksRecord::Clear(..)
+                    | BlocksRecord::Presence(_) => {}
+                }
             }
+        }
+        for (id, blocks) in &mut self.unrecorded {
+            *blocks -= recorded.get(id).unwrap_or(&RoaringBitmap::new());
         }
         self.believe_unrecorded()
     }

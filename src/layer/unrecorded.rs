@@ -5,7 +5,8 @@
 //! before it is acknowledged. Nothing of it is synced: after a power loss it does not count, and what was not flushed may be lost.
 //!
 //! # Invariants
-//! - Notes are made behind the lock of the layer that changes, so those of one block are in the order of the changes.
+//! - Notes are made behind the lock of the layer that changes, so those of one block are in the order of the changes. That of a record is
+//!   made when it has been queued.
 //! - The files together have all changes that no frame has, and maybe older ones, without a gap up to the latest. To apply changes again
 //!   that a frame has is no harm as long as all later ones follow: the last one of each block decides.
 //! - There are two files. When a round begins the other one is used from then on, unless it still has changes that no frame has. A round
@@ -96,7 +97,10 @@ impl Unrecorded {
                 covers: AtomicBool::new(false),
             })
         };
-        let Some(session) = session else { return Ok(Self(None)) };
+        let Some(session) = session else {
+            // They would be applied over what this process records.
+            return remove(&**disk, paths, 0).map(|()| Self(None));
+        };
         let latest = session.file;
         match begin(session) {
             Ok(log) => Ok(Self(Some(log))),
@@ -166,15 +170,18 @@ impl Unrecorded {
         }
     }
 
-    /// A round begins; `frame` is the latest one. Changes that are noted from here on go to the other file if it is free. Answers whether
-    /// the files have become so long that the round should cover all layers.
-    pub fn round_begins(&self, frame: u64) -> bool {
-        let Some(log) = &self.0 else { return false };
+    /// A round is about to begin; `frame` is the latest one. Changes that are noted from here on go to the other file if it is free.
+    pub fn round_begins(&self, frame: u64) {
+        let Some(log) = &self.0 else { return };
         let mut notes = log.notes.lock();
         if !notes.both && notes.turn.is_none() {
             (notes.turn, notes.both) = (Some(frame), true);
         }
-        log.end.load(Ordering::Relaxed) > LONG_BYTES
+    }
+
+    /// Whether the files have become so long that a round should cover all layers.
+    pub fn is_long(&self) -> bool {
+        self.0.as_ref().is_some_and(|log| log.end.load(Ordering::Relaxed) > LONG_BYTES)
     }
 
     /// Whether the frame of the round has all changes that were noted before it began.
@@ -200,25 +207,19 @@ impl Unrecorded {
 }
 
 impl Files {
-    fn current(&self) -> usize {
-        older_first(self.header.sequence)[1]
-    }
-
     fn append(&mut self, payload: &[u8], turn: Option<u64>) -> io::Result<()> {
-        let mut bytes = Vec::new();
+        let (mut header, mut end, mut bytes) = (self.header.clone(), self.end, Vec::new());
         if let Some(frame) = turn {
-            self.header.sequence += 1;
-            self.header.frame = frame;
-            self.end = 0;
-            bytes = self.header.encode();
+            (header.sequence, header.frame, end) = (header.sequence + 1, frame, 0);
+            bytes = header.encode();
         }
-        let offset = self.end + wide(bytes.len());
-        bytes.extend(self.header.encode_notes(offset, payload));
-        if self.end + wide(bytes.len()) > FILE_BYTES_MAX {
+        bytes.extend(header.encode_notes(end + wide(bytes.len()), payload));
+        if end + wide(bytes.len()) > FILE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.files[self.current()].write_all_at(&bytes, self.end)?;
-        self.end += wide(bytes.len());
+        let [_, current] = older_first(header.sequence);
+        self.files[current].write_all_at(&bytes, end)?;
+        (self.header, self.end) = (header, end + wide(bytes.len()));
         Ok(())
     }
 
@@ -250,20 +251,30 @@ fn remove(disk: &dyn Disk, paths: &StorePaths, latest: u64) -> io::Result<()> {
 }
 
 /// What the files say to a process that opens the store: the records in their order, and the number of the latest file. Nothing if they
-/// are of another session, of a page cache that is gone, or of a journal that had more frames than this one, whose latest is `frame`.
-pub fn read(disk: &dyn Disk, paths: &StorePaths, session: &Session, frame: u64) -> (Vec<BlocksRecord>, u64) {
-    let file = |number| {
-        let file = disk.open(&paths.unrecorded(number), OpenMode::Read, IoMode::Buffered).ok()?;
-        let bytes = file.size_bytes().ok().filter(|bytes| *bytes <= FILE_BYTES_MAX)?;
-        let mut bytes = vec![0; length(bytes)];
-        file.read_exact_at(&mut bytes, 0).ok()?;
-        let (header, notes) = UnrecordedHeader::decode(&bytes).ok()??;
-        let counts = header.session == session.id && header.cache == session.cache && header.frame <= frame;
-        counts.then_some((header.sequence, notes))
-    };
-    let mut found: Vec<(u64, Vec<Note>)> = [0, 1].into_iter().filter_map(file).collect();
+/// are of another session, of a page cache that is gone, or of a journal that had more frames than this one, whose latest is `frame`; or if
+/// one of them is damaged: without the newer one the older one would undo changes.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn read(disk: &dyn Disk, paths: &StorePaths, session: &Session, frame: u64) -> io::Result<(Vec<BlocksRecord>, u64)> {
+    let mut found: Vec<(u64, Vec<Note>)> = Vec::new();
+    for number in [0, 1] {
+        let file = match disk.open(&paths.unrecorded(number), OpenMode::Read, IoMode::Buffered) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => continue,
+            other => other?,
+        };
+        let mut bytes = vec![0; length(file.size_bytes()?.min(FILE_BYTES_MAX))];
+        file.read_exact_at(&mut bytes, 0)?;
+        match UnrecordedHeader::decode(&bytes) {
+            Err(_) => return Ok((Vec::new(), 0)),
+            Ok(Some((header, notes))) if header.session == session.id && header.cache == session.cache && header.frame <= frame => {
+                found.push((header.sequence, notes));
+            }
+            Ok(_) => {}
+        }
+    }
     found.sort_unstable_by_key(|(sequence, _)| *sequence);
-    let Some(latest) = found.last().map(|(sequence, _)| *sequence) else { return (Vec::new(), 0) };
+    let Some(latest) = found.last().map(|(sequence, _)| *sequence) else { return Ok((Vec::new(), 0)) };
     let notes: Vec<Note> = found.into_iter().filter(|(sequence, _)| sequence + 1 >= latest).flat_map(|(_, notes)| notes).collect();
     let rounds = notes.iter().filter_map(|note| match note {
         Note::Frame(number, round) if *number <= frame => Some(*round),
@@ -275,7 +286,7 @@ pub fn read(disk: &dyn Disk, paths: &StorePaths, session: &Session, frame: u64) 
         Note::WithFrame(round, record) => Some(record).filter(|_| Some(round) <= recorded),
         Note::Frame(..) => None,
     };
-    (notes.into_iter().filter_map(counts).collect(), latest)
+    Ok((notes.into_iter().filter_map(counts).collect(), latest))
 }
 
 #[cfg(test)]
@@ -321,7 +332,7 @@ mod tests {
         }
 
         fn read(&self, session: &Session, frame: u64) -> Vec<BlocksRecord> {
-            read(&*self.disk, &self.paths, session, frame).0
+            read(&*self.disk, &self.paths, session, frame).unwrap().0
         }
     }
 
@@ -366,7 +377,7 @@ mod tests {
         assert_eq!(trial.read(&Session { id: [4; 16], ..trial.session.clone() }, 11), []);
         assert_eq!(trial.read(&Session { cache: "after a boot".into(), ..trial.session.clone() }, 11), []);
         // The next process begins with nothing.
-        let (_, file) = read(&*trial.disk, &trial.paths, &trial.session, 11);
+        let (_, file) = read(&*trial.disk, &trial.paths, &trial.session, 11).unwrap();
         let next = Unrecorded::begin(&trial.disk, &trial.paths, Some(Session { file, ..trial.session.clone() }), 11).unwrap();
         assert_eq!(trial.read(&trial.session, 11), []);
         next.note(&change(5));

@@ -66,7 +66,7 @@ impl Zeroes {
                     match claimed {
                         None => Wait::Room(bytes),
                         Some(claimed) => {
-                            let ticket = self.retire(layer, &mut state, &set_of(blocks), (record, cut_bytes(Some(claimed))));
+                            let ticket = self.retire(layer, &mut state, &set_of(blocks), (record, cut_bytes(Some(claimed))), !of_shape);
                             self.admission.patches.drop_superseded(layer, &mut state, blocks);
                             match hides {
                                 true => state.presence.zero(blocks),
@@ -100,8 +100,8 @@ impl Zeroes {
             if !state.is_latched(run)
                 && let Ok(claimed) = commit.room.claim(claimed_bytes(&record))
             {
+                commit.enqueue_claimed(record.clone(), claimed);
                 self.admission.unrecorded.note(&record);
-                commit.enqueue_claimed(record, claimed);
                 state.presence.zeroed.insert_range(run.numbers());
             }
         }
@@ -126,7 +126,7 @@ impl Zeroes {
         if !blocks.is_empty() {
             let record = BlocksRecord::Forget(ForgetRecord { layer: layer.id, blocks: blocks.clone() });
             let Ok(claimed) = commit.room.claim(claimed_bytes(&record)) else { return Ok(false) };
-            let ticket = self.retire(layer, &mut state, &blocks, (record.clone().into(), 0));
+            let ticket = self.retire(layer, &mut state, &blocks, (record.clone().into(), 0), false);
             self.admission.unrecorded.note_with_frame(ticket.0, &record);
             claimed.keep();
             for run in runs_of(&blocks) {
@@ -141,7 +141,17 @@ impl Zeroes {
     /// Takes present blocks out of every list of blocks to be made durable, and remembers those that the journal still calls present.
     /// The space of the record is claimed. The caller holds `Commit::hold_beginning`: a round has both the blocks' end and its record, or
     /// neither.
-    fn retire(&self, layer: &Layer, state: &mut State, blocks: &RoaringBitmap, (record, cut_bytes): (Record, u64)) -> Ticket {
+    ///
+    /// `at_once`: the space of blocks that no frame names may be given back before the record is durable. Otherwise the record may be
+    /// missing after the death of the process, and those blocks are there.
+    fn retire(
+        &self,
+        layer: &Layer,
+        state: &mut State,
+        blocks: &RoaringBitmap,
+        (record, cut_bytes): (Record, u64),
+        at_once: bool,
+    ) -> Ticket {
         let mut recorded = blocks & &state.presence.present;
         let [first, last] = [blocks.min(), blocks.max()].map(|number| Block::new(number.unwrap_or(0)));
         let blocks = BlockSpan::closed(first, last);
@@ -153,7 +163,9 @@ impl Zeroes {
             fresh += u64::from(unrecorded.count());
             hot.fresh = hot.fresh.minus(&bits);
             hot.overwritten = hot.overwritten.minus(&bits);
-            insert_bits(&mut garbage, *extent, &unrecorded);
+            if at_once {
+                insert_bits(&mut garbage, *extent, &unrecorded);
+            }
         }
         state.fresh_blocks -= fresh;
         self.admission.owed.count_recorded(fresh);

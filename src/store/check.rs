@@ -1,10 +1,10 @@
-//! Verifies the structure of a closed store without changing it: superblock, journal, shape, presence and files.
+//! Verifies the structure of a closed store without changing it: superblock_session, journal, shape, presence and files.
 
 use std::path::Path;
 
 use roaring::RoaringBitmap;
 
-use super::open::{absolute, has_superblock, layer_config, lock, replay};
+use super::open::{absolute, has_superblock, layer_config, lock_session, replay};
 use super::options::StoreOptions;
 use super::report::CheckReport;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,7 +20,7 @@ pub fn check(path: &Path, options: StoreOptions) -> Result<CheckReport> {
     let paths = absolute(&*options.disk, path)?;
     let mut report = CheckReport::default();
     // Only a directory that holds a store gets a lock file.
-    let _lock = if has_superblock(&*options.disk, &paths) { Some(lock(&*options.disk, &paths, &options.owner)?) } else { None };
+    let _lock = if has_superblock(&*options.disk, &paths) { Some(lock_session(&*options.disk, &paths, &options.owner)?) } else { None };
     let loaded = match load(&*options.disk, &paths, &options.limits()) {
         Ok(loaded) => loaded,
         Err(error) if error.kind() == ErrorKind::Corrupt => {

@@ -56,7 +56,7 @@ pub(super) fn lock(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<B
 
 /// Takes the store's lock, and begins or continues the session that stands in its file behind the owner. A program that knows nothing of
 /// sessions overwrites it: what a process left before that program came does not count any more.
-fn lock_session(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<(Box<dyn Send + Sync>, Option<Session>)> {
+pub(super) fn lock_session(disk: &dyn Disk, paths: &StorePaths, owner: &str) -> Result<(Box<dyn Send + Sync>, Option<Session>)> {
     let text = disk.open(&paths.lock(), OpenMode::Read, IoMode::Buffered).and_then(|file| {
         let mut text = vec![0; length(file.size_bytes()?.min(OWNER_BYTES_MAX))];
         file.read_exact_at(&mut text, 0)?;
@@ -271,7 +271,8 @@ impl OpenStore {
         let mut loaded = load(&*options.disk, &paths, &options.limits())?;
         let mut replayed = replay(layer_config(&paths, &options, &loaded.superblock), &loaded)?;
         if let Some(session) = &mut session {
-            let (records, file) = read_unrecorded(&*options.disk, &paths, session, loaded.sequence);
+            let read = read_unrecorded(&*options.disk, &paths, session, loaded.sequence);
+            let (records, file) = read.map_err(|error| Error::io("cannot read unrecorded.0 and unrecorded.1 of the store", error))?;
             session.file = file;
             if replayed.unclean {
                 replayed.recovery.apply_unrecorded(&records)?;

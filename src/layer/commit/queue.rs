@@ -51,6 +51,8 @@ impl Gathered {
 pub trait Rounds {
     /// What a round took from its layers.
     type Begun;
+    /// The next call is [`Rounds::begin`]; what is queued from now on may belong to a later round.
+    fn prepare(&self) {}
     /// Takes from the layers what completed writes and discards left to be made durable.
     fn begin(&self, ticket: Ticket, gathered: Gathered) -> Self::Begun;
     /// Makes it durable.
@@ -241,6 +243,7 @@ impl Commit {
     fn run(&self, rounds: &impl Rounds) -> (Ticket, std::result::Result<(), RoundError>) {
         let (ticket, begun) = {
             let _beginning = (!self.limits.has(Planted::DiscardInTwoRounds)).then(|| self.beginning.write());
+            rounds.prepare();
             let (ticket, gathered) = {
                 let mut queue = self.queue.lock();
                 queue.started += 1;

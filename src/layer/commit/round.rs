@@ -77,9 +77,14 @@ pub struct LayerRounds {
 impl Rounds for LayerRounds {
     type Begun = Begun;
 
-    fn begin(&self, ticket: Ticket, mut gathered: Gathered) -> Begun {
+    fn prepare(&self) {
+        // Records that are queued later are noted later still, and so in the other file.
         let frame = self.commit.room.journal().sequence();
-        if self.unrecorded.round_begins(frame) {
+        self.unrecorded.round_begins(frame);
+    }
+
+    fn begin(&self, ticket: Ticket, mut gathered: Gathered) -> Begun {
+        if self.unrecorded.is_long() {
             gathered.layers.extend(self.owed.layers());
         }
         // After the turn: blocks that are noted before it are listed by now.
